@@ -1,0 +1,16 @@
+//! Errors of preparing weights and running operations.
+
+/// Result with a [`BackendError`].
+pub type Result<T, E = BackendError> = std::result::Result<T, E>;
+
+/// What a backend can refuse.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// A shape that no kernel of this backend takes.
+    #[error("{0}")]
+    Shape(String),
+    /// A kernel path that this machine cannot run, with the way out.
+    #[error("{0}")]
+    Unavailable(String),
+}

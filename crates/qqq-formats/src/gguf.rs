@@ -1,0 +1,4 @@
+//! GGUF files.
+
+/// An open GGUF file.
+pub struct GgufFile {}

@@ -1,0 +1,26 @@
+//! What is on disk: safetensors and GGUF files, `config.json`, and the integer layouts of W4A8
+//! checkpoints (QQQ tiles, compressed-tensors). No arithmetic beyond packing and unpacking.
+//!
+//! A [`Checkpoint`] is a model as it lies on disk, whatever its container: its configuration and
+//! a [`TensorSource`] whose tensors carry the names that Hugging Face gives them.
+
+pub mod checkpoint;
+pub mod compressed_tensors;
+pub mod config;
+pub mod dtype;
+pub mod error;
+pub mod gguf;
+pub mod linear;
+pub mod qqq;
+pub mod quantization_config;
+pub mod safetensors;
+pub mod source;
+pub mod writer;
+
+pub use checkpoint::Checkpoint;
+pub use config::ModelConfig;
+pub use dtype::DType;
+pub use error::{FormatError, Result};
+pub use linear::{LinearWeight, QuantizedWeight, Scales, WeightData};
+pub use quantization_config::{CheckpointFormat, QuantizationConfig};
+pub use source::{TensorInfo, TensorSource};

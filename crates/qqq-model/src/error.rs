@@ -1,0 +1,33 @@
+//! Errors of loading and running models.
+
+/// Result with a [`ModelError`].
+pub type Result<T, E = ModelError> = std::result::Result<T, E>;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A file.
+    #[error(transparent)]
+    Format(#[from] qqq_formats::FormatError),
+    /// A weight that the backend refuses.
+    #[error("{name}: {source}")]
+    Backend {
+        /// Layer concerned.
+        name: String,
+        /// Reason.
+        source: qqq_backend::BackendError,
+    },
+    /// Tokenizer: missing, damaged, or not matching the model.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// Chat template: missing or failing.
+    #[error("chat template: {0}")]
+    ChatTemplate(String),
+    /// The Hugging Face hub.
+    #[error("{0}")]
+    Hub(String),
+    /// A request that the model cannot serve (context too long, token out of range).
+    #[error("{0}")]
+    Request(String),
+}

@@ -1,0 +1,15 @@
+//! Decoders, tokenizers and chat templates. A model is written once ([`decoder`]), generic over
+//! the backend; the quantizer and the engine drive the same definition.
+
+pub mod chat;
+pub mod decoder;
+pub mod error;
+pub mod hub;
+pub mod names;
+pub mod rope;
+pub mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use decoder::{Block, BlockWeights, Decoder};
+pub use error::{ModelError, Result};
+pub use tokenizer::Tokenizer;

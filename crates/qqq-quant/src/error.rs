@@ -1,0 +1,33 @@
+//! Errors of quantization.
+
+/// Result with a [`QuantError`].
+pub type Result<T, E = QuantError> = std::result::Result<T, E>;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantError {
+    /// A file.
+    #[error(transparent)]
+    Format(#[from] qqq_formats::FormatError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] qqq_model::ModelError),
+    /// Calibration data.
+    #[error("calibration data: {0}")]
+    Calibration(String),
+    /// A recipe that cannot be carried out on this model.
+    #[error("{0}")]
+    Recipe(String),
+    /// A numerical failure that raising the damping did not cure.
+    #[error("{layer}: {reason}")]
+    Numerics {
+        /// Layer concerned.
+        layer: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The caller stopped it.
+    #[error("interrupted")]
+    Interrupted,
+}

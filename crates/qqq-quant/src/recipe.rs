@@ -1,0 +1,95 @@
+//! What to do to a model.
+
+use serde::{Deserialize, Serialize};
+
+/// Transformation before the weights are rounded; all are absorbed into the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transform {
+    /// None.
+    None,
+    /// QQQ's adaptive smoothing.
+    Smooth,
+    /// QuaRot's offline rotation: residual stream, and v/o per head.
+    Rotate,
+}
+
+/// Matrix of the residual stream's rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RotationKind {
+    /// Randomised Hadamard matrix; needs a width for which one can be built.
+    Hadamard,
+    /// Random orthogonal matrix (Q of a Gaussian's QR decomposition).
+    Orthogonal,
+}
+
+/// How scales are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clip {
+    /// From the largest weight.
+    None,
+    /// Shrunk to the least squared weight error.
+    Weight,
+    /// Shrunk to the least output error: weight error weighted by the Hessian's diagonal.
+    Output,
+}
+
+/// What later blocks (and later layers of a block) are calibrated on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Propagation {
+    /// Outputs of the float layers before them (as the reference does).
+    Float,
+    /// Outputs of the W4A8 layers before them, which is what they will see at run time.
+    Quantized,
+}
+
+/// Which on-disk form to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutputFormat {
+    /// `qqq` where every layer's shape fits it, else `compressed-tensors`.
+    Auto,
+    /// The QQQ reference's tiles.
+    Qqq,
+    /// compressed-tensors.
+    CompressedTensors,
+}
+
+/// Amount of calibration data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Windows for the Hessians.
+    pub windows: usize,
+    /// Tokens of a window.
+    pub window: usize,
+    /// Tokens for the smoothing search (taken from the first window).
+    pub smooth_tokens: usize,
+}
+
+/// A whole recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Transformation.
+    pub transform: Transform,
+    /// Kind of rotation, where there is one.
+    pub rotation: RotationKind,
+    /// `None`: per channel; else 32, 64 or 128.
+    pub group_size: Option<usize>,
+    /// Hessian-based compensation (GPTQ); without it weights are rounded to nearest.
+    pub compensate: bool,
+    /// How scales are chosen.
+    pub clip: Clip,
+    /// Quantize the columns with the largest Hessian diagonal first (scales stay those of the natural order).
+    pub act_order: bool,
+    /// Share of the mean Hessian diagonal that is added to it.
+    pub damping: f64,
+    /// What later layers are calibrated on.
+    pub propagation: Propagation,
+    /// Calibration data.
+    pub calibration: Calibration,
+    /// Seed of everything random.
+    pub seed: u64,
+}

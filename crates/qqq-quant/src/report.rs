@@ -1,0 +1,83 @@
+//! What a quantization did.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Recipe;
+
+/// One linear layer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Module name.
+    pub name: String,
+    /// Output channels.
+    pub out_features: usize,
+    /// Input channels.
+    pub in_features: usize,
+    /// Relative output error of rounding to nearest.
+    pub loss_nearest: f64,
+    /// Relative output error of the result.
+    pub loss: f64,
+    /// Damping that was needed.
+    pub damping: f64,
+    /// Input channels that are always zero.
+    pub dead_channels: usize,
+    /// Smallest and largest channel scale.
+    pub scale_range: (f32, f32),
+}
+
+/// One smoothing site.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SmoothReport {
+    /// `model.layers.0.qkv`, ...
+    pub site: String,
+    /// Threshold found.
+    pub sigma: f32,
+    /// Channels with a scale above 1.
+    pub smoothed_channels: usize,
+    /// Relative loss without smoothing.
+    pub loss_before: f64,
+    /// Relative loss with it.
+    pub loss_after: f64,
+}
+
+/// Seconds spent.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Timings {
+    /// Smoothing search or rotation.
+    pub transform: f64,
+    /// Calibration forward passes and Hessians.
+    pub calibrate: f64,
+    /// Solving.
+    pub solve: f64,
+    /// Packing and writing.
+    pub write: f64,
+    /// All.
+    pub total: f64,
+}
+
+/// The whole report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of qqq.
+    pub version: String,
+    /// Model as named by the user.
+    pub model: String,
+    /// Form written.
+    pub format: String,
+    /// Recipe.
+    pub recipe: Recipe,
+    /// Calibration data.
+    pub calibration_data: String,
+    /// Tokens of calibration.
+    pub calibration_tokens: usize,
+    /// Layers.
+    pub layers: Vec<LayerReport>,
+    /// Smoothing sites.
+    pub smoothing: Vec<SmoothReport>,
+    /// Things the user should know (damping raised, ...).
+    pub warnings: Vec<String>,
+    /// Timings.
+    pub timings: Timings,
+    /// Bytes of the source's and the result's linear layers.
+    pub linear_bytes: (u64, u64),
+}
