@@ -1,1 +1,21 @@
-fn main(){}
+//! The `qqq` command: arguments, progress, tables, exit codes. What it does lies in the libraries.
+
+mod app;
+mod commands;
+mod console;
+mod errors;
+mod format;
+mod interrupt;
+mod model;
+mod progress;
+mod sampling;
+mod table;
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    app::main()
+}

@@ -3,7 +3,10 @@
 use qqq_backend::{Backend, KvDType};
 use qqq_model::{Decoder, Result};
 
-use crate::SamplingOptions;
+use crate::{
+    SamplingOptions,
+    batch::{self, Sequence},
+};
 
 /// What to generate.
 #[derive(Clone, Debug)]
@@ -37,19 +40,38 @@ pub struct Generation {
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub finish: FinishReason,
-    /// Seconds for the prompt.
+    /// Tokens of the prompt that were computed (less than its length where a session had some already).
+    pub prefill_tokens: usize,
+    /// Seconds from the start of the batch to this sequence's first new token, that token's sampling included.
     pub prefill_seconds: f64,
-    /// Seconds for the new tokens.
+    /// Runs of the decoder after the first new token. A sequence that ends by [`FinishReason::Length`] takes one
+    /// less than it has tokens.
+    pub decode_steps: usize,
+    /// Seconds from the first new token to the end of this sequence.
     pub decode_seconds: f64,
 }
 
 /// Generates one continuation per prompt, all in one ragged batch; `on_token(sequence, id)` is
 /// called for every new token and stops that sequence by returning `false`.
+///
+/// # Errors
+/// Sampling options without sense, an empty prompt, one that fills the model's context, token ids outside the
+/// vocabulary.
 pub fn generate<B: Backend>(
-    _decoder: &Decoder<B>,
-    _prompts: &[Vec<u32>],
-    _options: &GenerateOptions,
-    _on_token: &mut dyn FnMut(usize, u32) -> bool,
+    decoder: &Decoder<B>,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generation>> {
-    unimplemented!()
+    let mut kv = decoder.kv_cache(options.kv_dtype);
+    let mut sequences: Vec<Sequence> = prompts
+        .iter()
+        .enumerate()
+        .map(|(i, prompt)| {
+            let slot = decoder.backend.kv_add_slot(&mut kv);
+            Sequence::new(slot, prompt.clone(), 0, &options.sampling, i)
+        })
+        .collect();
+    batch::run(decoder, &mut kv, &mut sequences, options, on_token)?;
+    Ok(sequences.into_iter().map(Sequence::into_generation).collect())
 }

@@ -1,7 +1,10 @@
 //! Sequences, sampling and generation over a decoder.
 
+mod batch;
 pub mod generate;
 pub mod sampling;
+pub mod session;
 
-pub use generate::{FinishReason, Generation, GenerateOptions, generate};
+pub use generate::{FinishReason, GenerateOptions, Generation, generate};
 pub use sampling::{Sampler, SamplingOptions};
+pub use session::Session;

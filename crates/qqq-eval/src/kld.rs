@@ -1,20 +1,18 @@
 //! KL divergence of a model from a baseline.
 
-use qqq_backend::Backend;
-use qqq_model::{Decoder, Result};
+use std::time::Instant;
 
-use crate::WindowOptions;
+use qqq_backend::{Backend, cpu::pool::parallel_chunks_mut};
+use qqq_model::Decoder;
 
-/// A mean with its standard error.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct Estimate {
-    /// Mean.
-    pub mean: f64,
-    /// Standard error, from the spread between windows.
-    pub standard_error: f64,
-}
+use crate::{
+    Estimate, EvalError, Progress, Result, WindowOptions,
+    forward::{chunk_rows, for_each_batch, logits},
+    softmax::{PairScore, compare},
+    statistics::{WindowSum, estimate},
+};
 
-/// Result of [`kl_divergence`].
+/// Result of [`kl_divergence`]. Standard errors come from the spread between windows.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct KldReport {
     /// KL(baseline || model), nats per token.
@@ -36,12 +34,57 @@ pub struct KldReport {
 }
 
 /// Compares `model` with `baseline` over `tokens`.
+///
+/// # Errors
+/// As [`perplexity`](crate::perplexity()); and vocabularies of different sizes.
 pub fn kl_divergence<A: Backend, B: Backend>(
-    _baseline: &Decoder<A>,
-    _model: &Decoder<B>,
-    _tokens: &[u32],
-    _options: &WindowOptions,
-    _progress: &mut dyn FnMut(usize, usize) -> bool,
+    baseline: &Decoder<A>,
+    model: &Decoder<B>,
+    tokens: &[u32],
+    options: &WindowOptions,
+    progress: &mut Progress<'_>,
 ) -> Result<KldReport> {
-    unimplemented!()
+    let start = Instant::now();
+    let vocab = model.config.vocab_size;
+    if baseline.config.vocab_size != vocab {
+        return Err(EvalError::Mismatch(format!(
+            "the baseline has a vocabulary of {} tokens and the model one of {vocab}: their predictions cannot be compared",
+            baseline.config.vocab_size
+        )));
+    }
+    crate::windows::check_tokens(tokens, vocab)?;
+    let [mut kl, mut agree, mut log_ratio, mut base_nll] = [const { Vec::new() }; 4];
+    let windows = for_each_batch(tokens, options, progress, |batch, rows| {
+        let (hidden_p, hidden_q) = (batch.hidden(baseline)?, batch.hidden(model)?);
+        for rows in rows.chunks(chunk_rows(vocab)) {
+            let (p, q) = (logits(baseline, &hidden_p, rows), logits(model, &hidden_q, rows));
+            let mut pairs: Vec<Option<PairScore>> = vec![None; rows.len()];
+            parallel_chunks_mut(&mut pairs, 1, |i, out| {
+                let row = i * vocab..(i + 1) * vocab;
+                out[0] = Some(compare(&p[row.clone()], &q[row], rows[i].target));
+            });
+            for (row, pair) in rows.iter().zip(pairs.into_iter().flatten()) {
+                if !pair.is_finite() {
+                    return Err(EvalError::NotFinite { position: row.position });
+                }
+                WindowSum::add(&mut kl, row.window, pair.kl);
+                WindowSum::add(&mut agree, row.window, f64::from(u8::from(pair.agree)));
+                WindowSum::add(&mut log_ratio, row.window, pair.model_nll - pair.baseline_nll);
+                WindowSum::add(&mut base_nll, row.window, pair.baseline_nll);
+            }
+        }
+        Ok(())
+    })?;
+    let baseline_perplexity = estimate(&base_nll).exp().mean;
+    let perplexity_ratio = estimate(&log_ratio).exp();
+    Ok(KldReport {
+        kl_divergence: estimate(&kl),
+        top1_agreement: estimate(&agree),
+        perplexity_ratio,
+        baseline_perplexity,
+        perplexity: baseline_perplexity * perplexity_ratio.mean,
+        windows,
+        tokens: kl.iter().map(|w| w.tokens).sum(),
+        seconds: start.elapsed().as_secs_f64(),
+    })
 }

@@ -1,17 +1,25 @@
 //! Perplexity.
 
-use qqq_backend::Backend;
-use qqq_model::{Decoder, Result};
+use std::time::Instant;
 
-use crate::WindowOptions;
+use qqq_backend::{Backend, cpu::pool::parallel_chunks_mut};
+use qqq_model::Decoder;
+
+use crate::{
+    EvalError, Progress, Result, WindowOptions,
+    forward::{chunk_rows, for_each_batch, logits},
+    softmax::score,
+    statistics::{WindowSum, estimate},
+};
 
 /// Result of [`perplexity`].
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct PerplexityReport {
-    /// exp of the mean negative log-likelihood.
+    /// exp of the mean negative log-likelihood per token. Windows that score equally many tokens weigh equally, so this
+    /// is the figure of the QQQ and GPTQ authors as well, who average windows.
     pub perplexity: f64,
-    /// Standard error of the perplexity, from the spread between windows.
-    pub standard_error: f64,
+    /// Standard error of the perplexity, from the spread between windows; `None` for a single window.
+    pub standard_error: Option<f64>,
     /// Windows.
     pub windows: usize,
     /// Scored tokens.
@@ -20,12 +28,44 @@ pub struct PerplexityReport {
     pub seconds: f64,
 }
 
-/// Perplexity of `decoder` over `tokens`. `progress(done, total)` after each window; returning `false` stops with an error.
+/// Perplexity of `decoder` over `tokens`.
+///
+/// # Errors
+/// Options that leave nothing to score, a window beyond the model's context, tokens outside its vocabulary, logits that
+/// are not finite, or `progress` returned `false`.
 pub fn perplexity<B: Backend>(
-    _decoder: &Decoder<B>,
-    _tokens: &[u32],
-    _options: &WindowOptions,
-    _progress: &mut dyn FnMut(usize, usize) -> bool,
+    decoder: &Decoder<B>,
+    tokens: &[u32],
+    options: &WindowOptions,
+    progress: &mut Progress<'_>,
 ) -> Result<PerplexityReport> {
-    unimplemented!()
+    let start = Instant::now();
+    let vocab = decoder.config.vocab_size;
+    crate::windows::check_tokens(tokens, vocab)?;
+    let mut sums = Vec::new();
+    let windows = for_each_batch(tokens, options, progress, |batch, rows| {
+        let hidden = batch.hidden(decoder)?;
+        for rows in rows.chunks(chunk_rows(vocab)) {
+            let logits = logits(decoder, &hidden, rows);
+            let mut nll = vec![0.0; rows.len()];
+            parallel_chunks_mut(&mut nll, 1, |i, out| {
+                out[0] = score(&logits[i * vocab..(i + 1) * vocab], rows[i].target);
+            });
+            for (row, nll) in rows.iter().zip(nll) {
+                if !nll.is_finite() {
+                    return Err(EvalError::NotFinite { position: row.position });
+                }
+                WindowSum::add(&mut sums, row.window, nll);
+            }
+        }
+        Ok(())
+    })?;
+    let mean = estimate(&sums).exp();
+    Ok(PerplexityReport {
+        perplexity: mean.mean,
+        standard_error: mean.standard_error,
+        windows,
+        tokens: sums.iter().map(|w| w.tokens).sum(),
+        seconds: start.elapsed().as_secs_f64(),
+    })
 }

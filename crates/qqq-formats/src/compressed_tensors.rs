@@ -1,1 +1,234 @@
-//! (under construction)
+//! compressed-tensors' `pack-quantized` layout of int4 weights.
+//!
+//! A layer `prefix` is stored as `prefix.weight_packed` (I32, `N x ceil(K/8)`: eight nibbles of `code + 8` a
+//! word, the lowest first, zeros behind the last), `prefix.weight_scale` (float, `N x G`, or `N x 1` per
+//! channel) and `prefix.weight_shape` (I64, `[N, K]`). The float weight is `code * scale`.
+//!
+//! The format has one scale per group, our kernels two levels ([`Scales::PerGroup`]). The second level is
+//! derived by [`Scales::from_effective`] from the stored scales, so it comes out the same on every load;
+//! [`effective_scales`] finds stored scales from which exactly the given ones are derived.
+
+use half::{bf16, f16};
+
+use crate::{FormatError, QuantizedWeight, Result, Scales, WeightData};
+
+/// Codes of a word.
+const PER_WORD: usize = 8;
+
+/// Words of a row of `k` codes.
+pub fn row_words(k: usize) -> usize {
+    k.div_ceil(PER_WORD)
+}
+
+/// Packs `N x K` codes in `-8..=7`, row by row.
+pub fn pack_codes(codes: &[i8], k: usize) -> Vec<i32> {
+    let pack = |word: &[i8]| {
+        let bits = word.iter().rev().fold(0u32, |bits, code| {
+            bits << 4 | u32::from((code + 8) as u8 & 15)
+        });
+        bits.cast_signed()
+    };
+    codes
+        .chunks(k.max(1))
+        .flat_map(|row| row.chunks(PER_WORD).map(pack))
+        .collect()
+}
+
+/// Reverses [`pack_codes`]: `N x ceil(K/8)` words to `N x K` codes.
+pub fn unpack_codes(words: &[i32], k: usize) -> Vec<i8> {
+    words
+        .chunks(row_words(k).max(1))
+        .flat_map(|row| {
+            row.iter()
+                .flat_map(|word| {
+                    (0..PER_WORD).map(move |i| (word.cast_unsigned() >> (4 * i) & 15) as i8 - 8)
+                })
+                .take(k)
+        })
+        .collect()
+}
+
+/// Scales to store for a weight, shape `N x G` (`N x 1` per channel), in the narrowest of bf16, f16 and f32
+/// from which loading gives back the weight's own scales exactly. Scales that were rounded
+/// to bf16 before [`Scales::from_effective`] are stored as bf16, the type of most models' parameters.
+///
+/// # Errors
+/// [`FormatError::Layout`] if there are no such effective scales: the two levels were not
+/// derived by [`Scales::from_effective`].
+pub fn effective_scales(weight: &QuantizedWeight, name: &str) -> Result<WeightData> {
+    let natural = match &weight.scales {
+        Scales::PerChannel(scales) => scales.clone(),
+        Scales::PerGroup { channel, group, .. } => {
+            let groups = group.len() / channel.len().max(1);
+            group
+                .iter()
+                .enumerate()
+                .map(|(i, g)| f32::from(*g) * channel[i / groups])
+                .collect()
+        }
+    };
+    let survives = |stored: Vec<f32>| same_weights(weight, &scales_from_stored(weight, stored));
+
+    let b: Vec<bf16> = natural.iter().map(|s| bf16::from_f32(*s)).collect();
+    if survives(b.iter().map(|s| s.to_f32()).collect()) {
+        return Ok(WeightData::BF16(b));
+    }
+    let h: Vec<f16> = natural.iter().map(|s| f16::from_f32(*s)).collect();
+    if survives(h.iter().map(|s| s.to_f32()).collect()) {
+        return Ok(WeightData::F16(h));
+    }
+    let f = match &weight.scales {
+        Scales::PerChannel(_) => natural,
+        Scales::PerGroup {
+            group_size,
+            channel,
+            ..
+        } => {
+            let k = weight.in_features;
+            let rows = weight
+                .codes
+                .chunks_exact(k)
+                .zip(natural.chunks_exact(k / group_size))
+                .zip(channel);
+            rows.flat_map(|((codes, scales), channel)| {
+                hit_channel(codes, scales, *group_size, *channel)
+            })
+            .collect()
+        }
+    };
+    if survives(f.clone()) {
+        return Ok(WeightData::F32(f));
+    }
+    Err(FormatError::Layout(format!(
+        "{name}: its two levels of scales cannot be derived from one scale per group, as compressed-tensors stores; \
+         derive them with Scales::from_effective"
+    )))
+}
+
+/// The scales of a weight whose codes (and kind of scales) are those of `like`, from its stored scales.
+fn scales_from_stored(like: &QuantizedWeight, stored: Vec<f32>) -> Scales {
+    match &like.scales {
+        Scales::PerChannel(_) => Scales::PerChannel(stored),
+        Scales::PerGroup { group_size, .. } => Scales::from_effective(
+            &like.codes,
+            like.out_features,
+            like.in_features,
+            *group_size,
+            &stored,
+        ),
+    }
+}
+
+/// Whether `scales` make the same weights of the codes as the weight's own: equal, but for the scales of
+/// groups whose codes are all zero.
+fn same_weights(weight: &QuantizedWeight, scales: &Scales) -> bool {
+    match (&weight.scales, scales) {
+        (
+            Scales::PerGroup {
+                group_size,
+                channel,
+                group,
+            },
+            Scales::PerGroup {
+                channel: c2,
+                group: g2,
+                ..
+            },
+        ) => {
+            channel == c2
+                && group.len() == g2.len()
+                && weight
+                    .codes
+                    .chunks_exact(*group_size)
+                    .zip(group.iter().zip(g2))
+                    .all(|(codes, (a, b))| a == b || codes.iter().all(|c| *c == 0))
+        }
+        (a, b) => a == b,
+    }
+}
+
+/// Moves the scales of a row by the few units in the last place after which `max |code * s| / 127` is
+/// exactly `channel`: `group * channel` misses it by the rounding of `group` to f16.
+fn hit_channel(codes: &[i8], scales: &[f32], group_size: usize, channel: f32) -> Vec<f32> {
+    let largest = |g: usize| {
+        let codes = &codes[g * group_size..(g + 1) * group_size];
+        f32::from(codes.iter().fold(0, |m: u8, c| m.max(c.unsigned_abs())))
+    };
+    // Largest magnitude that the scale of a group with largest code `c` may have.
+    let limit = |c: f32| {
+        let fits = |s: f32| s * c / 127.0 <= channel;
+        let mut s = channel / c * 127.0;
+        // Three roundings are a few units; the bound is for scales at the ends of the range of f32.
+        for _ in 0..16 {
+            s = if fits(s.next_up()) {
+                s.next_up()
+            } else if fits(s) {
+                break;
+            } else {
+                s.next_down()
+            };
+        }
+        s
+    };
+    let mut out = scales.to_vec();
+    let mut nearest: Option<(f32, usize, f32)> = None;
+    for (g, s) in out.iter_mut().enumerate() {
+        let c = largest(g);
+        if c == 0.0 || *s == 0.0 {
+            continue;
+        }
+        let limit = limit(c).copysign(*s);
+        if s.abs() > limit.abs() {
+            *s = limit;
+        }
+        let reach = (*s / limit).abs();
+        if nearest.is_none_or(|(best, ..)| reach > best) {
+            nearest = Some((reach, g, limit));
+        }
+    }
+    if let Some((_, g, limit)) = nearest {
+        out[g] = limit;
+    }
+    out
+}
+
+/// Builds a weight from what is stored: `words` `N x ceil(K/8)`, `scales` `N x G` (`N x 1` per channel).
+///
+/// # Errors
+/// Lengths that do not agree, a group size that does not divide `k`, scales out of range.
+pub fn unpack(
+    name: &str,
+    words: &[i32],
+    scales: Vec<f32>,
+    n: usize,
+    k: usize,
+    group_size: Option<usize>,
+) -> Result<QuantizedWeight> {
+    if group_size.is_some_and(|g| g == 0 || !k.is_multiple_of(g)) {
+        return Err(FormatError::Layout(format!(
+            "{name}: {k} input channels are not a multiple of the group size {}",
+            group_size.unwrap_or_default()
+        )));
+    }
+    let per_row = group_size.map_or(1, |g| k / g);
+    if n == 0 || k == 0 || words.len() != n * row_words(k) || scales.len() != n * per_row {
+        return Err(FormatError::Layout(format!(
+            "{name}: {} words and {} scales do not make {n} output and {k} input channels",
+            words.len(),
+            scales.len()
+        )));
+    }
+    let codes = unpack_codes(words, k);
+    let scales = match group_size {
+        None => Scales::PerChannel(scales),
+        Some(group_size) => Scales::from_effective(&codes, n, k, group_size, &scales),
+    };
+    let weight = QuantizedWeight {
+        out_features: n,
+        in_features: k,
+        codes,
+        scales,
+    };
+    weight.check(name)?;
+    Ok(weight)
+}

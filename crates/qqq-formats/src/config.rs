@@ -1,6 +1,14 @@
 //! `config.json` of the supported model families.
 
-use crate::QuantizationConfig;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{FormatError, QuantizationConfig, Result};
+
+mod fields;
+
+use fields::Fields;
 
 /// Model family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +44,11 @@ pub enum RopeScaling {
         /// `original_max_position_embeddings`.
         original_max_position_embeddings: f64,
     },
+    /// One divisor for each of the `head_dim / 2` inverse frequencies: `inv_freq[i] / factors[i]`
+    /// (llama.cpp's `rope_freqs.weight`, for a GGUF file whose factors are not those of a known
+    /// Llama 3 setting). In `config.json` this is `rope_type: longrope` with equal short and long
+    /// factors and `attention_factor: 1`.
+    Factors(Vec<f32>),
 }
 
 /// What a decoder needs to know, read from `config.json` or from GGUF metadata.
@@ -83,5 +96,335 @@ pub struct ModelConfig {
     pub quantization: Option<QuantizationConfig>,
     /// The whole `config.json` (made up in Hugging Face's form for a GGUF file), to be written
     /// again with a quantized checkpoint.
-    pub raw: serde_json::Map<String, serde_json::Value>,
+    pub raw: Map<String, Value>,
+}
+
+/// Largest sizes accepted, far above any model's, so that products of a lying configuration stay within
+/// 64 bits.
+mod limit {
+    pub const WIDTH: usize = 1 << 22;
+    pub const LAYERS: usize = 1 << 12;
+    pub const HEADS: usize = 1 << 14;
+    pub const HEAD_DIM: usize = 1 << 12;
+    pub const VOCAB: usize = 1 << 26;
+    pub const POSITIONS: usize = 1 << 31;
+}
+
+impl Architecture {
+    /// Every family, with its class and `model_type` in transformers.
+    const ALL: [(Architecture, &'static str, &'static str); 4] = [
+        (Architecture::Llama, "LlamaForCausalLM", "llama"),
+        (Architecture::Mistral, "MistralForCausalLM", "mistral"),
+        (Architecture::Qwen2, "Qwen2ForCausalLM", "qwen2"),
+        (Architecture::Qwen3, "Qwen3ForCausalLM", "qwen3"),
+    ];
+
+    /// Name of its class in transformers, as in `architectures` of `config.json`.
+    pub fn class_name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
+    /// `model_type` in `config.json`.
+    pub fn model_type(self) -> &'static str {
+        Self::ALL[self as usize].2
+    }
+
+    /// The family that `architectures` names, or `model_type` where that is missing.
+    fn detect(fields: &Fields<'_>) -> Result<Self> {
+        let classes = fields.strings("architectures")?;
+        let model_type = fields.string("model_type")?;
+        let hit = |(_, class, kind): &&(Architecture, &str, &str)| match &classes[..] {
+            [] => model_type == Some(kind),
+            classes => classes.contains(class),
+        };
+        if let Some((architecture, ..)) = Self::ALL.iter().find(hit) {
+            return Ok(*architecture);
+        }
+        let found = match (&classes[..], model_type) {
+            ([], None) => {
+                return Err(
+                    fields.malformed("neither architectures nor model_type says what model it is")
+                );
+            }
+            ([], Some(kind)) => format!("model_type {kind:?}"),
+            (classes, _) => format!("architecture {:?}", classes.join(", ")),
+        };
+        let supported: Vec<&str> = Self::ALL.iter().map(|(_, class, _)| *class).collect();
+        Err(FormatError::Unsupported(format!(
+            "{}: {found} is not supported; supported are {}",
+            fields.path().display(),
+            supported.join(", ")
+        )))
+    }
+}
+
+impl ModelConfig {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// See [`ModelConfig::from_value`]; and a file that cannot be read or is not JSON.
+    pub fn from_json(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(|source| FormatError::Io {
+            path: path.into(),
+            source,
+        })?;
+        let value = serde_json::from_slice(&text).map_err(|e| FormatError::Malformed {
+            path: path.into(),
+            reason: format!("not valid JSON: {e}"),
+        })?;
+        Self::from_value(path, value)
+    }
+
+    /// Reads the content of a `config.json`; `path` is for messages. Missing fields get the defaults that
+    /// transformers gives them; sizes without which there is no model must be there.
+    ///
+    /// # Errors
+    /// Unknown architectures, fields that are missing or out of range, and what this crate would compute
+    /// wrongly if it went on: other activations, rope types or attention windows than those it knows, and
+    /// quantization that is not W4A8.
+    pub fn from_value(path: &Path, value: Value) -> Result<Self> {
+        let Value::Object(raw) = value else {
+            return Err(FormatError::Malformed {
+                path: path.into(),
+                reason: "not a JSON object".into(),
+            });
+        };
+        let f = Fields::new(path, "", &raw);
+        let architecture = Architecture::detect(&f)?;
+        use Architecture::{Llama, Mistral, Qwen2, Qwen3};
+
+        let num_heads = f.size("num_attention_heads", None, limit::HEADS)?;
+        let default_kv_heads = match architecture {
+            Llama => num_heads,
+            Mistral => 8,
+            Qwen2 | Qwen3 => 32,
+        };
+        // null means one per query head, a missing field the class's own default.
+        let num_kv_heads = if raw.get("num_key_value_heads").is_some_and(Value::is_null) {
+            num_heads
+        } else {
+            f.size("num_key_value_heads", Some(default_kv_heads), limit::HEADS)?
+        };
+        if num_heads % num_kv_heads != 0 {
+            return Err(f.malformed(&format!(
+                "num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}"
+            )));
+        }
+        let hidden_size = f.size("hidden_size", None, limit::WIDTH)?;
+        let default_head_dim = if architecture == Qwen3 {
+            128
+        } else {
+            hidden_size / num_heads
+        };
+        let head_dim = match raw.get("head_dim") {
+            None | Some(Value::Null) => default_head_dim,
+            Some(_) => f.size("head_dim", None, limit::HEAD_DIM)?,
+        };
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > limit::HEAD_DIM {
+            return Err(f.malformed(&format!(
+                "head_dim is {head_dim} (hidden_size {hidden_size}, num_attention_heads {num_heads}), but must be \
+                 even, and at least 2 and at most {}",
+                limit::HEAD_DIM
+            )));
+        }
+        if num_heads * head_dim > limit::WIDTH {
+            return Err(f.malformed(&format!(
+                "{num_heads} heads of width {head_dim} are too many"
+            )));
+        }
+        let num_layers = f.size("num_hidden_layers", None, limit::LAYERS)?;
+
+        match f.string("hidden_act")? {
+            None | Some("silu" | "swish") => {}
+            Some(other) => {
+                return Err(FormatError::Unsupported(format!(
+                    "{}: hidden_act {other:?} is not supported; supported is \"silu\"",
+                    path.display()
+                )));
+            }
+        }
+        let (rope_theta, rope_scaling) = rope(&f)?;
+        if let RopeScaling::Factors(factors) = &rope_scaling
+            && factors.len() != head_dim / 2
+        {
+            return Err(f.malformed(&format!(
+                "rope scaling: {} divisors for heads of width {head_dim}, but there must be half as many",
+                factors.len()
+            )));
+        }
+        let rms_norm_eps = f.number("rms_norm_eps")?.unwrap_or(1e-6) as f32;
+        if !rms_norm_eps.is_finite() || rms_norm_eps < 0.0 {
+            return Err(f.malformed(&format!("rms_norm_eps is {rms_norm_eps}")));
+        }
+        let default_positions = match architecture {
+            Llama => 2048,
+            Mistral => 131_072,
+            Qwen2 | Qwen3 => 32_768,
+        };
+        let attention_bias =
+            matches!(architecture, Llama | Qwen3) && f.flag("attention_bias", false)?;
+        let quantization = ["quantization_config", "compression_config"]
+            .iter()
+            .find_map(|key| raw.get(*key).filter(|v| !v.is_null()))
+            .map(QuantizationConfig::from_value)
+            .transpose()
+            .map_err(|e| match e {
+                FormatError::Unsupported(text) => {
+                    FormatError::Unsupported(format!("{}: {text}", path.display()))
+                }
+                other => other,
+            })?;
+
+        Ok(Self {
+            architecture,
+            hidden_size,
+            intermediate_size: f.size("intermediate_size", None, limit::WIDTH)?,
+            num_layers,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            vocab_size: f.size("vocab_size", None, limit::VOCAB)?,
+            max_position_embeddings: f.size(
+                "max_position_embeddings",
+                Some(default_positions),
+                limit::POSITIONS,
+            )?,
+            rms_norm_eps,
+            rope_theta,
+            rope_scaling,
+            tie_word_embeddings: f.flag("tie_word_embeddings", false)?,
+            qkv_bias: architecture == Qwen2 || attention_bias,
+            o_bias: attention_bias,
+            mlp_bias: architecture == Llama && f.flag("mlp_bias", false)?,
+            sliding_window: sliding_window(&f, architecture, num_layers)?,
+            bos_token_id: f.token_ids("bos_token_id")?.first().copied(),
+            eos_token_ids: f.token_ids("eos_token_id")?,
+            quantization,
+            raw,
+        })
+    }
+}
+
+/// Base and scaling of the rotary embedding: `rope_theta` and `rope_scaling` beside each other, or both in
+/// `rope_parameters` (transformers 5).
+fn rope(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
+    let scaling = fields.object("rope_scaling")?;
+    let parameters = fields.object("rope_parameters")?;
+    let mut theta = None;
+    for place in [parameters.as_ref(), scaling.as_ref(), Some(fields)]
+        .into_iter()
+        .flatten()
+    {
+        if let (None, Some(found)) = (theta, place.number("rope_theta")?) {
+            theta = Some(found);
+        }
+        if let Some(part) = place.number("partial_rotary_factor")?.filter(|p| *p != 1.0) {
+            return Err(FormatError::Unsupported(format!(
+                "{}: partial_rotary_factor {part} is not supported; supported is 1",
+                fields.path().display()
+            )));
+        }
+    }
+    let theta = theta.unwrap_or(10_000.0);
+    if theta <= 0.0 {
+        return Err(fields.malformed(&format!("rope_theta is {theta}")));
+    }
+    let Some(f) = scaling.or(parameters) else {
+        return Ok((theta, RopeScaling::None));
+    };
+    let kind = match f.string("rope_type")? {
+        Some(kind) => Some(kind),
+        None => f.string("type")?,
+    };
+    let scaling = match kind {
+        None | Some("default") => RopeScaling::None,
+        Some("linear") => RopeScaling::Linear {
+            factor: f.positive("factor")?,
+        },
+        Some("llama3") => {
+            let low_freq_factor = f.positive("low_freq_factor")?;
+            let high_freq_factor = f.positive("high_freq_factor")?;
+            if high_freq_factor <= low_freq_factor {
+                return Err(fields.malformed(&format!(
+                    "rope scaling: high_freq_factor {high_freq_factor} is not above low_freq_factor {low_freq_factor}"
+                )));
+            }
+            RopeScaling::Llama3 {
+                factor: f.positive("factor")?,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings: f.positive("original_max_position_embeddings")?,
+            }
+        }
+        Some("longrope") => factors(&f)?,
+        Some(other) => {
+            return Err(FormatError::Unsupported(format!(
+                "{}: rope type {other:?} is not supported; supported are \"default\", \"linear\" and \"llama3\"",
+                fields.path().display()
+            )));
+        }
+    };
+    Ok((theta, scaling))
+}
+
+/// `longrope` whose factors are the same for short and long texts and that leaves the attention's
+/// scale alone: divisors of the frequencies.
+fn factors(f: &Fields<'_>) -> Result<RopeScaling> {
+    let (short, long) = (f.numbers("short_factor")?, f.numbers("long_factor")?);
+    if short != long || f.number("attention_factor")? != Some(1.0) {
+        return Err(FormatError::Unsupported(format!(
+            "{}: rope type \"longrope\" is supported only with short_factor equal to long_factor and attention_factor 1",
+            f.path().display()
+        )));
+    }
+    let factors: Vec<f32> = short.into_iter().map(|x| x as f32).collect();
+    match factors.iter().find(|x| !x.is_finite() || **x <= 0.0) {
+        Some(bad) => Err(f.malformed(&format!("rope scaling: short_factor holds {bad}"))),
+        None => Ok(RopeScaling::Factors(factors)),
+    }
+}
+
+/// The window that all layers share. Llama has none; Mistral always slides unless the field is null; Qwen
+/// slides where `layer_types` says so, or, without that list, from layer `max_window_layers` on.
+fn sliding_window(
+    fields: &Fields<'_>,
+    architecture: Architecture,
+    num_layers: usize,
+) -> Result<Option<usize>> {
+    let window = || -> Result<Option<usize>> {
+        if fields.is_null("sliding_window") {
+            return Ok(None);
+        }
+        fields
+            .size("sliding_window", Some(4096), limit::POSITIONS)
+            .map(Some)
+    };
+    match architecture {
+        Architecture::Llama => Ok(None),
+        Architecture::Mistral => window(),
+        Architecture::Qwen2 | Architecture::Qwen3 => {
+            if !fields.flag("use_sliding_window", false)? {
+                return Ok(None);
+            }
+            let Some(window) = window()? else {
+                return Ok(None);
+            };
+            let types = fields.strings("layer_types")?;
+            let sliding = if types.is_empty() {
+                let first = fields.count("max_window_layers")?.unwrap_or(28);
+                num_layers.saturating_sub(first)
+            } else {
+                types.iter().filter(|t| **t == "sliding_attention").count()
+            };
+            match sliding {
+                0 => Ok(None),
+                n if n >= num_layers => Ok(Some(window)),
+                n => Err(FormatError::Unsupported(format!(
+                    "{}: {n} of {num_layers} layers have a sliding window, the others none; supported is a window in \
+                     all layers or in none (use_sliding_window, max_window_layers, layer_types)",
+                    fields.path().display()
+                ))),
+            }
+        }
+    }
 }

@@ -34,7 +34,9 @@ pub enum FormatError {
         name: String,
     },
     /// A tensor has another shape than the configuration implies.
-    #[error("{location}: tensor {name:?} has shape {found:?}, but the model's configuration implies {expected:?}")]
+    #[error(
+        "{location}: tensor {name:?} has shape {found:?}, but the model's configuration implies {expected:?}"
+    )]
     Shape {
         /// Where it lies.
         location: String,
@@ -58,7 +60,9 @@ pub enum FormatError {
         expected: String,
     },
     /// NaN or infinite weights.
-    #[error("{location}: tensor {name:?} holds {count} NaN or infinite values (the first at index {first}); the file is damaged or its training diverged")]
+    #[error(
+        "{location}: tensor {name:?} holds {count} NaN or infinite values (the first at index {first}); the file is damaged or its training diverged"
+    )]
     NotFinite {
         /// Where it lies.
         location: String,

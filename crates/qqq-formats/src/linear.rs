@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use crate::{FormatError, Result};
+
 /// Float weights in their stored precision, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WeightData {
@@ -56,7 +58,83 @@ pub enum Scales {
     },
 }
 
-/// A symmetric 4-bit weight: codes in `-8..=7` (per channel `-7..=7`) and their scales.
+impl Scales {
+    /// Two-level scales from one effective scale per group, where the float weight that a reader
+    /// sees is `code * effective`.
+    ///
+    /// Shapes: `codes` `n x k`, `effective` `n x (k / group_size)`, both row-major; `group_size`
+    /// divides `k`. In f32: `channel = max |code * effective| / 127` over the row, and
+    /// `group = f16(effective / channel)`. A rounding of f16 moves `127` by at most `0.07`, so
+    /// `|round(code * group)| <= 127` holds. A row without a nonzero weight gets channel scale 1; a group
+    /// of zero codes gets group scale 0, whatever its effective scale.
+    ///
+    /// The quantizer and the reader of compressed-tensors both derive their int8 weights here, from
+    /// the effective scales as stored, so a checkpoint runs after loading as it did before
+    /// writing. The QQQ reference takes the maximum over the *float16* fake-quantized weight instead
+    /// (`s_extra` of its packer), which differs by a rounding; its format stores both
+    /// levels, so nothing is derived when it is read.
+    ///
+    /// # Panics
+    /// If the lengths do not agree.
+    pub fn from_effective(
+        codes: &[i8],
+        n: usize,
+        k: usize,
+        group_size: usize,
+        effective: &[f32],
+    ) -> Scales {
+        assert!(
+            group_size > 0 && k.is_multiple_of(group_size),
+            "groups of {group_size} in {k} channels"
+        );
+        let groups = k / group_size;
+        assert_eq!(codes.len(), n * k);
+        assert_eq!(effective.len(), n * groups);
+        let mut channel = Vec::with_capacity(n);
+        let mut group = Vec::with_capacity(n * groups);
+        if k == 0 {
+            return Scales::PerGroup {
+                group_size,
+                channel: vec![1.0; n],
+                group,
+            };
+        }
+        for (codes, effective) in codes.chunks_exact(k).zip(effective.chunks_exact(groups)) {
+            let largest = codes.chunks_exact(group_size).map(largest_code);
+            let max = largest
+                .clone()
+                .zip(effective)
+                .fold(0f32, |m, (c, s)| m.max((c * s).abs()));
+            // Below the normal range the division would lose the digits that the bound rests on.
+            let c = if max > 0.0 {
+                (max / 127.0).max(f32::MIN_POSITIVE)
+            } else {
+                1.0
+            };
+            channel.push(c);
+            group.extend(largest.zip(effective).map(|(largest, s)| {
+                if largest == 0.0 {
+                    f16::ZERO
+                } else {
+                    f16::from_f32(s / c)
+                }
+            }));
+        }
+        Scales::PerGroup {
+            group_size,
+            channel,
+            group,
+        }
+    }
+}
+
+/// Largest magnitude among codes.
+fn largest_code(codes: &[i8]) -> f32 {
+    f32::from(codes.iter().fold(0, |m: u8, c| m.max(c.unsigned_abs())))
+}
+
+/// A symmetric 4-bit weight: codes and their scales. Codes are in `-8..=7`; per channel our quantizer makes
+/// `-7..=7`, but checkpoints of other tools may hold `-8` there as well.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedWeight {
     /// `N`, the number of output channels.
@@ -86,18 +164,87 @@ pub enum LinearWeight {
 }
 
 impl QuantizedWeight {
+    /// Checks what the fields promise: lengths, the range of codes, finite scales, and int8 weights within
+    /// `-127..=127` where there are groups.
+    ///
+    /// # Errors
+    /// [`FormatError::Layout`], beginning with `name`.
+    pub fn check(&self, name: &str) -> Result<()> {
+        let fail = |reason: String| Err(FormatError::Layout(format!("{name}: {reason}")));
+        let (n, k) = (self.out_features, self.in_features);
+        if n.checked_mul(k) != Some(self.codes.len()) || self.codes.is_empty() {
+            return fail(format!(
+                "{} codes for {n} output and {k} input channels",
+                self.codes.len()
+            ));
+        }
+        if let Some(i) = self.codes.iter().position(|c| !(-8..=7).contains(c)) {
+            return fail(format!(
+                "code {} at index {i} is not a signed 4-bit number",
+                self.codes[i]
+            ));
+        }
+        let channel = self.channel_scales();
+        if channel.len() != n {
+            return fail(format!(
+                "{} channel scales for {n} output channels",
+                channel.len()
+            ));
+        }
+        if let Some(i) = channel.iter().position(|s| !s.is_finite()) {
+            return fail(format!("the scale of output channel {i} is {}", channel[i]));
+        }
+        let Scales::PerGroup {
+            group_size, group, ..
+        } = &self.scales
+        else {
+            return Ok(());
+        };
+        if *group_size == 0 || !k.is_multiple_of(*group_size) {
+            return fail(format!(
+                "{k} input channels are not a multiple of the group size {group_size}"
+            ));
+        }
+        if group.len() != n * (k / group_size) {
+            return fail(format!(
+                "{} group scales for {n} x {} groups",
+                group.len(),
+                k / group_size
+            ));
+        }
+        for (i, (codes, s)) in self.codes.chunks_exact(*group_size).zip(group).enumerate() {
+            let (row, g) = (i / (k / group_size), i % (k / group_size));
+            let s = f32::from(*s);
+            if !s.is_finite() {
+                return fail(format!(
+                    "the scale of output channel {row}, group {g} is {s}"
+                ));
+            }
+            if (largest_code(codes) * s).abs().round_ties_even() > 127.0 {
+                return fail(format!(
+                    "group scale {s} of output channel {row}, group {g} makes weights beyond int8"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The int8 weights that the kernel multiplies, shape `N x K`.
     pub fn int8_weights(&self) -> Vec<i8> {
         match &self.scales {
             Scales::PerChannel(_) => self.codes.clone(),
-            Scales::PerGroup { group_size, group, .. } => self
+            Scales::PerGroup {
+                group_size, group, ..
+            } => self
                 .codes
                 .chunks_exact(*group_size)
                 .zip(group)
                 .flat_map(|(codes, s)| {
                     let s = f32::from(*s);
                     // code * s is exact in f32 (4 + 11 bits), so this rounds once.
-                    codes.iter().map(move |&c| (f32::from(c) * s).round_ties_even() as i8)
+                    codes
+                        .iter()
+                        .map(move |&c| (f32::from(c) * s).round_ties_even() as i8)
                 })
                 .collect(),
         }
@@ -132,8 +279,16 @@ impl QuantizedWeight {
             match (&mut out.scales, &p.scales) {
                 (Scales::PerChannel(a), Scales::PerChannel(b)) => a.extend_from_slice(b),
                 (
-                    Scales::PerGroup { group_size, channel, group },
-                    Scales::PerGroup { group_size: g2, channel: c2, group: s2 },
+                    Scales::PerGroup {
+                        group_size,
+                        channel,
+                        group,
+                    },
+                    Scales::PerGroup {
+                        group_size: g2,
+                        channel: c2,
+                        group: s2,
+                    },
                 ) if group_size == g2 => {
                     channel.extend_from_slice(c2);
                     group.extend_from_slice(s2);

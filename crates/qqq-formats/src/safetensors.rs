@@ -1,1 +1,303 @@
-//! (under construction)
+//! Safetensors files, memory-mapped: one file, or the shards that an index names.
+
+mod header;
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fs::File,
+    ops::Range,
+    path::{Component, Path, PathBuf},
+};
+
+use memmap2::Mmap;
+use serde::Deserialize;
+
+use crate::{
+    FormatError, Result, TensorInfo, TensorSource, WeightData, float, json::UniqueEntries,
+};
+
+/// File of an unsharded model.
+pub const SINGLE_FILE: &str = "model.safetensors";
+/// Index of a sharded model.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// The tensors of a safetensors file, or of the shards of a directory.
+pub struct Safetensors {
+    path: PathBuf,
+    files: Vec<Content>,
+    tensors: BTreeMap<String, Located>,
+}
+
+struct Located {
+    file: usize,
+    range: Range<usize>,
+    info: TensorInfo,
+}
+
+enum Content {
+    Mapped(Mmap),
+    Memory(Vec<u8>),
+}
+
+impl Content {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Content::Mapped(map) => map,
+            Content::Memory(bytes) => bytes,
+        }
+    }
+}
+
+/// `model.safetensors.index.json`.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: UniqueEntries<String>,
+}
+
+impl Safetensors {
+    /// Opens a `.safetensors` file, or a directory: its `model.safetensors`, else the shards named in
+    /// `model.safetensors.index.json`, else its only `*.safetensors`. Headers are read and checked;
+    /// tensors are mapped, not read.
+    ///
+    /// # Errors
+    /// Missing files or shards; headers that lie about sizes, shapes or offsets; an index that leads out of
+    /// the directory or names tensors that their shard does not hold.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            return Self::single(path, path);
+        }
+        let single = path.join(SINGLE_FILE);
+        if single.exists() {
+            return Self::single(path, &single);
+        }
+        let index = path.join(INDEX_FILE);
+        if index.exists() {
+            let text = std::fs::read(&index).map_err(|source| FormatError::Io {
+                path: index.clone(),
+                source,
+            })?;
+            return Self::indexed(path, &index, &text, |shard| {
+                let file = path.join(shard);
+                if !file.exists() {
+                    return Err(FormatError::Malformed {
+                        path: index.clone(),
+                        reason: format!(
+                            "shard {shard:?} is missing from {}; fetch the model again",
+                            path.display()
+                        ),
+                    });
+                }
+                map(&file)
+            });
+        }
+        let mut found = files_with_extension(path, "safetensors")?;
+        match (found.pop(), found.len()) {
+            (Some(only), 0) => Self::single(path, &only),
+            (None, _) => Err(FormatError::Malformed {
+                path: path.into(),
+                reason: "the directory holds no safetensors file".into(),
+            }),
+            (Some(_), n) => Err(FormatError::Malformed {
+                path: path.into(),
+                reason: format!(
+                    "the directory holds {} safetensors files, but neither {SINGLE_FILE} nor {INDEX_FILE} says which \
+                     belong to the model",
+                    n + 1
+                ),
+            }),
+        }
+    }
+
+    /// A file that already lies in memory; `name` stands for its path in messages.
+    ///
+    /// # Errors
+    /// As [`Safetensors::open`].
+    pub fn from_bytes(name: &Path, bytes: Vec<u8>) -> Result<Self> {
+        Self::new(
+            name.into(),
+            vec![(name.into(), Content::Memory(bytes), None)],
+        )
+    }
+
+    /// Shards that already lie in memory, with the index that names them.
+    ///
+    /// # Errors
+    /// As [`Safetensors::open`].
+    pub fn from_shards(
+        name: &Path,
+        index: &[u8],
+        shards: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<Self> {
+        Self::indexed(name, &name.join(INDEX_FILE), index, |shard| {
+            shards
+                .get(shard)
+                .cloned()
+                .map(Content::Memory)
+                .ok_or_else(|| FormatError::Malformed {
+                    path: name.join(INDEX_FILE),
+                    reason: format!("shard {shard:?} is missing"),
+                })
+        })
+    }
+
+    fn single(path: &Path, file: &Path) -> Result<Self> {
+        Self::new(path.into(), vec![(file.into(), map(file)?, None)])
+    }
+
+    fn indexed(
+        path: &Path,
+        index_path: &Path,
+        index: &[u8],
+        mut open: impl FnMut(&str) -> Result<Content>,
+    ) -> Result<Self> {
+        let malformed = |reason: String| FormatError::Malformed {
+            path: index_path.into(),
+            reason,
+        };
+        let index: Index = serde_json::from_slice(index)
+            .map_err(|e| malformed(format!("not a valid index: {e}")))?;
+        let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (tensor, shard) in index.weight_map.0 {
+            shards.entry(shard).or_default().push(tensor);
+        }
+        if shards.is_empty() {
+            return Err(malformed("the index names no tensors".into()));
+        }
+        let mut files = Vec::with_capacity(shards.len());
+        for (shard, tensors) in shards {
+            let inside = Path::new(&shard)
+                .components()
+                .all(|c| matches!(c, Component::Normal(_)));
+            if shard.is_empty() || !inside {
+                return Err(malformed(format!(
+                    "shard path {shard:?} leads out of the model's directory"
+                )));
+            }
+            files.push((path.join(&shard), open(&shard)?, Some(tensors)));
+        }
+        Self::new(path.into(), files)
+    }
+
+    /// Reads the headers of `files`; where an index names the tensors of a file, only those are taken, and
+    /// all of them must be there.
+    fn new(path: PathBuf, files: Vec<(PathBuf, Content, Option<Vec<String>>)>) -> Result<Self> {
+        let mut contents = Vec::with_capacity(files.len());
+        let mut tensors = BTreeMap::new();
+        for (number, (file, content, wanted)) in files.into_iter().enumerate() {
+            let mut entries: BTreeMap<String, Located> = header::parse(&file, content.bytes())?
+                .into_iter()
+                .map(|e| {
+                    (
+                        e.name,
+                        Located {
+                            file: number,
+                            range: e.range,
+                            info: e.info,
+                        },
+                    )
+                })
+                .collect();
+            match wanted {
+                None => tensors.append(&mut entries),
+                Some(names) => {
+                    for name in names {
+                        let Some(entry) = entries.remove(&name) else {
+                            return Err(FormatError::Malformed {
+                                path: file,
+                                reason: format!(
+                                    "{INDEX_FILE} says that tensor {name:?} is in this shard, but it is not"
+                                ),
+                            });
+                        };
+                        tensors.insert(name, entry);
+                    }
+                }
+            }
+            contents.push(content);
+        }
+        Ok(Self {
+            path,
+            files: contents,
+            tensors,
+        })
+    }
+
+    fn stored(&self, name: &str) -> Result<(&Located, &[u8])> {
+        let entry = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| FormatError::MissingTensor {
+                location: self.location(),
+                name: name.into(),
+            })?;
+        Ok((entry, &self.files[entry.file].bytes()[entry.range.clone()]))
+    }
+}
+
+impl TensorSource for Safetensors {
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.tensors.get(name).map(|entry| entry.info.clone())
+    }
+
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        Ok(Cow::Borrowed(self.stored(name)?.1))
+    }
+
+    fn float(&self, name: &str, shape: &[usize]) -> Result<WeightData> {
+        let (entry, bytes) = self.stored(name)?;
+        if entry.info.shape != shape {
+            return Err(FormatError::Shape {
+                location: self.location(),
+                name: name.into(),
+                found: entry.info.shape.clone(),
+                expected: shape.into(),
+            });
+        }
+        float::decode(&self.location(), name, entry.info.dtype, bytes)
+    }
+
+    fn location(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+fn map(path: &Path) -> Result<Content> {
+    let io = |source| FormatError::Io {
+        path: path.into(),
+        source,
+    };
+    let file = File::open(path).map_err(io)?;
+    if file.metadata().map_err(io)?.len() == 0 {
+        // Some systems refuse to map nothing; the header check has the better message.
+        return Ok(Content::Memory(Vec::new()));
+    }
+    // SAFETY: the map is read-only and private to this process, and `Mmap` unmaps it after its last use. What
+    // no reader can rule out is that someone else changes the file meanwhile: overwritten bytes are seen as
+    // changed weights, and reading beyond a new end of a truncated file raises SIGBUS. Every range handed out
+    // was checked against the length at the time of mapping. Whoever replaces a model in use must do so by
+    // renaming, as this crate's writer and the hub's client do, not by writing into it.
+    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+    Ok(Content::Mapped(map))
+}
+
+/// Files of a directory with an extension, sorted.
+pub(crate) fn files_with_extension(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let io = |source| FormatError::Io {
+        path: dir.into(),
+        source,
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if path.extension().is_some_and(|e| e == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}

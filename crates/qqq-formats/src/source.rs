@@ -41,3 +41,26 @@ pub trait TensorSource: Send + Sync {
     /// Where the tensors come from, for messages.
     fn location(&self) -> String;
 }
+
+/// A source shared with others (the GGUF file whose metadata the tokenizer reads as well).
+impl<T: TensorSource + ?Sized> TensorSource for std::sync::Arc<T> {
+    fn names(&self) -> Vec<String> {
+        (**self).names()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        (**self).info(name)
+    }
+
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        (**self).bytes(name)
+    }
+
+    fn float(&self, name: &str, shape: &[usize]) -> Result<WeightData> {
+        (**self).float(name, shape)
+    }
+
+    fn location(&self) -> String {
+        (**self).location()
+    }
+}

@@ -1,13 +1,36 @@
 //! Writing a checkpoint directory: staged beside its final name and renamed when complete.
 
-use std::path::{Path, PathBuf};
+mod shard;
 
-use crate::{CheckpointFormat, DType, QuantizedWeight, Result};
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    CheckpointFormat, DType, FormatError, QuantizedWeight, Result, Scales, WeightData,
+    compressed_tensors, qqq,
+    safetensors::{INDEX_FILE, SINGLE_FILE},
+};
+
+use shard::Shard;
+
+/// Largest shard, in bytes, unless a single tensor is larger: as Hugging Face cuts them.
+const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Writes a Hugging Face directory. Nothing appears under the final name before
 /// [`CheckpointWriter::finish`]; dropping the writer removes what was staged.
 pub struct CheckpointWriter {
+    out: PathBuf,
     staging: PathBuf,
+    shard_bytes: u64,
+    /// Complete shards, then the current one.
+    shards: Vec<Shard>,
+    written: u64,
+    finished: bool,
 }
 
 impl CheckpointWriter {
@@ -15,8 +38,49 @@ impl CheckpointWriter {
     ///
     /// # Errors
     /// `out` exists, or its parent is missing or not writable.
-    pub fn create(_out: &Path) -> Result<Self> {
-        unimplemented!()
+    pub fn create(out: &Path) -> Result<Self> {
+        Self::with_shard_size(out, SHARD_BYTES)
+    }
+
+    /// Like [`CheckpointWriter::create`], with shards of at most `shard_bytes`.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::create`].
+    pub fn with_shard_size(out: &Path, shard_bytes: u64) -> Result<Self> {
+        let malformed = |reason: String| FormatError::Malformed {
+            path: out.into(),
+            reason,
+        };
+        refuse_existing(out)?;
+        let Some(name) = out.file_name() else {
+            return Err(malformed("this does not name a new directory".into()));
+        };
+        let parent = match out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        if !parent.is_dir() {
+            return Err(malformed(format!(
+                "its parent directory {} does not exist",
+                parent.display()
+            )));
+        }
+        let mut staging_name = std::ffi::OsString::from(".");
+        staging_name.push(name);
+        staging_name.push(format!(".partial-{}", std::process::id()));
+        let staging = parent.join(&staging_name);
+        fs::create_dir(&staging).map_err(|source| FormatError::Io {
+            path: staging.clone(),
+            source,
+        })?;
+        Ok(Self {
+            out: out.into(),
+            staging,
+            shard_bytes,
+            shards: Vec::new(),
+            written: 0,
+            finished: false,
+        })
     }
 
     /// Where other files (config.json, tokenizer.json, ...) are to be put.
@@ -25,8 +89,66 @@ impl CheckpointWriter {
     }
 
     /// Adds a tensor; the bytes go to disk at once.
-    pub fn add(&mut self, _name: &str, _dtype: DType, _shape: &[usize], _bytes: &[u8]) -> Result<()> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// A name that was added before, bytes that do not fit type and shape, a type that safetensors does not
+    /// have, a full disk.
+    pub fn add(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
+        let wanted = dtype
+            .size()
+            .and_then(|size| shape.iter().try_fold(size, |a, &b| a.checked_mul(b)));
+        if wanted != Some(bytes.len()) {
+            return Err(FormatError::Layout(format!(
+                "tensor {name:?}: {} bytes are not {dtype} of shape {shape:?}",
+                bytes.len()
+            )));
+        }
+        if name == "__metadata__" || self.shards.iter().any(|s| s.contains(name)) {
+            return Err(FormatError::Layout(format!(
+                "tensor {name:?} was added twice"
+            )));
+        }
+        let roll = match self.shards.last() {
+            None => true,
+            Some(shard) => !shard.takes(name, shape, bytes.len() as u64, self.shard_bytes),
+        };
+        if roll {
+            if let Some(full) = self.shards.last_mut() {
+                full.complete()
+                    .map_err(|e| write_error(&self.staging, e, self.written, 0))?;
+            }
+            let path = self
+                .staging
+                .join(format!("shard-{:05}.safetensors", self.shards.len() + 1));
+            let shard =
+                Shard::create(path).map_err(|e| write_error(&self.staging, e, self.written, 0))?;
+            self.shards.push(shard);
+        }
+        if let Some(shard) = self.shards.last_mut() {
+            shard
+                .add(name, dtype, shape, bytes)
+                .map_err(|e| write_error(&self.staging, e, self.written, bytes.len() as u64))?;
+        }
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Adds float values in their own precision.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::add`].
+    pub fn add_float(&mut self, name: &str, shape: &[usize], data: &WeightData) -> Result<()> {
+        match data {
+            WeightData::F32(v) => {
+                self.add(name, DType::F32, shape, &le_bytes(v, |x| x.to_le_bytes()))
+            }
+            WeightData::F16(v) => {
+                self.add(name, DType::F16, shape, &le_bytes(v, |x| x.to_le_bytes()))
+            }
+            WeightData::BF16(v) => {
+                self.add(name, DType::BF16, shape, &le_bytes(v, |x| x.to_le_bytes()))
+            }
+        }
     }
 
     /// Adds the tensors of the quantized linear layer `prefix` in a format.
@@ -35,15 +157,198 @@ impl CheckpointWriter {
     /// The shape does not fit the format.
     pub fn add_linear(
         &mut self,
-        _prefix: &str,
-        _weight: &QuantizedWeight,
-        _format: CheckpointFormat,
+        prefix: &str,
+        weight: &QuantizedWeight,
+        format: CheckpointFormat,
     ) -> Result<()> {
-        unimplemented!()
+        weight.check(prefix)?;
+        let (n, k) = (weight.out_features, weight.in_features);
+        let group_size = match &weight.scales {
+            Scales::PerChannel(_) => None,
+            Scales::PerGroup { group_size, .. } => Some(*group_size),
+        };
+        match format {
+            CheckpointFormat::Qqq => {
+                let at = |reason: String| FormatError::Layout(format!("{prefix}: {reason}"));
+                qqq::fits(n, k, group_size).map_err(at)?;
+                let packed = qqq::pack(weight).map_err(|e| at(e.to_string()))?;
+                let words = le_bytes(&packed.b, |w| w.to_le_bytes());
+                self.add(&format!("{prefix}.B"), DType::I32, &[k / 16, 2 * n], &words)?;
+                let channel = le_bytes(&packed.s_channel, |s| s.to_le_bytes());
+                self.add(
+                    &format!("{prefix}.s_channel"),
+                    DType::F32,
+                    &[1, n],
+                    &channel,
+                )?;
+                if let Some(g) = group_size {
+                    let group = le_bytes(&packed.s_group, |s| s.to_le_bytes());
+                    self.add(
+                        &format!("{prefix}.s_group"),
+                        DType::F16,
+                        &[k / g, n],
+                        &group,
+                    )?;
+                }
+            }
+            CheckpointFormat::CompressedTensors => {
+                let scales = compressed_tensors::effective_scales(weight, prefix)?;
+                let words = compressed_tensors::pack_codes(&weight.codes, k);
+                let words = le_bytes(&words, |w| w.to_le_bytes());
+                let row = compressed_tensors::row_words(k);
+                self.add(
+                    &format!("{prefix}.weight_packed"),
+                    DType::I32,
+                    &[n, row],
+                    &words,
+                )?;
+                let per_row = group_size.map_or(1, |g| k / g);
+                self.add_float(&format!("{prefix}.weight_scale"), &[n, per_row], &scales)?;
+                let shape = le_bytes(&[n as i64, k as i64], |d| d.to_le_bytes());
+                self.add(&format!("{prefix}.weight_shape"), DType::I64, &[2], &shape)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes headers and index, syncs, and gives the directory its final name.
-    pub fn finish(self) -> Result<()> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// A full disk; `out` has come into being meanwhile.
+    pub fn finish(mut self) -> Result<()> {
+        let written = self.written;
+        let staging = self.staging.clone();
+        let fail = |e: io::Error| write_error(&staging, e, written, 0);
+        if let Some(last) = self.shards.last_mut() {
+            last.complete().map_err(fail)?;
+        }
+        let count = self.shards.len();
+        let mut weight_map = Map::new();
+        for (i, shard) in self.shards.iter().enumerate() {
+            let name = match count {
+                1 => SINGLE_FILE.to_owned(),
+                _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+            };
+            fs::rename(shard.path(), staging.join(&name)).map_err(fail)?;
+            weight_map.extend(
+                shard
+                    .names()
+                    .map(|tensor| (tensor.to_owned(), Value::from(name.as_str()))),
+            );
+        }
+        if count > 1 {
+            weight_map.sort_keys();
+            let index = json!({ "metadata": { "total_size": written }, "weight_map": weight_map });
+            let text = serde_json::to_vec_pretty(&index).map_err(|e| fail(e.into()))?;
+            fs::write(staging.join(INDEX_FILE), text).map_err(fail)?;
+        }
+        sync_tree(&staging).map_err(fail)?;
+        refuse_existing(&self.out)?;
+        fs::rename(&staging, &self.out).map_err(|source| FormatError::Io {
+            path: self.out.clone(),
+            source,
+        })?;
+        self.finished = true;
+        if let Some(parent) = self.out.parent() {
+            // The checkpoint is complete and in place; that its name outlives a power failure is a bonus that
+            // not every file system offers.
+            let _ = sync_directory(if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for CheckpointWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            // There is nobody to tell if it fails; the name says that it is partial.
+            let _ = fs::remove_dir_all(&self.staging);
+        }
+    }
+}
+
+/// A symbolic link that leads nowhere counts as existing.
+fn refuse_existing(out: &Path) -> Result<()> {
+    match fs::symlink_metadata(out) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(FormatError::Io {
+            path: out.into(),
+            source,
+        }),
+        Ok(_) => Err(FormatError::Io {
+            path: out.into(),
+            source: io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "it exists already and is not overwritten; choose another name or remove it",
+            ),
+        }),
+    }
+}
+
+/// Syncs the files of a directory, also those that others have put there, then the directory.
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_directory(dir)
+}
+
+/// Makes the names in a directory durable, where directories can be opened for that (not on Windows).
+fn sync_directory(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(dir)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
+/// A failed write; a full disk is explained with what was written and what was next.
+fn write_error(staging: &Path, e: io::Error, written: u64, next: u64) -> FormatError {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let source = match e.kind() {
+        kind @ (io::ErrorKind::StorageFull
+        | io::ErrorKind::QuotaExceeded
+        | io::ErrorKind::FileTooLarge) => io::Error::new(
+            kind,
+            format!(
+                "the disk is full ({e}): {:.1} MiB of the checkpoint were written, and the next tensor takes {:.1} \
+                     MiB more; free some space or write to another disk",
+                mib(written),
+                mib(next)
+            ),
+        ),
+        _ => e,
+    };
+    FormatError::Io {
+        path: staging.into(),
+        source,
+    }
+}
+
+fn le_bytes<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(|v| bytes(*v)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_explained() {
+        let e = io::Error::from(io::ErrorKind::StorageFull);
+        let text = write_error(Path::new("out"), e, 3 << 20, 5 << 19).to_string();
+        assert!(
+            text.contains("3.0 MiB") && text.contains("2.5 MiB") && text.contains("disk is full"),
+            "{text}"
+        );
     }
 }

@@ -1,122 +1,13 @@
-//! The decoder: embedding, blocks of attention and gated MLP, norm, output head.
+//! The decoder: embedding, blocks of attention and gated MLP, norm, output head (Touvron et al., arXiv 2302.13971;
+//! grouped-query attention of Llama 2, arXiv 2307.09288; sliding window of Mistral, arXiv 2310.06825; head norms
+//! of Qwen3, arXiv 2505.09388).
 
 use std::sync::Arc;
 
-use qqq_backend::{Backend, HeadLayout, KvDType, Span, WindowedCausal};
-use qqq_formats::{Checkpoint, LinearWeight, ModelConfig};
+use qqq_backend::{Backend, KvDType, KvLayout, Span};
+use qqq_formats::{Checkpoint, FormatError, ModelConfig};
 
-use crate::Result;
-
-/// The weights of one block, as read from a checkpoint or as the quantizer has made them.
-/// q, k and v are joined into one layer, and so are gate and up (gate first).
-#[derive(Clone, Debug)]
-pub struct BlockWeights {
-    /// Weight of the norm before attention, length `hidden`.
-    pub input_norm: Vec<f32>,
-    /// Weight of the norm before the MLP, length `hidden`.
-    pub post_norm: Vec<f32>,
-    /// Head norms of q and k (Qwen3), length `head_dim` each.
-    pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
-    /// q, k and v joined, with bias.
-    pub qkv: (LinearWeight, Option<Vec<f32>>),
-    /// Output projection of attention.
-    pub o: (LinearWeight, Option<Vec<f32>>),
-    /// gate and up joined.
-    pub gate_up: (LinearWeight, Option<Vec<f32>>),
-    /// Down projection.
-    pub down: (LinearWeight, Option<Vec<f32>>),
-}
-
-impl BlockWeights {
-    /// Reads block `index` of a checkpoint, float or quantized.
-    pub fn read(_checkpoint: &Checkpoint, _index: usize) -> Result<Self> {
-        unimplemented!()
-    }
-}
-
-/// One block on a backend. The stage methods are what [`Block::forward`] is made of; the quantizer
-/// calls them one by one.
-pub struct Block<B: Backend> {
-    /// Norm before attention.
-    pub input_norm: B::Vector,
-    /// Norm before the MLP.
-    pub post_norm: B::Vector,
-    /// Head norms of q and k with their epsilon.
-    pub qk_norm: Option<(B::Vector, B::Vector)>,
-    /// q, k, v joined.
-    pub qkv: B::Linear,
-    /// Output projection of attention.
-    pub o: B::Linear,
-    /// gate and up joined.
-    pub gate_up: B::Linear,
-    /// Down projection.
-    pub down: B::Linear,
-    /// Epsilon of the norms.
-    pub eps: f32,
-    /// Heads.
-    pub heads: HeadLayout,
-    /// Mask.
-    pub mask: WindowedCausal,
-}
-
-impl<B: Backend> Block<B> {
-    /// Prepares weights on a backend. `index` is for error messages.
-    pub fn new(_backend: &B, _config: &ModelConfig, _index: usize, _weights: BlockWeights) -> Result<Self> {
-        unimplemented!()
-    }
-
-    /// Norm before attention: the input of `qkv`.
-    pub fn attention_input(&self, b: &B, hidden: &B::Tensor) -> B::Activation {
-        b.rms_norm(hidden, &self.input_norm, self.eps, b.input_kind(&self.qkv))
-    }
-
-    /// qkv, rotary embedding, cache append, attention: what `o` multiplies (not yet quantized).
-    /// `layer` is the layer's index in the cache.
-    pub fn attention(
-        &self,
-        b: &B,
-        x: &B::Activation,
-        rope: &B::Rope,
-        kv: &mut B::KvCache,
-        layer: usize,
-        spans: &[Span],
-    ) -> B::Tensor {
-        let mut qkv = b.linear(x, &self.qkv);
-        let norms = self.qk_norm.as_ref().map(|(q, k)| (q, k, self.eps));
-        b.rope_append_kv(&mut qkv, self.heads, norms, rope, kv, layer, spans);
-        b.attention(&qkv, self.heads, self.mask, kv, layer, spans)
-    }
-
-    /// Norm before the MLP: the input of `gate_up`.
-    pub fn mlp_input(&self, b: &B, hidden: &B::Tensor) -> B::Activation {
-        b.rms_norm(hidden, &self.post_norm, self.eps, b.input_kind(&self.gate_up))
-    }
-
-    /// `silu(gate) * up`: the input of `down`.
-    pub fn mlp_hidden(&self, b: &B, x: &B::Activation) -> B::Activation {
-        let gate_up = b.linear(x, &self.gate_up);
-        b.silu_mul(gate_up, b.input_kind(&self.down))
-    }
-
-    /// The whole block; `hidden` is updated in place.
-    pub fn forward(
-        &self,
-        b: &B,
-        hidden: &mut B::Tensor,
-        rope: &B::Rope,
-        kv: &mut B::KvCache,
-        layer: usize,
-        spans: &[Span],
-    ) {
-        let x = self.attention_input(b, hidden);
-        let attn = self.attention(b, &x, rope, kv, layer, spans);
-        let attn = b.activation(attn, b.input_kind(&self.o));
-        b.linear_add(hidden, &attn, &self.o);
-        let x = self.mlp_input(b, hidden);
-        let h = self.mlp_hidden(b, &x);
-        b.linear_add(hidden, &h, &self.down);
-    }
-}
+use crate::{Block, BlockWeights, ModelError, Result, block::at, names, rope, weights};
 
 /// A whole decoder.
 pub struct Decoder<B: Backend> {
@@ -137,23 +28,85 @@ pub struct Decoder<B: Backend> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Reads all weights of a checkpoint.
-    pub fn load(_backend: B, _checkpoint: &Checkpoint) -> Result<Self> {
-        unimplemented!()
+    /// Reads all weights of a checkpoint, block by block: besides the prepared model, one block is in memory.
+    ///
+    /// # Errors
+    /// Whatever [`BlockWeights::read`] refuses; tensors that the architecture does not know; an output head that is
+    /// missing though `tie_word_embeddings` is false, or that is there and differs from the embedding though
+    /// it is true; weights that the backend refuses.
+    pub fn load(backend: B, checkpoint: &Checkpoint) -> Result<Self> {
+        let config = Arc::new(checkpoint.config.clone());
+        weights::check_names(checkpoint)?;
+        let (vocab, width) = (config.vocab_size, config.hidden_size);
+        let embedding = checkpoint.tensors.float(names::EMBEDDING, &[vocab, width])?;
+        let embedding = backend.embedding(vocab, width, embedding).map_err(|e| at(names::EMBEDDING, e))?;
+        let head = if config.tie_word_embeddings {
+            check_tied(checkpoint)?;
+            backend.tied_head(&embedding)
+        } else {
+            backend.linear_weight(checkpoint.linear(names::LM_HEAD_MODULE, vocab, width)?, None)
+        }
+        .map_err(|e| at(names::LM_HEAD, e))?;
+        let final_norm = backend.vector(checkpoint.tensors.f32(names::FINAL_NORM, &[width])?);
+        let blocks = (0..config.num_layers)
+            .map(|i| Block::new(&backend, &config, i, BlockWeights::read(checkpoint, i)?))
+            .collect::<Result<_>>()?;
+        let rope = backend.rope(&rope::inv_freq(&config), config.max_position_embeddings);
+        Ok(Self { backend, config, embedding, blocks, final_norm, head, rope })
     }
 
     /// An empty cache for this decoder.
-    pub fn kv_cache(&self, _dtype: KvDType) -> B::KvCache {
-        unimplemented!()
+    pub fn kv_cache(&self, dtype: KvDType) -> B::KvCache {
+        self.backend.kv_cache(KvLayout {
+            num_layers: self.blocks.len(),
+            num_kv_heads: self.config.num_kv_heads,
+            head_dim: self.config.head_dim,
+            dtype,
+        })
     }
 
     /// Runs new tokens (`tokens` are the spans' tokens, concatenated) and returns the final hidden
     /// states before the last norm, one row per token.
     ///
     /// # Errors
-    /// A token id outside the vocabulary, or a span beyond `max_position_embeddings`.
-    pub fn hidden(&self, _tokens: &[u32], _spans: &[Span], _kv: &mut B::KvCache) -> Result<B::Tensor> {
-        unimplemented!()
+    /// A token id outside the vocabulary, a span beyond `max_position_embeddings`, or spans that do not cover
+    /// `tokens`. The cache is unchanged then.
+    pub fn hidden(&self, tokens: &[u32], spans: &[Span], kv: &mut B::KvCache) -> Result<B::Tensor> {
+        self.check(tokens, spans)?;
+        let b = &self.backend;
+        let mut hidden = b.embed(&self.embedding, tokens);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            block.forward(b, &mut hidden, &self.rope, kv, layer, spans);
+        }
+        Ok(hidden)
+    }
+
+    fn check(&self, tokens: &[u32], spans: &[Span]) -> Result<()> {
+        let vocab = self.config.vocab_size;
+        if let Some((i, id)) = tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
+            return Err(ModelError::Request(format!(
+                "token {id} (number {i} of the batch) is outside the model's vocabulary of {vocab}"
+            )));
+        }
+        let context = self.config.max_position_embeddings;
+        for span in spans {
+            if span.start.checked_add(span.len).is_none_or(|end| end > context) {
+                return Err(ModelError::Request(format!(
+                    "a sequence of {} and {} more tokens is longer than the model's context of {context}",
+                    span.start, span.len
+                )));
+            }
+        }
+        let covered: usize = spans.iter().map(|s| s.len).sum();
+        let empty = tokens.is_empty() || spans.iter().any(|s| s.len == 0);
+        if empty || covered != tokens.len() {
+            return Err(ModelError::Request(format!(
+                "{} tokens for {} sequences that take {covered}; each must take at least one",
+                tokens.len(),
+                spans.len()
+            )));
+        }
+        Ok(())
     }
 
     /// Final norm and output head for rows of hidden states; shape `rows x vocab`.
@@ -166,4 +119,23 @@ impl<B: Backend> Decoder<B> {
         );
         self.backend.linear(&x, &self.head)
     }
+}
+
+/// A tied model may come with a head of its own, as long as it holds the same values.
+fn check_tied(checkpoint: &Checkpoint) -> Result<()> {
+    let tensors = &checkpoint.tensors;
+    let Some(head) = tensors.info(names::LM_HEAD) else { return Ok(()) };
+    let same = tensors.info(names::EMBEDDING).is_some_and(|e| e.shape == head.shape && e.dtype == head.dtype)
+        && tensors.bytes(names::EMBEDDING)? == tensors.bytes(names::LM_HEAD)?;
+    if same {
+        return Ok(());
+    }
+    Err(FormatError::Unsupported(format!(
+        "{}: config.json says tie_word_embeddings, but {} is there and differs from {}; set tie_word_embeddings to \
+         false if the head is to be used, else remove the tensor",
+        tensors.location(),
+        names::LM_HEAD,
+        names::EMBEDDING
+    ))
+    .into())
 }

@@ -1,6 +1,7 @@
 //! Decoders, tokenizers and chat templates. A model is written once ([`decoder`]), generic over
 //! the backend; the quantizer and the engine drive the same definition.
 
+pub mod block;
 pub mod chat;
 pub mod decoder;
 pub mod error;
@@ -8,8 +9,11 @@ pub mod hub;
 pub mod names;
 pub mod rope;
 pub mod tokenizer;
+mod weights;
 
+pub use block::Block;
 pub use chat::{ChatTemplate, Message};
-pub use decoder::{Block, BlockWeights, Decoder};
+pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use tokenizer::Tokenizer;
+pub use weights::BlockWeights;

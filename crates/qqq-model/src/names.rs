@@ -11,13 +11,29 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const FINAL_NORM: &str = "model.norm.weight";
 /// Output head.
 pub const LM_HEAD: &str = "lm_head.weight";
+/// Output head, as a module.
+pub const LM_HEAD_MODULE: &str = "lm_head";
+/// Queries.
+pub const Q: &str = "self_attn.q_proj";
+/// Keys.
+pub const K: &str = "self_attn.k_proj";
+/// Values.
+pub const V: &str = "self_attn.v_proj";
+/// Output projection of attention.
+pub const O: &str = "self_attn.o_proj";
+/// Gate of the MLP.
+pub const GATE: &str = "mlp.gate_proj";
+/// Up projection of the MLP.
+pub const UP: &str = "mlp.up_proj";
+/// Down projection of the MLP.
+pub const DOWN: &str = "mlp.down_proj";
 /// Modules of a block that are linear layers, in the order of computation.
-pub const LINEARS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
+pub const LINEARS: [&str; 7] = [Q, K, V, O, GATE, UP, DOWN];
+/// Norm before attention.
+pub const INPUT_NORM: &str = "input_layernorm";
+/// Norm before the MLP.
+pub const POST_NORM: &str = "post_attention_layernorm";
+/// Norm of the query heads (Qwen3).
+pub const Q_NORM: &str = "self_attn.q_norm";
+/// Norm of the key heads (Qwen3).
+pub const K_NORM: &str = "self_attn.k_norm";

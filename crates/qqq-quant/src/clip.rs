@@ -1,1 +1,181 @@
-//! Choice of scales.
+//! Choice of scales: the step of each output channel's (or group's) grid of codes.
+
+use crate::{Clip, solve::ScaleDType};
+
+/// A grid of codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grid {
+    /// Least code.
+    pub low: f32,
+    /// Largest code.
+    pub high: f32,
+    /// The unclipped scale is the largest |weight| over this.
+    pub reach: f32,
+}
+
+impl Grid {
+    /// Per channel: codes -7..=7, scale max|w| / 7.
+    pub const CHANNEL: Grid = Grid { low: -7.0, high: 7.0, reach: 7.0 };
+    /// Per group: codes -8..=7, scale 2 max|w| / 15 (both ends half a step short).
+    pub const GROUP: Grid = Grid { low: -8.0, high: 7.0, reach: 7.5 };
+}
+
+/// Exponent of the weight error of [`Clip::Weight`], as in GPTQ's `mse` option.
+const WEIGHT_NORM: f32 = 2.4;
+
+/// Scales of `weights` (`rows x k`, row-major), shape `rows x (k / group_size)`, rounded to `dtype`.
+///
+/// `importance` (length `k`) weighs the squared error of each input channel for [`Clip::Output`]; a channel of
+/// importance 0 is never seen by the layer and takes no part in any choice. A group without weights gets the least
+/// scale of its row, a row without weights 1.
+///
+/// Shrunk scales never have a larger error, by the measure that chose them, than the unclipped one (but for the
+/// rounding to `dtype`).
+pub fn scales(
+    weights: &[f32],
+    k: usize,
+    group_size: usize,
+    grid: Grid,
+    clip: Clip,
+    importance: &[f32],
+    dtype: ScaleDType,
+) -> Vec<f32> {
+    let mut out = Vec::with_capacity(weights.len() / group_size.max(1));
+    let live: Vec<f32> = importance.iter().map(|&v| if v > 0.0 { 1.0 } else { 0.0 }).collect();
+    let chosen_by = if clip == Clip::Output { importance } else { &live };
+    for row in weights.chunks_exact(k) {
+        let first = out.len();
+        for ((w, importance), live) in
+            row.chunks(group_size).zip(chosen_by.chunks(group_size)).zip(live.chunks(group_size))
+        {
+            let largest = w.iter().zip(live).fold(0.0f32, |m, (w, live)| m.max(w.abs() * live));
+            let full = largest / grid.reach;
+            // Below the least normal number a quotient by the scale may overflow.
+            out.push(if full < f32::MIN_POSITIVE { 0.0 } else { dtype.round(full * ratio(w, importance, full, grid, clip)) });
+        }
+        let row = &mut out[first..];
+        let least = row.iter().copied().filter(|s| *s > 0.0).fold(f32::INFINITY, f32::min);
+        let least = if least.is_finite() { least } else { 1.0 };
+        row.iter_mut().filter(|s| **s == 0.0).for_each(|s| *s = least);
+    }
+    out
+}
+
+/// The ratio to the unclipped scale that has the least error: a coarse pass over the range, then the steps between the
+/// neighbours of its best. 1 is always among the candidates, and wins ties.
+fn ratio(w: &[f32], importance: &[f32], full: f32, grid: Grid, clip: Clip) -> f32 {
+    // In hundredths: the first and last ratio, and the stride of the coarse pass.
+    let (from, to, stride) = match clip {
+        Clip::None => return 1.0,
+        // GPTQ's range: a hundred steps, shrunk by at most 0.8.
+        Clip::Weight => (100, 20, 4),
+        Clip::Output => (110, 40, 5),
+    };
+    let mut best = (1.0, error(w, importance, full, grid, clip));
+    let mut centre = 100;
+    let mut consider = |hundredths: i32| {
+        let ratio = hundredths as f32 / 100.0;
+        let error = error(w, importance, full * ratio, grid, clip);
+        if error < best.1 {
+            best = (ratio, error);
+            centre = hundredths;
+        }
+    };
+    (0..=(from - to) / stride).map(|i| from - i * stride).for_each(&mut consider);
+    let around = centre;
+    let mut consider = |hundredths: i32| {
+        let ratio = hundredths as f32 / 100.0;
+        let error = error(w, importance, full * ratio, grid, clip);
+        if error < best.1 {
+            best = (ratio, error);
+        }
+    };
+    (around - stride + 1..around + stride)
+        .filter(|&h| h != around && (to..=from).contains(&h))
+        .for_each(&mut consider);
+    best.0
+}
+
+/// The error of rounding `w` to the grid of step `scale`: `sum importance |w - q|^p`, with `p` 2 for [`Clip::Output`]
+/// and 2.4 otherwise.
+pub fn error(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the machine has AVX-512F.
+            return unsafe { error_avx512(w, importance, scale, grid, clip) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the machine has AVX2.
+            return unsafe { error_avx2(w, importance, scale, grid, clip) };
+        }
+    }
+    error_lanes(w, importance, scale, grid, clip)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn error_avx512(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip) -> f32 {
+    error_lanes(w, importance, scale, grid, clip)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn error_avx2(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip) -> f32 {
+    error_lanes(w, importance, scale, grid, clip)
+}
+
+/// Sums in 16 lanes whatever the instruction set, and never fuses: all paths give the same bits.
+#[inline(always)]
+fn error_lanes(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip) -> f32 {
+    const LANES: usize = 16;
+    let inverse = 1.0 / scale;
+    // Differences in steps: powers of them stay in range.
+    let difference = |w: f32| {
+        let x = w * inverse;
+        x - round(x.clamp(grid.low, grid.high))
+    };
+    let mut sums = [0.0f32; LANES];
+    let mut add = |w: &[f32], importance: &[f32]| {
+        if clip == Clip::Output {
+            for ((sum, &w), &importance) in sums.iter_mut().zip(w).zip(importance) {
+                let d = difference(w);
+                *sum += importance * (d * d);
+            }
+        } else {
+            for ((sum, &w), &importance) in sums.iter_mut().zip(w).zip(importance) {
+                let d = difference(w);
+                *sum += importance * (d * d) * fifth_root(d * d);
+            }
+        }
+    };
+    let (chunks, rest) = w.as_chunks::<LANES>();
+    let (weights, rest_weights) = importance.as_chunks::<LANES>();
+    for (w, importance) in chunks.iter().zip(weights) {
+        add(w, importance);
+    }
+    add(rest, rest_weights);
+    let power = if clip == Clip::Output { scale * scale } else { scale.powf(WEIGHT_NORM) };
+    sums.iter().sum::<f32>() * power
+}
+
+/// Round half to even, for |x| < 2^22; unlike the intrinsic it is vectorised on every instruction set.
+#[inline(always)]
+pub(crate) fn round(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23
+    (x + SHIFT) - SHIFT
+}
+
+/// `x^(1/5)` for `x >= 0`, to 0.3%: a guess from the exponent bits and one Newton step. `|d|^2.4 = d^2 (d^2)^(1/5)`.
+#[inline(always)]
+fn fifth_root(x: f32) -> f32 {
+    const ONE: f32 = 0x3f80_0000 as f32;
+    let bits = x.to_bits() as i32 as f32 * 0.2 + 0.8 * ONE - 0.019 * 8_388_608.0;
+    let y = f32::from_bits(bits as i32 as u32);
+    let y2 = y * y;
+    y * 0.8 + 0.2 * x / (y2 * y2)
+}
+
+#[cfg(test)]
+#[path = "clip/tests.rs"]
+mod tests;

@@ -1,20 +1,34 @@
 //! The QQQ method: adaptive smoothing or rotation, Hessian-based compensation, recipes.
 //!
 //! [`pipeline::quantize`] walks a checkpoint block by block: transform, calibrate, solve, pack. The mathematics
-//! lies in [`hessian`], [`solve`], [`clip`], [`rotation`] and [`smooth`], each usable alone.
+//! lies in [`hessian`], [`solve`], [`clip`], [`rotation`] and [`smooth`], each usable alone; [`transform`] and
+//! [`smooth_sites`] apply it to a block's weights, [`stages`] runs the calibration passes.
 
 pub mod calibration;
 pub mod clip;
 pub mod error;
+pub mod float_block;
+pub mod half_type;
 pub mod hessian;
+pub mod model_card;
+pub mod nearest;
+mod output;
+mod parallel;
 pub mod pipeline;
+mod preflight;
 pub mod recipe;
 pub mod report;
 pub mod rotation;
+mod self_samples;
 pub mod smooth;
+pub mod smooth_sites;
 pub mod solve;
+pub mod stages;
+pub mod transform;
+mod work;
 
 pub use error::{QuantError, Result};
-pub use pipeline::{Progress, quantize};
+pub use output::REPORT_FILE;
+pub use pipeline::{Output, Progress, quantize};
 pub use recipe::{Calibration, Clip, OutputFormat, Propagation, Recipe, RotationKind, Transform};
 pub use report::Report;

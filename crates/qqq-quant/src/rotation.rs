@@ -1,8 +1,23 @@
-//! Orthogonal matrices, and the rotation of a decoder.
+//! Orthogonal matrices for the rotation of a decoder (QuaRot's offline part, arXiv 2404.00456).
+//!
+//! Rotating the residual stream (`x Q`) and every layer that writes to it (`Q^T W`) or reads from it (`W Q`) leaves the
+//! model's function as it is and spreads outliers over all channels. Heads of v and o turn by a matrix of their own
+//! width ([`Rotation::head`]).
 
-use crate::{Result, RotationKind};
+use std::sync::Mutex;
 
-/// An orthogonal matrix.
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+use qqq_backend::cpu::pool::parallel_for;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{QuantError, Result, RotationKind};
+
+/// Rows that one task multiplies.
+const ROWS_PER_TASK: usize = 128;
+
+/// An orthogonal matrix `Q`.
 #[derive(Clone, Debug)]
 pub struct Rotation {
     /// Width.
@@ -12,12 +27,39 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// A random rotation.
+    /// A random rotation, the same for the same seed.
     ///
     /// # Errors
     /// No Hadamard matrix of this width can be built.
-    pub fn new(_kind: RotationKind, _width: usize, _seed: u64) -> Result<Self> {
-        unimplemented!()
+    pub fn new(kind: RotationKind, width: usize, seed: u64) -> Result<Self> {
+        if width == 0 {
+            return Err(QuantError::Recipe("a rotation of width 0".into()));
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let matrix = match kind {
+            RotationKind::Hadamard => {
+                let mut matrix = hadamard(width).ok_or_else(|| no_hadamard(width))?;
+                for row in matrix.chunks_exact_mut(width) {
+                    if rng.random::<bool>() {
+                        row.iter_mut().for_each(|v| *v = -*v);
+                    }
+                }
+                matrix
+            }
+            RotationKind::Orthogonal => random_orthogonal(width, &mut rng),
+        };
+        Ok(Self { width, matrix })
+    }
+
+    /// The rotation of the heads of v and o: the normalised Hadamard matrix of their width, without randomness. For v,
+    /// [`Rotation::apply_outputs`] turns every head of the weight (and `apply_rows` its bias); for o, whose input
+    /// channels are the heads' in a row, [`Rotation::apply_rows`] does on the weight as it lies.
+    ///
+    /// # Errors
+    /// No Hadamard matrix of this width can be built.
+    pub fn head(head_dim: usize) -> Result<Self> {
+        let matrix = hadamard(head_dim).ok_or_else(|| no_hadamard(head_dim))?;
+        Ok(Self { width: head_dim, matrix })
     }
 
     /// Row-major values.
@@ -26,19 +68,285 @@ impl Rotation {
     }
 
     /// `x <- x Q` for every row of `width` values.
-    pub fn apply_rows(&self, _x: &mut [f32]) {
-        unimplemented!()
+    ///
+    /// # Panics
+    /// If `x` does not hold whole rows.
+    pub fn apply_rows(&self, x: &mut [f32]) {
+        let width = self.width;
+        assert_eq!(x.len() % width, 0, "values that are not whole rows of {width}");
+        let tasks: Vec<_> = x.chunks_mut(ROWS_PER_TASK * width).map(Mutex::new).collect();
+        parallel_for(tasks.len(), |i| {
+            let mut rows = tasks[i].lock().expect("every task has its own rows");
+            let count = rows.len() / width;
+            let input = rows.to_vec();
+            matmul(
+                MatMut::from_row_major_slice_mut(&mut rows, count, width),
+                Accum::Replace,
+                MatRef::from_row_major_slice(&input, count, width),
+                self.view(),
+                1.0,
+                Par::Seq,
+            );
+        });
     }
 
-    /// `W <- Q^T W` for a weight of shape `width x cols` (the layer's outputs are rotated: `y Q`); a bias is a row vector
-    /// and takes `apply_rows`.
-    pub fn apply_outputs(&self, _w: &mut [f32], _cols: usize) {
-        unimplemented!()
+    /// `W <- Q^T W` for a weight of shape `width x cols`, row-major (the layer's outputs are rotated: `y Q`), or for
+    /// each of several such blocks that follow one another (heads). A bias is a row vector and takes `apply_rows`.
+    ///
+    /// # Panics
+    /// If `w` does not hold whole blocks.
+    pub fn apply_outputs(&self, w: &mut [f32], cols: usize) {
+        let block = self.width * cols;
+        assert!(block > 0 && w.len().is_multiple_of(block), "values that are not whole blocks of {} x {cols}", self.width);
+        for w in w.chunks_exact_mut(block) {
+            let input = w.to_vec();
+            let input = MatRef::from_row_major_slice(&input, self.width, cols);
+            let tasks: Vec<_> = w.chunks_mut(ROWS_PER_TASK * cols).map(Mutex::new).collect();
+            parallel_for(tasks.len(), |i| {
+                let mut rows = tasks[i].lock().expect("every task has its own rows");
+                let count = rows.len() / cols;
+                matmul(
+                    MatMut::from_row_major_slice_mut(&mut rows, count, cols),
+                    Accum::Replace,
+                    self.view().subcols(i * ROWS_PER_TASK, count).transpose(),
+                    input,
+                    1.0,
+                    Par::Seq,
+                );
+            });
+        }
+    }
+
+    fn view(&self) -> MatRef<'_, f32> {
+        MatRef::from_row_major_slice(&self.matrix, self.width, self.width)
     }
 }
 
-/// A normalised Hadamard matrix of this width, `None` if none can be built from the constructions known here
+fn no_hadamard(width: usize) -> QuantError {
+    QuantError::Recipe(format!(
+        "no Hadamard matrix of width {width} can be built (known here: 1, 2, q + 1 and 2 (q + 1) for prime powers q, \
+         Paley's constructions, and products of these); use the orthogonal rotation instead"
+    ))
+}
+
+/// `Q` of a Gaussian matrix's QR decomposition, with the signs that make it uniformly distributed.
+fn random_orthogonal(width: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    // Box-Muller; 1 - u lies in (0, 1].
+    let gaussian = Mat::from_fn(width, width, |_, _| {
+        let (u, v) = (rng.random::<f64>(), rng.random::<f64>());
+        (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+    });
+    let qr = gaussian.qr();
+    let (q, r) = (qr.compute_Q(), qr.R());
+    let mut out = Vec::with_capacity(width * width);
+    for i in 0..width {
+        out.extend((0..width).map(|j| if r[(j, j)] < 0.0 { -q[(i, j)] as f32 } else { q[(i, j)] as f32 }));
+    }
+    out
+}
+
+/// A normalised Hadamard matrix of this width, row-major, `None` if none can be built from the constructions known here
 /// (Sylvester, Paley I and II, and their products).
-pub fn hadamard(_width: usize) -> Option<Vec<f32>> {
-    unimplemented!()
+pub fn hadamard(width: usize) -> Option<Vec<f32>> {
+    let mut signs = vec![1i8];
+    let mut order = 1;
+    for factor in plan(width)? {
+        let right = factor.build();
+        let n = factor.order();
+        let mut product = Vec::with_capacity((order * n) * (order * n));
+        for left in signs.chunks_exact(order) {
+            for right in right.chunks_exact(n) {
+                for &a in left {
+                    product.extend(right.iter().map(|&b| a * b));
+                }
+            }
+        }
+        (signs, order) = (product, order * n);
+    }
+    let unit = (1.0 / (width as f64).sqrt()) as f32;
+    Some(signs.into_iter().map(|s| f32::from(s) * unit).collect())
 }
+
+/// A construction of a Hadamard matrix that is not a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Factor {
+    /// Order 2.
+    Sylvester,
+    /// Order `q + 1` for a prime power `q = 3 mod 4`.
+    PaleyI(usize),
+    /// Order `2 (q + 1)` for a prime power `q = 1 mod 4`.
+    PaleyII(usize),
+}
+
+/// Factors whose orders have the product `n`.
+fn plan(n: usize) -> Option<Vec<Factor>> {
+    match n {
+        1 => return Some(vec![]),
+        2 => return Some(vec![Factor::Sylvester]),
+        _ if n == 0 || !n.is_multiple_of(4) => return None,
+        _ => {}
+    }
+    if let Some(mut factors) = plan(n / 2) {
+        factors.insert(0, Factor::Sylvester);
+        return Some(factors);
+    }
+    let prime_power = |q: usize| GaloisField::prime_power(q).is_some();
+    if n % 4 == 0 && prime_power(n - 1) {
+        return Some(vec![Factor::PaleyI(n - 1)]);
+    }
+    if n / 2 % 4 == 2 && prime_power(n / 2 - 1) {
+        return Some(vec![Factor::PaleyII(n / 2 - 1)]);
+    }
+    (4..).step_by(4).take_while(|d| d * d <= n).filter(|&d| n.is_multiple_of(d)).find_map(|d| {
+        let mut factors = plan(d)?;
+        factors.extend(plan(n / d)?);
+        Some(factors)
+    })
+}
+
+impl Factor {
+    fn order(self) -> usize {
+        match self {
+            Factor::Sylvester => 2,
+            Factor::PaleyI(q) => q + 1,
+            Factor::PaleyII(q) => 2 * (q + 1),
+        }
+    }
+
+    /// Signs, row-major (R. E. A. C. Paley, "On orthogonal matrices", 1933).
+    fn build(self) -> Vec<i8> {
+        let (q, skew) = match self {
+            Factor::Sylvester => return vec![1, 1, 1, -1],
+            Factor::PaleyI(q) => (q, true),
+            Factor::PaleyII(q) => (q, false),
+        };
+        // The conference matrix: a border of ones around the quadratic characters of the differences; zero diagonal.
+        let n = q + 1;
+        let field = GaloisField::new(q).expect("the plan names prime powers only");
+        let character = field.quadratic_character();
+        let mut conference = vec![0i8; n * n];
+        for i in 0..q {
+            conference[i + 1] = 1;
+            conference[(i + 1) * n] = if skew { -1 } else { 1 };
+            for j in 0..q {
+                conference[(i + 1) * n + j + 1] = character[field.subtract(i, j)];
+            }
+        }
+        if skew {
+            (0..n).for_each(|i| conference[i * n + i] = 1);
+            return conference;
+        }
+        let mut out = vec![0i8; 4 * n * n];
+        for i in 0..n {
+            for j in 0..n {
+                let tile = match conference[i * n + j] {
+                    0 => [1, -1, -1, -1],
+                    c => [c, c, c, -c],
+                };
+                for (t, value) in tile.into_iter().enumerate() {
+                    out[(2 * i + t / 2) * 2 * n + 2 * j + t % 2] = value;
+                }
+            }
+        }
+        out
+    }
+}
+
+/// The finite field of `p^m` elements: polynomials over the integers mod `p`, written as numbers in base `p`, modulo an
+/// irreducible polynomial of degree `m`.
+struct GaloisField {
+    p: usize,
+    m: usize,
+    /// Coefficients of `x^m` in terms of lower powers.
+    reduction: Vec<usize>,
+}
+
+impl GaloisField {
+    /// `q = p^m`, for odd `q`.
+    fn prime_power(q: usize) -> Option<(usize, usize)> {
+        if q < 3 || q.is_multiple_of(2) {
+            return None;
+        }
+        let p = (3..).step_by(2).take_while(|p| p * p <= q).find(|&p| q.is_multiple_of(p)).unwrap_or(q);
+        let (mut rest, mut m) = (q, 0);
+        while rest.is_multiple_of(p) {
+            rest /= p;
+            m += 1;
+        }
+        (rest == 1).then_some((p, m))
+    }
+
+    fn new(q: usize) -> Option<Self> {
+        let (p, m) = Self::prime_power(q)?;
+        (0..q)
+            .map(|low| {
+                let mut field = GaloisField { p, m, reduction: Vec::new() };
+                field.reduction = field.digits(low);
+                field
+            })
+            .find(|field| {
+                // In a field of odd order half of the other elements are squares, and none squares to 0; a ring modulo
+                // a reducible polynomial has fewer squares, or elements that square to 0.
+                let character = field.quadratic_character();
+                character[0] == 0 && character.iter().filter(|&&c| c == 1).count() == (q - 1) / 2
+            })
+    }
+
+    fn order(&self) -> usize {
+        self.p.pow(self.m as u32)
+    }
+
+    fn digits(&self, mut a: usize) -> Vec<usize> {
+        (0..self.m)
+            .map(|_| {
+                let digit = a % self.p;
+                a /= self.p;
+                digit
+            })
+            .collect()
+    }
+
+    fn number(&self, digits: &[usize]) -> usize {
+        digits.iter().rev().fold(0, |a, d| a * self.p + d)
+    }
+
+    fn subtract(&self, a: usize, b: usize) -> usize {
+        let (mut a, b) = (self.digits(a), self.digits(b));
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = (*a + self.p - b) % self.p;
+        }
+        self.number(&a)
+    }
+
+    fn square(&self, a: usize) -> usize {
+        let a = self.digits(a);
+        let mut product = vec![0; 2 * self.m - 1];
+        for (i, x) in a.iter().enumerate() {
+            for (j, y) in a.iter().enumerate() {
+                product[i + j] = (product[i + j] + x * y) % self.p;
+            }
+        }
+        for high in (self.m..product.len()).rev() {
+            let factor = product[high];
+            for (i, r) in self.reduction.iter().enumerate() {
+                let at = high - self.m + i;
+                product[at] = (product[at] + factor * r) % self.p;
+            }
+        }
+        self.number(&product[..self.m])
+    }
+
+    /// 1 for squares, -1 for the others, 0 for 0 (which is 1 if an element other than 0 squares to 0: no field).
+    fn quadratic_character(&self) -> Vec<i8> {
+        let mut character = vec![-1; self.order()];
+        character[0] = 0;
+        for a in 1..self.order() {
+            character[self.square(a)] = 1;
+        }
+        character
+    }
+}
+
+#[cfg(test)]
+#[path = "rotation/tests.rs"]
+mod tests;

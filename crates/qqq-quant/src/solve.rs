@@ -1,8 +1,53 @@
-//! Rounding a layer's weights: to nearest, or with Hessian-based compensation (GPTQ).
+//! Rounding a layer's weights: to nearest, or with Hessian-based compensation (GPTQ, arXiv 2210.17323).
+//!
+//! Rows (output channels) are independent and are solved in chunks on all threads; what they share is one factor of the
+//! damped Hessian ([`factor`]). [`rows`] has the inner loops.
 
-use qqq_formats::QuantizedWeight;
+mod factor;
+mod rows;
 
-use crate::{Clip, Result};
+use std::sync::Mutex;
+
+use half::{bf16, f16};
+use qqq_backend::cpu::pool::parallel_for;
+use qqq_formats::{QuantizedWeight, Scales};
+
+use crate::{Clip, QuantError, Result};
+use factor::Factor;
+use rows::{RowSolution, Task};
+
+/// Factor between a damping and the next one to try.
+const DAMPING_STEP: f64 = 10.0;
+/// Damping beyond this would drown the Hessian.
+const DAMPING_LIMIT: f64 = 10.0;
+/// The first damping to try after 0.
+const LEAST_DAMPING: f64 = 1e-4;
+
+/// Precision in which a checkpoint stores effective scales. Scales are rounded to it before weights are, so that writing
+/// and loading change nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScaleDType {
+    /// IEEE binary32: no rounding.
+    #[default]
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    BF16,
+}
+
+impl ScaleDType {
+    /// Rounds a positive scale to nearest, but never to zero or infinity.
+    pub fn round(self, scale: f32) -> f32 {
+        match self {
+            ScaleDType::F32 => scale,
+            ScaleDType::F16 => {
+                f16::from_f32(scale).clamp(f16::MIN_POSITIVE_SUBNORMAL, f16::MAX).to_f32()
+            }
+            ScaleDType::BF16 => bf16::from_f32(scale).clamp(bf16::MIN_POSITIVE_SUBNORMAL, bf16::MAX).to_f32(),
+        }
+    }
+}
 
 /// How to solve a layer.
 #[derive(Clone, Debug)]
@@ -17,6 +62,22 @@ pub struct SolveOptions {
     pub act_order: bool,
     /// Initial damping, as a share of the mean diagonal.
     pub damping: f64,
+    /// Precision of stored scales.
+    pub scale_dtype: ScaleDType,
+}
+
+impl Default for SolveOptions {
+    /// GPTQ per channel with act-order, unclipped, at the usual damping of 0.01.
+    fn default() -> Self {
+        Self {
+            group_size: None,
+            compensate: true,
+            clip: Clip::None,
+            act_order: true,
+            damping: 0.01,
+            scale_dtype: ScaleDType::F32,
+        }
+    }
 }
 
 /// A solved layer.
@@ -36,13 +97,138 @@ pub struct Solved {
 
 /// Quantizes `weights` (`n x k`, row-major) for inputs with Hessian `hessian` (`k x k`, full). `layer` names the layer in errors.
 /// Rows are independent: several layers that share an input may be stacked.
+///
+/// Input channels that were always zero (diagonal 0) are rounded to nearest: they carry no loss, take no part in the
+/// choice of scales, and neither give nor receive compensation.
+///
+/// # Errors
+/// Sizes that do not fit, weights or Hessian that are not finite, a Hessian that stays indefinite at any damping.
 pub fn solve(
-    _layer: &str,
-    _weights: &[f32],
-    _n: usize,
-    _k: usize,
-    _hessian: &[f32],
-    _options: &SolveOptions,
+    layer: &str,
+    weights: &[f32],
+    n: usize,
+    k: usize,
+    hessian: &[f32],
+    options: &SolveOptions,
 ) -> Result<Solved> {
-    unimplemented!()
+    check(layer, weights, n, k, hessian, options)?;
+    let diagonal: Vec<f32> = (0..k).map(|j| hessian[j * k + j]).collect();
+    let dead_channels = diagonal.iter().filter(|d| **d == 0.0).count();
+    let mut damping = options.damping;
+    loop {
+        let factor = match options.compensate {
+            true => Factor::new(hessian, &diagonal, damping, options.act_order).map(Some),
+            false => Ok(None),
+        };
+        let reason = match factor {
+            Ok(factor) => {
+                let task = Task { weights, k, hessian, diagonal: &diagonal, factor: factor.as_ref(), options };
+                match solve_rows(&task, n) {
+                    Some(rows) => return Ok(assemble(rows, n, k, damping, dead_channels, options)),
+                    None => "the compensated weights overflow".to_owned(),
+                }
+            }
+            Err(reason) => reason,
+        };
+        let next = (damping * DAMPING_STEP).max(LEAST_DAMPING);
+        if next > DAMPING_LIMIT || !options.compensate {
+            return Err(numerics(layer, format!(
+                "{reason}, even with {damping} of the mean diagonal added to the Hessian; \
+                 use more calibration data, or round to nearest"
+            )));
+        }
+        tracing::debug!(layer, damping, next, reason, "raising the damping");
+        damping = next;
+    }
 }
+
+fn numerics(layer: &str, reason: String) -> QuantError {
+    QuantError::Numerics { layer: layer.to_owned(), reason }
+}
+
+fn check(layer: &str, weights: &[f32], n: usize, k: usize, hessian: &[f32], options: &SolveOptions) -> Result<()> {
+    let shape = |what: &str, len: usize, rows: usize, cols: usize| match rows.checked_mul(cols) {
+        Some(want) if want == len && want > 0 => Ok(()),
+        _ => Err(QuantError::Recipe(format!("{layer}: {what} has {len} values, not {rows} x {cols}"))),
+    };
+    shape("the weight", weights.len(), n, k)?;
+    shape("the Hessian", hessian.len(), k, k)?;
+    if let Some(group) = options.group_size
+        && (group == 0 || !k.is_multiple_of(group))
+    {
+        return Err(QuantError::Recipe(format!(
+            "{layer}: groups of {group} do not divide its {k} input channels; choose another group size, or per channel"
+        )));
+    }
+    if !(options.damping >= 0.0 && options.damping.is_finite()) {
+        return Err(QuantError::Recipe(format!("{layer}: damping is {}, but must be a number >= 0", options.damping)));
+    }
+    if let Some(i) = weights.iter().position(|v| !v.is_finite()) {
+        return Err(numerics(layer, format!("weight [{}, {}] is {}", i / k, i % k, weights[i])));
+    }
+    if let Some(i) = hessian.iter().position(|v| !v.is_finite()) {
+        return Err(numerics(layer, format!(
+            "Hessian [{}, {}] is {}: activations overflowed during calibration", i / k, i % k, hessian[i]
+        )));
+    }
+    if let Some(j) = (0..k).find(|j| hessian[j * k + j] < 0.0) {
+        return Err(numerics(layer, format!("Hessian [{j}, {j}] is {}: no sum of squares", hessian[j * k + j])));
+    }
+    Ok(())
+}
+
+/// Solves all rows; `None` if numbers overflowed.
+fn solve_rows(task: &Task<'_>, n: usize) -> Option<Vec<RowSolution>> {
+    let chunks: Vec<Mutex<Option<RowSolution>>> =
+        (0..n.div_ceil(rows::ROWS_PER_TASK)).map(|_| Mutex::new(None)).collect();
+    parallel_for(chunks.len(), |i| {
+        let first = i * rows::ROWS_PER_TASK;
+        let count = rows::ROWS_PER_TASK.min(n - first);
+        let solution = rows::solve(task, &task.weights[first * task.k..(first + count) * task.k]);
+        *chunks[i].lock().expect("every chunk has its own slot") = solution;
+    });
+    chunks.into_iter().map(|c| c.into_inner().expect("every chunk has its own slot")).collect()
+}
+
+/// Puts the chunks' rows together.
+fn assemble(
+    chunks: Vec<RowSolution>,
+    n: usize,
+    k: usize,
+    damping: f64,
+    dead_channels: usize,
+    options: &SolveOptions,
+) -> Solved {
+    let mut codes = Vec::with_capacity(n * k);
+    let (mut channels, mut groups) = (Vec::with_capacity(n), Vec::new());
+    let (mut energy, mut nearest, mut result) = (0.0, 0.0, 0.0);
+    for chunk in chunks {
+        codes.extend(chunk.weight.codes);
+        match chunk.weight.scales {
+            Scales::PerChannel(channel) => channels.extend(channel),
+            Scales::PerGroup { channel, group, .. } => {
+                channels.extend(channel);
+                groups.extend(group);
+            }
+        }
+        energy += chunk.energy;
+        nearest += chunk.error_nearest;
+        result += chunk.error;
+    }
+    let scales = match options.group_size {
+        None => Scales::PerChannel(channels),
+        Some(group_size) => Scales::PerGroup { group_size, channel: channels, group: groups },
+    };
+    let relative = |error: f64| if energy > 0.0 { error / energy } else { 0.0 };
+    Solved {
+        weight: QuantizedWeight { out_features: n, in_features: k, codes, scales },
+        loss_nearest: relative(nearest),
+        loss: relative(result),
+        damping,
+        dead_channels,
+    }
+}
+
+#[cfg(test)]
+#[path = "solve/tests.rs"]
+mod tests;

@@ -1,0 +1,279 @@
+//! Attention over the KV cache, in tiles with a running softmax: after Dao et al., "FlashAttention"
+//! (arXiv 2205.14135), and Milakov and Gimelshein, "Online normalizer calculation for softmax" (arXiv
+//! 1805.02867).
+//!
+//! The queries of all heads that share a key/value head are stacked: row `t * group + h` is head `h` of
+//! the group at the span's token `t`. So a decode step reads its keys and values once for the group.
+
+use super::{
+    kv_cache::{CHUNK, ChunkLayout, CpuKvCache, LayerCache},
+    matrix::Matrix,
+    norm::softmax_piece,
+    pool,
+    shared::{SharedMut, filled, filled_matrix, with_scratch},
+    simd::SimdLevel,
+    tile::{MR, NR, Tile},
+};
+use crate::{HeadLayout, Span, WindowedCausal};
+
+/// Stacked rows of a job: 8 tiles.
+const ROWS_PER_JOB: usize = 8 * MR;
+/// Chunks of keys that a job sees where a span has few rows. A fixed number, so that results do not
+/// depend on the number of threads.
+const CHUNKS_PER_SPLIT: usize = 2;
+
+/// One job: some stacked rows of a span and key/value head, over some chunks of the cache.
+struct Job<'a> {
+    span: Span,
+    cache: &'a LayerCache,
+    /// First row of the span in the batch.
+    first_row: usize,
+    kv_head: usize,
+    rows: std::ops::Range<usize>,
+    chunks: std::ops::Range<usize>,
+    /// Place of the result among the partial ones, if the chunks are a part of what the rows see.
+    partial: Option<usize>,
+}
+
+/// See [`Backend::attention`](crate::Backend::attention).
+///
+/// # Panics
+/// If shapes disagree or the cache does not hold the spans.
+pub(crate) fn attention(
+    level: SimdLevel,
+    qkv: &Matrix,
+    heads: HeadLayout,
+    mask: WindowedCausal,
+    kv: &CpuKvCache,
+    layer: usize,
+    spans: &[Span],
+) -> Matrix {
+    assert_eq!(qkv.cols, heads.qkv_width(), "width of a qkv row");
+    assert_eq!(qkv.rows, spans.iter().map(|s| s.len).sum::<usize>(), "rows of the spans");
+    assert_eq!((heads.num_kv_heads, heads.head_dim), (kv.layout().num_kv_heads, kv.layout().head_dim), "KV layout");
+    assert!(heads.num_heads.is_multiple_of(heads.num_kv_heads), "query heads are not a multiple of key heads");
+    assert!(mask.window != Some(0), "a sliding window of 0");
+    let context = Context {
+        level,
+        qkv,
+        heads,
+        group: heads.num_heads / heads.num_kv_heads,
+        window: mask.window.unwrap_or(usize::MAX),
+        layout: kv.chunk_layout(),
+    };
+    let mut jobs = Vec::new();
+    let mut merges = Vec::new();
+    let mut partials = 0;
+    let mut first_row = 0;
+    for &span in spans {
+        let cache = kv.layer(span.slot, layer);
+        assert!(cache.len() >= span.start + span.len, "KV slot {} lacks the span's positions", span.slot);
+        let stacked = span.len * context.group;
+        for kv_head in 0..heads.num_kv_heads {
+            for start in (0..stacked).step_by(ROWS_PER_JOB) {
+                let rows = start..(start + ROWS_PER_JOB).min(stacked);
+                let chunks = context.visible_chunks(span, &rows);
+                let job = |chunks, partial| Job { span, cache, first_row, kv_head, rows: rows.clone(), chunks, partial };
+                if stacked > ROWS_PER_JOB || chunks.len() <= CHUNKS_PER_SPLIT {
+                    jobs.push(job(chunks, None));
+                    continue;
+                }
+                let first = partials;
+                for from in chunks.clone().step_by(CHUNKS_PER_SPLIT) {
+                    jobs.push(job(from..(from + CHUNKS_PER_SPLIT).min(chunks.end), Some(partials)));
+                    partials += rows.len();
+                }
+                merges.push((job(chunks, None), first..partials));
+            }
+        }
+        first_row += span.len;
+    }
+    // Long jobs first, so that the last ones to finish are short.
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.rows.len() * job.chunks.len()));
+    let partial_size = context.layout.head_dim + 2;
+    // SAFETY: the jobs' rows and heads make up the whole output, and the partial results are those of
+    // the jobs that have a place there.
+    unsafe {
+        filled_matrix(qkv.rows, heads.q_width(), |out| {
+            let partial = filled(partials * partial_size, |partial| {
+                pool::parallel_for(jobs.len(), |i| context.run(&jobs[i], out, partial));
+            });
+            for (job, places) in &merges {
+                context.merge(job, &partial[places.start * partial_size..places.end * partial_size], out);
+            }
+        })
+    }
+}
+
+struct Context<'a> {
+    level: SimdLevel,
+    qkv: &'a Matrix,
+    heads: HeadLayout,
+    group: usize,
+    window: usize,
+    layout: ChunkLayout,
+}
+
+impl Context<'_> {
+    /// Positions that a stacked row sees.
+    fn visible(&self, span: Span, row: usize) -> std::ops::Range<usize> {
+        let end = span.start + row / self.group + 1;
+        end.saturating_sub(self.window)..end
+    }
+
+    /// Chunks that some of the rows see.
+    fn visible_chunks(&self, span: Span, rows: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let (first, last) = (self.visible(span, rows.start), self.visible(span, rows.end - 1));
+        first.start / CHUNK..last.end.div_ceil(CHUNK)
+    }
+
+    /// Index of the first component of a stacked row in a matrix of rows of `width` values that starts
+    /// with the query heads.
+    fn index(&self, job: &Job, row: usize, width: usize) -> usize {
+        let head = job.kv_head * self.group + row % self.group;
+        (job.first_row + row / self.group) * width + head * self.heads.head_dim
+    }
+
+    /// Runs a job into the output, or its unnormalised sums, maximum and sum of weights into its partial result.
+    ///
+    /// # Safety
+    /// No other job may write the same rows and heads of `out`, or place of `partial`.
+    unsafe fn run(&self, job: &Job, out: &SharedMut<f32>, partial: &SharedMut<f32>) {
+        let ChunkLayout { head_dim, value_stride, head_size } = self.layout;
+        let rows = job.rows.len();
+        let sizes = [head_dim * rows, rows * CHUNK, rows * value_stride, head_size, 2 * rows];
+        let sizes = sizes.map(|n| n.next_multiple_of(16));
+        with_scratch(sizes.iter().sum(), |scratch| {
+            let (queries, scratch) = scratch.split_at_mut(sizes[0]);
+            let (scores, scratch) = scratch.split_at_mut(sizes[1]);
+            let (sums, scratch) = scratch.split_at_mut(sizes[2]);
+            let (wide, state) = scratch.split_at_mut(sizes[3]);
+            let (maxima, weights) = state.split_at_mut(rows);
+            self.load_queries(job, queries);
+            sums.fill(0.0);
+            maxima.fill(f32::NEG_INFINITY);
+            weights.fill(0.0);
+
+            for chunk in job.chunks.clone() {
+                let base = chunk * CHUNK;
+                let end = self.visible(job.span, job.rows.end - 1).end;
+                let positions = (end - base).min(CHUNK);
+                let (keys, values) = job.cache.head(self.layout, chunk, job.kv_head, positions, wide);
+                self.score(rows, queries, keys, scores);
+                for (r, row) in job.rows.clone().enumerate() {
+                    let visible = self.visible(job.span, row);
+                    let from = visible.start.saturating_sub(base).min(positions);
+                    let to = visible.end.saturating_sub(base).clamp(from, positions);
+                    let scores = &mut scores[r * CHUNK..r * CHUNK + positions];
+                    let (max, sum) = softmax_piece(self.level, scores, from, to, maxima[r]);
+                    if max != maxima[r] && weights[r] != 0.0 {
+                        let factor = (maxima[r] - max).exp();
+                        weights[r] *= factor;
+                        sums[r * value_stride..(r + 1) * value_stride].iter_mut().for_each(|v| *v *= factor);
+                    }
+                    maxima[r] = max;
+                    weights[r] += sum;
+                }
+                self.weigh(rows, positions, scores, values, sums);
+            }
+
+            for (r, row) in job.rows.clone().enumerate() {
+                let sums = &sums[r * value_stride..r * value_stride + head_dim];
+                if let Some(place) = job.partial {
+                    let size = head_dim + 2;
+                    // SAFETY: the place is the job's own.
+                    let result = unsafe { partial.slice((place + r) * size..(place + r + 1) * size) };
+                    result[..head_dim].copy_from_slice(sums);
+                    result[head_dim..].copy_from_slice(&[maxima[r], weights[r]]);
+                } else {
+                    let at = self.index(job, row, self.heads.q_width());
+                    // SAFETY: the rows and heads are the job's own.
+                    let result = unsafe { out.slice(at..at + head_dim) };
+                    let factor = 1.0 / weights[r];
+                    result.iter_mut().zip(sums).for_each(|(out, v)| *out = v * factor);
+                }
+            }
+        });
+    }
+
+    /// Copies the rows' queries, scaled by `head_dim^-1/2`, as `[component][row]`.
+    fn load_queries(&self, job: &Job, queries: &mut [f32]) {
+        let scale = 1.0 / (self.heads.head_dim as f32).sqrt();
+        let rows = job.rows.len();
+        for (r, row) in job.rows.clone().enumerate() {
+            let at = self.index(job, row, self.qkv.cols);
+            for (d, &q) in self.qkv.data[at..at + self.heads.head_dim].iter().enumerate() {
+                queries[d * rows + r] = q * scale;
+            }
+        }
+    }
+
+    /// `scores[row][position] = query . key`, rows [`CHUNK`] values apart.
+    fn score(&self, rows: usize, queries: &[f32], keys: &[f32], scores: &mut [f32]) {
+        let head_dim = self.heads.head_dim;
+        for (block, keys) in keys.chunks_exact(head_dim * NR).enumerate() {
+            for r in (0..rows).step_by(MR) {
+                let tile = Tile {
+                    rows: MR.min(rows - r),
+                    depth: head_dim,
+                    a: queries[r..].as_ptr(),
+                    a_step: rows,
+                    b: keys.as_ptr(),
+                    b_step: NR,
+                    c: scores[r * CHUNK + block * NR..].as_mut_ptr(),
+                    c_row: CHUNK,
+                    add: false,
+                };
+                // SAFETY: the operands are `head_dim x rows`, `head_dim x 32` and `rows x CHUNK` values.
+                unsafe { tile.run::<1>(self.level) };
+            }
+        }
+    }
+
+    /// `sums += weights values` over the chunk's positions.
+    fn weigh(&self, rows: usize, positions: usize, weights: &[f32], values: &[f32], sums: &mut [f32]) {
+        let stride = self.layout.value_stride;
+        assert!(values.len() >= positions * stride);
+        for col in (0..stride).step_by(NR) {
+            for r in (0..rows).step_by(MR) {
+                let tile = Tile {
+                    rows: MR.min(rows - r),
+                    depth: positions,
+                    a: weights[r * CHUNK..].as_ptr(),
+                    a_step: 1,
+                    b: values[col..].as_ptr(),
+                    b_step: stride,
+                    c: sums[r * stride + col..].as_mut_ptr(),
+                    c_row: stride,
+                    add: true,
+                };
+                // SAFETY: the operands are `rows x CHUNK`, `positions x stride` and `rows x stride` values.
+                unsafe { tile.run::<CHUNK>(self.level) };
+            }
+        }
+    }
+
+    /// Joins the partial results of a job's parts, one after the other, into the output.
+    ///
+    /// # Safety
+    /// Nothing else may write the job's rows and heads of `out`.
+    unsafe fn merge(&self, job: &Job, partial: &[f32], out: &SharedMut<f32>) {
+        let (head_dim, rows) = (self.heads.head_dim, job.rows.len());
+        let size = head_dim + 2;
+        for (r, row) in job.rows.clone().enumerate() {
+            let parts = || partial.chunks_exact(size).skip(r).step_by(rows);
+            let max = parts().fold(f32::NEG_INFINITY, |max, part| max.max(part[head_dim]));
+            let at = self.index(job, row, self.heads.q_width());
+            // SAFETY: the caller's promise.
+            let result = unsafe { out.slice(at..at + head_dim) };
+            result.fill(0.0);
+            let mut weight = 0.0;
+            for part in parts() {
+                let factor = if part[head_dim + 1] == 0.0 { 0.0 } else { (part[head_dim] - max).exp() };
+                weight += part[head_dim + 1] * factor;
+                result.iter_mut().zip(part).for_each(|(out, v)| *out += v * factor);
+            }
+            result.iter_mut().for_each(|v| *v /= weight);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The embedding table.
+
+use std::sync::Arc;
+
+use qqq_formats::WeightData;
+
+use super::{
+    element::Element,
+    linear_float::{FloatLinear, check_weight},
+    matrix::Matrix,
+};
+use crate::Result;
+
+/// Table of shape `vocab x hidden`, in its stored precision.
+#[derive(Clone, Debug)]
+pub struct CpuEmbedding {
+    vocab: usize,
+    hidden: usize,
+    data: Arc<WeightData>,
+}
+
+impl CpuEmbedding {
+    /// Takes a row-major table.
+    ///
+    /// # Errors
+    /// The number of values is not `vocab * hidden`, or one of them is 0.
+    pub fn new(vocab: usize, hidden: usize, data: WeightData) -> Result<Self> {
+        check_weight("embedding", vocab, hidden, data.len())?;
+        Ok(Self { vocab, hidden, data: Arc::new(data) })
+    }
+
+    /// The values, row-major.
+    pub fn data(&self) -> &WeightData {
+        &self.data
+    }
+
+    /// The linear layer with the same values.
+    pub(crate) fn tied_head(&self) -> Result<FloatLinear> {
+        FloatLinear::new(self.vocab, self.hidden, self.data.clone(), None)
+    }
+
+    /// Rows of the table, widened.
+    ///
+    /// # Panics
+    /// If an id is not below `vocab`.
+    pub(crate) fn rows(&self, ids: &[u32]) -> Matrix {
+        let mut out = Matrix::zeros(ids.len(), self.hidden);
+        match &*self.data {
+            WeightData::F32(t) => self.copy_rows(t, ids, &mut out),
+            WeightData::F16(t) => self.copy_rows(t, ids, &mut out),
+            WeightData::BF16(t) => self.copy_rows(t, ids, &mut out),
+        }
+        out
+    }
+
+    fn copy_rows<T: Element>(&self, table: &[T], ids: &[u32], out: &mut Matrix) {
+        for (row, &id) in out.data.chunks_exact_mut(self.hidden).zip(ids) {
+            let start = id as usize * self.hidden;
+            T::widen(&table[start..start + self.hidden], row);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Cached keys and values.
+//!
+//! A slot grows by chunks of [`CHUNK`] positions, which never move. Within a chunk, every key/value
+//! head has its keys, then its values. Keys lie in blocks of 32 positions, `[head_dim][32]`: the form in which
+//! the tile kernel takes `K^T`, both for one query and for many. Values are `[position][value_stride]`.
+
+use std::mem::size_of;
+
+use half::f16;
+
+use super::{element::Element, shared::SharedMut, tile::NR};
+use crate::{KvDType, KvLayout};
+
+/// Positions of a chunk.
+pub(crate) const CHUNK: usize = 128;
+const _: () = assert!(CHUNK.is_multiple_of(NR));
+
+/// Keys and values of several sequences (slots), all layers.
+#[derive(Debug)]
+pub struct CpuKvCache {
+    layout: KvLayout,
+    slots: Vec<Option<Vec<LayerCache>>>,
+}
+
+/// One layer of one sequence.
+#[derive(Debug, Default)]
+pub(crate) struct LayerCache {
+    len: usize,
+    chunks: Vec<Chunk>,
+}
+
+/// Memory of [`CHUNK`] positions, all heads.
+#[derive(Debug)]
+pub(crate) enum Chunk {
+    F32(Box<[f32]>),
+    F16(Box<[f16]>),
+}
+
+/// Where things are in a chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChunkLayout {
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Distance of two positions' values: `head_dim` rounded up to whole tiles (zeros beyond it).
+    pub value_stride: usize,
+    /// Values of a head.
+    pub head_size: usize,
+}
+
+impl ChunkLayout {
+    pub(crate) fn new(head_dim: usize) -> Self {
+        let value_stride = head_dim.next_multiple_of(NR);
+        Self { head_dim, value_stride, head_size: CHUNK * (head_dim + value_stride) }
+    }
+
+    /// Values of a head's keys.
+    pub(crate) fn keys_size(&self) -> usize {
+        CHUNK * self.head_dim
+    }
+}
+
+impl CpuKvCache {
+    pub(crate) fn new(layout: KvLayout) -> Self {
+        Self { layout, slots: Vec::new() }
+    }
+
+    /// Shape and element type.
+    pub fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    pub(crate) fn chunk_layout(&self) -> ChunkLayout {
+        ChunkLayout::new(self.layout.head_dim)
+    }
+
+    pub(crate) fn add_slot(&mut self) -> usize {
+        let layers = (0..self.layout.num_layers).map(|_| LayerCache::default()).collect();
+        match self.slots.iter().position(Option::is_none) {
+            Some(slot) => {
+                self.slots[slot] = Some(layers);
+                slot
+            }
+            None => {
+                self.slots.push(Some(layers));
+                self.slots.len() - 1
+            }
+        }
+    }
+
+    pub(crate) fn remove_slot(&mut self, slot: usize) {
+        assert!(self.slots[slot].take().is_some(), "KV slot {slot} is not in use");
+    }
+
+    pub(crate) fn truncate(&mut self, slot: usize, len: usize) {
+        for layer in self.slots[slot].as_mut().expect("a KV slot in use") {
+            layer.len = layer.len.min(len);
+            layer.chunks.truncate(layer.len.div_ceil(CHUNK));
+        }
+    }
+
+    pub(crate) fn layer(&self, slot: usize, layer: usize) -> &LayerCache {
+        &self.slots[slot].as_ref().expect("a KV slot in use")[layer]
+    }
+
+    /// Makes room for positions `start..start + len`, which the caller then writes; what the layer held
+    /// from `start` on is gone.
+    pub(crate) fn extend(&mut self, slot: usize, layer: usize, start: usize, len: usize) {
+        let size = self.chunk_layout().head_size * self.layout.num_kv_heads;
+        let dtype = self.layout.dtype;
+        let cache = &mut self.slots[slot].as_mut().expect("a KV slot in use")[layer];
+        assert!(start <= cache.len, "KV slot {slot} holds {} positions, not {start}", cache.len);
+        cache.len = start + len;
+        cache.chunks.resize_with(cache.len.div_ceil(CHUNK), || match dtype {
+            KvDType::F32 => Chunk::F32(vec![0.0; size].into_boxed_slice()),
+            KvDType::F16 => Chunk::F16(vec![f16::ZERO; size].into_boxed_slice()),
+        });
+    }
+
+    /// Writable views of a layer's chunks.
+    pub(crate) fn writers(&mut self, slot: usize, layer: usize) -> Vec<ChunkWriter<'_>> {
+        let cache = &mut self.slots[slot].as_mut().expect("a KV slot in use")[layer];
+        cache
+            .chunks
+            .iter_mut()
+            .map(|chunk| match chunk {
+                Chunk::F32(data) => ChunkWriter::F32(SharedMut::new(data)),
+                Chunk::F16(data) => ChunkWriter::F16(SharedMut::new(data)),
+            })
+            .collect()
+    }
+
+    /// Bytes that the cache holds.
+    pub fn bytes(&self) -> usize {
+        let chunks = self.slots.iter().flatten().flatten().flat_map(|layer| &layer.chunks);
+        chunks
+            .map(|chunk| match chunk {
+                Chunk::F32(data) => data.len() * size_of::<f32>(),
+                Chunk::F16(data) => data.len() * size_of::<f16>(),
+            })
+            .sum()
+    }
+}
+
+impl LayerCache {
+    /// Positions held.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Keys and values of a head in chunk `index`, the first `positions` of them, as f32: in place, or
+    /// widened into `scratch` (of `layout.head_size` values). Keys come in whole blocks of 32
+    /// positions, of which those beyond `positions` are unspecified.
+    pub(crate) fn head<'a>(
+        &'a self,
+        layout: ChunkLayout,
+        index: usize,
+        head: usize,
+        positions: usize,
+        scratch: &'a mut [f32],
+    ) -> (&'a [f32], &'a [f32]) {
+        let range = head * layout.head_size..(head + 1) * layout.head_size;
+        let keys = positions.next_multiple_of(NR) * layout.head_dim;
+        let values = positions * layout.value_stride;
+        match &self.chunks[index] {
+            Chunk::F32(data) => {
+                let (k, v) = data[range].split_at(layout.keys_size());
+                (&k[..keys], &v[..values])
+            }
+            Chunk::F16(data) => {
+                let (k, v) = data[range].split_at(layout.keys_size());
+                let (wide_k, wide_v) = scratch.split_at_mut(layout.keys_size());
+                f16::widen(&k[..keys], &mut wide_k[..keys]);
+                f16::widen(&v[..values], &mut wide_v[..values]);
+                (&wide_k[..keys], &wide_v[..values])
+            }
+        }
+    }
+}
+
+/// A chunk that several jobs write, each its own positions.
+pub(crate) enum ChunkWriter<'a> {
+    F32(SharedMut<'a, f32>),
+    F16(SharedMut<'a, f16>),
+}
+
+impl ChunkWriter<'_> {
+    /// Writes the keys and values of a head at positions `position..position + rows` (within one block
+    /// of 32). `keys` and `values` are those of the first position, `row_stride` values apart from the next's.
+    ///
+    /// # Safety
+    /// No other job may use these positions of the head.
+    pub(crate) unsafe fn write(
+        &self,
+        layout: ChunkLayout,
+        head: usize,
+        position: usize,
+        rows: usize,
+        keys: &[f32],
+        values: &[f32],
+        row_stride: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                ChunkWriter::F32(data) => {
+                    write(data, |v| v, layout, head, position, rows, keys, values, row_stride);
+                }
+                ChunkWriter::F16(data) => {
+                    write(data, f16::from_f32, layout, head, position, rows, keys, values, row_stride);
+                }
+            }
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+unsafe fn write<T>(
+    data: &SharedMut<T>,
+    narrow: impl Fn(f32) -> T,
+    layout: ChunkLayout,
+    head: usize,
+    position: usize,
+    rows: usize,
+    keys: &[f32],
+    values: &[f32],
+    row_stride: usize,
+) {
+    let (block, lane) = (position / NR, position % NR);
+    assert!(lane + rows <= NR && position + rows <= CHUNK);
+    let start = head * layout.head_size;
+    for d in 0..layout.head_dim {
+        // Lanes of one component, for all rows: the part of the block that these positions own.
+        let at = start + (block * layout.head_dim + d) * NR + lane;
+        // SAFETY: the caller's promise.
+        let lanes = unsafe { data.slice(at..at + rows) };
+        for (r, lane) in lanes.iter_mut().enumerate() {
+            *lane = narrow(keys[r * row_stride + d]);
+        }
+    }
+    for r in 0..rows {
+        let at = start + layout.keys_size() + (position + r) * layout.value_stride;
+        // SAFETY: the caller's promise.
+        let row = unsafe { data.slice(at..at + layout.head_dim) };
+        for (v, &x) in row.iter_mut().zip(&values[r * row_stride..]) {
+            *v = narrow(x);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Linear layers with float weights, kept in their stored precision.
+
+use std::sync::Arc;
+
+use qqq_formats::WeightData;
+
+use super::{
+    element::Element,
+    gemm, gemv,
+    matrix::Matrix,
+    shared::{SharedMut, filled_matrix},
+    simd::SimdLevel,
+};
+use crate::{BackendError, Result};
+
+/// Up to this number of rows the weights are read as they are; above it they are packed.
+const SKINNY_ROWS: usize = 32;
+
+/// A float weight of shape `N x K` with its bias.
+#[derive(Clone, Debug)]
+pub struct FloatLinear {
+    out_features: usize,
+    in_features: usize,
+    data: Arc<WeightData>,
+    bias: Option<Vec<f32>>,
+}
+
+impl FloatLinear {
+    /// Takes a row-major weight; its values may be shared (a tied output head).
+    ///
+    /// # Errors
+    /// The number of values is not `out_features * in_features`, a dimension is 0, or the bias has not
+    /// `out_features` values.
+    pub fn new(
+        out_features: usize,
+        in_features: usize,
+        data: Arc<WeightData>,
+        bias: Option<Vec<f32>>,
+    ) -> Result<Self> {
+        check_weight("linear weight", out_features, in_features, data.len())?;
+        check_bias(out_features, bias.as_deref())?;
+        Ok(Self { out_features, in_features, data, bias })
+    }
+
+    /// `N`.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// `K`.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// The values, row-major.
+    pub fn data(&self) -> &WeightData {
+        &self.data
+    }
+
+    /// The bias.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// `x W^T + bias`, shape `x.rows x N`.
+    ///
+    /// # Panics
+    /// If `x` has not `K` columns.
+    pub(crate) fn matmul(&self, level: SimdLevel, x: &Matrix) -> Matrix {
+        // SAFETY: `run` writes every element.
+        unsafe { filled_matrix(x.rows, self.out_features, |out| self.run(level, x, false, out)) }
+    }
+
+    /// `out += x W^T + bias`.
+    ///
+    /// # Panics
+    /// If `x` has not `K` columns or `out` is not of shape `x.rows x N`.
+    pub(crate) fn matmul_add(&self, level: SimdLevel, x: &Matrix, out: &mut Matrix) {
+        assert_eq!((out.rows, out.cols), (x.rows, self.out_features), "shape of the sum");
+        // SAFETY: `out` is a matrix of this shape.
+        unsafe { self.run(level, x, true, &SharedMut::new(&mut out.data)) };
+    }
+
+    /// # Safety
+    /// `out` must have room for `x.rows x N` values, initialised if `add`.
+    unsafe fn run(&self, level: SimdLevel, x: &Matrix, add: bool, out: &SharedMut<f32>) {
+        assert_eq!(x.cols, self.in_features, "input channels");
+        // SAFETY: the caller's promise.
+        unsafe {
+            match &*self.data {
+                WeightData::F32(w) => self.run_typed(level, x, w, add, out),
+                WeightData::F16(w) => self.run_typed(level, x, w, add, out),
+                WeightData::BF16(w) => self.run_typed(level, x, w, add, out),
+            }
+        }
+    }
+
+    unsafe fn run_typed<W: Element>(
+        &self,
+        level: SimdLevel,
+        x: &Matrix,
+        w: &[W],
+        add: bool,
+        out: &SharedMut<f32>,
+    ) {
+        let (n, bias) = (self.out_features, self.bias());
+        // SAFETY: the caller's promise.
+        unsafe {
+            if x.rows <= SKINNY_ROWS {
+                gemv::skinny(level, x, w, n, bias, add, out);
+            } else {
+                gemm::wide(level, x, w, n, bias, add, out);
+            }
+        }
+    }
+}
+
+/// Checks the number of values of a matrix of parameters.
+pub(crate) fn check_weight(what: &str, rows: usize, cols: usize, len: usize) -> Result<()> {
+    if rows == 0 || cols == 0 || rows.checked_mul(cols) != Some(len) {
+        return Err(BackendError::Shape(format!("{what} of shape {rows} x {cols} cannot hold {len} values")));
+    }
+    Ok(())
+}
+
+/// Checks the length of a bias.
+pub(crate) fn check_bias(out_features: usize, bias: Option<&[f32]>) -> Result<()> {
+    match bias {
+        Some(b) if b.len() != out_features => Err(BackendError::Shape(format!(
+            "bias of a linear layer with {out_features} outputs has {} values",
+            b.len()
+        ))),
+        _ => Ok(()),
+    }
+}

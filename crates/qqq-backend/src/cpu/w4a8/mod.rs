@@ -1,0 +1,163 @@
+//! The W4A8 GEMM: int8 activations times 4-bit weights, accumulated in int32.
+//!
+//! Every path ([`Isa`]) reads the same packed weight ([`pack`]) and gives the same accumulators, bit
+//! for bit. Bounds: an accumulator is at most 128 * 128 * K in size, so K up to 65536 cannot overflow.
+
+pub mod activations;
+mod output;
+mod pack;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+use std::ops::Range;
+
+use qqq_formats::QuantizedWeight;
+
+pub use activations::{Int8Activations, quantize_row};
+
+use super::isa::Isa;
+use super::matrix::Matrix;
+use super::pool::{num_threads, parallel_for};
+use crate::Result;
+use output::{Output, Scaling};
+use pack::{BLOCK, PackedWeight};
+
+/// Rows up to which a product is bound by reading the weight: every task takes all rows.
+const SKINNY_ROWS: usize = 8;
+/// Channel blocks of a panel: the unit of work when there are many rows.
+const PANEL_BLOCKS: usize = 4;
+/// Bytes of activations that a task goes through for each panel: they stay in the L2 cache.
+const ACTIVATION_BYTES: usize = 256 << 10;
+/// Bytes of packed weight below which a task of a skinny product is not worth handing over.
+const SKINNY_TASK_BYTES: usize = 16 << 10;
+
+/// A prepacked 4-bit weight.
+#[derive(Clone, Debug)]
+pub struct W4A8Linear {
+    isa: Isa,
+    weight: PackedWeight,
+}
+
+/// One product: what a kernel needs besides its part of the work.
+struct Gemm<'a> {
+    weight: &'a PackedWeight,
+    a: &'a Int8Activations,
+    output: Output<'a>,
+}
+
+impl W4A8Linear {
+    /// Prepacks for the path named by `QQQ_ISA`, else for the best path of this machine.
+    ///
+    /// # Errors
+    /// As [`with_isa`](Self::with_isa); or `QQQ_ISA` names no path.
+    pub fn new(weight: &QuantizedWeight) -> Result<Self> {
+        Self::with_isa(weight, Isa::selected()?)
+    }
+
+    /// Prepacks for a given path.
+    ///
+    /// # Errors
+    /// The machine lacks the path; or N or K is not divisible by 16, K is above 65536, the group size
+    /// is not 32, 64 or 128 or does not divide K; or the weight holds codes, scales or int8 weights
+    /// out of range.
+    pub fn with_isa(weight: &QuantizedWeight, isa: Isa) -> Result<Self> {
+        Ok(Self { isa: isa.checked()?, weight: PackedWeight::new(weight)? })
+    }
+
+    /// The path that this weight is packed for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// `N`, the number of output channels.
+    pub fn out_features(&self) -> usize {
+        self.weight.out_features
+    }
+
+    /// `K`, the number of input channels.
+    pub fn in_features(&self) -> usize {
+        self.weight.in_features
+    }
+
+    /// Bytes of the prepacked weight with its scales: what a token has to read.
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes()
+    }
+
+    /// int32 accumulators `a w8^T`, shape `rows x N` (for tests; the product path is fused).
+    ///
+    /// # Panics
+    /// If `a.cols` is not K.
+    pub fn accumulators(&self, a: &Int8Activations) -> Vec<i32> {
+        let mut acc = vec![0; a.rows * self.out_features()];
+        self.run(a, Output::accumulators(&mut acc, self.out_features()));
+        acc
+    }
+
+    /// `out = (acc as f32 * channel_scale) * token_scale + bias`, or `out += ...` if `add`; each step
+    /// is rounded to float32. Shape of `out`: `a.rows x N`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit together.
+    pub fn matmul(&self, a: &Int8Activations, bias: Option<&[f32]>, add: bool, out: &mut Matrix) {
+        assert_eq!((out.rows, out.cols), (a.rows, self.out_features()), "shape of the output");
+        let scaling = Scaling { channels: &self.weight.channel_scales, tokens: &a.scales, bias, add };
+        self.run(a, Output::scaled(&mut out.data, scaling));
+    }
+
+    fn run(&self, a: &Int8Activations, output: Output) {
+        assert_eq!(a.cols, self.in_features(), "channels of the activations and of the weight");
+        assert!(a.codes.len() == a.rows * a.cols && a.scales.len() == a.rows && a.sums.len() == a.rows);
+        let gemm = Gemm { weight: &self.weight, a, output };
+        let blocks = self.out_features() / BLOCK;
+        if a.rows == 0 {
+            return;
+        }
+        if a.rows <= SKINNY_ROWS {
+            let most = (self.bytes() / SKINNY_TASK_BYTES).clamp(1, 4 * num_threads());
+            let per_task = blocks.div_ceil(most);
+            parallel_for(blocks.div_ceil(per_task), |task| {
+                let start = task * per_task;
+                gemm.run(self.isa, start..blocks.min(start + per_task), 0..a.rows);
+            });
+            return;
+        }
+        let panels = blocks.div_ceil(PANEL_BLOCKS);
+        let rows_per_task = a.rows.div_ceil(a.codes.len().div_ceil(ACTIVATION_BYTES));
+        parallel_for(panels * a.rows.div_ceil(rows_per_task), |task| {
+            let (part, panel) = (task / panels, task % panels);
+            let (row, block) = (part * rows_per_task, panel * PANEL_BLOCKS);
+            gemm.run(self.isa, block..blocks.min(block + PANEL_BLOCKS), row..a.rows.min(row + rows_per_task));
+        });
+    }
+}
+
+impl Gemm<'_> {
+    /// Computes output channels `BLOCK * blocks` of the given rows. Parts of one product that run at
+    /// the same time must not overlap.
+    fn run(&self, isa: Isa, blocks: Range<usize>, rows: Range<usize>) {
+        match isa {
+            Isa::Portable => portable::run(self, blocks, rows),
+            // SAFETY: `W4A8Linear::with_isa` has checked that the machine has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2::run_maddubs(self, blocks, rows) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => unsafe { avx2::run_vnni(self, blocks, rows) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => unsafe { avx512::run(self, blocks, rows) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => unsafe { neon::run(self, blocks, rows) },
+            #[allow(unreachable_patterns)]
+            _ => unreachable!("no weight is packed for a path of another architecture"),
+        }
+    }
+}

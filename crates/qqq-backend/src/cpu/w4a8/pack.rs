@@ -1,0 +1,164 @@
+//! The packed weight that all kernels read.
+//!
+//! Output channels come in blocks of 16, input channels in chunks of 32. A chunk of a block is four
+//! lines of 64 bytes; line j holds channels j, 4 + j, 8 + j and 12 + j of the block, 16 bytes each. Byte i
+//! of these 16 has input channel i of the chunk in its low nibble and input channel 16 + i in its high
+//! one, as code + 8.
+//!
+//! So a 128-bit lane belongs to one output channel: a byte shuffle can look the int8 weights of a
+//! group up in a table of 16 (group scales make a table for each channel), 16 activations
+//! are broadcast to all lanes, and transposing four lines as 4x4 blocks of 32-bit words inside the lanes
+//! puts the 16 channels in order.
+
+use half::f16;
+use qqq_formats::{QuantizedWeight, Scales};
+
+use crate::{BackendError, Result};
+
+/// Output channels of a block.
+pub(super) const BLOCK: usize = 16;
+/// Input channels of a chunk.
+pub(super) const CHUNK: usize = 32;
+/// Lines of a chunk.
+pub(super) const LINES: usize = 4;
+/// Largest K whose accumulators cannot overflow: 128 * 128 * 65536 < 2^31, and 255 * 128 * 65536 < 2^31 for
+/// kernels that add an offset to the weights.
+const MAX_IN_FEATURES: usize = 65536;
+
+/// A cache line of packed codes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub [u8; 64]);
+
+/// Scales of the groups, as the kernels read them.
+#[derive(Clone, Debug)]
+pub(super) struct GroupScales {
+    /// Input channels of a group: 32, 64 or 128.
+    pub size: usize,
+    /// Shape `blocks x groups x BLOCK`.
+    pub scales: Vec<f16>,
+}
+
+/// See the module's description.
+#[derive(Clone, Debug)]
+pub(super) struct PackedWeight {
+    /// `N`.
+    pub out_features: usize,
+    /// `K`.
+    pub in_features: usize,
+    /// Shape `blocks x chunks x LINES`. If K is an odd multiple of 16, the high nibbles of a block's last chunk hold
+    /// code 0 and no kernel uses them.
+    pub lines: Vec<Line>,
+    /// Shape `N`.
+    pub channel_scales: Vec<f32>,
+    /// `None` per channel.
+    pub groups: Option<GroupScales>,
+}
+
+impl PackedWeight {
+    /// # Errors
+    /// See [`W4A8Linear::with_isa`](super::W4A8Linear::with_isa).
+    pub(super) fn new(weight: &QuantizedWeight) -> Result<Self> {
+        check(weight)?;
+        let (n, k) = (weight.out_features, weight.in_features);
+        let chunks = k.div_ceil(CHUNK);
+        let mut lines = vec![Line([0x88; 64]); n / BLOCK * chunks * LINES];
+        for (channel, codes) in weight.codes.chunks_exact(k.max(1)).enumerate() {
+            let (block, line, lane) = (channel / BLOCK, channel % LINES, channel % BLOCK / LINES);
+            for (chunk, codes) in codes.chunks(CHUNK).enumerate() {
+                let Line(bytes) = &mut lines[(block * chunks + chunk) * LINES + line];
+                let bytes = &mut bytes[lane * 16..lane * 16 + 16];
+                let (low, high) = codes.split_at(16);
+                for (i, &code) in low.iter().enumerate() {
+                    bytes[i] = (bytes[i] & 0xf0) | (code + 8) as u8;
+                }
+                for (i, &code) in high.iter().enumerate() {
+                    bytes[i] = (bytes[i] & 0x0f) | ((code + 8) as u8) << 4;
+                }
+            }
+        }
+        let groups = match &weight.scales {
+            Scales::PerChannel(_) => None,
+            Scales::PerGroup { group_size, group, .. } => {
+                let count = k / group_size;
+                let scales = (0..n * count)
+                    .map(|i| {
+                        let (block, g, channel) = (i / (count * BLOCK), i / BLOCK % count, i % BLOCK);
+                        group[(block * BLOCK + channel) * count + g]
+                    })
+                    .collect();
+                Some(GroupScales { size: *group_size, scales })
+            }
+        };
+        let channel_scales = weight.channel_scales().to_vec();
+        Ok(Self { out_features: n, in_features: k, lines, channel_scales, groups })
+    }
+
+    /// The lines of a block, chunk by chunk.
+    #[inline]
+    pub(super) fn block(&self, block: usize) -> &[Line] {
+        let len = self.in_features.div_ceil(CHUNK) * LINES;
+        &self.lines[block * len..(block + 1) * len]
+    }
+
+    /// Group size and the scales of a block's groups, shape `groups x BLOCK`; `None` per channel.
+    #[inline]
+    pub(super) fn block_groups(&self, block: usize) -> Option<(usize, &[[f16; BLOCK]])> {
+        let groups = self.groups.as_ref()?;
+        let count = self.in_features / groups.size;
+        Some((groups.size, &groups.scales.as_chunks().0[block * count..(block + 1) * count]))
+    }
+
+    /// Bytes of codes and scales.
+    pub(super) fn bytes(&self) -> usize {
+        let groups = self.groups.as_ref().map_or(0, |groups| size_of_val(&groups.scales[..]));
+        size_of_val(&self.lines[..]) + size_of_val(&self.channel_scales[..]) + groups
+    }
+}
+
+fn check(weight: &QuantizedWeight) -> Result<()> {
+    let (n, k) = (weight.out_features, weight.in_features);
+    let fail = |what: String| Err(BackendError::Shape(format!("4-bit weight of shape {n} x {k}: {what}")));
+    if n == 0 || k == 0 || n % BLOCK != 0 || k % 16 != 0 {
+        return fail("the W4A8 kernels take N and K divisible by 16".into());
+    }
+    if k > MAX_IN_FEATURES {
+        return fail(format!("the W4A8 kernels take K up to {MAX_IN_FEATURES}"));
+    }
+    if n.checked_mul(k) != Some(weight.codes.len()) {
+        return fail(format!("it has {} codes", weight.codes.len()));
+    }
+    if let Some(i) = weight.codes.iter().position(|c| !(-8..=7).contains(c)) {
+        return fail(format!("code {} of channel {} is not in -8..=7", weight.codes[i], i / k));
+    }
+    let scales = weight.channel_scales();
+    if scales.len() != n {
+        return fail(format!("it has {} channel scales", scales.len()));
+    }
+    if let Some(i) = scales.iter().position(|s| !s.is_finite()) {
+        return fail(format!("the scale of channel {i} is {}", scales[i]));
+    }
+    let Scales::PerGroup { group_size, group, .. } = &weight.scales else {
+        return Ok(());
+    };
+    if ![32, 64, 128].contains(group_size) || k % group_size != 0 {
+        return fail(format!(
+            "the group size is {group_size}; the W4A8 kernels take 32, 64 and 128, where it divides K, and per-channel scales"
+        ));
+    }
+    if group.len() != weight.codes.len() / group_size {
+        return fail(format!("it has {} scales of groups of {group_size}", group.len()));
+    }
+    for (i, (codes, scale)) in weight.codes.chunks_exact(*group_size).zip(group).enumerate() {
+        let scale = f32::from(*scale);
+        // Not finite is not below either.
+        let fits = codes.iter().all(|&c| (f32::from(c) * scale).round_ties_even().abs() <= 127.0);
+        if !fits {
+            let (channel, g) = (i / (k / group_size), i % (k / group_size));
+            return fail(format!(
+                "group scale {scale} of channel {channel}, group {g}, takes int8 weights out of -127..=127"
+            ));
+        }
+    }
+    Ok(())
+}

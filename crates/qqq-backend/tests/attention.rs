@@ -1,0 +1,276 @@
+//! Rotary embedding, KV cache and attention of the CPU backend against their definitions in f64, on every instruction
+//! set of this machine.
+
+use half::f16;
+use qqq_backend::cpu::{CpuBackend, CpuKvCache, SimdLevel, matrix::Matrix};
+use qqq_backend::{Backend, HeadLayout, KvDType, KvLayout, Span, WindowedCausal};
+
+fn backends() -> Vec<CpuBackend> {
+    [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512]
+        .into_iter()
+        .filter_map(|level| CpuBackend::with_simd_level(level).ok())
+        .collect()
+}
+
+/// Pseudo-random values in (-1, 1), the same for a seed.
+fn values(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn inv_freq(head_dim: usize) -> Vec<f32> {
+    (0..head_dim / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect()
+}
+
+/// Queries, keys and values of one sequence by the definition, in f64: after norms and rotation.
+struct Reference {
+    heads: HeadLayout,
+    rows: Vec<Vec<f64>>,
+}
+
+impl Reference {
+    fn new(qkv: &Matrix, heads: HeadLayout, norm: Option<(&[f32], &[f32], f32)>, dtype: KvDType) -> Self {
+        let d = heads.head_dim;
+        let freq = inv_freq(d);
+        let rows = (0..qkv.rows)
+            .map(|p| {
+                let mut row: Vec<f64> = qkv.row(p).iter().map(|&v| f64::from(v)).collect();
+                for (h, head) in row.chunks_exact_mut(d).take(heads.num_heads + heads.num_kv_heads).enumerate() {
+                    if let Some((q, k, eps)) = norm {
+                        let mean = head.iter().map(|v| v * v).sum::<f64>() / d as f64;
+                        let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+                        let weight = if h < heads.num_heads { q } else { k };
+                        head.iter_mut().zip(weight).for_each(|(v, &w)| *v *= scale * f64::from(w));
+                    }
+                    for i in 0..d / 2 {
+                        // The angle is a float32 product by definition.
+                        let (sin, cos) = f64::from(p as f32 * freq[i]).sin_cos();
+                        let (a, b) = (head[i], head[i + d / 2]);
+                        (head[i], head[i + d / 2]) = (a * cos - b * sin, b * cos + a * sin);
+                    }
+                }
+                if dtype == KvDType::F16 {
+                    row[heads.q_width()..].iter_mut().for_each(|v| *v = f64::from(f16::from_f64(*v)));
+                }
+                row
+            })
+            .collect();
+        Self { heads, rows }
+    }
+
+    fn attention(&self, position: usize, mask: WindowedCausal) -> Vec<f64> {
+        let HeadLayout { num_heads, num_kv_heads, head_dim: d } = self.heads;
+        let first = mask.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        let mut out = Vec::new();
+        for h in 0..num_heads {
+            let kv_head = h / (num_heads / num_kv_heads);
+            let key = self.heads.q_width() + kv_head * d;
+            let value = key + self.heads.kv_width();
+            let q = &self.rows[position][h * d..(h + 1) * d];
+            let scores: Vec<f64> = (first..=position)
+                .map(|p| q.iter().zip(&self.rows[p][key..]).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt())
+                .collect();
+            let max = scores.iter().copied().fold(f64::MIN, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            out.extend((0..d).map(|i| {
+                weights.iter().zip(first..).map(|(w, p)| w * self.rows[p][value + i]).sum::<f64>() / total
+            }));
+        }
+        out
+    }
+}
+
+struct Case {
+    heads: HeadLayout,
+    mask: WindowedCausal,
+    dtype: KvDType,
+    qk_norm: bool,
+}
+
+impl Case {
+    fn new(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            heads: HeadLayout { num_heads, num_kv_heads, head_dim },
+            mask: WindowedCausal { window: None },
+            dtype: KvDType::F32,
+            qk_norm: false,
+        }
+    }
+
+    fn cache(&self, b: &CpuBackend) -> CpuKvCache {
+        let HeadLayout { num_kv_heads, head_dim, .. } = self.heads;
+        b.kv_cache(KvLayout { num_layers: 2, num_kv_heads, head_dim, dtype: self.dtype })
+    }
+
+    fn norms(&self) -> Option<(Vec<f32>, Vec<f32>, f32)> {
+        let d = self.heads.head_dim;
+        self.qk_norm.then(|| (values(d, 50), values(d, 51), 1e-6))
+    }
+
+    /// Appends and attends to parts of sequences; returns the attention rows.
+    fn step(&self, b: &CpuBackend, kv: &mut CpuKvCache, parts: &[(&Matrix, Span)]) -> Matrix {
+        let rows: Vec<f32> = parts
+            .iter()
+            .flat_map(|(x, s)| x.data[s.start * x.cols..(s.start + s.len) * x.cols].iter().copied())
+            .collect();
+        let spans: Vec<Span> = parts.iter().map(|p| p.1).collect();
+        let mut qkv = b.tensor(spans.iter().map(|s| s.len).sum(), self.heads.qkv_width(), rows);
+        let rope = b.rope(&inv_freq(self.heads.head_dim), 4096);
+        let norms = self.norms();
+        let norms = norms.as_ref().map(|(q, k, eps)| (q, k, *eps));
+        b.rope_append_kv(&mut qkv, self.heads, norms, &rope, kv, 1, &spans);
+        b.attention(&qkv, self.heads, self.mask, kv, 1, &spans)
+    }
+
+    fn sequence(&self, len: usize, seed: u64) -> Matrix {
+        let cols = self.heads.qkv_width();
+        Matrix { rows: len, cols, data: values(len * cols, seed).iter().map(|v| 2.0 * v).collect() }
+    }
+
+    fn check(&self, got: &[f32], want: &[f64], what: &str) {
+        // Scores are sums of head_dim products of size up to 4, whose error goes into the weights as
+        // a relative one; weights and values add a few roundings. An f16 cache also rounds to the other
+        // side where the float32 key is off by its last bit.
+        let d = self.heads.head_dim as f64;
+        let rounding = if self.dtype == KvDType::F16 { 2f64.powi(-10) } else { 0.0 };
+        let bound = (4.0 * d.sqrt() * d * 2f64.powi(-24) + 32.0 * 2f64.powi(-24) + rounding) * 2.0;
+        for (i, (&got, want)) in got.iter().zip(want).enumerate() {
+            assert!((f64::from(got) - want).abs() <= bound, "{what}, value {i}: {got}, not {want} (bound {bound})");
+        }
+    }
+
+    /// Sequences in pieces of the given lengths, all together as spans of one batch.
+    fn run(&self, sequences: &[&[usize]]) {
+        let inputs: Vec<Matrix> = sequences
+            .iter()
+            .enumerate()
+            .map(|(i, pieces)| self.sequence(pieces.iter().sum(), 60 + i as u64))
+            .collect();
+        let norms = self.norms();
+        let norms = norms.as_ref().map(|(q, k, eps)| (q.as_slice(), k.as_slice(), *eps));
+        let references: Vec<Reference> =
+            inputs.iter().map(|x| Reference::new(x, self.heads, norms, self.dtype)).collect();
+        for b in backends() {
+            let mut kv = self.cache(&b);
+            let slots: Vec<usize> = inputs.iter().map(|_| b.kv_add_slot(&mut kv)).collect();
+            let mut starts = vec![0; inputs.len()];
+            for step in 0..sequences.iter().map(|pieces| pieces.len()).max().unwrap() {
+                // The sequences that have a piece left, in reverse order.
+                let active: Vec<usize> =
+                    (0..inputs.len()).rev().filter(|&i| step < sequences[i].len()).collect();
+                let parts: Vec<(&Matrix, Span)> = active
+                    .iter()
+                    .map(|&i| (&inputs[i], Span { slot: slots[i], start: starts[i], len: sequences[i][step] }))
+                    .collect();
+                let out = self.step(&b, &mut kv, &parts);
+                let mut row = 0;
+                for (&i, (_, span)) in active.iter().zip(&parts) {
+                    for p in span.start..span.start + span.len {
+                        let what = format!("{:?} {:?} sequence {i} position {p}", b.simd_level(), self.heads);
+                        self.check(out.row(row), &references[i].attention(p, self.mask), &what);
+                        row += 1;
+                    }
+                    starts[i] += span.len;
+                }
+                assert_eq!(row, out.rows);
+            }
+        }
+    }
+}
+
+#[test]
+fn head_shapes() {
+    for (heads, kv_heads, d) in [(9, 3, 64), (4, 4, 32), (6, 2, 80), (4, 1, 128), (14, 2, 64), (2, 2, 6)] {
+        Case::new(heads, kv_heads, d).run(&[&[70, 1, 1, 63, 30]]);
+    }
+}
+
+#[test]
+fn several_spans_and_many_pieces() {
+    Case::new(6, 2, 32).run(&[&[1, 1, 1, 200, 1], &[300, 1, 1, 7], &[33], &[31, 1, 1, 95, 1, 128, 1]]);
+}
+
+#[test]
+fn sliding_windows() {
+    for window in [1, 2, 31, 128, 130, 1000] {
+        let mask = WindowedCausal { window: Some(window) };
+        Case { mask, ..Case::new(4, 2, 32) }.run(&[&[290, 1, 1, 40], &[5, 1]]);
+    }
+}
+
+#[test]
+fn half_precision_cache() {
+    Case { dtype: KvDType::F16, ..Case::new(9, 3, 64) }.run(&[&[200, 1, 1, 90], &[1, 1, 40]]);
+    Case { dtype: KvDType::F16, ..Case::new(2, 1, 80) }.run(&[&[40, 1, 1, 300, 1]]);
+}
+
+#[test]
+fn head_norms() {
+    Case { qk_norm: true, ..Case::new(4, 2, 64) }.run(&[&[50, 1, 3]]);
+}
+
+/// A decode step over a long cache splits the positions; so does a short prefill.
+#[test]
+fn long_decode() {
+    Case::new(3, 1, 64).run(&[&[700, 1, 1, 20, 1]]);
+    Case { mask: WindowedCausal { window: Some(300) }, ..Case::new(3, 1, 64) }.run(&[&[700, 1, 1, 20, 1]]);
+}
+
+#[test]
+fn truncated_and_reused_slots() {
+    let case = Case::new(4, 2, 32);
+    let b = CpuBackend::default();
+    let (x, y) = (case.sequence(200, 70), case.sequence(150, 71));
+    let span = |slot, start, len| Span { slot, start, len };
+    let mut kv = case.cache(&b);
+    let a = b.kv_add_slot(&mut kv);
+    let whole = case.step(&b, &mut kv, &[(&x, span(a, 0, 200))]);
+
+    // Forget the end and append it again.
+    b.kv_truncate(&mut kv, a, 137);
+    let end = case.step(&b, &mut kv, &[(&x, span(a, 137, 63))]);
+    let reference = Reference::new(&x, case.heads, None, case.dtype);
+    for p in 137..200 {
+        case.check(end.row(p - 137), &reference.attention(p, case.mask), "after truncation");
+    }
+
+    // NaNs of a forgotten sequence must not come back.
+    let mut bad = x.clone();
+    bad.data.fill(f32::NAN);
+    let c = b.kv_add_slot(&mut kv);
+    let out = case.step(&b, &mut kv, &[(&bad, span(c, 0, 200))]);
+    assert!(out.data.iter().all(|v| v.is_nan()));
+    b.kv_truncate(&mut kv, c, 0);
+    assert_eq!(case.step(&b, &mut kv, &[(&x, span(c, 0, 200))]), whole);
+
+    // A freed slot is empty when it is used again.
+    b.kv_remove_slot(&mut kv, a);
+    let again = b.kv_add_slot(&mut kv);
+    assert_eq!(again, a);
+    let fresh = case.step(&b, &mut kv, &[(&y, span(again, 0, 150))]);
+    let reference = Reference::new(&y, case.heads, None, case.dtype);
+    for p in 0..150 {
+        case.check(fresh.row(p), &reference.attention(p, case.mask), "in a reused slot");
+    }
+    // The other slot is as it was.
+    let more = case.step(&b, &mut kv, &[(&x, span(c, 199, 1))]);
+    case.check(more.row(0), &whole.row(199).iter().map(|&v| f64::from(v)).collect::<Vec<_>>(), "decode after prefill");
+}
+
+#[test]
+#[should_panic(expected = "holds 0 positions, not 5")]
+fn a_gap_in_the_cache_is_refused() {
+    let case = Case::new(2, 1, 32);
+    let b = CpuBackend::default();
+    let mut kv = case.cache(&b);
+    let slot = b.kv_add_slot(&mut kv);
+    case.step(&b, &mut kv, &[(&case.sequence(8, 80), Span { slot, start: 5, len: 1 })]);
+}

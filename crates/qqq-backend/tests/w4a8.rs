@@ -1,0 +1,306 @@
+//! The W4A8 kernels: every path of this machine against an independent loop and the golden vectors.
+
+use std::path::Path;
+
+use half::f16;
+use proptest::prelude::*;
+use qqq_backend::cpu::isa::Isa;
+use qqq_backend::cpu::matrix::Matrix;
+use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
+use qqq_formats::{QuantizedWeight, Scales};
+use safetensors::SafeTensors;
+
+/// A cheap deterministic sequence (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// An integer in `low..=high`.
+    fn int(&mut self, low: i32, high: i32) -> i32 {
+        low + (self.next() % (high - low + 1) as u64) as i32
+    }
+}
+
+/// Random codes and scales; group scales reach the limit |int8 weight| = 127 and include ties
+/// (halves), zero and negative values.
+fn weight(random: &mut Random, n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
+    let codes = (0..n * k).map(|_| random.int(-8, 7) as i8).collect();
+    let channel = (0..n).map(|_| random.int(1, 1000) as f32 / 3e4).collect();
+    let scales = match group_size {
+        None => Scales::PerChannel(channel),
+        Some(group_size) => {
+            let group = (0..n * k / group_size)
+                .map(|_| match random.int(0, 9) {
+                    0 => f16::from_f32(15.875),
+                    1 => f16::from_f32(random.int(-31, 31) as f32 / 2.0),
+                    2 => f16::ZERO,
+                    3 => f16::from_bits(random.int(0, 0x03ff) as u16),
+                    4 => f16::from_f32(-random.int(0, 1587) as f32 / 100.0),
+                    _ => f16::from_f32(random.int(0, 15870) as f32 / 1000.0),
+                })
+                .collect();
+            Scales::PerGroup { group_size, channel, group }
+        }
+    };
+    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+}
+
+fn activations(rows: usize, cols: usize, mut code: impl FnMut() -> i8) -> Int8Activations {
+    let codes: Vec<i8> = (0..rows * cols).map(|_| code()).collect();
+    let sums = codes.chunks(cols).map(|row| row.iter().map(|&c| i32::from(c)).sum()).collect();
+    let scales = (0..rows).map(|i| 0.01 + i as f32 * 0.003).collect();
+    Int8Activations { rows, cols, codes, scales, sums }
+}
+
+/// The accumulators by definition.
+fn naive(weight: &QuantizedWeight, a: &Int8Activations) -> Vec<i32> {
+    let (n, k) = (weight.out_features, weight.in_features);
+    let mut acc = Vec::new();
+    for row in a.codes.chunks_exact(k) {
+        for channel in 0..n {
+            let sum: i64 = (0..k)
+                .map(|i| {
+                    let code = weight.codes[channel * k + i];
+                    let w = match &weight.scales {
+                        Scales::PerChannel(_) => i64::from(code),
+                        Scales::PerGroup { group_size, group, .. } => {
+                            let scale = group[channel * (k / group_size) + i / group_size].to_f64();
+                            (f64::from(code) * scale).round_ties_even() as i64
+                        }
+                    };
+                    w * i64::from(row[i])
+                })
+                .sum();
+            acc.push(i32::try_from(sum).expect("no overflow within the stated bounds"));
+        }
+    }
+    acc
+}
+
+/// The output by definition, on top of `out`.
+fn finish(weight: &QuantizedWeight, a: &Int8Activations, acc: &[i32], bias: Option<&[f32]>, add: bool, out: &mut [f32]) {
+    let n = weight.out_features;
+    for (i, (out, &acc)) in out.iter_mut().zip(acc).enumerate() {
+        let mut y = acc as f32 * weight.channel_scales()[i % n];
+        y *= a.scales[i / n];
+        if let Some(bias) = bias {
+            y += bias[i % n];
+        }
+        *out = if add { *out + y } else { y };
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Compares every path with the definition: accumulators and the four kinds of output.
+fn check(weight: &QuantizedWeight, a: &Int8Activations) {
+    let n = weight.out_features;
+    let expected = naive(weight, a);
+    let bias: Vec<f32> = (0..n).map(|i| i as f32 * 0.37 - 2.0).collect();
+    for isa in Isa::available() {
+        let linear = W4A8Linear::with_isa(weight, isa).expect("a valid weight");
+        let what = format!("{isa}: {} rows, N {n}, K {}", a.rows, weight.in_features);
+        assert!(linear.accumulators(a) == expected, "accumulators, {what}");
+        for (bias, add) in [(None, false), (Some(&bias[..]), false), (None, true), (Some(&bias[..]), true)] {
+            let start: Vec<f32> = (0..a.rows * n).map(|i| (i % 7) as f32 - 3.0).collect();
+            let mut out = Matrix { rows: a.rows, cols: n, data: start.clone() };
+            linear.matmul(a, bias, add, &mut out);
+            let mut expected_out = start;
+            finish(weight, a, &expected, bias, add, &mut expected_out);
+            assert!(bits(&out.data) == bits(&expected_out), "output, bias {}, add {add}, {what}", bias.is_some());
+        }
+    }
+}
+
+const MODES: [Option<usize>; 4] = [None, Some(32), Some(64), Some(128)];
+
+#[test]
+fn row_counts_at_every_edge() {
+    let mut random = Random(1);
+    for mode in MODES {
+        let weight = weight(&mut random, 144, 256, mode);
+        for rows in (0..=20).chain([31, 33, 64, 65, 131]) {
+            check(&weight, &activations(rows, 256, || random.int(-128, 127) as i8));
+        }
+    }
+}
+
+#[test]
+fn smallest_shapes() {
+    let mut random = Random(2);
+    for (n, k) in [(16, 16), (16, 32), (32, 16), (16, 48), (48, 80), (80, 112)] {
+        let weight = weight(&mut random, n, k, None);
+        for rows in [1, 2, 3, 4, 5, 8, 9, 17, 33] {
+            check(&weight, &activations(rows, k, || random.int(-128, 127) as i8));
+        }
+    }
+}
+
+#[test]
+fn several_row_parts_of_a_product() {
+    let mut random = Random(3);
+    let weight = weight(&mut random, 80, 2048, Some(64));
+    check(&weight, &activations(301, 2048, || random.int(-128, 127) as i8));
+}
+
+#[test]
+fn extreme_values() {
+    for mode in MODES {
+        for (code, scale) in [(-8, 15.875), (7, 18.14), (-8, -15.875), (7, -18.14), (1, 127.0), (-1, 127.0), (5, 0.5), (-7, 0.5)] {
+            for activation in [-128, 127, 0] {
+                let (n, k) = (32, 1024);
+                let scales = match mode {
+                    None => Scales::PerChannel(vec![1.0; n]),
+                    Some(group_size) => Scales::PerGroup {
+                        group_size,
+                        channel: vec![1.0; n],
+                        group: vec![f16::from_f32(scale); n * k / group_size],
+                    },
+                };
+                let weight = QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
+                for rows in [1, 10] {
+                    check(&weight, &activations(rows, k, || activation));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_k_does_not_overflow() {
+    let (n, k) = (16, 65536);
+    for activation in [-128, 127] {
+        for mode in [None, Some(128)] {
+            for (code, scale) in [(-8, 15.875), (7, 18.14)] {
+                let scales = match mode {
+                    None => Scales::PerChannel(vec![1.0; n]),
+                    Some(group_size) => Scales::PerGroup {
+                        group_size,
+                        channel: vec![1.0; n],
+                        group: vec![f16::from_f32(scale); n * k / group_size],
+                    },
+                };
+                let weight = QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
+                check(&weight, &activations(1, k, || activation));
+                check(&weight, &activations(9, k, || activation));
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_that_the_kernels_cannot_hold_are_refused() {
+    let refused = |weight: &QuantizedWeight, part: &str| {
+        let error = W4A8Linear::with_isa(weight, Isa::Portable).expect_err(part).to_string();
+        assert!(error.contains(part), "\"{error}\" does not say \"{part}\"");
+    };
+    let mut random = Random(4);
+    let good = weight(&mut random, 32, 128, Some(64));
+    for (n, k) in [(24, 128), (32, 120), (0, 16), (16, 0)] {
+        refused(&QuantizedWeight { out_features: n, in_features: k, codes: vec![0; n * k], scales: Scales::PerChannel(vec![1.0; n]) }, "divisible by 16");
+    }
+    let per_channel = |n: usize, k: usize| QuantizedWeight { out_features: n, in_features: k, codes: vec![0; n * k], scales: Scales::PerChannel(vec![1.0; n]) };
+    refused(&per_channel(16, 65552), "65536");
+    refused(&QuantizedWeight { codes: vec![0; 17], ..per_channel(16, 16) }, "17 codes");
+    refused(&QuantizedWeight { codes: vec![8; 256], ..per_channel(16, 16) }, "code 8");
+    refused(&QuantizedWeight { scales: Scales::PerChannel(vec![1.0; 15]), ..per_channel(16, 16) }, "15 channel scales");
+    refused(&QuantizedWeight { scales: Scales::PerChannel(vec![f32::NAN; 16]), ..per_channel(16, 16) }, "NaN");
+    let group = |group_size: usize, scale: f32, count: usize| QuantizedWeight {
+        scales: Scales::PerGroup { group_size, channel: vec![1.0; 32], group: vec![f16::from_f32(scale); count] },
+        ..good.clone()
+    };
+    refused(&group(16, 1.0, 256), "group size is 16");
+    refused(&group(96, 1.0, 42), "group size is 96");
+    refused(&group(64, 1.0, 63), "63 scales");
+    refused(&group(64, 18.5, 64), "out of -127..=127");
+    refused(&group(64, f32::INFINITY, 64), "out of -127..=127");
+    refused(&group(64, f32::NAN, 64), "out of -127..=127");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_shape(n in 1usize..14, k in 1usize..24, mode in 0usize..4, rows in 1usize..40, seed: u64) {
+        let k = k * 16;
+        let k = MODES[mode].map_or(k, |group| k.next_multiple_of(group));
+        let mut random = Random(seed);
+        let weight = weight(&mut random, n * 16, k, MODES[mode]);
+        check(&weight, &activations(rows, k, || random.int(-128, 127) as i8));
+    }
+}
+
+/// Natural order of the scales of a packed checkpoint: `packed[8 * i + m] = natural[from(i, m)]` in blocks of `block`.
+fn natural<T: Copy>(packed: &[T], block: usize, from: impl Fn(usize, usize) -> usize) -> Vec<T> {
+    let mut out = packed.to_vec();
+    for (packed, out) in packed.chunks_exact(block).zip(out.chunks_exact_mut(block)) {
+        for (j, &value) in packed.iter().enumerate() {
+            out[from(j / 8, j % 8)] = value;
+        }
+    }
+    out
+}
+
+fn values<T, const B: usize>(file: &SafeTensors, name: &str, convert: impl Fn([u8; B]) -> T) -> Vec<T> {
+    file.tensor(name).expect(name).data().as_chunks().0.iter().map(|&bytes| convert(bytes)).collect()
+}
+
+fn transposed<T: Copy>(data: &[T], rows: usize, cols: usize) -> Vec<T> {
+    (0..rows * cols).map(|i| data[i % rows * cols + i / rows]).collect()
+}
+
+#[test]
+fn golden_vectors() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/golden"));
+    if !folder.is_dir() {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "the golden vectors are missing");
+        println!("skipped: no golden vectors beside this checkout");
+        return;
+    }
+    for (name, n, k, group_size) in
+        [("gemm_channel_m5_k128_n128", 128, 128, None), ("gemm_group128_m5_k256_n128", 128, 256, Some(128))]
+    {
+        let data = std::fs::read(folder.join(name).with_extension("safetensors")).expect(name);
+        let file = SafeTensors::deserialize(&data).expect(name);
+        let codes = transposed(&values(&file, "codes", |[b]| b as i8), k, n);
+        let s_channel = natural(&values(&file, "s_channel", f32::from_le_bytes), 32, |i, m| {
+            2 * i + [0, 1, 8, 9, 16, 17, 24, 25][m]
+        });
+        // Per channel the reference multiplies 16 * code, and keeps the scale / 16.
+        let factor = if group_size.is_none() { 16 } else { 1 };
+        let scales = match group_size {
+            None => Scales::PerChannel(s_channel.iter().map(|s| s * 16.0).collect()),
+            Some(group_size) => {
+                let group = natural(&values(&file, "s_group", f16::from_le_bytes), 64, |i, m| i + 8 * m);
+                Scales::PerGroup { group_size, channel: s_channel, group: transposed(&group, k / group_size, n) }
+            }
+        };
+        let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+        let int8_weights: Vec<i32> = weight.int8_weights().iter().map(|&w| i32::from(w) * factor).collect();
+        let w8: Vec<i32> = values(&file, "w8", |[b]| i32::from(b as i8));
+        assert_eq!(transposed(&w8, k, n), int8_weights, "{name}: int8 weights");
+
+        let codes = values(&file, "a", |[b]| b as i8);
+        let rows = codes.len() / k;
+        let sums = codes.chunks(k).map(|row| row.iter().map(|&c| i32::from(c)).sum()).collect();
+        let a = Int8Activations { rows, cols: k, codes, scales: values(&file, "s1", f32::from_le_bytes), sums };
+        let acc: Vec<i32> = values(&file, "acc", i32::from_le_bytes);
+        let out_f32: Vec<f32> = values(&file, "out_f32", f32::from_le_bytes);
+        for isa in Isa::available() {
+            let linear = W4A8Linear::with_isa(&weight, isa).expect(name);
+            let got: Vec<i32> = linear.accumulators(&a).iter().map(|acc| acc * factor).collect();
+            assert_eq!(got, acc, "{name}, {isa}: accumulators");
+            let mut out = Matrix::zeros(rows, n);
+            linear.matmul(&a, None, false, &mut out);
+            assert_eq!(bits(&out.data), bits(&out_f32), "{name}, {isa}: output");
+        }
+    }
+}

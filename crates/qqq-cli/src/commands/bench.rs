@@ -1,0 +1,201 @@
+//! `qqq bench`.
+
+use clap::Subcommand;
+use qqq_backend::{Backend, KvDType, cpu::pool};
+use qqq_engine::{GenerateOptions, SamplingOptions, generate};
+use qqq_model::Decoder;
+use serde::Serialize;
+
+use crate::{
+    console::Console,
+    errors::bad_input,
+    model::{self, HubArgs},
+    progress::Progress,
+    table::table,
+};
+
+/// Measure speed
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Model(ModelArgs),
+}
+
+const AFTER_HELP: &str = "\
+Example:
+  qqq bench model qwen-w4a8 --prompt-tokens 512 --new-tokens 128
+
+One sequence of random tokens, one warm-up run, then --repeat runs. On a shared machine compare only runs that
+alternate within the same minutes.";
+
+/// Speed of a model: tokens a second for the prompt (prefill) and for new tokens (decode)
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+struct ModelArgs {
+    /// Model: a directory, a .gguf file, or owner/name on the hub
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    prompt_tokens: usize,
+    /// New tokens
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    new_tokens: usize,
+    /// Measured runs
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repeat: usize,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// Tokens a second over several runs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Rate {
+    /// Median.
+    pub median: f64,
+    /// Slowest run.
+    pub min: f64,
+    /// Fastest run.
+    pub max: f64,
+}
+
+/// Speed of a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct Speed {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// New tokens.
+    pub new_tokens: usize,
+    /// Measured runs.
+    pub repeat: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Prompt tokens a second.
+    pub prefill_tokens_per_second: Rate,
+    /// New tokens a second.
+    pub decode_tokens_per_second: Rate,
+}
+
+#[derive(Serialize)]
+struct Outcome<'a> {
+    model: &'a str,
+    #[serde(flatten)]
+    speed: Speed,
+}
+
+/// Runs the command.
+pub fn run(args: &BenchArgs, console: &Console) -> anyhow::Result<()> {
+    let Command::Model(args) = &args.command;
+    if args.prompt_tokens == 0 || args.new_tokens < 2 || args.repeat == 0 {
+        return Err(bad_input("--prompt-tokens and --repeat must be at least 1, --new-tokens at least 2"));
+    }
+    let model = model::load(&args.model, &args.hub)?;
+    let mut progress = Progress::new(console, "measuring");
+    let speed = measure(&model.decoder, args.prompt_tokens, args.new_tokens, args.repeat, &mut |done, total| {
+        progress.update(done as f64, total as f64, &format!("run {done}/{total}"));
+        Ok(())
+    })?;
+    drop(progress);
+    let outcome = Outcome { model: &args.model, speed };
+    console.result(&outcome, |o| {
+        let s = &o.speed;
+        let row = |what: String, rate: Rate| {
+            let mut cells = vec![what];
+            cells.extend([rate.median, rate.min, rate.max].map(|r| format!("{r:.0}")));
+            cells
+        };
+        let rows = [
+            row(format!("prefill {}", s.prompt_tokens), s.prefill_tokens_per_second),
+            row(format!("decode {}", s.new_tokens), s.decode_tokens_per_second),
+        ];
+        let table = table(console, &["tokens/s", "median", "min", "max"], 1, rows);
+        format!("{table}\n{} runs, {} threads", s.repeat, s.threads)
+    })
+}
+
+/// Measures a decoder; `on_run` is told after every run, and stops by an error.
+pub fn measure<B: Backend>(
+    decoder: &Decoder<B>,
+    prompt_tokens: usize,
+    new_tokens: usize,
+    repeat: usize,
+    on_run: &mut dyn FnMut(usize, usize) -> anyhow::Result<()>,
+) -> anyhow::Result<Speed> {
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    for run in 0..=repeat {
+        let prompt = random_tokens(prompt_tokens, decoder.config.vocab_size, run as u64 + 1);
+        let options = GenerateOptions {
+            sampling: SamplingOptions::default(),
+            max_new_tokens: new_tokens,
+            eos: Vec::new(),
+            kv_dtype: KvDType::F16,
+        };
+        let generations = generate(decoder, &[prompt], &options, &mut |_, _| true)?;
+        let Some(g) = generations.first().filter(|g| g.tokens.len() == new_tokens) else {
+            return Err(bad_input(format!(
+                "the model's context of {} tokens does not hold {prompt_tokens} + {new_tokens}",
+                decoder.config.max_position_embeddings
+            )));
+        };
+        on_run(run, repeat)?;
+        // The first run warms caches and the memory allocator up.
+        if run > 0 {
+            prefill.push(prompt_tokens as f64 / g.prefill_seconds);
+            // The first new token comes out of the prefill, so there is a step less than tokens.
+            decode.push(g.decode_steps as f64 / g.decode_seconds);
+        }
+    }
+    Ok(Speed {
+        prompt_tokens,
+        new_tokens,
+        repeat,
+        threads: pool::num_threads(),
+        prefill_tokens_per_second: rate(prefill),
+        decode_tokens_per_second: rate(decode),
+    })
+}
+
+fn rate(mut values: Vec<f64>) -> Rate {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    Rate { median: (values[(n - 1) / 2] + values[n / 2]) / 2.0, min: values[0], max: values[n - 1] }
+}
+
+/// Tokens spread over the vocabulary (splitmix64).
+fn random_tokens(count: usize, vocab: usize, seed: u64) -> Vec<u32> {
+    let mut state = seed;
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) % vocab as u64) as u32
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(rate(vec![3.0, 1.0, 2.0]).median, 2.0);
+        let r = rate(vec![4.0, 1.0, 2.0, 3.0]);
+        assert_eq!((r.median, r.min, r.max), (2.5, 1.0, 4.0));
+        assert_eq!(rate(vec![7.0]).median, 7.0);
+    }
+
+    #[test]
+    fn tokens_stay_in_the_vocabulary() {
+        let tokens = random_tokens(1000, 300, 1);
+        assert!(tokens.iter().all(|t| *t < 300) && tokens.iter().any(|t| *t > 250));
+        assert_ne!(tokens, random_tokens(1000, 300, 2));
+    }
+}

@@ -1,0 +1,207 @@
+//! `qqq chat`.
+
+use std::io::{BufRead, IsTerminal};
+
+use qqq_backend::{CpuBackend, KvDType};
+use qqq_engine::{GenerateOptions, Session};
+use qqq_model::{ChatTemplate, Message, tokenizer::TokenStream};
+
+use super::generate::{Answer, statistics};
+use crate::{
+    console::Console,
+    errors::{bad_input, bad_input_hint},
+    interrupt::Guard,
+    model::{self, HubArgs, LoadedModel},
+    sampling::SamplingArgs,
+};
+
+const AFTER_HELP: &str = "\
+Examples:
+  qqq chat qwen-w4a8
+  qqq chat Qwen/Qwen2.5-0.5B-Instruct --system \"Answer in one sentence.\" --temperature 0
+
+A line is a message. /reset forgets the conversation, /system TEXT sets the system message (and forgets), /exit or
+Ctrl-D ends, Ctrl-C stops an answer. The KV cache is kept between turns, so only what is new is computed.";
+
+/// Talk with a model
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct ChatArgs {
+    /// Model: a directory, a .gguf file, or owner/name on the hub
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Tokens of an answer at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
+    max_new_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// What a line of input asks for.
+#[derive(Debug, PartialEq)]
+enum Input<'a> {
+    Say(&'a str),
+    System(&'a str),
+    Reset,
+    Exit,
+    Unknown(&'a str),
+    Nothing,
+}
+
+impl<'a> Input<'a> {
+    fn parse(line: &'a str) -> Self {
+        let line = line.trim();
+        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match command {
+            "" => Self::Nothing,
+            "/exit" | "/quit" | "/bye" => Self::Exit,
+            "/reset" => Self::Reset,
+            "/system" => Self::System(rest.trim()),
+            other if other.starts_with('/') => Self::Unknown(other),
+            _ => Self::Say(line),
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
+    if console.json() {
+        return Err(bad_input_hint("a chat is not one JSON object", "use `qqq generate --json`"));
+    }
+    if args.max_new_tokens == 0 {
+        return Err(bad_input("--max-new-tokens must be at least 1"));
+    }
+    let sampling = args.sampling.options(0.7)?;
+    let model = model::load(&args.model, &args.hub)?;
+    let Some(template) = ChatTemplate::load(&model.checkpoint, &model.tokenizer)? else {
+        return Err(bad_input_hint(
+            format!("{} has no chat template", args.model),
+            "it was not made for conversations; `qqq generate --raw` continues a text",
+        ));
+    };
+    let options = GenerateOptions {
+        sampling,
+        max_new_tokens: args.max_new_tokens,
+        eos: model.tokenizer.eos().to_vec(),
+        kv_dtype: KvDType::F16,
+    };
+    let mut chat = Chat {
+        session: Session::new(&model.decoder, options.clone()),
+        model: &model,
+        template,
+        options,
+        messages: Vec::new(),
+        system: args.system.clone(),
+    };
+    chat.reset();
+    let terminal = std::io::stdin().is_terminal() && console.fancy_out();
+    if terminal {
+        console.note("/exit or Ctrl-D ends, /reset forgets, /system TEXT sets the system message, Ctrl-C stops an answer");
+    }
+    let mut input = std::io::stdin().lock();
+    let mut line = String::new();
+    loop {
+        if terminal {
+            console.raw("> ")?;
+        }
+        line.clear();
+        let read = input.read_line(&mut line).map_err(|e| bad_input(format!("standard input: {e}")))?;
+        if read == 0 {
+            return if terminal { console.line("") } else { Ok(()) };
+        }
+        match Input::parse(&line) {
+            Input::Nothing => {}
+            Input::Exit => return Ok(()),
+            Input::Reset => chat.reset(),
+            Input::System(text) => {
+                chat.system = (!text.is_empty()).then(|| text.to_owned());
+                chat.reset();
+            }
+            Input::Unknown(command) => console.note(&format!("{command} is unknown: /exit, /reset, /system TEXT")),
+            Input::Say(text) => chat.turn(text, console)?,
+        }
+    }
+}
+
+struct Chat<'a> {
+    model: &'a LoadedModel,
+    template: ChatTemplate,
+    session: Session<'a, CpuBackend>,
+    options: GenerateOptions,
+    messages: Vec<Message>,
+    system: Option<String>,
+}
+
+impl Chat<'_> {
+    fn reset(&mut self) {
+        self.session.clear();
+        self.messages = self.system.iter().map(|text| message("system", text)).collect();
+    }
+
+    /// One message and its answer. A request that the model cannot serve is told, and forgotten.
+    fn turn(&mut self, text: &str, console: &Console) -> anyhow::Result<()> {
+        self.messages.push(message("user", text));
+        let prompt = self.template.render(&self.messages, true)?;
+        let ids = self.model.tokenizer.encode(&prompt, false)?;
+        let guard = Guard::new();
+        let mut answer = String::new();
+        let mut stream = self.model.tokenizer.stream();
+        let mut outcome = Ok(());
+        let eos = &self.options.eos;
+        let generation = self.session.generate(&ids, &mut |id| {
+            if !eos.contains(&id) {
+                outcome = push(&mut stream, id, &mut answer, console);
+            }
+            outcome.is_ok() && !guard.pressed()
+        });
+        outcome?;
+        let generation = match generation {
+            Ok(generation) => generation,
+            Err(e) => {
+                self.messages.pop();
+                console.warn(&format!("{e}; /reset makes room"));
+                return Ok(());
+            }
+        };
+        if let Some(rest) = stream.finish()? {
+            answer += &rest;
+            console.raw(&rest)?;
+        }
+        console.line("")?;
+        console.note(&format!("[{}]", statistics(&Answer::new(String::new(), ids.len(), &generation))));
+        self.messages.push(message("assistant", &answer));
+        Ok(())
+    }
+}
+
+fn push(stream: &mut TokenStream<'_>, id: u32, answer: &mut String, console: &Console) -> anyhow::Result<()> {
+    if let Some(piece) = stream.push(id)? {
+        *answer += &piece;
+        console.raw(&piece)?;
+    }
+    Ok(())
+}
+
+fn message(role: &str, content: &str) -> Message {
+    Message { role: role.into(), content: content.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines() {
+        assert_eq!(Input::parse("hello /exit\n"), Input::Say("hello /exit"));
+        assert_eq!(Input::parse(" /exit \n"), Input::Exit);
+        assert_eq!(Input::parse("/system  Be brief. \n"), Input::System("Be brief."));
+        assert_eq!(Input::parse("/system"), Input::System(""));
+        assert_eq!(Input::parse("/rest"), Input::Unknown("/rest"));
+        assert_eq!(Input::parse("  \n"), Input::Nothing);
+    }
+}

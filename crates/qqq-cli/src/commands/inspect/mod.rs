@@ -1,0 +1,183 @@
+//! `qqq inspect`.
+
+mod layers;
+
+use qqq_formats::{Checkpoint, config::RopeScaling};
+use serde::Serialize;
+
+use crate::{
+    console::Console,
+    format,
+    model::{self, HubArgs},
+    table::{pairs, table},
+};
+pub use layers::{Module, modules};
+
+const AFTER_HELP: &str = "\
+Examples:
+  qqq inspect qwen-w4a8
+  qqq inspect model.gguf --summary
+  qqq inspect Qwen/Qwen2.5-0.5B-Instruct --json
+
+Only headers are read, and the scales of quantized layers. \"scales\" are the smallest and largest scale of the
+weight codes; for the qqq format with groups, of the int8 weights that the kernel multiplies.";
+
+/// What a checkpoint holds, layer by layer
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct InspectArgs {
+    /// Directory, .gguf file, or owner/name on the hub
+    #[arg(value_name = "PATH")]
+    model: String,
+    /// Leave out the table of layers
+    #[arg(long)]
+    summary: bool,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+#[derive(Serialize)]
+struct Inspection {
+    model: String,
+    container: &'static str,
+    architecture: &'static str,
+    hidden_size: usize,
+    intermediate_size: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    vocabulary: usize,
+    context: usize,
+    rope_theta: f64,
+    rope_scaling: String,
+    sliding_window: Option<usize>,
+    tied_embeddings: bool,
+    quantization: Option<Quantization>,
+    totals: Totals,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    modules: Option<Vec<Module>>,
+}
+
+#[derive(Serialize)]
+struct Quantization {
+    format: &'static str,
+    group_size: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Totals {
+    parameters: u64,
+    bytes: u64,
+    bits_per_weight: f64,
+    block_linear_parameters: u64,
+    block_linear_bytes: u64,
+    block_linear_bits_per_weight: f64,
+}
+
+/// Runs the command.
+pub fn run(args: &InspectArgs, console: &Console) -> anyhow::Result<()> {
+    let checkpoint = model::open(&args.model, &args.hub)?;
+    let modules = modules(&checkpoint)?;
+    let inspection = inspect(args, &checkpoint, modules);
+    console.result(&inspection, |i| text(i, console))
+}
+
+fn inspect(args: &InspectArgs, checkpoint: &Checkpoint, modules: Vec<Module>) -> Inspection {
+    let c = &checkpoint.config;
+    Inspection {
+        model: args.model.clone(),
+        container: if checkpoint.gguf.is_some() { "GGUF" } else { "safetensors" },
+        architecture: c.architecture.class_name(),
+        hidden_size: c.hidden_size,
+        intermediate_size: c.intermediate_size,
+        layers: c.num_layers,
+        heads: c.num_heads,
+        kv_heads: c.num_kv_heads,
+        head_dim: c.head_dim,
+        vocabulary: c.vocab_size,
+        context: c.max_position_embeddings,
+        rope_theta: c.rope_theta,
+        rope_scaling: match &c.rope_scaling {
+            RopeScaling::None => "none".into(),
+            RopeScaling::Linear { factor } => format!("linear, factor {factor}"),
+            RopeScaling::Llama3 { factor, .. } => format!("llama3, factor {factor}"),
+            RopeScaling::Factors(_) => "a factor for each frequency".into(),
+        },
+        sliding_window: c.sliding_window,
+        tied_embeddings: c.tie_word_embeddings,
+        quantization: c
+            .quantization
+            .as_ref()
+            .map(|q| Quantization { format: q.format.name(), group_size: q.group_size }),
+        totals: totals(&modules),
+        modules: (!args.summary).then_some(modules),
+    }
+}
+
+fn totals(modules: &[Module]) -> Totals {
+    let sum = |linear_only: bool| {
+        let of = modules.iter().filter(|m| !linear_only || m.block_linear);
+        of.fold((0, 0), |(p, b), m| (p + m.parameters, b + m.bytes))
+    };
+    let bits = |(parameters, bytes): (u64, u64)| bytes as f64 * 8.0 / parameters.max(1) as f64;
+    let (all, linear) = (sum(false), sum(true));
+    Totals {
+        parameters: all.0,
+        bytes: all.1,
+        bits_per_weight: bits(all),
+        block_linear_parameters: linear.0,
+        block_linear_bytes: linear.1,
+        block_linear_bits_per_weight: bits(linear),
+    }
+}
+
+fn text(i: &Inspection, console: &Console) -> String {
+    let mut rows = vec![
+        ("container", i.container.to_owned()),
+        ("architecture", i.architecture.into()),
+        (
+            "size",
+            format!(
+                "{} layers, hidden {}, MLP {}, {} heads of {} ({} for keys and values), vocabulary {}, context {}",
+                i.layers, i.hidden_size, i.intermediate_size, i.heads, i.head_dim, i.kv_heads, i.vocabulary, i.context
+            ),
+        ),
+        ("rotary embedding", format!("base {}, scaling: {}", i.rope_theta, i.rope_scaling)),
+        ("output head", if i.tied_embeddings { "tied to the embedding" } else { "its own" }.into()),
+        (
+            "quantization",
+            match &i.quantization {
+                None => "none".into(),
+                Some(q) => match q.group_size {
+                    None => format!("W4A8, {}, one scale per output channel", q.format),
+                    Some(g) => format!("W4A8, {}, groups of {g}", q.format),
+                },
+            },
+        ),
+    ];
+    if let Some(window) = i.sliding_window {
+        rows.push(("attention", format!("sliding window of {window}")));
+    }
+    let t = &i.totals;
+    let total = |p: u64, b: u64, bits: f64| format!("{} parameters, {}, {bits:.2} bits per weight", format::count(p), format::bytes(b));
+    rows.push(("linear layers", total(t.block_linear_parameters, t.block_linear_bytes, t.block_linear_bits_per_weight)));
+    rows.push(("all tensors", total(t.parameters, t.bytes, t.bits_per_weight)));
+    let mut text = pairs(rows);
+    if let Some(modules) = &i.modules {
+        let row = |m: &Module| {
+            vec![
+                m.name.clone(),
+                m.storage.clone(),
+                m.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x "),
+                format::bytes(m.bytes),
+                m.scale_range.map_or(String::new(), |(low, high)| {
+                    format!("{} .. {}", format::significant(low.into(), 3), format::significant(high.into(), 3))
+                }),
+            ]
+        };
+        text += "\n";
+        text += &table(console, &["layer", "type", "shape", "bytes", "scales"], 2, modules.iter().map(row));
+    }
+    text
+}

@@ -1,0 +1,10 @@
+//! The commands, one file (or folder) each.
+
+pub mod bench;
+pub mod chat;
+pub mod demo;
+pub mod eval;
+pub mod generate;
+pub mod inspect;
+pub mod quantize;
+pub mod recipe;

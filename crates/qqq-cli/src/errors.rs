@@ -1,0 +1,209 @@
+//! Errors as the user sees them: one line, a hint where there is a way out, an exit code.
+
+use std::io;
+
+use qqq_eval::EvalError;
+use qqq_formats::FormatError;
+use qqq_model::ModelError;
+use qqq_quant::QuantError;
+use serde_json::json;
+
+/// Something went wrong on the way.
+pub const FAILED: u8 = 1;
+/// Wrong usage, or input that cannot be used.
+pub const BAD_INPUT: u8 = 2;
+/// Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
+
+/// An error that says what the user can do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Explained {
+    message: String,
+    hint: Option<String>,
+    exit_code: u8,
+}
+
+/// The reader of our standard output has gone.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output was closed")]
+pub struct ClosedOutput;
+
+/// Ctrl-C was pressed.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Input or options that cannot be used.
+pub fn bad_input(message: impl Into<String>) -> anyhow::Error {
+    Explained { message: message.into(), hint: None, exit_code: BAD_INPUT }.into()
+}
+
+/// As [`bad_input`], with a way out.
+pub fn bad_input_hint(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    Explained { message: message.into(), hint: Some(hint.into()), exit_code: BAD_INPUT }.into()
+}
+
+/// A failure that is not the input's fault, with a way out.
+pub fn failed_hint(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    Explained { message: message.into(), hint: Some(hint.into()), exit_code: FAILED }.into()
+}
+
+/// An error, ready to be shown.
+#[derive(Debug)]
+pub struct Failure {
+    /// The chain of causes, on one line.
+    pub message: String,
+    /// A way out.
+    pub hint: Option<String>,
+    /// Exit code of the process.
+    pub exit_code: u8,
+    closed_output: bool,
+}
+
+impl Failure {
+    /// Wrong usage.
+    pub fn usage(message: &str) -> Self {
+        Self { message: message.into(), hint: None, exit_code: BAD_INPUT, closed_output: false }
+    }
+
+    /// Sorts out an error.
+    pub fn of(error: &anyhow::Error) -> Self {
+        let exit_code = error.chain().find_map(exit_code).unwrap_or(FAILED);
+        Self {
+            message: chain(error),
+            hint: error.chain().find_map(hint),
+            exit_code,
+            closed_output: error.chain().any(|e| e.is::<ClosedOutput>()),
+        }
+    }
+
+    /// Whether the reader of standard output has gone.
+    pub fn is_closed_output(&self) -> bool {
+        self.closed_output
+    }
+
+    /// For `--json`.
+    pub fn to_json(&self) -> serde_json::Value {
+        json!({ "error": { "message": self.message, "hint": self.hint, "exit_code": self.exit_code } })
+    }
+}
+
+/// The messages of all causes on one line; a cause that the message before it already spells out is left out.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let message = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if text.is_empty() {
+            text = message;
+        } else if !text.contains(&message) {
+            text = format!("{text}: {message}");
+        }
+    }
+    text
+}
+
+type Cause = dyn std::error::Error + 'static;
+
+fn exit_code(e: &Cause) -> Option<u8> {
+    if let Some(e) = e.downcast_ref::<Explained>() {
+        return Some(e.exit_code);
+    }
+    if e.is::<Interrupted>() {
+        return Some(INTERRUPTED);
+    }
+    match e.downcast_ref::<EvalError>() {
+        Some(EvalError::Interrupted) => return Some(INTERRUPTED),
+        Some(EvalError::Windows(_) | EvalError::Mismatch(_)) => return Some(BAD_INPUT),
+        Some(EvalError::Model(e)) => return model_exit_code(e),
+        _ => {}
+    }
+    match e.downcast_ref::<QuantError>() {
+        Some(QuantError::Interrupted) => return Some(INTERRUPTED),
+        Some(QuantError::Calibration(_) | QuantError::Recipe(_)) => return Some(BAD_INPUT),
+        Some(QuantError::Model(e)) => return model_exit_code(e),
+        Some(QuantError::Format(e)) => return format_exit_code(e),
+        _ => {}
+    }
+    if let Some(e) = e.downcast_ref::<ModelError>() {
+        return model_exit_code(e);
+    }
+    e.downcast_ref::<FormatError>().and_then(format_exit_code)
+}
+
+fn model_exit_code(e: &ModelError) -> Option<u8> {
+    match e {
+        ModelError::Format(e) => format_exit_code(e),
+        ModelError::Hub(_) => Some(FAILED),
+        _ => Some(BAD_INPUT),
+    }
+}
+
+fn format_exit_code(e: &FormatError) -> Option<u8> {
+    match e {
+        FormatError::Io { source, .. } => Some(match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => BAD_INPUT,
+            _ => FAILED,
+        }),
+        _ => Some(BAD_INPUT),
+    }
+}
+
+fn hint(e: &Cause) -> Option<String> {
+    if let Some(e) = e.downcast_ref::<Explained>() {
+        return e.hint.clone();
+    }
+    let model = match (e.downcast_ref::<QuantError>(), e.downcast_ref::<EvalError>()) {
+        (Some(QuantError::Numerics { .. }), _) => {
+            return Some("give more calibration text (--windows), or a larger --damping".into());
+        }
+        (Some(QuantError::Model(e)), _) | (_, Some(EvalError::Model(e))) => Some(e),
+        _ => e.downcast_ref::<ModelError>(),
+    };
+    let format = match (model, e.downcast_ref::<QuantError>()) {
+        (Some(ModelError::Tokenizer(_)), _) => {
+            return Some("the tokenizer must be the one that the model was trained with; fetch the model's files again".into());
+        }
+        (Some(ModelError::Format(e)), _) | (_, Some(QuantError::Format(e))) => Some(e),
+        _ => e.downcast_ref::<FormatError>(),
+    };
+    match format? {
+        FormatError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            Some("free some space, or give an output on another disk".into())
+        }
+        FormatError::NotFinite { .. } | FormatError::MissingTensor { .. } => {
+            Some("fetch the model again, or compare its checksums with the publisher's".into())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_joined_once_and_on_one_line() {
+        let cause = io::Error::new(io::ErrorKind::NotFound, "no such\nfile");
+        let error = anyhow::Error::from(ModelError::Format(FormatError::Io { path: "a/b".into(), source: cause }))
+            .context("loading the baseline");
+        let failure = Failure::of(&error);
+        assert_eq!(failure.message, "loading the baseline: a/b: no such file");
+        assert_eq!(failure.exit_code, BAD_INPUT);
+    }
+
+    #[test]
+    fn exit_codes() {
+        let code = |e: anyhow::Error| Failure::of(&e).exit_code;
+        assert_eq!(code(QuantError::Interrupted.into()), INTERRUPTED);
+        assert_eq!(code(EvalError::Interrupted.into()), INTERRUPTED);
+        assert_eq!(code(Interrupted.into()), INTERRUPTED);
+        assert_eq!(code(QuantError::Recipe("no".into()).into()), BAD_INPUT);
+        assert_eq!(code(QuantError::Model(FormatError::Layout("x".into()).into()).into()), BAD_INPUT);
+        assert_eq!(code(anyhow::anyhow!("anything")), FAILED);
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let error = anyhow::Error::from(QuantError::Format(FormatError::Io { path: "out".into(), source: full() }));
+        assert_eq!(Failure::of(&error).exit_code, FAILED);
+        assert!(Failure::of(&error).hint.unwrap().contains("space"));
+    }
+}

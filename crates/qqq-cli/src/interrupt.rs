@@ -1,0 +1,59 @@
+//! Ctrl-C.
+//!
+//! By default the process ends at once. While a [`Guard`] lives, the first Ctrl-C only sets a flag, so that the work in
+//! hand can stop cleanly; the second one ends the process all the same.
+
+use std::{
+    io::Write,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+};
+
+use crate::errors::{INTERRUPTED, Interrupted};
+
+static GUARDS: AtomicUsize = AtomicUsize::new(0);
+static PRESSED: AtomicBool = AtomicBool::new(false);
+
+/// Handles SIGINT, SIGTERM and SIGHUP from now on. `json`: an object is due on standard output even then.
+pub fn install(json: bool) -> anyhow::Result<()> {
+    ctrlc::set_handler(move || {
+        if GUARDS.load(SeqCst) > 0 && !PRESSED.swap(true, SeqCst) {
+            return;
+        }
+        let _ = writeln!(std::io::stderr(), "\nerror: interrupted");
+        if json {
+            let failure = crate::errors::Failure::of(&Interrupted.into());
+            let _ = writeln!(std::io::stdout(), "{}", failure.to_json());
+        }
+        std::process::exit(i32::from(INTERRUPTED));
+    })?;
+    Ok(())
+}
+
+/// While it lives, Ctrl-C is a request.
+pub struct Guard(());
+
+impl Guard {
+    /// Takes over; forgets earlier requests unless another guard lives.
+    pub fn new() -> Self {
+        if GUARDS.fetch_add(1, SeqCst) == 0 {
+            PRESSED.store(false, SeqCst);
+        }
+        Self(())
+    }
+
+    /// Whether Ctrl-C was pressed.
+    pub fn pressed(&self) -> bool {
+        PRESSED.load(SeqCst)
+    }
+
+    /// An error if Ctrl-C was pressed.
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.pressed() { Err(Interrupted.into()) } else { Ok(()) }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        GUARDS.fetch_sub(1, SeqCst);
+    }
+}

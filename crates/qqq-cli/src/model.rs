@@ -1,0 +1,83 @@
+//! Opening the models that a command names.
+
+use std::path::Path;
+
+use anyhow::Context;
+use clap::builder::FalseyValueParser;
+use qqq_backend::CpuBackend;
+use qqq_formats::Checkpoint;
+use qqq_model::{Decoder, Tokenizer, hub::{self, HubOptions}};
+
+use crate::errors::bad_input_hint;
+
+/// How to use the Hugging Face hub.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Hugging Face hub")]
+pub struct HubArgs {
+    /// Branch, tag or commit of a hub model [default: main]
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<String>,
+    /// Access token for private or gated models [default: the one that the hub's own tools have stored]
+    #[arg(long, value_name = "TOKEN", env = "HF_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Never use the network: take what earlier downloads have left in the cache
+    #[arg(long, env = "HF_HUB_OFFLINE", hide_env_values = true, value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub offline: bool,
+}
+
+impl HubArgs {
+    /// For the model library.
+    pub fn options(&self) -> HubOptions {
+        HubOptions { revision: self.revision.clone(), token: self.token.clone(), offline: self.offline }
+    }
+}
+
+/// A model, ready to run.
+pub struct LoadedModel {
+    /// As it lies on disk.
+    pub checkpoint: Checkpoint,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its weights in memory.
+    pub decoder: Decoder<CpuBackend>,
+}
+
+/// Finds a model and reads its headers.
+pub fn open(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
+    let path = Path::new(spec);
+    if spec.is_empty() {
+        return Err(bad_input_hint("the model's name is empty", MODEL_HINT));
+    }
+    let looks_like_a_path = path.is_absolute() || spec.starts_with('.') || spec.split('/').count() != 2 || spec.ends_with('/');
+    if looks_like_a_path && !spec.contains(':') && !path.exists() {
+        return Err(bad_input_hint(format!("{spec}: no such file or directory"), MODEL_HINT));
+    }
+    let path = hub::resolve(spec, &hub.options())?;
+    Ok(Checkpoint::open(&path)?)
+}
+
+const MODEL_HINT: &str = "a model is a directory with config.json and safetensors, a .gguf file, or owner/name on the hub";
+
+/// Finds a model and loads it whole.
+pub fn load(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
+    let load = || {
+        let checkpoint = open(spec, hub)?;
+        let tokenizer = Tokenizer::load(&checkpoint)?;
+        tracing::info!("loading {spec}");
+        let decoder = Decoder::load(CpuBackend::default(), &checkpoint)?;
+        anyhow::Ok(LoadedModel { checkpoint, tokenizer, decoder })
+    };
+    load().with_context(|| format!("cannot load {spec}"))
+}
+
+/// Reads a text file.
+pub fn read_text(path: &Path) -> anyhow::Result<String> {
+    let bytes = std::fs::read(path)
+        .map_err(|e| crate::errors::bad_input(format!("cannot read the text file {}: {e}", path.display())))?;
+    String::from_utf8(bytes).map_err(|e| {
+        bad_input_hint(
+            format!("{} is not UTF-8 text (byte {})", path.display(), e.utf8_error().valid_up_to()),
+            "convert it, for instance with iconv -t utf-8",
+        )
+    })
+}

@@ -1,0 +1,105 @@
+//! Running windows through a decoder, and its logits in chunks of rows.
+
+use qqq_backend::{Backend, KvDType, Span};
+use qqq_model::Decoder;
+
+use crate::{EvalError, Progress, Result, Window, WindowOptions};
+
+/// Tokens that go through the blocks at a time, if a window is not longer: keeps the GEMMs large.
+const BATCH_TOKENS: usize = 2048;
+/// Bytes of logits that are made at a time.
+const LOGITS_BYTES: usize = 64 << 20;
+
+/// Windows that run together.
+pub(crate) struct Batch<'w> {
+    /// Index of the first one.
+    first: usize,
+    windows: &'w [Window],
+    /// Tokens of the windows, concatenated.
+    tokens: Vec<u32>,
+}
+
+/// A row of logits to be scored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Row {
+    /// Row of the batch whose logits predict the target.
+    pub row: usize,
+    /// The token that follows in the text.
+    pub target: u32,
+    /// Index of the target in the text's tokens.
+    pub position: usize,
+    /// Index of its window.
+    pub window: usize,
+}
+
+impl Batch<'_> {
+    /// The rows to be scored, in order.
+    fn rows(&self, text: &[u32]) -> Vec<Row> {
+        let mut rows = Vec::new();
+        let mut first = 0;
+        for (window, w) in self.windows.iter().enumerate() {
+            rows.extend(w.scored.clone().map(|position| Row {
+                row: first + position - 1 - w.tokens.start,
+                target: text[position],
+                position,
+                window: self.first + window,
+            }));
+            first += w.tokens.len();
+        }
+        rows
+    }
+
+    /// Final hidden states, one row per token of the batch.
+    pub fn hidden<B: Backend>(&self, decoder: &Decoder<B>) -> Result<B::Tensor> {
+        // A cache per batch: at most a window's worth of positions is held, and none outlives its use.
+        let mut kv = decoder.kv_cache(KvDType::F32);
+        let spans: Vec<Span> = self
+            .windows
+            .iter()
+            .map(|w| Span { slot: decoder.backend.kv_add_slot(&mut kv), start: 0, len: w.tokens.len() })
+            .collect();
+        Ok(decoder.hidden(&self.tokens, &spans, &mut kv)?)
+    }
+}
+
+/// Cuts `tokens` into windows, and calls `run` with every batch and the rows it scores. Returns the number of windows.
+pub(crate) fn for_each_batch(
+    tokens: &[u32],
+    options: &WindowOptions,
+    progress: &mut Progress<'_>,
+    mut run: impl FnMut(&Batch<'_>, &[Row]) -> Result<()>,
+) -> Result<usize> {
+    let windows = options.cut(tokens.len())?;
+    let mut done = 0;
+    if !progress(0, windows.len()) {
+        return Err(EvalError::Interrupted);
+    }
+    for windows_of_batch in windows.chunks((BATCH_TOKENS / options.window).max(1)) {
+        let mut batch = Batch { first: done, windows: windows_of_batch, tokens: Vec::new() };
+        for w in windows_of_batch {
+            let start = batch.tokens.len();
+            batch.tokens.extend_from_slice(&tokens[w.tokens.clone()]);
+            if let Some(first) = options.first_token {
+                batch.tokens[start] = first;
+            }
+        }
+        run(&batch, &batch.rows(tokens))?;
+        done += windows_of_batch.len();
+        if !progress(done, windows.len()) {
+            return Err(EvalError::Interrupted);
+        }
+    }
+    Ok(windows.len())
+}
+
+/// Rows of logits that are made at a time, for a vocabulary.
+pub(crate) fn chunk_rows(vocab: usize) -> usize {
+    (LOGITS_BYTES / (4 * vocab)).clamp(16, 512)
+}
+
+/// Logits of some rows of `hidden`, row-major.
+pub(crate) fn logits<B: Backend>(decoder: &Decoder<B>, hidden: &B::Tensor, rows: &[Row]) -> Vec<f32> {
+    let rows: Vec<usize> = rows.iter().map(|r| r.row).collect();
+    let selected = decoder.backend.select_rows(hidden, &rows);
+    decoder.backend.to_host(&decoder.logits(&selected))
+}

@@ -1,4 +1,0 @@
-//! GGUF files.
-
-/// An open GGUF file.
-pub struct GgufFile {}

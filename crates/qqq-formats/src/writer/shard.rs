@@ -1,0 +1,101 @@
+//! A safetensors file written front to back while its header is not known yet.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+
+use crate::DType;
+
+/// Bytes kept free for length and header in front of the tensors. The format allows a header to end in
+/// spaces, so what is left over costs nothing but its place; when a header has grown to this size (some
+/// thousand tensors), the next shard begins. A multiple of 8, so that the tensors are as aligned as
+/// their sizes allow.
+const RESERVED: usize = 128 << 10;
+
+/// A shard being written.
+pub(super) struct Shard {
+    path: PathBuf,
+    file: File,
+    names: BTreeSet<String>,
+    header: String,
+    data_bytes: u64,
+}
+
+impl Shard {
+    pub fn create(path: PathBuf) -> io::Result<Self> {
+        let mut file = File::create_new(&path)?;
+        file.seek(SeekFrom::Start(RESERVED as u64))?;
+        let header = json!({ "__metadata__": { "format": "pt" } }).to_string();
+        Ok(Self {
+            path,
+            file,
+            names: BTreeSet::new(),
+            header,
+            data_bytes: 0,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    /// Whether a tensor still has its place here. An empty shard takes one of any size.
+    pub fn takes(&self, name: &str, shape: &[usize], bytes: u64, shard_bytes: u64) -> bool {
+        let entry = self.entry(name, DType::BF16, shape, bytes).len();
+        let room = 8 + self.header.len() + entry < RESERVED;
+        self.names.is_empty() || (room && self.data_bytes.saturating_add(bytes) <= shard_bytes)
+    }
+
+    /// The header's entry for a tensor that comes next, with the comma before it.
+    fn entry(&self, name: &str, dtype: DType, shape: &[usize], bytes: u64) -> String {
+        let offsets = [self.data_bytes, self.data_bytes + bytes];
+        let entry = json!({ "dtype": dtype.name(), "shape": shape, "data_offsets": offsets });
+        format!(",{}:{entry}", Value::from(name))
+    }
+
+    pub fn add(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let entry = self.entry(name, dtype, shape, bytes.len() as u64);
+        if 8 + self.header.len() + entry.len() > RESERVED {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a tensor's name and shape are too long",
+            ));
+        }
+        self.file.write_all(bytes)?;
+        self.header.truncate(self.header.len() - 1); // the closing brace
+        self.header.push_str(&entry);
+        self.header.push('}');
+        self.names.insert(name.to_owned());
+        self.data_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the header in front of the tensors and syncs.
+    pub fn complete(&mut self) -> io::Result<()> {
+        let mut front = ((RESERVED - 8) as u64).to_le_bytes().to_vec();
+        front.extend_from_slice(self.header.as_bytes());
+        front.resize(RESERVED, b' ');
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(&front)?;
+        self.file.sync_all()
+    }
+}

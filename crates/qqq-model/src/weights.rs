@@ -1,0 +1,228 @@
+//! Reading the weights of a block, and checking that a checkpoint holds what its architecture knows.
+
+use qqq_formats::{Checkpoint, FormatError, LinearWeight, ModelConfig, QuantizedWeight, WeightData, config::Architecture};
+
+use crate::{Result, names};
+
+/// The weights of one block, as read from a checkpoint or as the quantizer has made them.
+/// q, k and v are joined into one layer, and so are gate and up (gate first).
+#[derive(Clone, Debug)]
+pub struct BlockWeights {
+    /// Weight of the norm before attention, length `hidden`.
+    pub input_norm: Vec<f32>,
+    /// Weight of the norm before the MLP, length `hidden`.
+    pub post_norm: Vec<f32>,
+    /// Head norms of q and k (Qwen3), length `head_dim` each.
+    pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// q, k and v joined, with bias.
+    pub qkv: (LinearWeight, Option<Vec<f32>>),
+    /// Output projection of attention.
+    pub o: (LinearWeight, Option<Vec<f32>>),
+    /// gate and up joined.
+    pub gate_up: (LinearWeight, Option<Vec<f32>>),
+    /// Down projection.
+    pub down: (LinearWeight, Option<Vec<f32>>),
+}
+
+impl BlockWeights {
+    /// Reads block `index` of a checkpoint, float or quantized.
+    ///
+    /// Joined layers whose parts are stored in different float types are widened to f32 (exact).
+    ///
+    /// # Errors
+    /// Whatever [`Checkpoint::linear`] refuses; a bias that the configuration promises and the file lacks, or
+    /// that it does not promise and the file holds; joined layers of which one part is quantized and another
+    /// is not, or in another way.
+    pub fn read(checkpoint: &Checkpoint, index: usize) -> Result<Self> {
+        let c = &checkpoint.config;
+        let (hidden, wide, d) = (c.hidden_size, c.intermediate_size, c.head_dim);
+        let (q, kv) = (c.num_heads * d, c.num_kv_heads * d);
+        let norm = |module: &str, len: usize| -> Result<Vec<f32>> {
+            let name = format!("{}.weight", names::linear(index, module));
+            Ok(checkpoint.tensors.f32(&name, &[len])?)
+        };
+        let joined = |modules: &[(&str, usize)], k: usize, bias: bool| read_joined(checkpoint, index, modules, k, bias);
+        Ok(Self {
+            input_norm: norm(names::INPUT_NORM, hidden)?,
+            post_norm: norm(names::POST_NORM, hidden)?,
+            qk_norm: match c.architecture {
+                Architecture::Qwen3 => Some((norm(names::Q_NORM, d)?, norm(names::K_NORM, d)?)),
+                Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 => None,
+            },
+            qkv: joined(&[(names::Q, q), (names::K, kv), (names::V, kv)], hidden, c.qkv_bias)?,
+            o: joined(&[(names::O, hidden)], q, c.o_bias)?,
+            gate_up: joined(&[(names::GATE, wide), (names::UP, wide)], hidden, c.mlp_bias)?,
+            down: joined(&[(names::DOWN, hidden)], wide, c.mlp_bias)?,
+        })
+    }
+}
+
+/// Linear layers of a block that take the same input, joined along their output channels.
+fn read_joined(
+    checkpoint: &Checkpoint,
+    index: usize,
+    modules: &[(&str, usize)],
+    k: usize,
+    promised: bool,
+) -> Result<(LinearWeight, Option<Vec<f32>>)> {
+    let mut parts = Vec::with_capacity(modules.len());
+    let mut bias = Vec::new();
+    for (module, n) in modules {
+        let prefix = names::linear(index, module);
+        parts.push(checkpoint.linear(&prefix, *n, k)?);
+        match (promised, checkpoint.bias(&prefix, *n)?) {
+            (true, Some(values)) => bias.extend(values),
+            (true, None) => {
+                return Err(FormatError::MissingTensor {
+                    location: checkpoint.tensors.location(),
+                    name: format!("{prefix}.bias"),
+                }
+                .into());
+            }
+            // Some tools write zeros for every layer; they change nothing.
+            (false, Some(values)) if values.iter().any(|b| *b != 0.0) => {
+                return Err(FormatError::Unsupported(format!(
+                    "{}: there is a tensor {prefix}.bias, but config.json promises no bias there (attention_bias, \
+                     mlp_bias); one of the two is wrong",
+                    checkpoint.tensors.location()
+                ))
+                .into());
+            }
+            (false, _) => {}
+        }
+    }
+    let weight = join(parts).ok_or_else(|| {
+        let all: Vec<&str> = modules.iter().map(|(module, _)| *module).collect();
+        FormatError::Unsupported(format!(
+            "{}: {} of block {index} run as one layer, but are not quantized alike; quantize all of them in the same \
+             way or none",
+            checkpoint.tensors.location(),
+            all.join(", ")
+        ))
+    })?;
+    Ok((weight, promised.then_some(bias)))
+}
+
+/// Joins weights of the same `in_features` along the output channels; `None` where some are quantized and others
+/// are not, or differ in the kind of their scales.
+fn join(mut parts: Vec<LinearWeight>) -> Option<LinearWeight> {
+    if parts.len() == 1 {
+        return parts.pop();
+    }
+    let mut quantized = Vec::new();
+    let mut float = Vec::new();
+    for part in parts {
+        match part {
+            LinearWeight::Quantized(weight) => quantized.push(weight),
+            LinearWeight::Float { out_features, in_features, data } => float.push((out_features, in_features, data)),
+        }
+    }
+    if float.is_empty() {
+        let parts: Vec<&QuantizedWeight> = quantized.iter().collect();
+        return QuantizedWeight::concat(&parts).map(LinearWeight::Quantized);
+    }
+    if !quantized.is_empty() {
+        return None;
+    }
+    let in_features = float.first()?.1;
+    let out_features = float.iter().map(|(n, ..)| n).sum();
+    let data = float.into_iter().map(|(.., data)| data).reduce(append)?;
+    Some(LinearWeight::Float { out_features, in_features, data })
+}
+
+/// `a` followed by `b`; both are widened to f32 unless they have the same type.
+fn append(a: WeightData, b: WeightData) -> WeightData {
+    match (a, b) {
+        (WeightData::F16(mut a), WeightData::F16(b)) => {
+            a.extend_from_slice(&b);
+            WeightData::F16(a)
+        }
+        (WeightData::BF16(mut a), WeightData::BF16(b)) => {
+            a.extend_from_slice(&b);
+            WeightData::BF16(a)
+        }
+        (a, b) => {
+            let mut a = a.into_f32();
+            a.extend_from_slice(&b.into_f32());
+            WeightData::F32(a)
+        }
+    }
+}
+
+/// Refuses tensors that this architecture has no use for: they mean that the model computes something else than its
+/// configuration says (a Qwen3 model called Llama, more blocks than `num_hidden_layers`).
+///
+/// Buffers that the rotary embedding is computed from, and whatever lies outside of `model.` and `lm_head.`
+/// (heads for other tasks), are left alone.
+///
+/// # Errors
+/// Names of unknown tensors, the first of them spelled out.
+pub(crate) fn check_names(checkpoint: &Checkpoint) -> Result<()> {
+    let unknown: Vec<String> =
+        checkpoint.tensors.names().into_iter().filter(|name| !is_known(&checkpoint.config, name)).collect();
+    let shown: Vec<&str> = unknown.iter().take(5).map(String::as_str).collect();
+    if shown.is_empty() {
+        return Ok(());
+    }
+    let more = match unknown.len() - shown.len() {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    Err(FormatError::Unsupported(format!(
+        "{}: {} with {} blocks has no tensors {}{more}; config.json does not fit these weights, or they belong to a \
+         variant of the model that is not supported",
+        checkpoint.tensors.location(),
+        checkpoint.config.architecture.class_name(),
+        checkpoint.config.num_layers,
+        shown.join(", "),
+    ))
+    .into())
+}
+
+fn is_known(config: &ModelConfig, name: &str) -> bool {
+    if name.starts_with("blk.") {
+        // A block's tensor in a GGUF file for which Hugging Face has no name.
+        return false;
+    }
+    if name.ends_with("rotary_emb.inv_freq") || !(name.starts_with("model.") || name.starts_with("lm_head.")) {
+        return true;
+    }
+    if [names::EMBEDDING, names::FINAL_NORM].contains(&name) {
+        return true;
+    }
+    let Some((module, tensor)) = name.rsplit_once('.') else { return false };
+    if module == names::LM_HEAD_MODULE {
+        return is_linear_tensor(config, tensor) && tensor != "bias";
+    }
+    let Some((block, module)) = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else {
+        return false;
+    };
+    // The length keeps "+3" and "03" from passing as block 3.
+    if !block.parse().is_ok_and(|i: usize| i < config.num_layers && i.to_string() == block) {
+        return false;
+    }
+    if names::LINEARS.contains(&module) {
+        return is_linear_tensor(config, tensor);
+    }
+    let norms: &[&str] = match config.architecture {
+        Architecture::Qwen3 => &[names::INPUT_NORM, names::POST_NORM, names::Q_NORM, names::K_NORM],
+        Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 => &[names::INPUT_NORM, names::POST_NORM],
+    };
+    norms.contains(&module) && tensor == "weight"
+}
+
+/// Tensors of a linear layer, float or in one of the quantized forms. Which of them must be there, and which make a
+/// quantized layer unreadable, is for [`Checkpoint::linear`] to say.
+fn is_linear_tensor(config: &ModelConfig, tensor: &str) -> bool {
+    const QUANTIZED: [&str; 8] = [
+        "B",
+        "s_channel",
+        "s_group",
+        "weight_packed",
+        "weight_scale",
+        "weight_shape",
+        "weight_zero_point",
+        "weight_g_idx",
+    ];
+    ["weight", "bias"].contains(&tensor) || config.quantization.is_some() && QUANTIZED.contains(&tensor)
+}

@@ -1,0 +1,53 @@
+//! Test data.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qqq_formats::gguf::GgufFile;
+use qqq_formats::{Checkpoint, ModelConfig};
+use qqq_model::Tokenizer;
+
+/// A text and its ids.
+#[derive(serde::Deserialize)]
+pub struct Case {
+    pub text: String,
+    pub ids: Vec<u32>,
+}
+
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+pub fn cases(path: &Path) -> Vec<Case> {
+    let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert!(cases.len() > 30);
+    cases
+}
+
+/// Expected ids of one of the small tokenizers.
+pub fn ids(name: &str) -> Vec<Case> {
+    cases(&data(name).join("ids.json"))
+}
+
+#[track_caller]
+pub fn same_ids(tokenizer: &Tokenizer, cases: &[Case]) {
+    for case in cases {
+        assert_eq!(tokenizer.encode(&case.text, false).unwrap(), case.ids, "{:?}", case.text);
+    }
+}
+
+/// A configuration of which only the vocabulary matters.
+pub fn config(vocab_size: usize) -> ModelConfig {
+    let json = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": vocab_size,
+    });
+    ModelConfig::from_value(Path::new("config.json"), json).unwrap()
+}
+
+/// A checkpoint with a tokenizer and no tensors: of a directory or a GGUF file.
+pub fn checkpoint_of(path: &Path, vocab_size: usize) -> Checkpoint {
+    let file = Arc::new(GgufFile::open(&data("byte_level.gguf")).unwrap());
+    let gguf = path.is_file().then(|| Arc::new(GgufFile::open(path).unwrap()));
+    Checkpoint { path: path.into(), config: config(vocab_size), tensors: Box::new(file), gguf }
+}

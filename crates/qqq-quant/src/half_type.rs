@@ -1,0 +1,116 @@
+//! The 16-bit type of everything that is not quantized: embedding, output head, norms, biases.
+
+use half::{bf16, f16};
+use qqq_formats::{DType, WeightData};
+
+use crate::{QuantError, Result};
+
+/// A 16-bit float type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HalfType {
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    BF16,
+}
+
+impl HalfType {
+    /// As a type of tensors on disk.
+    pub fn dtype(self) -> DType {
+        match self {
+            HalfType::F16 => DType::F16,
+            HalfType::BF16 => DType::BF16,
+        }
+    }
+
+    /// As `config.json` spells it.
+    pub fn config_name(self) -> &'static str {
+        match self {
+            HalfType::F16 => "float16",
+            HalfType::BF16 => "bfloat16",
+        }
+    }
+
+    /// `x` after a round trip through this type.
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            HalfType::F16 => f16::from_f32(x).to_f32(),
+            HalfType::BF16 => bf16::from_f32(x).to_f32(),
+        }
+    }
+
+    /// Rounds values in place.
+    pub fn round_all(self, values: &mut [f32]) {
+        values.iter_mut().for_each(|x| *x = self.round(*x));
+    }
+
+    /// Little-endian bytes of the rounded values, appended to `out`.
+    ///
+    /// # Errors
+    /// A value that the type cannot hold.
+    pub fn append(self, name: &str, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
+        out.reserve(values.len() * 2);
+        for &x in values {
+            let (bits, finite) = match self {
+                HalfType::F16 => {
+                    let h = f16::from_f32(x);
+                    (h.to_bits(), h.is_finite())
+                }
+                HalfType::BF16 => {
+                    let h = bf16::from_f32(x);
+                    (h.to_bits(), h.is_finite())
+                }
+            };
+            if !finite {
+                return Err(QuantError::Numerics {
+                    layer: name.to_owned(),
+                    reason: format!("the value {x} is beyond the range of {}", self.config_name()),
+                });
+            }
+            out.extend_from_slice(&bits.to_le_bytes());
+        }
+        Ok(())
+    }
+
+    /// The values of little-endian bytes.
+    pub fn widen(self, bytes: &[u8]) -> Vec<f32> {
+        bytes
+            .chunks_exact(2)
+            .map(|b| {
+                let bits = u16::from_le_bytes([b[0], b[1]]);
+                match self {
+                    HalfType::F16 => f16::from_bits(bits).to_f32(),
+                    HalfType::BF16 => bf16::from_bits(bits).to_f32(),
+                }
+            })
+            .collect()
+    }
+}
+
+/// Rows `first..first + rows` (of `cols` values) of a stored matrix, widened.
+pub(crate) fn widen_rows(data: &WeightData, cols: usize, first: usize, rows: usize) -> Vec<f32> {
+    let range = first * cols..(first + rows) * cols;
+    match data {
+        WeightData::F32(v) => v[range].to_vec(),
+        WeightData::F16(v) => v[range].iter().map(|x| x.to_f32()).collect(),
+        WeightData::BF16(v) => v[range].iter().map(|x| x.to_f32()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_round_trip_and_overflow_is_an_error() {
+        for half in [HalfType::F16, HalfType::BF16] {
+            let values = [0.0, 1.0, -2.5, 0.1, 1000.0];
+            let mut bytes = Vec::new();
+            half.append("t", &values, &mut bytes).unwrap();
+            assert_eq!(half.widen(&bytes), values.map(|x| half.round(x)));
+        }
+        let error = HalfType::F16.append("model.norm.weight", &[1e6], &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("model.norm.weight"), "{error}");
+        HalfType::BF16.append("t", &[1e6], &mut Vec::new()).unwrap();
+    }
+}

@@ -1,0 +1,79 @@
+//! Rounding to nearest on the checkpoint's grid, fast: the inner loop of the smoothing search.
+
+use qqq_formats::{QuantizedWeight, Scales};
+
+use crate::{float_block::FloatLinear, parallel};
+
+/// Rows that one task rounds.
+const ROWS: usize = 16;
+
+/// Codes and scales of `W diag(s)` rounded to nearest with scales from the largest weight: per channel `max|w| / 7`
+/// and codes in -7..=7, per group `2 max|w| / 15` and codes in -8..=7.
+pub fn round_scaled(linear: &FloatLinear, s: &[f32], group_size: Option<usize>) -> QuantizedWeight {
+    let (n, k) = (linear.n, linear.k);
+    let groups = group_size.map_or(1, |g| k / g);
+    let len = k / groups;
+    let mut codes = vec![0i8; n * k];
+    // Per row: the group scales (or the channel's).
+    let mut scales = vec![0.0f32; n * groups];
+    let mut tasks: Vec<_> = codes.chunks_mut(ROWS * k).zip(scales.chunks_mut(ROWS * groups)).collect();
+    parallel::each_mut(&mut tasks, |task, (codes, scales)| {
+        let mut row = vec![0.0f32; k];
+        for (i, (codes, scales)) in codes.chunks_exact_mut(k).zip(scales.chunks_exact_mut(groups)).enumerate() {
+            let source = &linear.weight[(task * ROWS + i) * k..][..k];
+            for ((r, w), s) in row.iter_mut().zip(source).zip(s) {
+                *r = w * s;
+            }
+            for ((w, codes), scale) in row.chunks_exact(len).zip(codes.chunks_exact_mut(len)).zip(scales) {
+                let max = w.iter().fold(0.0f32, |m, w| m.max(w.abs()));
+                let (step, low) = if group_size.is_some() { (2.0 * max / 15.0, -8.0) } else { (max / 7.0, -7.0) };
+                *scale = if step > 0.0 { step } else { 1.0 };
+                let inverse = 1.0 / *scale;
+                for (c, w) in codes.iter_mut().zip(w) {
+                    *c = (w * inverse).round_ties_even().clamp(low, 7.0) as i8;
+                }
+            }
+        }
+    });
+    let scales = match group_size {
+        None => Scales::PerChannel(scales),
+        Some(group_size) => Scales::from_effective(&codes, n, k, group_size, &scales),
+    };
+    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_stay_below_half_a_step() {
+        let (n, k) = (40, 64);
+        let weight: Vec<f32> = (0..n * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 30.0).collect();
+        let linear = FloatLinear { n, k, weight, bias: None };
+        let s: Vec<f32> = (0..k).map(|j| 1.0 + (j % 5) as f32).collect();
+        for group_size in [None, Some(32)] {
+            let q = round_scaled(&linear, &s, group_size);
+            let back = q.dequantize();
+            for i in 0..n {
+                let row = |j: usize| linear.weight[i * k + j] * s[j];
+                let max = (0..k).map(|j| row(j).abs()).fold(0.0, f32::max);
+                for j in 0..k {
+                    // Half a step, the clipped code +8, and the rounding of int8 weights.
+                    let bound = if group_size.is_some() { max / 14.0 } else { max / 14.0 * 1.0001 };
+                    assert!((back[i * k + j] - row(j)).abs() <= bound, "{group_size:?} {i} {j}");
+                }
+            }
+            assert!(q.int8_weights().iter().all(|w| (-127..=127).contains(w)));
+        }
+    }
+
+    #[test]
+    fn rows_of_zeros_have_finite_scales() {
+        let linear = FloatLinear { n: 2, k: 32, weight: vec![0.0; 64], bias: None };
+        for group_size in [None, Some(32)] {
+            let q = round_scaled(&linear, &[1.0; 32], group_size);
+            assert!(q.dequantize().iter().all(|&w| w == 0.0));
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What can be known to fail is refused before any work.
+
+use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq};
+use qqq_model::names;
+
+use crate::{
+    Clip, OutputFormat, QuantError, Recipe, Result, Transform,
+    float_block::head_layout,
+    half_type::HalfType,
+};
+
+/// What was found out before the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Form to write.
+    pub format: CheckpointFormat,
+    /// Type of what stays 16-bit.
+    pub half: HalfType,
+    /// Whether calibration text is needed at all.
+    pub calibrates: bool,
+}
+
+/// Output and input channels of the linear layers of a block, in the order of [`names::LINEARS`].
+pub(crate) fn linear_shapes(config: &ModelConfig) -> [(usize, usize); 7] {
+    let heads = head_layout(config);
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    [
+        (heads.q_width(), hidden),
+        (heads.kv_width(), hidden),
+        (heads.kv_width(), hidden),
+        (hidden, heads.q_width()),
+        (inner, hidden),
+        (inner, hidden),
+        (hidden, inner),
+    ]
+}
+
+/// Checks recipe and shapes, and decides on the form of the output.
+pub(crate) fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: OutputFormat) -> Result<Plan> {
+    let config = &checkpoint.config;
+    let refuse = |message: String| Err(QuantError::Recipe(message));
+    if config.quantization.is_some() {
+        return refuse(format!(
+            "{} is quantized already; give the float model that it was made from",
+            checkpoint.path.display()
+        ));
+    }
+    if !recipe.damping.is_finite() || recipe.damping < 0.0 {
+        return refuse(format!("damping must be a number from 0 on, not {}", recipe.damping));
+    }
+    let smooth = recipe.transform == Transform::Smooth;
+    let calibration = &recipe.calibration;
+    let calibrates = calibration.windows > 0;
+    if !calibrates && (recipe.compensate || smooth || recipe.clip == Clip::Output) {
+        return refuse(
+            "smoothing, compensation and clipping by output error need calibration windows; \
+             only plain rounding works without"
+                .into(),
+        );
+    }
+    if calibrates && calibration.window == 0 {
+        return refuse("calibration windows must have at least one token".into());
+    }
+    if calibration.window > config.max_position_embeddings {
+        return refuse(format!(
+            "calibration windows of {} tokens are longer than the model's context of {}; ask for shorter windows",
+            calibration.window, config.max_position_embeddings
+        ));
+    }
+    if smooth && !(1..=calibration.window).contains(&calibration.smooth_tokens) {
+        return refuse(format!(
+            "the tokens of the smoothing search come from the first calibration window: their number must be from 1 to \
+             {}, not {}",
+            calibration.window, calibration.smooth_tokens
+        ));
+    }
+    check_shapes(config, recipe.group_size)?;
+    let format = choose_format(config, recipe.group_size, format)?;
+    Ok(Plan { format, half: kept_type(checkpoint)?, calibrates })
+}
+
+fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
+    if let Some(g) = group_size
+        && ![32, 64, 128].contains(&g)
+    {
+        return Err(QuantError::Recipe(format!("group size {g} is not supported: 32, 64, 128, or per channel")));
+    }
+    for (module, (n, k)) in names::LINEARS.iter().zip(linear_shapes(config)) {
+        if n % 16 != 0 || k % 16 != 0 {
+            return Err(QuantError::Recipe(format!(
+                "{module} has {k} inputs and {n} outputs; the kernels take multiples of 16"
+            )));
+        }
+        if let Some(g) = group_size
+            && k % g != 0
+        {
+            let fits: Vec<_> = [128, 64, 32]
+                .iter()
+                .filter(|g| linear_shapes(config).iter().all(|(_, k)| k % *g == 0))
+                .map(|g| g.to_string())
+                .chain(["per channel".to_owned()])
+                .collect();
+            return Err(QuantError::Recipe(format!(
+                "groups of {g} do not divide the {k} inputs of {module}; this model takes: {}",
+                fits.join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn choose_format(config: &ModelConfig, group_size: Option<usize>, format: OutputFormat) -> Result<CheckpointFormat> {
+    if format == OutputFormat::CompressedTensors {
+        return Ok(CheckpointFormat::CompressedTensors);
+    }
+    let misfits: Vec<String> = names::LINEARS
+        .iter()
+        .zip(linear_shapes(config))
+        .filter_map(|(module, (n, k))| qqq::fits(n, k, group_size).err().map(|reason| format!("{module}: {reason}")))
+        .collect();
+    match (format, misfits.first()) {
+        (_, None) => Ok(CheckpointFormat::Qqq),
+        (OutputFormat::Auto, Some(_)) => Ok(CheckpointFormat::CompressedTensors),
+        (_, Some(first)) => Err(QuantError::Recipe(format!(
+            "{} of the {} linear layers of a block do not fit the qqq format, the first of them {first}; \
+             use the compressed-tensors format, which holds every shape",
+            misfits.len(),
+            names::LINEARS.len()
+        ))),
+    }
+}
+
+/// The source's own 16-bit type; float16 for other sources, unless a value is beyond its range.
+fn kept_type(checkpoint: &Checkpoint) -> Result<HalfType> {
+    let tensors = &checkpoint.tensors;
+    match tensors.info(names::EMBEDDING).map(|t| t.dtype) {
+        Some(DType::BF16) => return Ok(HalfType::BF16),
+        Some(DType::F16) => return Ok(HalfType::F16),
+        _ => {}
+    }
+    let linear = |name: &String| names::LINEARS.iter().any(|m| name.ends_with(&format!("{m}.weight")));
+    for name in tensors.names().iter().filter(|n| !linear(n)) {
+        let Some(info) = tensors.info(name) else { continue };
+        if matches!(info.dtype, DType::I8 | DType::U8 | DType::I32 | DType::I64) {
+            continue;
+        }
+        let values = tensors.f32(name, &info.shape)?;
+        if values.iter().any(|x| !half::f16::from_f32(*x).is_finite()) {
+            return Ok(HalfType::BF16);
+        }
+    }
+    Ok(HalfType::F16)
+}

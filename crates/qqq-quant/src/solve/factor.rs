@@ -1,0 +1,82 @@
+//! The factor of the Hessian that carries errors from column to column.
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::{Mat, Par};
+
+/// `H = R R^T` with `R` upper triangular, of the permuted and damped Hessian.
+///
+/// GPTQ takes the upper Cholesky factor `U` of `H^-1 = U^T U` and, column by column, spreads an error over all later
+/// columns by a row of `U`. `U = R^-1`, and the loss of a row of errors `e = w - q` is
+/// `e H e^T = sum_j ((e R)_j)^2`, where term `j` knows the errors of columns up to `j` only: the code of column `j` that
+/// makes it least is the nearest to `w_j + sum_{i<j} e_i R_ij / R_jj`. This is GPTQ's result without the inverse, and
+/// it reads the original weights: a block of columns takes all earlier errors by one matrix product.
+pub(super) struct Factor {
+    /// Original channel of each column.
+    pub order: Vec<usize>,
+    /// `R_ij / R_jj` for `i < j` at `[j * k + i]`: one row holds the coefficients of column `j`.
+    pub feedback: Vec<f32>,
+    /// `R_jj^2`: what a squared error of column `j` costs when later columns compensate for it.
+    pub cost: Vec<f32>,
+}
+
+impl Factor {
+    /// Factorises `hessian` with `damping` times the mean of its diagonal added. Columns come in order of falling
+    /// diagonal if `act_order`. Dead channels (diagonal 0) get the mean as their diagonal.
+    ///
+    /// # Errors
+    /// Why the factorisation failed.
+    pub fn new(hessian: &[f32], diagonal: &[f32], damping: f64, act_order: bool) -> Result<Self, String> {
+        let k = diagonal.len();
+        let live = diagonal.iter().filter(|d| **d > 0.0).count();
+        let mean = match live {
+            0 => 1.0,
+            _ => diagonal.iter().map(|&d| f64::from(d.max(0.0))).sum::<f64>() / live as f64,
+        };
+        let mut order: Vec<usize> = (0..k).collect();
+        if act_order {
+            order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]));
+        }
+        // Reversed, the upper factor is the lower factor of the usual decomposition.
+        let channel = |i: usize| order[k - 1 - i];
+        let dead = |j: usize| diagonal[j] <= 0.0;
+        let mut a = Mat::<f64>::zeros(k, k);
+        for col in 0..k {
+            let c = channel(col);
+            let row_of_h = &hessian[c * k..(c + 1) * k];
+            let column = a.col_as_slice_mut(col);
+            for row in col..k {
+                let r = channel(row);
+                if !(dead(c) || dead(r)) {
+                    column[row] = f64::from(row_of_h[r]);
+                }
+            }
+            column[col] = if dead(c) { mean } else { column[col] } + damping * mean;
+        }
+        let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(k, Par::Seq, Default::default()));
+        cholesky_in_place(
+            a.as_mut(),
+            Default::default(),
+            Par::Seq,
+            MemStack::new(&mut memory),
+            Default::default(),
+        )
+        .map_err(|_| "the Hessian is not positive definite".to_owned())?;
+
+        let mut feedback = vec![0.0f32; k * k];
+        let mut cost = vec![0.0f32; k];
+        for j in 0..k {
+            let column = a.col_as_slice(k - 1 - j);
+            let pivot = column[k - 1 - j];
+            cost[j] = (pivot * pivot) as f32;
+            let coefficients = &mut feedback[j * k..j * k + j];
+            for (out, value) in coefficients.iter_mut().zip(column.iter().rev()) {
+                *out = (value / pivot) as f32;
+            }
+            if !(cost[j] > 0.0 && cost[j].is_finite() && coefficients.iter().all(|v| v.is_finite())) {
+                return Err("the Hessian is numerically singular".to_owned());
+            }
+        }
+        Ok(Self { order, feedback, cost })
+    }
+}

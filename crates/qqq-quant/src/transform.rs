@@ -1,0 +1,99 @@
+//! Transformations that are absorbed into the weights: the float model computes the same function afterwards.
+//!
+//! Rotation is the offline part of QuaRot (arXiv 2404.00456): norm weights are folded into the linear layers that
+//! follow, the residual stream is turned by an orthogonal matrix `Q`, and the heads of v by a Hadamard matrix.
+//! Activations are row vectors: the stream becomes `h Q`, so layers that read it take `W Q` and layers that write it
+//! `Q^T W`. Smoothing divides an input channel by `s_j` where it is made, and multiplies it where it is used.
+
+use qqq_backend::HeadLayout;
+
+use crate::{float_block::FloatBlock, half_type::HalfType, rotation::Rotation};
+
+/// Folds the norm weights of a block into its linear layers; the norms become 1.
+pub fn fold_norms(block: &mut FloatBlock) {
+    block.qkv.scale_inputs(&block.input_norm);
+    block.input_norm.fill(1.0);
+    block.gate_up.scale_inputs(&block.post_norm);
+    block.post_norm.fill(1.0);
+}
+
+/// Rotates a block whose norms are folded: the residual stream by `stream`, the heads of v by `head`.
+pub fn rotate(block: &mut FloatBlock, stream: &Rotation, head: &Rotation, heads: HeadLayout) {
+    stream.apply_rows(&mut block.qkv.weight);
+    stream.apply_rows(&mut block.gate_up.weight);
+    for linear in [&mut block.o, &mut block.down] {
+        stream.apply_outputs(&mut linear.weight, linear.k);
+        if let Some(bias) = &mut linear.bias {
+            stream.apply_rows(bias);
+        }
+    }
+
+    let first_v = heads.q_width() + heads.kv_width();
+    let k = block.qkv.k;
+    for v in block.qkv.weight[first_v * k..].chunks_exact_mut(heads.head_dim * k) {
+        head.apply_outputs(v, k);
+    }
+    if let Some(bias) = &mut block.qkv.bias {
+        head.apply_rows(&mut bias[first_v..]);
+    }
+    // A row of o is a row of `head_dim` values for every query head.
+    head.apply_rows(&mut block.o.weight);
+}
+
+/// Divides the output of a norm by `s`. The new norm weight is rounded to the type it will be stored in; the returned
+/// factors, to be multiplied into the next layer, undo exactly what the rounded weight does.
+fn smooth_norm(norm: &mut [f32], s: &[f32], half: HalfType) -> Vec<f32> {
+    norm.iter_mut()
+        .zip(s)
+        .map(|(w, &s)| {
+            let old = *w;
+            let rounded = half.round(old / s);
+            let factor = old / rounded;
+            if s == 1.0 || !factor.is_normal() {
+                return 1.0;
+            }
+            *w = rounded;
+            factor
+        })
+        .collect()
+}
+
+/// Smooths the input of q, k and v.
+pub fn smooth_qkv(block: &mut FloatBlock, s: &[f32], half: HalfType) {
+    let factors = smooth_norm(&mut block.input_norm, s, half);
+    block.qkv.scale_inputs(&factors);
+}
+
+/// Smooths the input of o. Only for models with as many key-value heads as query heads: otherwise a channel of v
+/// feeds several input channels of o.
+pub fn smooth_o(block: &mut FloatBlock, s: &[f32], heads: HeadLayout) {
+    block.qkv.divide_outputs(heads.q_width() + heads.kv_width(), s);
+    block.o.scale_inputs(s);
+}
+
+/// Smooths the input of gate and up.
+pub fn smooth_gate_up(block: &mut FloatBlock, s: &[f32], half: HalfType) {
+    let factors = smooth_norm(&mut block.post_norm, s, half);
+    block.gate_up.scale_inputs(&factors);
+}
+
+/// Smooths the input of down: `silu(gate) * up` is linear in up.
+pub fn smooth_down(block: &mut FloatBlock, s: &[f32]) {
+    block.gate_up.divide_outputs(block.down.k, s);
+    block.down.scale_inputs(s);
+}
+
+/// Rounds what is stored in 16 bits, so that calibration sees the stored values.
+pub fn round_kept(block: &mut FloatBlock, half: HalfType) {
+    half.round_all(&mut block.input_norm);
+    half.round_all(&mut block.post_norm);
+    if let Some((q, k)) = &mut block.qk_norm {
+        half.round_all(q);
+        half.round_all(k);
+    }
+    for linear in [&mut block.qkv, &mut block.o, &mut block.gate_up, &mut block.down] {
+        if let Some(bias) = &mut linear.bias {
+            half.round_all(bias);
+        }
+    }
+}

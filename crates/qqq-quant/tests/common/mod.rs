@@ -1,0 +1,255 @@
+//! Small random models on disk.
+
+use std::path::{Path, PathBuf};
+
+use qqq_backend::{Backend, CpuBackend, KvDType, Span};
+use qqq_formats::{Checkpoint, DType, writer::CheckpointWriter};
+use qqq_model::{Decoder, Tokenizer};
+use qqq_quant::{
+    Calibration, Clip, Output, OutputFormat, Progress, Propagation, Recipe, Report, RotationKind, Transform,
+    calibration::Source, quantize,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+
+/// What varies between the small models. Hidden width 128, MLP 256, heads of 32.
+#[derive(Clone)]
+pub struct Tiny {
+    pub architecture: &'static str,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub tied: bool,
+    pub attention_bias: bool,
+    pub mlp_bias: bool,
+    pub dtype: DType,
+}
+
+pub const HIDDEN: usize = 128;
+pub const INNER: usize = 256;
+pub const HEAD_DIM: usize = 32;
+pub const VOCAB: usize = 96;
+
+impl Default for Tiny {
+    fn default() -> Self {
+        Self {
+            architecture: "LlamaForCausalLM",
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            tied: true,
+            attention_bias: false,
+            mlp_bias: false,
+            dtype: DType::F32,
+        }
+    }
+}
+
+impl Tiny {
+    pub fn families() -> Vec<Tiny> {
+        let base = Tiny::default();
+        vec![
+            base.clone(),
+            Tiny { tied: false, kv_heads: 4, attention_bias: true, mlp_bias: true, ..base.clone() },
+            Tiny { architecture: "MistralForCausalLM", tied: false, ..base.clone() },
+            Tiny { architecture: "Qwen2ForCausalLM", ..base.clone() },
+            Tiny { architecture: "Qwen3ForCausalLM", heads: 6, tied: false, ..base },
+        ]
+    }
+
+    fn config(&self) -> Value {
+        json!({
+            "architectures": [self.architecture],
+            "model_type": match self.architecture {
+                "MistralForCausalLM" => "mistral",
+                "Qwen2ForCausalLM" => "qwen2",
+                "Qwen3ForCausalLM" => "qwen3",
+                _ => "llama",
+            },
+            "hidden_act": "silu",
+            "hidden_size": HIDDEN,
+            "intermediate_size": INNER,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": HEAD_DIM,
+            "vocab_size": VOCAB,
+            "max_position_embeddings": 256,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": self.tied,
+            "attention_bias": self.attention_bias,
+            "mlp_bias": self.mlp_bias,
+            "torch_dtype": if self.dtype == DType::BF16 { "bfloat16" } else { "float32" },
+        })
+    }
+
+    /// Writes the model to `parent/name`.
+    pub fn write(&self, parent: &Path, name: &str) -> PathBuf {
+        let dir = parent.join(name);
+        let mut writer = CheckpointWriter::create(&dir).unwrap();
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        for (name, shape) in self.tensors() {
+            let count = shape.iter().product();
+            let width = *shape.last().unwrap();
+            let values: Vec<f32> = (0..count)
+                .map(|i| {
+                    let x = rng.random::<f32>() + rng.random::<f32>() - 1.0;
+                    if name.ends_with("norm.weight") || name.ends_with("layernorm.weight") {
+                        // A few channels stand out, as in real models.
+                        if i % 41 == 5 { 6.0 } else { 1.0 + 0.3 * x }
+                    } else if name.ends_with("bias") {
+                        0.3 * x
+                    } else {
+                        x * 2.0 / (width as f32).sqrt()
+                    }
+                })
+                .collect();
+            let bytes: Vec<u8> = match self.dtype {
+                DType::BF16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+                _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            };
+            writer.add(&name, self.dtype, &shape, &bytes).unwrap();
+        }
+        let put = |file: &str, value: Value| std::fs::write(writer.staging().join(file), value.to_string()).unwrap();
+        put("config.json", self.config());
+        let vocab: serde_json::Map<_, _> = (0..VOCAB).map(|i| (format!("w{i}"), json!(i))).collect();
+        put(
+            "tokenizer.json",
+            json!({
+                "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+                "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+                "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
+            }),
+        );
+        writer.finish().unwrap();
+        dir
+    }
+
+    /// Names and shapes of all tensors.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (q, kv) = (self.heads * HEAD_DIM, self.kv_heads * HEAD_DIM);
+        let mut out = vec![
+            ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN]),
+            ("model.norm.weight".to_owned(), vec![HIDDEN]),
+        ];
+        if !self.tied {
+            out.push(("lm_head.weight".to_owned(), vec![VOCAB, HIDDEN]));
+        }
+        for i in 0..self.layers {
+            let mut add = |name: &str, shape: Vec<usize>| out.push((format!("model.layers.{i}.{name}"), shape));
+            add("input_layernorm.weight", vec![HIDDEN]);
+            add("post_attention_layernorm.weight", vec![HIDDEN]);
+            if self.architecture == "Qwen3ForCausalLM" {
+                add("self_attn.q_norm.weight", vec![HEAD_DIM]);
+                add("self_attn.k_norm.weight", vec![HEAD_DIM]);
+            }
+            let qkv_bias = self.attention_bias || self.architecture == "Qwen2ForCausalLM";
+            for (name, n, k, bias) in [
+                ("self_attn.q_proj", q, HIDDEN, qkv_bias),
+                ("self_attn.k_proj", kv, HIDDEN, qkv_bias),
+                ("self_attn.v_proj", kv, HIDDEN, qkv_bias),
+                ("self_attn.o_proj", HIDDEN, q, self.attention_bias),
+                ("mlp.gate_proj", INNER, HIDDEN, self.mlp_bias),
+                ("mlp.up_proj", INNER, HIDDEN, self.mlp_bias),
+                ("mlp.down_proj", HIDDEN, INNER, self.mlp_bias),
+            ] {
+                add(&format!("{name}.weight"), vec![n, k]);
+                if bias {
+                    add(&format!("{name}.bias"), vec![n]);
+                }
+            }
+        }
+        out
+    }
+}
+
+/// A text of `words` random words.
+pub fn text(dir: &Path, words: usize) -> PathBuf {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let mut text = String::new();
+    // Words follow a chain, so that there is something to calibrate on.
+    let mut word = 0usize;
+    for i in 0..words {
+        word = (word * 5 + rng.random_range(0..7)) % VOCAB;
+        text.push_str(&format!("w{word}{}", if i % 20 == 19 { "\n" } else { " " }));
+    }
+    let path = dir.join(format!("text{words}.txt"));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+pub fn recipe() -> Recipe {
+    Recipe {
+        transform: Transform::None,
+        rotation: RotationKind::Hadamard,
+        group_size: None,
+        compensate: true,
+        clip: Clip::None,
+        act_order: true,
+        damping: 0.01,
+        propagation: Propagation::Quantized,
+        calibration: Calibration { windows: 10, window: 64, smooth_tokens: 48 },
+        seed: 0,
+    }
+}
+
+/// Counts steps; stops at one of them.
+#[derive(Default)]
+pub struct Steps {
+    pub count: usize,
+    pub stop_at: Option<usize>,
+    pub last: (f64, f64),
+    pub warnings: Vec<String>,
+}
+
+impl Progress for Steps {
+    fn step(&mut self, done: f64, total: f64, _next: &str) -> bool {
+        assert!(done >= self.last.0 && done <= total, "{done} of {total} after {:?}", self.last);
+        self.last = (done, total);
+        self.count += 1;
+        self.stop_at != Some(self.count)
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.warnings.push(message.to_owned());
+    }
+}
+
+/// Quantizes the model in `dir`.
+pub fn run(
+    dir: &Path,
+    source: &Source,
+    out: &Path,
+    recipe: &Recipe,
+    format: OutputFormat,
+    steps: &mut Steps,
+) -> qqq_quant::Result<Report> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let tokenizer = Tokenizer::load(&checkpoint)?;
+    let output = Output { path: out, format, model_name: "tiny" };
+    quantize(&checkpoint, &tokenizer, recipe, source, &output, steps)
+}
+
+/// Logits of a fixed sequence.
+pub fn logits(dir: &Path) -> Vec<f32> {
+    let decoder = Decoder::load(CpuBackend::default(), &Checkpoint::open(dir).unwrap()).unwrap();
+    let tokens: Vec<u32> = (0..40).map(|i| (i * i * 7 + 3 * i) % VOCAB as u32).collect();
+    let mut kv = decoder.kv_cache(KvDType::F32);
+    let span = Span { slot: decoder.backend.kv_add_slot(&mut kv), start: 0, len: tokens.len() };
+    let hidden = decoder.hidden(&tokens, &[span], &mut kv).unwrap();
+    decoder.backend.to_host(&decoder.logits(&hidden))
+}
+
+/// `|a - b|^2 / |b|^2`.
+pub fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let sum = |f: &dyn Fn(usize) -> f64| (0..b.len()).map(f).sum::<f64>();
+    sum(&|i| f64::from(a[i] - b[i]).powi(2)) / sum(&|i| f64::from(b[i]).powi(2))
+}
+
+/// Largest difference relative to the largest value.
+pub fn largest_error(a: &[f32], b: &[f32]) -> f32 {
+    let most = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    a.iter().zip(b).fold(0.0f32, |m, (a, b)| m.max((a - b).abs())) / most
+}

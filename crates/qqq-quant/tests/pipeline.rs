@@ -1,0 +1,336 @@
+//! Whole quantizations of small random models.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Steps, Tiny, distance, logits, recipe, run, text};
+use qqq_formats::{Checkpoint, CheckpointFormat, DType, LinearWeight, Scales};
+use qqq_model::names;
+use qqq_quant::{
+    Calibration, Clip, OutputFormat, Propagation, QuantError, REPORT_FILE, Recipe, Report, RotationKind, Transform,
+    calibration::Source,
+};
+use tempfile::TempDir;
+
+fn files(dir: &TempDir, words: usize) -> Source {
+    Source::Files(vec![text(dir.path(), words)])
+}
+
+#[test]
+fn every_recipe_loads_back_and_keeps_the_function() {
+    let dir = TempDir::new().unwrap();
+    let source = files(&dir, 2000);
+    let base = recipe();
+    let recipes = [
+        ("rtn", Recipe { compensate: false, ..base.clone() }),
+        ("gptq", base.clone()),
+        ("gptq-float-g32", Recipe { propagation: Propagation::Float, group_size: Some(32), ..base.clone() }),
+        ("smooth", Recipe { transform: Transform::Smooth, ..base.clone() }),
+        ("smooth-g64", Recipe { transform: Transform::Smooth, group_size: Some(64), ..base.clone() }),
+        ("rotate-clip", Recipe { transform: Transform::Rotate, clip: Clip::Output, ..base.clone() }),
+        (
+            "rotate-orthogonal-g32",
+            Recipe {
+                transform: Transform::Rotate,
+                rotation: RotationKind::Orthogonal,
+                group_size: Some(32),
+                clip: Clip::Weight,
+                propagation: Propagation::Float,
+                ..base
+            },
+        ),
+    ];
+    for (m, tiny) in Tiny::families().into_iter().enumerate() {
+        let model = tiny.write(dir.path(), &format!("model{m}"));
+        let float = logits(&model);
+        for (name, recipe) in &recipes {
+            // The second family is the one with as many key-value heads as heads: smoothing has four sites there.
+            let out = dir.path().join(format!("{name}{m}"));
+            let mut steps = Steps::default();
+            let report = run(&model, &source, &out, recipe, OutputFormat::Auto, &mut steps).unwrap();
+            assert!((steps.last.0 - steps.last.1).abs() < 1e-9, "{name}: progress ends at the end: {:?}", steps.last);
+            let loss = distance(&logits(&out), &float);
+            assert!(loss < 0.2, "{name} of model {m}: relative squared error {loss}");
+            assert!(loss > 1e-7, "{name} of model {m}: this cannot be W4A8");
+            check_files(&out, &tiny, recipe, &report);
+        }
+    }
+}
+
+fn check_files(out: &Path, tiny: &Tiny, recipe: &Recipe, report: &Report) {
+    let checkpoint = Checkpoint::open(out).unwrap();
+    let config = &checkpoint.config;
+    let quantization = config.quantization.as_ref().unwrap();
+    assert_eq!(quantization.group_size, recipe.group_size);
+    assert_eq!(quantization.format.name(), report.format);
+    assert_eq!(config.tie_word_embeddings, tiny.tied && recipe.transform != Transform::Rotate);
+    assert_eq!(checkpoint.tensors.info(names::LM_HEAD).is_some(), !config.tie_word_embeddings);
+    assert_eq!(checkpoint.tensors.info(names::EMBEDDING).unwrap().dtype, DType::F16);
+    let q = checkpoint.linear("model.layers.0.self_attn.q_proj", tiny.heads * 32, 128).unwrap();
+    match (q, recipe.group_size) {
+        (LinearWeight::Quantized(q), None) => assert!(matches!(q.scales, Scales::PerChannel(_))),
+        (LinearWeight::Quantized(q), Some(g)) => {
+            assert!(matches!(q.scales, Scales::PerGroup { group_size, .. } if group_size == g));
+        }
+        (LinearWeight::Float { .. }, _) => panic!("q is not quantized"),
+    }
+    assert_eq!(report.layers.len(), 4 * tiny.layers);
+    let sites = if tiny.heads == tiny.kv_heads { 4 } else { 3 };
+    let smooth = if recipe.transform == Transform::Smooth { sites * tiny.layers } else { 0 };
+    assert_eq!(report.smoothing.len(), smooth);
+    assert!(report.smoothing.iter().all(|s| s.loss_after <= s.loss_before));
+    for layer in &report.layers {
+        assert!(layer.loss.is_finite() && layer.loss > 0.0 && layer.loss < 0.2, "{layer:?}");
+        assert!(layer.scale_range.0 > 0.0 && layer.scale_range.0 <= layer.scale_range.1);
+    }
+    let stored: Report = serde_json::from_str(&std::fs::read_to_string(out.join(REPORT_FILE)).unwrap()).unwrap();
+    assert_eq!(stored.recipe, *recipe);
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains("mlp.down_proj") && card.contains("tiny in W4A8"), "{card}");
+    assert!(out.join("tokenizer.json").is_file());
+}
+
+#[test]
+fn compensation_beats_rounding_to_nearest() {
+    let dir = TempDir::new().unwrap();
+    let source = files(&dir, 4000);
+    let model = Tiny::default().write(dir.path(), "model");
+    let float = logits(&model);
+    let mut losses = Vec::new();
+    for compensate in [false, true] {
+        let recipe = Recipe {
+            compensate,
+            calibration: Calibration { windows: 30, window: 128, smooth_tokens: 64 },
+            ..recipe()
+        };
+        let out = dir.path().join(format!("out{compensate}"));
+        let report = run(&model, &source, &out, &recipe, OutputFormat::Auto, &mut Steps::default()).unwrap();
+        if compensate {
+            assert!(report.layers.iter().all(|l| l.loss < l.loss_nearest), "{:?}", report.layers);
+        }
+        losses.push(distance(&logits(&out), &float));
+    }
+    assert!(losses[1] < losses[0], "{losses:?}");
+}
+
+#[test]
+fn formats_agree_with_what_was_asked() {
+    let dir = TempDir::new().unwrap();
+    let source = files(&dir, 2000);
+    let model = Tiny { dtype: DType::BF16, ..Tiny::default() }.write(dir.path(), "model");
+    let mut quantized = |name: &str, recipe: &Recipe, format| {
+        let out = dir.path().join(name);
+        run(&model, &source, &out, recipe, format, &mut Steps::default()).map(|_| {
+            let checkpoint = Checkpoint::open(&out).unwrap();
+            assert_eq!(checkpoint.tensors.info(names::EMBEDDING).unwrap().dtype, DType::BF16);
+            assert_eq!(checkpoint.config.raw["torch_dtype"], "bfloat16");
+            (checkpoint.config.quantization.unwrap().format, logits(&out))
+        })
+    };
+    let (format, per_channel) = quantized("auto", &recipe(), OutputFormat::Auto).unwrap();
+    assert_eq!(format, CheckpointFormat::Qqq);
+    let (format, other) = quantized("ct", &recipe(), OutputFormat::CompressedTensors).unwrap();
+    assert_eq!(format, CheckpointFormat::CompressedTensors);
+    // Only the scales' precision differs.
+    assert!(distance(&other, &per_channel) < 1e-2);
+    let grouped = Recipe { group_size: Some(64), ..recipe() };
+    assert_eq!(quantized("g64", &grouped, OutputFormat::Auto).unwrap().0, CheckpointFormat::CompressedTensors);
+
+    let error = quantized("refused", &grouped, OutputFormat::Qqq).unwrap_err().to_string();
+    assert!(error.contains("compressed-tensors") && error.contains("self_attn.q_proj"), "{error}");
+}
+
+#[test]
+fn plain_rounding_needs_no_data() {
+    let dir = TempDir::new().unwrap();
+    let model = Tiny::default().write(dir.path(), "model");
+    let none = Calibration { windows: 0, window: 0, smooth_tokens: 0 };
+    let nearest = Recipe { compensate: false, calibration: none, ..recipe() };
+    let out = dir.path().join("out");
+    let source = Source::Files(Vec::new());
+    let report = run(&model, &source, &out, &nearest, OutputFormat::Auto, &mut Steps::default()).unwrap();
+    assert_eq!((report.calibration_tokens, report.calibration_data.as_str()), (0, "none"));
+    assert!(distance(&logits(&out), &logits(&model)) < 0.2);
+    let compensate = Recipe { compensate: true, ..nearest };
+    let error = run(&model, &source, &dir.path().join("out2"), &compensate, OutputFormat::Auto, &mut Steps::default());
+    assert!(matches!(error, Err(QuantError::Recipe(_))));
+}
+
+#[test]
+fn the_models_own_samples_serve() {
+    let dir = TempDir::new().unwrap();
+    let model = Tiny::default().write(dir.path(), "model");
+    let out = dir.path().join("out");
+    let report =
+        run(&model, &Source::SelfSamples, &out, &recipe(), OutputFormat::Auto, &mut Steps::default()).unwrap();
+    assert_eq!(report.calibration_tokens, 640);
+    assert!(distance(&logits(&out), &logits(&model)) < 0.2);
+}
+
+#[test]
+fn interrupting_leaves_nothing() {
+    let dir = TempDir::new().unwrap();
+    let source = files(&dir, 2000);
+    let model = Tiny::default().write(dir.path(), "model");
+    let smooth = Recipe { transform: Transform::Smooth, ..recipe() };
+    let mut all = Steps::default();
+    run(&model, &source, &dir.path().join("whole"), &smooth, OutputFormat::Auto, &mut all).unwrap();
+    let before = entries(dir.path());
+    for stop_at in [1, 2, all.count / 3, all.count / 2, all.count - 1] {
+        let mut steps = Steps { stop_at: Some(stop_at), ..Steps::default() };
+        let result = run(&model, &source, &dir.path().join("out"), &smooth, OutputFormat::Auto, &mut steps);
+        assert!(matches!(result, Err(QuantError::Interrupted)), "stop at {stop_at}");
+        assert_eq!(steps.count, stop_at, "stops at once");
+        assert_eq!(entries(dir.path()), before, "stop at {stop_at}");
+    }
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn bad_requests_are_refused_before_any_work() {
+    let dir = TempDir::new().unwrap();
+    let model = Tiny::default().write(dir.path(), "model");
+    let source = files(&dir, 2000);
+    let base = recipe();
+    let try_it = |recipe: &Recipe, source: &Source, out: &str| {
+        let mut steps = Steps::default();
+        let out = dir.path().join(out);
+        let error = run(&model, source, &out, recipe, OutputFormat::Auto, &mut steps).unwrap_err().to_string();
+        assert!(steps.count <= 2, "{error}");
+        error
+    };
+    let window = |windows, window, smooth_tokens| Calibration { windows, window, smooth_tokens };
+    for (recipe, words) in [
+        (Recipe { group_size: Some(48), ..base.clone() }, vec!["48", "32, 64, 128"]),
+        (Recipe { damping: f64::NAN, ..base.clone() }, vec!["damping"]),
+        (Recipe { calibration: window(4, 512, 1), ..base.clone() }, vec!["512", "256"]),
+        (
+            Recipe { transform: Transform::Smooth, calibration: window(4, 64, 65), ..base.clone() },
+            vec!["65", "64"],
+        ),
+        (Recipe { calibration: window(40, 64, 1), ..base.clone() }, vec!["2000 tokens", "2560"]),
+    ] {
+        let error = try_it(&recipe, &source, "out");
+        assert!(words.iter().all(|w| error.contains(w)), "{error}");
+    }
+    // The output exists: the source model itself.
+    let error = try_it(&base, &source, "model");
+    assert!(error.contains("exist"), "{error}");
+
+    let binary = dir.path().join("binary.txt");
+    std::fs::write(&binary, [0xff, 0xfe, 0x80]).unwrap();
+    assert!(try_it(&base, &Source::Files(vec![binary]), "out").contains("UTF-8"));
+    let missing = Source::Files(vec![dir.path().join("nowhere.txt")]);
+    assert!(try_it(&base, &missing, "out").contains("nowhere.txt"));
+    let jsonl = dir.path().join("bad.jsonl");
+    std::fs::write(&jsonl, "{\"text\": \"w1 w2\"}\n{\"prompt\": 3}\n").unwrap();
+    let error = try_it(&base, &Source::Files(vec![jsonl]), "out");
+    assert!(error.contains("line 2"), "{error}");
+    assert!(!dir.path().join("out").exists());
+
+    // A checkpoint that is quantized already.
+    let out = dir.path().join("out");
+    run(&model, &source, &out, &base, OutputFormat::Auto, &mut Steps::default()).unwrap();
+    let again =
+        run(&out, &source, &dir.path().join("twice"), &base, OutputFormat::Auto, &mut Steps::default()).unwrap_err();
+    assert!(again.to_string().contains("quantized already"), "{again}");
+}
+
+#[test]
+fn jsonl_is_read_like_text() {
+    let dir = TempDir::new().unwrap();
+    let model = Tiny::default().write(dir.path(), "model");
+    let plain = text(dir.path(), 2000);
+    let lines: String = std::fs::read_to_string(&plain)
+        .unwrap()
+        .lines()
+        .map(|l| serde_json::json!({ "text": l }).to_string() + "\n")
+        .collect();
+    let jsonl = dir.path().join("text.jsonl");
+    std::fs::write(&jsonl, lines).unwrap();
+    let mut bytes = Vec::new();
+    for (name, path) in [("a", plain), ("b", jsonl)] {
+        let out = dir.path().join(name);
+        // Exact windows (the text is short for them), so that white space does not matter.
+        run(&model, &Source::Files(vec![path]), &out, &recipe(), OutputFormat::Auto, &mut Steps::default()).unwrap();
+        bytes.push(std::fs::read(out.join("model.safetensors")).unwrap());
+    }
+    assert!(bytes[0].len() == bytes[1].len());
+}
+
+#[test]
+fn states_that_overflow_name_the_block() {
+    let dir = TempDir::new().unwrap();
+    let model = Tiny::default().write(dir.path(), "model");
+    // A weight of 3e38 in the second block's o.
+    let checkpoint = Checkpoint::open(&model).unwrap();
+    let mut bad = qqq_formats::writer::CheckpointWriter::create(&dir.path().join("bad")).unwrap();
+    for name in checkpoint.tensors.names() {
+        let info = checkpoint.tensors.info(&name).unwrap();
+        let mut bytes = checkpoint.tensors.bytes(&name).unwrap().into_owned();
+        if name == "model.layers.1.self_attn.o_proj.weight" {
+            bytes.chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&3e38f32.to_le_bytes()));
+        }
+        bad.add(&name, info.dtype, &info.shape, &bytes).unwrap();
+    }
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(model.join(file), bad.staging().join(file)).unwrap();
+    }
+    bad.finish().unwrap();
+    for propagation in [Propagation::Float, Propagation::Quantized] {
+        let recipe = Recipe { propagation, ..recipe() };
+        let out = dir.path().join("out");
+        let error = run(&dir.path().join("bad"), &files(&dir, 2000), &out, &recipe, OutputFormat::Auto, &mut Steps::default())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("model.layers.1"), "{error}");
+        assert!(!out.exists());
+    }
+}
+
+/// Not a test of its own: quantizes for [`bits_do_not_depend_on_threads_or_runs`] in a process with its own pool.
+#[test]
+fn child_of_the_determinism_test() {
+    let Some(out) = std::env::var_os("QQQ_TEST_CHILD_OUT") else { return };
+    let dir = TempDir::new().unwrap();
+    let model = Tiny { kv_heads: 4, ..Tiny::default() }.write(dir.path(), "model");
+    for (name, transform, propagation) in [
+        ("smooth", Transform::Smooth, Propagation::Quantized),
+        ("rotate", Transform::Rotate, Propagation::Float),
+    ] {
+        let recipe = Recipe { transform, propagation, group_size: Some(32), ..recipe() };
+        let out = Path::new(&out).join(name);
+        run(&model, &files(&dir, 2000), &out, &recipe, OutputFormat::Auto, &mut Steps::default()).unwrap();
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads_or_runs() {
+    let dir = TempDir::new().unwrap();
+    let mut results: Vec<Vec<Vec<u8>>> = Vec::new();
+    for (i, threads) in ["1", "2", "3", "3"].iter().enumerate() {
+        let out = dir.path().join(i.to_string());
+        std::fs::create_dir(&out).unwrap();
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_of_the_determinism_test", "-q"])
+            .env("QQQ_TEST_CHILD_OUT", &out)
+            .env("QQQ_THREADS", threads)
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        let bytes = |name: &str| std::fs::read(out.join(name).join("model.safetensors")).unwrap();
+        results.push(vec![bytes("smooth"), bytes("rotate")]);
+    }
+    for (i, other) in results.iter().enumerate().skip(1) {
+        assert!(results[0][0] == other[0], "smooth, run {i}");
+        assert!(results[0][1] == other[1], "rotate, run {i}");
+    }
+}

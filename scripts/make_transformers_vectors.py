@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Makes crates/qqq-model/tests/data/parity.{json,safetensors}: logits of small random models of every
+family, by transformers in float32 (pip install torch transformers safetensors numpy).
+
+The weights follow a formula of tensor name and index, which the test repeats, so only configurations,
+tensor shapes, token ids and logits are kept. With the path of SmolLM2-135M-Instruct.Q4_1.gguf as its
+argument (needs the package gguf as well), makes smollm2.safetensors there too: some logits of that model."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+OUT = Path(__file__).parent.parent / "crates/qqq-model/tests/data"
+TOKENS = 40
+STORAGE = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False,
+}  # fmt: skip
+MISTRAL = LLAMA | {
+    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "num_key_value_heads": 2, "head_dim": 16
+}
+QWEN2 = LLAMA | {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_key_value_heads": 2, "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": 256, "max_window_layers": 2,
+}  # fmt: skip
+QWEN3 = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32}
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+# Name: config.json as models of that kind publish it, storage of the weights, number of files.
+MODELS = {
+    "llama_mha": (LLAMA, "f32", 1),
+    "llama_gqa": (LLAMA | {"num_key_value_heads": 2, "rope_theta": 500000.0}, "bf16", 2),
+    "llama31_rope": (LLAMA | {"num_key_value_heads": 1, "rope_scaling": LLAMA3_ROPE}, "mixed", 3),
+    "llama_linear_rope": (LLAMA | {"rope_scaling": {"type": "linear", "factor": 4.0}}, "f16", 1),
+    "llama_tied": (LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True, "num_hidden_layers": 3}, "bf16", 1),
+    "llama_biases": (LLAMA | {"attention_bias": True, "mlp_bias": True}, "mixed", 2),
+    "llama_head_dim": (LLAMA | {"num_key_value_heads": 2, "head_dim": 24}, "f32", 2),
+    "mistral": (MISTRAL | {"sliding_window": None, "rope_theta": 1e6}, "bf16", 1),
+    "mistral_window": (MISTRAL | {"sliding_window": 7}, "f16", 2),
+    "qwen2": (QWEN2, "bf16", 1),
+    "qwen2_window": (QWEN2 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}, "f32", 1),
+    "qwen3": (QWEN3, "bf16", 2),
+    "qwen3_tied_bias": (QWEN3 | {"tie_word_embeddings": True, "attention_bias": True}, "f16", 1),
+}
+
+
+def fnv1a(text):
+    state = 0xCBF29CE484222325
+    for byte in text.encode():
+        state = ((state ^ byte) * 0x100000001B3) % 2**64
+    return state
+
+
+def uniform(name, count):
+    """Multiples of 2^-23 in [-1, 1): splitmix64 of the name's hash and the index."""
+    with np.errstate(over="ignore"):
+        z = np.uint64(fnv1a(name)) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return ((z >> np.uint64(40)).astype(np.float32) - np.float32(2**23)) / np.float32(2**23)
+
+
+def weight(name, shape):
+    """Norm weights around 1, biases up to 1/2, matrices that grow a normalized input by half."""
+    u = uniform(name, int(np.prod(shape)))
+    if "norm" in name:
+        values = np.float32(1) + u * np.float32(0.5)
+    elif name.endswith("bias"):
+        values = u * np.float32(0.5)
+    elif "embed" in name:
+        values = u
+    else:
+        values = u * np.sqrt(np.float32(6.75) / np.float32(shape[-1]))
+    return torch.from_numpy(values.reshape(shape))
+
+
+def stored_as(name, storage):
+    return STORAGE[storage if storage != "mixed" else list(STORAGE)[fnv1a(name) % 3]]
+
+
+def random_models():
+    tensors, manifest = {}, {}
+    for name, (config, storage, files) in MODELS.items():
+        parsed = AutoConfig.for_model(**json.loads(json.dumps(config)))
+        model = AutoModelForCausalLM.from_config(parsed, attn_implementation="eager", dtype=torch.float32).eval()
+        shapes = {}
+        with torch.no_grad():
+            for key, parameter in model.state_dict().items():
+                if key == "lm_head.weight" and config["tie_word_embeddings"]:
+                    continue
+                shapes[key] = list(parameter.shape)
+                parameter.copy_(weight(key, shapes[key]).to(stored_as(key, storage)))
+            ids = (np.arange(TOKENS, dtype=np.int64) * 37 + fnv1a(name) % 1000) ** 2 % config["vocab_size"]
+            logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
+            exact = model.double()(torch.from_numpy(ids)[None]).logits[0].numpy()
+        noise = np.abs(logits - exact).max() / np.abs(exact).max()
+        print(f"{name:20} logits to {np.abs(logits).max():6.2f}, float32 against float64 {noise:.1e}")
+        tensors[f"{name}.tokens"] = ids.astype(np.int32)
+        tensors[f"{name}.logits"] = np.ascontiguousarray(logits)
+        manifest[name] = {"config": config, "storage": storage, "files": files, "tensors": shapes}
+    # The form in which transformers 5 writes the rotary embedding.
+    new_form = manifest["llama31_rope"]["config"] | {"rope_parameters": LLAMA3_ROPE | {"rope_theta": 10000.0}}
+    del new_form["rope_scaling"]
+    manifest["llama31_rope"]["config"] = new_form
+    save_file(tensors, OUT / "parity.safetensors")
+    (OUT / "parity.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def smollm2(path):
+    model = AutoModelForCausalLM.from_pretrained(
+        str(path.parent), gguf_file=path.name, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    print(model.config)
+    ids = np.array(
+        [504, 3575, 282, 4649, 314, 7042, 30, 378, 3575, 282, 4456, 314, 9405, 28, 284, 260, 3575, 282, 6461, 314],
+        dtype=np.int64,
+    )
+    positions = np.array([0, 9, len(ids) - 1], dtype=np.int32)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
+    print("largest", np.abs(logits).max(), "next", logits[positions].argmax(1))
+    save_file(
+        {
+            "tokens": ids.astype(np.int32),
+            "positions": positions,
+            "largest": np.abs(logits).max(axis=1)[positions],
+            "every_16th": np.ascontiguousarray(logits[positions][:, ::16]),
+        },
+        OUT / "smollm2.safetensors",
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    OUT.mkdir(parents=True, exist_ok=True)
+    random_models()
+    if len(sys.argv) > 1:
+        smollm2(Path(sys.argv[1]))
