@@ -4,12 +4,15 @@
 smollm2_ids.json       ids of every line of corpus.txt, and of all of it, by llama.cpp on SmolLM2's vocabulary
 byte_level/            a small byte-level BPE tokenizer (as Llama 3's), its ids by `tokenizers`, and
 byte_level.gguf        the same vocabulary as a GGUF file
+pre_ids.json           ids of corpus.txt by llama.cpp with other pre-tokenizers on that vocabulary
 sentence_piece/, .gguf a small SentencePiece-style BPE tokenizer with byte fallback (as Llama 2's)
 
 pip install gguf llama-cpp-python tokenizers; argument: SmolLM2-135M-Instruct.Q4_1.gguf"""
 
 import json
 import sys
+import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import gguf
@@ -24,6 +27,7 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+PRE = ["default", "gpt-2", "smollm", "qwen2", "tekken"]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 
@@ -97,6 +101,15 @@ def byte_level():
     merges = json.loads(t.to_str())["model"]["merges"]
     path = DATA / "byte_level.gguf"
     write_gguf(path, "gpt2", tokens, [kinds.get(x, NORMAL) for x in tokens], merges=merges, pre="llama-bpe")
+    other = {}
+    for pre in PRE:
+        temporary = DATA / "other.gguf"
+        write_gguf(temporary, "gpt2", tokens, [kinds.get(x, NORMAL) for x in tokens], merges=merges, pre=pre)
+        # llama.cpp leaves out the NFC normalization of Qwen's tokenizer.json.
+        text = unicodedata.normalize("NFC", CORPUS) if pre == "qwen2" else CORPUS
+        other[pre] = llama_cpp(temporary)(text)
+        temporary.unlink()
+    (DATA / "pre_ids.json").write_text(json.dumps(other) + "\n")
     check = llama_cpp(path)
     return [x for x in TEXTS if plain(x) != check(x)]
 
@@ -107,7 +120,11 @@ def sentence_piece():
     # Pieces do not cross words while training; encoding has no pre-tokenizer.
     t.pre_tokenizer = pre_tokenizers.Split("▁", behavior="merged_with_next")
     first = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=first, limit_alphabet=90, show_progress=False)
+    count = Counter(CORPUS.replace(" ", "▁"))
+    alphabet = sorted(count, key=lambda c: (-count[c], c))[:90]
+    trainer = trainers.BpeTrainer(
+        vocab_size=800, special_tokens=first, initial_alphabet=alphabet, limit_alphabet=90, show_progress=False
+    )
     t.train_from_iterator([CORPUS] * 3, trainer)
     trained = json.loads(t.to_str())["model"]["vocab"]
     pieces = [x for x in sorted(trained, key=trained.get) if x not in first]

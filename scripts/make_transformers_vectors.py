@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
 """Makes crates/qqq-model/tests/data/parity.{json,safetensors}: logits of small random models of every
-family, by transformers in float32 (pip install torch transformers safetensors numpy).
+family, by transformers in float32 (pip install torch transformers safetensors numpy gguf).
 
 The weights follow a formula of tensor name and index, which the test repeats, so only configurations,
 tensor shapes, token ids and logits are kept. With the path of SmolLM2-135M-Instruct.Q4_1.gguf as its
-argument (needs the package gguf as well), makes smollm2.safetensors there too: some logits of that model."""
+argument, makes smollm2.safetensors there too: some logits of that model."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 OUT = Path(__file__).parent.parent / "crates/qqq-model/tests/data"
 TOKENS = 40
@@ -90,6 +92,12 @@ def stored_as(name, storage):
     return STORAGE[storage if storage != "mixed" else list(STORAGE)[fnv1a(name) % 3]]
 
 
+def save(tensors, file):
+    save_file(tensors, OUT / file)
+    # The library makes files that only their owner can read.
+    os.chmod(OUT / file, 0o644)
+
+
 def random_models():
     tensors, manifest = {}, {}
     for name, (config, storage, files) in MODELS.items():
@@ -114,15 +122,49 @@ def random_models():
     new_form = manifest["llama31_rope"]["config"] | {"rope_parameters": LLAMA3_ROPE | {"rope_theta": 10000.0}}
     del new_form["rope_scaling"]
     manifest["llama31_rope"]["config"] = new_form
-    save_file(tensors, OUT / "parity.safetensors")
+    save(tensors, "parity.safetensors")
     (OUT / "parity.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def smollm2(path):
-    model = AutoModelForCausalLM.from_pretrained(
-        str(path.parent), gguf_file=path.name, attn_implementation="eager", dtype=torch.float32
-    ).eval()
-    print(model.config)
+    """The model from the dequantized tensors, with llama.cpp's permutation of the rows of q and k undone."""
+    reader = gguf.GGUFReader(path)
+
+    def field(key):
+        return reader.fields[f"llama.{key}"].contents()
+
+    heads, kv_heads = field("attention.head_count"), field("attention.head_count_kv")
+    tensors = {t.name: torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy()) for t in reader.tensors}
+    config = LlamaConfig(
+        vocab_size=tensors["token_embd.weight"].shape[0],
+        hidden_size=field("embedding_length"),
+        intermediate_size=field("feed_forward_length"),
+        num_hidden_layers=field("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=field("context_length"),
+        rms_norm_eps=field("attention.layer_norm_rms_epsilon"),
+        rope_parameters={"rope_type": "default", "rope_theta": field("rope.freq_base")},
+        tie_word_embeddings="output.weight" not in tensors,
+    )
+    print(config)
+    modules = {
+        "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    }  # fmt: skip
+    state = {"model.embed_tokens.weight": tensors["token_embd.weight"], "model.norm.weight": tensors["output_norm.weight"]}
+    state["lm_head.weight"] = tensors.get("output.weight", tensors["token_embd.weight"])
+    for block in range(config.num_hidden_layers):
+        for theirs, ours in modules.items():
+            w = tensors[f"blk.{block}.{theirs}.weight"]
+            if theirs in ("attn_q", "attn_k"):
+                n = heads if theirs == "attn_q" else kv_heads
+                w = w.reshape(n, w.shape[0] // n // 2, 2, w.shape[1]).transpose(1, 2).reshape(w.shape)
+            state[f"model.layers.{block}.{ours}.weight"] = w
+    config._attn_implementation = "eager"
+    model = LlamaForCausalLM(config).float().eval()
+    model.load_state_dict(state)
     ids = np.array(
         [504, 3575, 282, 4649, 314, 7042, 30, 378, 3575, 282, 4456, 314, 9405, 28, 284, 260, 3575, 282, 6461, 314],
         dtype=np.int64,
@@ -131,14 +173,14 @@ def smollm2(path):
     with torch.no_grad():
         logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
     print("largest", np.abs(logits).max(), "next", logits[positions].argmax(1))
-    save_file(
+    save(
         {
             "tokens": ids.astype(np.int32),
             "positions": positions,
             "largest": np.abs(logits).max(axis=1)[positions],
             "every_16th": np.ascontiguousarray(logits[positions][:, ::16]),
         },
-        OUT / "smollm2.safetensors",
+        "smollm2.safetensors",
     )
 
 
@@ -147,4 +189,4 @@ if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
     random_models()
     if len(sys.argv) > 1:
-        smollm2(Path(sys.argv[1]))
+        smollm2(sys.argv[1])

@@ -13,7 +13,7 @@ use crate::{
     interrupt,
 };
 
-const ABOUT: &str = "Quantize language models to W4A8 (4-bit weights, 8-bit activations), measure the loss, run the result";
+const ABOUT: &str = "Quantize language models to W4A8 (4-bit weights, 8-bit activations), measure, run";
 
 const AFTER_HELP: &str = "\
 Start here:
@@ -21,15 +21,20 @@ Start here:
   qqq quantize Qwen/Qwen2.5-0.5B-Instruct -o qwen-w4a8
   qqq chat qwen-w4a8
 
-MODEL is, in every command, a directory with config.json and safetensors, a .gguf file, or an id on the
-Hugging Face hub (owner/name; owner/name:file.gguf for one GGUF file of a repository).
+In every command MODEL is a directory with config.json and safetensors, a .gguf file, or an id on
+the Hugging Face hub (owner/name; owner/name:file.gguf for one GGUF file of a repository).
 
 Exit codes: 0 done; 1 failed; 2 wrong usage or bad input; 130 interrupted.
-Environment: QQQ_THREADS (threads), QQQ_ISA (kernel path: avx512vnni, avxvnni, avx2, neondot, portable),
-QQQ_CACHE (where `qqq demo` keeps its model), QQQ_LOG (log filter, as qqq=debug), HF_TOKEN, HF_HOME.";
+
+Environment:
+  QQQ_THREADS  number of threads, as --threads
+  QQQ_ISA      kernel path: avx512vnni, avxvnni, avx2, neondot or portable [default: the best here]
+  QQQ_CACHE    where `qqq demo` keeps its model [default: qqq in the user's cache directory]
+  QQQ_LOG      log filter, as qqq=debug
+  HF_TOKEN, HF_HOME, HF_HUB_OFFLINE  as for the Hugging Face hub's own tools";
 
 #[derive(Debug, Parser)]
-#[command(name = "qqq", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 110, disable_help_subcommand = true)]
+#[command(name = "qqq", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     global: GlobalArgs,

@@ -48,8 +48,11 @@ pub fn open(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     if spec.is_empty() {
         return Err(bad_input_hint("the model's name is empty", MODEL_HINT));
     }
-    let looks_like_a_path = path.is_absolute() || spec.starts_with('.') || spec.split('/').count() != 2 || spec.ends_with('/');
-    if looks_like_a_path && !spec.contains(':') && !path.exists() {
+    if path.exists() {
+        return Ok(Checkpoint::open(path)?);
+    }
+    let hub_id = !path.is_absolute() && !spec.starts_with('.') && !spec.ends_with('/') && spec.split('/').count() == 2;
+    if !hub_id {
         return Err(bad_input_hint(format!("{spec}: no such file or directory"), MODEL_HINT));
     }
     let path = hub::resolve(spec, &hub.options())?;

@@ -313,24 +313,33 @@ fn sync_directory(dir: &Path) -> io::Result<()> {
 
 /// A failed write; a full disk is explained with what was written and what was next.
 fn write_error(staging: &Path, e: io::Error, written: u64, next: u64) -> FormatError {
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let source = match e.kind() {
         kind @ (io::ErrorKind::StorageFull
         | io::ErrorKind::QuotaExceeded
-        | io::ErrorKind::FileTooLarge) => io::Error::new(
-            kind,
-            format!(
-                "the disk is full ({e}): {:.1} MiB of the checkpoint were written, and the next tensor takes {:.1} \
-                     MiB more; free some space or write to another disk",
-                mib(written),
-                mib(next)
-            ),
-        ),
+        | io::ErrorKind::FileTooLarge) => {
+            let mut text = format!(
+                "the disk is full ({e}): {} of tensors were written",
+                size(written)
+            );
+            if next > 0 {
+                text += &format!(", and the next tensor takes {}", size(next));
+            }
+            io::Error::new(kind, text + "; free some space or write to another disk")
+        }
         _ => e,
     };
     FormatError::Io {
         path: staging.into(),
         source,
+    }
+}
+
+/// Bytes for a message.
+fn size(bytes: u64) -> String {
+    if bytes < 1 << 20 {
+        format!("{bytes} bytes")
+    } else {
+        format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
     }
 }
 

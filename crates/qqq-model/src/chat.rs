@@ -8,7 +8,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind, context};
 use minijinja_contrib::pycompat;
 use qqq_formats::Checkpoint;
@@ -82,7 +82,7 @@ impl ChatTemplate {
         let template = self.environment.get_template(NAME).map_err(fail)?;
         template
             .render(context! {
-                messages,
+                messages => Value::from(Serde(messages)),
                 add_generation_prompt,
                 tools => Value::from(()),
                 documents => Value::from(()),

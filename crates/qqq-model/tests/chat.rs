@@ -58,7 +58,7 @@ fn mistakes_have_a_line() {
 #[test]
 fn functions_and_variables() {
     let render = |source: &str| ChatTemplate::new(source, &special()).unwrap().render(&hello(), true).unwrap();
-    assert_eq!(render("{{ unk_token is defined }} {{ tools is none }} {{ bos_token ~ eos_token }}"), "false true <s></s>");
+    assert_eq!(render("{{ unk_token is defined }} {{ tools is none }} {{ bos_token ~ eos_token }}"), "False True <s></s>");
     assert_eq!(render("{{ {'a': [], 'b': {}} | tojson(indent=2) }}"), "{\n  \"a\": [],\n  \"b\": {}\n}");
     assert_eq!(render("{{ messages | tojson }}"), r#"[{"role": "user", "content": "Hello"}]"#);
     let year: u32 = render("{{ strftime_now('%Y') }}").parse().unwrap();

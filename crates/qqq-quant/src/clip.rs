@@ -48,7 +48,7 @@ pub fn scales(
         for ((w, importance), live) in
             row.chunks(group_size).zip(chosen_by.chunks(group_size)).zip(live.chunks(group_size))
         {
-            let largest = w.iter().zip(live).fold(0.0f32, |m, (w, live)| m.max(w.abs() * live));
+            let largest = largest(w, live);
             let full = largest / grid.reach;
             // Below the least normal number a quotient by the scale may overflow.
             out.push(if full < f32::MIN_POSITIVE { 0.0 } else { dtype.round(full * ratio(w, importance, full, grid, clip)) });
@@ -59,6 +59,17 @@ pub fn scales(
         row.iter_mut().filter(|s| **s == 0.0).for_each(|s| *s = least);
     }
     out
+}
+
+/// The largest |weight| of the channels that are alive (1 in `live`, else 0).
+fn largest(w: &[f32], live: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for (w, live) in w.chunks(LANES).zip(live.chunks(LANES)) {
+        for ((m, w), live) in lanes.iter_mut().zip(w).zip(live) {
+            *m = m.max(w.abs() * live);
+        }
+    }
+    lanes.into_iter().fold(0.0, f32::max)
 }
 
 /// The ratio to the unclipped scale that has the least error: a coarse pass over the range, then the steps between the
@@ -125,38 +136,53 @@ fn error_avx2(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip)
     error_lanes(w, importance, scale, grid, clip)
 }
 
-/// Sums in 16 lanes whatever the instruction set, and never fuses: all paths give the same bits.
+/// Lanes of the sums, whatever the instruction set. Nothing is fused: all paths give the same bits.
+const LANES: usize = 16;
+
+// The helpers below are functions and not closures, because a closure does not take on the instruction set of the
+// function that it is called from.
 #[inline(always)]
 fn error_lanes(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip) -> f32 {
-    const LANES: usize = 16;
+    let (sum, power) = match clip {
+        Clip::Output => (sum_of_powers::<false>(w, importance, scale, grid), scale * scale),
+        _ => (sum_of_powers::<true>(w, importance, scale, grid), scale.powf(WEIGHT_NORM)),
+    };
+    sum * power
+}
+
+/// `sum importance |d|^p` with differences `d` in steps, whose powers stay in range; `p` is 2.4 if `STEEP`, else 2.
+#[inline(always)]
+fn sum_of_powers<const STEEP: bool>(w: &[f32], importance: &[f32], scale: f32, grid: Grid) -> f32 {
     let inverse = 1.0 / scale;
-    // Differences in steps: powers of them stay in range.
-    let difference = |w: f32| {
-        let x = w * inverse;
-        x - round(x.clamp(grid.low, grid.high))
-    };
     let mut sums = [0.0f32; LANES];
-    let mut add = |w: &[f32], importance: &[f32]| {
-        if clip == Clip::Output {
-            for ((sum, &w), &importance) in sums.iter_mut().zip(w).zip(importance) {
-                let d = difference(w);
-                *sum += importance * (d * d);
-            }
-        } else {
-            for ((sum, &w), &importance) in sums.iter_mut().zip(w).zip(importance) {
-                let d = difference(w);
-                *sum += importance * (d * d) * fifth_root(d * d);
-            }
-        }
-    };
     let (chunks, rest) = w.as_chunks::<LANES>();
     let (weights, rest_weights) = importance.as_chunks::<LANES>();
     for (w, importance) in chunks.iter().zip(weights) {
-        add(w, importance);
+        add_powers::<STEEP>(&mut sums, w, importance, inverse, grid);
     }
-    add(rest, rest_weights);
-    let power = if clip == Clip::Output { scale * scale } else { scale.powf(WEIGHT_NORM) };
-    sums.iter().sum::<f32>() * power
+    if !rest.is_empty() {
+        let (mut w, mut importance) = ([0.0; LANES], [0.0; LANES]);
+        w[..rest.len()].copy_from_slice(rest);
+        importance[..rest.len()].copy_from_slice(rest_weights);
+        add_powers::<STEEP>(&mut sums, &w, &importance, inverse, grid);
+    }
+    sums.iter().sum()
+}
+
+#[inline(always)]
+fn add_powers<const STEEP: bool>(
+    sums: &mut [f32; LANES],
+    w: &[f32; LANES],
+    importance: &[f32; LANES],
+    inverse: f32,
+    grid: Grid,
+) {
+    for l in 0..LANES {
+        let x = w[l] * inverse;
+        let d = x - round(x.clamp(grid.low, grid.high));
+        let square = d * d;
+        sums[l] += importance[l] * if STEEP { square * fifth_root(square) } else { square };
+    }
 }
 
 /// Round half to even, for |x| < 2^22; unlike the intrinsic it is vectorised on every instruction set.
@@ -170,7 +196,7 @@ pub(crate) fn round(x: f32) -> f32 {
 #[inline(always)]
 fn fifth_root(x: f32) -> f32 {
     const ONE: f32 = 0x3f80_0000 as f32;
-    let bits = x.to_bits() as i32 as f32 * 0.2 + 0.8 * ONE - 0.019 * 8_388_608.0;
+    let bits = x.to_bits() as i32 as f32 * 0.2 + 0.8 * ONE - 0.034 * 8_388_608.0;
     let y = f32::from_bits(bits as i32 as u32);
     let y2 = y * y;
     y * 0.8 + 0.2 * x / (y2 * y2)

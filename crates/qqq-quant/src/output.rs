@@ -50,6 +50,11 @@ impl<'a> OutputCheckpoint<'a> {
         Ok(Self { checkpoint, writer: CheckpointWriter::create(path)?, format, half })
     }
 
+    /// Where the files lie until all is done.
+    pub(crate) fn staging(&self) -> &Path {
+        self.writer.staging()
+    }
+
     fn add_half(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
         let mut bytes = Vec::new();
         self.half.append(name, values, &mut bytes)?;

@@ -20,22 +20,14 @@ pub(crate) fn chunks_mut<T: Send>(data: &mut [T], len: usize, f: impl Fn(usize, 
     each_mut(&mut chunks, |i, chunk| f(i, chunk));
 }
 
-/// `f(0), f(1), ...` in order, computed on all threads.
-pub(crate) fn map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let mut out: Vec<Option<T>> = (0..n).map(|_| None).collect();
-    each_mut(&mut out, |i, slot| *slot = Some(f(i)));
-    out.into_iter().flatten().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_item_once_and_in_order() {
+    fn every_item_once() {
         let mut v = vec![1u32; 1000];
         chunks_mut(&mut v, 7, |i, c| c.iter_mut().for_each(|x| *x += i as u32));
         assert!(v.iter().enumerate().all(|(j, &x)| x == 1 + (j / 7) as u32));
-        assert_eq!(map(50, |i| i * i), (0..50).map(|i| i * i).collect::<Vec<_>>());
     }
 }

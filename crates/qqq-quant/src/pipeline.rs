@@ -68,6 +68,7 @@ pub fn quantize(
     let mut writer = OutputCheckpoint::create(checkpoint, output.path, plan.format, plan.half)?;
 
     let config = &checkpoint.config;
+    preflight::check_space(config, recipe, writer.staging())?;
     let samples = *calibration == Source::SelfSamples;
     let estimate = Estimate::new(config, recipe, samples);
     let mut work = Work::new(progress, &estimate, config.num_layers);

@@ -1,5 +1,7 @@
 //! What can be known to fail is refused before any work.
 
+use std::path::Path;
+
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq};
 use qqq_model::names;
 
@@ -128,6 +130,40 @@ fn choose_format(config: &ModelConfig, group_size: Option<usize>, format: Output
             names::LINEARS.len()
         ))),
     }
+}
+
+/// Bytes that the checkpoint will take, to a few percent.
+fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
+    let block: usize = linear_shapes(config)
+        .iter()
+        .map(|(n, k)| n * k / 2 + 4 * n + recipe.group_size.map_or(0, |g| 2 * n * (k / g)))
+        .sum();
+    let table = 2 * config.vocab_size * config.hidden_size;
+    let own_head = !config.tie_word_embeddings || recipe.transform == Transform::Rotate;
+    let tables = if own_head { 2 * table } else { table };
+    // Tokenizer, configuration, report.
+    let files = 4 << 20;
+    (block * config.num_layers + tables + files) as u64
+}
+
+/// Refuses a disk that is too small. `directory` lies where the output will be.
+pub(crate) fn check_space(config: &ModelConfig, recipe: &Recipe, directory: &Path) -> Result<()> {
+    #[cfg(unix)]
+    if let Ok(disk) = rustix::fs::statvfs(directory) {
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let needed = output_bytes(config, recipe);
+        if free < needed {
+            return Err(QuantError::Recipe(format!(
+                "{}: the checkpoint takes about {} MB, but only {} MB are free on this disk",
+                directory.display(),
+                needed >> 20,
+                free >> 20
+            )));
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (config, recipe, directory);
+    Ok(())
 }
 
 /// The source's own 16-bit type; float16 for other sources, unless a value is beyond its range.

@@ -163,10 +163,10 @@ fn check(layer: &str, weights: &[f32], n: usize, k: usize, hessian: &[f32], opti
     if !(options.damping >= 0.0 && options.damping.is_finite()) {
         return Err(QuantError::Recipe(format!("{layer}: damping is {}, but must be a number >= 0", options.damping)));
     }
-    if let Some(i) = weights.iter().position(|v| !v.is_finite()) {
+    if let Some(i) = first_not_finite(weights) {
         return Err(numerics(layer, format!("weight [{}, {}] is {}", i / k, i % k, weights[i])));
     }
-    if let Some(i) = hessian.iter().position(|v| !v.is_finite()) {
+    if let Some(i) = first_not_finite(hessian) {
         return Err(numerics(layer, format!(
             "Hessian [{}, {}] is {}: activations overflowed during calibration", i / k, i % k, hessian[i]
         )));
@@ -175,6 +175,13 @@ fn check(layer: &str, weights: &[f32], n: usize, k: usize, hessian: &[f32], opti
         return Err(numerics(layer, format!("Hessian [{j}, {j}] is {}: no sum of squares", hessian[j * k + j])));
     }
     Ok(())
+}
+
+/// Index of the first NaN or infinite value. Looks at whole chunks first, which needs no branch a value.
+fn first_not_finite(values: &[f32]) -> Option<usize> {
+    const CHUNK: usize = 1024;
+    let bad = values.chunks(CHUNK).position(|c| c.iter().fold(false, |bad, v| bad | !v.is_finite()))?;
+    values[bad * CHUNK..].iter().position(|v| !v.is_finite()).map(|i| bad * CHUNK + i)
 }
 
 /// Solves all rows; `None` if numbers overflowed.

@@ -268,10 +268,11 @@ impl<'a> Vocabulary<'a> {
             let text = json!({"Sequence": {"id": sequence, "type_id": type_id}});
             [special(&ends[0]), Some(text), special(&ends[1])].into_iter().flatten().collect::<Vec<_>>()
         };
+        let pair = [one("A", 0), one("B", 1)].concat();
         Ok(json!({
             "type": "TemplateProcessing",
             "single": one("A", 0),
-            "pair": [one("A", 0), one("B", 1)].concat(),
+            "pair": pair,
             "special_tokens": table,
         }))
     }

@@ -51,3 +51,19 @@ pub fn checkpoint_of(path: &Path, vocab_size: usize) -> Checkpoint {
     let gguf = path.is_file().then(|| Arc::new(GgufFile::open(path).unwrap()));
     Checkpoint { path: path.into(), config: config(vocab_size), tensors: Box::new(file), gguf }
 }
+
+/// A checkpoint of a GGUF file in which the first string `from` is replaced by `to`.
+pub fn with_metadata(name: &str, from: &str, to: &str) -> Checkpoint {
+    let string = |s: &str| [&(s.len() as u64).to_le_bytes()[..], s.as_bytes()].concat();
+    let (from, to) = (string(from), string(to));
+    let bytes = std::fs::read(data(name)).unwrap();
+    let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
+    let bytes = [&bytes[..at], &to, &bytes[at + from.len()..]].concat();
+    let file = Arc::new(GgufFile::from_bytes("changed.gguf", bytes).unwrap());
+    Checkpoint {
+        path: Path::new("changed.gguf").into(),
+        config: config(1000),
+        tensors: Box::new(file.clone()),
+        gguf: Some(file),
+    }
+}

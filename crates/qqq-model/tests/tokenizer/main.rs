@@ -6,6 +6,7 @@ mod refusals;
 mod smollm2;
 mod stream;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use common::{Case, checkpoint_of, data, ids, same_ids};
@@ -24,6 +25,22 @@ fn byte_level_ids_are_those_of_tokenizers_and_llama_cpp() {
         for case in &cases {
             assert_eq!(tokenizer.decode(&case.ids, false).unwrap(), case.text);
         }
+    }
+}
+
+/// The other pre-tokenizers, on the same vocabulary.
+#[test]
+fn every_pre_tokenizer_splits_as_llama_cpp_does() {
+    let corpus = std::fs::read_to_string(data("corpus.txt")).unwrap();
+    let file = std::fs::read(data("pre_ids.json")).unwrap();
+    let expected: HashMap<String, Vec<u32>> = serde_json::from_slice(&file).unwrap();
+    assert_eq!(expected.len(), 5);
+    for (pre, ids) in expected {
+        let checkpoint = common::with_metadata("byte_level.gguf", "llama-bpe", &pre);
+        let tokenizer = Tokenizer::load(&checkpoint).unwrap();
+        let got = tokenizer.encode(&corpus, false).unwrap();
+        let differs = got.iter().zip(&ids).position(|(g, e)| g != e);
+        assert!(got == ids, "{pre}: differs from token {differs:?} on");
     }
 }
 

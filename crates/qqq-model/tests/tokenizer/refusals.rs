@@ -1,13 +1,9 @@
 //! Tokenizers that are missing, damaged or of another model.
 
-use std::path::Path;
-use std::sync::Arc;
-
 use qqq_formats::Checkpoint;
-use qqq_formats::gguf::GgufFile;
 use qqq_model::Tokenizer;
 
-use crate::common::{checkpoint_of, config, data};
+use crate::common::{checkpoint_of, data, with_metadata};
 
 #[track_caller]
 fn says(checkpoint: &Checkpoint, words: &[&str]) {
@@ -46,28 +42,20 @@ fn directories_without_a_usable_tokenizer() {
     says(&checkpoint_of(dir.path(), 1000), &["add_bos_token"]);
 }
 
-/// A GGUF file with one piece of text replaced by another of the same length.
-fn patched(name: &str, from: &str, to: &str) -> Checkpoint {
-    assert_eq!(from.len(), to.len());
-    let bytes = std::fs::read(data(name)).unwrap();
-    let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
-    let bytes = [&bytes[..at], to.as_bytes(), &bytes[at + from.len()..]].concat();
-    let file = Arc::new(GgufFile::from_bytes("bad.gguf", bytes).unwrap());
-    Checkpoint {
-        path: Path::new("bad.gguf").into(),
-        config: config(1000),
-        tensors: Box::new(file.clone()),
-        gguf: Some(file),
-    }
-}
-
 #[test]
 fn gguf_tokenizers_that_are_not_supported() {
-    says(&patched("byte_level.gguf", "llama-bpe", "klingon-1"), &["bad.gguf", "\"klingon-1\"", "qwen2"]);
-    says(&patched("byte_level.gguf", "gpt2", "bert"), &["\"bert\"", "not supported"]);
-    says(&patched("byte_level.gguf", "tokenizer.ggml.tokens", "tokenizer.ggml.tokenX"), &["tokenizer.ggml.tokens is missing"]);
-    says(&patched("byte_level.gguf", "tokenizer.ggml.merges", "tokenizer.ggml.mergeX"), &["tokenizer.ggml.merges is missing"]);
-    says(&patched("sentence_piece.gguf", "tokenizer.ggml.scores", "tokenizer.ggml.scoreX"), &["tokenizer.ggml.scores is missing"]);
-    says(&patched("sentence_piece.gguf", "bos_token_id", "xos_token_id"), &["bos"]);
-    says(&patched("byte_level.gguf", "\u{120} t", "\u{120}\u{120}t"), &["bad.gguf", "merge"]);
+    let (bytes, pieces) = ("byte_level.gguf", "sentence_piece.gguf");
+    let renamed = |name: &str, key: &str| with_metadata(name, key, "renamed");
+    says(&with_metadata(bytes, "llama-bpe", "klingon"), &["changed.gguf", "\"klingon\"", "qwen2"]);
+    says(&with_metadata(bytes, "gpt2", "bert"), &["\"bert\"", "not supported"]);
+    for (name, key) in [
+        (bytes, "tokenizer.ggml.model"),
+        (bytes, "tokenizer.ggml.tokens"),
+        (bytes, "tokenizer.ggml.merges"),
+        (pieces, "tokenizer.ggml.scores"),
+        (pieces, "tokenizer.ggml.bos_token_id"),
+    ] {
+        says(&renamed(name, key), &["changed.gguf", key, "missing"]);
+    }
+    says(&with_metadata(bytes, "e r", "e nothing"), &["changed.gguf", "merge", "nothing"]);
 }

@@ -1,12 +1,12 @@
 //! A chunk of rows: scales, rounding to nearest, compensation, losses.
 
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use half::f16;
 use qqq_formats::{QuantizedWeight, Scales};
 
 use super::{SolveOptions, factor::Factor};
-use crate::Clip;
 use crate::clip::{self, Grid, round};
 
 /// Rows that a task solves together: they share the products with the Hessian and its factor.
@@ -15,6 +15,8 @@ pub(super) const ROWS_PER_TASK: usize = 96;
 const LANES: usize = 32;
 /// Columns between two products with the factor.
 const BLOCK: usize = 64;
+/// Times that a row is solved while its channel scale moves.
+const CHANNEL_SCALE_ROUNDS: usize = 2;
 
 /// What all rows share.
 pub(super) struct Task<'a> {
@@ -37,27 +39,21 @@ pub(super) struct RowSolution {
 /// Solves some rows; `None` if compensation overflows.
 pub(super) fn solve(task: &Task<'_>, weights: &[f32]) -> Option<RowSolution> {
     let k = task.k;
-    let rows = weights.len() / k;
     let group = task.options.group_size.unwrap_or(k);
-    let groups = k / group;
     let grid = if task.options.group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
 
     let importance = importance(task);
     let scales =
         clip::scales(weights, k, group, grid, task.options.clip, &importance, task.options.scale_dtype);
-    let nearest = Candidate::new(task, weights, round_to_nearest(task, weights, &scales, grid), scales);
-    let energy: f64 = quadratic_forms(weights, task.hessian, k).iter().sum();
-    let error_nearest = nearest.errors.iter().sum();
-    let mut best = nearest;
+    let codes = round_to_nearest(task, weights, &scales, grid);
+    let mut best = Candidate::new(task, weights, codes, scales);
+    let energy = quadratic_forms(weights, task.hessian, k).iter().sum();
+    let error_nearest = best.errors.iter().sum();
     if let Some(factor) = task.factor {
-        let levels = Levels::new(task, &best, rows, group);
-        let codes = compensate(factor, weights, &levels, grid)?;
-        let solved = Candidate::new(task, weights, codes, best.scales.clone());
-        best.take_better(solved, k, groups);
+        best.compensate(task, weights, factor, grid)?;
     }
     let error = best.errors.iter().sum();
-    let weight = best.weight(task);
-    Some(RowSolution { weight, energy, error_nearest, error })
+    Some(RowSolution { weight: best.weight(task), energy, error_nearest, error })
 }
 
 /// What a squared error of each channel costs: with compensation only the part that later columns cannot take.
@@ -82,8 +78,7 @@ struct Candidate {
 impl Candidate {
     fn new(task: &Task<'_>, weights: &[f32], codes: Vec<i8>, scales: Vec<f32>) -> Self {
         let mut candidate = Candidate { codes, scales, errors: Vec::new() };
-        let effective = candidate.weight(task).dequantize();
-        let difference: Vec<f32> = weights.iter().zip(&effective).map(|(w, q)| w - q).collect();
+        let difference = difference(weights, &candidate.weight(task));
         candidate.errors = quadratic_forms(&difference, task.hessian, task.k);
         candidate
     }
@@ -98,48 +93,116 @@ impl Candidate {
         QuantizedWeight { out_features: rows, in_features: k, codes: self.codes.clone(), scales }
     }
 
-    /// Row by row, keeps the one with the smaller loss.
-    fn take_better(&mut self, other: Candidate, k: usize, groups: usize) {
-        for row in 0..self.errors.len() {
-            if other.errors[row] < self.errors[row] {
-                self.errors[row] = other.errors[row];
-                self.codes[row * k..][..k].copy_from_slice(&other.codes[row * k..][..k]);
-                self.scales[row * groups..][..groups].copy_from_slice(&other.scales[row * groups..][..groups]);
+    /// Replaces the codes of each row by compensated ones where these have the smaller loss; `None` on overflow.
+    ///
+    /// Per group, the int8 weights depend on the channel's scale, and so on the largest of the codes that are sought.
+    /// The scale of the codes so far stands in; rows that end at another one are solved again with that.
+    fn compensate(&mut self, task: &Task<'_>, weights: &[f32], factor: &Factor, grid: Grid) -> Option<()> {
+        let (k, groups) = (task.k, task.k / task.options.group_size.unwrap_or(task.k));
+        let mut rows: Vec<usize> = (0..self.errors.len()).collect();
+        let mut channels = self.weight(task).channel_scales().to_vec();
+        for _ in 0..CHANNEL_SCALE_ROUNDS {
+            let weights: Vec<f32> = gather(weights, &rows, k);
+            let scales = gather(&self.scales, &rows, groups);
+            let levels = Levels::new(task, &scales, &channels);
+            let codes = compensate(factor, &weights, &levels, grid)?;
+            let solved = Candidate::new(task, &weights, codes, scales);
+            let reached = solved.weight(task).channel_scales().to_vec();
+            for (i, &row) in rows.iter().enumerate() {
+                if solved.errors[i] < self.errors[row] {
+                    self.errors[row] = solved.errors[i];
+                    self.codes[row * k..][..k].copy_from_slice(&solved.codes[i * k..][..k]);
+                }
             }
+            let moved: Vec<usize> = (0..rows.len()).filter(|&i| reached[i] != channels[i]).collect();
+            if moved.is_empty() {
+                break;
+            }
+            channels = gather(&reached, &moved, 1);
+            rows = gather(&rows, &moved, 1);
         }
+        Some(())
     }
 }
 
-/// `v H v^T` of each row `v`.
+/// Some rows of a matrix with `cols` columns.
+fn gather<T: Copy>(matrix: &[T], rows: &[usize], cols: usize) -> Vec<T> {
+    let mut out = Vec::with_capacity(rows.len() * cols);
+    rows.iter().for_each(|&row| out.extend_from_slice(&matrix[row * cols..][..cols]));
+    out
+}
+
+/// Weights minus what the kernel multiplies for them.
+fn difference(weights: &[f32], quantized: &QuantizedWeight) -> Vec<f32> {
+    let k = quantized.in_features;
+    let mut out = weights.to_vec();
+    let rows = out.chunks_exact_mut(k).zip(quantized.codes.chunks_exact(k)).zip(quantized.channel_scales());
+    match &quantized.scales {
+        Scales::PerChannel(_) => {
+            for ((out, codes), &scale) in rows {
+                for (out, &code) in out.iter_mut().zip(codes) {
+                    *out -= f32::from(code) * scale;
+                }
+            }
+        }
+        Scales::PerGroup { group_size, group, .. } => {
+            for (((out, codes), &scale), inner) in rows.zip(group.chunks_exact(k / group_size)) {
+                let groups = out.chunks_exact_mut(*group_size).zip(codes.chunks_exact(*group_size)).zip(inner);
+                for ((out, codes), inner) in groups {
+                    let inner = inner.to_f32();
+                    for (out, &code) in out.iter_mut().zip(codes) {
+                        *out -= round(f32::from(code) * inner) * scale;
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+/// `v H v^T` of each row `v`: twice the product with the lower triangle of the symmetric `H`, whose diagonal counts once.
 fn quadratic_forms(rows: &[f32], hessian: &[f32], k: usize) -> Vec<f64> {
     let count = rows.len() / k;
     let mut product = vec![0.0f32; rows.len()];
-    matmul(
+    triangular::matmul(
         MatMut::from_row_major_slice_mut(&mut product, count, k),
+        BlockStructure::Rectangular,
         Accum::Replace,
         MatRef::from_row_major_slice(rows, count, k),
+        BlockStructure::Rectangular,
         MatRef::from_row_major_slice(hessian, k, k),
+        BlockStructure::StrictTriangularLower,
         1.0,
         Par::Seq,
     );
-    product
-        .chunks_exact(k)
-        .zip(rows.chunks_exact(k))
-        .map(|(a, b)| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>().max(0.0))
-        .collect()
+    let diagonal: Vec<f64> = (0..k).map(|j| f64::from(hessian[j * k + j])).collect();
+    product.chunks_exact(k).zip(rows.chunks_exact(k)).map(|(p, v)| weighted_dot(p, v, &diagonal).max(0.0)).collect()
+}
+
+/// `sum v (2 p + d v)`, in eight lanes.
+fn weighted_dot(p: &[f32], v: &[f32], d: &[f64]) -> f64 {
+    const SUMS: usize = 8;
+    let mut sums = [0.0f64; SUMS];
+    for ((p, v), d) in p.chunks(SUMS).zip(v.chunks(SUMS)).zip(d.chunks(SUMS)) {
+        for (((sum, &p), &v), &d) in sums.iter_mut().zip(p).zip(v).zip(d) {
+            let v = f64::from(v);
+            *sum += v * (2.0 * f64::from(p) + d * v);
+        }
+    }
+    sums.iter().sum()
 }
 
 /// Nearest codes.
 fn round_to_nearest(task: &Task<'_>, weights: &[f32], scales: &[f32], grid: Grid) -> Vec<i8> {
     let group = task.options.group_size.unwrap_or(task.k);
-    weights
-        .chunks_exact(group)
-        .zip(scales)
-        .flat_map(|(w, &scale)| {
-            let inverse = 1.0 / scale;
-            w.iter().map(move |w| round((w * inverse).clamp(grid.low, grid.high)) as i32 as i8)
-        })
-        .collect()
+    let mut out = vec![0i8; weights.len()];
+    for ((w, codes), &scale) in weights.chunks_exact(group).zip(out.chunks_exact_mut(group)).zip(scales) {
+        let inverse = 1.0 / scale;
+        for (w, code) in w.iter().zip(codes) {
+            *code = round((w * inverse).clamp(grid.low, grid.high)) as i32 as i8;
+        }
+    }
+    out
 }
 
 /// Scales of a chunk, `groups x padded rows`, one row of the chunk a lane.
@@ -158,32 +221,17 @@ struct Levels {
 }
 
 impl Levels {
-    /// Per group, the levels depend on the channel's scale and so on all its codes, which are not there yet: those
-    /// rounded to nearest stand in. The final codes nearly always have the same largest magnitude in the group that
-    /// decides; where they do not, all levels move by less than a rounding of int8.
-    fn new(task: &Task<'_>, nearest: &Candidate, rows: usize, group: usize) -> Self {
+    fn new(task: &Task<'_>, scales: &[f32], channels: &[f32]) -> Self {
+        let group = task.options.group_size.unwrap_or(task.k);
         let groups = task.k / group;
+        let rows = channels.len();
         let padded = rows.next_multiple_of(LANES);
         let two_level = task.options.group_size.is_some();
-        let mut levels = Levels {
-            rows,
-            padded,
-            group,
-            inverse: vec![1.0; groups * padded],
-            inner: vec![1.0; groups * padded],
-            outer: vec![1.0; groups * padded],
-            two_level,
-        };
-        for row in 0..rows {
-            let scales = &nearest.scales[row * groups..][..groups];
-            let channel = nearest.codes[row * task.k..][..task.k]
-                .chunks_exact(group)
-                .zip(scales)
-                .map(|(codes, s)| f32::from(codes.iter().fold(0, |m: u8, c| m.max(c.unsigned_abs()))) * s)
-                .fold(0.0f32, f32::max)
-                / 127.0;
-            let channel = if channel >= f32::MIN_POSITIVE { channel } else { 1.0 };
-            for (g, &scale) in scales.iter().enumerate() {
+        let ones = vec![1.0; groups * padded];
+        let mut levels =
+            Levels { rows, padded, group, inverse: ones.clone(), inner: ones.clone(), outer: ones, two_level };
+        for (row, &channel) in channels.iter().enumerate() {
+            for (g, &scale) in scales[row * groups..][..groups].iter().enumerate() {
                 let at = g * padded + row;
                 levels.inverse[at] = 1.0 / scale;
                 if two_level {
@@ -352,6 +400,3 @@ fn nearest_levels<const TWO_LEVEL: bool>(
     }
     (codes, values)
 }
-
-#[allow(unused)]
-fn unused(_: Clip) {}

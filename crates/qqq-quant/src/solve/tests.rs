@@ -168,7 +168,7 @@ fn losses_are_those_of_the_dequantized_weight() {
 
 #[test]
 fn rounds_to_nearest_without_compensation() {
-    let w = [0.7, -0.34, 0.05, 0.15, 0.0, 0.21, -0.7, 0.699];
+    let w = [0.7, -0.34, 0.04, 0.14, 0.0, 0.21, -0.7, 0.699];
     let h: Vec<f32> = (0..16).map(|i| f32::from(u8::from(i % 5 == 0))).collect();
     let options = SolveOptions { compensate: false, ..SolveOptions::default() };
     let solved = solve("layer", &w, 2, 4, &h, &options).expect("fine");

@@ -13,7 +13,7 @@ use half::f16;
 
 use super::output::Destination;
 use super::pack::{BLOCK, CHUNK, LINES, Line};
-use super::{Gemm, PANEL_BLOCKS, SKINNY_ROWS};
+use super::{Gemm, PANEL_BLOCKS};
 
 /// Rows of a tile: with 4 blocks, 24 accumulators, 4 weights and a broadcast fit 32 registers.
 const TILE_ROWS: usize = 6;
@@ -31,18 +31,19 @@ thread_local! {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) unsafe fn run(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
     // SAFETY (all calls): passed on to the caller.
-    if rows.len() <= SKINNY_ROWS {
+    if rows.len() <= gemm.weight.skinny_rows() {
+        let passes = rows.len().div_ceil(TILE_ROWS).max(1);
         for block in blocks {
-            let mut row = rows.start;
-            while row < rows.end {
-                let count = (rows.end - row).min(4);
-                match count {
-                    1 => unsafe { skinny::<1>(gemm, block, row) },
-                    2 => unsafe { skinny::<2>(gemm, block, row) },
-                    3 => unsafe { skinny::<3>(gemm, block, row) },
-                    _ => unsafe { skinny::<4>(gemm, block, row) },
+            for rows in split(rows.clone(), passes) {
+                match rows.len() {
+                    0 => (),
+                    1 => unsafe { skinny::<1>(gemm, block, rows.start) },
+                    2 => unsafe { skinny::<2>(gemm, block, rows.start) },
+                    3 => unsafe { skinny::<3>(gemm, block, rows.start) },
+                    4 => unsafe { skinny::<4>(gemm, block, rows.start) },
+                    5 => unsafe { skinny::<5>(gemm, block, rows.start) },
+                    _ => unsafe { skinny::<TILE_ROWS>(gemm, block, rows.start) },
                 }
-                row += count;
             }
         }
         return;
@@ -58,6 +59,11 @@ pub(super) unsafe fn run(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) 
         block += count;
     }
     PANEL.set(panel);
+}
+
+/// `rows` in parts of nearly the same size.
+fn split(rows: Range<usize>, parts: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..parts).map(move |i| rows.start + rows.len() * i / parts..rows.start + rows.len() * (i + 1) / parts)
 }
 
 /// What is added to the int8 weights to make them unsigned.
@@ -126,26 +132,25 @@ fn tables(scales: &[f16; BLOCK]) -> Tables {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn skinny<const R: usize>(gemm: &Gemm, block: usize, row: usize) {
     let k = gemm.weight.in_features;
-    let lines = gemm.weight.block(block);
+    let chunks = gemm.weight.block(block).as_chunks::<LINES>().0;
     let a = gemm.a.codes[row * k..(row + R) * k].as_ptr();
     let mut acc = [[_mm512_setzero_si512(); LINES]; R];
-    // SAFETY (all calls): a chunk has LINES lines; `a` has R rows of k codes, and chunk < k / CHUNK.
+    // SAFETY (all calls): `a` has R rows of k codes, of which a chunk takes CHUNK or, the last one, what is left.
     match gemm.weight.block_groups(block) {
         None => {
-            let chunks = k / CHUNK;
-            for chunk in 0..chunks {
-                unsafe { multiply::<R>(&mut acc, lines.as_ptr().add(chunk * LINES), a.add(chunk * CHUNK), k, PerChannel) };
+            for (i, chunk) in chunks[..k / CHUNK].iter().enumerate() {
+                unsafe { multiply::<R>(&mut acc, chunk, a.add(i * CHUNK), k, PerChannel) };
             }
             if !k.is_multiple_of(CHUNK) {
-                unsafe { multiply_half::<R>(&mut acc, lines.as_ptr().add(chunks * LINES), a.add(chunks * CHUNK), k) };
+                unsafe { multiply_half::<R>(&mut acc, low(&chunks[k / CHUNK], PerChannel), a.add(k - CHUNK / 2), k) };
             }
         }
         Some((size, scales)) => {
             let per_group = size / CHUNK;
-            for (group, scales) in scales.iter().enumerate() {
+            for (group, (chunks, scales)) in chunks.chunks_exact(per_group).zip(scales).enumerate() {
                 let tables = tables(scales);
-                for chunk in group * per_group..(group + 1) * per_group {
-                    unsafe { multiply::<R>(&mut acc, lines.as_ptr().add(chunk * LINES), a.add(chunk * CHUNK), k, tables) };
+                for (i, chunk) in chunks.iter().enumerate() {
+                    unsafe { multiply::<R>(&mut acc, chunk, a.add((group * per_group + i) * CHUNK), k, tables) };
                 }
             }
         }
@@ -154,66 +159,76 @@ unsafe fn skinny<const R: usize>(gemm: &Gemm, block: usize, row: usize) {
         let [a, b, c, d] = transpose(acc);
         let sum = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
         // SAFETY: passed on to the caller.
-        unsafe { store(gemm, row + r, block, sum) };
+        unsafe { store(gemm, row + r, block, [sum]) };
     }
+}
+
+/// Weights of the chunk's first 16 input channels.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn low(chunk: &[Line; LINES], lookup: impl Lookup) -> [__m512i; LINES] {
+    let mut out = [_mm512_setzero_si512(); LINES];
+    for line in 0..LINES {
+        // SAFETY: a line is 64 aligned bytes; the machine has AVX-512 BW.
+        unsafe {
+            let packed = _mm512_load_si512(chunk[line].0.as_ptr().cast());
+            out[line] = lookup.weights(line, _mm512_and_si512(packed, _mm512_set1_epi8(0xf)));
+        }
+    }
+    out
+}
+
+/// Weights of the chunk's last 16 input channels.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn high(chunk: &[Line; LINES], lookup: impl Lookup) -> [__m512i; LINES] {
+    let mut out = [_mm512_setzero_si512(); LINES];
+    for line in 0..LINES {
+        // SAFETY: as in `low`.
+        unsafe {
+            let packed = _mm512_srli_epi16::<4>(_mm512_load_si512(chunk[line].0.as_ptr().cast()));
+            out[line] = lookup.weights(line, _mm512_and_si512(packed, _mm512_set1_epi8(0xf)));
+        }
+    }
+    out
 }
 
 /// Adds the products of one chunk.
 ///
 /// # Safety
-/// `lines` points to LINES lines, `a` to R rows of CHUNK codes, `stride` apart.
+/// `a` points to R rows of CHUNK codes, `stride` apart.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn multiply<const R: usize>(
     acc: &mut [[__m512i; LINES]; R],
-    lines: *const Line,
+    chunk: &[Line; LINES],
     a: *const i8,
     stride: usize,
     lookup: impl Lookup,
 ) {
-    let mask = _mm512_set1_epi8(0xf);
     // A prefetch may go past the end of the weight: it is a hint that never faults.
     for line in 0..LINES {
-        _mm_prefetch::<_MM_HINT_T0>(lines.wrapping_add(PREFETCH_LINES + line).cast());
+        _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(PREFETCH_LINES + line).cast());
     }
-    let (mut low, mut high) = ([_mm512_setzero_si512(); R], [_mm512_setzero_si512(); R]);
-    for r in 0..R {
-        // SAFETY: the row has CHUNK codes.
-        unsafe {
-            low[r] = _mm512_broadcast_i32x4(_mm_loadu_si128(a.add(r * stride).cast()));
-            high[r] = _mm512_broadcast_i32x4(_mm_loadu_si128(a.add(r * stride + 16).cast()));
-        }
-    }
-    for line in 0..LINES {
-        // SAFETY: `lines` has LINES lines, which are aligned; the machine has AVX-512 BW.
-        let (first, second) = unsafe {
-            let packed = _mm512_load_si512(lines.add(line).cast());
-            (
-                lookup.weights(line, _mm512_and_si512(packed, mask)),
-                lookup.weights(line, _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask)),
-            )
-        };
-        for r in 0..R {
-            acc[r][line] = _mm512_dpbusd_epi32(acc[r][line], first, low[r]);
-            acc[r][line] = _mm512_dpbusd_epi32(acc[r][line], second, high[r]);
-        }
+    // SAFETY: passed on to the caller.
+    unsafe {
+        multiply_half(acc, low(chunk, lookup), a, stride);
+        multiply_half(acc, high(chunk, lookup), a.add(CHUNK / 2), stride);
     }
 }
 
-/// Adds the products of the low half of a chunk (per channel only: groups are whole chunks).
+/// Adds the products of 16 input channels.
 ///
 /// # Safety
-/// `lines` points to LINES lines, `a` to R rows of 16 codes, `stride` apart.
+/// `a` points to R rows of 16 codes, `stride` apart.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn multiply_half<const R: usize>(acc: &mut [[__m512i; LINES]; R], lines: *const Line, a: *const i8, stride: usize) {
-    for r in 0..R {
+unsafe fn multiply_half<const R: usize>(acc: &mut [[__m512i; LINES]; R], w: [__m512i; LINES], a: *const i8, stride: usize) {
+    for (r, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: row r has 16 codes.
+        let codes = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(a.add(r * stride).cast()) });
         for line in 0..LINES {
-            // SAFETY: as the function's.
-            unsafe {
-                let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(a.add(r * stride).cast()));
-                let packed = _mm512_load_si512(lines.add(line).cast());
-                acc[r][line] = _mm512_dpbusd_epi32(acc[r][line], _mm512_and_si512(packed, _mm512_set1_epi8(0xf)), codes);
-            }
+            acc[line] = _mm512_dpbusd_epi32(acc[line], w[line], codes);
         }
     }
 }
@@ -232,28 +247,36 @@ fn transpose([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     ]
 }
 
-/// Takes the offset's share off the accumulators of a block and writes the result.
+/// Takes the offset's share off the accumulators of a row and `C` blocks and writes the result.
 ///
 /// # Safety
 /// As [`run`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn store(gemm: &Gemm, row: usize, block: usize, acc: __m512i) {
-    let acc = _mm512_sub_epi32(acc, _mm512_set1_epi32(offset(gemm).wrapping_mul(gemm.a.sums[row])));
+unsafe fn store<const C: usize>(gemm: &Gemm, row: usize, block: usize, acc: [__m512i; C]) {
+    let share = _mm512_set1_epi32(offset(gemm).wrapping_mul(gemm.a.sums[row]));
+    let acc = acc.map(|acc| _mm512_sub_epi32(acc, share));
     // SAFETY: the arrays have 16 elements; the rest is passed on to the caller.
     unsafe {
-        match gemm.output.destination(row, block) {
-            Destination::Accumulators(out) => _mm512_storeu_si512(out.as_mut_ptr().cast(), acc),
+        match gemm.output.destination(row, block..block + C) {
+            Destination::Accumulators(out) => {
+                for (out, acc) in out.iter_mut().zip(acc) {
+                    _mm512_storeu_si512(out.as_mut_ptr().cast(), acc);
+                }
+            }
             Destination::Scaled { out, channels, token, bias, add } => {
-                let y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_loadu_ps(channels.as_ptr()));
-                let mut y = _mm512_mul_ps(y, _mm512_set1_ps(token));
-                if let Some(bias) = bias {
-                    y = _mm512_add_ps(y, _mm512_loadu_ps(bias.as_ptr()));
+                let token = _mm512_set1_ps(token);
+                for (c, ((out, channels), acc)) in out.iter_mut().zip(channels).zip(acc).enumerate() {
+                    let y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_loadu_ps(channels.as_ptr()));
+                    let mut y = _mm512_mul_ps(y, token);
+                    if let Some(bias) = bias {
+                        y = _mm512_add_ps(y, _mm512_loadu_ps(bias[c].as_ptr()));
+                    }
+                    if add {
+                        y = _mm512_add_ps(_mm512_loadu_ps(out.as_ptr()), y);
+                    }
+                    _mm512_storeu_ps(out.as_mut_ptr(), y);
                 }
-                if add {
-                    y = _mm512_add_ps(_mm512_loadu_ps(out.as_ptr()), y);
-                }
-                _mm512_storeu_ps(out.as_mut_ptr(), y);
             }
         }
     }
@@ -271,50 +294,53 @@ unsafe fn run_panel<const C: usize>(gemm: &Gemm, block: usize, rows: Range<usize
     for c in 0..C {
         expand(gemm, block + c, &mut panel[c..], C);
     }
-    let mut row = rows.start;
-    while row < rows.end {
-        let count = (rows.end - row).min(TILE_ROWS);
+    for rows in split(rows.clone(), rows.len().div_ceil(TILE_ROWS)) {
         // SAFETY (all calls): passed on to the caller; the panel has k / 4 steps of C lines.
-        match count {
-            1 => unsafe { tile::<1, C>(gemm, block, row, panel) },
-            2 => unsafe { tile::<2, C>(gemm, block, row, panel) },
-            3 => unsafe { tile::<3, C>(gemm, block, row, panel) },
-            4 => unsafe { tile::<4, C>(gemm, block, row, panel) },
-            5 => unsafe { tile::<5, C>(gemm, block, row, panel) },
-            _ => unsafe { tile::<TILE_ROWS, C>(gemm, block, row, panel) },
+        match rows.len() {
+            0 => (),
+            1 => unsafe { tile::<1, C>(gemm, block, rows.start, panel) },
+            2 => unsafe { tile::<2, C>(gemm, block, rows.start, panel) },
+            3 => unsafe { tile::<3, C>(gemm, block, rows.start, panel) },
+            4 => unsafe { tile::<4, C>(gemm, block, rows.start, panel) },
+            5 => unsafe { tile::<5, C>(gemm, block, rows.start, panel) },
+            _ => unsafe { tile::<TILE_ROWS, C>(gemm, block, rows.start, panel) },
         }
-        row += count;
     }
 }
 
-/// Unsigned weights of a block, transposed: line `step * stride` of `out` gets input channels `4 * step ..` of the 16 output channels.
+/// Unsigned weights of a block, transposed: line `step * stride` of `out` gets input channels `4 * step ..`
+/// of the 16 output channels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn expand(gemm: &Gemm, block: usize, out: &mut [Line], stride: usize) {
-    let lines = gemm.weight.block(block).as_chunks::<LINES>().0;
-    let groups = gemm.weight.block_groups(block);
-    let mut table = None;
-    for (chunk, lines) in lines.iter().enumerate() {
-        if let Some((size, scales)) = groups && chunk.is_multiple_of(size / CHUNK) {
-            table = Some(tables(&scales[chunk * CHUNK / size]));
+    let chunks = gemm.weight.block(block).as_chunks::<LINES>().0;
+    let mut steps = out.chunks_mut(CHUNK / 4 * stride);
+    match gemm.weight.block_groups(block) {
+        None => {
+            for (chunk, out) in chunks.iter().zip(&mut steps) {
+                expand_chunk(chunk, out, stride, PerChannel);
+            }
         }
-        let mask = _mm512_set1_epi8(0xf);
-        let (mut low, mut high) = ([_mm512_setzero_si512(); LINES], [_mm512_setzero_si512(); LINES]);
-        for line in 0..LINES {
-            // SAFETY: a line has 64 bytes; the machine has AVX-512 BW.
-            unsafe {
-                let packed = _mm512_load_si512(lines[line].0.as_ptr().cast());
-                low[line] = _mm512_and_si512(packed, mask);
-                high[line] = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask);
-                if let Some(table) = table {
-                    low[line] = table.weights(line, low[line]);
-                    high[line] = table.weights(line, high[line]);
+        Some((size, scales)) => {
+            for (chunks, scales) in chunks.chunks_exact(size / CHUNK).zip(scales) {
+                let tables = tables(scales);
+                for (chunk, out) in chunks.iter().zip(&mut steps) {
+                    expand_chunk(chunk, out, stride, tables);
                 }
             }
         }
-        for (i, step) in transpose(low).into_iter().chain(transpose(high)).enumerate() {
-            let line = &mut out[(chunk * (CHUNK / 4) + i) * stride];
-            // SAFETY: a line has 64 bytes.
-            unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), step) };
+    }
+}
+
+/// [`expand`] for one chunk.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn expand_chunk(chunk: &[Line; LINES], out: &mut [Line], stride: usize, lookup: impl Lookup) {
+    let (low, high) = (transpose(low(chunk, lookup)), transpose(high(chunk, lookup)));
+    for i in 0..4 {
+        // SAFETY: a line is 64 aligned bytes.
+        unsafe {
+            _mm512_store_si512(out[i * stride].0.as_mut_ptr().cast(), low[i]);
+            _mm512_store_si512(out[(i + 4) * stride].0.as_mut_ptr().cast(), high[i]);
         }
     }
 }
@@ -344,9 +370,7 @@ unsafe fn tile<const R: usize, const C: usize>(gemm: &Gemm, block: usize, row: u
         }
     }
     for (r, acc) in acc.into_iter().enumerate() {
-        for (c, acc) in acc.into_iter().enumerate() {
-            // SAFETY: passed on to the caller.
-            unsafe { store(gemm, row + r, block + c, acc) };
-        }
+        // SAFETY: passed on to the caller.
+        unsafe { store(gemm, row + r, block, acc) };
     }
 }

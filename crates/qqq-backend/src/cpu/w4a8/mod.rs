@@ -28,8 +28,6 @@ use crate::Result;
 use output::{Output, Scaling};
 use pack::{BLOCK, PackedWeight};
 
-/// Rows up to which a product is bound by reading the weight: every task takes all rows.
-const SKINNY_ROWS: usize = 8;
 /// Channel blocks of a panel: the unit of work when there are many rows.
 const PANEL_BLOCKS: usize = 4;
 /// Bytes of activations that a task goes through for each panel: they stay in the L2 cache.
@@ -119,7 +117,7 @@ impl W4A8Linear {
         if a.rows == 0 {
             return;
         }
-        if a.rows <= SKINNY_ROWS {
+        if a.rows <= self.weight.skinny_rows() {
             let most = (self.bytes() / SKINNY_TASK_BYTES).clamp(1, 4 * num_threads());
             let per_task = blocks.div_ceil(most);
             parallel_for(blocks.div_ceil(per_task), |task| {

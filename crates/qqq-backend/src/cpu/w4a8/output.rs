@@ -1,5 +1,7 @@
 //! Where the accumulators go: through the scales into the output, or out as they are.
 
+use std::ops::Range;
+
 use super::pack::BLOCK;
 use crate::cpu::shared::SharedMut;
 
@@ -26,15 +28,11 @@ pub(super) struct Scaling<'a> {
     pub add: bool,
 }
 
-/// The part of the output that takes one block of accumulators.
+/// The part of the output that takes the accumulators of one row and some blocks; all slices have one
+/// array for each block.
 pub(super) enum Destination<'a> {
-    Accumulators(&'a mut [i32; BLOCK]),
-    Scaled { out: &'a mut [f32; BLOCK], channels: &'a [f32; BLOCK], token: f32, bias: Option<&'a [f32; BLOCK]>, add: bool },
-}
-
-/// Entries `block * BLOCK ..` of a vector of length N.
-fn block_of(vector: &[f32], block: usize) -> &[f32; BLOCK] {
-    vector[block * BLOCK..].first_chunk().expect("lengths are checked in Output's constructors")
+    Accumulators(&'a mut [[i32; BLOCK]]),
+    Scaled { out: &'a mut [[f32; BLOCK]], channels: &'a [[f32; BLOCK]], token: f32, bias: Option<&'a [[f32; BLOCK]]>, add: bool },
 }
 
 impl<'a> Output<'a> {
@@ -55,27 +53,24 @@ impl<'a> Output<'a> {
     }
 
     /// # Safety
-    /// No other destination of the same row and block is alive.
+    /// No other destination of the same row and blocks is alive.
     #[inline]
-    pub(super) unsafe fn destination(&self, row: usize, block: usize) -> Destination<'_> {
-        let start = row * self.out_features + block * BLOCK;
+    pub(super) unsafe fn destination(&self, row: usize, blocks: Range<usize>) -> Destination<'_> {
+        let start = row * self.out_features + blocks.start * BLOCK;
+        let part = start..start + blocks.len() * BLOCK;
         match &self.kind {
             Kind::Accumulators(out) => {
                 // SAFETY: passed on to the caller.
-                let out = unsafe { out.slice(start..start + BLOCK) };
-                Destination::Accumulators(out.first_chunk_mut().expect("BLOCK elements"))
+                Destination::Accumulators(unsafe { out.slice(part) }.as_chunks_mut().0)
             }
-            Kind::Scaled(out, scaling) => {
+            Kind::Scaled(out, scaling) => Destination::Scaled {
                 // SAFETY: passed on to the caller.
-                let out = unsafe { out.slice(start..start + BLOCK) };
-                Destination::Scaled {
-                    out: out.first_chunk_mut().expect("BLOCK elements"),
-                    channels: block_of(scaling.channels, block),
-                    token: scaling.tokens[row],
-                    bias: scaling.bias.map(|bias| block_of(bias, block)),
-                    add: scaling.add,
-                }
-            }
+                out: unsafe { out.slice(part) }.as_chunks_mut().0,
+                channels: &scaling.channels.as_chunks().0[blocks.clone()],
+                token: scaling.tokens[row],
+                bias: scaling.bias.map(|bias| &bias.as_chunks().0[blocks]),
+                add: scaling.add,
+            },
         }
     }
 
@@ -86,15 +81,15 @@ impl<'a> Output<'a> {
     #[inline]
     pub(super) unsafe fn store(&self, row: usize, block: usize, acc: &[i32; BLOCK]) {
         // SAFETY: passed on to the caller.
-        match unsafe { self.destination(row, block) } {
-            Destination::Accumulators(out) => *out = *acc,
+        match unsafe { self.destination(row, block..block + 1) } {
+            Destination::Accumulators(out) => out[0] = *acc,
             Destination::Scaled { out, channels, token, bias, add } => {
                 for i in 0..BLOCK {
-                    let mut y = (acc[i] as f32 * channels[i]) * token;
+                    let mut y = (acc[i] as f32 * channels[0][i]) * token;
                     if let Some(bias) = bias {
-                        y += bias[i];
+                        y += bias[0][i];
                     }
-                    out[i] = if add { out[i] + y } else { y };
+                    out[0][i] = if add { out[0][i] + y } else { y };
                 }
             }
         }

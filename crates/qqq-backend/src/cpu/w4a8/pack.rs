@@ -109,6 +109,12 @@ impl PackedWeight {
         Some((groups.size, &groups.scales.as_chunks().0[block * count..(block + 1) * count]))
     }
 
+    /// Rows up to which it does not pay to write the expanded weight down and read it again: expanding
+    /// is cheap per channel, and takes table lookups per group.
+    pub(super) fn skinny_rows(&self) -> usize {
+        if self.groups.is_some() { 8 } else { 16 }
+    }
+
     /// Bytes of codes and scales.
     pub(super) fn bytes(&self) -> usize {
         let groups = self.groups.as_ref().map_or(0, |groups| size_of_val(&groups.scales[..]));

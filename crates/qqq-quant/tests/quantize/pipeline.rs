@@ -1,10 +1,12 @@
 //! Whole quantizations of small random models.
 
-mod common;
+use std::{path::Path, sync::Arc};
 
-use std::path::Path;
-
-use common::{Steps, Tiny, distance, logits, recipe, run, text};
+use parquet::{
+    data_type::{ByteArray, ByteArrayType, Int64Type},
+    file::writer::SerializedFileWriter,
+    schema::parser::parse_message_type,
+};
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, LinearWeight, Scales};
 use qqq_model::names;
 use qqq_quant::{
@@ -12,6 +14,8 @@ use qqq_quant::{
     calibration::Source,
 };
 use tempfile::TempDir;
+
+use crate::tiny::{Steps, Tiny, distance, logits, recipe, run, text};
 
 fn files(dir: &TempDir, words: usize) -> Source {
     Source::Files(vec![text(dir.path(), words)])
@@ -119,23 +123,22 @@ fn formats_agree_with_what_was_asked() {
     let dir = TempDir::new().unwrap();
     let source = files(&dir, 2000);
     let model = Tiny { dtype: DType::BF16, ..Tiny::default() }.write(dir.path(), "model");
-    let mut quantized = |name: &str, recipe: &Recipe, format| {
+    let float = logits(&model);
+    let quantized = |name: &str, recipe: &Recipe, format| {
         let out = dir.path().join(name);
         run(&model, &source, &out, recipe, format, &mut Steps::default()).map(|_| {
             let checkpoint = Checkpoint::open(&out).unwrap();
             assert_eq!(checkpoint.tensors.info(names::EMBEDDING).unwrap().dtype, DType::BF16);
             assert_eq!(checkpoint.config.raw["torch_dtype"], "bfloat16");
-            (checkpoint.config.quantization.unwrap().format, logits(&out))
+            assert!(distance(&logits(&out), &float) < 0.2, "{name}");
+            checkpoint.config.quantization.unwrap().format
         })
     };
-    let (format, per_channel) = quantized("auto", &recipe(), OutputFormat::Auto).unwrap();
-    assert_eq!(format, CheckpointFormat::Qqq);
-    let (format, other) = quantized("ct", &recipe(), OutputFormat::CompressedTensors).unwrap();
-    assert_eq!(format, CheckpointFormat::CompressedTensors);
-    // Only the scales' precision differs.
-    assert!(distance(&other, &per_channel) < 1e-2);
+    let (qqq, compressed_tensors) = (CheckpointFormat::Qqq, CheckpointFormat::CompressedTensors);
+    assert_eq!(quantized("auto", &recipe(), OutputFormat::Auto).unwrap(), qqq);
+    assert_eq!(quantized("ct", &recipe(), OutputFormat::CompressedTensors).unwrap(), compressed_tensors);
     let grouped = Recipe { group_size: Some(64), ..recipe() };
-    assert_eq!(quantized("g64", &grouped, OutputFormat::Auto).unwrap().0, CheckpointFormat::CompressedTensors);
+    assert_eq!(quantized("g64", &grouped, OutputFormat::Auto).unwrap(), compressed_tensors);
 
     let error = quantized("refused", &grouped, OutputFormat::Qqq).unwrap_err().to_string();
     assert!(error.contains("compressed-tensors") && error.contains("self_attn.q_proj"), "{error}");
@@ -244,25 +247,51 @@ fn bad_requests_are_refused_before_any_work() {
 }
 
 #[test]
-fn jsonl_is_read_like_text() {
+fn jsonl_and_parquet_are_read_like_text() {
     let dir = TempDir::new().unwrap();
     let model = Tiny::default().write(dir.path(), "model");
-    let plain = text(dir.path(), 2000);
-    let lines: String = std::fs::read_to_string(&plain)
-        .unwrap()
-        .lines()
-        .map(|l| serde_json::json!({ "text": l }).to_string() + "\n")
-        .collect();
+    let plain = text(dir.path(), 660);
+    let documents: Vec<String> = std::fs::read_to_string(&plain).unwrap().lines().map(str::to_owned).collect();
+
     let jsonl = dir.path().join("text.jsonl");
+    let lines: String = documents.iter().map(|l| serde_json::json!({ "text": l }).to_string() + "\n").collect();
     std::fs::write(&jsonl, lines).unwrap();
+    let parquet = dir.path().join("text.parquet");
+    write_parquet(&parquet, "text", &documents);
+
+    // There are hardly more tokens than needed: the exact way of cutting windows, to which white space does not matter.
     let mut bytes = Vec::new();
-    for (name, path) in [("a", plain), ("b", jsonl)] {
+    for (name, path) in [("a", plain), ("b", jsonl), ("c", parquet)] {
         let out = dir.path().join(name);
-        // Exact windows (the text is short for them), so that white space does not matter.
         run(&model, &Source::Files(vec![path]), &out, &recipe(), OutputFormat::Auto, &mut Steps::default()).unwrap();
         bytes.push(std::fs::read(out.join("model.safetensors")).unwrap());
     }
-    assert!(bytes[0].len() == bytes[1].len());
+    assert!(bytes[0] == bytes[1], "jsonl");
+    assert!(bytes[0] == bytes[2], "parquet");
+
+    let other = dir.path().join("other.parquet");
+    write_parquet(&other, "prompt", &documents);
+    let out = dir.path().join("out");
+    let error =
+        run(&model, &Source::Files(vec![other]), &out, &recipe(), OutputFormat::Auto, &mut Steps::default()).unwrap_err();
+    assert!(error.to_string().contains("columns: prompt"), "{error}");
+}
+
+fn write_parquet(path: &Path, column: &str, documents: &[String]) {
+    let schema = format!("message schema {{ optional int64 id; required binary {column} (UTF8); }}");
+    let schema = Arc::new(parse_message_type(&schema).unwrap());
+    let file = std::fs::File::create(path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut ids = group.next_column().unwrap().unwrap();
+    ids.typed::<Int64Type>().write_batch(&[], Some(&vec![0; documents.len()]), None).unwrap();
+    ids.close().unwrap();
+    let mut texts = group.next_column().unwrap().unwrap();
+    let values: Vec<ByteArray> = documents.iter().map(|d| d.as_str().into()).collect();
+    texts.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+    texts.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
 }
 
 #[test]
@@ -315,11 +344,11 @@ fn child_of_the_determinism_test() {
 fn bits_do_not_depend_on_threads_or_runs() {
     let dir = TempDir::new().unwrap();
     let mut results: Vec<Vec<Vec<u8>>> = Vec::new();
-    for (i, threads) in ["1", "2", "3", "3"].iter().enumerate() {
+    for (i, threads) in ["1", "2", "3", "3"].into_iter().enumerate() {
         let out = dir.path().join(i.to_string());
         std::fs::create_dir(&out).unwrap();
         let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_of_the_determinism_test", "-q"])
+            .args(["--exact", "pipeline::child_of_the_determinism_test", "-q"])
             .env("QQQ_TEST_CHILD_OUT", &out)
             .env("QQQ_THREADS", threads)
             .stdout(std::process::Stdio::null())

@@ -1,10 +1,7 @@
 //! Transformations keep the float model's function.
 
-mod common;
-
 use std::path::Path;
 
-use common::{HEAD_DIM, HIDDEN, Tiny, VOCAB, largest_error, logits};
 use qqq_backend::HeadLayout;
 use qqq_formats::{Checkpoint, DType, writer::CheckpointWriter};
 use qqq_model::names;
@@ -16,6 +13,8 @@ use qqq_quant::{
     transform,
 };
 use tempfile::TempDir;
+
+use crate::tiny::{HEAD_DIM, HIDDEN, Tiny, VOCAB, largest_error, logits};
 
 /// Writes the model again in f32 with every block changed by `change`, and embedding, last norm and head by `ends`.
 fn rewrite(

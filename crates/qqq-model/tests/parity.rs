@@ -1,0 +1,335 @@
+//! Logits against transformers (float32) for small random models of every family, and for SmolLM2-135M.
+//!
+//! `scripts/make_transformers_vectors.py` makes the data. A model's weights follow a formula of tensor name
+//! and index that is repeated here, so that files hold configurations and logits only.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use half::{bf16, f16};
+use qqq_backend::{Backend, CpuBackend, KvDType, Span};
+use qqq_formats::Checkpoint;
+use qqq_model::{Decoder, ModelError};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::Value;
+
+/// Largest error allowed, relative to the largest logit.
+const TOLERANCE: f32 = 1e-4;
+
+fn data(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file)
+}
+
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xCBF2_9CE4_8422_2325, |state, b| (state ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3))
+}
+
+/// Multiples of 2^-23 in [-1, 1): splitmix64 of the name's hash and the index.
+fn uniform(name: &str, count: usize) -> impl Iterator<Item = f32> {
+    let start = fnv1a(name);
+    (1..=count as u64).map(move |i| {
+        let mut z = start.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^= z >> 31;
+        ((z >> 40) as f32 - 8_388_608.0) / 8_388_608.0
+    })
+}
+
+fn weight(name: &str, shape: &[usize]) -> Vec<f32> {
+    let u = uniform(name, shape.iter().product());
+    if name.contains("norm") {
+        u.map(|u| 1.0 + u * 0.5).collect()
+    } else if name.ends_with("bias") {
+        u.map(|u| u * 0.5).collect()
+    } else if name.contains("embed") {
+        u.collect()
+    } else {
+        let scale = (6.75 / shape[shape.len() - 1] as f32).sqrt();
+        u.map(|u| u * scale).collect()
+    }
+}
+
+/// A random model as described in parity.json.
+struct Model {
+    config: Value,
+    storage: String,
+    files: usize,
+    tensors: BTreeMap<String, Vec<usize>>,
+}
+
+impl Model {
+    fn all() -> Vec<(String, Model)> {
+        let text = std::fs::read_to_string(data("parity.json")).unwrap();
+        let Value::Object(models) = serde_json::from_str(&text).unwrap() else { panic!("not an object") };
+        models
+            .into_iter()
+            .map(|(name, m)| {
+                let model = Model {
+                    config: m["config"].clone(),
+                    storage: m["storage"].as_str().unwrap().into(),
+                    files: m["files"].as_u64().unwrap() as usize,
+                    tensors: serde_json::from_value(m["tensors"].clone()).unwrap(),
+                };
+                (name, model)
+            })
+            .collect()
+    }
+
+    fn named(name: &str) -> Model {
+        Model::all().into_iter().find(|(n, _)| n == name).expect("a model of that name").1
+    }
+
+    fn stored(&self, name: &str) -> (Dtype, Vec<u8>) {
+        let storage = match self.storage.as_str() {
+            "mixed" => ["f32", "f16", "bf16"][(fnv1a(name) % 3) as usize],
+            one => one,
+        };
+        let values = weight(name, &self.tensors[name]).into_iter();
+        match storage {
+            "f32" => (Dtype::F32, values.flat_map(f32::to_le_bytes).collect()),
+            "f16" => (Dtype::F16, values.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect()),
+            "bf16" => (Dtype::BF16, values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect()),
+            other => panic!("storage {other}"),
+        }
+    }
+
+    /// Writes config.json and the weights, in as many files as the model is to have; tensors go round the files, so
+    /// that q, k and v of a block lie in different ones.
+    fn write(&self, dir: &Path) {
+        std::fs::write(dir.join("config.json"), self.config.to_string()).unwrap();
+        let stored: Vec<(&String, Dtype, Vec<u8>)> = self
+            .tensors
+            .keys()
+            .map(|name| {
+                let (dtype, bytes) = self.stored(name);
+                (name, dtype, bytes)
+            })
+            .collect();
+        let mut map = serde_json::Map::new();
+        for file in 0..self.files {
+            let name = match self.files {
+                1 => "model.safetensors".to_owned(),
+                n => format!("model-{:05}-of-{n:05}.safetensors", file + 1),
+            };
+            let part = stored.iter().skip(file).step_by(self.files);
+            let views: Vec<(String, TensorView<'_>)> = part
+                .map(|(tensor, dtype, bytes)| {
+                    map.insert((*tensor).clone(), name.clone().into());
+                    ((*tensor).clone(), TensorView::new(*dtype, self.tensors[*tensor].clone(), bytes).unwrap())
+                })
+                .collect();
+            std::fs::write(dir.join(&name), safetensors::serialize(views, None).unwrap()).unwrap();
+        }
+        if self.files > 1 {
+            let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+            std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
+        }
+    }
+
+    fn load(&self) -> Result<Decoder<CpuBackend>, ModelError> {
+        let dir = tempfile::tempdir().unwrap();
+        self.write(dir.path());
+        Decoder::load(CpuBackend::default(), &Checkpoint::open(dir.path())?)
+    }
+}
+
+fn floats(view: &TensorView<'_>) -> Vec<f32> {
+    assert_eq!(view.dtype(), Dtype::F32);
+    view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn ints(view: &TensorView<'_>) -> Vec<u32> {
+    assert_eq!(view.dtype(), Dtype::I32);
+    view.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0.0, |m, v| m.max(v.abs()))
+}
+
+/// Largest difference; none of the values may be NaN or infinite.
+fn worst(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    found.iter().zip(expected).fold(0.0, |m, (f, e)| {
+        assert!(f.is_finite(), "a logit is {f}");
+        m.max((f - e).abs())
+    })
+}
+
+fn run(decoder: &Decoder<CpuBackend>, tokens: &[u32], spans: &[Span], kv: &mut <CpuBackend as Backend>::KvCache) -> Vec<f32> {
+    let hidden = decoder.hidden(tokens, spans, kv).unwrap();
+    decoder.backend.to_host(&decoder.logits(&hidden))
+}
+
+/// One prefill; token by token; and a ragged batch in two passes, among other sequences.
+fn check(name: &str, decoder: &Decoder<CpuBackend>, tokens: &[u32], expected: &[f32]) {
+    let b = &decoder.backend;
+    let vocab = decoder.config.vocab_size;
+    let n = tokens.len();
+
+    let mut kv = decoder.kv_cache(KvDType::F32);
+    let slot = b.kv_add_slot(&mut kv);
+    let logits = run(decoder, tokens, &[Span { slot, start: 0, len: n }], &mut kv);
+    let prefill = worst(&logits, expected);
+
+    b.kv_truncate(&mut kv, slot, 0);
+    let mut steps = Vec::new();
+    for (start, token) in tokens.iter().enumerate() {
+        steps.extend(run(decoder, &[*token], &[Span { slot, start, len: 1 }], &mut kv));
+    }
+    let decode = worst(&steps, expected);
+
+    // Three prefixes of the same text, of which the passes take different parts.
+    let parts = [[n / 2, n - n / 2], [3, 1], [1, n - 4]];
+    let mut kv = decoder.kv_cache(KvDType::F32);
+    let slots = parts.map(|_| b.kv_add_slot(&mut kv));
+    let mut ragged: f32 = 0.0;
+    for pass in 0..2 {
+        let spans: Vec<Span> = (0..parts.len())
+            .map(|i| Span { slot: slots[i], start: if pass == 0 { 0 } else { parts[i][0] }, len: parts[i][pass] })
+            .collect();
+        let batch: Vec<u32> = spans.iter().flat_map(|s| &tokens[s.start..s.start + s.len]).copied().collect();
+        let logits = run(decoder, &batch, &spans, &mut kv);
+        let mut rows = logits.chunks_exact(vocab);
+        for s in &spans {
+            let found: Vec<f32> = rows.by_ref().take(s.len).flatten().copied().collect();
+            ragged = ragged.max(worst(&found, &expected[s.start * vocab..(s.start + s.len) * vocab]));
+        }
+    }
+    let scale = largest(expected);
+    let (prefill, decode, ragged) = (prefill / scale, decode / scale, ragged / scale);
+    println!("{name:20} prefill {prefill:.1e}, token by token {decode:.1e}, ragged {ragged:.1e}");
+    for (way, e) in [("prefill", prefill), ("token by token", decode), ("ragged batch", ragged)] {
+        assert!(e < TOLERANCE, "{name}, {way}: error {e:e} of the largest logit");
+    }
+}
+
+#[test]
+fn logits_agree_with_transformers_for_every_family() {
+    let file = std::fs::read(data("parity.safetensors")).unwrap();
+    let vectors = SafeTensors::deserialize(&file).unwrap();
+    let models = Model::all();
+    assert!(models.len() >= 13, "{} models", models.len());
+    for (name, model) in models {
+        let decoder = model.load().unwrap_or_else(|e| panic!("{name}: {e}"));
+        let tokens = ints(&vectors.tensor(&format!("{name}.tokens")).unwrap());
+        let logits = floats(&vectors.tensor(&format!("{name}.logits")).unwrap());
+        check(&name, &decoder, &tokens, &logits);
+    }
+}
+
+#[test]
+fn logits_agree_with_transformers_for_smollm2() {
+    let Some(path) = smollm2() else { return };
+    let file = std::fs::read(data("smollm2.safetensors")).unwrap();
+    let vectors = SafeTensors::deserialize(&file).unwrap();
+    let tensor = |name: &str| vectors.tensor(name).unwrap();
+    let tokens = ints(&tensor("tokens"));
+    let positions = ints(&tensor("positions"));
+    let maxima = floats(&tensor("largest"));
+    let expected = floats(&tensor("every_16th"));
+
+    let decoder = Decoder::load(CpuBackend::default(), &Checkpoint::open(&path).unwrap()).unwrap();
+    let vocab = decoder.config.vocab_size;
+    let mut kv = decoder.kv_cache(KvDType::F32);
+    let slot = decoder.backend.kv_add_slot(&mut kv);
+    let logits = run(&decoder, &tokens, &[Span { slot, start: 0, len: tokens.len() }], &mut kv);
+    for (i, position) in positions.iter().enumerate() {
+        let row = &logits[*position as usize * vocab..][..vocab];
+        let (found_max, max) = (largest(row), maxima[i]);
+        let found: Vec<f32> = row.iter().step_by(16).copied().collect();
+        let error = worst(&found, &expected[i * found.len()..][..found.len()]) / max;
+        println!("position {position}: error {error:.1e}, largest {found_max} vs {max}");
+        assert!(error < TOLERANCE, "position {position}: error {error:e} of the largest logit");
+        assert!((found_max - max).abs() < TOLERANCE * max, "largest logit {found_max} vs {max}");
+    }
+}
+
+/// The real model, where this machine has it.
+fn smollm2() -> Option<PathBuf> {
+    const FILE: &str = ".cache/qqq/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+    let path = match std::env::var_os("QQQ_TEST_SMOLLM2") {
+        Some(path) => Some(PathBuf::from(path)),
+        None => std::env::home_dir().map(|home| home.join(FILE)).filter(|p| p.exists()),
+    };
+    if path.is_none() {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "no SmolLM2: set QQQ_TEST_SMOLLM2");
+        println!("skipped: no SmolLM2 here (QQQ_TEST_SMOLLM2, ~/{FILE})");
+    }
+    path
+}
+
+/// The message of the error that a change to a model's files leads to.
+fn refusal(name: &str, change: impl FnOnce(&mut Model)) -> String {
+    let mut model = Model::named(name);
+    change(&mut model);
+    model.load().err().map(|e| e.to_string()).unwrap_or_else(|| panic!("{name} loads all the same"))
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_its_configuration_is_refused() {
+    let set = |key: &'static str, value: Value| {
+        move |m: &mut Model| {
+            m.config[key] = value;
+        }
+    };
+    // Another family, or fewer blocks than there are.
+    let e = refusal("qwen3", set("architectures", serde_json::json!(["LlamaForCausalLM"])));
+    assert!(e.contains("model.layers.0.self_attn.k_norm.weight") && e.contains("LlamaForCausalLM"), "{e}");
+    let e = refusal("llama_mha", set("num_hidden_layers", 1.into()));
+    assert!(e.contains("with 1 blocks has no tensors model.layers.1.input_layernorm.weight"), "{e}");
+    assert!(e.contains("and 4 more"), "nine tensors, five are named: {e}");
+    let e = refusal("llama_mha", set("num_hidden_layers", 3.into()));
+    assert!(e.contains("model.layers.2.input_layernorm.weight"), "{e}");
+    // Biases that the configuration does not promise, and promised ones that are missing.
+    let e = refusal("llama_biases", set("attention_bias", false.into()));
+    assert!(e.contains("model.layers.0.self_attn.q_proj.bias") && e.contains("attention_bias"), "{e}");
+    let e = refusal("llama_biases", |m| {
+        m.tensors.remove("model.layers.1.mlp.up_proj.bias");
+    });
+    assert!(e.contains("model.layers.1.mlp.up_proj.bias"), "{e}");
+    // Heads.
+    let e = refusal("llama_mha", |m| {
+        m.tensors.remove("lm_head.weight");
+    });
+    assert!(e.contains("lm_head.weight"), "{e}");
+    let e = refusal("llama_mha", set("tie_word_embeddings", true.into()));
+    assert!(e.contains("tie_word_embeddings") && e.contains("differs"), "{e}");
+    // Shapes.
+    let e = refusal("llama_gqa", set("num_key_value_heads", 4.into()));
+    assert!(e.contains("k_proj") && e.contains("[32, 64]"), "{e}");
+    let e = refusal("llama_mha", |m| {
+        m.tensors.insert("model.layers.0.self_attn.sinks".into(), vec![4]);
+    });
+    assert!(e.contains("self_attn.sinks"), "{e}");
+}
+
+#[test]
+fn tensors_that_change_nothing_are_let_pass() {
+    let mut model = Model::named("llama_mha");
+    model.tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), vec![8]);
+    model.tensors.insert("score.weight".into(), vec![2, 64]);
+    model.load().unwrap();
+}
+
+#[test]
+fn requests_that_a_model_cannot_serve_are_errors() {
+    let decoder = Model::named("mistral").load().unwrap();
+    let mut kv = decoder.kv_cache(KvDType::F16);
+    let slot = decoder.backend.kv_add_slot(&mut kv);
+    let mut message = |tokens: &[u32], start: usize, len: usize| {
+        match decoder.hidden(tokens, &[Span { slot, start, len }], &mut kv) {
+            Err(ModelError::Request(text)) => text,
+            Err(e) => panic!("another error: {e}"),
+            Ok(_) => panic!("served"),
+        }
+    };
+    assert!(message(&[0, 61], 0, 2).contains("token 61"));
+    assert!(message(&[0; 257], 0, 257).contains("context of 256"));
+    assert!(message(&[0], usize::MAX, 1).contains("context of 256"));
+    assert!(message(&[], 0, 0).contains("at least one"));
+    assert!(message(&[1, 2], 0, 1).contains("2 tokens"));
+}
