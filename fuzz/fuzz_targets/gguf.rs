@@ -5,10 +5,15 @@ use libfuzzer_sys::fuzz_target;
 use qqq_formats::{TensorSource, gguf::GgufFile};
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(file) = GgufFile::from_bytes("fuzz.gguf", bytes.to_vec()) else { return };
+    let Ok(file) = GgufFile::from_bytes("fuzz.gguf", bytes.to_vec()) else {
+        return;
+    };
     for name in file.names() {
         let info = file.info(&name).expect("a listed tensor exists");
-        assert_eq!(file.bytes(&name).expect("a listed tensor has bytes").len() as u64, info.bytes);
+        assert_eq!(
+            file.bytes(&name).expect("a listed tensor has bytes").len() as u64,
+            info.bytes
+        );
         let _ = file.float(&name, &info.shape);
     }
     if let Ok(config) = file.config() {

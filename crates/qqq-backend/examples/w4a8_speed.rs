@@ -27,7 +27,8 @@ fn weight(n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
     let scales = match group_size {
         None => Scales::PerChannel(channel),
         Some(group_size) => {
-            let group = (0..n * k / group_size).map(|i| f16::from_f32(1.0 + (i % 140) as f32 / 10.0)).collect();
+            let group =
+                (0..n * k / group_size).map(|i| f16::from_f32(1.0 + (i % 140) as f32 / 10.0)).collect();
             Scales::PerGroup { group_size, channel, group }
         }
     };
@@ -59,7 +60,8 @@ fn table(isa: Isa) {
             let linear = W4A8Linear::with_isa(&weight(n, k, group), isa).expect("a path of this machine");
             let copies = vec![linear.clone(); COLD_BYTES.div_ceil(linear.bytes())];
             for rows in ROWS {
-                let x = Matrix { rows, cols: k, data: (0..rows * k).map(|i| (i % 97) as f32 - 48.0).collect() };
+                let x =
+                    Matrix { rows, cols: k, data: (0..rows * k).map(|i| (i % 97) as f32 - 48.0).collect() };
                 let a = Int8Activations::quantize(&x);
                 let mut out = Matrix::zeros(rows, n);
                 let mut next = 0;
@@ -91,9 +93,8 @@ fn decoder(isa: Isa) {
             .collect();
         let bytes: usize = layers.iter().map(W4A8Linear::bytes).sum();
         for rows in [1, 4, 512] {
-            let inputs = [576, 1536].map(|cols| {
-                Int8Activations::quantize(&Matrix { rows, cols, data: vec![1.0; rows * cols] })
-            });
+            let inputs = [576, 1536]
+                .map(|cols| Int8Activations::quantize(&Matrix { rows, cols, data: vec![1.0; rows * cols] }));
             let mut outs = [960, 576, 3072, 576].map(|cols| Matrix::zeros(rows, cols));
             let time = best(|| {
                 for (i, layer) in layers.iter().enumerate() {

@@ -61,31 +61,35 @@ fn activations(rows: usize, cols: usize, mut code: impl FnMut() -> i8) -> Int8Ac
 
 /// The accumulators by definition.
 fn naive(weight: &QuantizedWeight, a: &Int8Activations) -> Vec<i32> {
-    let (n, k) = (weight.out_features, weight.in_features);
-    let mut acc = Vec::new();
-    for row in a.codes.chunks_exact(k) {
-        for channel in 0..n {
-            let sum: i64 = (0..k)
-                .map(|i| {
-                    let code = weight.codes[channel * k + i];
-                    let w = match &weight.scales {
-                        Scales::PerChannel(_) => i64::from(code),
-                        Scales::PerGroup { group_size, group, .. } => {
-                            let scale = group[channel * (k / group_size) + i / group_size].to_f64();
-                            (f64::from(code) * scale).round_ties_even() as i64
-                        }
-                    };
-                    w * i64::from(row[i])
-                })
-                .sum();
-            acc.push(i32::try_from(sum).expect("no overflow within the stated bounds"));
-        }
-    }
-    acc
+    let k = weight.in_features;
+    let int8_weights: Vec<i64> = weight
+        .codes
+        .iter()
+        .enumerate()
+        .map(|(i, &code)| match &weight.scales {
+            Scales::PerChannel(_) => i64::from(code),
+            Scales::PerGroup { group_size, group, .. } => {
+                (f64::from(code) * group[i / group_size].to_f64()).round_ties_even() as i64
+            }
+        })
+        .collect();
+    let product = |row: &[i8], w: &[i64]| row.iter().zip(w).map(|(&a, &w)| i64::from(a) * w).sum::<i64>();
+    a.codes
+        .chunks_exact(k)
+        .flat_map(|row| int8_weights.chunks_exact(k).map(move |w| product(row, w)))
+        .map(|sum| i32::try_from(sum).expect("no overflow within the stated bounds"))
+        .collect()
 }
 
 /// The output by definition, on top of `out`.
-fn finish(weight: &QuantizedWeight, a: &Int8Activations, acc: &[i32], bias: Option<&[f32]>, add: bool, out: &mut [f32]) {
+fn finish(
+    weight: &QuantizedWeight,
+    a: &Int8Activations,
+    acc: &[i32],
+    bias: Option<&[f32]>,
+    add: bool,
+    out: &mut [f32],
+) {
     let n = weight.out_features;
     for (i, (out, &acc)) in out.iter_mut().zip(acc).enumerate() {
         let mut y = acc as f32 * weight.channel_scales()[i % n];
@@ -116,7 +120,11 @@ fn check(weight: &QuantizedWeight, a: &Int8Activations) {
             linear.matmul(a, bias, add, &mut out);
             let mut expected_out = start;
             finish(weight, a, &expected, bias, add, &mut expected_out);
-            assert!(bits(&out.data) == bits(&expected_out), "output, bias {}, add {add}, {what}", bias.is_some());
+            assert!(
+                bits(&out.data) == bits(&expected_out),
+                "output, bias {}, add {add}, {what}",
+                bias.is_some()
+            );
         }
     }
 }
@@ -155,7 +163,16 @@ fn several_row_parts_of_a_product() {
 #[test]
 fn extreme_values() {
     for mode in MODES {
-        for (code, scale) in [(-8, 15.875), (7, 18.14), (-8, -15.875), (7, -18.14), (1, 127.0), (-1, 127.0), (5, 0.5), (-7, 0.5)] {
+        for (code, scale) in [
+            (-8, 15.875),
+            (7, 18.14),
+            (-8, -15.875),
+            (7, -18.14),
+            (1, 127.0),
+            (-1, 127.0),
+            (5, 0.5),
+            (-7, 0.5),
+        ] {
             for activation in [-128, 127, 0] {
                 let (n, k) = (32, 1024);
                 let scales = match mode {
@@ -166,7 +183,8 @@ fn extreme_values() {
                         group: vec![f16::from_f32(scale); n * k / group_size],
                     },
                 };
-                let weight = QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
+                let weight =
+                    QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
                 for rows in [1, 10] {
                     check(&weight, &activations(rows, k, || activation));
                 }
@@ -189,7 +207,8 @@ fn the_largest_k_does_not_overflow() {
                         group: vec![f16::from_f32(scale); n * k / group_size],
                     },
                 };
-                let weight = QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
+                let weight =
+                    QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
                 check(&weight, &activations(1, k, || activation));
                 check(&weight, &activations(9, k, || activation));
             }
@@ -206,16 +225,39 @@ fn weights_that_the_kernels_cannot_hold_are_refused() {
     let mut random = Random(4);
     let good = weight(&mut random, 32, 128, Some(64));
     for (n, k) in [(24, 128), (32, 120), (0, 16), (16, 0)] {
-        refused(&QuantizedWeight { out_features: n, in_features: k, codes: vec![0; n * k], scales: Scales::PerChannel(vec![1.0; n]) }, "divisible by 16");
+        refused(
+            &QuantizedWeight {
+                out_features: n,
+                in_features: k,
+                codes: vec![0; n * k],
+                scales: Scales::PerChannel(vec![1.0; n]),
+            },
+            "divisible by 16",
+        );
     }
-    let per_channel = |n: usize, k: usize| QuantizedWeight { out_features: n, in_features: k, codes: vec![0; n * k], scales: Scales::PerChannel(vec![1.0; n]) };
+    let per_channel = |n: usize, k: usize| QuantizedWeight {
+        out_features: n,
+        in_features: k,
+        codes: vec![0; n * k],
+        scales: Scales::PerChannel(vec![1.0; n]),
+    };
     refused(&per_channel(16, 65552), "65536");
     refused(&QuantizedWeight { codes: vec![0; 17], ..per_channel(16, 16) }, "17 codes");
     refused(&QuantizedWeight { codes: vec![8; 256], ..per_channel(16, 16) }, "code 8");
-    refused(&QuantizedWeight { scales: Scales::PerChannel(vec![1.0; 15]), ..per_channel(16, 16) }, "15 channel scales");
-    refused(&QuantizedWeight { scales: Scales::PerChannel(vec![f32::NAN; 16]), ..per_channel(16, 16) }, "NaN");
+    refused(
+        &QuantizedWeight { scales: Scales::PerChannel(vec![1.0; 15]), ..per_channel(16, 16) },
+        "15 channel scales",
+    );
+    refused(
+        &QuantizedWeight { scales: Scales::PerChannel(vec![f32::NAN; 16]), ..per_channel(16, 16) },
+        "NaN",
+    );
     let group = |group_size: usize, scale: f32, count: usize| QuantizedWeight {
-        scales: Scales::PerGroup { group_size, channel: vec![1.0; 32], group: vec![f16::from_f32(scale); count] },
+        scales: Scales::PerGroup {
+            group_size,
+            channel: vec![1.0; 32],
+            group: vec![f16::from_f32(scale); count],
+        },
         ..good.clone()
     };
     refused(&group(16, 1.0, 256), "group size is 16");
@@ -280,7 +322,11 @@ fn golden_vectors() {
             None => Scales::PerChannel(s_channel.iter().map(|s| s * 16.0).collect()),
             Some(group_size) => {
                 let group = natural(&values(&file, "s_group", f16::from_le_bytes), 64, |i, m| i + 8 * m);
-                Scales::PerGroup { group_size, channel: s_channel, group: transposed(&group, k / group_size, n) }
+                Scales::PerGroup {
+                    group_size,
+                    channel: s_channel,
+                    group: transposed(&group, k / group_size, n),
+                }
             }
         };
         let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
@@ -291,7 +337,8 @@ fn golden_vectors() {
         let codes = values(&file, "a", |[b]| b as i8);
         let rows = codes.len() / k;
         let sums = codes.chunks(k).map(|row| row.iter().map(|&c| i32::from(c)).sum()).collect();
-        let a = Int8Activations { rows, cols: k, codes, scales: values(&file, "s1", f32::from_le_bytes), sums };
+        let a =
+            Int8Activations { rows, cols: k, codes, scales: values(&file, "s1", f32::from_le_bytes), sums };
         let acc: Vec<i32> = values(&file, "acc", i32::from_le_bytes);
         let out_f32: Vec<f32> = values(&file, "out_f32", f32::from_le_bytes);
         for isa in Isa::available() {

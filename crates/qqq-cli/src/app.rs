@@ -28,7 +28,7 @@ Exit codes: 0 done; 1 failed; 2 wrong usage or bad input; 130 interrupted.
 
 Environment:
   QQQ_THREADS  number of threads, as --threads
-  QQQ_ISA      kernel path: avx512vnni, avxvnni, avx2, neondot or portable [default: the best here]
+  QQQ_ISA      kernel path: avx512-vnni, avx-vnni, avx2, neon-dot or portable [default: the best here]
   QQQ_CACHE    where `qqq demo` keeps its model [default: qqq in the user's cache directory]
   QQQ_LOG      log filter, as qqq=debug
   HF_TOKEN, HF_HOME, HF_HUB_OFFLINE  as for the Hugging Face hub's own tools";

@@ -15,5 +15,6 @@ pub use block::Block;
 pub use chat::{ChatTemplate, Message};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
+pub use hub::HubOptions;
 pub use tokenizer::Tokenizer;
 pub use weights::BlockWeights;

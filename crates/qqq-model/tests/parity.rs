@@ -221,6 +221,36 @@ fn logits_agree_with_transformers_for_every_family() {
     }
 }
 
+/// Each setting changes the logits by far more than the tolerance, so that agreement says something about it.
+#[test]
+fn the_vectors_depend_on_every_setting() {
+    let file = std::fs::read(data("parity.safetensors")).unwrap();
+    let vectors = SafeTensors::deserialize(&file).unwrap();
+    let null = Value::Null;
+    let settings = [
+        ("llama31_rope", "rope_parameters", null.clone()),
+        ("llama_linear_rope", "rope_scaling", null.clone()),
+        ("llama_gqa", "rope_theta", 10_000.0.into()),
+        ("mistral_window", "sliding_window", 8.into()),
+        ("qwen2_window", "use_sliding_window", false.into()),
+        ("llama_mha", "rms_norm_eps", 0.1.into()),
+    ];
+    for (name, key, value) in settings {
+        let mut model = Model::named(name);
+        assert_ne!(model.config[key], value, "{name}: {key}");
+        model.config[key] = value;
+        let decoder = model.load().unwrap();
+        let tokens = ints(&vectors.tensor(&format!("{name}.tokens")).unwrap());
+        let expected = floats(&vectors.tensor(&format!("{name}.logits")).unwrap());
+        let mut kv = decoder.kv_cache(KvDType::F32);
+        let slot = decoder.backend.kv_add_slot(&mut kv);
+        let logits = run(&decoder, &tokens, &[Span { slot, start: 0, len: tokens.len() }], &mut kv);
+        let error = worst(&logits, &expected) / largest(&expected);
+        println!("{name} with another {key}: {error:.1e}");
+        assert!(error > 100.0 * TOLERANCE, "{name}: {key} changes the logits by {error:e} only");
+    }
+}
+
 #[test]
 fn logits_agree_with_transformers_for_smollm2() {
     let Some(path) = smollm2() else { return };

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use qqq_backend::cpu::matrix::Matrix;
 use qqq_backend::cpu::pool::{num_threads, parallel_for};
+use qqq_quant::Clip;
 use qqq_quant::hessian::Hessian;
 use qqq_quant::solve::{SolveOptions, solve};
-use qqq_quant::Clip;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -58,7 +58,8 @@ fn main() {
             let weights = random(n * k);
             let hessian = &hessians.iter().find(|(width, _)| *width == k).expect("made above").1;
             let start = Instant::now();
-            let solved = solve(layer, &weights, n, k, hessian, &options).expect("a random problem is solvable");
+            let solved =
+                solve(layer, &weights, n, k, hessian, &options).expect("a random problem is solvable");
             let seconds = start.elapsed().as_secs_f64();
             total += seconds;
             print!(" {layer} {:.1} ms ({:.4} of {:.4}),", seconds * 1e3, solved.loss, solved.loss_nearest);

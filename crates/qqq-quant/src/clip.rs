@@ -51,7 +51,11 @@ pub fn scales(
             let largest = largest(w, live);
             let full = largest / grid.reach;
             // Below the least normal number a quotient by the scale may overflow.
-            out.push(if full < f32::MIN_POSITIVE { 0.0 } else { dtype.round(full * ratio(w, importance, full, grid, clip)) });
+            out.push(if full < f32::MIN_POSITIVE {
+                0.0
+            } else {
+                dtype.round(full * ratio(w, importance, full, grid, clip))
+            });
         }
         let row = &mut out[first..];
         let least = row.iter().copied().filter(|s| *s > 0.0).fold(f32::INFINITY, f32::min);

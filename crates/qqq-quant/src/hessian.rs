@@ -130,7 +130,9 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         // Channels of very different size, as in a language model.
         let data = (0..rows * cols)
-            .map(|i| (rng.random::<f32>() - 0.4) * if i % cols == 3 { 1000.0 } else { 1.0 + (i % cols) as f32 })
+            .map(|i| {
+                (rng.random::<f32>() - 0.4) * if i % cols == 3 { 1000.0 } else { 1.0 + (i % cols) as f32 }
+            })
             .collect();
         Matrix { rows, cols, data }
     }

@@ -192,6 +192,9 @@ fn embed(ids: &[u32], embedding: &[u8], vocab: usize, hidden: usize, half: HalfT
     Ok(Matrix { rows: ids.len(), cols: hidden, data })
 }
 
+/// The stacked linear layers of a block, in the order of computation.
+const MODULES: [&str; 4] = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"];
+
 struct Rotations {
     stream: Rotation,
     head: Rotation,
@@ -236,11 +239,13 @@ impl Run<'_> {
     fn transformed_block(&mut self, index: usize) -> Result<FloatBlock> {
         let clock = Instant::now();
         let config = &self.checkpoint.config;
+        let label = self.label(index, "smoothing");
         let mut block = FloatBlock::read(self.checkpoint, index)?;
         if let Some(rotations) = &self.rotations {
             transform::fold_norms(&mut block);
             transform::rotate(&mut block, &rotations.stream, &rotations.head, head_layout(config));
         }
+        let label = self.label(index, "smoothing");
         if let Some(hidden) = &mut self.smooth_hidden {
             let context = SmoothContext {
                 backend: self.backend,
@@ -250,7 +255,6 @@ impl Run<'_> {
                 half: self.half,
                 options: SearchOptions::default(),
             };
-            let label = format!("block {}/{}: smoothing", index + 1, config.num_layers);
             let (work, units) = (&mut self.work, self.estimate.smooth_site);
             let mut on_site = || work.begin(units, label.as_str());
             self.smoothing.extend(context.smooth_block(index, &mut block, hidden, &mut on_site)?);
@@ -321,8 +325,13 @@ impl Run<'_> {
         stage: usize,
         run: impl FnOnce(&mut dyn FnMut(f64) -> Result<()>) -> Result<T>,
     ) -> Result<T> {
+        let what = match (self.recipe.propagation, MODULES.get(stage)) {
+            (Propagation::Quantized, Some(module)) => format!("calibrating {module}"),
+            (Propagation::Quantized, None) => "forward".into(),
+            (Propagation::Float, _) => "calibrating".into(),
+        };
         let clock = Instant::now();
-        let label = self.label(index, "calibrating");
+        let label = self.label(index, &what);
         self.work.begin(self.estimate.stages[stage], label)?;
         let result = run(&mut |share| self.work.at(share))?;
         self.timings.calibrate += clock.elapsed().as_secs_f64();
@@ -331,9 +340,8 @@ impl Run<'_> {
 
     /// Solves one of the four stacked layers of a block.
     fn solve(&mut self, index: usize, which: usize, linear: &FloatLinear, h: Hessian) -> Result<QuantizedWeight> {
-        const MODULES: [&str; 4] = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"];
         let clock = Instant::now();
-        let label = self.label(index, "solving");
+        let label = self.label(index, &format!("solving {}", MODULES[which]));
         self.work.begin(self.estimate.solves[which], label)?;
         let name = names::linear(index, MODULES[which]);
         let options = SolveOptions {

@@ -97,7 +97,11 @@ impl Rotation {
     /// If `w` does not hold whole blocks.
     pub fn apply_outputs(&self, w: &mut [f32], cols: usize) {
         let block = self.width * cols;
-        assert!(block > 0 && w.len().is_multiple_of(block), "values that are not whole blocks of {} x {cols}", self.width);
+        assert!(
+            block > 0 && w.len().is_multiple_of(block),
+            "values that are not whole blocks of {} x {cols}",
+            self.width
+        );
         for w in w.chunks_exact_mut(block) {
             let input = w.to_vec();
             let input = MatRef::from_row_major_slice(&input, self.width, cols);

@@ -59,7 +59,8 @@ pub fn search(
     mut loss: impl FnMut(&[f32]) -> f64,
     options: &SearchOptions,
 ) -> SmoothChoice {
-    let sizes = || max.iter().zip(min).map(|(&max, &min)| max.max(-min)).filter(|a| a.is_finite() && *a > 0.0);
+    let sizes =
+        || max.iter().zip(min).map(|(&max, &min)| max.max(-min)).filter(|a| a.is_finite() && *a > 0.0);
     let top = sizes().fold(0.0f32, f32::max);
     let bottom = sizes().fold(top, f32::min).max(top * options.floor);
 
@@ -182,8 +183,12 @@ mod tests {
         assert_eq!((flat.scales, flat.steps), (vec![1.0; 4], 1));
         // A loss that breaks down everywhere but without smoothing.
         let (max, min) = site();
-        let broken =
-            search(&max, &min, |s| if s.iter().all(|&s| s == 1.0) { 1.0 } else { f64::NAN }, &SearchOptions::default());
+        let broken = search(
+            &max,
+            &min,
+            |s| if s.iter().all(|&s| s == 1.0) { 1.0 } else { f64::NAN },
+            &SearchOptions::default(),
+        );
         assert_eq!((broken.sigma, broken.loss_after), (3000.0, 1.0));
     }
 

@@ -41,9 +41,7 @@ impl ScaleDType {
     pub fn round(self, scale: f32) -> f32 {
         match self {
             ScaleDType::F32 => scale,
-            ScaleDType::F16 => {
-                f16::from_f32(scale).clamp(f16::MIN_POSITIVE_SUBNORMAL, f16::MAX).to_f32()
-            }
+            ScaleDType::F16 => f16::from_f32(scale).clamp(f16::MIN_POSITIVE_SUBNORMAL, f16::MAX).to_f32(),
             ScaleDType::BF16 => bf16::from_f32(scale).clamp(bf16::MIN_POSITIVE_SUBNORMAL, bf16::MAX).to_f32(),
         }
     }
@@ -85,7 +83,8 @@ impl Default for SolveOptions {
 pub struct Solved {
     /// Codes and scales.
     pub weight: QuantizedWeight,
-    /// `tr((W-Q) H (W-Q)^T) / tr(W H W^T)`, relative output error, of rounding to nearest with the same scales.
+    /// `tr((W-Q) H (W-Q)^T) / tr(W H W^T)`, relative output error, of rounding to nearest with the scales
+    /// that `clip` chose.
     pub loss_nearest: f64,
     /// The same of the result, as the kernel sees it (int8-rounded group scales included).
     pub loss: f64,
@@ -122,7 +121,8 @@ pub fn solve(
         };
         let reason = match factor {
             Ok(factor) => {
-                let task = Task { weights, k, hessian, diagonal: &diagonal, factor: factor.as_ref(), options };
+                let task =
+                    Task { weights, k, hessian, diagonal: &diagonal, factor: factor.as_ref(), options };
                 match solve_rows(&task, n) {
                     Some(rows) => return Ok(assemble(rows, n, k, damping, dead_channels, options)),
                     None => "the compensated weights overflow".to_owned(),
@@ -132,10 +132,13 @@ pub fn solve(
         };
         let next = (damping * DAMPING_STEP).max(LEAST_DAMPING);
         if next > DAMPING_LIMIT || !options.compensate {
-            return Err(numerics(layer, format!(
-                "{reason}, even with {damping} of the mean diagonal added to the Hessian; \
+            return Err(numerics(
+                layer,
+                format!(
+                    "{reason}, even with {damping} of the mean diagonal added to the Hessian; \
                  use more calibration data, or round to nearest"
-            )));
+                ),
+            ));
         }
         tracing::debug!(layer, damping, next, reason, "raising the damping");
         damping = next;
@@ -146,7 +149,14 @@ fn numerics(layer: &str, reason: String) -> QuantError {
     QuantError::Numerics { layer: layer.to_owned(), reason }
 }
 
-fn check(layer: &str, weights: &[f32], n: usize, k: usize, hessian: &[f32], options: &SolveOptions) -> Result<()> {
+fn check(
+    layer: &str,
+    weights: &[f32],
+    n: usize,
+    k: usize,
+    hessian: &[f32],
+    options: &SolveOptions,
+) -> Result<()> {
     let shape = |what: &str, len: usize, rows: usize, cols: usize| match rows.checked_mul(cols) {
         Some(want) if want == len && want > 0 => Ok(()),
         _ => Err(QuantError::Recipe(format!("{layer}: {what} has {len} values, not {rows} x {cols}"))),
@@ -161,18 +171,30 @@ fn check(layer: &str, weights: &[f32], n: usize, k: usize, hessian: &[f32], opti
         )));
     }
     if !(options.damping >= 0.0 && options.damping.is_finite()) {
-        return Err(QuantError::Recipe(format!("{layer}: damping is {}, but must be a number >= 0", options.damping)));
+        return Err(QuantError::Recipe(format!(
+            "{layer}: damping is {}, but must be a number >= 0",
+            options.damping
+        )));
     }
     if let Some(i) = first_not_finite(weights) {
         return Err(numerics(layer, format!("weight [{}, {}] is {}", i / k, i % k, weights[i])));
     }
     if let Some(i) = first_not_finite(hessian) {
-        return Err(numerics(layer, format!(
-            "Hessian [{}, {}] is {}: activations overflowed during calibration", i / k, i % k, hessian[i]
-        )));
+        return Err(numerics(
+            layer,
+            format!(
+                "Hessian [{}, {}] is {}: activations overflowed during calibration",
+                i / k,
+                i % k,
+                hessian[i]
+            ),
+        ));
     }
     if let Some(j) = (0..k).find(|j| hessian[j * k + j] < 0.0) {
-        return Err(numerics(layer, format!("Hessian [{j}, {j}] is {}: no sum of squares", hessian[j * k + j])));
+        return Err(numerics(
+            layer,
+            format!("Hessian [{j}, {j}] is {}: no sum of squares", hessian[j * k + j]),
+        ));
     }
     Ok(())
 }

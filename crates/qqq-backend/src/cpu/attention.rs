@@ -158,7 +158,7 @@ impl Context<'_> {
                 let base = chunk * CHUNK;
                 let end = self.visible(job.span, job.rows.end - 1).end;
                 let positions = (end - base).min(CHUNK);
-                let (keys, values) = job.cache.head(self.layout, chunk, job.kv_head, positions, wide);
+                let (keys, values) = job.cache.head(self.level, self.layout, chunk, job.kv_head, positions, wide);
                 self.score(rows, queries, keys, scores);
                 for (r, row) in job.rows.clone().enumerate() {
                     let visible = self.visible(job.span, row);

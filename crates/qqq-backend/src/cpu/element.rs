@@ -1,32 +1,59 @@
 //! Loading weights of 16 and 32 bits as f32 vectors.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 use half::{bf16, f16};
+
+use super::simd::SimdLevel;
 
 /// A stored element type.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
+    /// Widens (exactly), with what the compilation target or a library offers.
+    fn widen_portable(src: &[Self], dst: &mut [f32]);
+
     /// Widens (exactly).
-    fn widen(src: &[Self], dst: &mut [f32]);
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    fn widen(level: SimdLevel, src: &[Self], dst: &mut [f32]) {
+        assert_eq!(src.len(), dst.len());
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level is available.
+            SimdLevel::Avx512 => unsafe { widen_avx512(src, dst) },
+            _ => Self::widen_portable(src, dst),
+        }
+    }
 
     /// The `n` (at most 16) elements at `p`, and zeros.
     ///
     /// # Safety
     /// The elements must be readable and the machine must have AVX-512 F, BW and VL.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn load_first(p: *const Self, n: usize) -> std::arch::x86_64::__m512;
+    unsafe fn load_first(p: *const Self, n: usize) -> __m512;
 
     /// The 16 elements at `p`.
     ///
     /// # Safety
     /// As for [`load_first`](Self::load_first).
     #[cfg(target_arch = "x86_64")]
-    unsafe fn load(p: *const Self) -> std::arch::x86_64::__m512;
+    unsafe fn load(p: *const Self) -> __m512;
 }
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn widen_avx512<W: Element>(src: &[W], dst: &mut [f32]) {
+    let whole = src.len() - src.len() % 16;
+    for i in (0..whole).step_by(16) {
+        // SAFETY: 16 elements from i on, within both slices.
+        unsafe { _mm512_storeu_ps(dst.as_mut_ptr().add(i), W::load(src.as_ptr().add(i))) };
+    }
+    W::widen_portable(&src[whole..], &mut dst[whole..]);
+}
 
 impl Element for f32 {
-    fn widen(src: &[Self], dst: &mut [f32]) {
+    fn widen_portable(src: &[Self], dst: &mut [f32]) {
         dst.copy_from_slice(src);
     }
 
@@ -48,7 +75,7 @@ impl Element for f32 {
 }
 
 impl Element for f16 {
-    fn widen(src: &[Self], dst: &mut [f32]) {
+    fn widen_portable(src: &[Self], dst: &mut [f32]) {
         // Uses F16C or its NEON equivalent where the machine has it.
         half::slice::HalfFloatSliceExt::convert_to_f32_slice(src, dst);
     }
@@ -79,7 +106,7 @@ fn widen_bf16(x: __m256i) -> __m512 {
 }
 
 impl Element for bf16 {
-    fn widen(src: &[Self], dst: &mut [f32]) {
+    fn widen_portable(src: &[Self], dst: &mut [f32]) {
         for (d, s) in dst.iter_mut().zip(src) {
             *d = f32::from_bits(u32::from(s.to_bits()) << 16);
         }

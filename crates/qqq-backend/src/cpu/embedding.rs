@@ -8,6 +8,7 @@ use super::{
     element::Element,
     linear_float::{FloatLinear, check_weight},
     matrix::Matrix,
+    simd::SimdLevel,
 };
 use crate::Result;
 
@@ -43,20 +44,20 @@ impl CpuEmbedding {
     ///
     /// # Panics
     /// If an id is not below `vocab`.
-    pub(crate) fn rows(&self, ids: &[u32]) -> Matrix {
+    pub(crate) fn rows(&self, level: SimdLevel, ids: &[u32]) -> Matrix {
         let mut out = Matrix::zeros(ids.len(), self.hidden);
         match &*self.data {
-            WeightData::F32(t) => self.copy_rows(t, ids, &mut out),
-            WeightData::F16(t) => self.copy_rows(t, ids, &mut out),
-            WeightData::BF16(t) => self.copy_rows(t, ids, &mut out),
+            WeightData::F32(t) => self.copy_rows(level, t, ids, &mut out),
+            WeightData::F16(t) => self.copy_rows(level, t, ids, &mut out),
+            WeightData::BF16(t) => self.copy_rows(level, t, ids, &mut out),
         }
         out
     }
 
-    fn copy_rows<T: Element>(&self, table: &[T], ids: &[u32], out: &mut Matrix) {
+    fn copy_rows<T: Element>(&self, level: SimdLevel, table: &[T], ids: &[u32], out: &mut Matrix) {
         for (row, &id) in out.data.chunks_exact_mut(self.hidden).zip(ids) {
             let start = id as usize * self.hidden;
-            T::widen(&table[start..start + self.hidden], row);
+            T::widen(level, &table[start..start + self.hidden], row);
         }
     }
 }

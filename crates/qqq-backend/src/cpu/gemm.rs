@@ -6,7 +6,7 @@ use super::{
     element::Element,
     matrix::Matrix,
     pool,
-    shared::{SharedMut, filled, with_scratch},
+    shared::{SharedMut, with_scratch, with_shared_scratch},
     simd::SimdLevel,
     tile::{MR, NR, Tile},
 };
@@ -37,26 +37,21 @@ pub(crate) unsafe fn wide<W: Element>(
     let panels_per_block = (PACKED_VALUES / (k * NR)).clamp(1, panels);
     for first in (0..panels).step_by(panels_per_block) {
         let count = panels_per_block.min(panels - first);
-        // SAFETY: every panel is written whole.
-        let packed = unsafe {
-            filled(count * k * NR, |packed| {
-                pool::parallel_for(count, |p| {
-                    // SAFETY: one job a panel.
-                    let panel = packed.slice(p * k * NR..(p + 1) * k * NR);
-                    let col = (first + p) * NR;
-                    pack_panel(level, &w[col * k..n.min(col + NR) * k], k, panel);
-                });
-            })
-        };
-        let block = Block { level, x, packed: &packed, first_panel: first, n, bias, add, out };
-        // Two parts of the columns even out the threads' shares; narrow products are not worth it.
-        let parts = if count >= 24 { 2 } else { 1 };
-        let row_blocks = x.rows.div_ceil(ROWS_PER_JOB);
-        pool::parallel_for(row_blocks * parts, |job| {
-            let (rows, part) = (job / parts * ROWS_PER_JOB, job % parts);
-            let (from, to) = (part * count / parts, (part + 1) * count / parts);
-            // SAFETY: jobs have different rows or columns.
-            unsafe { block.job(rows..(rows + ROWS_PER_JOB).min(x.rows), from..to) };
+        with_shared_scratch(count * k * NR, |packed| {
+            pool::parallel_chunks_mut(packed, k * NR, |p, panel| {
+                let col = (first + p) * NR;
+                pack_panel(level, &w[col * k..n.min(col + NR) * k], k, panel);
+            });
+            let block = Block { level, x, packed, first_panel: first, n, bias, add, out };
+            // Two parts of the columns even out the threads' shares; narrow products are not worth it.
+            let parts = if count >= 24 { 2 } else { 1 };
+            let row_blocks = x.rows.div_ceil(ROWS_PER_JOB);
+            pool::parallel_for(row_blocks * parts, |job| {
+                let (rows, part) = (job / parts * ROWS_PER_JOB, job % parts);
+                let (from, to) = (part * count / parts, (part + 1) * count / parts);
+                // SAFETY: jobs have different rows or columns.
+                unsafe { block.job(rows..(rows + ROWS_PER_JOB).min(x.rows), from..to) };
+            });
         });
     }
 }
@@ -73,7 +68,7 @@ fn pack_panel<W: Element>(level: SimdLevel, w: &[W], k: usize, panel: &mut [f32]
     with_scratch(k, |wide| {
         for j in 0..NR {
             match w.get(j * k..(j + 1) * k) {
-                Some(row) => W::widen(row, wide),
+                Some(row) => W::widen(level, row, wide),
                 None => wide.fill(0.0),
             }
             for (i, &v) in wide.iter().enumerate() {

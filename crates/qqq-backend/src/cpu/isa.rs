@@ -108,7 +108,10 @@ impl FromStr for Isa {
 
     fn from_str(name: &str) -> Result<Isa> {
         Self::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
-            BackendError::Unavailable(format!("no kernels are named \"{name}\": the names are {}", names(&Self::ALL)))
+            BackendError::Unavailable(format!(
+                "no kernels are named \"{name}\": the names are {}",
+                names(&Self::ALL)
+            ))
         })
     }
 }

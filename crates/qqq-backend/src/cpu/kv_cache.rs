@@ -8,7 +8,7 @@ use std::mem::size_of;
 
 use half::f16;
 
-use super::{element::Element, shared::SharedMut, tile::NR};
+use super::{element::Element, shared::SharedMut, simd::SimdLevel, tile::NR};
 use crate::{KvDType, KvLayout};
 
 /// Positions of a chunk.
@@ -152,6 +152,7 @@ impl LayerCache {
     /// positions, of which those beyond `positions` are unspecified.
     pub(crate) fn head<'a>(
         &'a self,
+        level: SimdLevel,
         layout: ChunkLayout,
         index: usize,
         head: usize,
@@ -169,8 +170,8 @@ impl LayerCache {
             Chunk::F16(data) => {
                 let (k, v) = data[range].split_at(layout.keys_size());
                 let (wide_k, wide_v) = scratch.split_at_mut(layout.keys_size());
-                f16::widen(&k[..keys], &mut wide_k[..keys]);
-                f16::widen(&v[..values], &mut wide_v[..values]);
+                f16::widen(level, &k[..keys], &mut wide_k[..keys]);
+                f16::widen(level, &v[..values], &mut wide_v[..values]);
                 (&wide_k[..keys], &wide_v[..values])
             }
         }

@@ -14,7 +14,7 @@ use super::{
 use crate::{BackendError, Result};
 
 /// Up to this number of rows the weights are read as they are; above it they are packed.
-const SKINNY_ROWS: usize = 32;
+const SKINNY_ROWS: usize = 64;
 
 /// A float weight of shape `N x K` with its bias.
 #[derive(Clone, Debug)]

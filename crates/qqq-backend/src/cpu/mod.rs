@@ -178,7 +178,7 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&self, table: &CpuEmbedding, ids: &[u32]) -> Matrix {
-        table.rows(ids)
+        table.rows(self.level, ids)
     }
 
     fn rms_norm(&self, x: &Matrix, weight: &Vec<f32>, eps: f32, kind: InputKind) -> CpuActivation {

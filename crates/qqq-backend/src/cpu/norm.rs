@@ -41,11 +41,7 @@ pub(crate) fn rms_norm(level: SimdLevel, x: &Matrix, weight: &[f32], eps: f32, k
 }
 
 fn norm_row(level: SimdLevel, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let scale = inverse_rms(level, x, eps);
-    for ((out, &v), &w) in out.iter_mut().zip(x).zip(weight) {
-        // The order of the products is that of transformers.
-        *out = w * (v * scale);
-    }
+    scale_row(level, x, weight, inverse_rms(level, x, eps), out);
 }
 
 /// [`norm_row`] in place.
@@ -53,6 +49,15 @@ pub(crate) fn norm_in_place(level: SimdLevel, x: &mut [f32], weight: &[f32], eps
     let scale = inverse_rms(level, x, eps);
     for (v, &w) in x.iter_mut().zip(weight) {
         *v = w * (*v * scale);
+    }
+}
+
+multiversion! {
+    fn scale_row(x: &[f32], weight: &[f32], scale: f32, out: &mut [f32]) {
+        for ((out, &v), &w) in out.iter_mut().zip(x).zip(weight) {
+            // The order of the products is that of transformers.
+            *out = w * (v * scale);
+        }
     }
 }
 

@@ -96,7 +96,9 @@ fn available_cores() -> usize {
 fn default_threads() -> Result<usize> {
     match std::env::var("QQQ_THREADS") {
         Ok(text) => text.trim().parse().ok().and_then(valid_threads).ok_or_else(|| {
-            BackendError::Unavailable(format!("QQQ_THREADS is \"{text}\": give a count from 1 to {MAX_THREADS}"))
+            BackendError::Unavailable(format!(
+                "QQQ_THREADS is \"{text}\": give a count from 1 to {MAX_THREADS}"
+            ))
         }),
         Err(std::env::VarError::NotPresent) => Ok(available_cores()),
         Err(error) => Err(BackendError::Unavailable(format!("QQQ_THREADS: {error}"))),
@@ -241,7 +243,9 @@ impl Pool {
         // SAFETY: only hides the lifetime. The pointer is used by claimed tasks alone, and this
         // function waits for all of them.
         let run = unsafe {
-            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(job)
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(
+                job,
+            )
         };
         self.shared.publish(Job { tasks, run });
         IN_TASK.set(true);
@@ -294,7 +298,8 @@ impl Shared {
         while left > 0 {
             // A success means that this thread owns a task of the job that is current now (even if
             // `left` was read while an earlier one was).
-            match self.unclaimed.0.compare_exchange_weak(left, left - 1, Ordering::Acquire, Ordering::Relaxed) {
+            match self.unclaimed.0.compare_exchange_weak(left, left - 1, Ordering::Acquire, Ordering::Relaxed)
+            {
                 Ok(_) => {
                     self.run_task(left);
                     left = self.unclaimed.0.load(Ordering::Relaxed);
@@ -316,7 +321,8 @@ impl Shared {
             }
         }
         // SeqCst with `caller_sleeps`, as in `publish` with `sleepers`.
-        if self.unfinished.0.fetch_sub(1, Ordering::SeqCst) == 1 && self.caller_sleeps.load(Ordering::SeqCst) {
+        if self.unfinished.0.fetch_sub(1, Ordering::SeqCst) == 1 && self.caller_sleeps.load(Ordering::SeqCst)
+        {
             drop(lock(&self.done));
             self.all_done.notify_all();
         }
@@ -338,7 +344,9 @@ impl Shared {
         IN_TASK.set(true);
         while !self.stop.load(Ordering::Relaxed) {
             self.run_claimable();
-            if !spin_until(|| self.unclaimed.0.load(Ordering::Relaxed) > 0 || self.stop.load(Ordering::Relaxed)) {
+            if !spin_until(|| {
+                self.unclaimed.0.load(Ordering::Relaxed) > 0 || self.stop.load(Ordering::Relaxed)
+            }) {
                 self.sleep_until_work();
             }
         }

@@ -102,10 +102,18 @@ impl Scratch {
     }
 }
 
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SHARED_SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
 /// Runs `f` with `len` values of this thread's scratch memory. Calls must not nest.
 pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    thread_local! {
-        static SCRATCH: RefCell<Scratch> = RefCell::default();
-    }
     SCRATCH.with_borrow_mut(|scratch| f(scratch.take(len)))
+}
+
+/// [`with_scratch`] for memory that lasts over several `parallel_for`, whose jobs may use their
+/// own scratch memory. Calls must not nest.
+pub(crate) fn with_shared_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    SHARED_SCRATCH.with_borrow_mut(|scratch| f(scratch.take(len)))
 }

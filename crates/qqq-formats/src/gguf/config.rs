@@ -47,6 +47,11 @@ impl GgufFile {
     pub fn config(&self) -> Result<ModelConfig> {
         let m = self.metadata();
         let arch = m.required("general.architecture", m.string("general.architecture")?)?;
+        if let Some(n) = m.size("split.count")?.filter(|&n| n > 1) {
+            return Err(self.unsupported(format!(
+                "is one of {n} parts; join them first (llama-gguf-split --merge FIRST_PART OUT)"
+            )));
+        }
         let mut architecture = match arch {
             "llama" => Architecture::Llama,
             "qwen2" => Architecture::Qwen2,
@@ -191,7 +196,9 @@ impl GgufFile {
         let kind = m.string(&format!("{arch}.rope.scaling.type"))?;
         let scaling = match (kind, linear) {
             (Some("none"), _) | (None, None | Some(1.0)) => Json::Null,
-            (Some("linear") | None, Some(factor)) => json!({"rope_type": "linear", "factor": factor}),
+            (Some("linear") | None, Some(factor)) => {
+                json!({"rope_type": "linear", "factor": factor})
+            }
             (kind, factor) => {
                 return Err(self.unsupported(format!(
                     "rope scaling of type {} with factor {factor:?} is not supported (linear and Llama 3's are)",

@@ -121,8 +121,7 @@ impl Metadata {
         }
         self.unsigned(key)?
             .map(|n| {
-                u32::try_from(n)
-                    .map_err(|_| self.malformed(format!("{key} is {n}, which is no token id")))
+                u32::try_from(n).map_err(|_| self.malformed(format!("{key} is {n}, which is no token id")))
             })
             .transpose()
     }

@@ -115,10 +115,9 @@ impl GgufFile {
     }
 
     fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).ok_or_else(|| FormatError::MissingTensor {
-            location: self.location(),
-            name: name.into(),
-        })
+        self.tensors
+            .get(name)
+            .ok_or_else(|| FormatError::MissingTensor { location: self.location(), name: name.into() })
     }
 }
 

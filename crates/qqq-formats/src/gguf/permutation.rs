@@ -52,7 +52,9 @@ pub(super) fn of_tensor(
     heads: Option<(usize, usize)>,
     metadata: &Metadata,
 ) -> Result<Option<Permuted>> {
-    let Some((q_heads, kv_heads)) = heads else { return Ok(None) };
+    let Some((q_heads, kv_heads)) = heads else {
+        return Ok(None);
+    };
     let module = name.strip_prefix("blk.").and_then(|n| n.split_once('.')).map(|(_, m)| m);
     let heads = match module {
         Some("attn_q.weight" | "attn_q.bias") => q_heads,

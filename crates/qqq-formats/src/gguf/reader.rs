@@ -71,9 +71,9 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
         None => DEFAULT_ALIGNMENT,
         Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 30 => *n as usize,
         Some(other) => {
-            return Err(r.malformed(format!(
-                "general.alignment is {other:?}, expected a power of two up to 2^30"
-            )));
+            return Err(
+                r.malformed(format!("general.alignment is {other:?}, expected a power of two up to 2^30"))
+            );
         }
     };
 
@@ -215,7 +215,9 @@ impl<'a> Reader<'a> {
             10 => Value::Unsigned(self.u64(key)?),
             11 => Value::Signed(i64::from_le_bytes(self.array(key)?)),
             12 => Value::Float(f64::from_le_bytes(self.array(key)?)),
-            _ => return Err(self.malformed(format!("metadata key {key} has the unknown type {kind}"))),
+            _ => {
+                return Err(self.malformed(format!("metadata key {key} has the unknown type {kind}")));
+            }
         })
     }
 
@@ -304,9 +306,9 @@ impl<'a> Reader<'a> {
             )));
         };
         let Some(bytes) = shape[1..].iter().try_fold(row, |n, &d| n.checked_mul(d)) else {
-            return Err(self.malformed(format!(
-                "tensor {name:?} has dimensions {shape:?}, whose size overflows"
-            )));
+            return Err(
+                self.malformed(format!("tensor {name:?} has dimensions {shape:?}, whose size overflows"))
+            );
         };
         shape.reverse();
         Ok((name, ty, shape, bytes, offset))

@@ -42,7 +42,11 @@ fn every_truncation_is_refused() {
     // The padding after the last tensor may be missing.
     let needed = whole.len() - (last.next_multiple_of(32) - last);
     for n in 0..needed {
-        assert!(GgufFile::from_bytes("bad.gguf", whole[..n].to_vec()).is_err(), "{n} of {} bytes", whole.len());
+        assert!(
+            GgufFile::from_bytes("bad.gguf", whole[..n].to_vec()).is_err(),
+            "{n} of {} bytes",
+            whole.len()
+        );
     }
     assert!(GgufFile::from_bytes("good.gguf", whole[..needed].to_vec()).is_ok());
     says(whole[..needed - 1].to_vec(), &["blk.0.ffn_down.weight", "truncated"]);
@@ -82,7 +86,10 @@ fn metadata_lies() {
     says(with(&list, value_at, &9u32.to_le_bytes()), &["some.key", "array of type 9"]);
     let strings = one(Kv::Strs(vec!["ab".into()]));
     says(with(&strings, value_at + 4, &(1u64 << 40).to_le_bytes()), &["some.key", "1099511627776 elements"]);
-    says(Builder::default().kv("k", Kv::U32(1)).kv("k", Kv::U32(2)).build(), &["metadata key k occurs twice"]);
+    says(
+        Builder::default().kv("k", Kv::U32(1)).kv("k", Kv::U32(2)).build(),
+        &["metadata key k occurs twice"],
+    );
     for alignment in [0, 24] {
         says(
             Builder::default().kv("general.alignment", Kv::U32(alignment)).build(),

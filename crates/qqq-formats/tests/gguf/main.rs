@@ -58,7 +58,7 @@ fn metadata_has_its_types() {
 
 /// Row, column and value of a few weights, from transformers 5.23: its GGUF loader undoes the
 /// permutation of q and k by its own code.
-const SMOLLM2_Q: [(usize, usize, f32); 6] = [
+const SMOLLM2_Q: [(usize, usize, f64); 6] = [
     (137, 64, 0.1383056640625),
     (261, 120, 0.32421875),
     (507, 460, -0.177734375),
@@ -67,7 +67,7 @@ const SMOLLM2_Q: [(usize, usize, f32); 6] = [
     (499, 29, -0.035400390625),
 ];
 /// See [`SMOLLM2_Q`].
-const SMOLLM2_K: [(usize, usize, f32); 6] = [
+const SMOLLM2_K: [(usize, usize, f64); 6] = [
     (99, 443, -0.00384521484375),
     (155, 2, -0.1759033203125),
     (178, 456, 0.1517333984375),
@@ -80,8 +80,9 @@ const SMOLLM2_K: [(usize, usize, f32); 6] = [
 fn smollm2() -> Option<PathBuf> {
     let path = match std::env::var_os("QQQ_TEST_SMOLLM2") {
         Some(path) => PathBuf::from(path),
-        None => Path::new(&std::env::var_os("HOME")?)
-            .join(".cache/qqq/models/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        None => {
+            Path::new(&std::env::var_os("HOME")?).join(".cache/qqq/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+        }
     };
     if path.is_file() {
         return Some(path);
@@ -108,7 +109,7 @@ fn smollm2_opens() {
 
     let q = checkpoint.tensors.f32("model.layers.3.self_attn.q_proj.weight", &[576, 576]).unwrap();
     let k = checkpoint.tensors.f32("model.layers.29.self_attn.k_proj.weight", &[192, 576]).unwrap();
-    let at = |v: &[f32], row: usize, col: usize| v[row * 576 + col];
+    let at = |v: &[f32], row: usize, col: usize| f64::from(v[row * 576 + col]);
     SMOLLM2_Q.iter().for_each(|&(r, c, x)| assert_eq!(at(&q, r, c), x, "q[{r}, {c}]"));
     SMOLLM2_K.iter().for_each(|&(r, c, x)| assert_eq!(at(&k, r, c), x, "k[{r}, {c}]"));
     // The permutation of bytes and of values agree.

@@ -71,7 +71,10 @@ pub(super) fn load(dir: &Path) -> Result<Parts> {
 
 /// A token, given as its text or as an object with `content`.
 fn content(token: &Value) -> Option<String> {
-    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+    token
+        .as_str()
+        .or_else(|| token["content"].as_str())
+        .map(str::to_owned)
 }
 
 /// One id or a list of them.
@@ -85,7 +88,9 @@ fn ids(value: &Value) -> Vec<u32> {
 
 fn missing(dir: &Path) -> crate::ModelError {
     let location = dir.display().to_string();
-    let other = ["tokenizer.model", "vocab.json"].into_iter().find(|name| dir.join(name).is_file());
+    let other = ["tokenizer.model", "vocab.json"]
+        .into_iter()
+        .find(|name| dir.join(name).is_file());
     match other {
         Some(name) => error(
             &location,

@@ -23,12 +23,16 @@ fn naive_error(w: &[f32], importance: &[f32], scale: f32, grid: Grid, power: f64
 #[test]
 fn errors_follow_their_definition() {
     for len in [1, 16, 40, 64, 129] {
-        let (w, importance) = (heavy_tailed(len, 1), heavy_tailed(len, 2).iter().map(|v| v.abs()).collect::<Vec<_>>());
+        let (w, importance) =
+            (heavy_tailed(len, 1), heavy_tailed(len, 2).iter().map(|v| v.abs()).collect::<Vec<_>>());
         for (grid, scale) in [(Grid::CHANNEL, 0.3), (Grid::GROUP, 0.01), (Grid::GROUP, 2.0)] {
             for (clip, power) in [(Clip::Output, 2.0), (Clip::Weight, 2.4)] {
                 let got = f64::from(error(&w, &importance, scale, grid, clip));
                 let want = naive_error(&w, &importance, scale, grid, power);
-                assert!((got - want).abs() <= 5e-3 * want + 1e-9, "{len} {scale} {clip:?}: {got} against {want}");
+                assert!(
+                    (got - want).abs() <= 5e-3 * want + 1e-9,
+                    "{len} {scale} {clip:?}: {got} against {want}"
+                );
             }
         }
     }

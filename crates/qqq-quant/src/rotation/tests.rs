@@ -80,7 +80,10 @@ fn rotations_are_orthogonal_and_reproducible() {
 /// `x W^T`, for `x` of `rows x k` and `W` of `n x k`.
 fn linear(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
     x.chunks_exact(k)
-        .flat_map(|x| w.chunks_exact(k).map(move |w| x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32))
+        .flat_map(|x| {
+            w.chunks_exact(k)
+                .map(move |w| x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32)
+        })
         .collect()
 }
 
@@ -124,7 +127,11 @@ fn rotating_both_sides_changes_nothing() {
 fn heads_turn_one_by_one() {
     let (heads, head_dim, hidden, rows) = (3, 12, 8, 10);
     let q = Rotation::head(head_dim).expect("12 is an order");
-    let (x, mut v, mut o) = (random(rows * hidden, 1), random(heads * head_dim * hidden, 2), random(hidden * heads * head_dim, 3));
+    let (x, mut v, mut o) = (
+        random(rows * hidden, 1),
+        random(heads * head_dim * hidden, 2),
+        random(hidden * heads * head_dim, 3),
+    );
     let outputs = |v: &[f32], o: &[f32]| linear(&linear(&x, v, hidden), o, heads * head_dim);
     let plain = outputs(&v, &o);
     q.apply_outputs(&mut v, hidden);

@@ -1,12 +1,13 @@
 //! A chunk of rows: scales, rounding to nearest, compensation, losses.
 
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use half::f16;
 use qqq_formats::{QuantizedWeight, Scales};
 
 use super::{SolveOptions, factor::Factor};
+use crate::Clip;
 use crate::clip::{self, Grid, round};
 
 /// Rows that a task solves together: they share the products with the Hessian and its factor.
@@ -47,13 +48,16 @@ pub(super) fn solve(task: &Task<'_>, weights: &[f32]) -> Option<RowSolution> {
         clip::scales(weights, k, group, grid, task.options.clip, &importance, task.options.scale_dtype);
     let codes = round_to_nearest(task, weights, &scales, grid);
     let mut best = Candidate::new(task, weights, codes, scales);
-    let energy = quadratic_forms(weights, task.hessian, k).iter().sum();
+    let energies = quadratic_forms(weights, task.hessian, k);
     let error_nearest = best.errors.iter().sum();
     if let Some(factor) = task.factor {
         best.compensate(task, weights, factor, grid)?;
     }
+    if task.options.clip == Clip::Output && task.options.group_size.is_none() {
+        best.fit_scales(task, weights, &energies);
+    }
     let error = best.errors.iter().sum();
-    Some(RowSolution { weight: best.weight(task), energy, error_nearest, error })
+    Some(RowSolution { weight: best.weight(task), energy: energies.iter().sum(), error_nearest, error })
 }
 
 /// What a squared error of each channel costs: with compensation only the part that later columns cannot take.
@@ -125,6 +129,28 @@ impl Candidate {
     }
 }
 
+impl Candidate {
+    /// Per channel: the scale of least loss for the codes as they are, `s = (w H q) / (q H q)` with `q` the codes; kept
+    /// where the loss falls. `energies` are `w H w^T`.
+    fn fit_scales(&mut self, task: &Task<'_>, weights: &[f32], energies: &[f64]) {
+        let codes: Vec<f32> = self.codes.iter().map(|&c| f32::from(c)).collect();
+        let squares = quadratic_forms(&codes, task.hessian, task.k);
+        let fitted = (0..energies.len()).map(|row| {
+            // (w - s q) H (w - s q)^T = w H w^T - 2 s w H q^T + s^2 q H q^T
+            let s = f64::from(self.scales[row]);
+            let mixed = (energies[row] + s * s * squares[row] - self.errors[row]) / (2.0 * s);
+            let fit = (mixed / squares[row]) as f32;
+            if fit.is_normal() && fit > 0.0 { task.options.scale_dtype.round(fit) } else { self.scales[row] }
+        });
+        let fitted = Candidate::new(task, weights, self.codes.clone(), fitted.collect());
+        for row in 0..energies.len() {
+            if fitted.errors[row] < self.errors[row] {
+                (self.errors[row], self.scales[row]) = (fitted.errors[row], fitted.scales[row]);
+            }
+        }
+    }
+}
+
 /// Some rows of a matrix with `cols` columns.
 fn gather<T: Copy>(matrix: &[T], rows: &[usize], cols: usize) -> Vec<T> {
     let mut out = Vec::with_capacity(rows.len() * cols);
@@ -147,7 +173,8 @@ fn difference(weights: &[f32], quantized: &QuantizedWeight) -> Vec<f32> {
         }
         Scales::PerGroup { group_size, group, .. } => {
             for (((out, codes), &scale), inner) in rows.zip(group.chunks_exact(k / group_size)) {
-                let groups = out.chunks_exact_mut(*group_size).zip(codes.chunks_exact(*group_size)).zip(inner);
+                let groups =
+                    out.chunks_exact_mut(*group_size).zip(codes.chunks_exact(*group_size)).zip(inner);
                 for ((out, codes), inner) in groups {
                     let inner = inner.to_f32();
                     for (out, &code) in out.iter_mut().zip(codes) {
@@ -176,7 +203,11 @@ fn quadratic_forms(rows: &[f32], hessian: &[f32], k: usize) -> Vec<f64> {
         Par::Seq,
     );
     let diagonal: Vec<f64> = (0..k).map(|j| f64::from(hessian[j * k + j])).collect();
-    product.chunks_exact(k).zip(rows.chunks_exact(k)).map(|(p, v)| weighted_dot(p, v, &diagonal).max(0.0)).collect()
+    product
+        .chunks_exact(k)
+        .zip(rows.chunks_exact(k))
+        .map(|(p, v)| weighted_dot(p, v, &diagonal).max(0.0))
+        .collect()
 }
 
 /// `sum v (2 p + d v)`, in eight lanes.
@@ -228,8 +259,15 @@ impl Levels {
         let padded = rows.next_multiple_of(LANES);
         let two_level = task.options.group_size.is_some();
         let ones = vec![1.0; groups * padded];
-        let mut levels =
-            Levels { rows, padded, group, inverse: ones.clone(), inner: ones.clone(), outer: ones, two_level };
+        let mut levels = Levels {
+            rows,
+            padded,
+            group,
+            inverse: ones.clone(),
+            inner: ones.clone(),
+            outer: ones,
+            two_level,
+        };
         for (row, &channel) in channels.iter().enumerate() {
             for (g, &scale) in scales[row * groups..][..groups].iter().enumerate() {
                 let at = g * padded + row;
@@ -275,7 +313,16 @@ fn compensate(factor: &Factor, weights: &[f32], levels: &Levels, grid: Grid) -> 
                 Par::Seq,
             );
         }
-        let mut block = Block { factor, levels, grid, start, columns: &columns, targets, errors: &mut errors, codes: &mut codes };
+        let mut block = Block {
+            factor,
+            levels,
+            grid,
+            start,
+            columns: &columns,
+            targets,
+            errors: &mut errors,
+            codes: &mut codes,
+        };
         if levels.two_level { block.run::<true>() } else { block.run::<false>() }
     }
     let mut out = vec![0i8; rows * k];

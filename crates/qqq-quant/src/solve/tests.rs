@@ -12,7 +12,8 @@ fn normal(len: usize, seed: u64) -> Vec<f32> {
 /// Hessian of tokens whose channels are correlated and of very different size.
 fn correlated(k: usize, tokens: usize, seed: u64) -> Vec<f32> {
     let factors = k / 4 + 1;
-    let (mixing, common, own) = (normal(factors * k, seed), normal(tokens * factors, seed + 1), normal(tokens * k, seed + 2));
+    let (mixing, common, own) =
+        (normal(factors * k, seed), normal(tokens * factors, seed + 1), normal(tokens * k, seed + 2));
     let mut h = vec![0.0f64; k * k];
     for t in 0..tokens {
         let x: Vec<f64> = (0..k)
@@ -33,7 +34,9 @@ fn correlated(k: usize, tokens: usize, seed: u64) -> Vec<f32> {
 /// `tr(d H d^T)` by the definition.
 fn quadratic(d: &[f64], h: &[f32], k: usize) -> f64 {
     d.chunks_exact(k)
-        .map(|d| (0..k).map(|i| (0..k).map(|j| d[i] * f64::from(h[i * k + j]) * d[j]).sum::<f64>()).sum::<f64>())
+        .map(|d| {
+            (0..k).map(|i| (0..k).map(|j| d[i] * f64::from(h[i * k + j]) * d[j]).sum::<f64>()).sum::<f64>()
+        })
         .sum()
 }
 
@@ -67,6 +70,7 @@ fn inverse(mut a: Vec<f64>, k: usize) -> Vec<f64> {
 /// Follows the textbook (the inverse Hessian, one column eliminated after the other, all in f64) along the codes of
 /// `solved`: every code must be the nearest to what the textbook wants at that point, within `slack` of a step. Following the
 /// codes instead of comparing them keeps one tie from spoiling the rest of the row. Returns the share of exact choices.
+/// Not for scales that were fitted to the codes afterwards.
 fn assert_textbook(weights: &[f32], h: &[f32], solved: &Solved, options: &SolveOptions, slack: f64) -> f64 {
     let q = &solved.weight;
     let k = q.in_features;
@@ -91,6 +95,7 @@ fn assert_textbook(weights: &[f32], h: &[f32], solved: &Solved, options: &SolveO
             f64::from(c[row]) * g[row * (k / group) + channel / group].to_f64()
         }
     };
+    let channel_scales: Vec<f64> = q.channel_scales().iter().map(|&s| f64::from(s)).collect();
     let mut exact = 0;
     for row in 0..q.out_features {
         let mut w: Vec<f64> = order.iter().map(|&c| f64::from(weights[row * k + c])).collect();
@@ -99,6 +104,9 @@ fn assert_textbook(weights: &[f32], h: &[f32], solved: &Solved, options: &SolveO
             let channel = order[p];
             let (code, s) = (f64::from(q.codes[row * k + channel]), scale(row, channel));
             let wanted = (w[p] / s).clamp(f64::from(grid.low), f64::from(grid.high));
+            // The kernel's int8 weights lie up to half a unit beside the codes' values.
+            let slack =
+                slack + if options.group_size.is_some() { 0.5 * channel_scales[row] / s } else { 0.0 };
             assert!(
                 (wanted - code).abs() <= 0.5 + slack,
                 "row {row}, column {p}: code {code}, but the textbook wants {wanted}"
@@ -136,12 +144,15 @@ fn follows_the_textbook_per_channel() {
 #[test]
 fn follows_the_textbook_per_group() {
     let (n, k) = (5, 128);
-    let (w, h) = (normal(n * k, 3), correlated(k, 4 * k, 4));
+    let (mut w, mut h) = (normal(n * k, 3), correlated(k, 4 * k, 4));
+    // The channel that is solved first holds the largest weight of every row (code 7, beyond any doubt), so that it
+    // settles the channel scale.
+    (0..n).for_each(|row| w[row * k] = 4.0);
+    h[0] = 2.0 * (0..k).map(|j| h[j * k + j]).fold(0.0, f32::max);
     let options = SolveOptions { group_size: Some(32), ..SolveOptions::default() };
     let solved = solve("layer", &w, n, k, &h, &options).expect("well-conditioned");
-    // int8 weights are about 1/16 of a step apart: codes are chosen against them, the textbook knows only the code.
-    let exact = assert_textbook(&w, &h, &solved, &options, 0.1);
-    assert!(exact > 0.95, "{exact}");
+    let exact = assert_textbook(&w, &h, &solved, &options, 1e-3);
+    assert!(exact > 0.9, "{exact}");
     assert!(solved.weight.int8_weights().iter().all(|w| (-127..=127).contains(w)));
 }
 
@@ -154,14 +165,27 @@ fn losses_are_those_of_the_dequantized_weight() {
             let options = SolveOptions { group_size, clip, ..SolveOptions::default() };
             let solved = solve("layer", &w, n, k, &h, &options).expect("well-conditioned");
             let loss = relative_loss(&w, &solved.weight, &h);
-            assert!((solved.loss - loss).abs() < 1e-4 * loss, "{group_size:?} {clip:?}: {} against {loss}", solved.loss);
-            assert!(solved.loss < 0.6 * solved.loss_nearest, "{group_size:?} {clip:?}: {} {}", solved.loss, solved.loss_nearest);
+            assert!(
+                (solved.loss - loss).abs() < 1e-4 * loss,
+                "{group_size:?} {clip:?}: {} against {loss}",
+                solved.loss
+            );
+            assert!(
+                solved.loss < 0.6 * solved.loss_nearest,
+                "{group_size:?} {clip:?}: {} {}",
+                solved.loss,
+                solved.loss_nearest
+            );
 
             let nearest = solve("layer", &w, n, k, &h, &SolveOptions { compensate: false, ..options })
                 .expect("nothing can fail");
             let loss = relative_loss(&w, &nearest.weight, &h);
             assert!((nearest.loss - loss).abs() < 1e-4 * loss);
-            assert_eq!(nearest.loss, nearest.loss_nearest);
+            // Clipping by output fits the channel scales once more.
+            assert!(nearest.loss <= nearest.loss_nearest);
+            if clip != Clip::Output {
+                assert_eq!(nearest.loss, nearest.loss_nearest);
+            }
         }
     }
 }
@@ -186,13 +210,15 @@ fn dead_channels_change_nothing_else() {
         (0..n).for_each(|i| w[i * k + d] = 1e6);
         (0..k).for_each(|j| (h[d * k + j], h[j * k + d]) = (0.0, 0.0));
     }
-    let solved = solve("layer", &w, n, k, &h, &SolveOptions::default()).expect("dead channels are no failure");
+    let solved =
+        solve("layer", &w, n, k, &h, &SolveOptions::default()).expect("dead channels are no failure");
     assert_eq!(solved.dead_channels, 3);
     assert!(solved.loss.is_finite() && solved.loss < solved.loss_nearest);
 
     // The same layer without them.
     let m = alive.len();
-    let w2: Vec<f32> = (0..n).flat_map(|i| alive.iter().map(move |&j| (i, j))).map(|(i, j)| w[i * k + j]).collect();
+    let w2: Vec<f32> =
+        (0..n).flat_map(|i| alive.iter().map(move |&j| (i, j))).map(|(i, j)| w[i * k + j]).collect();
     let h2: Vec<f32> = (0..m * m).map(|at| h[alive[at / m] * k + alive[at % m]]).collect();
     let without = solve("layer", &w2, n, m, &h2, &SolveOptions::default()).expect("well-conditioned");
     assert_eq!(solved.weight.scales, without.weight.scales);
@@ -293,7 +319,9 @@ fn rows_are_independent_and_runs_repeat() {
         assert_eq!(all.weight, again.weight);
         assert_eq!(all.loss.to_bits(), again.loss.to_bits());
         let parts: Vec<_> = [(0, 101), (101, 230)]
-            .map(|(a, b)| solve("layer", &w[a * k..b * k], b - a, k, &h, &options).expect("well-conditioned").weight)
+            .map(|(a, b)| {
+                solve("layer", &w[a * k..b * k], b - a, k, &h, &options).expect("well-conditioned").weight
+            })
             .into();
         let joined = QuantizedWeight::concat(&[&parts[0], &parts[1]]).expect("same shape");
         let same = joined.codes.iter().zip(&all.weight.codes).filter(|(a, b)| a == b).count();

@@ -57,7 +57,9 @@ impl Int8Activations {
         parallel_for(rows.div_ceil(rows_per_task), |task| {
             for i in task * rows_per_task..rows.min((task + 1) * rows_per_task) {
                 // SAFETY: each row belongs to one task.
-                let (codes, scale, sum) = unsafe { (codes.slice(i * cols..(i + 1) * cols), scales.slice(i..i + 1), sums.slice(i..i + 1)) };
+                let (codes, scale, sum) = unsafe {
+                    (codes.slice(i * cols..(i + 1) * cols), scales.slice(i..i + 1), sums.slice(i..i + 1))
+                };
                 (scale[0], sum[0]) = quantize(i, codes);
             }
         });
@@ -86,7 +88,10 @@ pub fn quantize_row(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
     assert_eq!(x.len(), codes.len());
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+        {
             // SAFETY: the machine has the features.
             return unsafe { quantize_row_avx512(x, codes) };
         }

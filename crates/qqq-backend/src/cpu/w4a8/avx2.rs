@@ -113,7 +113,9 @@ unsafe fn expand<D: Dot>(gemm: &Gemm, block: usize, out: &mut [Line]) {
     let (packed, _) = gemm.weight.block(block).as_chunks::<LINES>();
     let (out, _) = out.as_chunks_mut::<{ 2 * LINES }>();
     for (chunk, (lines, out)) in packed.iter().zip(out).enumerate() {
-        if let Some((size, scales)) = groups && chunk.is_multiple_of(size / CHUNK) {
+        if let Some((size, scales)) = groups
+            && chunk.is_multiple_of(size / CHUNK)
+        {
             // SAFETY: passed on to the caller.
             tables = unsafe { group_tables(&scales[chunk * CHUNK / size], D::GROUP_OFFSET) };
         }
@@ -211,5 +213,66 @@ unsafe fn tile<D: Dot, const R: usize, const PER_CHANNEL: bool>(
     for (r, sums) in sums.iter().enumerate() {
         // SAFETY: parts that run at the same time do not overlap.
         unsafe { gemm.output.store(row + r, block, sums) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::Isa;
+    use crate::cpu::w4a8::output::Output;
+    use crate::cpu::w4a8::{Int8Activations, W4A8Linear};
+    use qqq_formats::{QuantizedWeight, Scales};
+
+    /// The AVX-VNNI path with the AVX-512 encoding of its one special instruction, so that machines without
+    /// AVX-VNNI test all the rest of it.
+    struct VnniVl;
+
+    impl Dot for VnniVl {
+        const GROUP_OFFSET: i32 = Vnni::GROUP_OFFSET;
+
+        #[inline(always)]
+        unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i, _per_channel: bool) -> __m256i {
+            // SAFETY: passed on to the caller.
+            unsafe { _mm256_dpbusd_epi32(acc, w, a) }
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c,avx512vl,avx512vnni")]
+    unsafe fn run_vl(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
+        // SAFETY: passed on to the caller.
+        unsafe { run::<VnniVl>(gemm, blocks, rows) }
+    }
+
+    #[test]
+    fn vnni_with_256_bits_matches_the_portable_path() {
+        if !(is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni")) {
+            println!("skipped: this machine lacks AVX-512 VL");
+            return;
+        }
+        let (n, rows) = (48, 7);
+        for (k, group_size) in [(16, None), (80, None), (256, None), (256, Some(32)), (256, Some(128))] {
+            let codes = (0..n * k).map(|i| (i * 29 % 16) as i8 - 8).collect();
+            let scales = match group_size {
+                None => Scales::PerChannel(vec![1.0; n]),
+                Some(group_size) => Scales::PerGroup {
+                    group_size,
+                    channel: vec![1.0; n],
+                    group: (0..n * k / group_size)
+                        .map(|i| f16::from_f32(i as f32 % 63.0 / 4.0 - 7.5))
+                        .collect(),
+                },
+            };
+            let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+            let codes: Vec<i8> = (0..rows * k).map(|i| (i * 83 % 256) as u8 as i8).collect();
+            let sums = codes.chunks(k).map(|row| row.iter().map(|&c| i32::from(c)).sum()).collect();
+            let a = Int8Activations { rows, cols: k, codes, scales: vec![1.0; rows], sums };
+            let linear = W4A8Linear::with_isa(&weight, Isa::Portable).expect("a valid weight");
+            let mut acc = vec![0; rows * n];
+            let gemm = Gemm { weight: &linear.weight, a: &a, output: Output::accumulators(&mut acc, n) };
+            // SAFETY: the machine has the instructions; nothing else writes to `acc`.
+            unsafe { run_vl(&gemm, 0..n / BLOCK, 0..rows) };
+            assert_eq!(acc, linear.accumulators(&a), "K {k}, group size {group_size:?}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use super::{Gemm, PANEL_BLOCKS};
 /// Rows of a tile: with 4 blocks, 24 accumulators, 4 weights and a broadcast fit 32 registers.
 const TILE_ROWS: usize = 6;
 /// How far ahead of use packed lines are fetched.
-const PREFETCH_LINES: usize = 32;
+const PREFETCH_LINES: usize = 64;
 
 thread_local! {
     static PANEL: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
@@ -142,7 +142,9 @@ unsafe fn skinny<const R: usize>(gemm: &Gemm, block: usize, row: usize) {
                 unsafe { multiply::<R>(&mut acc, chunk, a.add(i * CHUNK), k, PerChannel) };
             }
             if !k.is_multiple_of(CHUNK) {
-                unsafe { multiply_half::<R>(&mut acc, low(&chunks[k / CHUNK], PerChannel), a.add(k - CHUNK / 2), k) };
+                unsafe {
+                    multiply_half::<R>(&mut acc, low(&chunks[k / CHUNK], PerChannel), a.add(k - CHUNK / 2), k)
+                };
             }
         }
         Some((size, scales)) => {
@@ -150,7 +152,9 @@ unsafe fn skinny<const R: usize>(gemm: &Gemm, block: usize, row: usize) {
             for (group, (chunks, scales)) in chunks.chunks_exact(per_group).zip(scales).enumerate() {
                 let tables = tables(scales);
                 for (i, chunk) in chunks.iter().enumerate() {
-                    unsafe { multiply::<R>(&mut acc, chunk, a.add((group * per_group + i) * CHUNK), k, tables) };
+                    unsafe {
+                        multiply::<R>(&mut acc, chunk, a.add((group * per_group + i) * CHUNK), k, tables)
+                    };
                 }
             }
         }
@@ -223,7 +227,12 @@ unsafe fn multiply<const R: usize>(
 /// `a` points to R rows of 16 codes, `stride` apart.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn multiply_half<const R: usize>(acc: &mut [[__m512i; LINES]; R], w: [__m512i; LINES], a: *const i8, stride: usize) {
+unsafe fn multiply_half<const R: usize>(
+    acc: &mut [[__m512i; LINES]; R],
+    w: [__m512i; LINES],
+    a: *const i8,
+    stride: usize,
+) {
     for (r, acc) in acc.iter_mut().enumerate() {
         // SAFETY: row r has 16 codes.
         let codes = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(a.add(r * stride).cast()) });

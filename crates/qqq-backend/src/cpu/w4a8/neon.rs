@@ -48,7 +48,9 @@ fn expand(gemm: &Gemm, block: usize, out: &mut Vec<Step>) {
     let codes: [i8; 16] = std::array::from_fn(|i| i as i8 - 8);
     let mut tables = [codes; BLOCK];
     for (chunk, lines) in gemm.weight.block(block).as_chunks::<LINES>().0.iter().enumerate() {
-        if let Some((size, scales)) = groups && chunk.is_multiple_of(size / CHUNK) {
+        if let Some((size, scales)) = groups
+            && chunk.is_multiple_of(size / CHUNK)
+        {
             for (table, scale) in tables.iter_mut().zip(&scales[chunk * CHUNK / size]) {
                 let scale = f32::from(*scale);
                 // The product is exact (4 + 11 bits), so this rounds once.

@@ -32,7 +32,13 @@ pub(super) struct Scaling<'a> {
 /// array for each block.
 pub(super) enum Destination<'a> {
     Accumulators(&'a mut [[i32; BLOCK]]),
-    Scaled { out: &'a mut [[f32; BLOCK]], channels: &'a [[f32; BLOCK]], token: f32, bias: Option<&'a [[f32; BLOCK]]>, add: bool },
+    Scaled {
+        out: &'a mut [[f32; BLOCK]],
+        channels: &'a [[f32; BLOCK]],
+        token: f32,
+        bias: Option<&'a [[f32; BLOCK]]>,
+        add: bool,
+    },
 }
 
 impl<'a> Output<'a> {

@@ -1,0 +1,196 @@
+//! Perplexity and KL divergence of small random models against their definitions.
+
+use std::{path::Path, sync::Arc};
+
+use qqq_backend::{Backend, CpuBackend, KvDType, Span};
+use qqq_eval::{EvalError, Scoring, WindowOptions, kl_divergence, perplexity};
+use qqq_formats::{LinearWeight, ModelConfig, WeightData};
+use qqq_model::{Block, BlockWeights, Decoder, rope};
+
+const VOCAB: usize = 80;
+const HIDDEN: usize = 32;
+const INNER: usize = 48;
+const CONTEXT: usize = 64;
+
+/// Uniform in [-1, 1), deterministic.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn vec(&mut self, n: usize, scale: f32) -> Vec<f32> {
+        (0..n).map(|_| self.next() * scale).collect()
+    }
+}
+
+fn config(vocab: usize) -> ModelConfig {
+    let value = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": HIDDEN, "intermediate_size": INNER,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": vocab,
+        "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
+    });
+    ModelConfig::from_value(Path::new("config.json"), value).unwrap()
+}
+
+/// A random model; `head` scales its output head, so 0 makes it indifferent.
+fn model(seed: u64, vocab: usize, head: f32) -> Decoder<CpuBackend> {
+    let config = Arc::new(config(vocab));
+    let b = CpuBackend::default();
+    let mut r = Random(seed);
+    let mut linear = |n: usize, k: usize, scale: f32| LinearWeight::Float {
+        out_features: n,
+        in_features: k,
+        data: WeightData::F32(r.vec(n * k, scale)),
+    };
+    let kv = HIDDEN / 2;
+    let blocks = (0..2)
+        .map(|i| {
+            let weights = BlockWeights {
+                input_norm: vec![1.0; HIDDEN],
+                post_norm: vec![1.0; HIDDEN],
+                qk_norm: None,
+                qkv: (linear(HIDDEN + 2 * kv, HIDDEN, 0.4), None),
+                o: (linear(HIDDEN, HIDDEN, 0.4), None),
+                gate_up: (linear(2 * INNER, HIDDEN, 0.4), None),
+                down: (linear(HIDDEN, INNER, 0.4), None),
+            };
+            Block::new(&b, &config, i, weights).unwrap()
+        })
+        .collect();
+    let head = b.linear_weight(linear(vocab, HIDDEN, head), None).unwrap();
+    Decoder {
+        embedding: b.embedding(vocab, HIDDEN, WeightData::F32(r.vec(vocab * HIDDEN, 1.0))).unwrap(),
+        blocks,
+        final_norm: b.vector(vec![1.0; HIDDEN]),
+        head,
+        rope: b.rope(&rope::inv_freq(&config), CONTEXT),
+        config,
+        backend: b,
+    }
+}
+
+fn text(n: usize) -> Vec<u32> {
+    let mut r = Random(99);
+    (0..n).map(|_| ((r.next() + 1.0) * 0.5 * VOCAB as f32) as u32).collect()
+}
+
+/// ln softmax of the logits that follow `context`, each context run alone.
+fn log_probabilities(decoder: &Decoder<CpuBackend>, context: &[u32]) -> Vec<f64> {
+    let mut kv = decoder.kv_cache(KvDType::F32);
+    let slot = decoder.backend.kv_add_slot(&mut kv);
+    let hidden = decoder.hidden(context, &[Span { slot, start: 0, len: context.len() }], &mut kv).unwrap();
+    let last = decoder.backend.select_rows(&hidden, &[context.len() - 1]);
+    let logits: Vec<f64> = decoder.backend.to_host(&decoder.logits(&last)).into_iter().map(f64::from).collect();
+    let sum: f64 = logits.iter().map(|l| l.exp()).sum();
+    logits.iter().map(|l| l - sum.ln()).collect()
+}
+
+fn close(got: f64, want: f64, tolerance: f64) {
+    assert!((got - want).abs() <= tolerance * want.abs().max(1e-3), "{got} is not {want}");
+}
+
+#[test]
+fn perplexity_is_what_the_definition_says() {
+    let (decoder, tokens) = (model(1, VOCAB, 0.3), text(3 * 16 + 5));
+    let mut nll = Vec::new();
+    for window in tokens.chunks_exact(16) {
+        nll.extend((1..16).map(|i| -log_probabilities(&decoder, &window[..i])[window[i] as usize]));
+    }
+    let want = (nll.iter().sum::<f64>() / nll.len() as f64).exp();
+    let report = perplexity(&decoder, &tokens, &WindowOptions::new(16), &mut |_, _| true).unwrap();
+    close(report.perplexity, want, 1e-5);
+    assert_eq!((report.windows, report.tokens), (3, 45));
+    // The spread of three windows.
+    let means: Vec<f64> = nll.chunks(15).map(|w| w.iter().sum::<f64>() / 15.0).collect();
+    let mean = means.iter().sum::<f64>() / 3.0;
+    let variance = means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / 2.0;
+    close(report.standard_error.unwrap(), want * (variance / 3.0).sqrt(), 1e-4);
+}
+
+#[test]
+fn second_halves_and_strides() {
+    let (decoder, tokens) = (model(1, VOCAB, 0.3), text(40));
+    let options = WindowOptions { scoring: Scoring::SecondHalf, first_token: Some(3), ..WindowOptions::new(20) };
+    let nll = |context: &[u32], target: u32| -log_probabilities(&decoder, context)[target as usize];
+    let mut sum = 0.0;
+    for window in tokens.chunks_exact(20) {
+        let mut window = window.to_vec();
+        window[0] = 3;
+        sum += (11..20).map(|i| nll(&window[..i], window[i])).sum::<f64>();
+    }
+    let report = perplexity(&decoder, &tokens, &options, &mut |_, _| true).unwrap();
+    close(report.perplexity, (sum / 18.0).exp(), 1e-5);
+    assert_eq!(report.tokens, 18);
+
+    let options = WindowOptions { stride: 8, ..WindowOptions::new(16) };
+    let mut sum: f64 = (1..16).map(|i| nll(&tokens[..i], tokens[i])).sum();
+    for start in [8, 16, 24] {
+        sum += (start + 8..start + 16).map(|i| nll(&tokens[start..i], tokens[i])).sum::<f64>();
+    }
+    let report = perplexity(&decoder, &tokens, &options, &mut |_, _| true).unwrap();
+    close(report.perplexity, (sum / 39.0).exp(), 1e-5);
+}
+
+#[test]
+fn an_indifferent_model_has_the_perplexity_of_its_vocabulary() {
+    let report = perplexity(&model(2, VOCAB, 0.0), &text(100), &WindowOptions::new(32), &mut |_, _| true).unwrap();
+    close(report.perplexity, VOCAB as f64, 1e-9);
+    assert!(report.standard_error.unwrap() < 1e-6);
+}
+
+#[test]
+fn divergence_is_what_the_definition_says() {
+    let (p, q, tokens) = (model(1, VOCAB, 0.3), model(5, VOCAB, 0.3), text(3 * 16));
+    let (mut kl, mut agree, mut ratio) = (0.0, 0.0, 0.0);
+    for window in tokens.chunks_exact(16) {
+        for i in 1..16 {
+            let (a, b) = (log_probabilities(&p, &window[..i]), log_probabilities(&q, &window[..i]));
+            kl += a.iter().zip(&b).map(|(a, b)| a.exp() * (a - b)).sum::<f64>();
+            let top = |x: &[f64]| (0..x.len()).max_by(|&i, &j| x[i].total_cmp(&x[j])).unwrap();
+            agree += f64::from(u8::from(top(&a) == top(&b)));
+            ratio += a[window[i] as usize] - b[window[i] as usize];
+        }
+    }
+    let report = kl_divergence(&p, &q, &tokens, &WindowOptions::new(16), &mut |_, _| true).unwrap();
+    assert!(kl / 45.0 > 0.05, "the models are too much alike for this test: {}", kl / 45.0);
+    close(report.kl_divergence.mean, kl / 45.0, 1e-5);
+    close(report.top1_agreement.mean, agree / 45.0, 1e-9);
+    close(report.perplexity_ratio.mean, (ratio / 45.0).exp(), 1e-5);
+    let alone = |m| perplexity(m, &tokens, &WindowOptions::new(16), &mut |_, _| true).unwrap().perplexity;
+    close(report.baseline_perplexity, alone(&p), 1e-6);
+    close(report.perplexity, alone(&q), 1e-6);
+}
+
+#[test]
+fn a_model_does_not_differ_from_itself() {
+    let (p, tokens) = (model(1, VOCAB, 0.5), text(200));
+    let report = kl_divergence(&p, &p, &tokens, &WindowOptions::new(64), &mut |_, _| true).unwrap();
+    assert_eq!(report.kl_divergence.mean, 0.0);
+    assert_eq!(report.top1_agreement.mean, 1.0);
+    assert_eq!(report.perplexity_ratio.mean, 1.0);
+}
+
+#[test]
+fn refusals() {
+    let (p, tokens) = (model(1, VOCAB, 0.3), text(100));
+    let go = |tokens: &[u32], window: usize| perplexity(&p, tokens, &WindowOptions::new(window), &mut |_, _| true);
+    assert!(matches!(go(&tokens, 65), Err(EvalError::Model(_))), "a window beyond the context");
+    assert!(matches!(go(&tokens[..10], 11), Err(EvalError::Windows(_))));
+    assert!(matches!(go(&[1, 2, VOCAB as u32, 4], 2), Err(EvalError::Mismatch(_))));
+    let other = model(1, VOCAB - 16, 0.3);
+    let error = kl_divergence(&p, &other, &tokens, &WindowOptions::new(16), &mut |_, _| true).unwrap_err();
+    assert!(error.to_string().contains("80") && error.to_string().contains("64"), "{error}");
+
+    let mut calls = 0;
+    let stopped = perplexity(&p, &text(10_000), &WindowOptions::new(64), &mut |_, _| {
+        calls += 1;
+        calls < 3
+    });
+    assert!(matches!(stopped, Err(EvalError::Interrupted)));
+    assert_eq!(calls, 3);
+    let overflow = perplexity(&model(1, VOCAB, f32::MAX), &tokens, &WindowOptions::new(16), &mut |_, _| true);
+    assert!(matches!(overflow, Err(EvalError::NotFinite { .. })), "{overflow:?}");
+}
