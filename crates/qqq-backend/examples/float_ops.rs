@@ -33,9 +33,13 @@ fn matrix(rows: usize, cols: usize) -> Matrix {
 fn main() {
     let b = CpuBackend::default();
     println!("{:?}, {} threads", b.simd_level(), pool::num_threads());
-    for (name, n, k) in
-        [("head", 49152, 576), ("qkv", 960, 576), ("o", 576, 576), ("gate_up", 3072, 576), ("down", 576, 1536)]
-    {
+    for (name, n, k) in [
+        ("head", 49152, 576),
+        ("qkv", 960, 576),
+        ("o", 576, 576),
+        ("gate_up", 3072, 576),
+        ("down", 576, 1536),
+    ] {
         let data = WeightData::F16((0..n * k).map(|i| f16::from_f32((i % 127) as f32 / 127.0)).collect());
         let weight = LinearWeight::Float { out_features: n, in_features: k, data };
         let weight = b.linear_weight(weight, None).unwrap();

@@ -130,7 +130,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Rows of the embedding for token ids; shape `ids.len() x hidden`. Ids must be in range.
     fn embed(&self, table: &Self::Embedding, ids: &[u32]) -> Self::Tensor;
     /// `x / rms(x) * weight`, as the input of a linear layer.
-    fn rms_norm(&self, x: &Self::Tensor, weight: &Self::Vector, eps: f32, kind: InputKind) -> Self::Activation;
+    fn rms_norm(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+        kind: InputKind,
+    ) -> Self::Activation;
     /// A tensor as the input of a linear layer (quantized per token where asked).
     fn activation(&self, x: Self::Tensor, kind: InputKind) -> Self::Activation;
     /// `x W^T + bias`; shape `rows x N`.

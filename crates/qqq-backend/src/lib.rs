@@ -5,8 +5,6 @@ pub mod backend;
 pub mod cpu;
 pub mod error;
 
-pub use backend::{
-    Backend, HeadLayout, InputKind, KvDType, KvLayout, Span, WindowedCausal,
-};
+pub use backend::{Backend, HeadLayout, InputKind, KvDType, KvLayout, Span, WindowedCausal};
 pub use cpu::CpuBackend;
 pub use error::{BackendError, Result};

@@ -42,7 +42,9 @@ impl Reference {
         let rows = (0..qkv.rows)
             .map(|p| {
                 let mut row: Vec<f64> = qkv.row(p).iter().map(|&v| f64::from(v)).collect();
-                for (h, head) in row.chunks_exact_mut(d).take(heads.num_heads + heads.num_kv_heads).enumerate() {
+                for (h, head) in
+                    row.chunks_exact_mut(d).take(heads.num_heads + heads.num_kv_heads).enumerate()
+                {
                     if let Some((q, k, eps)) = norm {
                         let mean = head.iter().map(|v| v * v).sum::<f64>() / d as f64;
                         let scale = 1.0 / (mean + f64::from(eps)).sqrt();
@@ -75,7 +77,9 @@ impl Reference {
             let value = key + self.heads.kv_width();
             let q = &self.rows[position][h * d..(h + 1) * d];
             let scores: Vec<f64> = (first..=position)
-                .map(|p| q.iter().zip(&self.rows[p][key..]).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt())
+                .map(|p| {
+                    q.iter().zip(&self.rows[p][key..]).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt()
+                })
                 .collect();
             let max = scores.iter().copied().fold(f64::MIN, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
@@ -143,7 +147,10 @@ impl Case {
         let rounding = if self.dtype == KvDType::F16 { 2f64.powi(-10) } else { 0.0 };
         let bound = (4.0 * d.sqrt() * d * 2f64.powi(-24) + 32.0 * 2f64.powi(-24) + rounding) * 2.0;
         for (i, (&got, want)) in got.iter().zip(want).enumerate() {
-            assert!((f64::from(got) - want).abs() <= bound, "{what}, value {i}: {got}, not {want} (bound {bound})");
+            assert!(
+                (f64::from(got) - want).abs() <= bound,
+                "{what}, value {i}: {got}, not {want} (bound {bound})"
+            );
         }
     }
 
@@ -168,7 +175,9 @@ impl Case {
                     (0..inputs.len()).rev().filter(|&i| step < sequences[i].len()).collect();
                 let parts: Vec<(&Matrix, Span)> = active
                     .iter()
-                    .map(|&i| (&inputs[i], Span { slot: slots[i], start: starts[i], len: sequences[i][step] }))
+                    .map(|&i| {
+                        (&inputs[i], Span { slot: slots[i], start: starts[i], len: sequences[i][step] })
+                    })
                     .collect();
                 let out = self.step(&b, &mut kv, &parts);
                 let mut row = 0;
@@ -262,7 +271,11 @@ fn truncated_and_reused_slots() {
     }
     // The other slot is as it was.
     let more = case.step(&b, &mut kv, &[(&x, span(c, 199, 1))]);
-    case.check(more.row(0), &whole.row(199).iter().map(|&v| f64::from(v)).collect::<Vec<_>>(), "decode after prefill");
+    case.check(
+        more.row(0),
+        &whole.row(199).iter().map(|&v| f64::from(v)).collect::<Vec<_>>(),
+        "decode after prefill",
+    );
 }
 
 #[test]

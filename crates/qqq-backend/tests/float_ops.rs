@@ -3,7 +3,9 @@
 //! is within `n * 2^-24 * sum |a_i b_i|` of the exact one.
 
 use half::{bf16, f16};
-use qqq_backend::cpu::{CpuActivation, CpuBackend, CpuLinear, SimdLevel, matrix::Matrix, w4a8::Int8Activations};
+use qqq_backend::cpu::{
+    CpuActivation, CpuBackend, CpuLinear, SimdLevel, matrix::Matrix, w4a8::Int8Activations,
+};
 use qqq_backend::{Backend, InputKind};
 use qqq_formats::{LinearWeight, WeightData};
 
@@ -75,7 +77,8 @@ fn check_linear(m: usize, n: usize, k: usize) {
             assert_eq!((product.rows, product.cols), (m, n));
             for i in 0..m {
                 for j in 0..n {
-                    let terms = || x.row(i).iter().zip(&wide[j * k..]).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                    let terms =
+                        || x.row(i).iter().zip(&wide[j * k..]).map(|(&x, &w)| f64::from(x) * f64::from(w));
                     let (want, size): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
                     let at = i * n + j;
                     let (bias, start) = (f64::from(bias[j]), f64::from(start[at]));
@@ -85,7 +88,10 @@ fn check_linear(m: usize, n: usize, k: usize) {
                     {
                         let got = f64::from(got.data[at]);
                         let level = b.simd_level();
-                        assert!((got - want).abs() <= bound, "{level:?} {m}x{n}x{k} ({i}, {j}): {got}, not {want}");
+                        assert!(
+                            (got - want).abs() <= bound,
+                            "{level:?} {m}x{n}x{k} ({i}, {j}): {got}, not {want}"
+                        );
                     }
                 }
             }

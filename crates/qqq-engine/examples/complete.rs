@@ -31,12 +31,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let prompt_ids = tokenizer.encode(prompt, true)?;
     let done = generate(&decoder, &[prompt_ids], &options, &mut |_, _| true)?.remove(0);
     println!("{prompt}{}", tokenizer.decode(&done.tokens, true)?);
+    let speed = |tokens: usize, seconds: f64| match tokens {
+        0 => "no tokens".to_owned(),
+        n => format!("{n} tokens, {:.1} tokens/s", n as f64 / seconds),
+    };
     println!(
-        "prefill: {} tokens, {:.1} tokens/s; decode: {} steps, {:.1} tokens/s; ended by {:?}",
-        done.prefill_tokens,
-        done.prefill_tokens as f64 / done.prefill_seconds,
-        done.decode_steps,
-        done.decode_steps as f64 / done.decode_seconds,
+        "prefill: {}; decode: {}; ended by {:?}",
+        speed(done.prefill_tokens, done.prefill_seconds),
+        speed(done.decode_steps, done.decode_seconds),
         done.finish
     );
     Ok(())

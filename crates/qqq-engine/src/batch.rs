@@ -31,7 +31,13 @@ pub(crate) struct Sequence {
 impl Sequence {
     /// A sequence whose slot holds the first `cached` tokens of `prompt`. `index` makes its random draws
     /// differ from those of other sequences.
-    pub fn new(slot: usize, prompt: Vec<u32>, cached: usize, sampling: &SamplingOptions, index: usize) -> Self {
+    pub fn new(
+        slot: usize,
+        prompt: Vec<u32>,
+        cached: usize,
+        sampling: &SamplingOptions,
+        index: usize,
+    ) -> Self {
         Self {
             slot,
             prompt_len: prompt.len(),
@@ -95,7 +101,9 @@ impl Sequence {
         self.tokens.push(id);
         if !on_token(id) {
             self.finish = Some(FinishReason::Cancelled);
-        } else if self.tokens.len() - self.prompt_len >= options.max_new_tokens || self.tokens.len() >= context {
+        } else if self.tokens.len() - self.prompt_len >= options.max_new_tokens
+            || self.tokens.len() >= context
+        {
             self.finish = Some(FinishReason::Length);
         }
     }
@@ -132,8 +140,12 @@ pub(crate) fn run<B: Backend>(
     }
     loop {
         let live = |(_, s): &(usize, &Sequence)| s.finish.is_none();
-        let work: Vec<Work> =
-            sequences.iter().enumerate().filter(live).map(|(index, _)| Work { index, len: 1, ends: true }).collect();
+        let work: Vec<Work> = sequences
+            .iter()
+            .enumerate()
+            .filter(live)
+            .map(|(index, _)| Work { index, len: 1, ends: true })
+            .collect();
         if work.is_empty() {
             return Ok(());
         }

@@ -40,7 +40,10 @@ impl SamplingOptions {
             return Some(format!("min-p is {}, but must be from 0 to 1", self.min_p));
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            return Some(format!("the repetition penalty is {}, but must be above 0", self.repetition_penalty));
+            return Some(format!(
+                "the repetition penalty is {}, but must be above 0",
+                self.repetition_penalty
+            ));
         }
         None
     }
@@ -75,7 +78,9 @@ impl Sampler {
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
         let o = &self.options;
         self.candidates.clear();
-        self.candidates.extend(logits.iter().zip(0..).map(|(l, id)| (if l.is_nan() { f32::NEG_INFINITY } else { *l }, id)));
+        self.candidates.extend(
+            logits.iter().zip(0..).map(|(l, id)| (if l.is_nan() { f32::NEG_INFINITY } else { *l }, id)),
+        );
         penalize(&mut self.candidates, history, o.repetition_penalty);
         if o.temperature <= 0.0 || o.top_k == 1 {
             return likeliest(&self.candidates);

@@ -50,7 +50,8 @@ impl<'a, B: Backend> Session<'a, B> {
         let common = common.min(prompt.len().saturating_sub(1));
         self.decoder.backend.kv_truncate(&mut self.kv, self.slot, common);
         self.cached.truncate(common);
-        let mut sequence = [Sequence::new(self.slot, prompt.to_vec(), common, &self.options.sampling, self.turn)];
+        let mut sequence =
+            [Sequence::new(self.slot, prompt.to_vec(), common, &self.options.sampling, self.turn)];
         self.turn += 1;
         let result =
             batch::run(self.decoder, &mut self.kv, &mut sequence, &self.options, &mut |_, id| on_token(id));

@@ -56,7 +56,12 @@ fn model() -> Decoder<CpuBackend> {
 }
 
 fn options(max_new_tokens: usize) -> GenerateOptions {
-    GenerateOptions { sampling: SamplingOptions::default(), max_new_tokens, eos: vec![], kv_dtype: KvDType::F32 }
+    GenerateOptions {
+        sampling: SamplingOptions::default(),
+        max_new_tokens,
+        eos: vec![],
+        kv_dtype: KvDType::F32,
+    }
 }
 
 fn prompt(seed: u32, len: usize) -> Vec<u32> {

@@ -51,9 +51,19 @@ fn text_makes_sense() {
         let prompt = tokenizer.encode(&template.render(&messages, true).unwrap(), false).unwrap();
         let answer = session.generate(&prompt, &mut |_| true).unwrap();
         let text = tokenizer.decode(&answer.tokens, true).unwrap();
-        println!("{question} -> {text:?} ({:?}, {} of {} tokens ran)", answer.finish, answer.prefill_tokens, prompt.len());
+        println!(
+            "{question} -> {text:?} ({:?}, {} of {} tokens ran)",
+            answer.finish,
+            answer.prefill_tokens,
+            prompt.len()
+        );
         assert_eq!(answer.finish, FinishReason::Stop, "{text:?}");
-        assert!(answer.prefill_tokens <= prompt.len() - cached, "{} of {}", answer.prefill_tokens, prompt.len());
+        assert!(
+            answer.prefill_tokens <= prompt.len() - cached,
+            "{} of {}",
+            answer.prefill_tokens,
+            prompt.len()
+        );
         // The answer's text may be cut into other tokens when it is part of a prompt; what came before may not.
         cached = prompt.len();
         messages.push(Message { role: "assistant".into(), content: text });

@@ -8,8 +8,8 @@ use std::{
 use half::f16;
 
 use crate::{
-    CheckpointFormat, DType, FormatError, LinearWeight, ModelConfig, QuantizedWeight, Result,
-    TensorSource, WeightData, compressed_tensors,
+    CheckpointFormat, DType, FormatError, LinearWeight, ModelConfig, QuantizedWeight, Result, TensorSource,
+    WeightData, compressed_tensors,
     gguf::GgufFile,
     qqq,
     safetensors::{self, Safetensors},
@@ -34,10 +34,7 @@ impl Checkpoint {
     /// A path that does not exist or is neither of the two; whatever [`ModelConfig::from_json`],
     /// [`Safetensors::open`] and [`GgufFile::open`] refuse.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |source| FormatError::Io {
-            path: path.into(),
-            source,
-        };
+        let io = |source| FormatError::Io { path: path.into(), source };
         let kind = std::fs::metadata(path).map_err(io)?;
         if !kind.is_dir() {
             return Self::open_file(path);
@@ -52,9 +49,7 @@ impl Checkpoint {
                         "the directory has no config.json; name the GGUF file itself: {}",
                         file.display()
                     ),
-                    None => {
-                        "the directory has no config.json, so it is not a Hugging Face model".into()
-                    }
+                    None => "the directory has no config.json, so it is not a Hugging Face model".into(),
                 },
             });
         }
@@ -74,12 +69,7 @@ impl Checkpoint {
             }
         }
         let tensors = Box::new(Safetensors::open(path)?);
-        Ok(Self {
-            path: path.into(),
-            config,
-            tensors,
-            gguf: None,
-        })
+        Ok(Self { path: path.into(), config, tensors, gguf: None })
     }
 
     fn open_file(path: &Path) -> Result<Self> {
@@ -104,31 +94,15 @@ impl Checkpoint {
     /// # Errors
     /// Missing tensors, other shapes or types, values that are not finite, scales that take weights beyond
     /// int8.
-    pub fn linear(
-        &self,
-        prefix: &str,
-        out_features: usize,
-        in_features: usize,
-    ) -> Result<LinearWeight> {
+    pub fn linear(&self, prefix: &str, out_features: usize, in_features: usize) -> Result<LinearWeight> {
         let (n, k) = (out_features, in_features);
-        let Some(config) = self
-            .config
-            .quantization
-            .as_ref()
-            .filter(|q| !q.ignores(prefix))
-        else {
+        let Some(config) = self.config.quantization.as_ref().filter(|q| !q.ignores(prefix)) else {
             let data = self.tensors.float(&format!("{prefix}.weight"), &[n, k])?;
-            return Ok(LinearWeight::Float {
-                out_features,
-                in_features,
-                data,
-            });
+            return Ok(LinearWeight::Float { out_features, in_features, data });
         };
         let weight = match config.format {
             CheckpointFormat::Qqq => self.qqq_linear(prefix, n, k, config.group_size)?,
-            CheckpointFormat::CompressedTensors => {
-                self.compressed_linear(prefix, n, k, config.group_size)?
-            }
+            CheckpointFormat::CompressedTensors => self.compressed_linear(prefix, n, k, config.group_size)?,
         };
         Ok(LinearWeight::Quantized(weight))
     }
@@ -152,18 +126,15 @@ impl Checkpoint {
         k: usize,
         group_size: Option<usize>,
     ) -> Result<QuantizedWeight> {
-        let at = |reason: String| {
-            FormatError::Layout(format!("{}: {prefix}: {reason}", self.tensors.location()))
-        };
+        let at =
+            |reason: String| FormatError::Layout(format!("{}: {prefix}: {reason}", self.tensors.location()));
         qqq::fits(n, k, group_size).map_err(at)?;
         let s_group = format!("{prefix}.s_group");
         let s_group = match group_size {
             Some(g) => self.f16s(&s_group, &[k / g, n])?,
             None => match self.tensors.info(&s_group) {
                 Some(info) if info.bytes > 0 => {
-                    return Err(at(
-                        "it has group scales, but config.json says group_size -1".into(),
-                    ));
+                    return Err(at("it has group scales, but config.json says group_size -1".into()));
                 }
                 _ => Vec::new(),
             },
@@ -185,11 +156,7 @@ impl Checkpoint {
     ) -> Result<QuantizedWeight> {
         let location = self.tensors.location();
         let at = |reason: &str| FormatError::Layout(format!("{location}: {prefix}: {reason}"));
-        if self
-            .tensors
-            .info(&format!("{prefix}.weight_g_idx"))
-            .is_some()
-        {
+        if self.tensors.info(&format!("{prefix}.weight_g_idx")).is_some() {
             return Err(at(
                 "its groups follow the order of activations (weight_g_idx), which is not supported",
             ));
@@ -205,58 +172,27 @@ impl Checkpoint {
         let shape_name = format!("{prefix}.weight_shape");
         if self.tensors.info(&shape_name).is_some() {
             let stored = self.stored(&shape_name, DType::I64, &[2])?;
-            let stored: Vec<i64> = stored
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| i64::from_le_bytes(*b))
-                .collect();
-            if stored
-                .iter()
-                .map(|d| usize::try_from(*d).ok())
-                .ne([Some(n), Some(k)])
-            {
+            let stored: Vec<i64> = stored.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
+            if stored.iter().map(|d| usize::try_from(*d).ok()).ne([Some(n), Some(k)]) {
                 return Err(at(&format!(
                     "weight_shape says {stored:?}, the model's configuration [{n}, {k}]"
                 )));
             }
         }
         if let Some(g) = group_size.filter(|g| !k.is_multiple_of(*g)) {
-            return Err(at(&format!(
-                "{k} input channels are not a multiple of the group size {g}"
-            )));
+            return Err(at(&format!("{k} input channels are not a multiple of the group size {g}")));
         }
         let groups = group_size.map_or(1, |g| k / g);
-        let words = self.i32s(
-            &format!("{prefix}.weight_packed"),
-            &[n, compressed_tensors::row_words(k)],
-        )?;
-        let scales = self
-            .tensors
-            .f32(&format!("{prefix}.weight_scale"), &[n, groups])?;
-        compressed_tensors::unpack(
-            &format!("{location}: {prefix}"),
-            &words,
-            scales,
-            n,
-            k,
-            group_size,
-        )
+        let words = self.i32s(&format!("{prefix}.weight_packed"), &[n, compressed_tensors::row_words(k)])?;
+        let scales = self.tensors.f32(&format!("{prefix}.weight_scale"), &[n, groups])?;
+        compressed_tensors::unpack(&format!("{location}: {prefix}"), &words, scales, n, k, group_size)
     }
 
     /// The bytes of a tensor that must have this type and shape.
-    fn stored(
-        &self,
-        name: &str,
-        dtype: DType,
-        shape: &[usize],
-    ) -> Result<std::borrow::Cow<'_, [u8]>> {
+    fn stored(&self, name: &str, dtype: DType, shape: &[usize]) -> Result<std::borrow::Cow<'_, [u8]>> {
         let location = self.tensors.location();
         let Some(info) = self.tensors.info(name) else {
-            return Err(FormatError::MissingTensor {
-                location,
-                name: name.into(),
-            });
+            return Err(FormatError::MissingTensor { location, name: name.into() });
         };
         if info.dtype != dtype {
             return Err(FormatError::Type {
@@ -279,12 +215,7 @@ impl Checkpoint {
 
     fn i32s(&self, name: &str, shape: &[usize]) -> Result<Vec<i32>> {
         let bytes = self.stored(name, DType::I32, shape)?;
-        Ok(bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| i32::from_le_bytes(*b))
-            .collect())
+        Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
     }
 
     fn f16s(&self, name: &str, shape: &[usize]) -> Result<Vec<f16>> {
@@ -293,11 +224,7 @@ impl Checkpoint {
             WeightData::F32(_) | WeightData::BF16(_) => Err(FormatError::Type {
                 location: self.tensors.location(),
                 name: name.into(),
-                found: self
-                    .tensors
-                    .info(name)
-                    .map_or("another type", |i| i.dtype.name())
-                    .into(),
+                found: self.tensors.info(name).map_or("another type", |i| i.dtype.name()).into(),
                 expected: "F16".into(),
             }),
         }

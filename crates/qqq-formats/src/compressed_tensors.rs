@@ -23,15 +23,10 @@ pub fn row_words(k: usize) -> usize {
 /// Packs `N x K` codes in `-8..=7`, row by row.
 pub fn pack_codes(codes: &[i8], k: usize) -> Vec<i32> {
     let pack = |word: &[i8]| {
-        let bits = word.iter().rev().fold(0u32, |bits, code| {
-            bits << 4 | u32::from((code + 8) as u8 & 15)
-        });
+        let bits = word.iter().rev().fold(0u32, |bits, code| bits << 4 | u32::from((code + 8) as u8 & 15));
         bits.cast_signed()
     };
-    codes
-        .chunks(k.max(1))
-        .flat_map(|row| row.chunks(PER_WORD).map(pack))
-        .collect()
+    codes.chunks(k.max(1)).flat_map(|row| row.chunks(PER_WORD).map(pack)).collect()
 }
 
 /// Reverses [`pack_codes`]: `N x ceil(K/8)` words to `N x K` codes.
@@ -40,9 +35,7 @@ pub fn unpack_codes(words: &[i32], k: usize) -> Vec<i8> {
         .chunks(row_words(k).max(1))
         .flat_map(|row| {
             row.iter()
-                .flat_map(|word| {
-                    (0..PER_WORD).map(move |i| (word.cast_unsigned() >> (4 * i) & 15) as i8 - 8)
-                })
+                .flat_map(|word| (0..PER_WORD).map(move |i| (word.cast_unsigned() >> (4 * i) & 15) as i8 - 8))
                 .take(k)
         })
         .collect()
@@ -60,11 +53,7 @@ pub fn effective_scales(weight: &QuantizedWeight, name: &str) -> Result<WeightDa
         Scales::PerChannel(scales) => scales.clone(),
         Scales::PerGroup { channel, group, .. } => {
             let groups = group.len() / channel.len().max(1);
-            group
-                .iter()
-                .enumerate()
-                .map(|(i, g)| f32::from(*g) * channel[i / groups])
-                .collect()
+            group.iter().enumerate().map(|(i, g)| f32::from(*g) * channel[i / groups]).collect()
         }
     };
     let survives = |stored: Vec<f32>| same_weights(weight, &scales_from_stored(weight, stored));
@@ -79,21 +68,11 @@ pub fn effective_scales(weight: &QuantizedWeight, name: &str) -> Result<WeightDa
     }
     let f = match &weight.scales {
         Scales::PerChannel(_) => natural,
-        Scales::PerGroup {
-            group_size,
-            channel,
-            ..
-        } => {
+        Scales::PerGroup { group_size, channel, .. } => {
             let k = weight.in_features;
-            let rows = weight
-                .codes
-                .chunks_exact(k)
-                .zip(natural.chunks_exact(k / group_size))
-                .zip(channel);
-            rows.flat_map(|((codes, scales), channel)| {
-                hit_channel(codes, scales, *group_size, *channel)
-            })
-            .collect()
+            let rows = weight.codes.chunks_exact(k).zip(natural.chunks_exact(k / group_size)).zip(channel);
+            rows.flat_map(|((codes, scales), channel)| hit_channel(codes, scales, *group_size, *channel))
+                .collect()
         }
     };
     if survives(f.clone()) {
@@ -109,13 +88,9 @@ pub fn effective_scales(weight: &QuantizedWeight, name: &str) -> Result<WeightDa
 fn scales_from_stored(like: &QuantizedWeight, stored: Vec<f32>) -> Scales {
     match &like.scales {
         Scales::PerChannel(_) => Scales::PerChannel(stored),
-        Scales::PerGroup { group_size, .. } => Scales::from_effective(
-            &like.codes,
-            like.out_features,
-            like.in_features,
-            *group_size,
-            &stored,
-        ),
+        Scales::PerGroup { group_size, .. } => {
+            Scales::from_effective(&like.codes, like.out_features, like.in_features, *group_size, &stored)
+        }
     }
 }
 
@@ -124,16 +99,8 @@ fn scales_from_stored(like: &QuantizedWeight, stored: Vec<f32>) -> Scales {
 fn same_weights(weight: &QuantizedWeight, scales: &Scales) -> bool {
     match (&weight.scales, scales) {
         (
-            Scales::PerGroup {
-                group_size,
-                channel,
-                group,
-            },
-            Scales::PerGroup {
-                channel: c2,
-                group: g2,
-                ..
-            },
+            Scales::PerGroup { group_size, channel, group },
+            Scales::PerGroup { channel: c2, group: g2, .. },
         ) => {
             channel == c2
                 && group.len() == g2.len()
@@ -223,12 +190,7 @@ pub fn unpack(
         None => Scales::PerChannel(scales),
         Some(group_size) => Scales::from_effective(&codes, n, k, group_size, &scales),
     };
-    let weight = QuantizedWeight {
-        out_features: n,
-        in_features: k,
-        codes,
-        scales,
-    };
+    let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
     weight.check(name)?;
     Ok(weight)
 }

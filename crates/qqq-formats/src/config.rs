@@ -142,9 +142,7 @@ impl Architecture {
         }
         let found = match (&classes[..], model_type) {
             ([], None) => {
-                return Err(
-                    fields.malformed("neither architectures nor model_type says what model it is")
-                );
+                return Err(fields.malformed("neither architectures nor model_type says what model it is"));
             }
             ([], Some(kind)) => format!("model_type {kind:?}"),
             (classes, _) => format!("architecture {:?}", classes.join(", ")),
@@ -164,10 +162,7 @@ impl ModelConfig {
     /// # Errors
     /// See [`ModelConfig::from_value`]; and a file that cannot be read or is not JSON.
     pub fn from_json(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|source| FormatError::Io {
-            path: path.into(),
-            source,
-        })?;
+        let text = std::fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?;
         let value = serde_json::from_slice(&text).map_err(|e| FormatError::Malformed {
             path: path.into(),
             reason: format!("not valid JSON: {e}"),
@@ -184,10 +179,7 @@ impl ModelConfig {
     /// quantization that is not W4A8.
     pub fn from_value(path: &Path, value: Value) -> Result<Self> {
         let Value::Object(raw) = value else {
-            return Err(FormatError::Malformed {
-                path: path.into(),
-                reason: "not a JSON object".into(),
-            });
+            return Err(FormatError::Malformed { path: path.into(), reason: "not a JSON object".into() });
         };
         let f = Fields::new(path, "", &raw);
         let architecture = Architecture::detect(&f)?;
@@ -211,11 +203,7 @@ impl ModelConfig {
             )));
         }
         let hidden_size = f.size("hidden_size", None, limit::WIDTH)?;
-        let default_head_dim = if architecture == Qwen3 {
-            128
-        } else {
-            hidden_size / num_heads
-        };
+        let default_head_dim = if architecture == Qwen3 { 128 } else { hidden_size / num_heads };
         let head_dim = match raw.get("head_dim") {
             None | Some(Value::Null) => default_head_dim,
             Some(_) => f.size("head_dim", None, limit::HEAD_DIM)?,
@@ -228,9 +216,7 @@ impl ModelConfig {
             )));
         }
         if num_heads * head_dim > limit::WIDTH {
-            return Err(f.malformed(&format!(
-                "{num_heads} heads of width {head_dim} are too many"
-            )));
+            return Err(f.malformed(&format!("{num_heads} heads of width {head_dim} are too many")));
         }
         let num_layers = f.size("num_hidden_layers", None, limit::LAYERS)?;
 
@@ -261,8 +247,7 @@ impl ModelConfig {
             Mistral => 131_072,
             Qwen2 | Qwen3 => 32_768,
         };
-        let attention_bias =
-            matches!(architecture, Llama | Qwen3) && f.flag("attention_bias", false)?;
+        let attention_bias = matches!(architecture, Llama | Qwen3) && f.flag("attention_bias", false)?;
         let quantization = ["quantization_config", "compression_config"]
             .iter()
             .find_map(|key| raw.get(*key).filter(|v| !v.is_null()))
@@ -311,10 +296,7 @@ fn rope(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
     let scaling = fields.object("rope_scaling")?;
     let parameters = fields.object("rope_parameters")?;
     let mut theta = None;
-    for place in [parameters.as_ref(), scaling.as_ref(), Some(fields)]
-        .into_iter()
-        .flatten()
-    {
+    for place in [parameters.as_ref(), scaling.as_ref(), Some(fields)].into_iter().flatten() {
         if let (None, Some(found)) = (theta, place.number("rope_theta")?) {
             theta = Some(found);
         }
@@ -338,9 +320,7 @@ fn rope(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
     };
     let scaling = match kind {
         None | Some("default") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear {
-            factor: f.positive("factor")?,
-        },
+        Some("linear") => RopeScaling::Linear { factor: f.positive("factor")? },
         Some("llama3") => {
             let low_freq_factor = f.positive("low_freq_factor")?;
             let high_freq_factor = f.positive("high_freq_factor")?;
@@ -395,9 +375,7 @@ fn sliding_window(
         if fields.is_null("sliding_window") {
             return Ok(None);
         }
-        fields
-            .size("sliding_window", Some(4096), limit::POSITIONS)
-            .map(Some)
+        fields.size("sliding_window", Some(4096), limit::POSITIONS).map(Some)
     };
     match architecture {
         Architecture::Llama => Ok(None),

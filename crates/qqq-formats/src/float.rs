@@ -13,30 +13,15 @@ const BLOCK: usize = 4096;
 /// [`FormatError::Type`] for other types than `F32`, `F16`, `BF16`; [`FormatError::NotFinite`].
 pub(crate) fn decode(location: &str, name: &str, dtype: DType, bytes: &[u8]) -> Result<WeightData> {
     let data = match dtype {
-        DType::F32 => WeightData::F32(
-            bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|&b| f32::from_le_bytes(b))
-                .collect(),
-        ),
-        DType::F16 => WeightData::F16(
-            bytes
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|&b| f16::from_le_bytes(b))
-                .collect(),
-        ),
-        DType::BF16 => WeightData::BF16(
-            bytes
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|&b| bf16::from_le_bytes(b))
-                .collect(),
-        ),
+        DType::F32 => {
+            WeightData::F32(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
+        }
+        DType::F16 => {
+            WeightData::F16(bytes.as_chunks::<2>().0.iter().map(|&b| f16::from_le_bytes(b)).collect())
+        }
+        DType::BF16 => {
+            WeightData::BF16(bytes.as_chunks::<2>().0.iter().map(|&b| bf16::from_le_bytes(b)).collect())
+        }
         other => {
             return Err(FormatError::Type {
                 location: location.into(),
@@ -61,21 +46,16 @@ pub(crate) fn check(location: &str, name: &str, data: WeightData) -> Result<Weig
     };
     match bad {
         None => Ok(data),
-        Some((first, count)) => Err(FormatError::NotFinite {
-            location: location.into(),
-            name: name.into(),
-            count,
-            first,
-        }),
+        Some((first, count)) => {
+            Err(FormatError::NotFinite { location: location.into(), name: name.into(), count, first })
+        }
     }
 }
 
 /// Index of the first value for which `bad` holds, and their number. The usual case, none, is one pass
 /// without branches inside a block.
 fn not_finite<T: Copy>(values: &[T], bad: impl Fn(T) -> bool) -> Option<(usize, usize)> {
-    let clean = values
-        .chunks(BLOCK)
-        .all(|block| !block.iter().fold(false, |any, &x| any | bad(x)));
+    let clean = values.chunks(BLOCK).all(|block| !block.iter().fold(false, |any, &x| any | bad(x)));
     if clean {
         return None;
     }
@@ -117,19 +97,11 @@ mod tests {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let raw: Vec<u8> = match dtype {
                 DType::F32 => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                DType::F16 => v
-                    .iter()
-                    .flat_map(|&x| f16::from_f32(x).to_le_bytes())
-                    .collect(),
-                _ => v
-                    .iter()
-                    .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
-                    .collect(),
+                DType::F16 => v.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+                _ => v.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
             };
             match decode("f", "t", dtype, &raw) {
-                Err(FormatError::NotFinite {
-                    count: 3, first, ..
-                }) => assert_eq!(first, BLOCK + 5),
+                Err(FormatError::NotFinite { count: 3, first, .. }) => assert_eq!(first, BLOCK + 5),
                 other => panic!("{other:?}"),
             }
         }

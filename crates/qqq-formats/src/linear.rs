@@ -76,55 +76,31 @@ impl Scales {
     ///
     /// # Panics
     /// If the lengths do not agree.
-    pub fn from_effective(
-        codes: &[i8],
-        n: usize,
-        k: usize,
-        group_size: usize,
-        effective: &[f32],
-    ) -> Scales {
-        assert!(
-            group_size > 0 && k.is_multiple_of(group_size),
-            "groups of {group_size} in {k} channels"
-        );
+    pub fn from_effective(codes: &[i8], n: usize, k: usize, group_size: usize, effective: &[f32]) -> Scales {
+        assert!(group_size > 0 && k.is_multiple_of(group_size), "groups of {group_size} in {k} channels");
         let groups = k / group_size;
         assert_eq!(codes.len(), n * k);
         assert_eq!(effective.len(), n * groups);
         let mut channel = Vec::with_capacity(n);
         let mut group = Vec::with_capacity(n * groups);
         if k == 0 {
-            return Scales::PerGroup {
-                group_size,
-                channel: vec![1.0; n],
-                group,
-            };
+            return Scales::PerGroup { group_size, channel: vec![1.0; n], group };
         }
         for (codes, effective) in codes.chunks_exact(k).zip(effective.chunks_exact(groups)) {
             let largest = codes.chunks_exact(group_size).map(largest_code);
-            let max = largest
-                .clone()
-                .zip(effective)
-                .fold(0f32, |m, (c, s)| m.max((c * s).abs()));
+            let max = largest.clone().zip(effective).fold(0f32, |m, (c, s)| m.max((c * s).abs()));
             // Below the normal range the division would lose the digits that the bound rests on.
-            let c = if max > 0.0 {
-                (max / 127.0).max(f32::MIN_POSITIVE)
-            } else {
-                1.0
-            };
+            let c = if max > 0.0 { (max / 127.0).max(f32::MIN_POSITIVE) } else { 1.0 };
             channel.push(c);
-            group.extend(largest.zip(effective).map(|(largest, s)| {
-                if largest == 0.0 {
-                    f16::ZERO
-                } else {
-                    f16::from_f32(s / c)
-                }
-            }));
+            group.extend(
+                largest.zip(effective).map(
+                    |(largest, s)| {
+                        if largest == 0.0 { f16::ZERO } else { f16::from_f32(s / c) }
+                    },
+                ),
+            );
         }
-        Scales::PerGroup {
-            group_size,
-            channel,
-            group,
-        }
+        Scales::PerGroup { group_size, channel, group }
     }
 }
 
@@ -173,52 +149,32 @@ impl QuantizedWeight {
         let fail = |reason: String| Err(FormatError::Layout(format!("{name}: {reason}")));
         let (n, k) = (self.out_features, self.in_features);
         if n.checked_mul(k) != Some(self.codes.len()) || self.codes.is_empty() {
-            return fail(format!(
-                "{} codes for {n} output and {k} input channels",
-                self.codes.len()
-            ));
+            return fail(format!("{} codes for {n} output and {k} input channels", self.codes.len()));
         }
         if let Some(i) = self.codes.iter().position(|c| !(-8..=7).contains(c)) {
-            return fail(format!(
-                "code {} at index {i} is not a signed 4-bit number",
-                self.codes[i]
-            ));
+            return fail(format!("code {} at index {i} is not a signed 4-bit number", self.codes[i]));
         }
         let channel = self.channel_scales();
         if channel.len() != n {
-            return fail(format!(
-                "{} channel scales for {n} output channels",
-                channel.len()
-            ));
+            return fail(format!("{} channel scales for {n} output channels", channel.len()));
         }
         if let Some(i) = channel.iter().position(|s| !s.is_finite()) {
             return fail(format!("the scale of output channel {i} is {}", channel[i]));
         }
-        let Scales::PerGroup {
-            group_size, group, ..
-        } = &self.scales
-        else {
+        let Scales::PerGroup { group_size, group, .. } = &self.scales else {
             return Ok(());
         };
         if *group_size == 0 || !k.is_multiple_of(*group_size) {
-            return fail(format!(
-                "{k} input channels are not a multiple of the group size {group_size}"
-            ));
+            return fail(format!("{k} input channels are not a multiple of the group size {group_size}"));
         }
         if group.len() != n * (k / group_size) {
-            return fail(format!(
-                "{} group scales for {n} x {} groups",
-                group.len(),
-                k / group_size
-            ));
+            return fail(format!("{} group scales for {n} x {} groups", group.len(), k / group_size));
         }
         for (i, (codes, s)) in self.codes.chunks_exact(*group_size).zip(group).enumerate() {
             let (row, g) = (i / (k / group_size), i % (k / group_size));
             let s = f32::from(*s);
             if !s.is_finite() {
-                return fail(format!(
-                    "the scale of output channel {row}, group {g} is {s}"
-                ));
+                return fail(format!("the scale of output channel {row}, group {g} is {s}"));
             }
             if (largest_code(codes) * s).abs().round_ties_even() > 127.0 {
                 return fail(format!(
@@ -233,18 +189,14 @@ impl QuantizedWeight {
     pub fn int8_weights(&self) -> Vec<i8> {
         match &self.scales {
             Scales::PerChannel(_) => self.codes.clone(),
-            Scales::PerGroup {
-                group_size, group, ..
-            } => self
+            Scales::PerGroup { group_size, group, .. } => self
                 .codes
                 .chunks_exact(*group_size)
                 .zip(group)
                 .flat_map(|(codes, s)| {
                     let s = f32::from(*s);
                     // code * s is exact in f32 (4 + 11 bits), so this rounds once.
-                    codes
-                        .iter()
-                        .map(move |&c| (f32::from(c) * s).round_ties_even() as i8)
+                    codes.iter().map(move |&c| (f32::from(c) * s).round_ties_even() as i8)
                 })
                 .collect(),
         }
@@ -279,16 +231,8 @@ impl QuantizedWeight {
             match (&mut out.scales, &p.scales) {
                 (Scales::PerChannel(a), Scales::PerChannel(b)) => a.extend_from_slice(b),
                 (
-                    Scales::PerGroup {
-                        group_size,
-                        channel,
-                        group,
-                    },
-                    Scales::PerGroup {
-                        group_size: g2,
-                        channel: c2,
-                        group: s2,
-                    },
+                    Scales::PerGroup { group_size, channel, group },
+                    Scales::PerGroup { group_size: g2, channel: c2, group: s2 },
                 ) if group_size == g2 => {
                     channel.extend_from_slice(c2);
                     group.extend_from_slice(s2);

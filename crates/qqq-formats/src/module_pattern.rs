@@ -103,14 +103,8 @@ mod tests {
         assert!(matches("re:.*lm_head", "lm_head"));
         assert!(matches("re:.*lm_head", "model.lm_head.x"));
         assert!(!matches("re:.*lm_head$", "model.lm_head.x"));
-        assert!(matches(
-            "re:^model\\.layers\\.0\\..*",
-            "model.layers.0.mlp.up_proj"
-        ));
-        assert!(!matches(
-            "re:model\\.layers\\.0\\..*",
-            "model.layers.10.mlp.up_proj"
-        ));
+        assert!(matches("re:^model\\.layers\\.0\\..*", "model.layers.0.mlp.up_proj"));
+        assert!(!matches("re:model\\.layers\\.0\\..*", "model.layers.10.mlp.up_proj"));
         assert!(!matches("re:model\\.layers", "modelxlayers"));
         assert!(matches("re:model.layers", "modelxlayers"));
         assert!(matches("re:", "anything"));
@@ -119,9 +113,7 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_not_guessed() {
-        for pattern in [
-            "re:a+", "re:(a|b)", "re:[0-9]", "re:\\d", "re:a*", "re:a$b", "re:x\\",
-        ] {
+        for pattern in ["re:a+", "re:(a|b)", "re:[0-9]", "re:\\d", "re:a*", "re:a$b", "re:x\\"] {
             assert!(ModulePattern::parse(pattern).is_none(), "{pattern}");
         }
     }

@@ -65,11 +65,7 @@ impl Mode {
 /// # Errors
 /// What does not fit, in words.
 pub fn fits(n: usize, k: usize, group_size: Option<usize>) -> Result<(), String> {
-    if n == 0
-        || k == 0
-        || !KERNEL_TILES
-            .iter()
-            .any(|&(tk, tn)| k.is_multiple_of(tk) && n.is_multiple_of(tn))
+    if n == 0 || k == 0 || !KERNEL_TILES.iter().any(|&(tk, tn)| k.is_multiple_of(tk) && n.is_multiple_of(tn))
     {
         return Err(format!(
             "{n} output and {k} input channels: the qqq format needs (inputs, outputs) to be multiples of (64, 256), \
@@ -83,12 +79,10 @@ pub fn fits(n: usize, k: usize, group_size: Option<usize>) -> Result<(), String>
              per-channel layer"
         )),
         Some(GROUP_SIZE) if k.is_multiple_of(GROUP_SIZE) => Ok(()),
-        Some(GROUP_SIZE) => Err(format!(
-            "{k} input channels are not a multiple of the group size {GROUP_SIZE}"
-        )),
-        Some(other) => Err(format!(
-            "groups of {other}: the qqq format knows groups of {GROUP_SIZE} only"
-        )),
+        Some(GROUP_SIZE) => {
+            Err(format!("{k} input channels are not a multiple of the group size {GROUP_SIZE}"))
+        }
+        Some(other) => Err(format!("groups of {other}: the qqq format knows groups of {GROUP_SIZE} only")),
     }
 }
 
@@ -116,8 +110,7 @@ pub fn pack(weight: &QuantizedWeight) -> Result<Packed> {
         Scales::PerChannel(scales) => {
             if weight.codes.contains(&-8) {
                 return Err(FormatError::Layout(
-                    "per channel the qqq format holds codes from -7 to 7, but the weight has -8"
-                        .into(),
+                    "per channel the qqq format holds codes from -7 to 7, but the weight has -8".into(),
                 ));
             }
             Ok(Packed {
@@ -139,17 +132,10 @@ pub fn pack(weight: &QuantizedWeight) -> Result<Packed> {
 ///
 /// # Errors
 /// Lengths that do not agree with the shape; scales that are not finite or take weights beyond int8.
-pub fn unpack(
-    packed: &Packed,
-    n: usize,
-    k: usize,
-    group_size: Option<usize>,
-) -> Result<QuantizedWeight> {
+pub fn unpack(packed: &Packed, n: usize, k: usize, group_size: Option<usize>) -> Result<QuantizedWeight> {
     check_tiles(n, k)?;
     let groups = group_size.map_or(0, |g| k.checked_div(g).unwrap_or(0));
-    if (packed.b.len(), packed.s_channel.len(), packed.s_group.len())
-        != (k / TILE * 2 * n, n, groups * n)
-    {
+    if (packed.b.len(), packed.s_channel.len(), packed.s_group.len()) != (k / TILE * 2 * n, n, groups * n) {
         return Err(FormatError::Layout(format!(
             "{} words, {} channel and {} group scales do not make {n} output and {k} input channels",
             packed.b.len(),
@@ -159,40 +145,20 @@ pub fn unpack(
     }
     let channel = restore_channel(&packed.s_channel);
     let (mode, scales) = match group_size {
-        None => (
-            Mode::PerChannel,
-            Scales::PerChannel(channel.iter().map(|s| s * 16.0).collect()),
-        ),
+        None => (Mode::PerChannel, Scales::PerChannel(channel.iter().map(|s| s * 16.0).collect())),
         Some(group_size) => {
             let group = restore_group(&packed.s_group, n);
-            (
-                Mode::PerGroup,
-                Scales::PerGroup {
-                    group_size,
-                    channel,
-                    group,
-                },
-            )
+            (Mode::PerGroup, Scales::PerGroup { group_size, channel, group })
         }
     };
     let codes = unpack_codes(&packed.b, n, k, mode);
-    let weight = QuantizedWeight {
-        out_features: n,
-        in_features: k,
-        codes,
-        scales,
-    };
+    let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
     weight.check("packed weight")?;
     Ok(weight)
 }
 
 fn check_tiles(n: usize, k: usize) -> Result<()> {
-    if n == 0
-        || k == 0
-        || !n.is_multiple_of(CHUNK)
-        || !k.is_multiple_of(TILE)
-        || n.checked_mul(k).is_none()
-    {
+    if n == 0 || k == 0 || !n.is_multiple_of(CHUNK) || !k.is_multiple_of(TILE) || n.checked_mul(k).is_none() {
         return Err(FormatError::Layout(format!(
             "{n} output and {k} input channels: qqq tiles need multiples of {CHUNK} and {TILE}"
         )));
@@ -208,11 +174,7 @@ fn for_each_word(n: usize, k: usize, mut visit: impl FnMut(usize, usize, usize))
             let first = kt * 2 * n + chunk * CHUNK_WORDS;
             for word in 0..CHUNK_WORDS {
                 let (lane, tile) = (word / 4, word % 4);
-                visit(
-                    first + word,
-                    CHUNK * chunk + 16 * tile + lane / 4,
-                    TILE * kt + 4 * (lane % 4),
-                );
+                visit(first + word, CHUNK * chunk + 16 * tile + lane / 4, TILE * kt + 4 * (lane % 4));
             }
         }
     }
@@ -261,9 +223,7 @@ fn group_source(p: usize) -> usize {
 }
 
 fn permute_channel(natural: &[f32]) -> Vec<f32> {
-    (0..natural.len())
-        .map(|p| natural[channel_source(p)])
-        .collect()
+    (0..natural.len()).map(|p| natural[channel_source(p)]).collect()
 }
 
 fn restore_channel(packed: &[f32]) -> Vec<f32> {
@@ -277,9 +237,7 @@ fn restore_channel(packed: &[f32]) -> Vec<f32> {
 /// `N x G` in natural order to `G x N`, permuted.
 fn permute_group(natural: &[f16], n: usize) -> Vec<f16> {
     let groups = natural.len() / n;
-    (0..natural.len())
-        .map(|i| natural[group_source(i % n) * groups + i / n])
-        .collect()
+    (0..natural.len()).map(|i| natural[group_source(i % n) * groups + i / n]).collect()
 }
 
 /// `G x N`, permuted, to `N x G` in natural order.

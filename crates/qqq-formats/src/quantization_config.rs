@@ -50,9 +50,8 @@ impl QuantizationConfig {
     /// # Errors
     /// [`FormatError::Unsupported`] for everything that would not run exactly as it says.
     pub fn from_value(value: &Value) -> Result<Self> {
-        let map = value
-            .as_object()
-            .ok_or_else(|| unsupported(format_args!("it is not an object: {value}")))?;
+        let map =
+            value.as_object().ok_or_else(|| unsupported(format_args!("it is not an object: {value}")))?;
         match map.get("quant_method").and_then(Value::as_str) {
             Some("qqq") => Self::from_qqq(map),
             Some("compressed-tensors") => Self::from_compressed_tensors(map),
@@ -67,36 +66,17 @@ impl QuantizationConfig {
             Some(-1) => None,
             Some(128) => Some(128),
             _ => {
-                return Err(unsupported(format_args!(
-                    "group_size is {}",
-                    found(map, "group_size")
-                )));
+                return Err(unsupported(format_args!("group_size is {}", found(map, "group_size"))));
             }
         };
-        Ok(Self {
-            format: CheckpointFormat::Qqq,
-            group_size,
-            ignore: vec!["lm_head".into()],
-        })
+        Ok(Self { format: CheckpointFormat::Qqq, group_size, ignore: vec!["lm_head".into()] })
     }
 
     fn from_compressed_tensors(map: &Map<String, Value>) -> Result<Self> {
         let null = Value::Null;
         expect(map, "", "format", &[json!("pack-quantized")], None)?;
-        expect(
-            map,
-            "",
-            "quantization_status",
-            &[json!("compressed"), null.clone()],
-            Some(&null),
-        )?;
-        expect(
-            map,
-            "",
-            "kv_cache_scheme",
-            slice::from_ref(&null),
-            Some(&null),
-        )?;
+        expect(map, "", "quantization_status", &[json!("compressed"), null.clone()], Some(&null))?;
+        expect(map, "", "kv_cache_scheme", slice::from_ref(&null), Some(&null))?;
         // Sparse weights, or rotations that would have to be applied at run time.
         for key in ["sparsity_config", "transform_config"] {
             expect(map, "", key, &[null.clone(), json!({})], Some(&null))?;
@@ -114,54 +94,21 @@ impl QuantizationConfig {
         };
         let at = format!("config_groups.{name}.");
         expect(group, &at, "targets", &[json!(["Linear"])], None)?;
-        expect(
-            group,
-            &at,
-            "format",
-            &[json!("pack-quantized"), null.clone()],
-            Some(&null),
-        )?;
-        expect(
-            group,
-            &at,
-            "output_activations",
-            slice::from_ref(&null),
-            Some(&null),
-        )?;
+        expect(group, &at, "format", &[json!("pack-quantized"), null.clone()], Some(&null))?;
+        expect(group, &at, "output_activations", slice::from_ref(&null), Some(&null))?;
 
         let weights = section(group, &at, "weights", "weights are not quantized")?;
         let at_weights = format!("{at}weights.");
         expect(weights, &at_weights, "num_bits", &[json!(4)], None)?;
-        expect(
-            weights,
-            &at_weights,
-            "type",
-            &[json!("int")],
-            Some(&json!("int")),
-        )?;
-        expect(
-            weights,
-            &at_weights,
-            "symmetric",
-            &[json!(true)],
-            Some(&json!(true)),
-        )?;
-        expect(
-            weights,
-            &at_weights,
-            "dynamic",
-            &[json!(false)],
-            Some(&json!(false)),
-        )?;
+        expect(weights, &at_weights, "type", &[json!("int")], Some(&json!("int")))?;
+        expect(weights, &at_weights, "symmetric", &[json!(true)], Some(&json!(true)))?;
+        expect(weights, &at_weights, "dynamic", &[json!(false)], Some(&json!(false)))?;
         // Act-order with static groups leaves columns where they were; the other kind permutes the groups.
         let orders = [null.clone(), json!(false), json!("weight"), json!("static")];
         expect(weights, &at_weights, "actorder", &orders, Some(&null))?;
         let size = weights.get("group_size").filter(|v| !v.is_null());
         let strategy = weights.get("strategy").filter(|v| !v.is_null());
-        let per_group = match (
-            strategy.and_then(Value::as_str),
-            size.and_then(Value::as_i64),
-        ) {
+        let per_group = match (strategy.and_then(Value::as_str), size.and_then(Value::as_i64)) {
             (Some("channel"), None | Some(-1)) | (None, Some(-1)) => false,
             (Some("group"), Some(1..)) | (None, Some(1..)) => true,
             _ => {
@@ -183,40 +130,20 @@ impl QuantizationConfig {
             }
         };
 
-        let inputs = section(
-            group,
-            &at,
-            "input_activations",
-            "this is a weight-only (W4A16) checkpoint",
-        )?;
+        let inputs = section(group, &at, "input_activations", "this is a weight-only (W4A16) checkpoint")?;
         let at_inputs = format!("{at}input_activations.");
         expect(inputs, &at_inputs, "num_bits", &[json!(8)], None)?;
-        expect(
-            inputs,
-            &at_inputs,
-            "type",
-            &[json!("int")],
-            Some(&json!("int")),
-        )?;
-        expect(
-            inputs,
-            &at_inputs,
-            "symmetric",
-            &[json!(true)],
-            Some(&json!(true)),
-        )?;
+        expect(inputs, &at_inputs, "type", &[json!("int")], Some(&json!("int")))?;
+        expect(inputs, &at_inputs, "symmetric", &[json!(true)], Some(&json!(true)))?;
         expect(inputs, &at_inputs, "strategy", &[json!("token")], None)?;
         expect(inputs, &at_inputs, "dynamic", &[json!(true)], None)?;
 
         let mut ignore = Vec::new();
         if let Some(list) = map.get("ignore").filter(|v| !v.is_null()) {
-            let list = list
-                .as_array()
-                .ok_or_else(|| unsupported(format_args!("ignore is {list}")))?;
+            let list = list.as_array().ok_or_else(|| unsupported(format_args!("ignore is {list}")))?;
             for entry in list {
-                let entry = entry
-                    .as_str()
-                    .ok_or_else(|| unsupported(format_args!("ignore holds {entry}")))?;
+                let entry =
+                    entry.as_str().ok_or_else(|| unsupported(format_args!("ignore holds {entry}")))?;
                 if ModulePattern::parse(entry).is_none() {
                     return Err(unsupported(format_args!(
                         "ignore holds the regular expression {entry:?}; only literals, '.', '.*', '^' and '$' are \
@@ -226,11 +153,7 @@ impl QuantizationConfig {
                 ignore.push(entry.to_owned());
             }
         }
-        Ok(Self {
-            format: CheckpointFormat::CompressedTensors,
-            group_size,
-            ignore,
-        })
+        Ok(Self { format: CheckpointFormat::CompressedTensors, group_size, ignore })
     }
 
     /// The value of `quantization_config`, as other readers of the format expect it.
@@ -277,23 +200,17 @@ impl QuantizationConfig {
 
     /// Whether the module `name` (`lm_head`, `model.layers.0.mlp.down_proj`) is kept in float.
     pub fn ignores(&self, name: &str) -> bool {
-        self.ignore
-            .iter()
-            .filter_map(|entry| ModulePattern::parse(entry))
-            .any(|p| p.matches(name))
+        self.ignore.iter().filter_map(|entry| ModulePattern::parse(entry)).any(|p| p.matches(name))
     }
 }
 
 fn unsupported(what: std::fmt::Arguments<'_>) -> FormatError {
-    FormatError::Unsupported(format!(
-        "quantization_config is not supported: {what}; {SUPPORTED}"
-    ))
+    FormatError::Unsupported(format!("quantization_config is not supported: {what}; {SUPPORTED}"))
 }
 
 /// The value of `key` for a message.
 fn found(map: &Map<String, Value>, key: &str) -> String {
-    map.get(key)
-        .map_or_else(|| "missing".into(), Value::to_string)
+    map.get(key).map_or_else(|| "missing".into(), Value::to_string)
 }
 
 /// Checks that `key` (or `default`, where it is missing) is one of `allowed`.
@@ -306,10 +223,7 @@ fn expect(
 ) -> Result<()> {
     match map.get(key).or(default) {
         Some(value) if allowed.contains(value) => Ok(()),
-        _ => Err(unsupported(format_args!(
-            "{at}{key} is {}",
-            found(map, key)
-        ))),
+        _ => Err(unsupported(format_args!("{at}{key} is {}", found(map, key)))),
     }
 }
 
@@ -322,9 +236,7 @@ fn section<'a>(
 ) -> Result<&'a Map<String, Value>> {
     match map.get(key) {
         Some(Value::Object(section)) => Ok(section),
-        None | Some(Value::Null) => {
-            Err(unsupported(format_args!("{at}{key} is missing: {missing}")))
-        }
+        None | Some(Value::Null) => Err(unsupported(format_args!("{at}{key} is missing: {missing}"))),
         Some(other) => Err(unsupported(format_args!("{at}{key} is {other}"))),
     }
 }

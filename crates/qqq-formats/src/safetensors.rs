@@ -13,9 +13,7 @@ use std::{
 use memmap2::Mmap;
 use serde::Deserialize;
 
-use crate::{
-    FormatError, Result, TensorInfo, TensorSource, WeightData, float, json::UniqueEntries,
-};
+use crate::{FormatError, Result, TensorInfo, TensorSource, WeightData, float, json::UniqueEntries};
 
 /// File of an unsharded model.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -73,10 +71,8 @@ impl Safetensors {
         }
         let index = path.join(INDEX_FILE);
         if index.exists() {
-            let text = std::fs::read(&index).map_err(|source| FormatError::Io {
-                path: index.clone(),
-                source,
-            })?;
+            let text =
+                std::fs::read(&index).map_err(|source| FormatError::Io { path: index.clone(), source })?;
             return Self::indexed(path, &index, &text, |shard| {
                 let file = path.join(shard);
                 if !file.exists() {
@@ -114,30 +110,19 @@ impl Safetensors {
     /// # Errors
     /// As [`Safetensors::open`].
     pub fn from_bytes(name: &Path, bytes: Vec<u8>) -> Result<Self> {
-        Self::new(
-            name.into(),
-            vec![(name.into(), Content::Memory(bytes), None)],
-        )
+        Self::new(name.into(), vec![(name.into(), Content::Memory(bytes), None)])
     }
 
     /// Shards that already lie in memory, with the index that names them.
     ///
     /// # Errors
     /// As [`Safetensors::open`].
-    pub fn from_shards(
-        name: &Path,
-        index: &[u8],
-        shards: &BTreeMap<String, Vec<u8>>,
-    ) -> Result<Self> {
+    pub fn from_shards(name: &Path, index: &[u8], shards: &BTreeMap<String, Vec<u8>>) -> Result<Self> {
         Self::indexed(name, &name.join(INDEX_FILE), index, |shard| {
-            shards
-                .get(shard)
-                .cloned()
-                .map(Content::Memory)
-                .ok_or_else(|| FormatError::Malformed {
-                    path: name.join(INDEX_FILE),
-                    reason: format!("shard {shard:?} is missing"),
-                })
+            shards.get(shard).cloned().map(Content::Memory).ok_or_else(|| FormatError::Malformed {
+                path: name.join(INDEX_FILE),
+                reason: format!("shard {shard:?} is missing"),
+            })
         })
     }
 
@@ -151,12 +136,9 @@ impl Safetensors {
         index: &[u8],
         mut open: impl FnMut(&str) -> Result<Content>,
     ) -> Result<Self> {
-        let malformed = |reason: String| FormatError::Malformed {
-            path: index_path.into(),
-            reason,
-        };
-        let index: Index = serde_json::from_slice(index)
-            .map_err(|e| malformed(format!("not a valid index: {e}")))?;
+        let malformed = |reason: String| FormatError::Malformed { path: index_path.into(), reason };
+        let index: Index =
+            serde_json::from_slice(index).map_err(|e| malformed(format!("not a valid index: {e}")))?;
         let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (tensor, shard) in index.weight_map.0 {
             shards.entry(shard).or_default().push(tensor);
@@ -166,13 +148,9 @@ impl Safetensors {
         }
         let mut files = Vec::with_capacity(shards.len());
         for (shard, tensors) in shards {
-            let inside = Path::new(&shard)
-                .components()
-                .all(|c| matches!(c, Component::Normal(_)));
+            let inside = Path::new(&shard).components().all(|c| matches!(c, Component::Normal(_)));
             if shard.is_empty() || !inside {
-                return Err(malformed(format!(
-                    "shard path {shard:?} leads out of the model's directory"
-                )));
+                return Err(malformed(format!("shard path {shard:?} leads out of the model's directory")));
             }
             files.push((path.join(&shard), open(&shard)?, Some(tensors)));
         }
@@ -187,16 +165,7 @@ impl Safetensors {
         for (number, (file, content, wanted)) in files.into_iter().enumerate() {
             let mut entries: BTreeMap<String, Located> = header::parse(&file, content.bytes())?
                 .into_iter()
-                .map(|e| {
-                    (
-                        e.name,
-                        Located {
-                            file: number,
-                            range: e.range,
-                            info: e.info,
-                        },
-                    )
-                })
+                .map(|e| (e.name, Located { file: number, range: e.range, info: e.info }))
                 .collect();
             match wanted {
                 None => tensors.append(&mut entries),
@@ -216,21 +185,14 @@ impl Safetensors {
             }
             contents.push(content);
         }
-        Ok(Self {
-            path,
-            files: contents,
-            tensors,
-        })
+        Ok(Self { path, files: contents, tensors })
     }
 
     fn stored(&self, name: &str) -> Result<(&Located, &[u8])> {
         let entry = self
             .tensors
             .get(name)
-            .ok_or_else(|| FormatError::MissingTensor {
-                location: self.location(),
-                name: name.into(),
-            })?;
+            .ok_or_else(|| FormatError::MissingTensor { location: self.location(), name: name.into() })?;
         Ok((entry, &self.files[entry.file].bytes()[entry.range.clone()]))
     }
 }
@@ -267,10 +229,7 @@ impl TensorSource for Safetensors {
 }
 
 fn map(path: &Path) -> Result<Content> {
-    let io = |source| FormatError::Io {
-        path: path.into(),
-        source,
-    };
+    let io = |source| FormatError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     if file.metadata().map_err(io)?.len() == 0 {
         // Some systems refuse to map nothing; the header check has the better message.
@@ -287,10 +246,7 @@ fn map(path: &Path) -> Result<Content> {
 
 /// Files of a directory with an extension, sorted.
 pub(crate) fn files_with_extension(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
-    let io = |source| FormatError::Io {
-        path: dir.into(),
-        source,
-    };
+    let io = |source| FormatError::Io { path: dir.into(), source };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(io)? {
         let path = entry.map_err(io)?.path();

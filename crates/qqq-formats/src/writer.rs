@@ -11,8 +11,8 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    CheckpointFormat, DType, FormatError, QuantizedWeight, Result, Scales, WeightData,
-    compressed_tensors, qqq,
+    CheckpointFormat, DType, FormatError, QuantizedWeight, Result, Scales, WeightData, compressed_tensors,
+    qqq,
     safetensors::{INDEX_FILE, SINGLE_FILE},
 };
 
@@ -47,10 +47,7 @@ impl CheckpointWriter {
     /// # Errors
     /// As [`CheckpointWriter::create`].
     pub fn with_shard_size(out: &Path, shard_bytes: u64) -> Result<Self> {
-        let malformed = |reason: String| FormatError::Malformed {
-            path: out.into(),
-            reason,
-        };
+        let malformed = |reason: String| FormatError::Malformed { path: out.into(), reason };
         refuse_existing(out)?;
         let Some(name) = out.file_name() else {
             return Err(malformed("this does not name a new directory".into()));
@@ -60,27 +57,14 @@ impl CheckpointWriter {
             _ => Path::new("."),
         };
         if !parent.is_dir() {
-            return Err(malformed(format!(
-                "its parent directory {} does not exist",
-                parent.display()
-            )));
+            return Err(malformed(format!("its parent directory {} does not exist", parent.display())));
         }
         let mut staging_name = std::ffi::OsString::from(".");
         staging_name.push(name);
         staging_name.push(format!(".partial-{}", std::process::id()));
         let staging = parent.join(&staging_name);
-        fs::create_dir(&staging).map_err(|source| FormatError::Io {
-            path: staging.clone(),
-            source,
-        })?;
-        Ok(Self {
-            out: out.into(),
-            staging,
-            shard_bytes,
-            shards: Vec::new(),
-            written: 0,
-            finished: false,
-        })
+        fs::create_dir(&staging).map_err(|source| FormatError::Io { path: staging.clone(), source })?;
+        Ok(Self { out: out.into(), staging, shard_bytes, shards: Vec::new(), written: 0, finished: false })
     }
 
     /// Where other files (config.json, tokenizer.json, ...) are to be put.
@@ -94,9 +78,7 @@ impl CheckpointWriter {
     /// A name that was added before, bytes that do not fit type and shape, a type that safetensors does not
     /// have, a full disk.
     pub fn add(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
-        let wanted = dtype
-            .size()
-            .and_then(|size| shape.iter().try_fold(size, |a, &b| a.checked_mul(b)));
+        let wanted = dtype.size().and_then(|size| shape.iter().try_fold(size, |a, &b| a.checked_mul(b)));
         if wanted != Some(bytes.len()) {
             return Err(FormatError::Layout(format!(
                 "tensor {name:?}: {} bytes are not {dtype} of shape {shape:?}",
@@ -104,9 +86,7 @@ impl CheckpointWriter {
             )));
         }
         if name == "__metadata__" || self.shards.iter().any(|s| s.contains(name)) {
-            return Err(FormatError::Layout(format!(
-                "tensor {name:?} was added twice"
-            )));
+            return Err(FormatError::Layout(format!("tensor {name:?} was added twice")));
         }
         let roll = match self.shards.last() {
             None => true,
@@ -114,14 +94,10 @@ impl CheckpointWriter {
         };
         if roll {
             if let Some(full) = self.shards.last_mut() {
-                full.complete()
-                    .map_err(|e| write_error(&self.staging, e, self.written, 0))?;
+                full.complete().map_err(|e| write_error(&self.staging, e, self.written, 0))?;
             }
-            let path = self
-                .staging
-                .join(format!("shard-{:05}.safetensors", self.shards.len() + 1));
-            let shard =
-                Shard::create(path).map_err(|e| write_error(&self.staging, e, self.written, 0))?;
+            let path = self.staging.join(format!("shard-{:05}.safetensors", self.shards.len() + 1));
+            let shard = Shard::create(path).map_err(|e| write_error(&self.staging, e, self.written, 0))?;
             self.shards.push(shard);
         }
         if let Some(shard) = self.shards.last_mut() {
@@ -139,15 +115,9 @@ impl CheckpointWriter {
     /// As [`CheckpointWriter::add`].
     pub fn add_float(&mut self, name: &str, shape: &[usize], data: &WeightData) -> Result<()> {
         match data {
-            WeightData::F32(v) => {
-                self.add(name, DType::F32, shape, &le_bytes(v, |x| x.to_le_bytes()))
-            }
-            WeightData::F16(v) => {
-                self.add(name, DType::F16, shape, &le_bytes(v, |x| x.to_le_bytes()))
-            }
-            WeightData::BF16(v) => {
-                self.add(name, DType::BF16, shape, &le_bytes(v, |x| x.to_le_bytes()))
-            }
+            WeightData::F32(v) => self.add(name, DType::F32, shape, &le_bytes(v, |x| x.to_le_bytes())),
+            WeightData::F16(v) => self.add(name, DType::F16, shape, &le_bytes(v, |x| x.to_le_bytes())),
+            WeightData::BF16(v) => self.add(name, DType::BF16, shape, &le_bytes(v, |x| x.to_le_bytes())),
         }
     }
 
@@ -175,20 +145,10 @@ impl CheckpointWriter {
                 let words = le_bytes(&packed.b, |w| w.to_le_bytes());
                 self.add(&format!("{prefix}.B"), DType::I32, &[k / 16, 2 * n], &words)?;
                 let channel = le_bytes(&packed.s_channel, |s| s.to_le_bytes());
-                self.add(
-                    &format!("{prefix}.s_channel"),
-                    DType::F32,
-                    &[1, n],
-                    &channel,
-                )?;
+                self.add(&format!("{prefix}.s_channel"), DType::F32, &[1, n], &channel)?;
                 if let Some(g) = group_size {
                     let group = le_bytes(&packed.s_group, |s| s.to_le_bytes());
-                    self.add(
-                        &format!("{prefix}.s_group"),
-                        DType::F16,
-                        &[k / g, n],
-                        &group,
-                    )?;
+                    self.add(&format!("{prefix}.s_group"), DType::F16, &[k / g, n], &group)?;
                 }
             }
             CheckpointFormat::CompressedTensors => {
@@ -196,12 +156,7 @@ impl CheckpointWriter {
                 let words = compressed_tensors::pack_codes(&weight.codes, k);
                 let words = le_bytes(&words, |w| w.to_le_bytes());
                 let row = compressed_tensors::row_words(k);
-                self.add(
-                    &format!("{prefix}.weight_packed"),
-                    DType::I32,
-                    &[n, row],
-                    &words,
-                )?;
+                self.add(&format!("{prefix}.weight_packed"), DType::I32, &[n, row], &words)?;
                 let per_row = group_size.map_or(1, |g| k / g);
                 self.add_float(&format!("{prefix}.weight_scale"), &[n, per_row], &scales)?;
                 let shape = le_bytes(&[n as i64, k as i64], |d| d.to_le_bytes());
@@ -230,11 +185,7 @@ impl CheckpointWriter {
                 _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
             };
             fs::rename(shard.path(), staging.join(&name)).map_err(fail)?;
-            weight_map.extend(
-                shard
-                    .names()
-                    .map(|tensor| (tensor.to_owned(), Value::from(name.as_str()))),
-            );
+            weight_map.extend(shard.names().map(|tensor| (tensor.to_owned(), Value::from(name.as_str()))));
         }
         if count > 1 {
             weight_map.sort_keys();
@@ -244,19 +195,13 @@ impl CheckpointWriter {
         }
         sync_tree(&staging).map_err(fail)?;
         refuse_existing(&self.out)?;
-        fs::rename(&staging, &self.out).map_err(|source| FormatError::Io {
-            path: self.out.clone(),
-            source,
-        })?;
+        fs::rename(&staging, &self.out)
+            .map_err(|source| FormatError::Io { path: self.out.clone(), source })?;
         self.finished = true;
         if let Some(parent) = self.out.parent() {
             // The checkpoint is complete and in place; that its name outlives a power failure is a bonus that
             // not every file system offers.
-            let _ = sync_directory(if parent.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                parent
-            });
+            let _ = sync_directory(if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
         }
         Ok(())
     }
@@ -275,10 +220,7 @@ impl Drop for CheckpointWriter {
 fn refuse_existing(out: &Path) -> Result<()> {
     match fs::symlink_metadata(out) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(FormatError::Io {
-            path: out.into(),
-            source,
-        }),
+        Err(source) => Err(FormatError::Io { path: out.into(), source }),
         Ok(_) => Err(FormatError::Io {
             path: out.into(),
             source: io::Error::new(
@@ -304,23 +246,14 @@ fn sync_tree(dir: &Path) -> io::Result<()> {
 
 /// Makes the names in a directory durable, where directories can be opened for that (not on Windows).
 fn sync_directory(dir: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        File::open(dir)?.sync_all()
-    } else {
-        Ok(())
-    }
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
 /// A failed write; a full disk is explained with what was written and what was next.
 fn write_error(staging: &Path, e: io::Error, written: u64, next: u64) -> FormatError {
     let source = match e.kind() {
-        kind @ (io::ErrorKind::StorageFull
-        | io::ErrorKind::QuotaExceeded
-        | io::ErrorKind::FileTooLarge) => {
-            let mut text = format!(
-                "the disk is full ({e}): {} of tensors were written",
-                size(written)
-            );
+        kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) => {
+            let mut text = format!("the disk is full ({e}): {} of tensors were written", size(written));
             if next > 0 {
                 text += &format!(", and the next tensor takes {}", size(next));
             }
@@ -328,10 +261,7 @@ fn write_error(staging: &Path, e: io::Error, written: u64, next: u64) -> FormatE
         }
         _ => e,
     };
-    FormatError::Io {
-        path: staging.into(),
-        source,
-    }
+    FormatError::Io { path: staging.into(), source }
 }
 
 /// Bytes for a message.

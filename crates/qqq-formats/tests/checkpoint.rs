@@ -17,9 +17,7 @@ const LAYER: &str = "model.layers.0.mlp.down_proj";
 /// A 128 x 256 weight whose effective scales are bf16 numbers.
 fn weight(group_size: Option<usize>) -> QuantizedWeight {
     let (n, k) = (128, 256);
-    let codes: Vec<i8> = (0..n * k)
-        .map(|i| ((i * 7 + i / 13) % 15) as i8 - 7)
-        .collect();
+    let codes: Vec<i8> = (0..n * k).map(|i| ((i * 7 + i / 13) % 15) as i8 - 7).collect();
     let scale = |i: usize| bf16::from_f32(0.001 * (1 + i % 17) as f32).to_f32();
     let scales = match group_size {
         None => Scales::PerChannel((0..n).map(scale).collect()),
@@ -28,39 +26,21 @@ fn weight(group_size: Option<usize>) -> QuantizedWeight {
             Scales::from_effective(&codes, n, k, g, &effective)
         }
     };
-    QuantizedWeight {
-        out_features: n,
-        in_features: k,
-        codes,
-        scales,
-    }
+    QuantizedWeight { out_features: n, in_features: k, codes, scales }
 }
 
 /// A directory with one quantized layer, a bias and a float head.
-fn write(
-    dir: &Path,
-    weight: &QuantizedWeight,
-    format: CheckpointFormat,
-    group_size: Option<usize>,
-) {
+fn write(dir: &Path, weight: &QuantizedWeight, format: CheckpointFormat, group_size: Option<usize>) {
     let mut writer = CheckpointWriter::create(dir).unwrap();
     let mut config = common::llama();
-    config["quantization_config"] = QuantizationConfig {
-        format,
-        group_size,
-        ignore: vec!["lm_head".into()],
-    }
-    .to_value();
+    config["quantization_config"] =
+        QuantizationConfig { format, group_size, ignore: vec!["lm_head".into()] }.to_value();
     fs::write(writer.staging().join("config.json"), config.to_string()).unwrap();
     writer.add_linear(LAYER, weight, format).unwrap();
     let bias = vec![f16::from_f32(0.5); 128];
-    writer
-        .add_float(&format!("{LAYER}.bias"), &[128], &WeightData::F16(bias))
-        .unwrap();
+    writer.add_float(&format!("{LAYER}.bias"), &[128], &WeightData::F16(bias)).unwrap();
     let head = (0..64).map(|i| bf16::from_f32(i as f32)).collect();
-    writer
-        .add_float("lm_head.weight", &[4, 16], &WeightData::BF16(head))
-        .unwrap();
+    writer.add_float("lm_head.weight", &[4, 16], &WeightData::BF16(head)).unwrap();
     writer.finish().unwrap();
 }
 
@@ -78,10 +58,8 @@ fn what_is_written_is_read_back() {
         let out = dir.path().join(format!("{}-{group_size:?}", format.name()));
         let weight = weight(group_size);
         write(&out, &weight, format, group_size);
-        let mut names: Vec<_> = fs::read_dir(&out)
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<_> =
+            fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         assert_eq!(names, ["config.json", "model.safetensors"]);
 
@@ -92,37 +70,23 @@ fn what_is_written_is_read_back() {
         }
         assert_eq!(checkpoint.bias(LAYER, 128).unwrap(), Some(vec![0.5; 128]));
         assert_eq!(checkpoint.bias("lm_head", 4).unwrap(), None);
-        let LinearWeight::Float {
-            data: WeightData::BF16(head),
-            ..
-        } = checkpoint.linear("lm_head", 4, 16).unwrap()
+        let LinearWeight::Float { data: WeightData::BF16(head), .. } =
+            checkpoint.linear("lm_head", 4, 16).unwrap()
         else {
             panic!("the head is bf16")
         };
         assert_eq!(head[63], bf16::from_f32(63.0));
         assert!(message(checkpoint.linear(LAYER, 256, 256)).contains(LAYER));
-        assert!(
-            message(checkpoint.linear("model.layers.1.mlp.down_proj", 128, 256))
-                .contains("layers.1")
-        );
+        assert!(message(checkpoint.linear("model.layers.1.mlp.down_proj", 128, 256)).contains("layers.1"));
     }
-    assert_eq!(
-        fs::read_dir(dir.path()).unwrap().count(),
-        6,
-        "no staging directory is left"
-    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 6, "no staging directory is left");
 }
 
 #[test]
 fn the_safetensors_crate_reads_our_files() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("m");
-    write(
-        &out,
-        &weight(Some(64)),
-        CheckpointFormat::CompressedTensors,
-        Some(64),
-    );
+    write(&out, &weight(Some(64)), CheckpointFormat::CompressedTensors, Some(64));
     let bytes = fs::read(out.join("model.safetensors")).unwrap();
     let theirs = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let (_, header) = ::safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -144,36 +108,24 @@ fn shards_with_an_index() {
     let out = dir.path().join("m");
     let mut writer = CheckpointWriter::with_shard_size(&out, 100).unwrap();
     for i in 0..5u8 {
-        writer
-            .add(&format!("t{i}"), DType::U8, &[40], &[i; 40])
-            .unwrap();
+        writer.add(&format!("t{i}"), DType::U8, &[40], &[i; 40]).unwrap();
     }
     writer.add("large", DType::U8, &[300], &[9; 300]).unwrap();
     writer.finish().unwrap();
     for i in 1..=4 {
-        assert!(
-            out.join(format!("model-{i:05}-of-00004.safetensors"))
-                .exists()
-        );
+        assert!(out.join(format!("model-{i:05}-of-00004.safetensors")).exists());
     }
     let index: Value =
-        serde_json::from_slice(&fs::read(out.join("model.safetensors.index.json")).unwrap())
-            .unwrap();
+        serde_json::from_slice(&fs::read(out.join("model.safetensors.index.json")).unwrap()).unwrap();
     assert_eq!(index["metadata"]["total_size"], 500);
-    assert_eq!(
-        index["weight_map"]["t2"],
-        "model-00002-of-00004.safetensors"
-    );
+    assert_eq!(index["weight_map"]["t2"], "model-00002-of-00004.safetensors");
     let read = Safetensors::open(&out).unwrap();
     assert_eq!(read.names(), ["large", "t0", "t1", "t2", "t3", "t4"]);
     assert_eq!(&*read.bytes("t4").unwrap(), [4; 40]);
 
     fs::remove_file(out.join("model-00003-of-00004.safetensors")).unwrap();
     let text = message(Safetensors::open(&out));
-    assert!(
-        text.contains("model-00003-of-00004") && text.contains("missing"),
-        "{text}"
-    );
+    assert!(text.contains("model-00003-of-00004") && text.contains("missing"), "{text}");
 }
 
 #[test]
@@ -182,14 +134,7 @@ fn many_tensors_fill_the_header_of_a_shard() {
     let out = dir.path().join("m");
     let mut writer = CheckpointWriter::create(&out).unwrap();
     for i in 0..3000 {
-        writer
-            .add(
-                &format!("model.layers.{i}.self_attn.q_proj.weight"),
-                DType::U8,
-                &[1],
-                &[7],
-            )
-            .unwrap();
+        writer.add(&format!("model.layers.{i}.self_attn.q_proj.weight"), DType::U8, &[1], &[7]).unwrap();
     }
     writer.finish().unwrap();
     assert_eq!(Safetensors::open(&out).unwrap().names().len(), 3000);
@@ -204,26 +149,17 @@ fn the_output_appears_complete_or_not_at_all() {
     writer.add("t", DType::U8, &[3], &[1, 2, 3]).unwrap();
     assert!(!out.exists());
     drop(writer);
-    assert_eq!(
-        fs::read_dir(dir.path()).unwrap().count(),
-        0,
-        "nothing is left behind"
-    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
 
     fs::create_dir(&out).unwrap();
     assert!(message(CheckpointWriter::create(&out)).contains("exists already"));
     fs::remove_dir(&out).unwrap();
     let writer = CheckpointWriter::create(&out).unwrap();
     fs::create_dir(&out).unwrap();
-    assert!(
-        message(writer.finish()).contains("exists already"),
-        "made meanwhile"
-    );
+    assert!(message(writer.finish()).contains("exists already"), "made meanwhile");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 
-    assert!(
-        message(CheckpointWriter::create(&dir.path().join("no/such/parent"))).contains("no/such")
-    );
+    assert!(message(CheckpointWriter::create(&dir.path().join("no/such/parent"))).contains("no/such"));
     assert!(CheckpointWriter::create(Path::new("/")).is_err());
     assert!(CheckpointWriter::create(Path::new("")).is_err());
 }
@@ -239,8 +175,5 @@ fn what_cannot_be_written_is_refused() {
     let mut odd = weight(Some(64));
     assert!(message(writer.add_linear("l", &odd, CheckpointFormat::Qqq)).contains("groups of 64"));
     odd.codes[0] = 8;
-    assert!(
-        message(writer.add_linear("l", &odd, CheckpointFormat::CompressedTensors))
-            .contains("code 8")
-    );
+    assert!(message(writer.add_linear("l", &odd, CheckpointFormat::CompressedTensors)).contains("code 8"));
 }

@@ -37,10 +37,7 @@ fn error(fields: Value) -> String {
 
 fn family(class: &str, fields: Value) -> Value {
     let mut config = with(json!({"architectures": [class], "model_type": "-"}));
-    config
-        .as_object_mut()
-        .unwrap()
-        .extend(fields.as_object().unwrap().clone());
+    config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     config
 }
 
@@ -48,21 +45,10 @@ fn family(class: &str, fields: Value) -> Value {
 fn a_llama() {
     let c = parse(&common::llama()).unwrap();
     assert_eq!(c.architecture, Architecture::Llama);
-    assert_eq!(
-        (
-            c.hidden_size,
-            c.intermediate_size,
-            c.num_layers,
-            c.vocab_size
-        ),
-        (64, 128, 2, 320)
-    );
+    assert_eq!((c.hidden_size, c.intermediate_size, c.num_layers, c.vocab_size), (64, 128, 2, 320));
     assert_eq!((c.num_heads, c.num_kv_heads, c.head_dim), (4, 2, 16));
     assert_eq!((c.qkv_bias, c.o_bias, c.mlp_bias), (false, false, false));
-    assert_eq!(
-        (c.rope_theta, c.rope_scaling),
-        (10_000.0, RopeScaling::None)
-    );
+    assert_eq!((c.rope_theta, c.rope_scaling), (10_000.0, RopeScaling::None));
     assert_eq!((c.bos_token_id, c.eos_token_ids), (Some(1), vec![2]));
     assert_eq!(Value::from(c.raw), common::llama());
 }
@@ -74,19 +60,13 @@ fn defaults_are_those_of_transformers() {
         "hidden_act": "-", "bos_token_id": "-", "eos_token_id": null, "tie_word_embeddings": "-"
     });
     let c = parse(&with(optional)).unwrap();
-    assert_eq!(
-        (c.num_kv_heads, c.max_position_embeddings, c.rms_norm_eps),
-        (4, 2048, 1e-6)
-    );
+    assert_eq!((c.num_kv_heads, c.max_position_embeddings, c.rms_norm_eps), (4, 2048, 1e-6));
     assert_eq!((c.rope_theta, c.tie_word_embeddings), (10_000.0, false));
     assert_eq!((c.bos_token_id, c.eos_token_ids), (None, vec![]));
 
     let c = parse(&family("Qwen3ForCausalLM", json!({}))).unwrap();
     assert_eq!(c.head_dim, 128);
-    let c = parse(&with(
-        json!({"head_dim": null, "num_key_value_heads": null}),
-    ))
-    .unwrap();
+    let c = parse(&with(json!({"head_dim": null, "num_key_value_heads": null}))).unwrap();
     assert_eq!((c.head_dim, c.num_kv_heads), (16, 4));
     let c = parse(&with(json!({"head_dim": 32}))).unwrap();
     assert_eq!(c.head_dim, 32);
@@ -99,16 +79,8 @@ fn families_and_their_biases() {
     let bias = json!({"attention_bias": true, "mlp_bias": true});
     for (class, architecture, biases) in [
         ("LlamaForCausalLM", Architecture::Llama, (true, true, true)),
-        (
-            "MistralForCausalLM",
-            Architecture::Mistral,
-            (false, false, false),
-        ),
-        (
-            "Qwen2ForCausalLM",
-            Architecture::Qwen2,
-            (true, false, false),
-        ),
+        ("MistralForCausalLM", Architecture::Mistral, (false, false, false)),
+        ("Qwen2ForCausalLM", Architecture::Qwen2, (true, false, false)),
         ("Qwen3ForCausalLM", Architecture::Qwen3, (true, true, false)),
     ] {
         let c = parse(&family(class, bias.clone())).unwrap();
@@ -151,27 +123,15 @@ fn rope_scaling_of_both_generations() {
         high_freq_factor: 4.0,
         original_max_position_embeddings: 8192.0,
     };
-    let c = parse(&with(
-        json!({"rope_scaling": llama3, "rope_theta": 500_000.0}),
-    ))
-    .unwrap();
-    assert_eq!(
-        (c.rope_theta, c.rope_scaling),
-        (500_000.0, expected.clone())
-    );
+    let c = parse(&with(json!({"rope_scaling": llama3, "rope_theta": 500_000.0}))).unwrap();
+    assert_eq!((c.rope_theta, c.rope_scaling), (500_000.0, expected.clone()));
 
     let mut parameters = llama3.clone();
     parameters["rope_theta"] = json!(500_000.0);
-    let c = parse(&with(
-        json!({"rope_parameters": parameters, "rope_theta": "-"}),
-    ))
-    .unwrap();
+    let c = parse(&with(json!({"rope_parameters": parameters, "rope_theta": "-"}))).unwrap();
     assert_eq!((c.rope_theta, c.rope_scaling), (500_000.0, expected));
 
-    let linear = parse(&with(
-        json!({"rope_scaling": {"type": "linear", "factor": 2}}),
-    ))
-    .unwrap();
+    let linear = parse(&with(json!({"rope_scaling": {"type": "linear", "factor": 2}}))).unwrap();
     assert_eq!(linear.rope_scaling, RopeScaling::Linear { factor: 2.0 });
     for none in [json!(null), json!({"rope_type": "default"}), json!({})] {
         let c = parse(&with(json!({"rope_scaling": none}))).unwrap();
@@ -186,10 +146,7 @@ fn rope_scaling_of_both_generations() {
         assert!(error(json!({"rope_scaling": {"type": kind, "factor": 2.0}})).contains(kind));
         assert!(error(json!({"rope_parameters": {"rope_type": kind}})).contains(kind));
     }
-    assert!(
-        error(json!({"rope_scaling": {"type": "linear"}}))
-            .contains("rope_scaling.factor is missing")
-    );
+    assert!(error(json!({"rope_scaling": {"type": "linear"}})).contains("rope_scaling.factor is missing"));
     assert!(error(json!({"rope_scaling": {"type": "linear", "factor": 0}})).contains("above 0"));
     assert!(error(json!({"rope_scaling": 2})).contains("an object"));
     assert!(error(json!({"partial_rotary_factor": 0.5})).contains("partial_rotary_factor"));
@@ -200,12 +157,8 @@ fn rope_scaling_of_both_generations() {
 
 #[test]
 fn sliding_windows() {
-    let window =
-        |class: &str, fields: Value| parse(&family(class, fields)).map(|c| c.sliding_window);
-    assert_eq!(
-        window("LlamaForCausalLM", json!({"sliding_window": 16})).unwrap(),
-        None
-    );
+    let window = |class: &str, fields: Value| parse(&family(class, fields)).map(|c| c.sliding_window);
+    assert_eq!(window("LlamaForCausalLM", json!({"sliding_window": 16})).unwrap(), None);
     let mistral = |fields| window("MistralForCausalLM", fields).unwrap();
     assert_eq!(mistral(json!({"sliding_window": 16})), Some(16));
     assert_eq!(mistral(json!({"sliding_window": null})), None);
@@ -214,7 +167,8 @@ fn sliding_windows() {
     for class in ["Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
         let qwen = |fields| window(class, fields);
         assert_eq!(qwen(json!({"sliding_window": 16})).unwrap(), None);
-        let on = |max: usize| json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": max});
+        let on =
+            |max: usize| json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": max});
         assert_eq!(qwen(on(2)).unwrap(), None, "no layer is at or above 2");
         assert_eq!(qwen(on(0)).unwrap(), Some(16));
         let mixed = qwen(on(1)).unwrap_err();
@@ -234,59 +188,26 @@ fn fields_out_of_range_are_named() {
         (json!({"hidden_size": "-"}), "hidden_size is missing"),
         (json!({"hidden_size": -64}), "hidden_size is -64"),
         (json!({"hidden_size": 64.5}), "hidden_size is 64.5"),
-        (
-            json!({"vocab_size": u64::MAX}),
-            "vocab_size is 18446744073709551615",
-        ),
-        (
-            json!({"intermediate_size": 1u64 << 40}),
-            "intermediate_size is",
-        ),
-        (
-            json!({"num_hidden_layers": 1_000_000}),
-            "num_hidden_layers is 1000000",
-        ),
-        (
-            json!({"num_attention_heads": 3}),
-            "not a multiple of num_key_value_heads",
-        ),
-        (
-            json!({"num_key_value_heads": 0}),
-            "num_key_value_heads is 0",
-        ),
+        (json!({"vocab_size": u64::MAX}), "vocab_size is 18446744073709551615"),
+        (json!({"intermediate_size": 1u64 << 40}), "intermediate_size is"),
+        (json!({"num_hidden_layers": 1_000_000}), "num_hidden_layers is 1000000"),
+        (json!({"num_attention_heads": 3}), "not a multiple of num_key_value_heads"),
+        (json!({"num_key_value_heads": 0}), "num_key_value_heads is 0"),
         (json!({"head_dim": 15}), "head_dim is 15"),
         (json!({"head_dim": 0}), "head_dim is 0"),
-        (
-            json!({"hidden_size": 2, "num_attention_heads": 4}),
-            "head_dim is 0",
-        ),
-        (
-            json!({"num_attention_heads": 16384, "head_dim": 4096}),
-            "too many",
-        ),
-        (
-            json!({"rms_norm_eps": "small"}),
-            "rms_norm_eps is \"small\"",
-        ),
+        (json!({"hidden_size": 2, "num_attention_heads": 4}), "head_dim is 0"),
+        (json!({"num_attention_heads": 16384, "head_dim": 4096}), "too many"),
+        (json!({"rms_norm_eps": "small"}), "rms_norm_eps is \"small\""),
         (json!({"rms_norm_eps": -1}), "rms_norm_eps"),
         (json!({"rope_theta": 0}), "rope_theta is 0"),
         (json!({"hidden_act": "gelu"}), "hidden_act \"gelu\""),
         (json!({"eos_token_id": "two"}), "eos_token_id is \"two\""),
         (json!({"eos_token_id": [1, -5]}), "eos_token_id"),
-        (
-            json!({"tie_word_embeddings": 1}),
-            "tie_word_embeddings is 1",
-        ),
-        (
-            json!({"architectures": "LlamaForCausalLM"}),
-            "a list of strings",
-        ),
+        (json!({"tie_word_embeddings": 1}), "tie_word_embeddings is 1"),
+        (json!({"architectures": "LlamaForCausalLM"}), "a list of strings"),
     ] {
         let error = error(fields);
-        assert!(
-            error.contains(words),
-            "{error:?} does not contain {words:?}"
-        );
+        assert!(error.contains(words), "{error:?} does not contain {words:?}");
         assert!(error.contains("config.json"), "{error}");
     }
     assert!(ModelConfig::from_value(Path::new("c.json"), json!([])).is_err());

@@ -5,8 +5,7 @@ mod common;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use qqq_formats::{
-    QuantizedWeight, Scales, TensorSource, WeightData, compressed_tensors, qqq,
-    safetensors::Safetensors,
+    QuantizedWeight, Scales, TensorSource, WeightData, compressed_tensors, qqq, safetensors::Safetensors,
 };
 
 /// A deterministic spread of numbers.
@@ -40,12 +39,7 @@ fn weight(
             Scales::from_effective(&codes, n, k, g, &effective)
         }
     };
-    QuantizedWeight {
-        out_features: n,
-        in_features: k,
-        codes,
-        scales,
-    }
+    QuantizedWeight { out_features: n, in_features: k, codes, scales }
 }
 
 /// The word and nibble of one code, from the golden vectors' description and in the other direction
@@ -53,23 +47,14 @@ fn weight(
 fn place(k: usize, n: usize, n_total: usize, grouped: bool) -> (usize, u32) {
     let (lane, tile) = (n % 8 * 4 + k % 16 / 4, n % 64 / 16);
     let entry = n % 16 / 8 * 4 + k % 4;
-    let order = if grouped {
-        [0, 2, 4, 6, 1, 3, 5, 7]
-    } else {
-        [4, 0, 5, 1, 6, 2, 7, 3]
-    };
+    let order = if grouped { [0, 2, 4, 6, 1, 3, 5, 7] } else { [4, 0, 5, 1, 6, 2, 7, 3] };
     let nibble = order.iter().position(|e| *e == entry).unwrap();
-    (
-        k / 16 * 2 * n_total + n / 64 * 128 + lane * 4 + tile,
-        nibble as u32,
-    )
+    (k / 16 * 2 * n_total + n / 64 * 128 + lane * 4 + tile, nibble as u32)
 }
 
 /// `rows x cols` to `cols x rows`.
 fn transpose<T: Copy>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
-    (0..rows * cols)
-        .map(|i| values[i % rows * cols + i / rows])
-        .collect()
+    (0..rows * cols).map(|i| values[i % rows * cols + i / rows]).collect()
 }
 
 #[test]
@@ -85,21 +70,10 @@ fn golden_vectors_match_bit_for_bit_both_ways() {
         let file = Safetensors::open(&path).unwrap();
         let shape = file.info("codes").unwrap().shape;
         let (k, n) = (shape[0], shape[1]);
-        let codes: Vec<i8> = file
-            .bytes("codes")
-            .unwrap()
-            .iter()
-            .map(|b| *b as i8)
-            .collect();
+        let codes: Vec<i8> = file.bytes("codes").unwrap().iter().map(|b| *b as i8).collect();
         let codes = transpose(&codes, k, n);
         let ints = |name: &str| -> Vec<i32> {
-            file.bytes(name)
-                .unwrap()
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| i32::from_le_bytes(*b))
-                .collect()
+            file.bytes(name).unwrap().as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect()
         };
         let halves = |name: &str, shape: &[usize]| match file.float(name, shape).unwrap() {
             WeightData::F16(v) => v,
@@ -114,10 +88,7 @@ fn golden_vectors_match_bit_for_bit_both_ways() {
         };
         let unpacked = qqq::unpack(&packed, n, k, group_size).unwrap();
         assert_eq!(unpacked.codes, codes, "{name}: codes");
-        assert!(
-            qqq::pack(&unpacked).unwrap() == packed,
-            "{name}: packed again"
-        );
+        assert!(qqq::pack(&unpacked).unwrap() == packed, "{name}: packed again");
 
         if name.starts_with("pack_") {
             let scale = file.f32("scale", &[n, groups]).unwrap();
@@ -130,19 +101,10 @@ fn golden_vectors_match_bit_for_bit_both_ways() {
                         .enumerate()
                         .map(|(i, s)| f16::from_f32(s / channel[i / groups]))
                         .collect();
-                    Scales::PerGroup {
-                        group_size,
-                        channel,
-                        group,
-                    }
+                    Scales::PerGroup { group_size, channel, group }
                 }
             };
-            let natural = QuantizedWeight {
-                out_features: n,
-                in_features: k,
-                codes,
-                scales,
-            };
+            let natural = QuantizedWeight { out_features: n, in_features: k, codes, scales };
             assert!(natural == unpacked, "{name}: natural order");
             assert!(qqq::pack(&natural).unwrap() == packed, "{name}: packed");
             packs += 1;
@@ -163,12 +125,7 @@ fn golden_scales_are_near_our_derivation() {
     let Some(dir) = common::golden() else { return };
     let file = Safetensors::open(&dir.join("pack_group128_k512_n256.safetensors")).unwrap();
     let (k, n) = (512, 256);
-    let codes: Vec<i8> = file
-        .bytes("codes")
-        .unwrap()
-        .iter()
-        .map(|b| *b as i8)
-        .collect();
+    let codes: Vec<i8> = file.bytes("codes").unwrap().iter().map(|b| *b as i8).collect();
     let scale = file.f32("scale", &[n, k / 128]).unwrap();
     let theirs = file.f32("s_extra", &[n, 1]).unwrap();
     let Scales::PerGroup { channel, .. } =
@@ -183,12 +140,7 @@ fn golden_scales_are_near_our_derivation() {
 
 #[test]
 fn tiles_follow_the_description() {
-    for (n, k, group_size) in [
-        (64, 16, None),
-        (192, 48, None),
-        (64, 32, Some(16)),
-        (128, 96, Some(32)),
-    ] {
+    for (n, k, group_size) in [(64, 16, None), (192, 48, None), (64, 32, Some(16)), (128, 96, Some(32))] {
         let weight = weight(7, n, k, group_size, |s| s);
         let packed = qqq::pack(&weight).unwrap();
         for row in 0..n {
@@ -196,11 +148,7 @@ fn tiles_follow_the_description() {
                 let (word, nibble) = place(column, row, n, group_size.is_some());
                 let bits = packed.b[word].cast_unsigned() >> (4 * nibble) & 15;
                 let code = weight.codes[row * k + column];
-                let want = if group_size.is_some() {
-                    code + 8
-                } else {
-                    code & 15
-                };
+                let want = if group_size.is_some() { code + 8 } else { code & 15 };
                 assert_eq!(bits, want as u32, "n {row}, k {column}");
             }
         }
@@ -215,65 +163,29 @@ fn a_hand_computed_tile() {
     codes[8 * 16 + 1] = -1;
     codes[17 * 16 + 6] = 7;
     let scales = Scales::PerChannel((0..64u8).map(f32::from).collect());
-    let packed = qqq::pack(&QuantizedWeight {
-        out_features: 64,
-        in_features: 16,
-        codes,
-        scales,
-    })
-    .unwrap();
+    let packed = qqq::pack(&QuantizedWeight { out_features: 64, in_features: 16, codes, scales }).unwrap();
     // Lane 0, column tile 0: (b 0, r 0) in nibble 1, (b 1, r 1) in nibble 2.
     assert_eq!(packed.b[0].cast_unsigned(), 0x0000_0F10);
     // n 17 is tile 1, row 1 of 8; k 6 is lane 1 of 4, r 2: word (4 + 1) * 4 + 1, nibble 5.
     assert_eq!(packed.b[21].cast_unsigned(), 0x0070_0000);
     assert_eq!(packed.b.iter().filter(|w| **w != 0).count(), 2);
-    let first: Vec<f32> = [0, 1, 8, 9, 16, 17, 24, 25, 2, 3]
-        .iter()
-        .map(|&n| n as f32 / 16.0)
-        .collect();
+    let first: Vec<f32> = [0, 1, 8, 9, 16, 17, 24, 25, 2, 3].iter().map(|&n| n as f32 / 16.0).collect();
     assert_eq!(packed.s_channel[..10], first);
 }
 
 #[test]
 fn shapes_that_the_format_holds() {
-    for (k, n) in [
-        (64, 256),
-        (128, 128),
-        (128, 64),
-        (64, 128),
-        (576, 1536),
-        (1536, 576),
-        (4096, 14336),
-    ] {
+    for (k, n) in [(64, 256), (128, 128), (128, 64), (64, 128), (576, 1536), (1536, 576), (4096, 14336)] {
         assert_eq!(qqq::fits(n, k, None), Ok(()), "K {k} N {n}");
     }
-    for (k, n) in [
-        (64, 64),
-        (576, 192 / 3 * 2 + 1),
-        (96, 128),
-        (64, 192),
-        (0, 128),
-        (128, 0),
-    ] {
+    for (k, n) in [(64, 64), (576, 192 / 3 * 2 + 1), (96, 128), (64, 192), (0, 128), (128, 0)] {
         let reason = qqq::fits(n, k, None).unwrap_err();
         assert!(reason.contains("multiples of"), "{reason}");
     }
     assert_eq!(qqq::fits(128, 256, Some(128)), Ok(()));
-    assert!(
-        qqq::fits(128, 128, Some(128))
-            .unwrap_err()
-            .contains("single group")
-    );
-    assert!(
-        qqq::fits(128, 576, Some(128))
-            .unwrap_err()
-            .contains("not a multiple")
-    );
-    assert!(
-        qqq::fits(128, 256, Some(64))
-            .unwrap_err()
-            .contains("groups of 64")
-    );
+    assert!(qqq::fits(128, 128, Some(128)).unwrap_err().contains("single group"));
+    assert!(qqq::fits(128, 576, Some(128)).unwrap_err().contains("not a multiple"));
+    assert!(qqq::fits(128, 256, Some(64)).unwrap_err().contains("groups of 64"));
 }
 
 #[test]
@@ -282,23 +194,11 @@ fn what_the_tiles_cannot_express_is_refused() {
     w.codes[3] = -8;
     assert!(qqq::pack(&w).unwrap_err().to_string().contains("-8"));
     let w = weight(1, 32, 16, None, |s| s);
-    assert!(
-        qqq::pack(&w)
-            .unwrap_err()
-            .to_string()
-            .contains("multiples of 64 and 16")
-    );
+    assert!(qqq::pack(&w).unwrap_err().to_string().contains("multiples of 64 and 16"));
     let mut w = weight(1, 64, 32, Some(16), |s| s);
-    let Scales::PerGroup { group, .. } = &mut w.scales else {
-        unreachable!()
-    };
+    let Scales::PerGroup { group, .. } = &mut w.scales else { unreachable!() };
     group[5] = f16::from_f32(40.0);
-    assert!(
-        qqq::pack(&w)
-            .unwrap_err()
-            .to_string()
-            .contains("channel 2, group 1")
-    );
+    assert!(qqq::pack(&w).unwrap_err().to_string().contains("channel 2, group 1"));
 }
 
 #[test]
@@ -313,20 +213,10 @@ fn nibbles_of_a_word_are_in_order() {
 fn rows_without_weights() {
     let codes = vec![0, 0, 0, 0, 3, -8, 0, 0];
     let scales = Scales::from_effective(&codes, 2, 4, 2, &[0.5, f32::MAX, 0.25, 1e30]);
-    let Scales::PerGroup { channel, group, .. } = &scales else {
-        unreachable!()
-    };
+    let Scales::PerGroup { channel, group, .. } = &scales else { unreachable!() };
     assert_eq!(channel, &[1.0, 2.0 / 127.0]);
-    assert_eq!(
-        group.iter().map(|g| g.to_f32()).collect::<Vec<_>>(),
-        [0.0, 0.0, 15.875, 0.0]
-    );
-    let weight = QuantizedWeight {
-        out_features: 2,
-        in_features: 4,
-        codes,
-        scales,
-    };
+    assert_eq!(group.iter().map(|g| g.to_f32()).collect::<Vec<_>>(), [0.0, 0.0, 15.875, 0.0]);
+    let weight = QuantizedWeight { out_features: 2, in_features: 4, codes, scales };
     weight.check("w").unwrap();
     assert_eq!(weight.int8_weights(), [0, 0, 0, 0, 48, -127, 0, 0]);
     compressed_tensors::effective_scales(&weight, "w").unwrap();
@@ -335,19 +225,12 @@ fn rows_without_weights() {
 #[test]
 fn scales_of_any_origin_survive_as_they_are_or_are_refused() {
     let mut w = weight(3, 64, 64, Some(32), |s| s);
-    let Scales::PerGroup { channel, group, .. } = &mut w.scales else {
-        unreachable!()
-    };
+    let Scales::PerGroup { channel, group, .. } = &mut w.scales else { unreachable!() };
     channel[9] *= 1.5; // as if the effective scales were larger
     for g in &mut group[20..22] {
         *g = f16::from_f32(g.to_f32() / 2.0); // row 10 no longer reaches 127
     }
-    assert!(
-        compressed_tensors::effective_scales(&w, "layer")
-            .unwrap_err()
-            .to_string()
-            .contains("layer")
-    );
+    assert!(compressed_tensors::effective_scales(&w, "layer").unwrap_err().to_string().contains("layer"));
 }
 
 proptest! {

@@ -12,47 +12,21 @@ fn both_quantization_formats_come_back_as_written() {
     for (format, group_size, ignore) in [
         (CheckpointFormat::Qqq, None, vec!["lm_head".to_owned()]),
         (CheckpointFormat::Qqq, Some(128), vec!["lm_head".to_owned()]),
-        (
-            CheckpointFormat::CompressedTensors,
-            None,
-            vec!["lm_head".to_owned()],
-        ),
+        (CheckpointFormat::CompressedTensors, None, vec!["lm_head".to_owned()]),
         (CheckpointFormat::CompressedTensors, Some(32), vec![]),
-        (
-            CheckpointFormat::CompressedTensors,
-            Some(64),
-            vec!["lm_head".into(), "re:.*up_proj".into()],
-        ),
-        (
-            CheckpointFormat::CompressedTensors,
-            Some(128),
-            vec!["lm_head".to_owned()],
-        ),
+        (CheckpointFormat::CompressedTensors, Some(64), vec!["lm_head".into(), "re:.*up_proj".into()]),
+        (CheckpointFormat::CompressedTensors, Some(128), vec!["lm_head".to_owned()]),
     ] {
-        let config = QuantizationConfig {
-            format,
-            group_size,
-            ignore,
-        };
-        assert_eq!(
-            QuantizationConfig::from_value(&config.to_value()).unwrap(),
-            config
-        );
+        let config = QuantizationConfig { format, group_size, ignore };
+        assert_eq!(QuantizationConfig::from_value(&config.to_value()).unwrap(), config);
         let mut model = common::llama();
         model["quantization_config"] = config.to_value();
         let model = ModelConfig::from_value(Path::new("config.json"), model).unwrap();
         assert_eq!(model.quantization, Some(config));
     }
-    let value = QuantizationConfig {
-        format: CheckpointFormat::Qqq,
-        group_size: None,
-        ignore: vec![],
-    }
-    .to_value();
-    assert_eq!(
-        value,
-        json!({"quant_method": "qqq", "wbits": 4, "group_size": -1})
-    );
+    let value =
+        QuantizationConfig { format: CheckpointFormat::Qqq, group_size: None, ignore: vec![] }.to_value();
+    assert_eq!(value, json!({"quant_method": "qqq", "wbits": 4, "group_size": -1}));
 }
 
 /// What llm-compressor writes for its W4A8 preset, with all the fields of its pydantic models.
@@ -105,110 +79,30 @@ fn what_would_run_as_something_else_is_refused() {
     for (path, value, words) in [
         ("/quant_method", json!("gptq"), "quant_method is \"gptq\""),
         ("/quant_method", json!("awq"), "quant_method is \"awq\""),
-        (
-            "/format",
-            json!("int-quantized"),
-            "format is \"int-quantized\"",
-        ),
-        (
-            "/quantization_status",
-            json!("frozen"),
-            "quantization_status",
-        ),
-        (
-            "/kv_cache_scheme",
-            json!({"num_bits": 8}),
-            "kv_cache_scheme",
-        ),
-        (
-            "/transform_config",
-            json!({"config_groups": {"u": {}}}),
-            "transform_config",
-        ),
-        (
-            "/sparsity_config",
-            json!({"format": "sparse-24-bitmask"}),
-            "sparsity_config",
-        ),
+        ("/format", json!("int-quantized"), "format is \"int-quantized\""),
+        ("/quantization_status", json!("frozen"), "quantization_status"),
+        ("/kv_cache_scheme", json!({"num_bits": 8}), "kv_cache_scheme"),
+        ("/transform_config", json!({"config_groups": {"u": {}}}), "transform_config"),
+        ("/sparsity_config", json!({"format": "sparse-24-bitmask"}), "sparsity_config"),
         ("/config_groups", json!({}), "config_groups"),
         ("/ignore", json!(["re:(a|b)"]), "re:(a|b)"),
-        (
-            &format!("{group}/targets"),
-            json!(["re:.*mlp.*"]),
-            "targets",
-        ),
+        (&format!("{group}/targets"), json!(["re:.*mlp.*"]), "targets"),
         (&format!("{group}/input_activations"), json!(null), "W4A16"),
-        (
-            &format!("{group}/output_activations"),
-            json!({"num_bits": 8}),
-            "output_activations",
-        ),
+        (&format!("{group}/output_activations"), json!({"num_bits": 8}), "output_activations"),
         (&format!("{group}/weights"), json!(null), "weights"),
-        (
-            &format!("{group}/weights/num_bits"),
-            json!(8),
-            "weights.num_bits is 8",
-        ),
-        (
-            &format!("{group}/weights/symmetric"),
-            json!(false),
-            "weights.symmetric is false",
-        ),
-        (
-            &format!("{group}/weights/type"),
-            json!("float"),
-            "weights.type",
-        ),
-        (
-            &format!("{group}/weights/actorder"),
-            json!("group"),
-            "weights.actorder",
-        ),
-        (
-            &format!("{group}/weights/group_size"),
-            json!(16),
-            "weights.group_size is 16",
-        ),
-        (
-            &format!("{group}/weights/group_size"),
-            json!(null),
-            "strategy",
-        ),
-        (
-            &format!("{group}/weights/strategy"),
-            json!("tensor"),
-            "strategy",
-        ),
-        (
-            &format!("{group}/weights/strategy"),
-            json!("channel"),
-            "strategy",
-        ),
-        (
-            &format!("{group}/input_activations/num_bits"),
-            json!(4),
-            "input_activations.num_bits",
-        ),
-        (
-            &format!("{group}/input_activations/symmetric"),
-            json!(false),
-            "input_activations.symmetric",
-        ),
-        (
-            &format!("{group}/input_activations/dynamic"),
-            json!(false),
-            "input_activations.dynamic",
-        ),
-        (
-            &format!("{group}/input_activations/strategy"),
-            json!("tensor"),
-            "input_activations.strategy",
-        ),
-        (
-            &format!("{group}/input_activations/type"),
-            json!("float"),
-            "input_activations.type",
-        ),
+        (&format!("{group}/weights/num_bits"), json!(8), "weights.num_bits is 8"),
+        (&format!("{group}/weights/symmetric"), json!(false), "weights.symmetric is false"),
+        (&format!("{group}/weights/type"), json!("float"), "weights.type"),
+        (&format!("{group}/weights/actorder"), json!("group"), "weights.actorder"),
+        (&format!("{group}/weights/group_size"), json!(16), "weights.group_size is 16"),
+        (&format!("{group}/weights/group_size"), json!(null), "strategy"),
+        (&format!("{group}/weights/strategy"), json!("tensor"), "strategy"),
+        (&format!("{group}/weights/strategy"), json!("channel"), "strategy"),
+        (&format!("{group}/input_activations/num_bits"), json!(4), "input_activations.num_bits"),
+        (&format!("{group}/input_activations/symmetric"), json!(false), "input_activations.symmetric"),
+        (&format!("{group}/input_activations/dynamic"), json!(false), "input_activations.dynamic"),
+        (&format!("{group}/input_activations/strategy"), json!("tensor"), "input_activations.strategy"),
+        (&format!("{group}/input_activations/type"), json!("float"), "input_activations.type"),
     ] {
         match at(path, value) {
             Err(FormatError::Unsupported(text)) => {
@@ -229,10 +123,7 @@ fn what_would_run_as_something_else_is_refused() {
         json!("qqq"),
     ] {
         assert!(
-            matches!(
-                QuantizationConfig::from_value(&value),
-                Err(FormatError::Unsupported(_))
-            ),
+            matches!(QuantizationConfig::from_value(&value), Err(FormatError::Unsupported(_))),
             "{value}"
         );
     }

@@ -37,7 +37,9 @@ impl<B: Backend> Block<B> {
     /// A weight that the backend refuses.
     pub fn new(backend: &B, config: &ModelConfig, index: usize, weights: BlockWeights) -> Result<Self> {
         let linear = |modules: &[&str], (weight, bias): (LinearWeight, Option<Vec<f32>>)| {
-            backend.linear_weight(weight, bias).map_err(|source| at(&names::linear(index, &modules.join("+")), source))
+            backend
+                .linear_weight(weight, bias)
+                .map_err(|source| at(&names::linear(index, &modules.join("+")), source))
         };
         Ok(Self {
             input_norm: backend.vector(weights.input_norm),

@@ -114,7 +114,10 @@ fn model_files(client: &Client, file: Option<&str>) -> Result<PathBuf> {
                 "{id} has no config.json, but GGUF files; name one of them, as in {id}:{first} (there are {})",
                 ggufs.join(", ")
             ),
-            None => format!("{id} has no config.json, so it is not a model that transformers could load{}", client.incomplete()),
+            None => format!(
+                "{id} has no config.json, so it is not a model that transformers could load{}",
+                client.incomplete()
+            ),
         }));
     }
     let weights = weight_files(client, &snapshot, &ggufs)?;
@@ -137,8 +140,8 @@ fn weight_files(client: &Client, snapshot: &Snapshot, ggufs: &[&str]) -> Result<
     if snapshot.has(INDEX) {
         let path = client.file(snapshot, INDEX)?;
         let text = std::fs::read(&path).map_err(|e| error(format!("{}: {e}", path.display())))?;
-        let index: Value =
-            serde_json::from_slice(&text).map_err(|e| error(format!("{}: not valid JSON: {e}", path.display())))?;
+        let index: Value = serde_json::from_slice(&text)
+            .map_err(|e| error(format!("{}: not valid JSON: {e}", path.display())))?;
         let shards: Option<BTreeSet<String>> = index
             .get("weight_map")
             .and_then(Value::as_object)
@@ -147,7 +150,10 @@ fn weight_files(client: &Client, snapshot: &Snapshot, ggufs: &[&str]) -> Result<
             return Err(error(format!("{}: no weight_map of tensor names and files", path.display())));
         };
         if let Some(missing) = shards.iter().find(|s| !snapshot.has(s)) {
-            return Err(error(format!("{id}: {INDEX} names {missing}, but it is not there{}", client.incomplete())));
+            return Err(error(format!(
+                "{id}: {INDEX} names {missing}, but it is not there{}",
+                client.incomplete()
+            )));
         }
         shards.insert(INDEX.to_owned());
         return Ok(shards);

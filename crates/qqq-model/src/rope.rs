@@ -20,7 +20,12 @@ pub fn inv_freq(config: &ModelConfig) -> Vec<f32> {
     match &config.rope_scaling {
         RopeScaling::None => half.map(base).collect(),
         RopeScaling::Linear { factor } => half.map(|i| base(i) / *factor as f32).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
             let scaling = Llama3 {
                 factor: *factor as f32,
                 low: *low_freq_factor as f32,

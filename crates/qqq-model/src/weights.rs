@@ -1,6 +1,8 @@
 //! Reading the weights of a block, and checking that a checkpoint holds what its architecture knows.
 
-use qqq_formats::{Checkpoint, FormatError, LinearWeight, ModelConfig, QuantizedWeight, WeightData, config::Architecture};
+use qqq_formats::{
+    Checkpoint, FormatError, LinearWeight, ModelConfig, QuantizedWeight, WeightData, config::Architecture,
+};
 
 use crate::{Result, names};
 
@@ -41,7 +43,9 @@ impl BlockWeights {
             let name = format!("{}.weight", names::linear(index, module));
             Ok(checkpoint.tensors.f32(&name, &[len])?)
         };
-        let joined = |modules: &[(&str, usize)], k: usize, bias: bool| read_joined(checkpoint, index, modules, k, bias);
+        let joined = |modules: &[(&str, usize)], k: usize, bias: bool| {
+            read_joined(checkpoint, index, modules, k, bias)
+        };
         Ok(Self {
             input_norm: norm(names::INPUT_NORM, hidden)?,
             post_norm: norm(names::POST_NORM, hidden)?,
@@ -114,7 +118,9 @@ fn join(mut parts: Vec<LinearWeight>) -> Option<LinearWeight> {
     for part in parts {
         match part {
             LinearWeight::Quantized(weight) => quantized.push(weight),
-            LinearWeight::Float { out_features, in_features, data } => float.push((out_features, in_features, data)),
+            LinearWeight::Float { out_features, in_features, data } => {
+                float.push((out_features, in_features, data))
+            }
         }
     }
     if float.is_empty() {
@@ -184,7 +190,8 @@ fn is_known(config: &ModelConfig, name: &str) -> bool {
         // A block's tensor in a GGUF file for which Hugging Face has no name.
         return false;
     }
-    if name.ends_with("rotary_emb.inv_freq") || !(name.starts_with("model.") || name.starts_with("lm_head.")) {
+    if name.ends_with("rotary_emb.inv_freq") || !(name.starts_with("model.") || name.starts_with("lm_head."))
+    {
         return true;
     }
     if [names::EMBEDDING, names::FINAL_NORM].contains(&name) {
@@ -194,7 +201,8 @@ fn is_known(config: &ModelConfig, name: &str) -> bool {
     if module == names::LM_HEAD_MODULE {
         return is_linear_tensor(config, tensor) && tensor != "bias";
     }
-    let Some((block, module)) = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else {
+    let Some((block, module)) = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'))
+    else {
         return false;
     };
     // The length keeps "+3" and "03" from passing as block 3.
@@ -206,7 +214,9 @@ fn is_known(config: &ModelConfig, name: &str) -> bool {
     }
     let norms: &[&str] = match config.architecture {
         Architecture::Qwen3 => &[names::INPUT_NORM, names::POST_NORM, names::Q_NORM, names::K_NORM],
-        Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 => &[names::INPUT_NORM, names::POST_NORM],
+        Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 => {
+            &[names::INPUT_NORM, names::POST_NORM]
+        }
     };
     norms.contains(&module) && tensor == "weight"
 }

@@ -118,7 +118,10 @@ impl Model {
             let views: Vec<(String, TensorView<'_>)> = part
                 .map(|(tensor, dtype, bytes)| {
                     map.insert((*tensor).clone(), name.clone().into());
-                    ((*tensor).clone(), TensorView::new(*dtype, self.tensors[*tensor].clone(), bytes).unwrap())
+                    (
+                        (*tensor).clone(),
+                        TensorView::new(*dtype, self.tensors[*tensor].clone(), bytes).unwrap(),
+                    )
                 })
                 .collect();
             std::fs::write(dir.join(&name), safetensors::serialize(views, None).unwrap()).unwrap();
@@ -159,7 +162,12 @@ fn worst(found: &[f32], expected: &[f32]) -> f32 {
     })
 }
 
-fn run(decoder: &Decoder<CpuBackend>, tokens: &[u32], spans: &[Span], kv: &mut <CpuBackend as Backend>::KvCache) -> Vec<f32> {
+fn run(
+    decoder: &Decoder<CpuBackend>,
+    tokens: &[u32],
+    spans: &[Span],
+    kv: &mut <CpuBackend as Backend>::KvCache,
+) -> Vec<f32> {
     let hidden = decoder.hidden(tokens, spans, kv).unwrap();
     decoder.backend.to_host(&decoder.logits(&hidden))
 }
@@ -189,7 +197,11 @@ fn check(name: &str, decoder: &Decoder<CpuBackend>, tokens: &[u32], expected: &[
     let mut ragged: f32 = 0.0;
     for pass in 0..2 {
         let spans: Vec<Span> = (0..parts.len())
-            .map(|i| Span { slot: slots[i], start: if pass == 0 { 0 } else { parts[i][0] }, len: parts[i][pass] })
+            .map(|i| Span {
+                slot: slots[i],
+                start: if pass == 0 { 0 } else { parts[i][0] },
+                len: parts[i][pass],
+            })
             .collect();
         let batch: Vec<u32> = spans.iter().flat_map(|s| &tokens[s.start..s.start + s.len]).copied().collect();
         let logits = run(decoder, &batch, &spans, &mut kv);
@@ -350,12 +362,14 @@ fn requests_that_a_model_cannot_serve_are_errors() {
     let decoder = Model::named("mistral").load().unwrap();
     let mut kv = decoder.kv_cache(KvDType::F16);
     let slot = decoder.backend.kv_add_slot(&mut kv);
-    let mut message = |tokens: &[u32], start: usize, len: usize| {
-        match decoder.hidden(tokens, &[Span { slot, start, len }], &mut kv) {
-            Err(ModelError::Request(text)) => text,
-            Err(e) => panic!("another error: {e}"),
-            Ok(_) => panic!("served"),
-        }
+    let mut message = |tokens: &[u32], start: usize, len: usize| match decoder.hidden(
+        tokens,
+        &[Span { slot, start, len }],
+        &mut kv,
+    ) {
+        Err(ModelError::Request(text)) => text,
+        Err(e) => panic!("another error: {e}"),
+        Ok(_) => panic!("served"),
     };
     assert!(message(&[0, 61], 0, 2).contains("token 61"));
     assert!(message(&[0; 257], 0, 257).contains("context of 256"));

@@ -10,7 +10,7 @@ use super::{
     matrix::Matrix,
     norm::softmax_piece,
     pool,
-    shared::{SharedMut, filled, filled_matrix, with_scratch},
+    shared::{SharedMut, with_scratch},
     simd::SimdLevel,
     tile::{MR, NR, Tile},
 };
@@ -50,8 +50,15 @@ pub(crate) fn attention(
 ) -> Matrix {
     assert_eq!(qkv.cols, heads.qkv_width(), "width of a qkv row");
     assert_eq!(qkv.rows, spans.iter().map(|s| s.len).sum::<usize>(), "rows of the spans");
-    assert_eq!((heads.num_kv_heads, heads.head_dim), (kv.layout().num_kv_heads, kv.layout().head_dim), "KV layout");
-    assert!(heads.num_heads.is_multiple_of(heads.num_kv_heads), "query heads are not a multiple of key heads");
+    assert_eq!(
+        (heads.num_kv_heads, heads.head_dim),
+        (kv.layout().num_kv_heads, kv.layout().head_dim),
+        "KV layout"
+    );
+    assert!(
+        heads.num_heads.is_multiple_of(heads.num_kv_heads),
+        "query heads are not a multiple of key heads"
+    );
     assert!(mask.window != Some(0), "a sliding window of 0");
     let context = Context {
         level,
@@ -73,7 +80,15 @@ pub(crate) fn attention(
             for start in (0..stacked).step_by(ROWS_PER_JOB) {
                 let rows = start..(start + ROWS_PER_JOB).min(stacked);
                 let chunks = context.visible_chunks(span, &rows);
-                let job = |chunks, partial| Job { span, cache, first_row, kv_head, rows: rows.clone(), chunks, partial };
+                let job = |chunks, partial| Job {
+                    span,
+                    cache,
+                    first_row,
+                    kv_head,
+                    rows: rows.clone(),
+                    chunks,
+                    partial,
+                };
                 if stacked > ROWS_PER_JOB || chunks.len() <= CHUNKS_PER_SPLIT {
                     jobs.push(job(chunks, None));
                     continue;
@@ -91,18 +106,19 @@ pub(crate) fn attention(
     // Long jobs first, so that the last ones to finish are short.
     jobs.sort_by_key(|job| std::cmp::Reverse(job.rows.len() * job.chunks.len()));
     let partial_size = context.layout.head_dim + 2;
-    // SAFETY: the jobs' rows and heads make up the whole output, and the partial results are those of
-    // the jobs that have a place there.
-    unsafe {
-        filled_matrix(qkv.rows, heads.q_width(), |out| {
-            let partial = filled(partials * partial_size, |partial| {
-                pool::parallel_for(jobs.len(), |i| context.run(&jobs[i], out, partial));
-            });
-            for (job, places) in &merges {
-                context.merge(job, &partial[places.start * partial_size..places.end * partial_size], out);
-            }
-        })
+    let mut out = Matrix::unspecified(qkv.rows, heads.q_width());
+    let mut partial = vec![0.0; partials * partial_size];
+    let shared_out = SharedMut::new(&mut out.data);
+    let shared_partial = SharedMut::new(&mut partial);
+    // SAFETY: jobs have different rows or heads, or different places among the partial results.
+    pool::parallel_for(jobs.len(), |i| unsafe { context.run(&jobs[i], &shared_out, &shared_partial) });
+    for (job, places) in &merges {
+        // SAFETY: all jobs are done.
+        unsafe {
+            context.merge(job, &partial[places.start * partial_size..places.end * partial_size], &shared_out)
+        };
     }
+    out
 }
 
 struct Context<'a> {
@@ -158,7 +174,8 @@ impl Context<'_> {
                 let base = chunk * CHUNK;
                 let end = self.visible(job.span, job.rows.end - 1).end;
                 let positions = (end - base).min(CHUNK);
-                let (keys, values) = job.cache.head(self.level, self.layout, chunk, job.kv_head, positions, wide);
+                let (keys, values) =
+                    job.cache.head(self.level, self.layout, chunk, job.kv_head, positions, wide);
                 self.score(rows, queries, keys, scores);
                 for (r, row) in job.rows.clone().enumerate() {
                     let visible = self.visible(job.span, row);

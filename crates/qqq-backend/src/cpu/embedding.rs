@@ -45,7 +45,7 @@ impl CpuEmbedding {
     /// # Panics
     /// If an id is not below `vocab`.
     pub(crate) fn rows(&self, level: SimdLevel, ids: &[u32]) -> Matrix {
-        let mut out = Matrix::zeros(ids.len(), self.hidden);
+        let mut out = Matrix::unspecified(ids.len(), self.hidden);
         match &*self.data {
             WeightData::F32(t) => self.copy_rows(level, t, ids, &mut out),
             WeightData::F16(t) => self.copy_rows(level, t, ids, &mut out),

@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 320;
 /// `w` of shape `n x x.cols`.
 ///
 /// # Safety
-/// `out` must be valid for that many values (initialised if `add`), and nothing else may use it.
+/// `out` must have that many values, and nothing else may use it.
 pub(crate) unsafe fn wide<W: Element>(
     level: SimdLevel,
     x: &Matrix,
@@ -132,7 +132,15 @@ fn transpose_avx512(v: &mut [std::arch::x86_64::__m512; 16]) {
 
 /// Packs `depth` columns from `col` on of up to 14 rows from `row` on: `packed[i * 14 + r] = x[row + r][col + i]`.
 /// `packed` has room for 2 values more.
-fn pack_rows(level: SimdLevel, x: &Matrix, row: usize, rows: usize, col: usize, depth: usize, packed: &mut [f32]) {
+fn pack_rows(
+    level: SimdLevel,
+    x: &Matrix,
+    row: usize,
+    rows: usize,
+    col: usize,
+    depth: usize,
+    packed: &mut [f32],
+) {
     #[cfg(target_arch = "x86_64")]
     if level == SimdLevel::Avx512 {
         // SAFETY: the level is available.

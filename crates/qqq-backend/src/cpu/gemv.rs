@@ -19,7 +19,7 @@ const TILE: (usize, usize) = (6, 4);
 /// `w` of shape `n x x.cols`.
 ///
 /// # Safety
-/// `out` must be valid for that many values (initialised if `add`), and nothing else may use it.
+/// `out` must have that many values, and nothing else may use it.
 pub(crate) unsafe fn skinny<W: Element>(
     level: SimdLevel,
     x: &Matrix,
@@ -29,7 +29,8 @@ pub(crate) unsafe fn skinny<W: Element>(
     add: bool,
     out: &SharedMut<f32>,
 ) {
-    let step = n.div_ceil(8 * pool::num_threads()).next_multiple_of(8).clamp(MIN_ROWS_PER_JOB, MAX_ROWS_PER_JOB);
+    let step =
+        n.div_ceil(8 * pool::num_threads()).next_multiple_of(8).clamp(MIN_ROWS_PER_JOB, MAX_ROWS_PER_JOB);
     pool::parallel_for(n.div_ceil(step), |job| {
         let (first, last) = (job * step, ((job + 1) * step).min(n));
         // SAFETY: jobs write disjoint columns; the level is available.
@@ -92,7 +93,13 @@ multiversion! {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn columns_avx512<W: Element>(x: &Matrix, w: &[W], first: usize, last: usize, store: impl Fn(usize, usize, f32)) {
+fn columns_avx512<W: Element>(
+    x: &Matrix,
+    w: &[W],
+    first: usize,
+    last: usize,
+    store: impl Fn(usize, usize, f32),
+) {
     assert!(w.len() >= last * x.cols);
     for col in (first..last).step_by(TILE.1) {
         let cols = (last - col).min(TILE.1);
@@ -139,7 +146,6 @@ fn dots_avx512<W: Element, const R: usize, const C: usize>(
     assert!(x.len() >= R * k && w.len() >= C * k);
     let (x, w) = (x.as_ptr(), w.as_ptr());
     let mut acc = [[_mm512_setzero_ps(); C]; R];
-    // SAFETY (all blocks): elements within R x k of x and C x k of w, by the assertion.
     for i in (0..k - k % 16).step_by(16) {
         let mut wide = [_mm512_setzero_ps(); C];
         for (j, wide) in wide.iter_mut().enumerate() {
@@ -147,9 +153,11 @@ fn dots_avx512<W: Element, const R: usize, const C: usize>(
             // The next tile's rows: the hardware prefetchers do not follow several streams in a page,
             // and without this a third of the memory bandwidth is lost.
             _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(C * k).cast());
+            // SAFETY: within C x k of w.
             *wide = unsafe { W::load(p) };
         }
         for (r, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: within R x k of x.
             let x = unsafe { _mm512_loadu_ps(x.add(r * k + i)) };
             for (acc, wide) in acc.iter_mut().zip(wide) {
                 *acc = _mm512_fmadd_ps(x, wide, *acc);
@@ -160,9 +168,13 @@ fn dots_avx512<W: Element, const R: usize, const C: usize>(
     if n > 0 {
         for (r, acc) in acc.iter_mut().enumerate() {
             for (j, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: as above.
+                // SAFETY: as above, and the masks leave out what lies beyond k.
                 *acc = unsafe {
-                    _mm512_fmadd_ps(f32::load_first(x.add(r * k + i), n), W::load_first(w.add(j * k + i), n), *acc)
+                    _mm512_fmadd_ps(
+                        f32::load_first(x.add(r * k + i), n),
+                        W::load_first(w.add(j * k + i), n),
+                        *acc,
+                    )
                 };
             }
         }

@@ -184,65 +184,55 @@ pub(crate) enum ChunkWriter<'a> {
     F16(SharedMut<'a, f16>),
 }
 
+/// Keys and values of a head at consecutive positions.
+#[derive(Clone, Copy)]
+pub(crate) struct NewPositions<'a> {
+    pub head: usize,
+    /// First position, counted in the chunk.
+    pub first: usize,
+    /// Number of positions, all within one block of 32.
+    pub count: usize,
+    /// Keys: those of the first position, `stride` values further those of the next.
+    pub keys: &'a [f32],
+    /// Values, likewise.
+    pub values: &'a [f32],
+    pub stride: usize,
+}
+
 impl ChunkWriter<'_> {
-    /// Writes the keys and values of a head at positions `position..position + rows` (within one block
-    /// of 32). `keys` and `values` are those of the first position, `row_stride` values apart from the next's.
+    /// Writes positions.
     ///
     /// # Safety
     /// No other job may use these positions of the head.
-    pub(crate) unsafe fn write(
-        &self,
-        layout: ChunkLayout,
-        head: usize,
-        position: usize,
-        rows: usize,
-        keys: &[f32],
-        values: &[f32],
-        row_stride: usize,
-    ) {
+    pub(crate) unsafe fn write(&self, layout: ChunkLayout, new: NewPositions) {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                ChunkWriter::F32(data) => {
-                    write(data, |v| v, layout, head, position, rows, keys, values, row_stride);
-                }
-                ChunkWriter::F16(data) => {
-                    write(data, f16::from_f32, layout, head, position, rows, keys, values, row_stride);
-                }
+                ChunkWriter::F32(data) => write(data, |v| v, layout, new),
+                ChunkWriter::F16(data) => write(data, f16::from_f32, layout, new),
             }
         }
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-unsafe fn write<T>(
-    data: &SharedMut<T>,
-    narrow: impl Fn(f32) -> T,
-    layout: ChunkLayout,
-    head: usize,
-    position: usize,
-    rows: usize,
-    keys: &[f32],
-    values: &[f32],
-    row_stride: usize,
-) {
-    let (block, lane) = (position / NR, position % NR);
-    assert!(lane + rows <= NR && position + rows <= CHUNK);
-    let start = head * layout.head_size;
+unsafe fn write<T>(data: &SharedMut<T>, narrow: impl Fn(f32) -> T, layout: ChunkLayout, new: NewPositions) {
+    let (block, lane) = (new.first / NR, new.first % NR);
+    assert!(lane + new.count <= NR && new.first + new.count <= CHUNK);
+    let start = new.head * layout.head_size;
     for d in 0..layout.head_dim {
-        // Lanes of one component, for all rows: the part of the block that these positions own.
+        // One component of all positions: their part of a line of the block.
         let at = start + (block * layout.head_dim + d) * NR + lane;
         // SAFETY: the caller's promise.
-        let lanes = unsafe { data.slice(at..at + rows) };
-        for (r, lane) in lanes.iter_mut().enumerate() {
-            *lane = narrow(keys[r * row_stride + d]);
+        let lanes = unsafe { data.slice(at..at + new.count) };
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane = narrow(new.keys[i * new.stride + d]);
         }
     }
-    for r in 0..rows {
-        let at = start + layout.keys_size() + (position + r) * layout.value_stride;
+    for i in 0..new.count {
+        let at = start + layout.keys_size() + (new.first + i) * layout.value_stride;
         // SAFETY: the caller's promise.
         let row = unsafe { data.slice(at..at + layout.head_dim) };
-        for (v, &x) in row.iter_mut().zip(&values[r * row_stride..]) {
+        for (v, &x) in row.iter_mut().zip(&new.values[i * new.stride..]) {
             *v = narrow(x);
         }
     }

@@ -4,13 +4,7 @@ use std::sync::Arc;
 
 use qqq_formats::WeightData;
 
-use super::{
-    element::Element,
-    gemm, gemv,
-    matrix::Matrix,
-    shared::{SharedMut, filled_matrix},
-    simd::SimdLevel,
-};
+use super::{element::Element, gemm, gemv, matrix::Matrix, shared::SharedMut, simd::SimdLevel};
 use crate::{BackendError, Result};
 
 /// Up to this number of rows the weights are read as they are; above it they are packed.
@@ -67,8 +61,10 @@ impl FloatLinear {
     /// # Panics
     /// If `x` has not `K` columns.
     pub(crate) fn matmul(&self, level: SimdLevel, x: &Matrix) -> Matrix {
-        // SAFETY: `run` writes every element.
-        unsafe { filled_matrix(x.rows, self.out_features, |out| self.run(level, x, false, out)) }
+        let mut out = Matrix::unspecified(x.rows, self.out_features);
+        // SAFETY: `out` is a matrix of this shape.
+        unsafe { self.run(level, x, false, &SharedMut::new(&mut out.data)) };
+        out
     }
 
     /// `out += x W^T + bias`.
@@ -82,7 +78,7 @@ impl FloatLinear {
     }
 
     /// # Safety
-    /// `out` must have room for `x.rows x N` values, initialised if `add`.
+    /// `out` must be a matrix of shape `x.rows x N` that nothing else uses.
     unsafe fn run(&self, level: SimdLevel, x: &Matrix, add: bool, out: &SharedMut<f32>) {
         assert_eq!(x.cols, self.in_features, "input channels");
         // SAFETY: the caller's promise.

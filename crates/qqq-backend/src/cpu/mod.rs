@@ -196,7 +196,7 @@ impl Backend for CpuBackend {
         match (x, weight) {
             (CpuActivation::Float(x), CpuLinear::Float(weight)) => weight.matmul(self.level, x),
             (CpuActivation::Int8(x), CpuLinear::W4A8(weight, bias)) => {
-                let mut out = Matrix::zeros(x.rows, weight.out_features());
+                let mut out = Matrix::unspecified(x.rows, weight.out_features());
                 weight.matmul(x, bias.as_deref(), false, &mut out);
                 out
             }
@@ -208,7 +208,9 @@ impl Backend for CpuBackend {
         assert_eq!(acc.rows, x.rows(), "rows of the sum");
         match (x, weight) {
             (CpuActivation::Float(x), CpuLinear::Float(weight)) => weight.matmul_add(self.level, x, acc),
-            (CpuActivation::Int8(x), CpuLinear::W4A8(weight, bias)) => weight.matmul(x, bias.as_deref(), true, acc),
+            (CpuActivation::Int8(x), CpuLinear::W4A8(weight, bias)) => {
+                weight.matmul(x, bias.as_deref(), true, acc)
+            }
             _ => panic!("a linear layer that takes {:?} was given {:?}", self.input_kind(weight), x.kind()),
         }
     }
@@ -244,7 +246,7 @@ impl Backend for CpuBackend {
     }
 
     fn select_rows(&self, x: &Matrix, rows: &[usize]) -> Matrix {
-        let mut out = Matrix::zeros(rows.len(), x.cols);
+        let mut out = Matrix::unspecified(rows.len(), x.cols);
         for (i, &row) in rows.iter().enumerate() {
             out.row_mut(i).copy_from_slice(x.row(row));
         }

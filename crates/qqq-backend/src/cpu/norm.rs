@@ -4,7 +4,7 @@
 use super::{
     CpuActivation,
     matrix::Matrix,
-    shared::{filled_matrix, for_row_ranges},
+    shared::{SharedMut, for_row_ranges},
     simd::{SimdLevel, exp, multiversion, sum_of_squares},
     w4a8::Int8Activations,
 };
@@ -21,21 +21,28 @@ fn activation(
 ) -> CpuActivation {
     match kind {
         InputKind::Int8 => CpuActivation::Int8(Int8Activations::from_rows(rows, cols, fill)),
-        // SAFETY: `fill` writes every row, and jobs have different rows.
-        InputKind::Float => CpuActivation::Float(unsafe {
-            filled_matrix(rows, cols, |out| {
-                for_row_ranges(rows, cost, |range| {
-                    for i in range {
-                        fill(i, out.slice(i * cols..(i + 1) * cols));
-                    }
-                });
-            })
-        }),
+        InputKind::Float => {
+            let mut out = Matrix::unspecified(rows, cols);
+            let shared = SharedMut::new(&mut out.data);
+            for_row_ranges(rows, cost, |range| {
+                for i in range {
+                    // SAFETY: jobs have different rows.
+                    fill(i, unsafe { shared.slice(i * cols..(i + 1) * cols) });
+                }
+            });
+            CpuActivation::Float(out)
+        }
     }
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` per row.
-pub(crate) fn rms_norm(level: SimdLevel, x: &Matrix, weight: &[f32], eps: f32, kind: InputKind) -> CpuActivation {
+pub(crate) fn rms_norm(
+    level: SimdLevel,
+    x: &Matrix,
+    weight: &[f32],
+    eps: f32,
+    kind: InputKind,
+) -> CpuActivation {
     assert_eq!(x.cols, weight.len(), "length of the norm weight");
     activation(x.rows, x.cols, x.cols, kind, |i, out| norm_row(level, x.row(i), weight, eps, out))
 }

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use super::{
-    kv_cache::CpuKvCache,
+    kv_cache::{CHUNK, CpuKvCache, NewPositions},
     matrix::Matrix,
     norm::norm_in_place,
     pool,
@@ -79,7 +79,11 @@ pub(crate) fn rope_append_kv(
 ) {
     assert_eq!(qkv.cols, heads.qkv_width(), "width of a qkv row");
     assert_eq!(qkv.rows, spans.iter().map(|s| s.len).sum::<usize>(), "rows of the spans");
-    assert_eq!((heads.num_kv_heads, heads.head_dim), (kv.layout().num_kv_heads, kv.layout().head_dim), "KV layout");
+    assert_eq!(
+        (heads.num_kv_heads, heads.head_dim),
+        (kv.layout().num_kv_heads, kv.layout().head_dim),
+        "KV layout"
+    );
     assert_eq!(heads.head_dim, 2 * rope.inv_freq.len(), "head_dim of the rope");
     let layout = kv.chunk_layout();
     let width = qkv.cols;
@@ -103,19 +107,31 @@ pub(crate) fn rope_append_kv(
             let chunk = &chunks[from / CHUNK];
             for h in 0..heads.num_kv_heads {
                 let key = heads.q_width() + h * heads.head_dim;
-                let (keys, values) = (&rows[key..], &rows[key + heads.kv_width()..]);
+                let new = NewPositions {
+                    head: h,
+                    first: from % CHUNK,
+                    count: to - from,
+                    keys: &rows[key..],
+                    values: &rows[key + heads.kv_width()..],
+                    stride: width,
+                };
                 // SAFETY: jobs have different positions.
-                unsafe { chunk.write(layout, h, from % CHUNK, to - from, keys, values, width) };
+                unsafe { chunk.write(layout, new) };
             }
         });
         first_row += span.len;
     }
 }
 
-use super::kv_cache::CHUNK;
-
 /// Norms and rotates the query and key heads of a row.
-fn turn_row(level: SimdLevel, row: &mut [f32], heads: HeadLayout, norm: QkNorm, rope: &CpuRope, position: usize) {
+fn turn_row(
+    level: SimdLevel,
+    row: &mut [f32],
+    heads: HeadLayout,
+    norm: QkNorm,
+    rope: &CpuRope,
+    position: usize,
+) {
     let (cos, sin) = rope.at(position);
     let turned = (heads.num_heads + heads.num_kv_heads) * heads.head_dim;
     for (h, head) in row[..turned].chunks_exact_mut(heads.head_dim).enumerate() {

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, marker::PhantomData, ops::Range};
 
-use super::{matrix::Matrix, pool};
+use super::pool;
 
 /// A buffer of which every job writes its own part.
 pub(crate) struct SharedMut<'a, T> {
@@ -36,8 +36,7 @@ impl<'a, T> SharedMut<'a, T> {
     /// A part as a slice.
     ///
     /// # Safety
-    /// No other job may access it in the meantime, and its elements must be initialised (or be of a
-    /// type for which every bit pattern is valid, and be written before they are read).
+    /// No other job may access it in the meantime.
     #[inline]
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
@@ -45,28 +44,6 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: within the buffer; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
-}
-
-/// Makes a vector of `len` numbers that `fill` writes, without zeroing it first: at prefill
-/// sizes that pass over memory is a measurable part of an operation.
-///
-/// # Safety
-/// `fill` must write every element, and read none before it is written.
-pub(crate) unsafe fn filled<T: Copy>(len: usize, fill: impl FnOnce(&SharedMut<T>)) -> Vec<T> {
-    let mut data = Vec::with_capacity(len);
-    fill(&SharedMut { start: data.as_mut_ptr(), len, life: PhantomData });
-    // SAFETY: the capacity is `len`, and `fill` has written all elements.
-    unsafe { data.set_len(len) };
-    data
-}
-
-/// [`filled`] for a matrix.
-///
-/// # Safety
-/// As for [`filled`].
-pub(crate) unsafe fn filled_matrix(rows: usize, cols: usize, fill: impl FnOnce(&SharedMut<f32>)) -> Matrix {
-    // SAFETY: the caller's promise.
-    Matrix { rows, cols, data: unsafe { filled(rows * cols, fill) } }
 }
 
 /// Runs `job` on ranges of rows that cover `0..rows`: in parallel where the work (`row_cost`
@@ -97,7 +74,8 @@ impl Scratch {
             self.0.resize(lines, Line([0.0; 16]));
         }
         // SAFETY: a line is 16 f32 without padding.
-        let all = unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<f32>(), self.0.len() * 16) };
+        let all =
+            unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<f32>(), self.0.len() * 16) };
         &mut all[..len]
     }
 }

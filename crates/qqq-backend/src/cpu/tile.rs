@@ -42,7 +42,7 @@ impl Tile {
     #[inline]
     pub(crate) unsafe fn run<const A_ROW: usize>(self, level: SimdLevel) {
         debug_assert!((1..=MR).contains(&self.rows));
-        // SAFETY (all arms): the caller's promise; the pieces lie within the tile.
+        // SAFETY: the caller's promise; the pieces lie within the tile.
         unsafe {
             match level {
                 #[cfg(target_arch = "x86_64")]

@@ -24,10 +24,7 @@ impl<'a> Fields<'a> {
     }
 
     pub fn malformed(&self, reason: &str) -> FormatError {
-        FormatError::Malformed {
-            path: self.path.into(),
-            reason: reason.into(),
-        }
+        FormatError::Malformed { path: self.path.into(), reason: reason.into() }
     }
 
     fn wrong(&self, key: &str, value: &Value, wanted: &str) -> FormatError {
@@ -35,10 +32,7 @@ impl<'a> Fields<'a> {
         if shown.len() > 80 {
             shown = shown.chars().take(80).chain("...".chars()).collect();
         }
-        self.malformed(&format!(
-            "{}{key} is {shown}, but must be {wanted}",
-            self.at
-        ))
+        self.malformed(&format!("{}{key} is {shown}, but must be {wanted}", self.at))
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {
@@ -91,28 +85,20 @@ impl<'a> Fields<'a> {
     pub fn positive(&self, key: &str) -> Result<f64> {
         match self.number(key)? {
             Some(x) if x > 0.0 => Ok(x),
-            Some(x) => {
-                Err(self.malformed(&format!("{}{key} is {x}, but must be above 0", self.at)))
-            }
+            Some(x) => Err(self.malformed(&format!("{}{key} is {x}, but must be above 0", self.at))),
             None => Err(self.malformed(&format!("{}{key} is missing", self.at))),
         }
     }
 
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         self.get(key).map_or(Ok(default), |value| {
-            value
-                .as_bool()
-                .ok_or_else(|| self.wrong(key, value, "true or false"))
+            value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
         })
     }
 
     pub fn string(&self, key: &str) -> Result<Option<&'a str>> {
         self.get(key)
-            .map(|value| {
-                value
-                    .as_str()
-                    .ok_or_else(|| self.wrong(key, value, "a string"))
-            })
+            .map(|value| value.as_str().ok_or_else(|| self.wrong(key, value, "a string")))
             .transpose()
     }
 

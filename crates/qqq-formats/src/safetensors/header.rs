@@ -35,10 +35,7 @@ enum Value {
 
 /// Reads and checks the header of a whole file. The cost does not depend on the size of the tensors.
 pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
-    let malformed = |reason: String| FormatError::Malformed {
-        path: path.into(),
-        reason,
-    };
+    let malformed = |reason: String| FormatError::Malformed { path: path.into(), reason };
 
     if file.starts_with(LFS_POINTER) {
         return Err(malformed(
@@ -65,8 +62,8 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
         )));
     };
 
-    let entries: UniqueEntries<Value> = serde_json::from_slice(header)
-        .map_err(|e| malformed(format!("the header is not valid: {e}")))?;
+    let entries: UniqueEntries<Value> =
+        serde_json::from_slice(header).map_err(|e| malformed(format!("the header is not valid: {e}")))?;
     let mut tensors = Vec::with_capacity(entries.0.len());
     for (name, value) in entries.0 {
         match value {
@@ -77,9 +74,7 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
                 let reason = serde_json::from_value::<HeaderEntry>(value)
                     .err()
                     .map_or_else(|| "not understood".into(), |e| e.to_string());
-                return Err(malformed(format!(
-                    "header entry of tensor {name:?}: {reason}"
-                )));
+                return Err(malformed(format!("header entry of tensor {name:?}: {reason}")));
             }
         }
     }
@@ -107,9 +102,7 @@ fn check_cover(tensors: &mut [(String, HeaderEntry)], data_len: usize) -> Result
     for (name, entry) in tensors.iter() {
         let (begin, end) = entry.data_offsets;
         if begin > end {
-            return Err(format!(
-                "tensor {name:?} ends at offset {end}, before its start {begin}"
-            ));
+            return Err(format!("tensor {name:?} ends at offset {end}, before its start {begin}"));
         }
         if end > data_len {
             return Err(format!(
@@ -156,10 +149,7 @@ fn check_cover(tensors: &mut [(String, HeaderEntry)], data_len: usize) -> Result
         last = Some(name);
     }
     if covered != data_len {
-        return Err(format!(
-            "{} bytes after the last tensor belong to no tensor",
-            data_len - covered
-        ));
+        return Err(format!("{} bytes after the last tensor belong to no tensor", data_len - covered));
     }
     Ok(())
 }

@@ -31,13 +31,7 @@ impl Shard {
         let mut file = File::create_new(&path)?;
         file.seek(SeekFrom::Start(RESERVED as u64))?;
         let header = json!({ "__metadata__": { "format": "pt" } }).to_string();
-        Ok(Self {
-            path,
-            file,
-            names: BTreeSet::new(),
-            header,
-            data_bytes: 0,
-        })
+        Ok(Self { path, file, names: BTreeSet::new(), header, data_bytes: 0 })
     }
 
     pub fn path(&self) -> &Path {
@@ -66,13 +60,7 @@ impl Shard {
         format!(",{}:{entry}", Value::from(name))
     }
 
-    pub fn add(
-        &mut self,
-        name: &str,
-        dtype: DType,
-        shape: &[usize],
-        bytes: &[u8],
-    ) -> io::Result<()> {
+    pub fn add(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: &[u8]) -> io::Result<()> {
         let entry = self.entry(name, dtype, shape, bytes.len() as u64);
         if 8 + self.header.len() + entry.len() > RESERVED {
             return Err(io::Error::new(

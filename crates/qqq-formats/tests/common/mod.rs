@@ -10,19 +10,11 @@ use serde_json::{Value, json};
 
 /// The golden vectors; `None` where they are not part of the checkout (an error in CI).
 pub fn golden() -> Option<PathBuf> {
-    let path = Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../../shared/golden"
-    ));
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/golden"));
     if path.is_dir() {
         return Some(path.into());
     }
-    assert_ne!(
-        std::env::var("CI").as_deref(),
-        Ok("true"),
-        "{} is missing",
-        path.display()
-    );
+    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{} is missing", path.display());
     println!("skipped: no golden vectors at {}", path.display());
     None
 }
@@ -33,10 +25,7 @@ pub fn safetensors(tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
     let mut data = Vec::new();
     for (name, dtype, shape, bytes) in tensors {
         let offsets = [data.len(), data.len() + bytes.len()];
-        header.insert(
-            (*name).into(),
-            json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}),
-        );
+        header.insert((*name).into(), json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
         data.extend_from_slice(bytes);
     }
     with_header(&Value::from(header).to_string(), &data)

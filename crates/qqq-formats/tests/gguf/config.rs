@@ -151,4 +151,4 @@ fn what_is_not_supported_is_refused() {
 }
 
 /// transformers' llama3 divisors of the frequencies 14 to 17, for width 64, base 500000 and factor 32.
-const LLAMA32_MIDDLE: [f32; 4] = [1.0, 1.651_329_2, 3.292_262_1, 9.666_729];
+const LLAMA32_MIDDLE: [f32; 4] = [1.0, 1.651_329_2, 3.292_262, 9.666_729];

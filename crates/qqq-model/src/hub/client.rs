@@ -56,16 +56,25 @@ impl Client {
         let set = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
         let mut options = options.clone();
         options.token = options.token.or_else(|| set("HF_TOKEN"));
-        options.offline |= set("HF_HUB_OFFLINE").is_some_and(|v| !["0", "false", "no", "off"].contains(&&*v.to_lowercase()));
+        options.offline |=
+            set("HF_HUB_OFFLINE").is_some_and(|v| !["0", "false", "no", "off"].contains(&&*v.to_lowercase()));
         // hf-hub gives up without a home directory; so say what it needs before it is asked.
         if set("HF_HOME").is_none() && set("HOME").is_none() && set("USERPROFILE").is_none() {
-            return Err(error("there is no home directory for the hub's cache; set HF_HOME to a directory".into()));
+            return Err(error(
+                "there is no home directory for the hub's cache; set HF_HOME to a directory".into(),
+            ));
         }
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| HUB.into());
         Self::new(Cache::from_env(), &endpoint, kind, repo, &options)
     }
 
-    pub fn new(cache: Cache, endpoint: &str, kind: RepoType, repo: &str, options: &HubOptions) -> Result<Self> {
+    pub fn new(
+        cache: Cache,
+        endpoint: &str,
+        kind: RepoType,
+        repo: &str,
+        options: &HubOptions,
+    ) -> Result<Self> {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         let token = options.token.clone().or_else(|| cache.token());
         let has_token = token.is_some();
@@ -85,7 +94,9 @@ impl Client {
         // It becomes part of paths in the cache and of addresses.
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
         if revision.is_empty() || !revision.chars().all(is_plain) || !is_inside(&revision) {
-            return Err(error(format!("{revision:?} is not a branch, tag or commit of a repository on the hub")));
+            return Err(error(format!(
+                "{revision:?} is not a branch, tag or commit of a repository on the hub"
+            )));
         }
         Ok(Self { cache, api, endpoint, repo: repo.into(), kind, revision, has_token })
     }
@@ -103,7 +114,8 @@ impl Client {
     pub fn incomplete(&self) -> String {
         match self.api {
             Some(_) => String::new(),
-            None => " in the cache; run once with network (without --offline and HF_HUB_OFFLINE) to fetch it".into(),
+            None => " in the cache; run once with network (without --offline and HF_HUB_OFFLINE) to fetch it"
+                .into(),
         }
     }
 
@@ -113,7 +125,10 @@ impl Client {
         let info = api.repo(self.at(&self.revision)).info().map_err(|e| self.explain(e, None))?;
         let commit = info.sha;
         if commit.is_empty() || !commit.chars().all(|c| c.is_ascii_alphanumeric()) {
-            return Err(error(format!("{} names the commit {commit:?} for {}, which makes no sense", self.endpoint, self.repo)));
+            return Err(error(format!(
+                "{} names the commit {commit:?} for {}, which makes no sense",
+                self.endpoint, self.repo
+            )));
         }
         let names = info.siblings.into_iter().map(|s| s.rfilename).filter(|n| is_inside(n)).collect();
         let directory = self.cache.repo(self.at(&commit)).pointer_path(&commit);
@@ -154,7 +169,11 @@ impl Client {
         }
         let Some(api) = self.api.as_ref().filter(|_| snapshot.has(name)) else {
             let similar: Vec<&str> = snapshot.names().filter(|n| same_extension(n, name)).collect();
-            let hint = if similar.is_empty() { String::new() } else { format!("; there are {}", similar.join(", ")) };
+            let hint = if similar.is_empty() {
+                String::new()
+            } else {
+                format!("; there are {}", similar.join(", "))
+            };
             return Err(error(format!("{} has no file {name}{}{hint}", self.repo, self.incomplete())));
         };
         // The commit rather than the branch: files of one model stay together when the branch moves.
@@ -166,7 +185,10 @@ impl Client {
         if self.api.is_none() {
             return Ok(());
         }
-        self.cache.repo(self.at(&self.revision)).create_ref(&snapshot.commit).map_err(|e| self.cache_trouble(&e))
+        self.cache
+            .repo(self.at(&self.revision))
+            .create_ref(&snapshot.commit)
+            .map_err(|e| self.cache_trouble(&e))
     }
 
     fn cache_trouble(&self, e: &std::io::Error) -> ModelError {
@@ -223,7 +245,9 @@ impl Client {
                  revision on {page}"
             ),
             ureq::Error::StatusCode(429) => {
-                format!("{what}: {endpoint} limits the rate of requests (429); wait a few minutes, or {token}")
+                format!(
+                    "{what}: {endpoint} limits the rate of requests (429); wait a few minutes, or {token}"
+                )
             }
             ureq::Error::StatusCode(status) => {
                 format!("{what}: {endpoint} answers with HTTP status {status}; try again later")
@@ -238,7 +262,9 @@ impl Client {
 
 /// Whether a path stays within the directory it is joined to.
 fn is_inside(path: &str) -> bool {
-    !path.is_empty() && !path.contains('\\') && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
+    !path.is_empty()
+        && !path.contains('\\')
+        && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
 }
 
 fn same_extension(a: &str, b: &str) -> bool {

@@ -14,7 +14,8 @@ const DESCRIPTIONS: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "sta
 pub(super) fn files(client: &Client, part: Option<&str>) -> Result<Vec<PathBuf>> {
     let snapshot = client.snapshot()?;
     let names: Vec<&str> = snapshot.names().collect();
-    let chosen = choose(&names, part).map_err(|reason| error(format!("data set {}: {reason}", client.id())))?;
+    let chosen =
+        choose(&names, part).map_err(|reason| error(format!("data set {}: {reason}", client.id())))?;
     let path = client.file(&snapshot, chosen)?;
     client.remember(&snapshot)?;
     Ok(vec![path])
@@ -23,7 +24,9 @@ pub(super) fn files(client: &Client, part: Option<&str>) -> Result<Vec<PathBuf>>
 /// The file to take; else a sentence that says why there is none.
 pub(super) fn choose<'a>(names: &[&'a str], part: Option<&str>) -> Result<&'a str, String> {
     let (config, split) = match part.map(|p| p.split_once('/').unwrap_or((p, ""))) {
-        Some((config, split)) => (Some(config).filter(|c| !c.is_empty()), Some(split).filter(|s| !s.is_empty())),
+        Some((config, split)) => {
+            (Some(config).filter(|c| !c.is_empty()), Some(split).filter(|s| !s.is_empty()))
+        }
         None => (None, None),
     };
     let readable = |name: &str| {
@@ -33,7 +36,9 @@ pub(super) fn choose<'a>(names: &[&'a str], part: Option<&str>) -> Result<&'a st
     };
     let mut files: Vec<&str> = names.iter().copied().filter(|n| readable(n)).collect();
     if files.is_empty() {
-        let packed = names.iter().find(|n| [".gz", ".zst", ".zip", ".tar", ".xz", ".arrow"].iter().any(|e| n.ends_with(e)));
+        let packed = names
+            .iter()
+            .find(|n| [".gz", ".zst", ".zip", ".tar", ".xz", ".arrow"].iter().any(|e| n.ends_with(e)));
         return Err(match packed {
             Some(file) => format!("it has no parquet, jsonl, json or txt files ({file} would have to be unpacked); \
                 download and unpack it, and name the local file"),
@@ -48,10 +53,13 @@ pub(super) fn choose<'a>(names: &[&'a str], part: Option<&str>) -> Result<&'a st
             return Err(format!("it has no configuration {config:?}; its files are {all}"));
         }
     }
-    let of_split: Vec<&str> = files.iter().copied().filter(|n| in_split(n, split.unwrap_or("train"))).collect();
+    let of_split: Vec<&str> =
+        files.iter().copied().filter(|n| in_split(n, split.unwrap_or("train"))).collect();
     match (of_split.is_empty(), split) {
         (false, _) => files = of_split,
-        (true, Some(split)) => return Err(format!("it has no split {split:?}; its files are {}", listed(&files))),
+        (true, Some(split)) => {
+            return Err(format!("it has no split {split:?}; its files are {}", listed(&files)));
+        }
         (true, None) if files.len() == 1 => {}
         (true, None) => {
             return Err(format!(
@@ -63,7 +71,8 @@ pub(super) fn choose<'a>(names: &[&'a str], part: Option<&str>) -> Result<&'a st
     let best = EXTENSIONS.iter().find(|e| files.iter().any(|n| n.ends_with(*e))).copied().unwrap_or_default();
     files.retain(|n| n.ends_with(best));
     if config.is_none() {
-        let directories: BTreeSet<&str> = files.iter().map(|n| n.rsplit_once('/').map_or("", |(d, _)| d)).collect();
+        let directories: BTreeSet<&str> =
+            files.iter().map(|n| n.rsplit_once('/').map_or("", |(d, _)| d)).collect();
         if directories.len() > 1 {
             return Err(format!(
                 "it has several configurations; name one after a colon (owner/name:config); their directories are {}",

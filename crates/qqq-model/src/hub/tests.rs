@@ -31,7 +31,10 @@ impl Hub {
             ("config.json", "{}"),
             ("tokenizer.json", "tok"),
             ("README.md", "not fetched"),
-            ("model.safetensors.index.json", r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#),
+            (
+                "model.safetensors.index.json",
+                r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#,
+            ),
             ("model-1.safetensors", "one"),
             ("model-2.safetensors", "two"),
             ("consolidated.safetensors", "not fetched"),
@@ -40,11 +43,24 @@ impl Hub {
         let mut repos = Repos::new();
         repos.insert("models/owner/sharded@main".into(), (MAIN, weights));
         repos.insert("models/owner/sharded@v1.0".into(), (OLD, old));
-        repos.insert("models/owner/ggufs@main".into(), (MAIN, vec![("m.Q4_0.gguf", "4"), ("m.Q8_0.gguf", "8")]));
-        repos.insert("models/owner/pickle@main".into(), (MAIN, vec![("config.json", "{}"), ("pytorch_model.bin", "x")]));
+        repos.insert(
+            "models/owner/ggufs@main".into(),
+            (MAIN, vec![("m.Q4_0.gguf", "4"), ("m.Q8_0.gguf", "8")]),
+        );
+        repos.insert(
+            "models/owner/pickle@main".into(),
+            (MAIN, vec![("config.json", "{}"), ("pytorch_model.bin", "x")]),
+        );
         repos.insert(
             "datasets/owner/texts@main".into(),
-            (MAIN, vec![("data/train-00000-of-00002.parquet", "p0"), ("data/train-00001-of-00002.parquet", "p1"), ("data/test-00000-of-00001.parquet", "t")]),
+            (
+                MAIN,
+                vec![
+                    ("data/train-00000-of-00002.parquet", "p0"),
+                    ("data/train-00001-of-00002.parquet", "p1"),
+                    ("data/test-00000-of-00001.parquet", "t"),
+                ],
+            ),
         );
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -97,7 +113,10 @@ fn answer(stream: TcpStream, repos: &Repos, seen: &Mutex<Vec<(String, String)>>)
     }
     seen.lock().unwrap().push((path.clone(), token.clone()));
     let reply = |status: &str, headers: &str, body: &str| {
-        let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
+        let head = format!(
+            "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
+            body.len()
+        );
         let _ = (&stream).write_all((head + body).as_bytes());
     };
     if path.contains("owner/private") && token != "Bearer secret" {
@@ -120,7 +139,8 @@ fn answer(stream: TcpStream, repos: &Repos, seen: &Mutex<Vec<(String, String)>>)
     let (repo, rest) = path.trim_start_matches('/').split_once("/resolve/").unwrap();
     let (revision, file) = rest.split_once('/').unwrap();
     let repo = if repo.starts_with("datasets/") { repo.to_owned() } else { format!("models/{repo}") };
-    let found = repos.iter().find(|(key, (commit, _))| key.starts_with(&format!("{repo}@")) && *commit == revision);
+    let found =
+        repos.iter().find(|(key, (commit, _))| key.starts_with(&format!("{repo}@")) && *commit == revision);
     let body = found.and_then(|(_, (_, files))| files.iter().find(|(name, _)| *name == file));
     let Some((_, body)) = body else { return reply("404 Not Found", "", "") };
     let part = &body[start..end.map_or(body.len(), |e| (e + 1).min(body.len()))];
@@ -154,7 +174,13 @@ fn a_sharded_model_is_fetched_once_and_found_offline() {
     let dir = hub.model(cache.path(), "owner/sharded", None, &options()).unwrap();
     assert_eq!(
         names(&dir),
-        ["config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+        [
+            "config.json",
+            "model-1.safetensors",
+            "model-2.safetensors",
+            "model.safetensors.index.json",
+            "tokenizer.json"
+        ]
     );
     assert_eq!(std::fs::read_to_string(dir.join("model-2.safetensors")).unwrap(), "two");
 
@@ -178,12 +204,20 @@ fn a_revision_is_a_model_of_its_own() {
     let dir = hub.model(cache.path(), "owner/sharded", None, &v1).unwrap();
     assert_eq!(std::fs::read_to_string(dir.join("model.safetensors")).unwrap(), "old weights");
     assert!(hub.model(cache.path(), "owner/sharded", None, &offline()).is_err(), "main was never fetched");
-    let e = hub.model(cache.path(), "owner/sharded", None, &HubOptions { revision: Some("v9".into()), ..options() });
+    let e = hub.model(
+        cache.path(),
+        "owner/sharded",
+        None,
+        &HubOptions { revision: Some("v9".into()), ..options() },
+    );
     let e = e.unwrap_err().to_string();
     assert!(e.contains("404") && e.contains("revision v9"), "{e}");
     for bad in ["../../x", "", "a b", "/root"] {
         let options = HubOptions { revision: Some(bad.into()), ..offline() };
-        assert!(Client::new(Cache::new("x".into()), "http://x", RepoType::Model, "a/b", &options).is_err(), "{bad:?}");
+        assert!(
+            Client::new(Cache::new("x".into()), "http://x", RepoType::Model, "a/b", &options).is_err(),
+            "{bad:?}"
+        );
     }
 }
 
@@ -204,7 +238,8 @@ fn a_gguf_file_is_named_after_a_colon() {
 #[test]
 fn refusals_say_what_to_do() {
     let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
-    let message = |repo: &str, o: &HubOptions| hub.model(cache.path(), repo, None, o).unwrap_err().to_string();
+    let message =
+        |repo: &str, o: &HubOptions| hub.model(cache.path(), repo, None, o).unwrap_err().to_string();
     let e = message("owner/private", &options());
     assert!(e.contains("401") && e.contains("mistyped") && e.contains("--token"), "{e}");
     let e = message("owner/gated", &HubOptions { token: Some("secret".into()), ..options() });
@@ -221,7 +256,8 @@ fn refusals_say_what_to_do() {
     // A port on which nobody listens: bound, then released.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let endpoint = format!("http://{port}");
-    let client = Client::new(Cache::new(cache.path().into()), &endpoint, RepoType::Model, "a/b", &options()).unwrap();
+    let client =
+        Client::new(Cache::new(cache.path().into()), &endpoint, RepoType::Model, "a/b", &options()).unwrap();
     let e = model_files(&client, None).unwrap_err().to_string();
     assert!(e.contains("cannot reach") && e.contains("--offline"), "{e}");
 }
@@ -280,7 +316,9 @@ fn files_of_data_sets_are_chosen_by_configuration_split_and_kind() {
 fn paths_and_ids() {
     assert_eq!(parse_id("Qwen/Qwen2.5-0.5B"), Some(("Qwen/Qwen2.5-0.5B", None)));
     assert_eq!(parse_id("a/b:c/d.gguf"), Some(("a/b", Some("c/d.gguf"))));
-    for bad in ["", "gpt2", "./model", "../a", "/model", "a/b/c", "~/model", "models/x.gguf", "a/b c", "a/", "a/b:"] {
+    for bad in
+        ["", "gpt2", "./model", "../a", "/model", "a/b/c", "~/model", "models/x.gguf", "a/b c", "a/", "a/b:"]
+    {
         assert_eq!(parse_id(bad), None, "{bad:?}");
     }
     let dir = tempfile::tempdir().unwrap();

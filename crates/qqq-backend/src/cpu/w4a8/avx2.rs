@@ -84,21 +84,24 @@ unsafe fn run<D: Dot>(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
     let steps = gemm.weight.in_features / 16;
     // Written in whole chunks.
     let mut weights = vec![Line([0; 64]); steps.next_multiple_of(2) * LINES];
-    // SAFETY (all calls): passed on to the caller.
     for block in blocks {
+        // SAFETY: passed on to the caller.
         unsafe { expand::<D>(gemm, block, &mut weights) };
         let mut row = rows.start;
         while row < rows.end {
             let count = (rows.end - row).min(TILE_ROWS);
-            match (count, groups) {
-                (1, true) => unsafe { tile::<D, 1, false>(gemm, block, row, &weights, offset) },
-                (2, true) => unsafe { tile::<D, 2, false>(gemm, block, row, &weights, offset) },
-                (3, true) => unsafe { tile::<D, 3, false>(gemm, block, row, &weights, offset) },
-                (_, true) => unsafe { tile::<D, TILE_ROWS, false>(gemm, block, row, &weights, offset) },
-                (1, false) => unsafe { tile::<D, 1, true>(gemm, block, row, &weights, offset) },
-                (2, false) => unsafe { tile::<D, 2, true>(gemm, block, row, &weights, offset) },
-                (3, false) => unsafe { tile::<D, 3, true>(gemm, block, row, &weights, offset) },
-                (_, false) => unsafe { tile::<D, TILE_ROWS, true>(gemm, block, row, &weights, offset) },
+            // SAFETY: passed on to the caller.
+            unsafe {
+                match (count, groups) {
+                    (1, true) => tile::<D, 1, false>(gemm, block, row, &weights, offset),
+                    (2, true) => tile::<D, 2, false>(gemm, block, row, &weights, offset),
+                    (3, true) => tile::<D, 3, false>(gemm, block, row, &weights, offset),
+                    (_, true) => tile::<D, TILE_ROWS, false>(gemm, block, row, &weights, offset),
+                    (1, false) => tile::<D, 1, true>(gemm, block, row, &weights, offset),
+                    (2, false) => tile::<D, 2, true>(gemm, block, row, &weights, offset),
+                    (3, false) => tile::<D, 3, true>(gemm, block, row, &weights, offset),
+                    (_, false) => tile::<D, TILE_ROWS, true>(gemm, block, row, &weights, offset),
+                }
             }
             row += count;
         }

@@ -30,19 +30,21 @@ thread_local! {
 /// The machine has the instructions; parts that run at the same time do not overlap.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) unsafe fn run(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
-    // SAFETY (all calls): passed on to the caller.
     if rows.len() <= gemm.weight.skinny_rows() {
-        let passes = rows.len().div_ceil(TILE_ROWS).max(1);
+        let passes = rows.len().div_ceil(TILE_ROWS);
         for block in blocks {
             for rows in split(rows.clone(), passes) {
-                match rows.len() {
-                    0 => (),
-                    1 => unsafe { skinny::<1>(gemm, block, rows.start) },
-                    2 => unsafe { skinny::<2>(gemm, block, rows.start) },
-                    3 => unsafe { skinny::<3>(gemm, block, rows.start) },
-                    4 => unsafe { skinny::<4>(gemm, block, rows.start) },
-                    5 => unsafe { skinny::<5>(gemm, block, rows.start) },
-                    _ => unsafe { skinny::<TILE_ROWS>(gemm, block, rows.start) },
+                let row = rows.start;
+                // SAFETY: passed on to the caller.
+                unsafe {
+                    match rows.len() {
+                        1 => skinny::<1>(gemm, block, row),
+                        2 => skinny::<2>(gemm, block, row),
+                        3 => skinny::<3>(gemm, block, row),
+                        4 => skinny::<4>(gemm, block, row),
+                        5 => skinny::<5>(gemm, block, row),
+                        _ => skinny::<TILE_ROWS>(gemm, block, row),
+                    }
                 }
             }
         }
@@ -51,12 +53,16 @@ pub(super) unsafe fn run(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) 
     let mut panel = PANEL.take();
     let mut block = blocks.start;
     while block < blocks.end {
-        let count = if blocks.end - block >= PANEL_BLOCKS { PANEL_BLOCKS } else { 1 };
-        match count {
-            PANEL_BLOCKS => unsafe { run_panel::<PANEL_BLOCKS>(gemm, block, rows.clone(), &mut panel) },
-            _ => unsafe { run_panel::<1>(gemm, block, rows.clone(), &mut panel) },
+        // SAFETY: passed on to the caller.
+        unsafe {
+            if blocks.end - block >= PANEL_BLOCKS {
+                run_panel::<PANEL_BLOCKS>(gemm, block, rows.clone(), &mut panel);
+                block += PANEL_BLOCKS;
+            } else {
+                run_panel::<1>(gemm, block, rows.clone(), &mut panel);
+                block += 1;
+            }
         }
-        block += count;
     }
     PANEL.set(panel);
 }
@@ -135,16 +141,16 @@ unsafe fn skinny<const R: usize>(gemm: &Gemm, block: usize, row: usize) {
     let chunks = gemm.weight.block(block).as_chunks::<LINES>().0;
     let a = gemm.a.codes[row * k..(row + R) * k].as_ptr();
     let mut acc = [[_mm512_setzero_si512(); LINES]; R];
-    // SAFETY (all calls): `a` has R rows of k codes, of which a chunk takes CHUNK or, the last one, what is left.
     match gemm.weight.block_groups(block) {
         None => {
             for (i, chunk) in chunks[..k / CHUNK].iter().enumerate() {
+                // SAFETY: `a` has R rows of k codes, and every chunk but a last half one takes CHUNK.
                 unsafe { multiply::<R>(&mut acc, chunk, a.add(i * CHUNK), k, PerChannel) };
             }
             if !k.is_multiple_of(CHUNK) {
-                unsafe {
-                    multiply_half::<R>(&mut acc, low(&chunks[k / CHUNK], PerChannel), a.add(k - CHUNK / 2), k)
-                };
+                let weights = low(&chunks[k / CHUNK], PerChannel);
+                // SAFETY: the last half chunk takes the last codes of the R rows.
+                unsafe { multiply_half::<R>(&mut acc, weights, a.add(k - CHUNK / 2), k) };
             }
         }
         Some((size, scales)) => {
@@ -152,9 +158,9 @@ unsafe fn skinny<const R: usize>(gemm: &Gemm, block: usize, row: usize) {
             for (group, (chunks, scales)) in chunks.chunks_exact(per_group).zip(scales).enumerate() {
                 let tables = tables(scales);
                 for (i, chunk) in chunks.iter().enumerate() {
-                    unsafe {
-                        multiply::<R>(&mut acc, chunk, a.add((group * per_group + i) * CHUNK), k, tables)
-                    };
+                    let start = (group * per_group + i) * CHUNK;
+                    // SAFETY: `a` has R rows of k codes, and k is a multiple of the group size.
+                    unsafe { multiply::<R>(&mut acc, chunk, a.add(start), k, tables) };
                 }
             }
         }
@@ -304,15 +310,17 @@ unsafe fn run_panel<const C: usize>(gemm: &Gemm, block: usize, rows: Range<usize
         expand(gemm, block + c, &mut panel[c..], C);
     }
     for rows in split(rows.clone(), rows.len().div_ceil(TILE_ROWS)) {
-        // SAFETY (all calls): passed on to the caller; the panel has k / 4 steps of C lines.
-        match rows.len() {
-            0 => (),
-            1 => unsafe { tile::<1, C>(gemm, block, rows.start, panel) },
-            2 => unsafe { tile::<2, C>(gemm, block, rows.start, panel) },
-            3 => unsafe { tile::<3, C>(gemm, block, rows.start, panel) },
-            4 => unsafe { tile::<4, C>(gemm, block, rows.start, panel) },
-            5 => unsafe { tile::<5, C>(gemm, block, rows.start, panel) },
-            _ => unsafe { tile::<TILE_ROWS, C>(gemm, block, rows.start, panel) },
+        let row = rows.start;
+        // SAFETY: passed on to the caller; the panel has k / 4 steps of C lines.
+        unsafe {
+            match rows.len() {
+                1 => tile::<1, C>(gemm, block, row, panel),
+                2 => tile::<2, C>(gemm, block, row, panel),
+                3 => tile::<3, C>(gemm, block, row, panel),
+                4 => tile::<4, C>(gemm, block, row, panel),
+                5 => tile::<5, C>(gemm, block, row, panel),
+                _ => tile::<TILE_ROWS, C>(gemm, block, row, panel),
+            }
         }
     }
 }

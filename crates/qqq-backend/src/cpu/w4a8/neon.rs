@@ -29,12 +29,14 @@ pub(super) unsafe fn run(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) 
         let mut row = rows.start;
         while row < rows.end {
             let count = (rows.end - row).min(TILE_ROWS);
-            // SAFETY (all calls): passed on to the caller.
-            match count {
-                1 => unsafe { tile::<1>(gemm, block, row, &weights[..steps]) },
-                2 => unsafe { tile::<2>(gemm, block, row, &weights[..steps]) },
-                3 => unsafe { tile::<3>(gemm, block, row, &weights[..steps]) },
-                _ => unsafe { tile::<TILE_ROWS>(gemm, block, row, &weights[..steps]) },
+            // SAFETY: passed on to the caller.
+            unsafe {
+                match count {
+                    1 => tile::<1>(gemm, block, row, &weights[..steps]),
+                    2 => tile::<2>(gemm, block, row, &weights[..steps]),
+                    3 => tile::<3>(gemm, block, row, &weights[..steps]),
+                    _ => tile::<TILE_ROWS>(gemm, block, row, &weights[..steps]),
+                }
             }
             row += count;
         }

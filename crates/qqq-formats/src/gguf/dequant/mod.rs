@@ -11,9 +11,12 @@ use half::f16;
 
 use super::GgmlType;
 
+/// Reads whole blocks and writes their values.
+type Kernel = fn(&[u8], &mut [f32]);
+
 impl GgmlType {
     /// The kernel of this type: reads `out.len() / block()` blocks, `None` if there is none.
-    fn kernel(self) -> Option<fn(&[u8], &mut [f32])> {
+    fn kernel(self) -> Option<Kernel> {
         Some(match self.name() {
             "Q4_0" => legacy::q4_0,
             "Q4_1" => legacy::q4_1,
