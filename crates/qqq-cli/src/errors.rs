@@ -185,8 +185,9 @@ mod tests {
     #[test]
     fn causes_are_joined_once_and_on_one_line() {
         let cause = io::Error::new(io::ErrorKind::NotFound, "no such\nfile");
-        let error = anyhow::Error::from(ModelError::Format(FormatError::Io { path: "a/b".into(), source: cause }))
-            .context("loading the baseline");
+        let error =
+            anyhow::Error::from(ModelError::Format(FormatError::Io { path: "a/b".into(), source: cause }))
+                .context("loading the baseline");
         let failure = Failure::of(&error);
         assert_eq!(failure.message, "loading the baseline: a/b: no such file");
         assert_eq!(failure.exit_code, BAD_INPUT);
@@ -202,7 +203,8 @@ mod tests {
         assert_eq!(code(QuantError::Model(FormatError::Layout("x".into()).into()).into()), BAD_INPUT);
         assert_eq!(code(anyhow::anyhow!("anything")), FAILED);
         let full = || io::Error::from(io::ErrorKind::StorageFull);
-        let error = anyhow::Error::from(QuantError::Format(FormatError::Io { path: "out".into(), source: full() }));
+        let error =
+            anyhow::Error::from(QuantError::Format(FormatError::Io { path: "out".into(), source: full() }));
         assert_eq!(Failure::of(&error).exit_code, FAILED);
         assert!(Failure::of(&error).hint.unwrap().contains("space"));
     }

@@ -6,7 +6,10 @@ use anyhow::Context;
 use clap::builder::FalseyValueParser;
 use qqq_backend::CpuBackend;
 use qqq_formats::Checkpoint;
-use qqq_model::{Decoder, Tokenizer, hub::{self, HubOptions}};
+use qqq_model::{
+    Decoder, Tokenizer,
+    hub::{self, HubOptions},
+};
 
 use crate::errors::bad_input_hint;
 
@@ -51,7 +54,8 @@ pub fn open(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     if path.exists() {
         return Ok(Checkpoint::open(path)?);
     }
-    let hub_id = !path.is_absolute() && !spec.starts_with('.') && !spec.ends_with('/') && spec.split('/').count() == 2;
+    let hub_id =
+        !path.is_absolute() && !spec.starts_with('.') && !spec.ends_with('/') && spec.split('/').count() == 2;
     if !hub_id {
         return Err(bad_input_hint(format!("{spec}: no such file or directory"), MODEL_HINT));
     }
@@ -59,7 +63,8 @@ pub fn open(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     Ok(Checkpoint::open(&path)?)
 }
 
-const MODEL_HINT: &str = "a model is a directory with config.json and safetensors, a .gguf file, or owner/name on the hub";
+const MODEL_HINT: &str =
+    "a model is a directory with config.json and safetensors, a .gguf file, or owner/name on the hub";
 
 /// Finds a model and loads it whole.
 pub fn load(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
@@ -75,8 +80,9 @@ pub fn load(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
 
 /// Reads a text file.
 pub fn read_text(path: &Path) -> anyhow::Result<String> {
-    let bytes = std::fs::read(path)
-        .map_err(|e| crate::errors::bad_input(format!("cannot read the text file {}: {e}", path.display())))?;
+    let bytes = std::fs::read(path).map_err(|e| {
+        crate::errors::bad_input(format!("cannot read the text file {}: {e}", path.display()))
+    })?;
     String::from_utf8(bytes).map_err(|e| {
         bad_input_hint(
             format!("{} is not UTF-8 text (byte {})", path.display(), e.utf8_error().valid_up_to()),

@@ -10,19 +10,19 @@ use crate::errors::bad_input;
 pub struct SamplingArgs {
     /// 0 takes the likeliest token each time; 1 samples from the model's own distribution; higher is wilder
     /// [default: 0 for generate, 0.7 for chat]
-    #[arg(long, value_name = "T")]
+    #[arg(long, allow_negative_numbers = true, value_name = "T")]
     pub temperature: Option<f32>,
     /// Sample among the K likeliest tokens only; 0: all
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
     /// Sample among the likeliest tokens that together have probability P; 1: all
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 1.0)]
     pub top_p: f32,
     /// Drop tokens less likely than P times the likeliest; 0: none
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 0.0)]
     pub min_p: f32,
     /// Divide positive (multiply negative) logits of tokens that have occurred by this; 1: none
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "R", default_value_t = 1.0)]
     pub repetition_penalty: f32,
     /// Seed of the sampling: the same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -112,7 +112,7 @@ fn damaged_config() {
 
 #[test]
 fn tokenizer_of_another_model() {
-    refused(|m| m.tokenizer["added_tokens"][1]["id"] = json!(5000), |_| {}, "tokenizer");
+    refused(|m| m.tokenizer["model"]["vocab"]["z"] = json!(5000), |_| {}, "5000");
     refused(|_| {}, |dir| fs::remove_file(dir.join("tokenizer.json")).unwrap(), "tokenizer");
     refused(|_| {}, |dir| fs::write(dir.join("tokenizer.json"), "[]").unwrap(), "tokenizer");
 }
@@ -152,12 +152,14 @@ fn recipes_that_do_not_fit() {
     let run = |rest: &str| place.run(&format!("{QUANTIZE} {rest}"));
     // k and v have 32 output channels.
     run("--format qqq --group-size channel").failure(2, "qqq format");
-    run("--damping=-1").failure(2, "damping");
+    run("--damping -1").failure(2, "damping");
     run("--group-size 48").failure(2, "48");
     run("--windows 0").failure(2, "windows");
     assert_eq!(place.names(), ["model", "text.txt"]);
     place.quantize("done", "");
-    place.run("quantize done -o again --calibration text.txt --windows 2 --window 64").failure(2, "quantized already");
+    place
+        .run("quantize done -o again --calibration text.txt --windows 2 --window 64")
+        .failure(2, "quantized already");
 }
 
 #[test]

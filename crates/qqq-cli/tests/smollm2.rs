@@ -16,7 +16,8 @@ fn smollm2_from_end_to_end() {
     assert_eq!(inspected["layers"], 30);
     assert_eq!(inspected["totals"]["block_linear_parameters"], 106_168_320u64);
 
-    let quantized = json(format!("quantize {model} -o out --calibration self --windows 4 --window 256 --json"));
+    let quantized =
+        json(format!("quantize {model} -o out --calibration self --windows 4 --window 256 --json"));
     assert_eq!(quantized["report"]["layers"].as_array().unwrap().len() % 30, 0);
     let inspected = json("inspect out --json".into());
     let bits = inspected["totals"]["block_linear_bits_per_weight"].as_f64().unwrap();

@@ -131,11 +131,11 @@ fn end_tokens_callbacks_and_the_context_end_a_sequence() {
     let first = free.iter().position(|id| *id == end).unwrap();
 
     let stopping = GenerateOptions { eos: vec![end], ..options(16) };
-    let g = generate(&decoder, &[prompt.clone()], &stopping, &mut |_, _| true).unwrap().remove(0);
+    let g = generate(&decoder, std::slice::from_ref(&prompt), &stopping, &mut |_, _| true).unwrap().remove(0);
     assert_eq!((g.finish, g.tokens.as_slice()), (FinishReason::Stop, &free[..first]));
 
     let mut left = 3;
-    let g = generate(&decoder, &[prompt.clone()], &options(16), &mut |_, _| {
+    let g = generate(&decoder, std::slice::from_ref(&prompt), &options(16), &mut |_, _| {
         left -= 1;
         left > 0
     })

@@ -17,7 +17,9 @@ pub enum EvalError {
     #[error("{0}")]
     Mismatch(String),
     /// Logits that are NaN or infinite.
-    #[error("the logits after token {position} are not finite: the model's weights are damaged or overflow on this text")]
+    #[error(
+        "the logits after token {position} are not finite: the model's weights are damaged or overflow on this text"
+    )]
     NotFinite {
         /// Index in the text's tokens.
         position: usize,

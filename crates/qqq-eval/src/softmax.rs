@@ -63,8 +63,8 @@ fn sum2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
 /// The largest logit and `ln(sum(exp(x - max)))`.
 fn log_sum_exp(x: &[f32]) -> (f32, f64) {
     let max = max(x);
-    // The comparison inside `exp` would turn NaN into 0: add it back.
-    (max, sum2(x, x, |v, _| exp_not_positive(v - max) + (v - v)).ln())
+    // The comparison inside `exp` would turn NaN into 0: add it back (0 * v is 0 for every finite v).
+    (max, sum2(x, x, |v, _| exp_not_positive(v - max) + 0.0 * v).ln())
 }
 
 /// Negative log-likelihood of `target` under a row of logits, nats; not finite if a logit is not.

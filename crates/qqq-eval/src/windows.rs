@@ -56,7 +56,10 @@ impl WindowOptions {
     pub fn cut(&self, len: usize) -> Result<Vec<Window>> {
         let fail = |text: String| Err(EvalError::Windows(text));
         if self.window < 2 {
-            return fail(format!("a window has {} tokens, but nothing predicts the first: give at least 2", self.window));
+            return fail(format!(
+                "a window has {} tokens, but nothing predicts the first: give at least 2",
+                self.window
+            ));
         }
         if self.stride == 0 {
             return fail("the stride is 0 tokens: give at least 1".into());
@@ -69,7 +72,10 @@ impl WindowOptions {
             Scoring::SecondHalf => self.window / 2 + 1,
         };
         if first >= self.window {
-            return fail(format!("the second half of a window of {} tokens holds nothing to score", self.window));
+            return fail(format!(
+                "the second half of a window of {} tokens holds nothing to score",
+                self.window
+            ));
         }
         if len < self.window {
             return fail(format!(

@@ -83,7 +83,8 @@ fn log_probabilities(decoder: &Decoder<CpuBackend>, context: &[u32]) -> Vec<f64>
     let slot = decoder.backend.kv_add_slot(&mut kv);
     let hidden = decoder.hidden(context, &[Span { slot, start: 0, len: context.len() }], &mut kv).unwrap();
     let last = decoder.backend.select_rows(&hidden, &[context.len() - 1]);
-    let logits: Vec<f64> = decoder.backend.to_host(&decoder.logits(&last)).into_iter().map(f64::from).collect();
+    let logits: Vec<f64> =
+        decoder.backend.to_host(&decoder.logits(&last)).into_iter().map(f64::from).collect();
     let sum: f64 = logits.iter().map(|l| l.exp()).sum();
     logits.iter().map(|l| l - sum.ln()).collect()
 }
@@ -113,7 +114,8 @@ fn perplexity_is_what_the_definition_says() {
 #[test]
 fn second_halves_and_strides() {
     let (decoder, tokens) = (model(1, VOCAB, 0.3), text(40));
-    let options = WindowOptions { scoring: Scoring::SecondHalf, first_token: Some(3), ..WindowOptions::new(20) };
+    let options =
+        WindowOptions { scoring: Scoring::SecondHalf, first_token: Some(3), ..WindowOptions::new(20) };
     let nll = |context: &[u32], target: u32| -log_probabilities(&decoder, context)[target as usize];
     let mut sum = 0.0;
     for window in tokens.chunks_exact(20) {
@@ -136,7 +138,8 @@ fn second_halves_and_strides() {
 
 #[test]
 fn an_indifferent_model_has_the_perplexity_of_its_vocabulary() {
-    let report = perplexity(&model(2, VOCAB, 0.0), &text(100), &WindowOptions::new(32), &mut |_, _| true).unwrap();
+    let report =
+        perplexity(&model(2, VOCAB, 0.0), &text(100), &WindowOptions::new(32), &mut |_, _| true).unwrap();
     close(report.perplexity, VOCAB as f64, 1e-9);
     assert!(report.standard_error.unwrap() < 1e-6);
 }
@@ -176,7 +179,8 @@ fn a_model_does_not_differ_from_itself() {
 #[test]
 fn refusals() {
     let (p, tokens) = (model(1, VOCAB, 0.3), text(100));
-    let go = |tokens: &[u32], window: usize| perplexity(&p, tokens, &WindowOptions::new(window), &mut |_, _| true);
+    let go =
+        |tokens: &[u32], window: usize| perplexity(&p, tokens, &WindowOptions::new(window), &mut |_, _| true);
     assert!(matches!(go(&tokens, 65), Err(EvalError::Model(_))), "a window beyond the context");
     assert!(matches!(go(&tokens[..10], 11), Err(EvalError::Windows(_))));
     assert!(matches!(go(&[1, 2, VOCAB as u32, 4], 2), Err(EvalError::Mismatch(_))));

@@ -42,15 +42,10 @@ impl ChatTemplate {
     /// A template that is no valid Jinja, or several of which none is called `default`.
     pub fn load(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let source = match &checkpoint.gguf {
-            Some(file) => file
-                .metadata()
-                .string("tokenizer.chat_template")?
-                .map(str::to_owned),
+            Some(file) => file.metadata().string("tokenizer.chat_template")?.map(str::to_owned),
             None => directory_template(&checkpoint.path)?,
         };
-        source
-            .map(|s| Self::new(&s, tokenizer.special_tokens()))
-            .transpose()
+        source.map(|s| Self::new(&s, tokenizer.special_tokens())).transpose()
     }
 
     /// A template from its source.
@@ -59,32 +54,21 @@ impl ChatTemplate {
     /// It is no valid Jinja.
     pub fn new(source: &str, special: &SpecialTokens) -> Result<Self> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| ModelError::ChatTemplate(describe(&e)))?);
         environment.set_unknown_method_callback(pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<String, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
+        environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
         environment.add_function("strftime_now", |format: &str| {
-            let now = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_secs());
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
             strftime(format, now)
         });
         environment
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|e| ModelError::ChatTemplate(describe(&e)))?;
-        Ok(ChatTemplate {
-            environment,
-            special: special.clone(),
-        })
+        Ok(ChatTemplate { environment, special: special.clone() })
     }
 
     /// The prompt for a conversation.
@@ -132,15 +116,10 @@ fn directory_template(dir: &std::path::Path) -> Result<Option<String>> {
 
 /// The template called `default` of a list of `{"name": ..., "template": ...}`.
 fn named_template(list: &[serde_json::Value], file: &str) -> Result<String> {
-    let default = list
-        .iter()
-        .find(|t| t["name"] == "default")
-        .and_then(|t| t["template"].as_str());
+    let default = list.iter().find(|t| t["name"] == "default").and_then(|t| t["template"].as_str());
     default.map(str::to_owned).ok_or_else(|| {
         let names: Vec<_> = list.iter().filter_map(|t| t["name"].as_str()).collect();
-        ModelError::ChatTemplate(format!(
-            "{file} has templates {names:?}, but none called \"default\""
-        ))
+        ModelError::ChatTemplate(format!("{file} has templates {names:?}, but none called \"default\""))
     })
 }
 
@@ -169,9 +148,7 @@ fn without_generation_tags(source: &str) -> String {
 
 /// An error with its causes and the template's line.
 fn describe(e: &Error) -> String {
-    let mut text = e
-        .detail()
-        .map_or_else(|| e.kind().to_string(), str::to_owned);
+    let mut text = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
     if let Some(line) = e.line() {
         text.push_str(&format!(" (line {line} of the template)"));
     }
@@ -187,10 +164,7 @@ fn describe(e: &Error) -> String {
 fn to_json(value: Value, args: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = args.get("indent")?;
     if args.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false) {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "tojson(ensure_ascii=true) is not supported",
-        ));
+        return Err(Error::new(ErrorKind::InvalidOperation, "tojson(ensure_ascii=true) is not supported"));
     }
     args.assert_all_used()?;
     let mut out = Vec::new();
@@ -198,19 +172,13 @@ fn to_json(value: Value, args: Kwargs) -> Result<Value, Error> {
         Some(n) => {
             let indent = " ".repeat(n);
             let pretty = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(
-                &mut out, pretty,
-            ))
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, pretty))
         }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(
-            &mut out, Spaced,
-        )),
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)),
     };
-    let text = written
-        .map_err(|e| e.to_string())
-        .and_then(|()| String::from_utf8(out).map_err(|e| e.to_string()));
-    text.map(Value::from_safe_string)
-        .map_err(|e| Error::new(ErrorKind::BadSerialization, e))
+    let text =
+        written.map_err(|e| e.to_string()).and_then(|()| String::from_utf8(out).map_err(|e| e.to_string()));
+    text.map(Value::from_safe_string).map_err(|e| Error::new(ErrorKind::BadSerialization, e))
 }
 
 /// Python's separators: `, ` and `: `.
@@ -254,15 +222,7 @@ fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
         "November",
         "December",
     ];
-    const DAYS: [&str; 7] = [
-        "Thursday",
-        "Friday",
-        "Saturday",
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
     let (days, time) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
@@ -313,11 +273,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let in_year = in_cycle - (365 * year + year / 4 - year / 100);
     let march_month = (5 * in_year + 2) / 153;
     let day = in_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 {
-        march_month + 3
-    } else {
-        march_month - 9
-    };
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     (cycle * 400 + year + u64::from(month <= 2), month, day)
 }
 
@@ -330,23 +286,11 @@ mod tests {
         // datetime.fromtimestamp(n, timezone.utc).strftime(...)
         for (seconds, expected) in [
             (0, "Thursday Thu 01 January Jan 1970 70-01 00:00:00 12 AM"),
-            (
-                951_782_400,
-                "Tuesday Tue 29 February Feb 2000 00-02 00:00:00 12 AM",
-            ),
-            (
-                1_732_284_671,
-                "Friday Fri 22 November Nov 2024 24-11 14:11:11 02 PM",
-            ),
-            (
-                4_107_542_399,
-                "Sunday Sun 28 February Feb 2100 00-02 23:59:59 11 PM",
-            ),
+            (951_782_400, "Tuesday Tue 29 February Feb 2000 00-02 00:00:00 12 AM"),
+            (1_732_284_671, "Friday Fri 22 November Nov 2024 24-11 14:11:11 02 PM"),
+            (4_107_542_399, "Sunday Sun 28 February Feb 2100 00-02 23:59:59 11 PM"),
         ] {
-            assert_eq!(
-                strftime("%A %a %d %B %b %Y %y-%m %H:%M:%S %I %p", seconds).unwrap(),
-                expected
-            );
+            assert_eq!(strftime("%A %a %d %B %b %Y %y-%m %H:%M:%S %I %p", seconds).unwrap(), expected);
         }
         assert!(strftime("%Q", 0).unwrap_err().to_string().contains("%Q"));
     }

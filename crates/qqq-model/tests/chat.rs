@@ -18,25 +18,15 @@ struct Case {
 }
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
 fn special() -> SpecialTokens {
-    SpecialTokens {
-        bos: Some("<s>".into()),
-        eos: Some("</s>".into()),
-        unk: None,
-        pad: None,
-    }
+    SpecialTokens { bos: Some("<s>".into()), eos: Some("</s>".into()), unk: None, pad: None }
 }
 
 fn hello() -> [Message; 1] {
-    [Message {
-        role: "user".into(),
-        content: "Hello".into(),
-    }]
+    [Message { role: "user".into(), content: "Hello".into() }]
 }
 
 #[test]
@@ -53,27 +43,16 @@ fn texts_are_those_of_transformers() {
             (Err(got), None, Some(expected)) => {
                 assert!(got.to_string().contains(&expected), "{got}")
             }
-            (got, expected, error) => panic!(
-                "{}: {got:?}, expected {expected:?} {error:?}",
-                case.template
-            ),
+            (got, expected, error) => panic!("{}: {got:?}, expected {expected:?} {error:?}", case.template),
         }
     }
 }
 
 #[test]
 fn mistakes_have_a_line() {
-    let refusal = |source: &str| {
-        ChatTemplate::new(source, &special())
-            .err()
-            .unwrap()
-            .to_string()
-    };
+    let refusal = |source: &str| ChatTemplate::new(source, &special()).err().unwrap().to_string();
     let message = refusal("a\n{% for %}");
-    assert!(
-        message.starts_with("chat template: ") && message.contains("line 2"),
-        "{message}"
-    );
+    assert!(message.starts_with("chat template: ") && message.contains("line 2"), "{message}");
     let template = ChatTemplate::new("\n\n{{ messages.x.y }}", &special()).unwrap();
     let message = template.render(&hello(), true).unwrap_err().to_string();
     assert!(message.contains("line 3"), "{message}");
@@ -81,24 +60,14 @@ fn mistakes_have_a_line() {
 
 #[test]
 fn functions_and_variables() {
-    let render = |source: &str| {
-        ChatTemplate::new(source, &special())
-            .unwrap()
-            .render(&hello(), true)
-            .unwrap()
-    };
+    let render =
+        |source: &str| ChatTemplate::new(source, &special()).unwrap().render(&hello(), true).unwrap();
     assert_eq!(
         render("{{ unk_token is defined }} {{ tools is none }} {{ bos_token ~ eos_token }}"),
         "False True <s></s>"
     );
-    assert_eq!(
-        render("{{ {'a': [], 'b': {}} | tojson(indent=2) }}"),
-        "{\n  \"a\": [],\n  \"b\": {}\n}"
-    );
-    assert_eq!(
-        render("{{ messages | tojson }}"),
-        r#"[{"role": "user", "content": "Hello"}]"#
-    );
+    assert_eq!(render("{{ {'a': [], 'b': {}} | tojson(indent=2) }}"), "{\n  \"a\": [],\n  \"b\": {}\n}");
+    assert_eq!(render("{{ messages | tojson }}"), r#"[{"role": "user", "content": "Hello"}]"#);
     let year: u32 = render("{{ strftime_now('%Y') }}").parse().unwrap();
     assert!(year >= 2024);
 }
@@ -119,24 +88,14 @@ fn places_of_the_template() {
         gguf: None,
     };
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-    std::fs::copy(
-        data("byte_level/tokenizer.json"),
-        dir.path().join("tokenizer.json"),
-    )
-    .unwrap();
+    std::fs::copy(data("byte_level/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
     let tokenizer = Tokenizer::load(&checkpoint).unwrap();
     let load = || ChatTemplate::load(&checkpoint, &tokenizer);
     let text = || load().unwrap().map(|t| t.render(&hello(), true).unwrap());
     assert_eq!(text(), None);
-    write(
-        "tokenizer_config.json",
-        r#"{"chat_template": [{"name": "rag", "template": "no"}]}"#,
-    );
+    write("tokenizer_config.json", r#"{"chat_template": [{"name": "rag", "template": "no"}]}"#);
     let message = load().err().unwrap().to_string();
-    assert!(
-        message.contains("rag") && message.contains("default"),
-        "{message}"
-    );
+    assert!(message.contains("rag") && message.contains("default"), "{message}");
     write(
         "tokenizer_config.json",
         r#"{"chat_template": [{"name": "rag", "template": "no"}, {"name": "default", "template": "list"}]}"#,

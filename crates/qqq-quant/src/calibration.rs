@@ -112,7 +112,8 @@ fn windows_of_text(
         .iter()
         .enumerate()
         .map(|(i, share)| {
-            let stratum = &text[boundary(text, text.len() * i / count)..boundary(text, text.len() * (i + 1) / count)];
+            let stratum =
+                &text[boundary(text, text.len() * i / count)..boundary(text, text.len() * (i + 1) / count)];
             // Eight bytes a token is more than any text needs on average; less room means the exact way below.
             let room = stratum.len().checked_sub(len * 8)?;
             let start = line_start(stratum, boundary(stratum, (room as f64 * share) as usize));
@@ -142,7 +143,11 @@ fn windows_of_text(
 }
 
 /// The first `len` tokens of a text, `None` if it has fewer.
-fn encode_up_to(text: &str, len: usize, encode: &dyn Fn(&str) -> Result<Vec<u32>>) -> Result<Option<Vec<u32>>> {
+fn encode_up_to(
+    text: &str,
+    len: usize,
+    encode: &dyn Fn(&str) -> Result<Vec<u32>>,
+) -> Result<Option<Vec<u32>>> {
     let mut tokens = Vec::with_capacity(len + PIECE_BYTES / 2);
     for piece in pieces(text) {
         tokens.extend(encode(piece)?);
@@ -229,7 +234,9 @@ fn read_jsonl(path: &Path, checkpoint: &Checkpoint, tokenizer: &Tokenizer, text:
         if line.trim().is_empty() {
             continue;
         }
-        let bad = |what: String| QuantError::Calibration(format!("{}, line {}: {what}", path.display(), number + 1));
+        let bad = |what: String| {
+            QuantError::Calibration(format!("{}, line {}: {what}", path.display(), number + 1))
+        };
         let value: serde_json::Value = serde_json::from_str(&line).map_err(|e| bad(e.to_string()))?;
         if let Some(document) = value.get("text").and_then(|t| t.as_str()) {
             text.push_str(document);
@@ -240,7 +247,8 @@ fn read_jsonl(path: &Path, checkpoint: &Checkpoint, tokenizer: &Tokenizer, text:
                 template = ChatTemplate::load(checkpoint, tokenizer)?;
             }
             let template = template.as_ref().ok_or_else(|| {
-                bad("the model has no chat template for \"messages\"; give lines with a \"text\" field".into())
+                bad("the model has no chat template for \"messages\"; give lines with a \"text\" field"
+                    .into())
             })?;
             text.push_str(&template.render(&messages, false)?);
         } else {

@@ -56,7 +56,10 @@ fn render_into(card: &mut String, report: &Report, measured: &[(String, String)]
     writeln!(card, "| Linear layers | {:.1} MB, before {:.1} MB |", after as f64 / 1e6, before as f64 / 1e6)?;
     writeln!(card, "| Time to quantize | {:.0} s |", report.timings.total)?;
 
-    writeln!(card, "\n## Run it\n\n```sh\nqqq chat PATH\nqqq generate PATH --prompt \"...\"\nqqq eval perplexity PATH TEXT\n```")?;
+    writeln!(
+        card,
+        "\n## Run it\n\n```sh\nqqq chat PATH\nqqq generate PATH --prompt \"...\"\nqqq eval perplexity PATH TEXT\n```"
+    )?;
 
     if !measured.is_empty() {
         writeln!(card, "\n## Measured\n\n| | |\n|---|---|")?;

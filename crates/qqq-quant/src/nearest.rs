@@ -19,14 +19,16 @@ pub fn round_scaled(linear: &FloatLinear, s: &[f32], group_size: Option<usize>) 
     let mut tasks: Vec<_> = codes.chunks_mut(ROWS * k).zip(scales.chunks_mut(ROWS * groups)).collect();
     parallel::each_mut(&mut tasks, |task, (codes, scales)| {
         let mut row = vec![0.0f32; k];
-        for (i, (codes, scales)) in codes.chunks_exact_mut(k).zip(scales.chunks_exact_mut(groups)).enumerate() {
+        for (i, (codes, scales)) in codes.chunks_exact_mut(k).zip(scales.chunks_exact_mut(groups)).enumerate()
+        {
             let source = &linear.weight[(task * ROWS + i) * k..][..k];
             for ((r, w), s) in row.iter_mut().zip(source).zip(s) {
                 *r = w * s;
             }
             for ((w, codes), scale) in row.chunks_exact(len).zip(codes.chunks_exact_mut(len)).zip(scales) {
                 let max = w.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-                let (step, low) = if group_size.is_some() { (2.0 * max / 15.0, -8.0) } else { (max / 7.0, -7.0) };
+                let (step, low) =
+                    if group_size.is_some() { (2.0 * max / 15.0, -8.0) } else { (max / 7.0, -7.0) };
                 *scale = if step > 0.0 { step } else { 1.0 };
                 let inverse = 1.0 / *scale;
                 for (c, w) in codes.iter_mut().zip(w) {

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight, Scales, writer::CheckpointWriter,
+    Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight, Scales,
+    writer::CheckpointWriter,
 };
 use qqq_model::{Tokenizer, names};
 use serde_json::{Value, json};
@@ -105,7 +106,12 @@ impl<'a> OutputCheckpoint<'a> {
     }
 
     /// Writes a block: norms and biases of `float`, weights of `quantized`.
-    pub(crate) fn add_block(&mut self, index: usize, float: &FloatBlock, quantized: &QuantizedBlock) -> Result<()> {
+    pub(crate) fn add_block(
+        &mut self,
+        index: usize,
+        float: &FloatBlock,
+        quantized: &QuantizedBlock,
+    ) -> Result<()> {
         let name = |module: &str| format!("model.layers.{index}.{module}.weight");
         let hidden = float.input_norm.len();
         self.add_half(&name("input_layernorm"), &[hidden], &float.input_norm)?;
@@ -116,11 +122,12 @@ impl<'a> OutputCheckpoint<'a> {
         }
         let heads = head_layout(&self.checkpoint.config);
         let (q, kv, inner) = (heads.q_width(), heads.kv_width(), float.down.k);
-        let parts: [(&QuantizedWeight, &Option<Vec<f32>>, &[usize]); 4] = [
-            (&quantized.qkv, &float.qkv.bias, &[q, kv, kv]),
-            (&quantized.o, &float.o.bias, &[hidden]),
-            (&quantized.gate_up, &float.gate_up.bias, &[inner, inner]),
-            (&quantized.down, &float.down.bias, &[hidden]),
+        // A joined weight, its bias, and the rows of each layer in it.
+        let parts = [
+            (&quantized.qkv, &float.qkv.bias, vec![q, kv, kv]),
+            (&quantized.o, &float.o.bias, vec![hidden]),
+            (&quantized.gate_up, &float.gate_up.bias, vec![inner, inner]),
+            (&quantized.down, &float.down.bias, vec![hidden]),
         ];
         let mut modules = names::LINEARS.iter();
         for (weight, bias, rows) in parts {

@@ -72,7 +72,10 @@ pub fn quantize(
     let samples = *calibration == Source::SelfSamples;
     let estimate = Estimate::new(config, recipe, samples);
     let mut work = Work::new(progress, &estimate, config.num_layers);
-    work.begin(estimate.prepare, if samples { "sampling calibration text" } else { "reading calibration text" })?;
+    work.begin(
+        estimate.prepare,
+        if samples { "sampling calibration text" } else { "reading calibration text" },
+    )?;
     let windows = if plan.calibrates {
         calibration_windows(checkpoint, tokenizer, recipe, calibration, &mut work)?
     } else {
@@ -87,7 +90,9 @@ pub fn quantize(
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embed = |ids: &[u32]| embed(ids, &embedding, vocab, hidden, plan.half);
     let smooth_hidden = match recipe.transform {
-        Transform::Smooth => windows.first().map(|w| embed(&w[..recipe.calibration.smooth_tokens])).transpose()?,
+        Transform::Smooth => {
+            windows.first().map(|w| embed(&w[..recipe.calibration.smooth_tokens])).transpose()?
+        }
         _ => None,
     };
     let embedded = windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>()?;
@@ -239,7 +244,6 @@ impl Run<'_> {
     fn transformed_block(&mut self, index: usize) -> Result<FloatBlock> {
         let clock = Instant::now();
         let config = &self.checkpoint.config;
-        let label = self.label(index, "smoothing");
         let mut block = FloatBlock::read(self.checkpoint, index)?;
         if let Some(rotations) = &self.rotations {
             transform::fold_norms(&mut block);
@@ -339,7 +343,13 @@ impl Run<'_> {
     }
 
     /// Solves one of the four stacked layers of a block.
-    fn solve(&mut self, index: usize, which: usize, linear: &FloatLinear, h: Hessian) -> Result<QuantizedWeight> {
+    fn solve(
+        &mut self,
+        index: usize,
+        which: usize,
+        linear: &FloatLinear,
+        h: Hessian,
+    ) -> Result<QuantizedWeight> {
         let clock = Instant::now();
         let label = self.label(index, &format!("solving {}", MODULES[which]));
         self.work.begin(self.estimate.solves[which], label)?;
@@ -370,16 +380,18 @@ impl Run<'_> {
             loss: solved.loss,
             damping: solved.damping,
             dead_channels: solved.dead_channels,
-            scale_range: scales.iter().fold((f32::INFINITY, 0.0), |(low, high), &s| (low.min(s), high.max(s))),
+            scale_range: scales
+                .iter()
+                .fold((f32::INFINITY, 0.0), |(low, high), &s| (low.min(s), high.max(s))),
         });
         self.timings.solve += clock.elapsed().as_secs_f64();
         Ok(solved.weight)
     }
 
     fn pack(&self, index: usize, weight: &QuantizedWeight, float: &FloatLinear) -> Result<CpuLinear> {
-        self.backend.linear_weight(LinearWeight::Quantized(weight.clone()), float.bias.clone()).map_err(|source| {
-            QuantError::from(ModelError::Backend { name: format!("model.layers.{index}"), source })
-        })
+        self.backend.linear_weight(LinearWeight::Quantized(weight.clone()), float.bias.clone()).map_err(
+            |source| QuantError::from(ModelError::Backend { name: format!("model.layers.{index}"), source }),
+        )
     }
 
     fn count_bytes(&mut self, index: usize, block: &QuantizedBlock) {

@@ -6,9 +6,7 @@ use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq};
 use qqq_model::names;
 
 use crate::{
-    Clip, OutputFormat, QuantError, Recipe, Result, Transform,
-    float_block::head_layout,
-    half_type::HalfType,
+    Clip, OutputFormat, QuantError, Recipe, Result, Transform, float_block::head_layout, half_type::HalfType,
 };
 
 /// What was found out before the work.
@@ -85,7 +83,9 @@ fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
     if let Some(g) = group_size
         && ![32, 64, 128].contains(&g)
     {
-        return Err(QuantError::Recipe(format!("group size {g} is not supported: 32, 64, 128, or per channel")));
+        return Err(QuantError::Recipe(format!(
+            "group size {g} is not supported: 32, 64, 128, or per channel"
+        )));
     }
     for (module, (n, k)) in names::LINEARS.iter().zip(linear_shapes(config)) {
         if n % 16 != 0 || k % 16 != 0 {
@@ -111,14 +111,20 @@ fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
     Ok(())
 }
 
-fn choose_format(config: &ModelConfig, group_size: Option<usize>, format: OutputFormat) -> Result<CheckpointFormat> {
+fn choose_format(
+    config: &ModelConfig,
+    group_size: Option<usize>,
+    format: OutputFormat,
+) -> Result<CheckpointFormat> {
     if format == OutputFormat::CompressedTensors {
         return Ok(CheckpointFormat::CompressedTensors);
     }
     let misfits: Vec<String> = names::LINEARS
         .iter()
         .zip(linear_shapes(config))
-        .filter_map(|(module, (n, k))| qqq::fits(n, k, group_size).err().map(|reason| format!("{module}: {reason}")))
+        .filter_map(|(module, (n, k))| {
+            qqq::fits(n, k, group_size).err().map(|reason| format!("{module}: {reason}"))
+        })
         .collect();
     match (format, misfits.first()) {
         (_, None) => Ok(CheckpointFormat::Qqq),

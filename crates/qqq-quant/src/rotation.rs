@@ -195,7 +195,7 @@ fn plan(n: usize) -> Option<Vec<Factor>> {
         return Some(factors);
     }
     let prime_power = |q: usize| GaloisField::prime_power(q).is_some();
-    if n % 4 == 0 && prime_power(n - 1) {
+    if n.is_multiple_of(4) && prime_power(n - 1) {
         return Some(vec![Factor::PaleyI(n - 1)]);
     }
     if n / 2 % 4 == 2 && prime_power(n / 2 - 1) {

@@ -7,11 +7,7 @@
 
 use qqq_backend::{
     Backend, HeadLayout, InputKind, KvDType, KvLayout, Span,
-    cpu::{
-        CpuActivation, CpuBackend,
-        matrix::Matrix,
-        w4a8::Int8Activations,
-    },
+    cpu::{CpuActivation, CpuBackend, matrix::Matrix, w4a8::Int8Activations},
 };
 use qqq_formats::{LinearWeight, ModelConfig};
 use qqq_model::{Block, ModelError};
@@ -155,7 +151,12 @@ impl SmoothContext<'_> {
 
 /// A cache for one layer of calibration.
 pub(crate) fn one_layer(heads: HeadLayout) -> KvLayout {
-    KvLayout { num_layers: 1, num_kv_heads: heads.num_kv_heads, head_dim: heads.head_dim, dtype: KvDType::F32 }
+    KvLayout {
+        num_layers: 1,
+        num_kv_heads: heads.num_kv_heads,
+        head_dim: heads.head_dim,
+        dtype: KvDType::F32,
+    }
 }
 
 /// The rows of an activation, widened if they are quantized.

@@ -63,7 +63,8 @@ impl Estimate {
         });
         let weights: f64 = shapes.iter().map(|(n, k)| n * k).sum();
         let smooth = recipe.calibration.smooth_tokens as f64;
-        let search = 30.0 * (weights * (2.0 * smooth / rate::INT8 + 4e-9) + attention(smooth) / rate::ATTENTION) / 4.0;
+        let search =
+            30.0 * (weights * (2.0 * smooth / rate::INT8 + 4e-9) + attention(smooth) / rate::ATTENTION) / 4.0;
         let prepare = (config.vocab_size as f64 * hidden + tokens * hidden) * 4e-9
             + if samples { 2.0 * weights * config.num_layers as f64 * tokens / rate::SAMPLE } else { 1.0 };
         Self {

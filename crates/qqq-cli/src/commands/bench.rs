@@ -96,10 +96,11 @@ pub fn run(args: &BenchArgs, console: &Console) -> anyhow::Result<()> {
     }
     let model = model::load(&args.model, &args.hub)?;
     let mut progress = Progress::new(console, "measuring");
-    let speed = measure(&model.decoder, args.prompt_tokens, args.new_tokens, args.repeat, &mut |done, total| {
-        progress.update(done as f64, total as f64, &format!("run {done}/{total}"));
-        Ok(())
-    })?;
+    let speed =
+        measure(&model.decoder, args.prompt_tokens, args.new_tokens, args.repeat, &mut |done, total| {
+            progress.update(done as f64, total as f64, &format!("run {done}/{total}"));
+            Ok(())
+        })?;
     drop(progress);
     let outcome = Outcome { model: &args.model, speed };
     console.result(&outcome, |o| {

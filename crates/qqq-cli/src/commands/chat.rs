@@ -122,7 +122,9 @@ pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
                 chat.system = (!text.is_empty()).then(|| text.to_owned());
                 chat.reset();
             }
-            Input::Unknown(command) => console.note(&format!("{command} is unknown: /exit, /reset, /system TEXT")),
+            Input::Unknown(command) => {
+                console.note(&format!("{command} is unknown: /exit, /reset, /system TEXT"))
+            }
             Input::Say(text) => chat.turn(text, console)?,
         }
     }

@@ -124,7 +124,12 @@ fn read_prompt(prompt: Option<&str>) -> anyhow::Result<String> {
     let text = match prompt {
         Some("-") => read_stdin()?,
         None if !std::io::stdin().is_terminal() => read_stdin()?,
-        None => return Err(bad_input_hint("there is no prompt", "give --prompt TEXT, or pipe text into standard input")),
+        None => {
+            return Err(bad_input_hint(
+                "there is no prompt",
+                "give --prompt TEXT, or pipe text into standard input",
+            ));
+        }
         Some(text) => text.to_owned(),
     };
     if text.is_empty() { Err(bad_input("the prompt is empty")) } else { Ok(text) }

@@ -123,7 +123,9 @@ fn source(specs: &[String], hub: &HubArgs) -> anyhow::Result<Source> {
     for spec in specs {
         let path = PathBuf::from(spec);
         if !path.is_file() {
-            return Err(bad_input(format!("--calibration {spec}: of several sources each must be a file, and this is none")));
+            return Err(bad_input(format!(
+                "--calibration {spec}: of several sources each must be a file, and this is none"
+            )));
         }
         files.push(path);
     }
@@ -176,6 +178,10 @@ fn summary(report: &Report, output: &Path) -> String {
         ),
     ));
     let mut text = pairs(rows);
-    text += &format!("\nNext:\n  qqq inspect {0}\n  qqq chat {0}\n  qqq eval kld {0} --baseline {1} --text FILE\n", output.display(), report.model);
+    text += &format!(
+        "\nNext:\n  qqq inspect {0}\n  qqq chat {0}\n  qqq eval kld {0} --baseline {1} --text FILE\n",
+        output.display(),
+        report.model
+    );
     text
 }

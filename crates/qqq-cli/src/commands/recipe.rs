@@ -127,7 +127,7 @@ pub struct RecipeArgs {
     #[arg(long)]
     no_act_order: bool,
     /// Share of the Hessian's mean diagonal that is added to it; rises by itself where that is too little
-    #[arg(long, value_name = "X", default_value_t = DEFAULT.damping)]
+    #[arg(long, value_name = "X", default_value_t = DEFAULT.damping, allow_negative_numbers = true)]
     damping: f64,
     /// What later layers are calibrated on
     #[arg(long, value_enum, default_value_t = PropagationArg::Quantized)]

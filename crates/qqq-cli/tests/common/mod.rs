@@ -65,7 +65,8 @@ impl TinyModel {
             .map(|(name, shape)| {
                 let norm = shape.len() == 1;
                 let n = shape.iter().product();
-                let values = (0..n).map(|_| if norm { 1.0 + 0.2 * random() } else { 0.2 * random() }).collect();
+                let values =
+                    (0..n).map(|_| if norm { 1.0 + 0.2 * random() } else { 0.2 * random() }).collect();
                 (name, shape, values)
             })
             .collect();
@@ -89,7 +90,8 @@ impl TinyModel {
             fs::write(dir.join(&file), safetensors(part)).unwrap();
             map.extend(part.iter().map(|(name, ..)| (name.clone(), json!(file))));
         }
-        fs::write(dir.join("model.safetensors.index.json"), json!({ "weight_map": map }).to_string()).unwrap();
+        fs::write(dir.join("model.safetensors.index.json"), json!({ "weight_map": map }).to_string())
+            .unwrap();
     }
 
     fn write_beside(&self, dir: &Path) {
@@ -108,14 +110,22 @@ fn tokenizer() -> Value {
     for byte in 0..=255u32 {
         // GPT-2's printable stand-ins for bytes.
         let printable = matches!(byte, 33..=126 | 161..=172 | 174..=255);
-        let c = if printable { byte } else { extra += 1; extra - 1 };
+        let c = if printable {
+            byte
+        } else {
+            extra += 1;
+            extra - 1
+        };
         vocab.insert(char::from_u32(c).unwrap().to_string(), json!(byte));
     }
-    let special = |id: u32, content: &str| json!({
-        "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-        "normalized": false, "special": true,
-    });
-    let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let special = |id: u32, content: &str| {
+        json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        })
+    };
+    let level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     json!({
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": [special(256, "<s>"), special(257, "</s>")],
@@ -132,7 +142,10 @@ fn safetensors(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
     for (name, shape, values) in tensors {
         let start = data.len();
         data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}));
+        header.insert(
+            name.clone(),
+            json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}),
+        );
     }
     let header = Value::from(header).to_string();
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
@@ -160,8 +173,10 @@ impl Place {
 
     /// Everything in the directory, hidden files too.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> =
-            fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -181,7 +196,10 @@ impl Place {
 
     /// Makes a W4A8 checkpoint of the tiny model.
     pub fn quantize(&self, out: &str, options: &str) {
-        self.run(&format!("quantize model -o {out} --calibration text.txt --windows 4 --window 128 {options}")).success();
+        self.run(&format!(
+            "quantize model -o {out} --calibration text.txt --windows 4 --window 128 {options}"
+        ))
+        .success();
     }
 }
 
@@ -231,7 +249,8 @@ impl Run {
     /// The one JSON object on standard output.
     #[track_caller]
     pub fn json(&self) -> Value {
-        let value: Value = serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {:?}", self.stdout));
+        let value: Value =
+            serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {:?}", self.stdout));
         assert!(value.is_object());
         value
     }
@@ -242,12 +261,19 @@ impl Run {
 pub fn smollm2() -> Option<PathBuf> {
     let path = match std::env::var_os("QQQ_TEST_SMOLLM2") {
         Some(path) => PathBuf::from(path),
-        None => PathBuf::from(std::env::var_os("HOME")?).join(".cache/qqq/models/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        None => {
+            PathBuf::from(std::env::var_os("HOME")?).join(".cache/qqq/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+        }
     };
     if path.is_file() {
         return Some(path);
     }
-    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{} is missing: run `qqq demo --fetch-only`", path.display());
+    assert_ne!(
+        std::env::var("CI").as_deref(),
+        Ok("true"),
+        "{} is missing: run `qqq demo --fetch-only`",
+        path.display()
+    );
     println!("skipped: no model at {} (`qqq demo --fetch-only` obtains it)", path.display());
     None
 }

@@ -44,6 +44,7 @@ pub(super) fn load(dir: &Path) -> Result<Parts> {
         return Err(missing(dir));
     }
     let inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| error(&location, e))?;
+    check_added_tokens(dir, &inner, &location)?;
     let config = read_json(dir, "tokenizer_config.json")?.unwrap_or_default();
     let map = read_json(dir, "special_tokens_map.json")?.unwrap_or_default();
     let generation = read_json(dir, "generation_config.json")?.unwrap_or_default();
@@ -69,12 +70,29 @@ pub(super) fn load(dir: &Path) -> Result<Parts> {
     })
 }
 
+/// The `tokenizers` crate renumbers added tokens whose declared ids do not continue the vocabulary, and goes on;
+/// the model was trained with the declared ones.
+fn check_added_tokens(dir: &Path, inner: &tokenizers::Tokenizer, location: &str) -> Result<()> {
+    let json = read_json(dir, "tokenizer.json")?.unwrap_or_default();
+    for token in json["added_tokens"].as_array().into_iter().flatten() {
+        let (Some(text), Some(declared)) = (token["content"].as_str(), token["id"].as_u64()) else {
+            continue;
+        };
+        let found = inner.token_to_id(text);
+        if found.map(u64::from) != Some(declared) {
+            let found = found.map_or("none".to_owned(), |id| id.to_string());
+            return Err(error(
+                location,
+                format!("added token {text:?} declares id {declared}, but the vocabulary gives it {found}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// A token, given as its text or as an object with `content`.
 fn content(token: &Value) -> Option<String> {
-    token
-        .as_str()
-        .or_else(|| token["content"].as_str())
-        .map(str::to_owned)
+    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 
 /// One id or a list of them.
@@ -88,9 +106,7 @@ fn ids(value: &Value) -> Vec<u32> {
 
 fn missing(dir: &Path) -> crate::ModelError {
     let location = dir.display().to_string();
-    let other = ["tokenizer.model", "vocab.json"]
-        .into_iter()
-        .find(|name| dir.join(name).is_file());
+    let other = ["tokenizer.model", "vocab.json"].into_iter().find(|name| dir.join(name).is_file());
     match other {
         Some(name) => error(
             &location,

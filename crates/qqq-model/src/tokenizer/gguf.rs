@@ -47,40 +47,20 @@ pub(super) fn load(file: &GgufFile) -> Result<Parts> {
         unk: v.named("unknown")?,
         pad: v.named("padding")?,
     };
-    json["post_processor"] = v.post_processor(
-        add_bos.then_some(&special.bos),
-        add_eos.then_some(&special.eos),
-    )?;
+    json["post_processor"] =
+        v.post_processor(add_bos.then_some(&special.bos), add_eos.then_some(&special.eos))?;
     let text = serde_json::to_vec(&json).map_err(|e| error(&location, e))?;
-    let inner = tokenizers::Tokenizer::from_bytes(text).map_err(|e| {
-        error(
-            &location,
-            format!("its vocabulary and merges make no tokenizer: {e}"),
-        )
-    })?;
+    let inner = tokenizers::Tokenizer::from_bytes(text)
+        .map_err(|e| error(&location, format!("its vocabulary and merges make no tokenizer: {e}")))?;
     let files = v.files(&special, m.string("tokenizer.chat_template")?)?;
-    Ok(Parts {
-        inner,
-        special,
-        add: None,
-        bos: None,
-        eos: Vec::new(),
-        source: Source::Made(files),
-        location,
-    })
+    Ok(Parts { inner, special, add: None, bos: None, eos: Vec::new(), source: Source::Made(files), location })
 }
 
 impl<'a> Vocabulary<'a> {
     fn new(metadata: &'a Metadata) -> Result<Self> {
-        let mut v = Vocabulary {
-            metadata,
-            tokens: &[],
-            types: &[],
-        };
+        let mut v = Vocabulary { metadata, tokens: &[], types: &[] };
         v.tokens = v.required("tokenizer.ggml.tokens", Metadata::strings)?;
-        v.types = metadata
-            .integers("tokenizer.ggml.token_type")?
-            .unwrap_or(&[]);
+        v.types = metadata.integers("tokenizer.ggml.token_type")?.unwrap_or(&[]);
         v.same_length("token_type", v.types.len())?;
         Ok(v)
     }
@@ -102,10 +82,8 @@ impl<'a> Vocabulary<'a> {
         if length == 0 || length == self.tokens.len() {
             return Ok(());
         }
-        Err(self.error(format!(
-            "tokenizer.ggml.{name} has {length} elements for {} tokens",
-            self.tokens.len()
-        )))
+        Err(self
+            .error(format!("tokenizer.ggml.{name} has {length} elements for {} tokens", self.tokens.len())))
     }
 
     fn kind(&self, id: usize) -> i64 {
@@ -120,36 +98,19 @@ impl<'a> Vocabulary<'a> {
         };
         match self.tokens.get(id as usize) {
             Some(token) => Ok(Some(token.clone())),
-            None => Err(self.error(format!(
-                "{key} is {id}, but there are {} tokens",
-                self.tokens.len()
-            ))),
+            None => Err(self.error(format!("{key} is {id}, but there are {} tokens", self.tokens.len()))),
         }
     }
 
     /// Ids by text. Of equal texts the last one counts, as in llama.cpp.
     fn ids(&self) -> HashMap<&'a str, u32> {
-        self.tokens
-            .iter()
-            .zip(0..)
-            .map(|(t, id)| (t.as_str(), id))
-            .collect()
+        self.tokens.iter().zip(0..).map(|(t, id)| (t.as_str(), id)).collect()
     }
 
     /// tokenizer.json without its post-processor.
-    fn json(
-        &self,
-        normalizer: Value,
-        pre_tokenizer: Value,
-        decoder: Value,
-        mut model: Value,
-    ) -> Value {
-        let vocab: Map<String, Value> = self
-            .tokens
-            .iter()
-            .zip(0u32..)
-            .map(|(t, id)| (t.clone(), id.into()))
-            .collect();
+    fn json(&self, normalizer: Value, pre_tokenizer: Value, decoder: Value, mut model: Value) -> Value {
+        let vocab: Map<String, Value> =
+            self.tokens.iter().zip(0u32..).map(|(t, id)| (t.clone(), id.into())).collect();
         let added: Vec<Value> = (0..self.tokens.len())
             .filter(|&id| matches!(self.kind(id), UNKNOWN | CONTROL | USER_DEFINED))
             .filter(|&id| !self.tokens[id].is_empty())
@@ -178,34 +139,20 @@ impl<'a> Vocabulary<'a> {
 
     /// Byte-level BPE: tokenizer.json, and whether BOS and EOS are added.
     fn byte_level(&self) -> Result<(Value, bool, bool)> {
-        let name = self
-            .metadata
-            .string("tokenizer.ggml.pre")?
-            .unwrap_or("default");
-        let Some(Pre {
-            normalizer,
-            pre_tokenizer,
-            ignore_merges,
-            add_bos,
-        }) = pre::pre(name)
-        else {
-            return Err(self.error(format!(
-                "the pre-tokenizer {name:?} is not supported ({} are)",
-                pre::KNOWN
-            )));
+        let name = self.metadata.string("tokenizer.ggml.pre")?.unwrap_or("default");
+        let Some(Pre { normalizer, pre_tokenizer, ignore_merges, add_bos }) = pre::pre(name) else {
+            return Err(
+                self.error(format!("the pre-tokenizer {name:?} is not supported ({} are)", pre::KNOWN))
+            );
         };
         let ids = self.ids();
         let mut merges = Vec::new();
         for merge in self.required("tokenizer.ggml.merges", Metadata::strings)? {
             // The first part has at least one character, which may itself be a space.
             let first = merge.chars().next().map_or(0, char::len_utf8);
-            let parts = merge[first..]
-                .find(' ')
-                .map(|at| (&merge[..first + at], &merge[first + at + 1..]));
+            let parts = merge[first..].find(' ').map(|at| (&merge[..first + at], &merge[first + at + 1..]));
             let known = parts.filter(|(a, b)| {
-                ids.contains_key(a)
-                    && ids.contains_key(b)
-                    && ids.contains_key(format!("{a}{b}").as_str())
+                ids.contains_key(a) && ids.contains_key(b) && ids.contains_key(format!("{a}{b}").as_str())
             });
             let Some((a, b)) = known else {
                 return Err(self.error(format!(
@@ -215,18 +162,15 @@ impl<'a> Vocabulary<'a> {
             };
             merges.push(json!([a, b]));
         }
-        let decoder = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+        let decoder =
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
         let model = json!({
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
             "ignore_merges": ignore_merges, "merges": merges,
         });
         let (add_bos, add_eos) = self.added_ends(add_bos)?;
-        Ok((
-            self.json(normalizer, pre_tokenizer, decoder, model),
-            add_bos,
-            add_eos,
-        ))
+        Ok((self.json(normalizer, pre_tokenizer, decoder, model), add_bos, add_eos))
     }
 
     /// SentencePiece BPE, as transformers converts it: merges in the order of the pieces' scores,
@@ -234,26 +178,21 @@ impl<'a> Vocabulary<'a> {
     fn sentence_piece(&self) -> Result<(Value, bool, bool)> {
         let scores = self.required("tokenizer.ggml.scores", Metadata::floats)?;
         self.same_length("scores", scores.len())?;
-        let prefix = self
-            .metadata
-            .bool("tokenizer.ggml.add_space_prefix")?
-            .unwrap_or(true);
-        let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+        let prefix = self.metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+        let replace =
+            |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
         let mut normalizers = vec![replace(" ", SPACE)];
-        let mut decoders = vec![
-            replace(SPACE, " "),
-            json!({"type": "ByteFallback"}),
-            json!({"type": "Fuse"}),
-        ];
+        let mut decoders =
+            vec![replace(SPACE, " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
         if prefix {
             normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
             decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
         }
         let unknown = match self.named("unknown")? {
             Some(token) => Some(token),
-            None => (0..self.tokens.len())
-                .find(|&id| self.kind(id) == UNKNOWN)
-                .map(|id| self.tokens[id].clone()),
+            None => {
+                (0..self.tokens.len()).find(|&id| self.kind(id) == UNKNOWN).map(|id| self.tokens[id].clone())
+            }
         };
         let model = json!({
             "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
@@ -272,11 +211,8 @@ impl<'a> Vocabulary<'a> {
 
     /// All ways to make a piece of two others, best score first; of equal scores longer parts first.
     fn merges_from_scores(&self, scores: &[f64]) -> Vec<(&'a str, &'a str)> {
-        let ids: HashMap<&str, u32> = self
-            .ids()
-            .into_iter()
-            .filter(|&(_, id)| self.kind(id as usize) == NORMAL)
-            .collect();
+        let ids: HashMap<&str, u32> =
+            self.ids().into_iter().filter(|&(_, id)| self.kind(id as usize) == NORMAL).collect();
         let mut merges = Vec::new();
         for (id, token) in self.tokens.iter().enumerate() {
             if ids.get(token.as_str()).is_none_or(|&i| i as usize != id) {
@@ -290,11 +226,7 @@ impl<'a> Vocabulary<'a> {
                 .collect();
             splits.sort_by_key(|(pair, _)| *pair);
             let length = |s: &str| s.chars().count();
-            merges.extend(
-                splits
-                    .into_iter()
-                    .map(|(_, (a, b))| (scores[id], length(a), length(b), a, b)),
-            );
+            merges.extend(splits.into_iter().map(|(_, (a, b))| (scores[id], length(a), length(b), a, b)));
         }
         merges.sort_by(|x, y| y.0.total_cmp(&x.0).then((y.1, y.2).cmp(&(x.1, x.2))));
         merges.into_iter().map(|(.., a, b)| (a, b)).collect()
@@ -302,19 +234,12 @@ impl<'a> Vocabulary<'a> {
 
     /// Whether BOS and EOS are added.
     fn added_ends(&self, bos: bool) -> Result<(bool, bool)> {
-        let flag = |name: &str| {
-            self.metadata
-                .bool(&format!("tokenizer.ggml.add_{name}_token"))
-        };
+        let flag = |name: &str| self.metadata.bool(&format!("tokenizer.ggml.add_{name}_token"));
         Ok((flag("bos")?.unwrap_or(bos), flag("eos")?.unwrap_or(false)))
     }
 
     /// What adds BOS and EOS, where they are to be added.
-    fn post_processor(
-        &self,
-        bos: Option<&Option<String>>,
-        eos: Option<&Option<String>>,
-    ) -> Result<Value> {
+    fn post_processor(&self, bos: Option<&Option<String>>, eos: Option<&Option<String>>) -> Result<Value> {
         let ids = self.ids();
         let mut table = Map::new();
         let mut ends = Vec::new();
@@ -337,14 +262,10 @@ impl<'a> Vocabulary<'a> {
             return Ok(Value::Null);
         }
         let one = |sequence: &str, type_id: u32| {
-            let special = |t: &Option<&String>| {
-                t.map(|t| json!({"SpecialToken": {"id": t, "type_id": type_id}}))
-            };
+            let special =
+                |t: &Option<&String>| t.map(|t| json!({"SpecialToken": {"id": t, "type_id": type_id}}));
             let text = json!({"Sequence": {"id": sequence, "type_id": type_id}});
-            [special(&ends[0]), Some(text), special(&ends[1])]
-                .into_iter()
-                .flatten()
-                .collect::<Vec<_>>()
+            [special(&ends[0]), Some(text), special(&ends[1])].into_iter().flatten().collect::<Vec<_>>()
         };
         let pair = [one("A", 0), one("B", 1)].concat();
         Ok(json!({
@@ -356,11 +277,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// The files beside tokenizer.json.
-    fn files(
-        &self,
-        special: &SpecialTokens,
-        template: Option<&str>,
-    ) -> Result<Vec<(&'static str, String)>> {
+    fn files(&self, special: &SpecialTokens, template: Option<&str>) -> Result<Vec<(&'static str, String)>> {
         let named = [
             ("bos_token", &special.bos),
             ("eos_token", &special.eos),
@@ -379,23 +296,14 @@ impl<'a> Vocabulary<'a> {
         {
             config.insert("model_max_length".into(), json!(length));
         }
-        let id = |name: &str| {
-            self.metadata
-                .token_id(&format!("tokenizer.ggml.{name}_token_id"))
-        };
+        let id = |name: &str| self.metadata.token_id(&format!("tokenizer.ggml.{name}_token_id"));
         let mut generation = Map::new();
-        for (key, value) in [
-            ("bos_token_id", id("bos")?),
-            ("pad_token_id", id("padding")?),
-        ] {
+        for (key, value) in [("bos_token_id", id("bos")?), ("pad_token_id", id("padding")?)] {
             if let Some(id) = value {
                 generation.insert(key.into(), json!(id));
             }
         }
-        let mut ends: Vec<u32> = [id("eos")?, id("eot")?, id("eom")?]
-            .into_iter()
-            .flatten()
-            .collect();
+        let mut ends: Vec<u32> = [id("eos")?, id("eot")?, id("eom")?].into_iter().flatten().collect();
         ends.dedup();
         if !ends.is_empty() {
             generation.insert("eos_token_id".into(), json!(ends));

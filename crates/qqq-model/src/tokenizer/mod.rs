@@ -115,22 +115,10 @@ impl Tokenizer {
         if let Some((true, _)) = parts.add
             && bos.is_none()
         {
-            return Err(error(
-                &parts.location,
-                "asks for a BOS token (add_bos_token), but names none",
-            ));
+            return Err(error(&parts.location, "asks for a BOS token (add_bos_token), but names none"));
         }
-        let is_special = |id: &u32| {
-            parts
-                .inner
-                .get_added_tokens_decoder()
-                .get(id)
-                .is_some_and(|t| t.special)
-        };
-        let ends = END_TOKENS
-            .iter()
-            .filter_map(|t| vocab.get(*t).copied())
-            .filter(is_special);
+        let is_special = |id: &u32| parts.inner.get_added_tokens_decoder().get(id).is_some_and(|t| t.special);
+        let ends = END_TOKENS.iter().filter_map(|t| vocab.get(*t).copied()).filter(is_special);
         let mut eos: Vec<u32> = Vec::new();
         for id in config
             .eos_token_ids
@@ -144,21 +132,8 @@ impl Tokenizer {
                 eos.push(id);
             }
         }
-        let Parts {
-            inner,
-            special,
-            add,
-            source,
-            ..
-        } = parts;
-        Ok(Tokenizer {
-            inner,
-            special,
-            add,
-            bos,
-            eos,
-            source,
-        })
+        let Parts { inner, special, add, source, .. } = parts;
+        Ok(Tokenizer { inner, special, add, bos, eos, source })
     }
 
     /// Token ids of a text. `special`: add the model's BOS (and EOS) where its configuration says so. Special tokens
@@ -183,9 +158,7 @@ impl Tokenizer {
 
     /// Text of token ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|e| ModelError::Tokenizer(format!("cannot decode: {e}")))
+        self.inner.decode(ids, skip_special).map_err(|e| ModelError::Tokenizer(format!("cannot decode: {e}")))
     }
 
     /// Decodes a stream of ids; each call gives the text that has become complete. Special tokens
@@ -234,13 +207,12 @@ impl Tokenizer {
         match &self.source {
             Source::Directory(from) => directory::copy(from, dir),
             Source::Made(files) => {
-                let json = self.inner.to_string(false).map_err(|e| {
-                    ModelError::Tokenizer(format!("cannot be written as JSON: {e}"))
-                })?;
+                let json = self
+                    .inner
+                    .to_string(false)
+                    .map_err(|e| ModelError::Tokenizer(format!("cannot be written as JSON: {e}")))?;
                 write(&dir.join("tokenizer.json"), &json)?;
-                files
-                    .iter()
-                    .try_for_each(|(name, content)| write(&dir.join(name), content))
+                files.iter().try_for_each(|(name, content)| write(&dir.join(name), content))
             }
         }
     }
@@ -251,11 +223,7 @@ fn write(path: &Path, content: &str) -> Result<()> {
 }
 
 fn io(path: &Path, source: std::io::Error) -> ModelError {
-    qqq_formats::FormatError::Io {
-        path: path.into(),
-        source,
-    }
-    .into()
+    qqq_formats::FormatError::Io { path: path.into(), source }.into()
 }
 
 fn error(location: &str, reason: impl std::fmt::Display) -> ModelError {

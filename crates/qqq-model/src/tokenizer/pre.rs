@@ -46,12 +46,8 @@ fn sequence(parts: Vec<Value>) -> Value {
 
 /// The splitting of a name, `None` if it is not known.
 pub(super) fn pre(name: &str) -> Option<Pre> {
-    let plain = |pre_tokenizer| Pre {
-        normalizer: Value::Null,
-        pre_tokenizer,
-        ignore_merges: false,
-        add_bos: false,
-    };
+    let plain =
+        |pre_tokenizer| Pre { normalizer: Value::Null, pre_tokenizer, ignore_merges: false, add_bos: false };
     Some(match name {
         "default" => {
             let mut parts: Vec<Value> = DEFAULT.into_iter().map(split).collect();
@@ -59,10 +55,9 @@ pub(super) fn pre(name: &str) -> Option<Pre> {
             plain(sequence(parts))
         }
         "gpt-2" | "phi-2" => plain(byte_level(true)),
-        "smollm" => plain(sequence(vec![
-            json!({"type": "Digits", "individual_digits": true}),
-            byte_level(true),
-        ])),
+        "smollm" => {
+            plain(sequence(vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)]))
+        }
         "llama-bpe" | "llama3" | "llama-v3" => Pre {
             ignore_merges: true,
             add_bos: true,

@@ -21,11 +21,7 @@ pub struct TokenStream<'a> {
 
 impl<'a> TokenStream<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
-        TokenStream {
-            tokenizer,
-            window: Vec::new(),
-            pending: 0,
-        }
+        TokenStream { tokenizer, window: Vec::new(), pending: 0 }
     }
 
     /// Adds an id; returns the new complete text, if any.

@@ -15,9 +15,7 @@ pub struct Case {
 }
 
 pub fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
 pub fn cases(path: &Path) -> Vec<Case> {
@@ -34,12 +32,7 @@ pub fn ids(name: &str) -> Vec<Case> {
 #[track_caller]
 pub fn same_ids(tokenizer: &Tokenizer, cases: &[Case]) {
     for case in cases {
-        assert_eq!(
-            tokenizer.encode(&case.text, false).unwrap(),
-            case.ids,
-            "{:?}",
-            case.text
-        );
+        assert_eq!(tokenizer.encode(&case.text, false).unwrap(), case.ids, "{:?}", case.text);
     }
 }
 
@@ -55,15 +48,8 @@ pub fn config(vocab_size: usize) -> ModelConfig {
 /// A checkpoint with a tokenizer and no tensors: of a directory or a GGUF file.
 pub fn checkpoint_of(path: &Path, vocab_size: usize) -> Checkpoint {
     let file = Arc::new(GgufFile::open(&data("byte_level.gguf")).unwrap());
-    let gguf = path
-        .is_file()
-        .then(|| Arc::new(GgufFile::open(path).unwrap()));
-    Checkpoint {
-        path: path.into(),
-        config: config(vocab_size),
-        tensors: Box::new(file),
-        gguf,
-    }
+    let gguf = path.is_file().then(|| Arc::new(GgufFile::open(path).unwrap()));
+    Checkpoint { path: path.into(), config: config(vocab_size), tensors: Box::new(file), gguf }
 }
 
 /// A checkpoint of a GGUF file in which the first string `from` is replaced by `to`.

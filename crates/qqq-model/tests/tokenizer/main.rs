@@ -15,12 +15,7 @@ use qqq_model::{ChatTemplate, Message, Tokenizer};
 /// The same small vocabulary as directory and as GGUF file.
 fn both(name: &str) -> [(Tokenizer, Vec<Case>); 2] {
     let paths = [data(name), data(&format!("{name}.gguf"))];
-    paths.map(|path| {
-        (
-            Tokenizer::load(&checkpoint_of(&path, 1000)).unwrap(),
-            ids(name),
-        )
-    })
+    paths.map(|path| (Tokenizer::load(&checkpoint_of(&path, 1000)).unwrap(), ids(name)))
 }
 
 #[test]
@@ -70,14 +65,7 @@ fn bos_is_added_where_asked() {
             assert_eq!(special, [&[bos][..], &plain].concat(), "{name}");
             assert_eq!(tokenizer.encode("", true).unwrap(), [bos]);
             assert_eq!(tokenizer.decode(&special, true).unwrap(), "Hello");
-            assert_eq!(
-                tokenizer
-                    .decode(&special, false)
-                    .unwrap()
-                    .trim_start_matches("<s>")
-                    .trim(),
-                "Hello"
-            );
+            assert_eq!(tokenizer.decode(&special, false).unwrap().trim_start_matches("<s>").trim(), "Hello");
         }
     }
 }
@@ -91,9 +79,7 @@ fn end_tokens() {
         for token in ["<|im_end|>", "<|eot_id|>"] {
             assert!(tokenizer.eos().contains(&id(token)), "{token}");
         }
-        assert!(
-            !tokenizer.eos().contains(&id("<|im_start|>")) && !tokenizer.eos().contains(&id("<s>"))
-        );
+        assert!(!tokenizer.eos().contains(&id("<|im_start|>")) && !tokenizer.eos().contains(&id("<s>")));
         assert_eq!(tokenizer.eos().len(), 3);
     }
 }
@@ -101,12 +87,7 @@ fn end_tokens() {
 /// A saved tokenizer gives the same ids, ends and template, from either source.
 #[test]
 fn saved_tokenizers_load_again() {
-    for name in [
-        "byte_level",
-        "sentence_piece",
-        "byte_level.gguf",
-        "sentence_piece.gguf",
-    ] {
+    for name in ["byte_level", "sentence_piece", "byte_level.gguf", "sentence_piece.gguf"] {
         let from = checkpoint_of(&data(name), 1000);
         let tokenizer = Tokenizer::load(&from).unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -114,34 +95,19 @@ fn saved_tokenizers_load_again() {
         let saved = checkpoint_of(dir.path(), 1000);
         let again = Tokenizer::load(&saved).unwrap();
         same_ids(&again, &ids(name.trim_end_matches(".gguf")));
-        assert_eq!(
-            again.encode("Hi", true).unwrap(),
-            tokenizer.encode("Hi", true).unwrap()
-        );
-        assert_eq!(
-            (again.bos(), again.eos()),
-            (tokenizer.bos(), tokenizer.eos())
-        );
+        assert_eq!(again.encode("Hi", true).unwrap(), tokenizer.encode("Hi", true).unwrap());
+        assert_eq!((again.bos(), again.eos()), (tokenizer.bos(), tokenizer.eos()));
         assert_eq!(again.special_tokens(), tokenizer.special_tokens());
         let render = |checkpoint, tokenizer| {
-            let message = Message {
-                role: "user".into(),
-                content: "Hi".into(),
-            };
-            ChatTemplate::load(checkpoint, tokenizer)
-                .unwrap()
-                .map(|t| t.render(&[message], false).unwrap())
+            let message = Message { role: "user".into(), content: "Hi".into() };
+            ChatTemplate::load(checkpoint, tokenizer).unwrap().map(|t| t.render(&[message], false).unwrap())
         };
         let rendered = render(&from, &tokenizer);
         assert_eq!(rendered, render(&saved, &again));
         let expected = (name != "sentence_piece").then_some("user: Hi\n");
         assert_eq!(rendered.as_deref(), expected, "{name}");
         if name.ends_with(".gguf") {
-            for file in [
-                "tokenizer_config.json",
-                "special_tokens_map.json",
-                "generation_config.json",
-            ] {
+            for file in ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json"] {
                 let text = std::fs::read(dir.path().join(file)).unwrap();
                 serde_json::from_slice::<serde_json::Value>(&text).unwrap();
             }
@@ -169,9 +135,7 @@ fn directories_with_more_files() {
             "pad_type_id": 0, "pad_token": "!"
         });
     });
-    copy("tokenizer_config.json", &|json| {
-        json["add_bos_token"] = false.into()
-    });
+    copy("tokenizer_config.json", &|json| json["add_bos_token"] = false.into());
     std::fs::write(
         dir.path().join("generation_config.json"),
         r#"{"eos_token_id": [5, 7], "bos_token_id": 3}"#,
@@ -182,17 +146,10 @@ fn directories_with_more_files() {
     assert_eq!(tokenizer.eos()[..2], [5, 7]);
     assert_eq!(tokenizer.bos(), tokenizer.token_to_id("<s>"));
     // add_bos_token: false overrides the post-processor.
-    assert_eq!(
-        tokenizer.encode("Hi", true).unwrap(),
-        tokenizer.encode("Hi", false).unwrap()
-    );
+    assert_eq!(tokenizer.encode("Hi", true).unwrap(), tokenizer.encode("Hi", false).unwrap());
     let out = tempfile::tempdir().unwrap();
     tokenizer.save(out.path()).unwrap();
-    for name in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "generation_config.json",
-    ] {
+    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
         let read = |dir: &Path| std::fs::read(dir.join(name)).unwrap();
         assert_eq!(read(dir.path()), read(out.path()), "{name}");
     }

@@ -19,16 +19,9 @@ fn says(checkpoint: &Checkpoint, words: &[&str]) {
 #[test]
 fn a_vocabulary_that_is_too_large() {
     for name in ["byte_level", "byte_level.gguf"] {
-        let largest = Tokenizer::load(&checkpoint_of(&data(name), 1000))
-            .unwrap()
-            .len()
-            - 1;
+        let largest = Tokenizer::load(&checkpoint_of(&data(name), 1000)).unwrap().len() - 1;
         assert!(Tokenizer::load(&checkpoint_of(&data(name), largest + 1)).is_ok());
-        let words = [
-            &*format!("id {largest}"),
-            &format!("{largest} embeddings"),
-            "another model",
-        ];
+        let words = [&*format!("id {largest}"), &format!("{largest} embeddings"), "another model"];
         says(&checkpoint_of(&data(name), largest), &words);
     }
 }
@@ -39,22 +32,12 @@ fn directories_without_a_usable_tokenizer() {
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     says(&checkpoint_of(dir.path(), 1000), &["has no tokenizer.json"]);
     write("tokenizer.model", "x");
-    says(
-        &checkpoint_of(dir.path(), 1000),
-        &["tokenizer.model", "no tokenizer.json", "save_pretrained"],
-    );
+    says(&checkpoint_of(dir.path(), 1000), &["tokenizer.model", "no tokenizer.json", "save_pretrained"]);
     write("tokenizer.json", "{");
     says(&checkpoint_of(dir.path(), 1000), &["tokenizer.json"]);
-    std::fs::copy(
-        data("byte_level/tokenizer.json"),
-        dir.path().join("tokenizer.json"),
-    )
-    .unwrap();
+    std::fs::copy(data("byte_level/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
     write("tokenizer_config.json", "[]");
-    says(
-        &checkpoint_of(dir.path(), 1000),
-        &["tokenizer_config.json", "not a JSON object"],
-    );
+    says(&checkpoint_of(dir.path(), 1000), &["tokenizer_config.json", "not a JSON object"]);
     write("tokenizer_config.json", r#"{"add_bos_token": true}"#);
     says(&checkpoint_of(dir.path(), 1000), &["add_bos_token"]);
 }
@@ -63,14 +46,8 @@ fn directories_without_a_usable_tokenizer() {
 fn gguf_tokenizers_that_are_not_supported() {
     let (bytes, pieces) = ("byte_level.gguf", "sentence_piece.gguf");
     let renamed = |name: &str, key: &str| with_metadata(name, key, "renamed");
-    says(
-        &with_metadata(bytes, "llama-bpe", "klingon"),
-        &["changed.gguf", "\"klingon\"", "qwen2"],
-    );
-    says(
-        &with_metadata(bytes, "gpt2", "bert"),
-        &["\"bert\"", "not supported"],
-    );
+    says(&with_metadata(bytes, "llama-bpe", "klingon"), &["changed.gguf", "\"klingon\"", "qwen2"]);
+    says(&with_metadata(bytes, "gpt2", "bert"), &["\"bert\"", "not supported"]);
     for (name, key) in [
         (bytes, "tokenizer.ggml.model"),
         (bytes, "tokenizer.ggml.tokens"),
@@ -80,8 +57,5 @@ fn gguf_tokenizers_that_are_not_supported() {
     ] {
         says(&renamed(name, key), &["changed.gguf", key, "missing"]);
     }
-    says(
-        &with_metadata(bytes, "e r", "e nothing"),
-        &["changed.gguf", "merge", "nothing"],
-    );
+    says(&with_metadata(bytes, "e r", "e nothing"), &["changed.gguf", "merge", "nothing"]);
 }

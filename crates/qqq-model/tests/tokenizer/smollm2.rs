@@ -17,16 +17,8 @@ fn smollm2() -> Option<PathBuf> {
     if path.is_file() {
         return Some(path);
     }
-    assert_ne!(
-        std::env::var("CI").as_deref(),
-        Ok("true"),
-        "{} is missing",
-        path.display()
-    );
-    println!(
-        "skipped: {} is missing (QQQ_TEST_SMOLLM2 names another place)",
-        path.display()
-    );
+    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{} is missing", path.display());
+    println!("skipped: {} is missing (QQQ_TEST_SMOLLM2 names another place)", path.display());
     None
 }
 
@@ -43,10 +35,7 @@ fn smollm2_ids_are_those_of_llama_cpp() {
     assert_eq!(tokenizer.bos(), Some(1));
     assert_eq!(tokenizer.eos(), [2, 0]);
     // add_bos_token is false.
-    assert_eq!(
-        tokenizer.encode("Hello", true).unwrap(),
-        tokenizer.encode("Hello", false).unwrap()
-    );
+    assert_eq!(tokenizer.encode("Hello", true).unwrap(), tokenizer.encode("Hello", false).unwrap());
 }
 
 #[test]
@@ -54,13 +43,8 @@ fn smollm2_chat() {
     let Some(path) = smollm2() else { return };
     let checkpoint = Checkpoint::open(&path).unwrap();
     let tokenizer = Tokenizer::load(&checkpoint).unwrap();
-    let template = ChatTemplate::load(&checkpoint, &tokenizer)
-        .unwrap()
-        .unwrap();
-    let message = |role: &str, content: &str| Message {
-        role: role.into(),
-        content: content.into(),
-    };
+    let template = ChatTemplate::load(&checkpoint, &tokenizer).unwrap().unwrap();
+    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
     let talk = [message("system", "Be kind."), message("user", "Hi!")];
     let text = template.render(&talk, true).unwrap();
     assert_eq!(
@@ -70,10 +54,5 @@ fn smollm2_chat() {
     let ids = tokenizer.encode(&text, true).unwrap();
     assert_eq!(ids.iter().filter(|id| **id == 1).count(), 3);
     assert_eq!(ids.iter().filter(|id| **id == 2).count(), 2);
-    assert!(
-        template
-            .render(&talk[1..], false)
-            .unwrap()
-            .starts_with("<|im_start|>system\nYou are a helpful")
-    );
+    assert!(template.render(&talk[1..], false).unwrap().starts_with("<|im_start|>system\nYou are a helpful"));
 }

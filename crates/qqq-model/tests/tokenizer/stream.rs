@@ -14,10 +14,7 @@ fn pieces_are_whole_characters_and_add_up() {
             let mut text = String::new();
             for &id in &case.ids {
                 if let Some(piece) = stream.push(id).unwrap() {
-                    assert!(
-                        !piece.is_empty() && !piece.contains('\u{fffd}'),
-                        "{piece:?}"
-                    );
+                    assert!(!piece.is_empty() && !piece.contains('\u{fffd}'), "{piece:?}");
                     text.push_str(&piece);
                 }
             }
@@ -53,20 +50,14 @@ fn bytes_that_are_no_text_come_out() {
     for name in ["byte_level", "sentence_piece"] {
         let tokenizer = Tokenizer::load(&checkpoint_of(&data(name), 1000)).unwrap();
         // Byte 0xff, which UTF-8 never has; `ÿ` is its character in byte-level vocabularies.
-        let id = tokenizer
-            .token_to_id("<0xFF>")
-            .or_else(|| tokenizer.token_to_id("ÿ"))
-            .unwrap();
+        let id = tokenizer.token_to_id("<0xFF>").or_else(|| tokenizer.token_to_id("ÿ")).unwrap();
         let word = tokenizer.encode("a", false).unwrap();
         let mut stream = tokenizer.stream();
         let mut out = String::new();
         for _ in 0..100 {
             out.extend(stream.push(id).unwrap());
         }
-        assert!(
-            out.chars().count() > 50 && out.chars().all(|c| c == '\u{fffd}'),
-            "{name}: {out:?}"
-        );
+        assert!(out.chars().count() > 50 && out.chars().all(|c| c == '\u{fffd}'), "{name}: {out:?}");
         for id in word {
             out.extend(stream.push(id).unwrap());
         }
@@ -80,13 +71,7 @@ fn special_tokens_give_no_text() {
     let tokenizer = Tokenizer::load(&checkpoint_of(&data("byte_level"), 1000)).unwrap();
     let mut stream = tokenizer.stream();
     let mut text = String::new();
-    for id in tokenizer
-        .encode(
-            "<|im_start|>one<|im_end|><|im_end|><|im_end|> two<|im_end|>",
-            true,
-        )
-        .unwrap()
-    {
+    for id in tokenizer.encode("<|im_start|>one<|im_end|><|im_end|><|im_end|> two<|im_end|>", true).unwrap() {
         text.extend(stream.push(id).unwrap());
     }
     assert_eq!(text, "one two");

@@ -45,10 +45,10 @@ impl Factor {
             let c = channel(col);
             let row_of_h = &hessian[c * k..(c + 1) * k];
             let column = a.col_as_slice_mut(col);
-            for row in col..k {
+            for (row, value) in column.iter_mut().enumerate().skip(col) {
                 let r = channel(row);
                 if !(dead(c) || dead(r)) {
-                    column[row] = f64::from(row_of_h[r]);
+                    *value = f64::from(row_of_h[r]);
                 }
             }
             column[col] = if dead(c) { mean } else { column[col] } + damping * mean;

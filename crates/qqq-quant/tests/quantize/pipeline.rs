@@ -10,8 +10,8 @@ use parquet::{
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, LinearWeight, Scales};
 use qqq_model::names;
 use qqq_quant::{
-    Calibration, Clip, OutputFormat, Propagation, QuantError, REPORT_FILE, Recipe, Report, RotationKind, Transform,
-    calibration::Source,
+    Calibration, Clip, OutputFormat, Propagation, QuantError, REPORT_FILE, Recipe, Report, RotationKind,
+    Transform, calibration::Source,
 };
 use tempfile::TempDir;
 
@@ -53,7 +53,11 @@ fn every_recipe_loads_back_and_keeps_the_function() {
             let out = dir.path().join(format!("{name}{m}"));
             let mut steps = Steps::default();
             let report = run(&model, &source, &out, recipe, OutputFormat::Auto, &mut steps).unwrap();
-            assert!((steps.last.0 - steps.last.1).abs() < 1e-9, "{name}: progress ends at the end: {:?}", steps.last);
+            assert!(
+                (steps.last.0 - steps.last.1).abs() < 1e-9,
+                "{name}: progress ends at the end: {:?}",
+                steps.last
+            );
             let loss = distance(&logits(&out), &float);
             assert!(loss < 0.2, "{name} of model {m}: relative squared error {loss}");
             assert!(loss > 1e-7, "{name} of model {m}: this cannot be W4A8");
@@ -88,7 +92,8 @@ fn check_files(out: &Path, tiny: &Tiny, recipe: &Recipe, report: &Report) {
         assert!(layer.loss.is_finite() && layer.loss > 0.0 && layer.loss < 0.2, "{layer:?}");
         assert!(layer.scale_range.0 > 0.0 && layer.scale_range.0 <= layer.scale_range.1);
     }
-    let stored: Report = serde_json::from_str(&std::fs::read_to_string(out.join(REPORT_FILE)).unwrap()).unwrap();
+    let stored: Report =
+        serde_json::from_str(&std::fs::read_to_string(out.join(REPORT_FILE)).unwrap()).unwrap();
     assert_eq!(stored.recipe, *recipe);
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
     assert!(card.contains("mlp.down_proj") && card.contains("tiny in W4A8"), "{card}");
@@ -156,7 +161,14 @@ fn plain_rounding_needs_no_data() {
     assert_eq!((report.calibration_tokens, report.calibration_data.as_str()), (0, "none"));
     assert!(distance(&logits(&out), &logits(&model)) < 0.2);
     let compensate = Recipe { compensate: true, ..nearest };
-    let error = run(&model, &source, &dir.path().join("out2"), &compensate, OutputFormat::Auto, &mut Steps::default());
+    let error = run(
+        &model,
+        &source,
+        &dir.path().join("out2"),
+        &compensate,
+        OutputFormat::Auto,
+        &mut Steps::default(),
+    );
     assert!(matches!(error, Err(QuantError::Recipe(_))));
 }
 
@@ -166,7 +178,8 @@ fn the_models_own_samples_serve() {
     let model = Tiny::default().write(dir.path(), "model");
     let out = dir.path().join("out");
     let report =
-        run(&model, &Source::SelfSamples, &out, &recipe(), OutputFormat::Auto, &mut Steps::default()).unwrap();
+        run(&model, &Source::SelfSamples, &out, &recipe(), OutputFormat::Auto, &mut Steps::default())
+            .unwrap();
     assert_eq!(report.calibration_tokens, 640);
     assert!(distance(&logits(&out), &logits(&model)) < 0.2);
 }
@@ -190,8 +203,10 @@ fn interrupting_leaves_nothing() {
 }
 
 fn entries(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
@@ -205,7 +220,8 @@ fn bad_requests_are_refused_before_any_work() {
     let try_it = |recipe: &Recipe, source: &Source, out: &str| {
         let mut steps = Steps::default();
         let out = dir.path().join(out);
-        let error = run(&model, source, &out, recipe, OutputFormat::Auto, &mut steps).unwrap_err().to_string();
+        let error =
+            run(&model, source, &out, recipe, OutputFormat::Auto, &mut steps).unwrap_err().to_string();
         assert!(steps.count <= 2, "{error}");
         error
     };
@@ -242,7 +258,8 @@ fn bad_requests_are_refused_before_any_work() {
     let out = dir.path().join("out");
     run(&model, &source, &out, &base, OutputFormat::Auto, &mut Steps::default()).unwrap();
     let again =
-        run(&out, &source, &dir.path().join("twice"), &base, OutputFormat::Auto, &mut Steps::default()).unwrap_err();
+        run(&out, &source, &dir.path().join("twice"), &base, OutputFormat::Auto, &mut Steps::default())
+            .unwrap_err();
     assert!(again.to_string().contains("quantized already"), "{again}");
 }
 
@@ -251,10 +268,12 @@ fn jsonl_and_parquet_are_read_like_text() {
     let dir = TempDir::new().unwrap();
     let model = Tiny::default().write(dir.path(), "model");
     let plain = text(dir.path(), 660);
-    let documents: Vec<String> = std::fs::read_to_string(&plain).unwrap().lines().map(str::to_owned).collect();
+    let documents: Vec<String> =
+        std::fs::read_to_string(&plain).unwrap().lines().map(str::to_owned).collect();
 
     let jsonl = dir.path().join("text.jsonl");
-    let lines: String = documents.iter().map(|l| serde_json::json!({ "text": l }).to_string() + "\n").collect();
+    let lines: String =
+        documents.iter().map(|l| serde_json::json!({ "text": l }).to_string() + "\n").collect();
     std::fs::write(&jsonl, lines).unwrap();
     let parquet = dir.path().join("text.parquet");
     write_parquet(&parquet, "text", &documents);
@@ -263,7 +282,8 @@ fn jsonl_and_parquet_are_read_like_text() {
     let mut bytes = Vec::new();
     for (name, path) in [("a", plain), ("b", jsonl), ("c", parquet)] {
         let out = dir.path().join(name);
-        run(&model, &Source::Files(vec![path]), &out, &recipe(), OutputFormat::Auto, &mut Steps::default()).unwrap();
+        run(&model, &Source::Files(vec![path]), &out, &recipe(), OutputFormat::Auto, &mut Steps::default())
+            .unwrap();
         bytes.push(std::fs::read(out.join("model.safetensors")).unwrap());
     }
     assert!(bytes[0] == bytes[1], "jsonl");
@@ -273,8 +293,9 @@ fn jsonl_and_parquet_are_read_like_text() {
     write_parquet(&other, "prompt", &documents);
     let out = dir.path().join("out");
     let error =
-        run(&model, &Source::Files(vec![other]), &out, &recipe(), OutputFormat::Auto, &mut Steps::default()).unwrap_err();
-    assert!(error.to_string().contains("columns: prompt"), "{error}");
+        run(&model, &Source::Files(vec![other]), &out, &recipe(), OutputFormat::Auto, &mut Steps::default())
+            .unwrap_err();
+    assert!(error.to_string().contains("columns: id, prompt"), "{error}");
 }
 
 fn write_parquet(path: &Path, column: &str, documents: &[String]) {
@@ -316,9 +337,16 @@ fn states_that_overflow_name_the_block() {
     for propagation in [Propagation::Float, Propagation::Quantized] {
         let recipe = Recipe { propagation, ..recipe() };
         let out = dir.path().join("out");
-        let error = run(&dir.path().join("bad"), &files(&dir, 2000), &out, &recipe, OutputFormat::Auto, &mut Steps::default())
-            .unwrap_err()
-            .to_string();
+        let error = run(
+            &dir.path().join("bad"),
+            &files(&dir, 2000),
+            &out,
+            &recipe,
+            OutputFormat::Auto,
+            &mut Steps::default(),
+        )
+        .unwrap_err()
+        .to_string();
         assert!(error.contains("model.layers.1"), "{error}");
         assert!(!out.exists());
     }

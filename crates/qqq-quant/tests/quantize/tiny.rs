@@ -112,7 +112,9 @@ impl Tiny {
             };
             writer.add(&name, self.dtype, &shape, &bytes).unwrap();
         }
-        let put = |file: &str, value: Value| std::fs::write(writer.staging().join(file), value.to_string()).unwrap();
+        let put = |file: &str, value: Value| {
+            std::fs::write(writer.staging().join(file), value.to_string()).unwrap()
+        };
         put("config.json", self.config());
         let vocab: serde_json::Map<_, _> = (0..VOCAB).map(|i| (format!("w{i}"), json!(i))).collect();
         put(
@@ -138,7 +140,8 @@ impl Tiny {
             out.push(("lm_head.weight".to_owned(), vec![VOCAB, HIDDEN]));
         }
         for i in 0..self.layers {
-            let mut add = |name: &str, shape: Vec<usize>| out.push((format!("model.layers.{i}.{name}"), shape));
+            let mut add =
+                |name: &str, shape: Vec<usize>| out.push((format!("model.layers.{i}.{name}"), shape));
             add("input_layernorm.weight", vec![HIDDEN]);
             add("post_attention_layernorm.weight", vec![HIDDEN]);
             if self.architecture == "Qwen3ForCausalLM" {

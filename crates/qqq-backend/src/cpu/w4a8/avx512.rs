@@ -372,17 +372,22 @@ unsafe fn tile<const R: usize, const C: usize>(gemm: &Gemm, block: usize, row: u
     let a = gemm.a.codes[row * k..(row + R) * k].as_ptr();
     let panel = panel[..k / 4 * C].as_ptr();
     let mut acc = [[_mm512_setzero_si512(); C]; R];
-    for step in 0..k / 4 {
-        let mut w = [_mm512_setzero_si512(); C];
-        for (c, w) in w.iter_mut().enumerate() {
-            // SAFETY: the panel has k / 4 * C lines, which are aligned.
-            *w = unsafe { _mm512_load_si512(panel.add(step * C + c).cast()) };
-        }
-        for (r, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: `a` has R rows of k codes.
-            let four = _mm512_set1_epi32(unsafe { a.add(r * k + step * 4).cast::<i32>().read_unaligned() });
-            for c in 0..C {
-                acc[c] = _mm512_dpbusd_epi32(acc[c], w[c], four);
+    let steps = k / 4;
+    for part in 0..R {
+        // Spread out, so that loads do not wait behind these.
+        gemm.output.prefetch(row + part, block..block + C);
+        for step in steps * part / R..steps * (part + 1) / R {
+            let mut w = [_mm512_setzero_si512(); C];
+            for (c, w) in w.iter_mut().enumerate() {
+                // SAFETY: the panel has k / 4 * C lines, which are aligned.
+                *w = unsafe { _mm512_load_si512(panel.add(step * C + c).cast()) };
+            }
+            for (r, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: `a` has R rows of k codes.
+                let four = _mm512_set1_epi32(unsafe { a.add(r * k + step * 4).cast::<i32>().read_unaligned() });
+                for c in 0..C {
+                    acc[c] = _mm512_dpbusd_epi32(acc[c], w[c], four);
+                }
             }
         }
     }

@@ -80,6 +80,24 @@ impl<'a> Output<'a> {
         }
     }
 
+    /// Asks for the cache lines of a destination, so that its stores find them.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    pub(super) fn prefetch(&self, row: usize, blocks: Range<usize>) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for block in blocks {
+            let start = row * self.out_features + block * BLOCK;
+            // SAFETY: a hint reads and writes nothing.
+            unsafe {
+                let line = match &self.kind {
+                    Kind::Accumulators(out) => out.at(start).cast::<i8>(),
+                    Kind::Scaled(out, _) => out.at(start).cast(),
+                };
+                _mm_prefetch::<_MM_HINT_T0>(line);
+            }
+        }
+    }
+
     /// Writes one block of accumulators.
     ///
     /// # Safety

@@ -57,7 +57,12 @@ pub struct Comparison {
 }
 
 /// Loads both and measures.
-pub fn compare(float: &Path, quantized: &Path, console: &Console, guard: &Guard) -> anyhow::Result<Comparison> {
+pub fn compare(
+    float: &Path,
+    quantized: &Path,
+    console: &Console,
+    guard: &Guard,
+) -> anyhow::Result<Comparison> {
     console.note("Comparing with the float model ...");
     let (float, quantized) = (super::load(float)?, super::load(quantized)?);
     let tokens = float.tokenizer.encode(TEXT, true)?;
@@ -107,7 +112,8 @@ fn side(model: &LoadedModel, linear_bytes: u64, console: &Console, guard: &Guard
         eos: model.tokenizer.eos().to_vec(),
         kv_dtype: KvDType::F16,
     };
-    let answer = generate::answer(&model.decoder, &model.tokenizer, prompt, &options, &mut |_| guard.check())?;
+    let answer =
+        generate::answer(&model.decoder, &model.tokenizer, prompt, &options, &mut |_| guard.check())?;
     Ok(Side { linear_bytes, speed, answer })
 }
 
@@ -128,7 +134,12 @@ pub fn text(c: &Comparison, report: &Report, console: &Console) -> String {
         row("linear layers", size, &bytes, size[0] / size[1]),
         row(&format!("prefill, {PROMPT_TOKENS} tokens"), prefill, &rate, prefill[1] / prefill[0]),
         row(&format!("decode, {NEW_TOKENS} tokens"), decode, &rate, decode[1] / decode[0]),
-        row("perplexity (demo text)", perplexity, &|p| format::significant(p, 4), perplexity[1] / perplexity[0]),
+        row(
+            "perplexity (demo text)",
+            perplexity,
+            &|p| format::significant(p, 4),
+            perplexity[1] / perplexity[0],
+        ),
     ];
     let w4a8 = format!("W4A8 ({})", report.format);
     let mut text = table(console, &["", "float", &w4a8, "ratio"], 1, rows);

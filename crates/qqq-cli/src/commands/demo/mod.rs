@@ -76,7 +76,10 @@ pub fn run(args: &DemoArgs, console: &Console) -> anyhow::Result<()> {
         return console.result(&Fetched { path: &path }, |f| f.path.display().to_string());
     }
 
-    let temporary = tempfile::Builder::new().prefix("qqq-demo-").tempdir().context("cannot make a temporary directory")?;
+    let temporary = tempfile::Builder::new()
+        .prefix("qqq-demo-")
+        .tempdir()
+        .context("cannot make a temporary directory")?;
     let out = args.keep.clone().unwrap_or_else(|| temporary.path().join("w4a8"));
     let report = quantize(&path, &out, console, &guard)?;
     let comparison = compare::compare(&path, &out, console, &guard)?;

@@ -38,7 +38,8 @@ pub fn modules(checkpoint: &Checkpoint) -> Result<Vec<Module>, FormatError> {
         let (module, part) = name.rsplit_once('.').unwrap_or((&name, "weight"));
         parts.entry(module.to_owned()).or_default().insert(part.to_owned(), info);
     }
-    let mut modules = parts.iter().map(|(name, parts)| module(checkpoint, name, parts)).collect::<Result<Vec<_>, _>>()?;
+    let mut modules =
+        parts.iter().map(|(name, parts)| module(checkpoint, name, parts)).collect::<Result<Vec<_>, _>>()?;
     modules.sort_by_key(|m| order(&m.name));
     Ok(modules)
 }
@@ -62,7 +63,9 @@ fn module(checkpoint: &Checkpoint, name: &str, parts: &Parts) -> Result<Module, 
             scales.iter_mut().for_each(|s| *s *= 16.0);
         }
         (shape, Some(scales))
-    } else if let (true, Some(words)) = (packed(CheckpointFormat::CompressedTensors), parts.get("weight_packed")) {
+    } else if let (true, Some(words)) =
+        (packed(CheckpointFormat::CompressedTensors), parts.get("weight_packed"))
+    {
         let stored = parts.get("weight_scale").map(|i| i.shape.clone()).unwrap_or_default();
         let scales = tensors.f32(&format!("{name}.weight_scale"), &stored)?;
         let shape = match &unpacked_shape(checkpoint, name, parts)?[..] {
@@ -76,7 +79,8 @@ fn module(checkpoint: &Checkpoint, name: &str, parts: &Parts) -> Result<Module, 
         (weight.map(|w| w.shape.clone()).unwrap_or_default(), None)
     };
     let bias = parts.get("bias").map_or(0, |b| b.shape.iter().product::<usize>());
-    let range = |s: Vec<f32>| s.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), &v| (l.min(v), h.max(v)));
+    let range =
+        |s: Vec<f32>| s.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), &v| (l.min(v), h.max(v)));
     Ok(Module {
         name: name.to_owned(),
         storage,

@@ -140,7 +140,14 @@ fn text(i: &Inspection, console: &Console) -> String {
             "size",
             format!(
                 "{} layers, hidden {}, MLP {}, {} heads of {} ({} for keys and values), vocabulary {}, context {}",
-                i.layers, i.hidden_size, i.intermediate_size, i.heads, i.head_dim, i.kv_heads, i.vocabulary, i.context
+                i.layers,
+                i.hidden_size,
+                i.intermediate_size,
+                i.heads,
+                i.head_dim,
+                i.kv_heads,
+                i.vocabulary,
+                i.context
             ),
         ),
         ("rotary embedding", format!("base {}, scaling: {}", i.rope_theta, i.rope_scaling)),
@@ -160,8 +167,13 @@ fn text(i: &Inspection, console: &Console) -> String {
         rows.push(("attention", format!("sliding window of {window}")));
     }
     let t = &i.totals;
-    let total = |p: u64, b: u64, bits: f64| format!("{} parameters, {}, {bits:.2} bits per weight", format::count(p), format::bytes(b));
-    rows.push(("linear layers", total(t.block_linear_parameters, t.block_linear_bytes, t.block_linear_bits_per_weight)));
+    let total = |p: u64, b: u64, bits: f64| {
+        format!("{} parameters, {}, {bits:.2} bits per weight", format::count(p), format::bytes(b))
+    };
+    rows.push((
+        "linear layers",
+        total(t.block_linear_parameters, t.block_linear_bytes, t.block_linear_bits_per_weight),
+    ));
     rows.push(("all tensors", total(t.parameters, t.bytes, t.bits_per_weight)));
     let mut text = pairs(rows);
     if let Some(modules) = &i.modules {
@@ -172,7 +184,11 @@ fn text(i: &Inspection, console: &Console) -> String {
                 m.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x "),
                 format::bytes(m.bytes),
                 m.scale_range.map_or(String::new(), |(low, high)| {
-                    format!("{} .. {}", format::significant(low.into(), 3), format::significant(high.into(), 3))
+                    format!(
+                        "{} .. {}",
+                        format::significant(low.into(), 3),
+                        format::significant(high.into(), 3)
+                    )
                 }),
             ]
         };
