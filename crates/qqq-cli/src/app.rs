@@ -34,7 +34,8 @@ Environment:
   HF_TOKEN, HF_HOME, HF_HUB_OFFLINE  as for the Hugging Face hub's own tools";
 
 #[derive(Debug, Parser)]
-#[command(name = "qqq", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "qqq",
+    bin_name = "qqq", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     global: GlobalArgs,

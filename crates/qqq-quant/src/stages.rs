@@ -6,7 +6,7 @@
 
 use qqq_backend::{
     Backend, InputKind, Span,
-    cpu::{CpuActivation, CpuBackend, matrix::Matrix},
+    cpu::{CpuActivation, CpuBackend, matrix::Matrix, w4a8::Int8Activations},
 };
 use qqq_model::Block;
 
@@ -16,6 +16,9 @@ use crate::{QuantError, Result, hessian::Hessian, parallel, smooth_sites::one_la
 const HESSIAN_BYTES: usize = 256 << 20;
 const MIN_LANES: usize = 4;
 const MAX_LANES: usize = 8;
+
+/// Tokens that pass through the MLP at a time: what lies between its layers stays in cache.
+const ROWS: usize = 512;
 
 /// One calibration window on its way through the model.
 pub struct Sequence {
@@ -155,10 +158,14 @@ impl<'a> Stages<'a> {
     ) -> Result<Hessian> {
         let b = self.backend;
         self.run_one(width, on_wave, |seq, h| {
-            let x = block.mlp_input(b, &seq.hidden);
-            let inner = b.silu_mul(b.linear(&x, &block.gate_up), InputKind::Int8);
-            add(h, &inner);
-            seq.kept = Some(inner);
+            let mut all = Int8Activations { cols: width, ..Int8Activations::default() };
+            for first in (0..seq.hidden.rows).step_by(ROWS) {
+                let x = block.mlp_input(b, &rows(&seq.hidden, first, ROWS));
+                let inner = b.silu_mul(b.linear(&x, &block.gate_up), InputKind::Int8);
+                add(h, &inner);
+                append(&mut all, inner);
+            }
+            seq.kept = Some(CpuActivation::Int8(all));
             Ok(())
         })
     }
@@ -247,6 +254,23 @@ fn add(sum: &mut Hessian, x: &CpuActivation) {
         CpuActivation::Float(m) => sum.add(m),
         CpuActivation::Int8(q) => sum.add_int8(q),
     }
+}
+
+/// At most `count` rows from `first` on.
+fn rows(x: &Matrix, first: usize, count: usize) -> Matrix {
+    let rows = count.min(x.rows - first);
+    Matrix { rows, cols: x.cols, data: x.data[first * x.cols..(first + rows) * x.cols].to_vec() }
+}
+
+fn append(all: &mut Int8Activations, part: CpuActivation) {
+    let part = match part {
+        CpuActivation::Int8(q) => q,
+        CpuActivation::Float(m) => Int8Activations::quantize(&m),
+    };
+    all.rows += part.rows;
+    all.codes.extend_from_slice(&part.codes);
+    all.scales.extend_from_slice(&part.scales);
+    all.sums.extend_from_slice(&part.sums);
 }
 
 /// Attention of one whole sequence.

@@ -106,16 +106,25 @@ fn columns_avx512<W: Element>(
         for row in (0..x.rows).step_by(TILE.0) {
             let rows = (x.rows - row).min(TILE.0);
             let x_rows = &x.data[row * x.cols..];
+            let w_rows = &w[col * x.cols..];
             let mut sums = [[0.0; TILE.1]; TILE.0];
             macro_rules! by_shape {
                 ($($r:literal)*) => {
-                    match (rows, cols) {
-                        $(($r, TILE_COLS) => dots_avx512::<W, $r, TILE_COLS>(x_rows, &w[col * x.cols..], x.cols, &mut sums),)*
+                    match (rows, cols, row == 0) {
+                        $(
+                            ($r, TILE_COLS, true) => {
+                                dots_avx512::<W, $r, TILE_COLS, true>(x_rows, w_rows, x.cols, &mut sums);
+                            }
+                            ($r, TILE_COLS, false) => {
+                                dots_avx512::<W, $r, TILE_COLS, false>(x_rows, w_rows, x.cols, &mut sums);
+                            }
+                        )*
                         // The last columns of an odd width, one by one.
                         _ => for j in 0..cols {
                             for r in 0..rows {
+                                let (x_row, w_row) = (&x_rows[r * x.cols..], &w_rows[j * x.cols..]);
                                 let mut one = [[0.0; TILE.1]; TILE.0];
-                                dots_avx512::<W, 1, 1>(&x_rows[r * x.cols..], &w[(col + j) * x.cols..], x.cols, &mut one);
+                                dots_avx512::<W, 1, 1, false>(x_row, w_row, x.cols, &mut one);
                                 sums[r][j] = one[0][0];
                             }
                         },
@@ -133,10 +142,12 @@ fn columns_avx512<W: Element>(
     }
 }
 
-/// Inner products of the first `R` rows of `x` with the first `C` rows of `w`, of length `k`.
+/// Inner products of the first `R` rows of `x` with the first `C` rows of `w`, of length `k`. `PREFETCH`
+/// fetches the following `C` rows of `w`: the hardware prefetchers do not follow several streams in a page, and
+/// without this a third of the memory bandwidth is lost.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn dots_avx512<W: Element, const R: usize, const C: usize>(
+fn dots_avx512<W: Element, const R: usize, const C: usize, const PREFETCH: bool>(
     x: &[f32],
     w: &[W],
     k: usize,
@@ -150,9 +161,9 @@ fn dots_avx512<W: Element, const R: usize, const C: usize>(
         let mut wide = [_mm512_setzero_ps(); C];
         for (j, wide) in wide.iter_mut().enumerate() {
             let p = w.wrapping_add(j * k + i);
-            // The next tile's rows: the hardware prefetchers do not follow several streams in a page,
-            // and without this a third of the memory bandwidth is lost.
-            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(C * k).cast());
+            if PREFETCH {
+                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(C * k).cast());
+            }
             // SAFETY: within C x k of w.
             *wide = unsafe { W::load(p) };
         }

@@ -8,7 +8,7 @@ use super::{element::Element, gemm, gemv, matrix::Matrix, shared::SharedMut, sim
 use crate::{BackendError, Result};
 
 /// Up to this number of rows the weights are read as they are; above it they are packed.
-const SKINNY_ROWS: usize = 64;
+const SKINNY_ROWS: usize = 32;
 
 /// A float weight of shape `N x K` with its bias.
 #[derive(Clone, Debug)]

@@ -99,10 +99,10 @@ unsafe fn avx512<const ROWS: usize, const A_ROW: usize>(t: Tile) {
     // SAFETY: all pointers stay within the elements that the caller has promised.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
-        if t.add {
-            for (r, acc) in acc.iter_mut().enumerate() {
-                *acc = [_mm512_loadu_ps(t.c.add(r * t.c_row)), _mm512_loadu_ps(t.c.add(r * t.c_row + 16))];
-            }
+        // Fetched while the sums are made: the rows of a wide C lie in different pages.
+        for r in 0..ROWS {
+            _mm_prefetch::<_MM_HINT_T0>(t.c.add(r * t.c_row).cast());
+            _mm_prefetch::<_MM_HINT_T0>(t.c.add(r * t.c_row + 16).cast());
         }
         let (mut a, mut b) = (t.a, t.b);
         for _ in 0..t.depth {
@@ -114,9 +114,14 @@ unsafe fn avx512<const ROWS: usize, const A_ROW: usize>(t: Tile) {
             a = a.wrapping_add(t.a_step);
             b = b.wrapping_add(t.b_step);
         }
-        for (r, acc) in acc.iter().enumerate() {
-            _mm512_storeu_ps(t.c.add(r * t.c_row), acc[0]);
-            _mm512_storeu_ps(t.c.add(r * t.c_row + 16), acc[1]);
+        for (r, [acc0, acc1]) in acc.iter_mut().enumerate() {
+            let (c0, c1) = (t.c.add(r * t.c_row), t.c.add(r * t.c_row + 16));
+            if t.add {
+                *acc0 = _mm512_add_ps(_mm512_loadu_ps(c0), *acc0);
+                *acc1 = _mm512_add_ps(_mm512_loadu_ps(c1), *acc1);
+            }
+            _mm512_storeu_ps(c0, *acc0);
+            _mm512_storeu_ps(c1, *acc1);
         }
     }
 }

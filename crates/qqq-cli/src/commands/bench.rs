@@ -30,7 +30,7 @@ const AFTER_HELP: &str = "\
 Example:
   qqq bench model qwen-w4a8 --prompt-tokens 512 --new-tokens 128
 
-One sequence of random tokens, one warm-up run, then --repeat runs. On a shared machine compare only runs that
+One sequence of random tokens, one warm-up run, then --repeat runs. On a shared machine compare only runs that \
 alternate within the same minutes.";
 
 /// Speed of a model: tokens a second for the prompt (prefill) and for new tokens (decode)

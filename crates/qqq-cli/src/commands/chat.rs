@@ -20,7 +20,7 @@ Examples:
   qqq chat qwen-w4a8
   qqq chat Qwen/Qwen2.5-0.5B-Instruct --system \"Answer in one sentence.\" --temperature 0
 
-A line is a message. /reset forgets the conversation, /system TEXT sets the system message (and forgets), /exit or
+A line is a message. /reset forgets the conversation, /system TEXT sets the system message (and forgets), /exit or \
 Ctrl-D ends, Ctrl-C stops an answer. The KV cache is kept between turns, so only what is new is computed.";
 
 /// Talk with a model

@@ -21,9 +21,9 @@ const AFTER_HELP: &str = "\
 Examples:
   qqq quantize Qwen/Qwen2.5-0.5B-Instruct -o qwen-w4a8
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt
-  qqq quantize model.gguf -o out --transform smooth --group-size channel --format qqq --calibration text.jsonl
+  qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
 
-The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One block is in memory
+The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One block is in memory \
 at a time. OUT appears only when it is complete: after an error or Ctrl-C nothing is left behind.";
 
 /// Make a W4A8 checkpoint of a model

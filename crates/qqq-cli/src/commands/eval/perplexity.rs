@@ -18,7 +18,7 @@ Examples:
   qqq eval perplexity model.gguf --text wiki.txt --scoring second-half --window 512   # as llama-perplexity
   qqq eval perplexity qwen-w4a8 --text wiki.txt --window 2048 --stride 512            # sliding
 
-Perplexity is exp of the mean negative log-likelihood of a token: lower is better. Compare only figures of one
+Perplexity is exp of the mean negative log-likelihood of a token: lower is better. Compare only figures of one \
 tokenizer, text, window and way of scoring. What is left after the last full window is not scored.";
 
 /// Perplexity of a model on a text

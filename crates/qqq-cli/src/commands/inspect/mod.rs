@@ -19,7 +19,7 @@ Examples:
   qqq inspect model.gguf --summary
   qqq inspect Qwen/Qwen2.5-0.5B-Instruct --json
 
-Only headers are read, and the scales of quantized layers. \"scales\" are the smallest and largest scale of the
+Only headers are read, and the scales of quantized layers. \"scales\" are the smallest and largest scale of the \
 weight codes; for the qqq format with groups, of the int8 weights that the kernel multiplies.";
 
 /// What a checkpoint holds, layer by layer
