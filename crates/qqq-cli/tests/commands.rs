@@ -123,7 +123,7 @@ fn inspect_tells_layer_by_layer() {
     assert_eq!(float["totals"]["block_linear_parameters"], linear);
     assert_eq!(float["totals"]["block_linear_bits_per_weight"], 32.0);
     // Besides its codes a layer has 16-bit scales (a row's in every block: 64+32+32+64+128+128+64) and its shape.
-    for (out, scales) in [("grouped", linear / 32), ("tiles", 2 * 512)] {
+    for (out, scales) in [("grouped", linear / 32), ("channels", 2 * 512)] {
         let json = place.run(&format!("inspect {out} --json")).success().json();
         assert_eq!(json["totals"]["block_linear_parameters"], linear, "{out}");
         let found = json["totals"]["block_linear_bits_per_weight"].as_f64().unwrap();
