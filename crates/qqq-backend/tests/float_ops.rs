@@ -117,7 +117,7 @@ fn linear_with_many_rows() {
     check_linear(113, 97, 33);
     check_linear(40, 1000, 5);
     // The inner dimension in three pieces; more jobs than one.
-    check_linear(230, 70, 700);
+    check_linear(230, 70, 1300);
 }
 
 /// More weights than are packed at a time.

@@ -52,7 +52,14 @@ fn round_rows(source: &[f32], s: &[f32], len: usize, grid: Grid, codes: &mut [i8
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn round_rows_avx512(source: &[f32], s: &[f32], len: usize, grid: Grid, codes: &mut [i8], scales: &mut [f32]) {
+fn round_rows_avx512(
+    source: &[f32],
+    s: &[f32],
+    len: usize,
+    grid: Grid,
+    codes: &mut [i8],
+    scales: &mut [f32],
+) {
     round_rows_portable(source, s, len, grid, codes, scales);
 }
 
@@ -64,7 +71,14 @@ fn round_rows_avx2(source: &[f32], s: &[f32], len: usize, grid: Grid, codes: &mu
 
 /// Rounds rows of `s.len()` weights in groups of `len`.
 #[inline(always)]
-fn round_rows_portable(source: &[f32], s: &[f32], len: usize, grid: Grid, codes: &mut [i8], scales: &mut [f32]) {
+fn round_rows_portable(
+    source: &[f32],
+    s: &[f32],
+    len: usize,
+    grid: Grid,
+    codes: &mut [i8],
+    scales: &mut [f32],
+) {
     let k = s.len();
     let mut row = vec![0.0f32; k];
     let rows = source.chunks_exact(k).zip(codes.chunks_exact_mut(k)).zip(scales.chunks_exact_mut(k / len));

@@ -13,6 +13,7 @@ use super::{
 const MAX_ROWS_PER_JOB: usize = 256;
 const MIN_ROWS_PER_JOB: usize = 16;
 /// Rows of `x` and of `W` in a register tile.
+#[cfg(target_arch = "x86_64")]
 const TILE: (usize, usize) = (6, 4);
 
 /// Writes `x w^T + bias` (adds it if `add`) to `out`, which holds `x.rows x n` values, for the weight

@@ -16,14 +16,11 @@ use tempfile::TempDir;
 
 use crate::tiny::{HEAD_DIM, HIDDEN, Tiny, VOCAB, largest_error, logits};
 
+/// Changes the embedding, the final norm and the head.
+type Ends = dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>);
+
 /// Writes the model again in f32 with every block changed by `change`, and embedding, last norm and head by `ends`.
-fn rewrite(
-    model: &Path,
-    out: &Path,
-    untie: bool,
-    change: &dyn Fn(usize, &mut FloatBlock),
-    ends: &dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>),
-) {
+fn rewrite(model: &Path, out: &Path, untie: bool, change: &dyn Fn(usize, &mut FloatBlock), ends: &Ends) {
     let checkpoint = Checkpoint::open(model).unwrap();
     let config = &checkpoint.config;
     let mut writer = CheckpointWriter::create(out).unwrap();
@@ -117,7 +114,9 @@ fn rotation_keeps_the_function() {
 fn smoothing_keeps_the_function_even_when_norms_are_rounded() {
     let dir = TempDir::new().unwrap();
     let scales = |n: usize, i: usize| -> Vec<f32> {
-        (0..n).map(|j| if (j * 13 + i) % 7 == 0 { 1.0 + (j % 11) as f32 * 1.7 } else { 1.0 }).collect()
+        (0..n)
+            .map(|j| if usize::is_multiple_of(j * 13 + i, 7) { 1.0 + (j % 11) as f32 * 1.7 } else { 1.0 })
+            .collect()
     };
     for (m, tiny) in Tiny::families().into_iter().enumerate() {
         let model = tiny.write(dir.path(), &format!("model{m}"));
