@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::tiny::{HEAD_DIM, HIDDEN, Tiny, VOCAB, largest_error, logits};
 
 /// Changes the embedding, the final norm and the head.
-type Ends = dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>);
+type Ends<'a> = dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>) + 'a;
 
 /// Writes the model again in f32 with every block changed by `change`, and embedding, last norm and head by `ends`.
 fn rewrite(model: &Path, out: &Path, untie: bool, change: &dyn Fn(usize, &mut FloatBlock), ends: &Ends) {
