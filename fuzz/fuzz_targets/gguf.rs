@@ -10,10 +10,7 @@ fuzz_target!(|bytes: &[u8]| {
     };
     for name in file.names() {
         let info = file.info(&name).expect("a listed tensor exists");
-        assert_eq!(
-            file.bytes(&name).expect("a listed tensor has bytes").len() as u64,
-            info.bytes
-        );
+        assert_eq!(file.bytes(&name).expect("a listed tensor has bytes").len() as u64, info.bytes);
         let _ = file.float(&name, &info.shape);
     }
     if let Ok(config) = file.config() {
