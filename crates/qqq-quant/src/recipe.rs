@@ -40,9 +40,10 @@ pub enum Clip {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Propagation {
-    /// Outputs of the float layers before them (as the reference does).
+    /// Outputs of the float layers before them.
     Float,
-    /// Outputs of the W4A8 layers before them, which is what they will see at run time.
+    /// Outputs of the W4A8 layers before them, which is what they will see at run time. (The reference does so from block
+    /// to block, with float activations and weights as the GPTQ result; inside a block it calibrates on the float layers.)
     Quantized,
 }
 

@@ -1,8 +1,9 @@
 //! Calibration forward passes of one block, and the Hessians they leave.
 //!
 //! Sequences go through a block in waves: every sequence of a wave is one task of the thread pool (the operations it
-//! calls then run on that thread), and adds to the Hessian of its lane. Lanes are merged in their order, so sums do not
-//! depend on the number of threads.
+//! calls then run on that thread). In a float pass it adds to the Hessian of its lane; lanes are merged in their order,
+//! so sums do not depend on the number of threads. In a quantized pass the int8 inputs of a layer are kept, and their
+//! Hessian is made of all of them at once.
 
 use qqq_backend::{
     Backend, InputKind, Span,
@@ -16,6 +17,9 @@ use crate::{QuantError, Result, hessian::Hessian, parallel, smooth_sites::one_la
 const HESSIAN_BYTES: usize = 256 << 20;
 const MIN_LANES: usize = 4;
 const MAX_LANES: usize = 8;
+
+/// Share of a stage's progress that its forward pass makes; the Hessian is the rest.
+const FORWARD_SHARE: f64 = 0.7;
 
 /// Tokens that pass through the MLP at a time: what lies between its layers stays in cache.
 const ROWS: usize = 512;
@@ -100,6 +104,9 @@ impl<'a> Stages<'a> {
     }
 
     /// Stage A: the int8 input of q, k and v.
+    ///
+    /// # Errors
+    /// Those of `on_wave`, here and below.
     pub fn qkv_input(
         &mut self,
         block: &Block<CpuBackend>,
@@ -107,13 +114,15 @@ impl<'a> Stages<'a> {
         on_wave: &mut OnWave<'_>,
     ) -> Result<Hessian> {
         let b = self.backend;
-        self.run_one(width, on_wave, |seq, h| {
-            add(h, &b.rms_norm(&seq.hidden, &block.input_norm, block.eps, InputKind::Int8));
-            Ok(())
+        self.run_one(width, on_wave, |seq| {
+            Ok(b.rms_norm(&seq.hidden, &block.input_norm, block.eps, InputKind::Int8))
         })
     }
 
     /// Stage B, with q, k and v quantized: attention, the int8 input of o.
+    ///
+    /// # Errors
+    /// Those of `on_wave`.
     pub fn o_input(
         &mut self,
         block: &Block<CpuBackend>,
@@ -121,16 +130,16 @@ impl<'a> Stages<'a> {
         on_wave: &mut OnWave<'_>,
     ) -> Result<Hessian> {
         let (b, rope) = (self.backend, self.rope);
-        self.run_one(width, on_wave, |seq, h| {
-            let x = block.attention_input(b, &seq.hidden);
-            let attn = b.activation(attend(b, block, &x, rope), InputKind::Int8);
-            add(h, &attn);
-            seq.kept = Some(attn);
-            Ok(())
+        self.run_one(width, on_wave, |seq| {
+            let x = seq.kept.take().unwrap_or_else(|| block.attention_input(b, &seq.hidden));
+            Ok(b.activation(attend(b, block, &x, rope), InputKind::Int8))
         })
     }
 
     /// Stage C, with o quantized: the residual stream after attention, the int8 input of gate and up.
+    ///
+    /// # Errors
+    /// States that are not finite; those of `on_wave`.
     pub fn gate_up_input(
         &mut self,
         name: &str,
@@ -139,17 +148,19 @@ impl<'a> Stages<'a> {
         on_wave: &mut OnWave<'_>,
     ) -> Result<Hessian> {
         let b = self.backend;
-        self.run_one(width, on_wave, |seq, h| {
+        self.run_one(width, on_wave, |seq| {
             if let Some(attn) = seq.kept.take() {
                 b.linear_add(&mut seq.hidden, &attn, &block.o);
             }
             check(name, &seq.hidden)?;
-            add(h, &b.rms_norm(&seq.hidden, &block.post_norm, block.eps, InputKind::Int8));
-            Ok(())
+            Ok(b.rms_norm(&seq.hidden, &block.post_norm, block.eps, InputKind::Int8))
         })
     }
 
     /// Stage D, with gate and up quantized: the int8 input of down.
+    ///
+    /// # Errors
+    /// Those of `on_wave`.
     pub fn down_input(
         &mut self,
         block: &Block<CpuBackend>,
@@ -157,20 +168,21 @@ impl<'a> Stages<'a> {
         on_wave: &mut OnWave<'_>,
     ) -> Result<Hessian> {
         let b = self.backend;
-        self.run_one(width, on_wave, |seq, h| {
+        self.run_one(width, on_wave, |seq| {
+            let x = int8(seq.kept.take().unwrap_or_else(|| block.mlp_input(b, &seq.hidden)));
             let mut all = Int8Activations { cols: width, ..Int8Activations::default() };
-            for first in (0..seq.hidden.rows).step_by(ROWS) {
-                let x = block.mlp_input(b, &rows(&seq.hidden, first, ROWS));
-                let inner = b.silu_mul(b.linear(&x, &block.gate_up), InputKind::Int8);
-                add(h, &inner);
-                append(&mut all, inner);
+            for first in (0..x.rows).step_by(ROWS) {
+                let x = CpuActivation::Int8(rows(&x, first, ROWS));
+                append(&mut all, int8(b.silu_mul(b.linear(&x, &block.gate_up), InputKind::Int8)));
             }
-            seq.kept = Some(CpuActivation::Int8(all));
-            Ok(())
+            Ok(CpuActivation::Int8(all))
         })
     }
 
     /// Stage E, with down quantized: the states after the block.
+    ///
+    /// # Errors
+    /// States that are not finite; those of `on_wave`.
     pub fn finish_block(
         &mut self,
         name: &str,
@@ -187,14 +199,29 @@ impl<'a> Stages<'a> {
         Ok(())
     }
 
+    /// Runs a stage of quantized layers: `job` gives the input of the next layer, which is kept for the next stage, and
+    /// its Hessian over all sequences.
     fn run_one(
         &mut self,
         width: usize,
         on_wave: &mut OnWave<'_>,
-        job: impl Fn(&mut Sequence, &mut Hessian) -> Result<()> + Sync,
+        job: impl Fn(&mut Sequence) -> Result<CpuActivation> + Sync,
     ) -> Result<Hessian> {
-        let sums = self.run(&[width], on_wave, |seq, h| job(seq, &mut h[0]))?;
-        Ok(sums.into_iter().next().unwrap_or_else(|| Hessian::new(width)))
+        self.run(&[], &mut |share| on_wave(share * FORWARD_SHARE), |seq, _| {
+            seq.kept = Some(CpuActivation::Int8(int8(job(seq)?)));
+            Ok(())
+        })?;
+        let inputs: Vec<&Int8Activations> = self
+            .sequences
+            .iter()
+            .filter_map(|seq| match &seq.kept {
+                Some(CpuActivation::Int8(q)) => Some(q),
+                _ => None,
+            })
+            .collect();
+        let sum = Hessian::of_int8(width, &inputs);
+        on_wave(1.0)?;
+        Ok(sum)
     }
 
     /// Runs `job(sequence, Hessians)` for every sequence; returns one Hessian for every width.
@@ -256,17 +283,26 @@ fn add(sum: &mut Hessian, x: &CpuActivation) {
     }
 }
 
-/// At most `count` rows from `first` on.
-fn rows(x: &Matrix, first: usize, count: usize) -> Matrix {
-    let rows = count.min(x.rows - first);
-    Matrix { rows, cols: x.cols, data: x.data[first * x.cols..(first + rows) * x.cols].to_vec() }
-}
-
-fn append(all: &mut Int8Activations, part: CpuActivation) {
-    let part = match part {
+fn int8(x: CpuActivation) -> Int8Activations {
+    match x {
         CpuActivation::Int8(q) => q,
         CpuActivation::Float(m) => Int8Activations::quantize(&m),
-    };
+    }
+}
+
+/// At most `count` rows from `first` on.
+fn rows(x: &Int8Activations, first: usize, count: usize) -> Int8Activations {
+    let range = first..x.rows.min(first + count);
+    Int8Activations {
+        rows: range.len(),
+        cols: x.cols,
+        codes: x.codes[range.start * x.cols..range.end * x.cols].to_vec(),
+        scales: x.scales[range.clone()].to_vec(),
+        sums: x.sums[range].to_vec(),
+    }
+}
+
+fn append(all: &mut Int8Activations, part: Int8Activations) {
     all.rows += part.rows;
     all.codes.extend_from_slice(&part.codes);
     all.scales.extend_from_slice(&part.scales);

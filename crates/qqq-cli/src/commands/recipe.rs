@@ -76,7 +76,7 @@ enum ClipArg {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PropagationArg {
-    /// Outputs of float layers, as the QQQ authors do
+    /// Outputs of the float model
     Float,
     /// Outputs of the quantized layers before, as at run time
     Quantized,

@@ -4,6 +4,7 @@
 //! for bit. Bounds: an accumulator is at most 128 * 128 * K in size, so K up to 65536 cannot overflow.
 
 pub mod activations;
+pub mod gram;
 mod output;
 mod pack;
 mod portable;

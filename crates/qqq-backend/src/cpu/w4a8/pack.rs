@@ -13,6 +13,7 @@
 use half::f16;
 use qqq_formats::{QuantizedWeight, Scales};
 
+use crate::cpu::pool::parallel_chunks_mut;
 use crate::{BackendError, Result};
 
 /// Output channels of a block.
@@ -63,20 +64,22 @@ impl PackedWeight {
         let (n, k) = (weight.out_features, weight.in_features);
         let chunks = k.div_ceil(CHUNK);
         let mut lines = vec![Line([0x88; 64]); n / BLOCK * chunks * LINES];
-        for (channel, codes) in weight.codes.chunks_exact(k.max(1)).enumerate() {
-            let (block, line, lane) = (channel / BLOCK, channel % LINES, channel % BLOCK / LINES);
-            for (chunk, codes) in codes.chunks(CHUNK).enumerate() {
-                let Line(bytes) = &mut lines[(block * chunks + chunk) * LINES + line];
-                let bytes = &mut bytes[lane * 16..lane * 16 + 16];
-                let (low, high) = codes.split_at(16);
-                for (i, &code) in low.iter().enumerate() {
-                    bytes[i] = (bytes[i] & 0xf0) | (code + 8) as u8;
-                }
-                for (i, &code) in high.iter().enumerate() {
-                    bytes[i] = (bytes[i] & 0x0f) | ((code + 8) as u8) << 4;
+        parallel_chunks_mut(&mut lines, chunks * LINES, |block, lines| {
+            let codes = weight.codes[block * BLOCK * k..(block + 1) * BLOCK * k].chunks_exact(k);
+            for (channel, codes) in codes.enumerate() {
+                let (line, lane) = (channel % LINES, channel / LINES);
+                for (chunk, codes) in codes.chunks(CHUNK).enumerate() {
+                    let Line(bytes) = &mut lines[chunk * LINES + line];
+                    let (low, high) = codes.split_at(16);
+                    for (byte, &code) in bytes[lane * 16..][..16].iter_mut().zip(low) {
+                        *byte = (*byte & 0xf0) | (code + 8) as u8;
+                    }
+                    for (byte, &code) in bytes[lane * 16..][..16].iter_mut().zip(high) {
+                        *byte = (*byte & 0x0f) | ((code + 8) as u8) << 4;
+                    }
                 }
             }
-        }
+        });
         let groups = match &weight.scales {
             Scales::PerChannel(_) => None,
             Scales::PerGroup { group_size, group, .. } => {
@@ -134,7 +137,9 @@ fn check(weight: &QuantizedWeight) -> Result<()> {
     if n.checked_mul(k) != Some(weight.codes.len()) {
         return fail(format!("it has {} codes", weight.codes.len()));
     }
-    if let Some(i) = weight.codes.iter().position(|c| !(-8..=7).contains(c)) {
+    // Without an early exit, so that it is vectorized.
+    if weight.codes.iter().fold(false, |bad, &c| bad | !(-8..=7).contains(&c)) {
+        let i = weight.codes.iter().position(|c| !(-8..=7).contains(c)).unwrap_or(0);
         return fail(format!("code {} of channel {} is not in -8..=7", weight.codes[i], i / k));
     }
     let scales = weight.channel_scales();
