@@ -1,7 +1,7 @@
 //! Rounding a layer's weights: to nearest, or with Hessian-based compensation (GPTQ, arXiv 2210.17323).
 //!
 //! Rows (output channels) are independent and are solved in chunks on all threads; what they share is one factor of the
-//! damped Hessian ([`factor`]). [`rows`] has the inner loops.
+//! damped Hessian (`factor`). `rows` has the inner loops.
 
 mod factor;
 mod rows;

@@ -1,6 +1,6 @@
 //! The W4A8 GEMM: int8 activations times 4-bit weights, accumulated in int32.
 //!
-//! Every path ([`Isa`]) reads the same packed weight ([`pack`]) and gives the same accumulators, bit
+//! Every path ([`Isa`]) reads the same packed weight (`pack`) and gives the same accumulators, bit
 //! for bit. Bounds: an accumulator is at most 128 * 128 * K in size, so K up to 65536 cannot overflow.
 
 pub mod activations;
