@@ -43,7 +43,7 @@ impl<'a, B: Backend> Session<'a, B> {
     /// computed again. `on_token` is called for every new token and stops by returning `false`.
     ///
     /// # Errors
-    /// As [`crate::generate`]. The session can be used further.
+    /// As [`crate::generate()`]. The session can be used further.
     pub fn generate(&mut self, prompt: &[u32], on_token: &mut dyn FnMut(u32) -> bool) -> Result<Generation> {
         let common = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token has to run in any case: its logits are needed.
