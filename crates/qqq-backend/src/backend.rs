@@ -141,6 +141,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn activation(&self, x: Self::Tensor, kind: InputKind) -> Self::Activation;
     /// `x W^T + bias`; shape `rows x N`.
     fn linear(&self, x: &Self::Activation, weight: &Self::Linear) -> Self::Tensor;
+    /// The `count` largest elements of each row of [`linear`](Self::linear), largest first, with their columns: exactly
+    /// those, in the order of [`descending`](crate::descending). NaN counts as minus infinity.
+    fn linear_top(&self, x: &Self::Activation, weight: &Self::Linear, count: usize) -> Vec<Vec<(f32, u32)>>;
     /// `acc += x W^T + bias`.
     fn linear_add(&self, acc: &mut Self::Tensor, x: &Self::Activation, weight: &Self::Linear);
     /// `silu(gate) * up` of rows `[gate | up]` of width `2 * I`; shape `rows x I`.

@@ -4,7 +4,9 @@
 pub mod backend;
 pub mod cpu;
 pub mod error;
+pub mod ranking;
 
 pub use backend::{Backend, HeadLayout, InputKind, KvDType, KvLayout, Span, WindowedCausal};
 pub use cpu::CpuBackend;
 pub use error::{BackendError, Result};
+pub use ranking::{descending, largest};

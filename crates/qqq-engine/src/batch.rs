@@ -85,15 +85,14 @@ impl Sequence {
         Ok(())
     }
 
-    /// Samples the next token and decides whether the sequence goes on.
+    /// Adds the next token and decides whether the sequence goes on.
     fn advance(
         &mut self,
-        logits: &[f32],
+        id: u32,
         options: &GenerateOptions,
         context: usize,
         on_token: &mut dyn FnMut(u32) -> bool,
     ) {
-        let id = self.sampler.sample(logits, &self.tokens);
         if options.eos.contains(&id) {
             self.finish = Some(FinishReason::Stop);
             return;
@@ -212,12 +211,26 @@ fn step<B: Backend>(
     }
     // The head is the widest layer: it runs for the rows that are sampled only.
     let last = decoder.backend.select_rows(&hidden, &ends);
-    let logits = decoder.backend.to_host(&decoder.logits(&last));
+    let sampled: Vec<&Work> = work.iter().filter(|w| w.ends).collect();
+    // All sequences share their options.
+    let next: Vec<u32> = match sequences[sampled[0].index].sampler.top_needed() {
+        Some(count) => {
+            let rows = decoder.top_logits(&last, count);
+            sampled.iter().zip(rows).map(|(w, row)| sequences[w.index].sampler.sample_top(&row)).collect()
+        }
+        None => {
+            let logits = decoder.backend.to_host(&decoder.logits(&last));
+            let rows = logits.chunks_exact(decoder.config.vocab_size);
+            let sample = |(w, row): (&&Work, &[f32])| {
+                let s = &mut sequences[w.index];
+                s.sampler.sample(row, &s.tokens)
+            };
+            sampled.iter().zip(rows).map(sample).collect()
+        }
+    };
     let context = decoder.config.max_position_embeddings;
-    let rows = logits.chunks_exact(decoder.config.vocab_size);
-    for (w, row) in work.iter().filter(|w| w.ends).zip(rows) {
-        let s = &mut sequences[w.index];
-        s.advance(row, options, context, &mut |id| on_token(w.index, id));
+    for (w, id) in sampled.into_iter().zip(next) {
+        sequences[w.index].advance(id, options, context, &mut |id| on_token(w.index, id));
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Choosing the next token.
 
+use qqq_backend::descending;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -82,14 +83,49 @@ impl Sampler {
             logits.iter().zip(0..).map(|(l, id)| (if l.is_nan() { f32::NEG_INFINITY } else { *l }, id)),
         );
         penalize(&mut self.candidates, history, o.repetition_penalty);
-        if o.temperature <= 0.0 || o.top_k == 1 {
+        if self.is_greedy() {
             return likeliest(&self.candidates);
         }
-        let keep = if o.top_k == 0 { self.candidates.len() } else { o.top_k.min(self.candidates.len()) };
-        if keep < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(keep, descending);
-            self.candidates.truncate(keep);
+        if o.top_k > 0 {
+            if o.top_k < self.candidates.len() {
+                self.candidates.select_nth_unstable_by(o.top_k, descending);
+                self.candidates.truncate(o.top_k);
+            }
+            // In the order of `sample_top`, so that both draw alike.
+            self.candidates.sort_unstable_by(descending);
         }
+        self.draw()
+    }
+
+    /// How many of the largest logits decide, so that [`sample_top`](Self::sample_top) serves; `None` if all may.
+    pub fn top_needed(&self) -> Option<usize> {
+        match self.options.top_k {
+            // The penalty can bring down the largest.
+            _ if self.options.repetition_penalty != 1.0 => None,
+            _ if self.is_greedy() => Some(1),
+            0 => None,
+            k => Some(k),
+        }
+    }
+
+    /// The token that [`sample`](Self::sample) would give, from the largest logits alone: at least as many as
+    /// [`top_needed`](Self::top_needed) says (or all), with their ids, in the order of [`descending`].
+    pub fn sample_top(&mut self, top: &[(f32, u32)]) -> u32 {
+        self.candidates.clear();
+        match self.top_needed() {
+            Some(count) => self.candidates.extend_from_slice(&top[..count.min(top.len())]),
+            None => self.candidates.extend_from_slice(top),
+        }
+        if self.is_greedy() { likeliest(&self.candidates) } else { self.draw() }
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.options.temperature <= 0.0 || self.options.top_k == 1
+    }
+
+    /// Draws from the candidates, which top-k has left over.
+    fn draw(&mut self) -> u32 {
+        let o = &self.options;
         let top = likeliest(&self.candidates);
         let max = logit_of(&self.candidates, top);
         if !max.is_finite() {
@@ -140,11 +176,6 @@ fn penalize(candidates: &mut [(f32, u32)], history: &[u32], penalty: f32) {
             *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         }
     }
-}
-
-/// Higher values first, then lower ids. Values are not NaN.
-fn descending(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
-    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
 fn likeliest(candidates: &[(f32, u32)]) -> u32 {
@@ -202,6 +233,32 @@ mod tests {
         let found = shares(SamplingOptions { top_k: 2, ..options() }, &LOGITS, &[], 20_000);
         let p = softmax(&[2.0, 1.5], 1.0);
         assert_shares(&found, &[0.0, p[0], 0.0, p[1], 0.0]);
+    }
+
+    #[test]
+    fn the_largest_logits_are_enough() {
+        let logits: Vec<f32> = (0..200).map(|i| ((i * 71) % 37) as f32 / 4.0).collect();
+        let settings = [
+            SamplingOptions { temperature: 0.0, ..options() },
+            SamplingOptions { top_k: 1, ..options() },
+            SamplingOptions { top_k: 40, ..options() },
+            SamplingOptions { top_k: 7, top_p: 0.8, min_p: 0.1, ..options() },
+            SamplingOptions { top_k: 1000, ..options() },
+        ];
+        for options in settings {
+            let (mut all, mut few) = (Sampler::new(options.clone()), Sampler::new(options.clone()));
+            let count = few.top_needed().expect("top-k or greedy");
+            let top = qqq_backend::largest(&logits, count);
+            for _ in 0..300 {
+                assert_eq!(all.sample(&logits, &[]), few.sample_top(&top), "{options:?}");
+            }
+        }
+        for options in [
+            SamplingOptions { top_p: 0.9, ..options() },
+            SamplingOptions { temperature: 0.0, repetition_penalty: 1.1, ..options() },
+        ] {
+            assert_eq!(Sampler::new(options).top_needed(), None);
+        }
     }
 
     #[test]

@@ -76,9 +76,22 @@ impl<B: Backend> Block<B> {
         spans: &[Span],
     ) -> B::Tensor {
         let mut qkv = b.linear(x, &self.qkv);
-        let norms = self.qk_norm.as_ref().map(|(q, k)| (q, k, self.eps));
-        b.rope_append_kv(&mut qkv, self.heads, norms, rope, kv, layer, spans);
+        self.rope_append_kv(b, &mut qkv, rope, kv, layer, spans);
         b.attention(&qkv, self.heads, self.mask, kv, layer, spans)
+    }
+
+    /// Head norms and rotary embedding of the output of `qkv`, in place, and cache append.
+    pub fn rope_append_kv(
+        &self,
+        b: &B,
+        qkv: &mut B::Tensor,
+        rope: &B::Rope,
+        kv: &mut B::KvCache,
+        layer: usize,
+        spans: &[Span],
+    ) {
+        let norms = self.qk_norm.as_ref().map(|(q, k)| (q, k, self.eps));
+        b.rope_append_kv(qkv, self.heads, norms, rope, kv, layer, spans);
     }
 
     /// Norm before the MLP: the input of `gate_up`.

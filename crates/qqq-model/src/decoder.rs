@@ -111,13 +111,18 @@ impl<B: Backend> Decoder<B> {
 
     /// Final norm and output head for rows of hidden states; shape `rows x vocab`.
     pub fn logits(&self, hidden: &B::Tensor) -> B::Tensor {
-        let x = self.backend.rms_norm(
-            hidden,
-            &self.final_norm,
-            self.config.rms_norm_eps,
-            self.backend.input_kind(&self.head),
-        );
-        self.backend.linear(&x, &self.head)
+        self.backend.linear(&self.head_input(hidden), &self.head)
+    }
+
+    /// The `count` largest logits of each row with their tokens, largest first, lower ids first among equals. They are
+    /// those of [`logits`](Self::logits), but may take far less time.
+    pub fn top_logits(&self, hidden: &B::Tensor, count: usize) -> Vec<Vec<(f32, u32)>> {
+        self.backend.linear_top(&self.head_input(hidden), &self.head, count)
+    }
+
+    fn head_input(&self, hidden: &B::Tensor) -> B::Activation {
+        let kind = self.backend.input_kind(&self.head);
+        self.backend.rms_norm(hidden, &self.final_norm, self.config.rms_norm_eps, kind)
     }
 }
 

@@ -40,6 +40,16 @@ impl FloatLinear {
         }
     }
 
+    /// Some of the output channels.
+    pub fn outputs(&self, range: std::ops::Range<usize>) -> Self {
+        Self {
+            n: range.len(),
+            k: self.k,
+            weight: self.weight[range.start * self.k..range.end * self.k].to_vec(),
+            bias: self.bias.as_ref().map(|b| b[range].to_vec()),
+        }
+    }
+
     /// Multiplies input channel `j` by `s[j]`.
     pub fn scale_inputs(&mut self, s: &[f32]) {
         for row in self.weight.chunks_exact_mut(self.k) {

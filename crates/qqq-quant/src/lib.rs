@@ -1,9 +1,10 @@
 //! The QQQ method: adaptive smoothing or rotation, Hessian-based compensation, recipes.
 //!
 //! [`pipeline::quantize`] walks a checkpoint block by block: transform, calibrate, solve, pack. The mathematics
-//! lies in [`hessian`], [`solve`], [`clip`], [`rotation`] and [`smooth`], each usable alone; [`transform`] and
+//! lies in [`hessian`], [`attended`], [`solve`], [`clip`], [`rotation`] and [`smooth`], each usable alone; [`transform`] and
 //! [`smooth_sites`] apply it to a block's weights, [`stages`] runs the calibration passes.
 
+pub mod attended;
 pub mod calibration;
 pub mod clip;
 pub mod error;
@@ -30,5 +31,7 @@ mod work;
 pub use error::{QuantError, Result};
 pub use output::REPORT_FILE;
 pub use pipeline::{Output, Progress, quantize};
-pub use recipe::{Calibration, Clip, OutputFormat, Propagation, Recipe, RotationKind, Transform};
+pub use recipe::{
+    Calibration, Clip, OutputFormat, Propagation, Recipe, RotationKind, Transform, ValueHessian,
+};
 pub use report::Report;

@@ -10,11 +10,13 @@ use qqq_formats::{Checkpoint, CheckpointFormat, LinearWeight, QuantizedWeight};
 use qqq_model::{Block, Decoder, ModelError, Tokenizer, names, rope};
 
 use crate::{
-    OutputFormat, Propagation, QuantError, Recipe, Report, Result, Transform,
+    OutputFormat, Propagation, QuantError, Recipe, Report, Result, Transform, ValueHessian,
+    attended::value_hessian,
     calibration::{self, Source},
     float_block::{FloatBlock, FloatLinear, head_layout},
     half_type::HalfType,
     hessian::Hessian,
+    nearest::round_scaled,
     output::{OutputCheckpoint, QuantizedBlock, weight_bytes},
     preflight,
     report::{LayerReport, SmoothReport, Timings},
@@ -197,8 +199,22 @@ fn embed(ids: &[u32], embedding: &[u8], vocab: usize, hidden: usize, half: HalfT
     Ok(Matrix { rows: ids.len(), cols: hidden, data })
 }
 
-/// The stacked linear layers of a block, in the order of computation.
-const MODULES: [&str; 4] = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"];
+/// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
+/// two.
+mod modules {
+    pub const QKV: &str = "self_attn.qkv_proj";
+    pub const QK: &str = "self_attn.qk_proj";
+    pub const V: &str = "self_attn.v_proj";
+    pub const O: &str = "self_attn.o_proj";
+    pub const GATE_UP: &str = "mlp.gate_up_proj";
+    pub const DOWN: &str = "mlp.down_proj";
+}
+
+/// Stacks two layers.
+fn join(first: &QuantizedWeight, second: &QuantizedWeight) -> Result<QuantizedWeight> {
+    QuantizedWeight::concat(&[first, second])
+        .ok_or_else(|| QuantError::Recipe("parts of a layer were quantized in different ways".into()))
+}
 
 struct Rotations {
     stream: Rotation,
@@ -283,77 +299,122 @@ impl Run<'_> {
                 h
             };
             return Ok(QuantizedBlock {
-                qkv: self.solve(index, 0, &float.qkv, identity(float.qkv.k))?,
-                o: self.solve(index, 1, &float.o, identity(float.o.k))?,
-                gate_up: self.solve(index, 2, &float.gate_up, identity(float.gate_up.k))?,
-                down: self.solve(index, 3, &float.down, identity(float.down.k))?,
+                qkv: self.solve(index, modules::QKV, &float.qkv, &identity(float.qkv.k).finish())?,
+                o: self.solve(index, modules::O, &float.o, &identity(float.o.k).finish())?,
+                gate_up: self.solve(
+                    index,
+                    modules::GATE_UP,
+                    &float.gate_up,
+                    &identity(float.gate_up.k).finish(),
+                )?,
+                down: self.solve(index, modules::DOWN, &float.down, &identity(float.down.k).finish())?,
             });
         }
         let name = format!("model.layers.{index}");
         let mut live = Block::new(self.backend, &self.checkpoint.config, index, float.to_weights())?;
         if self.recipe.propagation == Propagation::Float {
-            let widths = [float.qkv.k, float.o.k, float.gate_up.k, float.down.k];
-            let h = self.stage(index, 0, |wave| stages.float_block(&name, &live, widths, wave))?;
+            let averages = if self.attends() { float.qkv.k } else { 0 };
+            let widths = [float.qkv.k, averages, float.o.k, float.gate_up.k, float.down.k];
+            let pass = self.estimate.float_pass;
+            let h = self
+                .stage(index, pass, "calibrating", |wave| stages.float_block(&name, &live, widths, wave))?;
+            let qkv = match self.attends() {
+                true => {
+                    let (qk, v) = self.split(&float.qkv);
+                    let qk = self.solve(index, modules::QK, &qk, &h.qkv.finish())?;
+                    let v = self.solve(index, modules::V, &v, &value_hessian(&h.attended, &h.qkv))?;
+                    join(&qk, &v)?
+                }
+                false => self.solve(index, modules::QKV, &float.qkv, &h.qkv.finish())?,
+            };
             return Ok(QuantizedBlock {
-                qkv: self.solve(index, 0, &float.qkv, h.qkv)?,
-                o: self.solve(index, 1, &float.o, h.o)?,
-                gate_up: self.solve(index, 2, &float.gate_up, h.gate_up)?,
-                down: self.solve(index, 3, &float.down, h.down)?,
+                qkv,
+                o: self.solve(index, modules::O, &float.o, &h.o.finish())?,
+                gate_up: self.solve(index, modules::GATE_UP, &float.gate_up, &h.gate_up.finish())?,
+                down: self.solve(index, modules::DOWN, &float.down, &h.down.finish())?,
             });
         }
-        let h = self.stage(index, 0, |wave| stages.qkv_input(&live, float.qkv.k, wave))?;
-        let qkv = self.solve(index, 0, &float.qkv, h)?;
+        let units = self.estimate.stages;
+        let h = self
+            .stage(index, units.qkv, "calibrating qkv", |wave| stages.qkv_input(&live, float.qkv.k, wave))?;
+        let qkv = match self.attends() {
+            true => {
+                let (qk, v) = self.split(&float.qkv);
+                let solved = self.solve(index, modules::QK, &qk, &h.finish())?;
+                // Attention needs some v to run; its output is not looked at.
+                let any = round_scaled(&v, &vec![1.0; v.k], self.recipe.group_size);
+                live.qkv = self.pack(index, &join(&solved, &any)?, &float.qkv)?;
+                let averages = self.stage(index, units.attended, "calibrating v", |wave| {
+                    stages.attended_input(&live, float.qkv.k, wave)
+                })?;
+                let v = self.solve(index, modules::V, &v, &value_hessian(&averages, &h))?;
+                join(&solved, &v)?
+            }
+            false => self.solve(index, modules::QKV, &float.qkv, &h.finish())?,
+        };
+        drop(h);
         live.qkv = self.pack(index, &qkv, &float.qkv)?;
 
-        let h = self.stage(index, 1, |wave| stages.o_input(&live, float.o.k, wave))?;
-        let o = self.solve(index, 1, &float.o, h)?;
+        let h = self.stage(index, units.o, "calibrating o", |wave| stages.o_input(&live, float.o.k, wave))?;
+        let o = self.solve(index, modules::O, &float.o, &h.finish())?;
         live.o = self.pack(index, &o, &float.o)?;
 
-        let h = self.stage(index, 2, |wave| stages.gate_up_input(&name, &live, float.gate_up.k, wave))?;
-        let gate_up = self.solve(index, 2, &float.gate_up, h)?;
+        let h = self.stage(index, units.gate_up, "calibrating gate and up", |wave| {
+            stages.gate_up_input(&name, &live, float.gate_up.k, wave)
+        })?;
+        let gate_up = self.solve(index, modules::GATE_UP, &float.gate_up, &h.finish())?;
         live.gate_up = self.pack(index, &gate_up, &float.gate_up)?;
 
-        let h = self.stage(index, 3, |wave| stages.down_input(&live, float.down.k, wave))?;
-        let down = self.solve(index, 3, &float.down, h)?;
+        let h = self.stage(index, units.down, "calibrating down", |wave| {
+            stages.down_input(&live, float.down.k, wave)
+        })?;
+        let down = self.solve(index, modules::DOWN, &float.down, &h.finish())?;
         if index + 1 < self.checkpoint.config.num_layers {
             live.down = self.pack(index, &down, &float.down)?;
-            self.stage(index, 4, |wave| stages.finish_block(&name, &live, wave))?;
+            self.stage(index, units.finish, "forward", |wave| stages.finish_block(&name, &live, wave))?;
         }
         Ok(QuantizedBlock { qkv, o, gate_up, down })
+    }
+
+    /// Whether v has a Hessian of its own.
+    fn attends(&self) -> bool {
+        self.recipe.value_hessian == ValueHessian::Attention
+    }
+
+    /// q and k, and v.
+    fn split(&self, qkv: &FloatLinear) -> (FloatLinear, FloatLinear) {
+        let v = qkv.n - head_layout(&self.checkpoint.config).kv_width();
+        (qkv.outputs(0..v), qkv.outputs(v..qkv.n))
     }
 
     /// Runs a calibration stage with its progress.
     fn stage<T>(
         &mut self,
         index: usize,
-        stage: usize,
+        units: f64,
+        what: &str,
         run: impl FnOnce(&mut dyn FnMut(f64) -> Result<()>) -> Result<T>,
     ) -> Result<T> {
-        let what = match (self.recipe.propagation, MODULES.get(stage)) {
-            (Propagation::Quantized, Some(module)) => format!("calibrating {module}"),
-            (Propagation::Quantized, None) => "forward".into(),
-            (Propagation::Float, _) => "calibrating".into(),
-        };
         let clock = Instant::now();
-        let label = self.label(index, &what);
-        self.work.begin(self.estimate.stages[stage], label)?;
+        let label = self.label(index, what);
+        self.work.begin(units, label)?;
         let result = run(&mut |share| self.work.at(share))?;
         self.timings.calibrate += clock.elapsed().as_secs_f64();
         Ok(result)
     }
 
-    /// Solves one of the four stacked layers of a block.
+    /// Solves a layer, or several that share their input, for a Hessian (`k x k`).
     fn solve(
         &mut self,
         index: usize,
-        which: usize,
+        module: &str,
         linear: &FloatLinear,
-        h: Hessian,
+        hessian: &[f32],
     ) -> Result<QuantizedWeight> {
         let clock = Instant::now();
-        let label = self.label(index, &format!("solving {}", MODULES[which]));
-        self.work.begin(self.estimate.solves[which], label)?;
-        let name = names::linear(index, MODULES[which]);
+        let label = self.label(index, &format!("solving {module}"));
+        self.work.begin(self.estimate.solve(linear.n, linear.k), label)?;
+        let name = names::linear(index, module);
         let options = SolveOptions {
             group_size: self.recipe.group_size,
             compensate: self.recipe.compensate,
@@ -362,9 +423,7 @@ impl Run<'_> {
             damping: self.recipe.damping,
             scale_dtype: self.scale_dtype,
         };
-        let hessian = h.finish();
-        drop(h);
-        let solved = solve(&name, &linear.weight, linear.n, linear.k, &hessian, &options)?;
+        let solved = solve(&name, &linear.weight, linear.n, linear.k, hessian, &options)?;
         if solved.damping > self.recipe.damping * 1.000_001 {
             self.work.warn(format!(
                 "{name}: the Hessian is not positive definite at damping {}; {} was used",

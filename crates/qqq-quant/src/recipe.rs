@@ -47,6 +47,16 @@ pub enum Propagation {
     Quantized,
 }
 
+/// Whose second moment the value projection is compensated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ValueHessian {
+    /// Its inputs, as for every other layer (GPTQ and the QQQ reference).
+    Input,
+    /// Its inputs as attention averages them, see [`attended`](crate::attended).
+    Attention,
+}
+
 /// Which on-disk form to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -87,6 +97,8 @@ pub struct Recipe {
     pub act_order: bool,
     /// Share of the mean Hessian diagonal that is added to it.
     pub damping: f64,
+    /// Hessian of the value projection.
+    pub value_hessian: ValueHessian,
     /// What later layers are calibrated on.
     pub propagation: Propagation,
     /// Calibration data.

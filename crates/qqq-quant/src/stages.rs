@@ -7,11 +7,17 @@
 
 use qqq_backend::{
     Backend, InputKind, Span,
-    cpu::{CpuActivation, CpuBackend, matrix::Matrix, w4a8::Int8Activations},
+    cpu::{CpuActivation, CpuBackend, CpuKvCache, matrix::Matrix, w4a8::Int8Activations},
 };
 use qqq_model::Block;
 
-use crate::{QuantError, Result, hessian::Hessian, parallel, smooth_sites::one_layer};
+use crate::{
+    QuantError, Result,
+    attended::attended,
+    hessian::Hessian,
+    parallel,
+    smooth_sites::{float_rows, one_layer},
+};
 
 /// Memory that the Hessians of all lanes may take, unless even [`MIN_LANES`] need more.
 const HESSIAN_BYTES: usize = 256 << 20;
@@ -45,10 +51,12 @@ pub struct Stages<'a> {
 /// Told after every wave which share of the stage is done; an error stops the stage.
 pub type OnWave<'a> = dyn FnMut(f64) -> Result<()> + 'a;
 
-/// The four Hessians of a block.
+/// The Hessians of a block.
 pub struct BlockHessians {
     /// Input of q, k, v.
     pub qkv: Hessian,
+    /// The same, averaged by attention: for v.
+    pub attended: Hessian,
     /// Input of o.
     pub o: Hessian,
     /// Input of gate, up.
@@ -73,7 +81,8 @@ impl<'a> Stages<'a> {
         self.sequences.iter().map(|s| s.hidden.rows).sum()
     }
 
-    /// One pass of the float block: all Hessians, and the states after the block.
+    /// One pass of the float block: all Hessians, and the states after the block. `widths` are those of the Hessians in
+    /// their order; that of the averages may be 0, which leaves it out.
     ///
     /// # Errors
     /// States that are not finite; those of `on_wave`.
@@ -81,26 +90,30 @@ impl<'a> Stages<'a> {
         &mut self,
         name: &str,
         block: &Block<CpuBackend>,
-        widths: [usize; 4],
+        widths: [usize; 5],
         on_wave: &mut OnWave<'_>,
     ) -> Result<BlockHessians> {
         let (b, rope) = (self.backend, self.rope);
         let sums = self.run(&widths, on_wave, |seq, h| {
             let x = block.attention_input(b, &seq.hidden);
             add(&mut h[0], &x);
-            let attn = b.activation(attend(b, block, &x, rope), InputKind::Float);
-            add(&mut h[1], &attn);
+            let (qkv, attn) = attend(b, block, &x, rope);
+            if h[1].width > 0 {
+                h[1].add(&attended(b, &float_rows(x), &qkv, block.heads, block.mask));
+            }
+            let attn = b.activation(attn, InputKind::Float);
+            add(&mut h[2], &attn);
             b.linear_add(&mut seq.hidden, &attn, &block.o);
             let x = block.mlp_input(b, &seq.hidden);
-            add(&mut h[2], &x);
+            add(&mut h[3], &x);
             let inner = block.mlp_hidden(b, &x);
-            add(&mut h[3], &inner);
+            add(&mut h[4], &inner);
             b.linear_add(&mut seq.hidden, &inner, &block.down);
             check(name, &seq.hidden)
         })?;
-        let [qkv, o, gate_up, down]: [Hessian; 4] =
+        let [qkv, attended, o, gate_up, down]: [Hessian; 5] =
             sums.try_into().map_err(|_| QuantError::Recipe("a Hessian is missing".into()))?;
-        Ok(BlockHessians { qkv, o, gate_up, down })
+        Ok(BlockHessians { qkv, attended, o, gate_up, down })
     }
 
     /// Stage A: the int8 input of q, k and v.
@@ -119,6 +132,26 @@ impl<'a> Stages<'a> {
         })
     }
 
+    /// With q and k quantized: the input of q, k and v as attention averages it. Changes nothing.
+    ///
+    /// # Errors
+    /// Those of `on_wave`.
+    pub fn attended_input(
+        &mut self,
+        block: &Block<CpuBackend>,
+        width: usize,
+        on_wave: &mut OnWave<'_>,
+    ) -> Result<Hessian> {
+        let (b, rope) = (self.backend, self.rope);
+        let sums = self.run(&[width], on_wave, |seq, h| {
+            let Some(x) = &seq.kept else { return Ok(()) };
+            let (qkv, ..) = project(b, block, x, rope);
+            h[0].add(&attended(b, &float_rows(x.clone()), &qkv, block.heads, block.mask));
+            Ok(())
+        })?;
+        Ok(sums.into_iter().next().unwrap_or_else(|| Hessian::new(width)))
+    }
+
     /// Stage B, with q, k and v quantized: attention, the int8 input of o.
     ///
     /// # Errors
@@ -132,7 +165,7 @@ impl<'a> Stages<'a> {
         let (b, rope) = (self.backend, self.rope);
         self.run_one(width, on_wave, |seq| {
             let x = seq.kept.take().unwrap_or_else(|| block.attention_input(b, &seq.hidden));
-            Ok(b.activation(attend(b, block, &x, rope), InputKind::Int8))
+            Ok(b.activation(attend(b, block, &x, rope).1, InputKind::Int8))
         })
     }
 
@@ -309,20 +342,30 @@ fn append(all: &mut Int8Activations, part: Int8Activations) {
     all.sums.extend_from_slice(&part.sums);
 }
 
-/// Attention of one whole sequence.
+/// Queries, keys and values of one whole sequence after the rotary embedding, and the cache that holds the latter two.
+fn project(
+    b: &CpuBackend,
+    block: &Block<CpuBackend>,
+    x: &CpuActivation,
+    rope: &<CpuBackend as Backend>::Rope,
+) -> (Matrix, CpuKvCache, [Span; 1]) {
+    let mut qkv = b.linear(x, &block.qkv);
+    let mut kv = b.kv_cache(one_layer(block.heads));
+    let spans = [Span { slot: b.kv_add_slot(&mut kv), start: 0, len: qkv.rows }];
+    block.rope_append_kv(b, &mut qkv, rope, &mut kv, 0, &spans);
+    (qkv, kv, spans)
+}
+
+/// Attention of one whole sequence: queries, keys and values, and the output.
 fn attend(
     b: &CpuBackend,
     block: &Block<CpuBackend>,
     x: &CpuActivation,
     rope: &<CpuBackend as Backend>::Rope,
-) -> Matrix {
-    let rows = match x {
-        CpuActivation::Float(m) => m.rows,
-        CpuActivation::Int8(q) => q.rows,
-    };
-    let mut kv = b.kv_cache(one_layer(block.heads));
-    let spans = [Span { slot: b.kv_add_slot(&mut kv), start: 0, len: rows }];
-    block.attention(b, x, rope, &mut kv, 0, &spans)
+) -> (Matrix, Matrix) {
+    let (qkv, kv, spans) = project(b, block, x, rope);
+    let out = b.attention(&qkv, block.heads, block.mask, &kv, 0, &spans);
+    (qkv, out)
 }
 
 fn check(name: &str, hidden: &Matrix) -> Result<()> {

@@ -3,7 +3,10 @@
 use qqq_backend::HeadLayout;
 use qqq_formats::ModelConfig;
 
-use crate::{Progress, Propagation, QuantError, Recipe, Result, Transform, float_block::head_layout};
+use crate::{
+    Progress, Propagation, QuantError, Recipe, Result, Transform, ValueHessian, attended::QUERIES,
+    float_block::head_layout,
+};
 
 /// Operations a second, relative to each other, of the kinds of work (measured on two AVX-512 cores).
 mod rate {
@@ -22,10 +25,14 @@ pub(crate) struct Estimate {
     pub prepare: f64,
     /// Smoothing search of a block, per site (four of them).
     pub smooth_site: f64,
-    /// Calibration stages of a block: A to E, or all of a float pass in the first.
-    pub stages: [f64; 5],
-    /// Solving qkv, o, gate and up, down.
-    pub solves: [f64; 4],
+    /// Calibration stages of a block of quantized layers.
+    pub stages: StageEstimate,
+    /// A calibration pass of a float block.
+    pub float_pass: f64,
+    /// Solving all layers of a block.
+    solves: f64,
+    /// Whether layers are compensated.
+    compensate: bool,
     /// Rotation or rounding, packing and writing of a block.
     pub pack: f64,
 }
@@ -44,23 +51,38 @@ impl Estimate {
         let rank_k = |i: usize| shapes[i].1 * shapes[i].1 * tokens / rate::RANK_K;
         let attention = |window: f64| 2.0 * (num_heads * head_dim) as f64 * window * window;
         let attend = windows * attention(window) / rate::ATTENTION;
-        let stages = match recipe.propagation {
-            Propagation::Quantized => [
-                rank_k(0),
-                linear(0, rate::INT8) + attend + rank_k(1),
-                linear(1, rate::INT8) + rank_k(2),
-                linear(2, rate::INT8) + rank_k(3),
-                linear(3, rate::INT8),
-            ],
-            Propagation::Float => {
-                [(0..4).map(|i| linear(i, rate::FLOAT) + rank_k(i)).sum::<f64>() + attend, 0.0, 0.0, 0.0, 0.0]
+        let averages = match recipe.value_hessian {
+            ValueHessian::Input => 0.0,
+            // Of some queries of every head: half of the window's inputs on average, and the second moment.
+            ValueHessian::Attention => {
+                let queries = windows * num_heads as f64 * window.min(QUERIES as f64);
+                queries * (window * hidden + hidden * hidden) / rate::RANK_K
             }
         };
-        let stages = if tokens > 0.0 { stages } else { [0.0; 5] };
-        let solves = shapes.map(|(n, k)| {
-            let compensate = if recipe.compensate { k * k * k + 2.0 * n * k * k } else { 2.0 * n * k };
-            (compensate + 2.0 * n * k * k) / rate::SOLVE
-        });
+        let quantized = StageEstimate {
+            qkv: rank_k(0),
+            attended: if averages > 0.0 { averages + linear(0, rate::INT8) } else { 0.0 },
+            o: linear(0, rate::INT8) + attend + rank_k(1),
+            gate_up: linear(1, rate::INT8) + rank_k(2),
+            down: linear(2, rate::INT8) + rank_k(3),
+            finish: linear(3, rate::INT8),
+        };
+        let float = (0..4).map(|i| linear(i, rate::FLOAT) + rank_k(i)).sum::<f64>() + attend + averages;
+        let (stages, float_pass) = match recipe.propagation {
+            _ if tokens == 0.0 => (StageEstimate::default(), 0.0),
+            Propagation::Quantized => (quantized, 0.0),
+            Propagation::Float => (StageEstimate::default(), float),
+        };
+        let compensate = recipe.compensate;
+        let [qkv, others @ ..] = shapes;
+        let v = heads.kv_width() as f64;
+        // Two solutions of one width take two factorizations.
+        let solved = match recipe.value_hessian {
+            _ if tokens == 0.0 => vec![qkv],
+            ValueHessian::Input => vec![qkv],
+            ValueHessian::Attention => vec![(qkv.0 - v, qkv.1), (v, qkv.1)],
+        };
+        let solves = solved.into_iter().chain(others).map(|(n, k)| solve(n, k, compensate)).sum();
         let weights: f64 = shapes.iter().map(|(n, k)| n * k).sum();
         let smooth = recipe.calibration.smooth_tokens as f64;
         let search =
@@ -71,13 +93,44 @@ impl Estimate {
             prepare,
             smooth_site: if recipe.transform == Transform::Smooth { search } else { 0.0 },
             stages,
+            float_pass,
             solves,
+            compensate,
             pack: weights * 2e-8,
         }
     }
 
     fn block(&self) -> f64 {
-        4.0 * self.smooth_site + self.stages.iter().sum::<f64>() + self.solves.iter().sum::<f64>() + self.pack
+        4.0 * self.smooth_site + self.stages.sum() + self.float_pass + self.solves + self.pack
+    }
+
+    /// Solving a layer of `n` outputs and `k` inputs.
+    pub(crate) fn solve(&self, n: usize, k: usize) -> f64 {
+        solve(n as f64, k as f64, self.compensate)
+    }
+}
+
+fn solve(n: f64, k: f64, compensate: bool) -> f64 {
+    let compensate = if compensate { k * k * k + 2.0 * n * k * k } else { 2.0 * n * k };
+    (compensate + 2.0 * n * k * k) / rate::SOLVE
+}
+
+/// Calibration stages of a block of quantized layers, named for the layer whose input they make.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StageEstimate {
+    pub qkv: f64,
+    /// The input of v, averaged by attention.
+    pub attended: f64,
+    pub o: f64,
+    pub gate_up: f64,
+    pub down: f64,
+    /// The states after the block.
+    pub finish: f64,
+}
+
+impl StageEstimate {
+    fn sum(&self) -> f64 {
+        self.qkv + self.attended + self.o + self.gate_up + self.down + self.finish
     }
 }
 

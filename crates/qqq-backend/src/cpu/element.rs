@@ -1,11 +1,11 @@
-//! Loading weights of 16 and 32 bits as f32 vectors.
+//! Loading weights of 8, 16 and 32 bits as f32 vectors.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::simd::SimdLevel;
+use super::simd::{SimdLevel, multiversion};
 
 /// A stored element type.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
@@ -126,5 +126,36 @@ impl Element for bf16 {
     unsafe fn load(p: *const Self) -> __m512 {
         // SAFETY: the caller's promise.
         widen_bf16(unsafe { _mm256_loadu_si256(p.cast()) })
+    }
+}
+
+multiversion! {
+    fn widen_i8(src: &[i8], dst: &mut [f32]) {
+        for (d, s) in dst.iter_mut().zip(src) {
+            *d = f32::from(*s);
+        }
+    }
+}
+
+impl Element for i8 {
+    fn widen_portable(src: &[Self], dst: &mut [f32]) {
+        widen_i8(SimdLevel::detect(), src, dst);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn load_first(p: *const Self, n: usize) -> __m512 {
+        // SAFETY: the mask leaves out what lies beyond n.
+        let bytes = unsafe { _mm_maskz_loadu_epi8(((1u32 << n) - 1) as u16, p) };
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn load(p: *const Self) -> __m512 {
+        // SAFETY: the caller's promise.
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(p.cast()) }))
     }
 }

@@ -50,6 +50,27 @@ pub(crate) unsafe fn skinny<W: Element>(
     });
 }
 
+/// The product of a row of activations and a row of weights, as [`skinny`] computes it.
+///
+/// # Panics
+/// If the lengths differ.
+pub(crate) fn product<W: Element>(level: SimdLevel, x: &[f32], w: &[W]) -> f32 {
+    assert_eq!(x.len(), w.len());
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Avx512 => {
+            let mut sums = [[0.0; TILE.1]; TILE.0];
+            // SAFETY: the level is available.
+            unsafe { dots_avx512::<W, 1, 1, false>(x, w, x.len(), &mut sums) };
+            sums[0][0]
+        }
+        _ => with_scratch(x.len(), |wide| {
+            W::widen(level, w, wide);
+            dot(level, x, wide)
+        }),
+    }
+}
+
 /// Four weight rows at a time, widened into scratch memory.
 fn columns<W: Element>(
     level: SimdLevel,

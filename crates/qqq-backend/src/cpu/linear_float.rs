@@ -1,10 +1,12 @@
 //! Linear layers with float weights, kept in their stored precision.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use qqq_formats::WeightData;
 
-use super::{element::Element, gemm, gemv, matrix::Matrix, shared::SharedMut, simd::SimdLevel};
+use super::{
+    element::Element, gemm, gemv, matrix::Matrix, shared::SharedMut, shortlist::Shortlist, simd::SimdLevel,
+};
 use crate::{BackendError, Result};
 
 /// Up to this number of rows the weights are read as they are; above it they are packed.
@@ -17,6 +19,8 @@ pub struct FloatLinear {
     in_features: usize,
     data: Arc<WeightData>,
     bias: Option<Vec<f32>>,
+    /// Made when it is first asked for; `None` if it cannot be had.
+    shortlist: Arc<OnceLock<Option<Shortlist>>>,
 }
 
 impl FloatLinear {
@@ -33,7 +37,7 @@ impl FloatLinear {
     ) -> Result<Self> {
         check_weight("linear weight", out_features, in_features, data.len())?;
         check_bias(out_features, bias.as_deref())?;
-        Ok(Self { out_features, in_features, data, bias })
+        Ok(Self { out_features, in_features, data, bias, shortlist: Arc::default() })
     }
 
     /// `N`.
@@ -75,6 +79,34 @@ impl FloatLinear {
         assert_eq!((out.rows, out.cols), (x.rows, self.out_features), "shape of the sum");
         // SAFETY: `out` is a matrix of this shape.
         unsafe { self.run(level, x, true, &SharedMut::new(&mut out.data)) };
+    }
+
+    /// The `count` largest outputs of each row; see [`Shortlist::top`]. The first call makes a copy of the weights in 8
+    /// bits.
+    ///
+    /// # Panics
+    /// If `x` has not `K` columns.
+    pub(crate) fn top(&self, level: SimdLevel, x: &Matrix, count: usize) -> Option<Vec<Vec<(f32, u32)>>> {
+        assert_eq!(x.cols, self.in_features, "input channels");
+        match &*self.data {
+            WeightData::F32(w) => self.top_typed(level, x, w, count),
+            WeightData::F16(w) => self.top_typed(level, x, w, count),
+            WeightData::BF16(w) => self.top_typed(level, x, w, count),
+        }
+    }
+
+    fn top_typed<W: Element>(
+        &self,
+        level: SimdLevel,
+        x: &Matrix,
+        w: &[W],
+        count: usize,
+    ) -> Option<Vec<Vec<(f32, u32)>>> {
+        if x.rows > SKINNY_ROWS || self.bias.is_some() {
+            return None;
+        }
+        let shortlist = self.shortlist.get_or_init(|| Shortlist::new(level, w, self.out_features));
+        shortlist.as_ref()?.top(level, x, w, count)
     }
 
     /// # Safety

@@ -13,6 +13,7 @@ mod norm;
 pub mod pool;
 mod rope;
 mod shared;
+mod shortlist;
 mod simd;
 mod tile;
 pub mod w4a8;
@@ -59,6 +60,16 @@ impl CpuBackend {
             )));
         }
         Ok(Self { level })
+    }
+
+    /// Softmax of the scores in `seen`, in place; all others become 0.
+    ///
+    /// # Panics
+    /// If `seen` does not lie within the scores.
+    pub fn softmax(&self, scores: &mut [f32], seen: std::ops::Range<usize>) {
+        let (_, sum) = norm::softmax_piece(self.level, scores, seen.start, seen.end, f32::NEG_INFINITY);
+        let inverse = 1.0 / sum;
+        scores[seen].iter_mut().for_each(|s| *s *= inverse);
     }
 
     /// The instruction set of the float kernels.
@@ -202,6 +213,16 @@ impl Backend for CpuBackend {
             }
             _ => panic!("a linear layer that takes {:?} was given {:?}", self.input_kind(weight), x.kind()),
         }
+    }
+
+    fn linear_top(&self, x: &CpuActivation, weight: &CpuLinear, count: usize) -> Vec<Vec<(f32, u32)>> {
+        if let (CpuActivation::Float(x), CpuLinear::Float(weight)) = (x, weight)
+            && let Some(top) = weight.top(self.level, x, count)
+        {
+            return top;
+        }
+        let out = self.linear(x, weight);
+        (0..out.rows).map(|row| crate::largest(out.row(row), count)).collect()
     }
 
     fn linear_add(&self, acc: &mut Matrix, x: &CpuActivation, weight: &CpuLinear) {

@@ -1,7 +1,9 @@
 //! Recipe options on the command line.
 
 use clap::ValueEnum;
-use qqq_quant::{Calibration, Clip, OutputFormat, Propagation, Recipe, RotationKind, Transform};
+use qqq_quant::{
+    Calibration, Clip, OutputFormat, Propagation, Recipe, RotationKind, Transform, ValueHessian,
+};
 
 use crate::errors::bad_input;
 
@@ -15,6 +17,7 @@ pub const fn default_recipe() -> Recipe {
         clip: Clip::Output,
         act_order: true,
         damping: 0.01,
+        value_hessian: ValueHessian::Attention,
         propagation: Propagation::Quantized,
         calibration: Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
         seed: 0,
@@ -75,6 +78,14 @@ enum ClipArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum ValueHessianArg {
+    /// Its inputs, as GPTQ has it for every layer
+    Input,
+    /// Its inputs as attention averages them: what errors of the value projection really cost
+    Attention,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum PropagationArg {
     /// Outputs of the float model
     Float,
@@ -129,6 +140,9 @@ pub struct RecipeArgs {
     /// Share of the Hessian's mean diagonal that is added to it; rises by itself where that is too little
     #[arg(long, value_name = "X", default_value_t = DEFAULT.damping, allow_negative_numbers = true)]
     damping: f64,
+    /// What the value projection's compensation looks at
+    #[arg(long, value_enum, default_value_t = ValueHessianArg::Attention)]
+    value_hessian: ValueHessianArg,
     /// What later layers are calibrated on
     #[arg(long, value_enum, default_value_t = PropagationArg::Quantized)]
     propagation: PropagationArg,
@@ -182,6 +196,10 @@ impl RecipeArgs {
             },
             act_order: !self.no_act_order,
             damping: self.damping,
+            value_hessian: match self.value_hessian {
+                ValueHessianArg::Input => ValueHessian::Input,
+                ValueHessianArg::Attention => ValueHessian::Attention,
+            },
             propagation: match self.propagation {
                 PropagationArg::Float => Propagation::Float,
                 PropagationArg::Quantized => Propagation::Quantized,
@@ -220,7 +238,7 @@ mod tests {
     fn every_option_arrives() {
         let line = Line::parse_from(
             "qqq --transform smooth --rotation orthogonal --group-size channel --method rtn --clip none --no-act-order \
-             --damping 0.5 --propagation float --seed 7 --windows 3 --window 64 --smooth-tokens 32"
+             --damping 0.5 --value-hessian input --propagation float --seed 7 --windows 3 --window 64 --smooth-tokens 32"
                 .split_whitespace(),
         );
         let want = Recipe {
@@ -231,6 +249,7 @@ mod tests {
             clip: Clip::None,
             act_order: false,
             damping: 0.5,
+            value_hessian: ValueHessian::Input,
             propagation: Propagation::Float,
             calibration: Calibration { windows: 3, window: 64, smooth_tokens: 32 },
             seed: 7,

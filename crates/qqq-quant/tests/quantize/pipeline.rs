@@ -11,7 +11,7 @@ use qqq_formats::{Checkpoint, CheckpointFormat, DType, LinearWeight, Scales};
 use qqq_model::names;
 use qqq_quant::{
     Calibration, Clip, OutputFormat, Propagation, QuantError, REPORT_FILE, Recipe, Report, RotationKind,
-    Transform, calibration::Source,
+    Transform, ValueHessian, calibration::Source,
 };
 use tempfile::TempDir;
 
@@ -30,6 +30,11 @@ fn every_recipe_loads_back_and_keeps_the_function() {
         ("rtn", Recipe { compensate: false, ..base.clone() }),
         ("gptq", base.clone()),
         ("gptq-float-g32", Recipe { propagation: Propagation::Float, group_size: Some(32), ..base.clone() }),
+        ("gptq-input", Recipe { value_hessian: ValueHessian::Input, ..base.clone() }),
+        (
+            "gptq-input-float",
+            Recipe { value_hessian: ValueHessian::Input, propagation: Propagation::Float, ..base.clone() },
+        ),
         ("smooth", Recipe { transform: Transform::Smooth, ..base.clone() }),
         ("smooth-g64", Recipe { transform: Transform::Smooth, group_size: Some(64), ..base.clone() }),
         ("rotate-clip", Recipe { transform: Transform::Rotate, clip: Clip::Output, ..base.clone() }),
@@ -83,7 +88,9 @@ fn check_files(out: &Path, tiny: &Tiny, recipe: &Recipe, report: &Report) {
         }
         (LinearWeight::Float { .. }, _) => panic!("q is not quantized"),
     }
-    assert_eq!(report.layers.len(), 4 * tiny.layers);
+    // v is solved by itself where it has its own Hessian.
+    let solved = if recipe.value_hessian == ValueHessian::Attention { 5 } else { 4 };
+    assert_eq!(report.layers.len(), solved * tiny.layers);
     let sites = if tiny.heads == tiny.kv_heads { 4 } else { 3 };
     let smooth = if recipe.transform == Transform::Smooth { sites * tiny.layers } else { 0 };
     assert_eq!(report.smoothing.len(), smooth);

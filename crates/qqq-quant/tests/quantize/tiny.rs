@@ -7,7 +7,7 @@ use qqq_formats::{Checkpoint, DType, writer::CheckpointWriter};
 use qqq_model::{Decoder, Tokenizer};
 use qqq_quant::{
     Calibration, Clip, Output, OutputFormat, Progress, Propagation, Recipe, Report, RotationKind, Transform,
-    calibration::Source, quantize,
+    ValueHessian, calibration::Source, quantize,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -192,6 +192,7 @@ pub fn recipe() -> Recipe {
         clip: Clip::None,
         act_order: true,
         damping: 0.01,
+        value_hessian: ValueHessian::Attention,
         propagation: Propagation::Quantized,
         calibration: Calibration { windows: 10, window: 64, smooth_tokens: 48 },
         seed: 0,
