@@ -2,7 +2,9 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use crate::{Clip, Propagation, Recipe, Report, Result, RotationKind, Transform, output};
+use crate::{
+    Clip, Propagation, Recipe, Report, Result, RotationKind, Transform, ValueHessian, output, report::modules,
+};
 
 /// Writes `README.md` into `dir`. `measured` are results to show, as name and value (perplexities, agreement); a card
 /// can be written again when they are known.
@@ -58,7 +60,7 @@ fn render_into(card: &mut String, report: &Report, measured: &[(String, String)]
 
     writeln!(
         card,
-        "\n## Run it\n\n```sh\nqqq chat PATH\nqqq generate PATH --prompt \"...\"\nqqq eval perplexity PATH TEXT\n```"
+        "\n## Run it\n\n```sh\nqqq chat PATH\nqqq generate PATH --prompt \"...\"\nqqq eval perplexity PATH --text FILE\n```"
     )?;
 
     if !measured.is_empty() {
@@ -74,7 +76,7 @@ fn render_into(card: &mut String, report: &Report, measured: &[(String, String)]
          and worst over the blocks. `quantization_report.json` has every layer.\n"
     )?;
     writeln!(card, "| Layer | rounding to nearest | this checkpoint | worst |\n|---|---|---|---|")?;
-    for module in ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"] {
+    for module in modules::ALL {
         let layers: Vec<_> = report.layers.iter().filter(|l| l.name.ends_with(module)).collect();
         if layers.is_empty() {
             continue;
@@ -111,9 +113,13 @@ fn recipe_rows(recipe: &Recipe) -> Vec<(&'static str, String)> {
     let rounding = match (recipe.compensate, recipe.act_order) {
         (false, _) => "to nearest".into(),
         (true, order) => format!(
-            "Hessian-based compensation (GPTQ), damping {}{}{}",
+            "Hessian-based compensation (GPTQ), damping {}{}{}{}",
             recipe.damping,
             if order { ", act-order with static groups" } else { "" },
+            match recipe.value_hessian {
+                ValueHessian::Input => "",
+                ValueHessian::Attention => ", v_proj for its inputs as attention averages them",
+            },
             match recipe.propagation {
                 Propagation::Float => ", calibrated on float layers",
                 Propagation::Quantized => ", calibrated on the quantized layers before",

@@ -19,7 +19,7 @@ use crate::{
     nearest::round_scaled,
     output::{OutputCheckpoint, QuantizedBlock, weight_bytes},
     preflight,
-    report::{LayerReport, SmoothReport, Timings},
+    report::{LayerReport, SmoothReport, Timings, modules},
     rotation::Rotation,
     self_samples,
     smooth::SearchOptions,
@@ -197,17 +197,6 @@ fn embed(ids: &[u32], embedding: &[u8], vocab: usize, hidden: usize, half: HalfT
         data.extend(half.widen(&embedding[id * hidden * 2..(id + 1) * hidden * 2]));
     }
     Ok(Matrix { rows: ids.len(), cols: hidden, data })
-}
-
-/// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
-/// two.
-mod modules {
-    pub const QKV: &str = "self_attn.qkv_proj";
-    pub const QK: &str = "self_attn.qk_proj";
-    pub const V: &str = "self_attn.v_proj";
-    pub const O: &str = "self_attn.o_proj";
-    pub const GATE_UP: &str = "mlp.gate_up_proj";
-    pub const DOWN: &str = "mlp.down_proj";
 }
 
 /// Stacks two layers.

@@ -4,6 +4,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::Recipe;
 
+/// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
+/// two.
+pub(crate) mod modules {
+    pub const QKV: &str = "self_attn.qkv_proj";
+    pub const QK: &str = "self_attn.qk_proj";
+    pub const V: &str = "self_attn.v_proj";
+    pub const O: &str = "self_attn.o_proj";
+    pub const GATE_UP: &str = "mlp.gate_up_proj";
+    pub const DOWN: &str = "mlp.down_proj";
+    pub const ALL: [&str; 6] = [QKV, QK, V, O, GATE_UP, DOWN];
+}
+
 /// One linear layer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LayerReport {
