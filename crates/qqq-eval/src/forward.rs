@@ -30,6 +30,8 @@ pub(crate) struct Row {
     pub position: usize,
     /// Index of its window.
     pub window: usize,
+    /// Tokens of the window before the target.
+    pub context: usize,
 }
 
 impl Batch<'_> {
@@ -43,6 +45,7 @@ impl Batch<'_> {
                 target: text[position],
                 position,
                 window: self.first + window,
+                context: position - w.tokens.start,
             }));
             first += w.tokens.len();
         }

@@ -6,7 +6,7 @@ use qqq_backend::{Backend, cpu::pool::parallel_chunks_mut};
 use qqq_model::Decoder;
 
 use crate::{
-    EvalError, Progress, Result, WindowOptions,
+    EvalError, Progress, Result, Scoring, WindowOptions,
     forward::{chunk_rows, for_each_batch, logits},
     softmax::score,
     statistics::{WindowSum, estimate},
@@ -20,6 +20,10 @@ pub struct PerplexityReport {
     pub perplexity: f64,
     /// Standard error of the perplexity, from the spread between windows; `None` for a single window.
     pub standard_error: Option<f64>,
+    /// Where whole windows are scored: the perplexity of their second halves, which is that of
+    /// [`Scoring::SecondHalf`] (with the same first tokens).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub second_half_perplexity: Option<f64>,
     /// Windows.
     pub windows: usize,
     /// Scored tokens.
@@ -42,7 +46,9 @@ pub fn perplexity<B: Backend>(
     let start = Instant::now();
     let vocab = decoder.config.vocab_size;
     crate::windows::check_tokens(tokens, vocab)?;
-    let mut sums = Vec::new();
+    let (mut sums, mut halves) = (Vec::new(), Vec::new());
+    // Windows that overlap score parts that say nothing about halves.
+    let whole = options.scoring == Scoring::All && options.stride >= options.window;
     let windows = for_each_batch(tokens, options, progress, |batch, rows| {
         let hidden = batch.hidden(decoder)?;
         for rows in rows.chunks(chunk_rows(vocab)) {
@@ -56,6 +62,9 @@ pub fn perplexity<B: Backend>(
                     return Err(EvalError::NotFinite { position: row.position });
                 }
                 WindowSum::add(&mut sums, row.window, nll);
+                if whole && row.context >= options.second_half() {
+                    WindowSum::add(&mut halves, row.window, nll);
+                }
             }
         }
         Ok(())
@@ -64,6 +73,7 @@ pub fn perplexity<B: Backend>(
     Ok(PerplexityReport {
         perplexity: mean.mean,
         standard_error: mean.standard_error,
+        second_half_perplexity: (!halves.is_empty()).then(|| estimate(&halves).mean.exp()),
         windows,
         tokens: sums.iter().map(|w| w.tokens).sum(),
         seconds: start.elapsed().as_secs_f64(),

@@ -49,6 +49,11 @@ pub struct Window {
 }
 
 impl WindowOptions {
+    /// The least number of tokens before a target of [`Scoring::SecondHalf`].
+    pub(crate) fn second_half(&self) -> usize {
+        self.window / 2 + 1
+    }
+
     /// Cuts a text of `len` tokens.
     ///
     /// # Errors
@@ -69,7 +74,7 @@ impl WindowOptions {
         }
         let first = match self.scoring {
             Scoring::All => 1,
-            Scoring::SecondHalf => self.window / 2 + 1,
+            Scoring::SecondHalf => self.second_half(),
         };
         if first >= self.window {
             return fail(format!(

@@ -125,7 +125,13 @@ fn second_halves_and_strides() {
     }
     let report = perplexity(&decoder, &tokens, &options, &mut |_, _| true).unwrap();
     close(report.perplexity, (sum / 18.0).exp(), 1e-5);
-    assert_eq!(report.tokens, 18);
+    assert_eq!((report.tokens, report.second_half_perplexity), (18, None));
+
+    // A run over whole windows tells the same, up to the float32 rounding of a product with more rows.
+    let options = WindowOptions { scoring: Scoring::All, ..options };
+    let whole = perplexity(&decoder, &tokens, &options, &mut |_, _| true).unwrap();
+    close(whole.second_half_perplexity.unwrap(), report.perplexity, 1e-6);
+    assert_eq!(whole.tokens, 38);
 
     let options = WindowOptions { stride: 8, ..WindowOptions::new(16) };
     let mut sum: f64 = (1..16).map(|i| nll(&tokens[..i], tokens[i])).sum();
@@ -134,6 +140,7 @@ fn second_halves_and_strides() {
     }
     let report = perplexity(&decoder, &tokens, &options, &mut |_, _| true).unwrap();
     close(report.perplexity, (sum / 39.0).exp(), 1e-5);
+    assert_eq!(report.second_half_perplexity, None);
 }
 
 #[test]

@@ -9,13 +9,24 @@
 //! the rounding of float32 sums of `K` products in any order, at most `K 2^-24 |w| |x|` each for the copy and for the
 //! weights.
 
-use super::{element::Element, gemv, matrix::Matrix, pool, shared::SharedMut, simd::SimdLevel};
+use super::{
+    element::Element,
+    gemv,
+    matrix::Matrix,
+    pool,
+    shared::{SharedMut, with_shared_scratch},
+    simd::{SimdLevel, multiversion},
+};
 use crate::ranking::descending;
 
 /// Rows of the weight that one job encodes.
 const ROWS_PER_JOB: usize = 256;
 /// Above this share of all outputs (its inverse), computing the candidates again one by one takes longer than all.
 const LEAST_SAVING: usize = 8;
+/// Outputs that are computed again by one job.
+const PRODUCTS_PER_JOB: usize = 64;
+/// Bounds that are looked at together.
+const CHUNK: usize = 64;
 /// Products of norms beyond this may overflow in float32 sums.
 const LARGEST_PRODUCT: f32 = 1e30;
 
@@ -80,45 +91,79 @@ impl Shortlist {
         if count == 0 || count > n / LEAST_SAVING || !norms.iter().all(holds) {
             return None;
         }
-        let mut products = Matrix::unspecified(x.rows, n);
-        // SAFETY: the output is a matrix of this shape.
-        unsafe { gemv::skinny(level, x, &self.codes, n, None, false, &SharedMut::new(&mut products.data)) };
-        let rows = (0..x.rows).map(|row| {
-            let columns = self.candidates(products.row(row), norms[row], count)?;
-            let mut exact = vec![0.0f32; columns.len()];
-            pool::parallel_chunks_mut(&mut exact, 64, |chunk, exact| {
-                for (out, &column) in exact.iter_mut().zip(&columns[chunk * 64..]) {
-                    let at = column as usize * x.cols;
-                    *out = gemv::product(level, x.row(row), &w[at..at + x.cols]);
-                }
-            });
-            let mut top: Vec<(f32, u32)> = exact.into_iter().zip(columns).collect();
-            top.sort_unstable_by(descending);
-            top.truncate(count);
-            Some(top)
-        });
-        rows.collect()
+        with_shared_scratch(x.rows * n, |products| {
+            // SAFETY: the output is a matrix of this shape.
+            unsafe { gemv::skinny(level, x, &self.codes, n, None, false, &SharedMut::new(products)) };
+            let rows =
+                products.chunks_exact_mut(n).zip(&norms).enumerate().map(|(row, (products, &norm))| {
+                    let columns = self.candidates(level, products, norm, count)?;
+                    let mut exact = vec![0.0f32; columns.len()];
+                    pool::parallel_chunks_mut(&mut exact, PRODUCTS_PER_JOB, |job, exact| {
+                        for (out, &column) in exact.iter_mut().zip(&columns[job * PRODUCTS_PER_JOB..]) {
+                            let at = column as usize * x.cols;
+                            *out = gemv::product(level, x.row(row), &w[at..at + x.cols]);
+                        }
+                    });
+                    let mut top: Vec<(f32, u32)> = exact.into_iter().zip(columns).collect();
+                    top.sort_unstable_by(descending);
+                    top.truncate(count);
+                    Some(top)
+                });
+            rows.collect()
+        })
     }
 
-    /// Columns that may hold one of the `count` largest outputs; `None` if there are too many.
-    fn candidates(&self, products: &[f32], norm: f32, count: usize) -> Option<Vec<u32>> {
-        let bounds = || {
-            products.iter().zip(&self.scales).zip(&self.radii).map(|((product, scale), radius)| {
-                let (center, reach) = (product * scale, radius * norm);
-                (center - reach, center + reach)
-            })
+    /// Columns that may hold one of the `count` largest outputs; `None` if there are too many. The products with the
+    /// codes become upper bounds of the outputs.
+    fn candidates(
+        &self,
+        level: SimdLevel,
+        products: &mut [f32],
+        norm: f32,
+        count: usize,
+    ) -> Option<Vec<u32>> {
+        // At least `count` outputs are not below this.
+        let threshold = if count == 1 {
+            largest_low(level, products, &self.scales, &self.radii, norm)
+        } else {
+            let terms = products.iter().zip(&self.scales).zip(&self.radii);
+            let mut lows: Vec<f32> = terms.map(|((p, scale), radius)| p * scale - radius * norm).collect();
+            *lows.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1
         };
-        // At least `count` outputs lie above this.
-        let threshold = match count {
-            1 => bounds().fold(f32::NEG_INFINITY, |max, (low, _)| if low > max { low } else { max }),
-            _ => {
-                let mut lows: Vec<f32> = bounds().map(|(low, _)| low).collect();
-                *lows.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1
+        bound(level, products, &self.scales, &self.radii, norm);
+        let mut found = Vec::new();
+        for (chunk, highs) in products.chunks(CHUNK).enumerate() {
+            // One test without branches for all: nearly every chunk has none.
+            if highs.iter().fold(false, |any, high| any | (*high >= threshold)) {
+                let columns = (chunk * CHUNK..).zip(highs).filter(|(_, high)| **high >= threshold);
+                found.extend(columns.map(|(column, _)| column as u32));
             }
-        };
-        let found: Vec<u32> =
-            bounds().zip(0..).filter(|((_, high), _)| *high >= threshold).map(|(_, column)| column).collect();
+        }
         (found.len() <= products.len() / LEAST_SAVING).then_some(found)
+    }
+}
+
+multiversion! {
+    /// The largest lower bound of an output.
+    fn largest_low(products: &[f32], scales: &[f32], radii: &[f32], norm: f32) -> f32 {
+        const LANES: usize = 32;
+        let mut tops = [f32::NEG_INFINITY; LANES];
+        for ((products, scales), radii) in products.chunks(LANES).zip(scales.chunks(LANES)).zip(radii.chunks(LANES)) {
+            for (((top, product), scale), radius) in tops.iter_mut().zip(products).zip(scales).zip(radii) {
+                let low = product * scale - radius * norm;
+                *top = if low > *top { low } else { *top };
+            }
+        }
+        tops.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
+
+multiversion! {
+    /// Turns products with codes into upper bounds of the outputs.
+    fn bound(products: &mut [f32], scales: &[f32], radii: &[f32], norm: f32) {
+        for ((product, scale), radius) in products.iter_mut().zip(scales).zip(radii) {
+            *product = *product * scale + radius * norm;
+        }
     }
 }
 
@@ -224,7 +269,8 @@ mod tests {
         unsafe {
             gemv::skinny(level, &x, &shortlist.codes, n, None, false, &SharedMut::new(&mut products.data));
         }
-        let found = shortlist.candidates(&products.data, norm(&x.data), 1).expect("few candidates");
+        let found =
+            shortlist.candidates(level, &mut products.data, norm(&x.data), 1).expect("few candidates");
         assert!(found.len() < 20, "{} candidates of {n}", found.len());
     }
 

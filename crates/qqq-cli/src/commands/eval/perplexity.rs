@@ -54,8 +54,9 @@ pub fn run(args: &PerplexityArgs, console: &Console) -> anyhow::Result<()> {
     drop(progress);
     console.result(&Outcome { model: &args.model, options, report }, |o| {
         let r = &o.report;
-        pairs([
-            ("perplexity", format::estimate(r.perplexity, r.standard_error, console.fancy_out())),
+        let halves = r.second_half_perplexity.map(|p| ("second halves", format::significant(p, 5)));
+        let perplexity = format::estimate(r.perplexity, r.standard_error, console.fancy_out());
+        let rows = [("perplexity", perplexity)].into_iter().chain(halves).chain([
             ("scored", format!("{} tokens in {} windows of {}", r.tokens, r.windows, o.options.window)),
             (
                 "time",
@@ -65,6 +66,7 @@ pub fn run(args: &PerplexityArgs, console: &Console) -> anyhow::Result<()> {
                     (r.windows * o.options.window) as f64 / r.seconds
                 ),
             ),
-        ])
+        ]);
+        pairs(rows)
     })
 }
