@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Times a W4A8 checkpoint in qqq and a GGUF file in llama.cpp, in turns, and prints a table with ratios.
 
-    scripts/bench_llama_cpp.py QQQ_BINARY W4A8_DIR MODEL.gguf [--prompt 512] [--new 128] [--rounds 5] [--threads 2]
+    scripts/bench_llama_cpp.py QQQ_BINARY W4A8_DIR MODEL.gguf [--prompt 512] [--new 128] [--depth 1] [--rounds 5] [--threads 2]
 
-Both get random tokens, one sequence; the first round only warms up. Figures are medians over rounds, because a shared
-machine's speed changes within minutes (pip install llama-cpp-python)."""
+Both get random tokens, one sequence: a prompt of 512, and, apart from it as in llama-bench, 128 new tokens one by one after a
+prompt of --depth. The first round only warms up. Figures are medians over rounds, because a shared machine's speed changes
+within minutes (pip install llama-cpp-python)."""
 
 import argparse
 import json
@@ -22,6 +23,7 @@ parser.add_argument("w4a8")
 parser.add_argument("gguf")
 parser.add_argument("--prompt", type=int, default=512)
 parser.add_argument("--new", type=int, default=128)
+parser.add_argument("--depth", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--threads", type=int, default=os.cpu_count())
 args = parser.parse_args()
@@ -41,8 +43,8 @@ class Peer:
         assert self.model, f"{args.gguf}: llama.cpp cannot load it"
         self.vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
         options = llama.llama_context_default_params()
-        options.n_ctx = args.prompt + args.new + 8
-        options.n_batch = max(args.prompt, 8)
+        options.n_ctx = max(args.prompt, args.depth + args.new) + 8
+        options.n_batch = max(args.prompt, args.depth, 8)
         options.n_threads = options.n_threads_batch = args.threads
         self.context = llama.llama_init_from_model(self.model, options)
 
@@ -52,21 +54,28 @@ class Peer:
         assert status == 0, f"llama_decode returned {status}"
         llama.llama_synchronize(self.context)
 
-    def round(self):
+    def timed(self, before, steps, tokens):
+        """Tokens a second of `steps` calls of `tokens` tokens each, after a prompt of `before`."""
         llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
+        if before:
+            self.decode(before)
         start = time.perf_counter()
-        self.decode(args.prompt)
-        middle = time.perf_counter()
-        for _ in range(args.new):
-            self.decode(1)
-        return args.prompt / (middle - start), args.new / (time.perf_counter() - middle)
+        for _ in range(steps):
+            self.decode(tokens)
+        return steps * tokens / (time.perf_counter() - start)
+
+    def round(self):
+        return self.timed(0, 1, args.prompt), self.timed(args.depth, args.new, 1)
 
 
 def ours():
-    command = [args.qqq, "bench", "model", args.w4a8, "--json", "--quiet", "--repeat", "1"]
-    command += ["--prompt-tokens", str(args.prompt), "--new-tokens", str(args.new), "--threads", str(args.threads)]
-    result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return [result[f"{what}_tokens_per_second"]["median"] for what in ("prefill", "decode")]
+    def measure(what, prompt, new):
+        command = [args.qqq, "bench", "model", args.w4a8, "--json", "--quiet", "--repeat", "1"]
+        command += ["--prompt-tokens", str(prompt), "--new-tokens", str(new), "--threads", str(args.threads)]
+        result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        return result[f"{what}_tokens_per_second"]["median"]
+
+    return measure("prefill", args.prompt, 2), measure("decode", args.depth, args.new)
 
 
 peer = Peer()
