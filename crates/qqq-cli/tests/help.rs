@@ -37,6 +37,7 @@ snapshots! {
     eval_kld: "eval" "kld";
     inspect: "inspect";
     bench: "bench";
+    bench_gemm: "bench" "gemm";
     bench_model: "bench" "model";
     demo: "demo";
 }

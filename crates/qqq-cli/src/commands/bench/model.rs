@@ -1,6 +1,5 @@
-//! `qqq bench`.
+//! `qqq bench model`.
 
-use clap::Subcommand;
 use qqq_backend::{Backend, KvDType, cpu::pool};
 use qqq_engine::{GenerateOptions, SamplingOptions, generate};
 use qqq_model::Decoder;
@@ -14,18 +13,6 @@ use crate::{
     table::table,
 };
 
-/// Measure speed
-#[derive(Debug, clap::Args)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    Model(ModelArgs),
-}
-
 const AFTER_HELP: &str = "\
 Example:
   qqq bench model qwen-w4a8 --prompt-tokens 512 --new-tokens 128
@@ -36,7 +23,7 @@ alternate within the same minutes.";
 /// Speed of a model: tokens a second for the prompt (prefill) and for new tokens (decode)
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
-struct ModelArgs {
+pub struct ModelArgs {
     /// Model: a directory, a .gguf file, or owner/name on the hub
     #[arg(value_name = "MODEL")]
     model: String,
@@ -89,8 +76,7 @@ struct Outcome<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &BenchArgs, console: &Console) -> anyhow::Result<()> {
-    let Command::Model(args) = &args.command;
+pub fn run(args: &ModelArgs, console: &Console) -> anyhow::Result<()> {
     if args.prompt_tokens == 0 || args.new_tokens < 2 || args.repeat == 0 {
         return Err(bad_input("--prompt-tokens and --repeat must be at least 1, --new-tokens at least 2"));
     }

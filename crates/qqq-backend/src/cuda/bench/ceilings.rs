@@ -1,0 +1,95 @@
+//! What the device gives at most.
+
+use std::sync::Arc;
+
+use super::{data, timing};
+use crate::cuda::device::{Device, driver};
+use crate::cuda::{Result, Source};
+
+const CHUNK: usize = 16384;
+const STAGES: usize = 12;
+/// Bytes that are read: several times the L2 cache.
+const READ: usize = 512 << 20;
+const ROUNDS: i32 = 400;
+
+/// Measured ceilings of a device.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    /// Reading memory, in GB/s.
+    pub read_gb_per_second: f64,
+    /// int8 multiply-adds (two operations each) of the tensor cores, in 10^12/s, in a burst on random data.
+    pub int8_tops: f64,
+}
+
+impl Ceilings {
+    /// Measures both.
+    ///
+    /// # Errors
+    /// See [`CudaError`](crate::cuda::CudaError).
+    pub fn measure(device: &Arc<Device>) -> Result<Self> {
+        let failed = || driver("measuring the device's ceilings");
+        let stream = device.stream();
+        let values = data::normal_integers(11, 1 << 20, 127);
+        let bytes: Vec<u8> = values.iter().map(|v| *v as u8).cycle().take(READ).collect();
+        let memory = stream.clone_htod(&bytes).map_err(failed())?;
+        let sink = stream.alloc_zeros::<u32>(1).map_err(failed())?;
+        let (memory, sink) = (address(&memory, stream), address(&sink, stream));
+        let keep = (memory.1, sink.1);
+        let (mut memory, mut sink) = (memory.0, sink.0);
+
+        let read = Source {
+            name: String::from("read_ceiling"),
+            text: format!(
+                "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(64)\n\
+                 read_ceiling_kernel(const uint8* source, int chunks, uint32* sink) \
+                 {{ read_ceiling<{CHUNK}, {STAGES}>(source, chunks, sink); }}\n"
+            ),
+        };
+        let shared = CHUNK * STAGES + STAGES * 16;
+        let kernel = device.kernel(&read, "read_ceiling_kernel", shared)?;
+        let blocks = device.multiprocessors();
+        let mut chunks = (READ / CHUNK) as i32;
+        let microseconds = timing::microseconds(stream, 1, |_| {
+            let parameters =
+                &mut [(&raw mut memory).cast(), (&raw mut chunks).cast(), (&raw mut sink).cast()];
+            // SAFETY: the parameters are the kernel's; the memory holds that many chunks.
+            unsafe { kernel.launch(stream.cu_stream(), (blocks, 64, shared), 1, false, parameters) }
+        })?;
+        let read_gb_per_second = READ as f64 / microseconds / 1e3;
+
+        let multiply = Source {
+            name: String::from("multiply_ceiling"),
+            text: String::from(
+                "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256, 1)\n\
+                 multiply_ceiling_kernel(const uint4* source, int rounds, int* sink) \
+                 { multiply_ceiling(source, rounds, sink); }\n",
+            ),
+        };
+        let shared = 256 * 128;
+        let kernel = device.kernel(&multiply, "multiply_ceiling_kernel", shared)?;
+        let mut rounds = ROUNDS;
+        let microseconds = timing::microseconds(stream, 1, |_| {
+            let parameters =
+                &mut [(&raw mut memory).cast(), (&raw mut rounds).cast(), (&raw mut sink).cast()];
+            // SAFETY: the parameters are the kernel's; the memory holds more than 64 KiB.
+            unsafe { kernel.launch(stream.cu_stream(), (blocks, 256, shared), 1, false, parameters) }
+        })?;
+        let operations = blocks as f64 * 2.0 * f64::from(ROUNDS) * 8.0 * (64 * 256 * 32 * 2) as f64;
+        drop(keep);
+        Ok(Self { read_gb_per_second, int8_tops: operations / microseconds / 1e6 })
+    }
+
+    /// The least microseconds of `operations` int8 operations and `bytes` read.
+    pub fn floor_microseconds(&self, operations: f64, bytes: f64) -> f64 {
+        (operations / self.int8_tops / 1e6).max(bytes / self.read_gb_per_second / 1e3)
+    }
+}
+
+/// Address of device memory, and what keeps it in use.
+fn address<'a, T>(
+    slice: &'a cudarc::driver::CudaSlice<T>,
+    stream: &'a cudarc::driver::CudaStream,
+) -> (u64, cudarc::driver::SyncOnDrop<'a>) {
+    use cudarc::driver::DevicePtr;
+    slice.device_ptr(stream)
+}

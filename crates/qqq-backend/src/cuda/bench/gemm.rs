@@ -1,0 +1,240 @@
+//! Measuring matrix products.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, DevicePtr};
+use half::{bf16, f16};
+use qqq_formats::QuantizedWeight;
+
+use super::peer::Cublas;
+use super::{Ceilings, data, timing};
+use crate::cuda::device::{Device, driver};
+use crate::cuda::gemm::{GemmLayer, OutputType, PackedWeights, Plan, candidates};
+use crate::cuda::{CudaError, Result};
+
+/// Weights that are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightChoice {
+    /// 4 bits, a scale a channel.
+    Channel,
+    /// 4 bits in groups of this size, integer scales.
+    GroupInteger(usize),
+    /// 4 bits in groups of this size, float16 scales (the QQQ checkpoint's).
+    GroupHalf(usize),
+    /// 8 bits, a scale a channel.
+    Int8,
+}
+
+/// A measured product.
+#[derive(Clone, Debug)]
+pub struct Measurement {
+    /// Tokens.
+    pub m: usize,
+    /// The instance that ran.
+    pub plan: Plan,
+    /// Microseconds of a launch that may overlap the end of the one before.
+    pub microseconds: f64,
+    /// Microseconds where each launch waits for the one before.
+    pub serial_microseconds: f64,
+    /// 10^12 operations a second.
+    pub tops: f64,
+    /// GB/s, each operand counted once.
+    pub gb_per_second: f64,
+    /// The least time that the measured ceilings allow, as a part of the time.
+    pub of_ceiling: f64,
+    /// Microseconds of cuBLAS in float16, where it is installed.
+    pub cublas_microseconds: Option<f64>,
+}
+
+/// Products with weights of one shape.
+pub struct GemmBench {
+    device: Arc<Device>,
+    ceilings: Ceilings,
+    shape: (usize, usize),
+    cublas: Option<Cublas>,
+}
+
+/// Memory that all copies of the weights should fill, in bytes: several times the L2 cache.
+const ROTATE: usize = 200 << 20;
+/// Outputs that are compared with the host's, before anything is timed.
+const CHECKED: usize = 200;
+
+impl GemmBench {
+    /// For weights of shape `n x k`.
+    ///
+    /// # Errors
+    /// See [`CudaError`].
+    pub fn new(device: &Arc<Device>, ceilings: Ceilings, n: usize, k: usize) -> Result<Self> {
+        let copies = (ROTATE / (n * k * 2) + 1).clamp(2, 16);
+        let cublas = Cublas::new(device.stream(), n, k, copies)?;
+        Ok(Self { device: device.clone(), ceilings, shape: (n, k), cublas })
+    }
+
+    /// Whether cuBLAS is there to compare with.
+    pub fn has_cublas(&self) -> bool {
+        self.cublas.is_some()
+    }
+
+    /// Checks and times the product for each number of tokens. With `tune`, all candidates are tried and the fastest is
+    /// kept.
+    ///
+    /// # Errors
+    /// Also when an output differs from what the host computes.
+    pub fn run(
+        &self,
+        choice: WeightChoice,
+        output: OutputType,
+        tokens: &[usize],
+        tune: bool,
+        on_result: &mut dyn FnMut(Measurement),
+    ) -> Result<()> {
+        let (n, k) = self.shape;
+        let weight = match choice {
+            WeightChoice::Channel | WeightChoice::Int8 => data::weight(1, n, k, None),
+            WeightChoice::GroupInteger(g) => data::weight(1, n, k, Some((g, true))),
+            WeightChoice::GroupHalf(g) => data::weight(1, n, k, Some((g, false))),
+        };
+        let shape = |e: crate::BackendError| CudaError::Shape(e.to_string());
+        let (packed, int8) = if choice == WeightChoice::Int8 {
+            let codes = data::normal_integers(2, n * k, 127);
+            (PackedWeights::from_int8(&codes, weight.channel_scales(), k).map_err(shape)?, codes)
+        } else {
+            (PackedWeights::new(&weight).map_err(shape)?, weight.int8_weights())
+        };
+        let copies = (ROTATE / packed.chunks.len() + 1).clamp(2, 32);
+        let layers = (0..copies)
+            .map(|_| GemmLayer::new(&self.device, &packed, None, output))
+            .collect::<Result<Vec<_>>>()?;
+        for &m in tokens {
+            let problem = Problem::new(&self.device, m, n, k)?;
+            let mut best: Option<(f64, Plan)> = None;
+            if tune {
+                for plan in candidates(packed.kind, output, m) {
+                    if plan.config.ranks > k.div_ceil(128) {
+                        continue;
+                    }
+                    let time = self.time(&layers, &problem, plan, true)?;
+                    if best.is_none_or(|(t, _)| time < t) {
+                        best = Some((time, plan));
+                    }
+                }
+            }
+            let plan = best.map_or_else(|| layers[0].plan(m), |(_, plan)| plan);
+            layers[0].prepare(m, Some(plan))?;
+            problem.check(&self.device, &layers[0], output, &weight, &int8)?;
+            let microseconds = self.time(&layers, &problem, plan, true)?;
+            let serial_microseconds = self.time(&layers, &problem, plan, false)?;
+            let operations = 2.0 * m as f64 * n as f64 * k as f64;
+            let bytes = (packed.chunks.len() + m * k + 2 * m * n) as f64;
+            let cublas = self.cublas.as_ref().map(|c| c.microseconds(m)).transpose()?;
+            on_result(Measurement {
+                m,
+                plan,
+                microseconds,
+                serial_microseconds,
+                tops: operations / microseconds / 1e6,
+                gb_per_second: bytes / microseconds / 1e3,
+                of_ceiling: self.ceilings.floor_microseconds(operations, bytes) / microseconds,
+                cublas_microseconds: cublas,
+            });
+        }
+        Ok(())
+    }
+
+    fn time(&self, layers: &[GemmLayer], problem: &Problem, plan: Plan, overlap: bool) -> Result<f64> {
+        for layer in layers {
+            layer.prepare(problem.m, Some(plan))?;
+        }
+        let stream = self.device.stream();
+        let operands = problem.addresses(&self.device);
+        timing::microseconds(stream, layers.len(), |i| {
+            // SAFETY: the operands have the layer's shape; all launches are on one stream.
+            unsafe { layers[i % layers.len()].launch(stream.cu_stream(), operands, problem.m, overlap) }
+        })
+    }
+}
+
+/// Activations, and room for the output.
+struct Problem {
+    m: usize,
+    n: usize,
+    k: usize,
+    host: (Vec<i8>, Vec<f32>),
+    x: CudaSlice<i8>,
+    scale: CudaSlice<f32>,
+    y: CudaSlice<u16>,
+}
+
+impl Problem {
+    fn new(device: &Device, m: usize, n: usize, k: usize) -> Result<Self> {
+        let failed = || driver("allocating activations");
+        let x = data::normal_integers(5, m * k, 127);
+        let scale: Vec<f32> = (0..m).map(|i| 0.001 + 0.05 * data::uniform(6, i)).collect();
+        let stream = device.stream();
+        Ok(Self {
+            m,
+            n,
+            k,
+            x: stream.clone_htod(&x).map_err(failed())?,
+            scale: stream.clone_htod(&scale).map_err(failed())?,
+            y: stream.alloc_zeros(m * n).map_err(failed())?,
+            host: (x, scale),
+        })
+    }
+
+    fn addresses(&self, device: &Device) -> (u64, u64, u64) {
+        let stream = device.stream();
+        (self.x.device_ptr(stream).0, self.scale.device_ptr(stream).0, self.y.device_ptr(stream).0)
+    }
+
+    /// Compares some outputs bit for bit with exact integer sums on the host, and looks that none is left unwritten.
+    fn check(
+        &self,
+        device: &Device,
+        layer: &GemmLayer,
+        output: OutputType,
+        weight: &QuantizedWeight,
+        int8: &[i8],
+    ) -> Result<()> {
+        let failed = || driver("checking a product");
+        let stream = device.stream();
+        // NaN in both output types.
+        let poison = vec![0x7FFFu16; self.m * self.n];
+        let (x, scale, y) = self.addresses(device);
+        // SAFETY: `y` holds m x n outputs.
+        unsafe { cudarc::driver::result::memcpy_htod_sync(y, &poison) }.map_err(failed())?;
+        // SAFETY: the operands have the layer's shape.
+        unsafe { layer.launch(stream.cu_stream(), (x, scale, y), self.m, false) }?;
+        let got = stream.clone_dtoh(&self.y).map_err(failed())?;
+        stream.synchronize().map_err(failed())?;
+        if let Some(i) = got.iter().position(|v| *v == 0x7FFF) {
+            return Err(CudaError::Device(format!(
+                "the kernel left the output of token {}, channel {} unwritten",
+                i / self.n,
+                i % self.n
+            )));
+        }
+        let last = self.m * self.n - 1;
+        for i in 0..CHECKED {
+            let at = ((data::uniform(9, i) * self.m as f32 * self.n as f32) as usize).min(last);
+            let (token, channel) = (at / self.n, at % self.n);
+            let sum: i32 = self.host.0[token * self.k..][..self.k]
+                .iter()
+                .zip(&int8[channel * self.k..][..self.k])
+                .map(|(a, b)| i32::from(*a) * i32::from(*b))
+                .sum();
+            let expected = sum as f32 * weight.channel_scales()[channel] * self.host.1[token];
+            let bits = match output {
+                OutputType::Float16 => f16::from_f32(expected).to_bits(),
+                OutputType::Bfloat16 => bf16::from_f32(expected).to_bits(),
+            };
+            if got[at] != bits {
+                return Err(CudaError::Device(format!(
+                    "the kernel gives {:#06x} for token {token}, channel {channel}; exact sums give {bits:#06x}",
+                    got[at]
+                )));
+            }
+        }
+        Ok(())
+    }
+}

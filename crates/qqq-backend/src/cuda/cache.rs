@@ -1,0 +1,132 @@
+//! A cache of compiled kernels on disk, shared by processes.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// First bytes of a cached kernel; then comes the SHA-256 of the rest.
+const MAGIC: &[u8; 8] = b"QQQCUBN1";
+
+/// A folder of kernels by key. Files appear under their name only when complete, so any number of processes may use it; a
+/// file that is damaged is compiled again. Trouble with the folder costs time, never a result.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    folder: Option<PathBuf>,
+}
+
+impl Cache {
+    /// The user's: `QQQ_KERNEL_CACHE`, or `qqq/kernels` in the system's folder for caches. An empty `QQQ_KERNEL_CACHE` means
+    /// none.
+    pub fn of_user() -> Self {
+        let folder = match std::env::var_os("QQQ_KERNEL_CACHE") {
+            Some(folder) if folder.is_empty() => None,
+            Some(folder) => Some(PathBuf::from(folder)),
+            None => dirs::cache_dir().map(|c| c.join("qqq/kernels")),
+        };
+        Self { folder }
+    }
+
+    /// In this folder, which is made when it is needed.
+    pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: Some(folder.into()) }
+    }
+
+    /// The kernel of this key, if it is there and whole.
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
+        let path = self.folder.as_ref()?.join(key);
+        let mut bytes = std::fs::read(&path).ok()?;
+        let head = MAGIC.len() + 32;
+        let whole = bytes.len() > head
+            && bytes.starts_with(MAGIC)
+            && bytes[MAGIC.len()..head] == *Sha256::digest(&bytes[head..]);
+        if !whole {
+            tracing::warn!("{}: a damaged kernel is compiled again", path.display());
+            return None;
+        }
+        Some(bytes.split_off(head))
+    }
+
+    /// Keeps a kernel.
+    pub fn put(&self, key: &str, cubin: &[u8]) {
+        let Some(folder) = &self.folder else { return };
+        if let Err(error) = write(folder, key, cubin) {
+            tracing::warn!("{}: compiled kernels cannot be kept: {error}", folder.display());
+        }
+    }
+}
+
+fn write(folder: &Path, key: &str, cubin: &[u8]) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(MAGIC)?;
+    file.write_all(&Sha256::digest(cubin))?;
+    file.write_all(cubin)?;
+    file.persist(folder.join(key))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::in_folder(folder.path().join("made"));
+        assert_eq!(cache.get("k"), None);
+        cache.put("k", b"code");
+        assert_eq!(cache.get("k").as_deref(), Some(&b"code"[..]));
+        assert_eq!(cache.get("other"), None);
+    }
+
+    #[test]
+    fn damaged_kernels_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::in_folder(folder.path());
+        cache.put("k", b"some machine code");
+        let path = folder.path().join("k");
+        let good = std::fs::read(&path).unwrap();
+        for bad in [
+            &good[..good.len() - 1],
+            &good[..10],
+            b"",
+            b"something else altogether, and long enough for a header",
+        ] {
+            std::fs::write(&path, bad).unwrap();
+            assert_eq!(cache.get("k"), None);
+        }
+        cache.put("k", b"some machine code");
+        assert!(cache.get("k").is_some());
+    }
+
+    #[test]
+    fn writers_do_not_disturb_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::in_folder(folder.path());
+        let code = vec![7u8; 100_000];
+        std::thread::scope(|s| {
+            for _ in 0..8 {
+                s.spawn(|| {
+                    for _ in 0..20 {
+                        cache.put("k", &code);
+                        assert_eq!(cache.get("k").as_deref(), Some(&code[..]));
+                    }
+                });
+            }
+        });
+        // Nothing but the kernel is left.
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_costs_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let cache = Cache::in_folder(file.path().join("inside a file"));
+        cache.put("k", b"code");
+        assert_eq!(cache.get("k"), None);
+        let none = Cache { folder: None };
+        none.put("k", b"code");
+        assert_eq!(none.get("k"), None);
+    }
+}

@@ -1,0 +1,140 @@
+//! The instances of the Hopper kernel.
+
+use super::WeightKind;
+use crate::cuda::Source;
+
+/// Shared memory of a block on a Hopper GPU, in bytes.
+const MAX_SHARED_BYTES: usize = 227 * 1024;
+
+/// Type of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OutputType {
+    /// IEEE half precision.
+    Float16,
+    /// bfloat16.
+    Bfloat16,
+}
+
+/// Template arguments of `Sm90Config` in `sm90_gemm.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sm90Config {
+    /// How the weights are stored.
+    pub weights: WeightKind,
+    /// Tokens of a tile: 8, 16, 32, then multiples of 16 up to 256.
+    pub tokens: usize,
+    /// Warpgroups of a team, side by side along the channels.
+    pub warpgroups: usize,
+    /// Blocks of 64 channels that a warpgroup has.
+    pub rows: usize,
+    /// Teams that take the steps of a tile in turn.
+    pub splits: usize,
+    /// Stages of the pipeline, 128 input channels each.
+    pub stages: usize,
+    /// Neighbouring blocks along the channels that share their tokens by multicast.
+    pub cluster: usize,
+    /// Blocks that share a tile and cut it along K.
+    pub ranks: usize,
+    /// Type of the output.
+    pub output: OutputType,
+}
+
+impl Sm90Config {
+    /// Output channels of a block's tile.
+    pub fn channels(&self) -> usize {
+        64 * self.rows * self.warpgroups
+    }
+
+    /// Blocks that are launched as a cluster.
+    pub fn blocks_in_cluster(&self) -> usize {
+        self.cluster * self.ranks
+    }
+
+    /// Blocks that a multiprocessor holds at once.
+    pub fn blocks_per_multiprocessor(&self) -> usize {
+        if self.tokens * self.rows <= 16 && self.warpgroups * self.splits <= 2 { 2 } else { 1 }
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> usize {
+        let warpgroups = self.warpgroups * self.splits;
+        // Where registers move from the copying warps, these are a whole warpgroup.
+        let trade = [2, 4].contains(&warpgroups) && self.blocks_per_multiprocessor() == 1;
+        128 * warpgroups + if trade { 128 } else { 32 }
+    }
+
+    /// Tokens that each rank finishes.
+    fn owned_tokens(&self) -> usize {
+        if self.tokens.is_multiple_of(8 * self.ranks) { self.tokens / self.ranks } else { self.tokens }
+    }
+
+    /// Tokens of a staging tile of the output: the box of the output's tensor map.
+    pub fn staging_tokens(&self) -> usize {
+        let owned = self.owned_tokens();
+        if owned <= 64 {
+            return owned;
+        }
+        [64, 56, 48, 40].into_iter().find(|t| owned.is_multiple_of(*t)).unwrap_or(16)
+    }
+
+    /// Dynamic shared memory of a block, in bytes.
+    pub fn shared_bytes(&self) -> usize {
+        let staging = 2 * self.staging_tokens() * 128;
+        let inbound = (self.ranks - 1) * self.rows * self.owned_tokens() * 64 * 4;
+        let stage = self.tokens * 128 + self.rows * self.warpgroups * self.weights.chunk_bytes() + 16;
+        let team = (self.splits - 1) * self.channels() * self.tokens * 4;
+        self.stages * stage + self.warpgroups * (staging.max(inbound) + 24) + team
+    }
+
+    /// Whether the kernel can be compiled.
+    pub fn is_valid(&self) -> bool {
+        self.shared_bytes() <= MAX_SHARED_BYTES
+            && self.stages.is_multiple_of(self.splits)
+            && (self.tokens / self.cluster).is_multiple_of(8)
+            && self.rows * self.tokens <= 256
+            && self.blocks_in_cluster() <= 8
+    }
+
+    /// The kernel's source: a function `gemm`.
+    pub fn source(&self) -> Source {
+        let name = format!(
+            "sm90_gemm_{}{}_{}x{}x{}x{}_{}stages_{}x{}_{}",
+            match self.weights {
+                WeightKind::Channel4 => "c4",
+                WeightKind::GroupInteger4(_) => "gi4",
+                WeightKind::GroupHalf4(_) => "gh4",
+                WeightKind::Channel8 => "c8",
+            },
+            self.weights.group_size().map(|g| g.to_string()).unwrap_or_default(),
+            self.tokens,
+            self.warpgroups,
+            self.rows,
+            self.splits,
+            self.stages,
+            self.cluster,
+            self.ranks,
+            if self.output == OutputType::Bfloat16 { "bf16" } else { "f16" },
+        );
+        let text = format!(
+            "#include \"sm90_gemm.cuh\"\n\
+             using C = Sm90Config<{}, {}, {}, {}, {}, {}, {}, {}, {}, {}>;\n\
+             // What the host believes.\n\
+             static_assert(C::kSharedBytes == {} && C::kThreads == {} && C::kStagingTokens == {});\n\
+             extern \"C\" __global__ void __launch_bounds__(C::kThreads, C::kBlocks)\n\
+             gemm(const __grid_constant__ GemmParameters p) {{ sm90_gemm<C>(p); }}\n",
+            self.weights.enumerator(),
+            self.weights.group_size().unwrap_or(128),
+            self.tokens,
+            self.warpgroups,
+            self.rows,
+            self.splits,
+            self.stages,
+            self.cluster,
+            self.ranks,
+            self.output == OutputType::Bfloat16,
+            self.shared_bytes(),
+            self.threads(),
+            self.staging_tokens(),
+        );
+        Source { name, text }
+    }
+}

@@ -1,0 +1,175 @@
+//! Which instance of the kernel runs a shape: the cheapest of a few by a model of its time.
+
+use super::{OutputType, Schedule, Sm90Config, WeightKind};
+
+/// An instance of the kernel, and whether tiles that do not fill a round are cut along K.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Plan {
+    /// The instance.
+    pub config: Sm90Config,
+    /// Stream-K for the last round.
+    pub split: bool,
+}
+
+/// Tokens of the tiles, and for each how blocks are grouped: (neighbours that share tokens, ranks that share a tile).
+const TILES: [(usize, &[(usize, usize)]); 9] = [
+    (8, &[(1, 1), (1, 2), (1, 4), (1, 8)]),
+    (16, &[(1, 1), (1, 2), (1, 4), (1, 8)]),
+    (32, &[(1, 1), (1, 2), (1, 4), (1, 8)]),
+    (48, &[(1, 1), (1, 2), (1, 4)]),
+    (64, &[(1, 1), (1, 2), (1, 4)]),
+    (96, &[(1, 1), (1, 2), (1, 4)]),
+    (128, &[(1, 1), (1, 2), (1, 4)]),
+    (192, &[(1, 1), (1, 2)]),
+    (256, &[(1, 1), (1, 2), (2, 1)]),
+];
+
+/// Every instance that can be chosen for these weights and output.
+pub fn instances(weights: WeightKind, output: OutputType) -> Vec<Sm90Config> {
+    let groups = TILES.iter().flat_map(|(tokens, groups)| groups.iter().map(move |g| (*tokens, *g)));
+    groups.filter_map(|(tokens, (c, r))| with_most_stages(weights, output, tokens, c, r)).collect()
+}
+
+/// The plans that are worth considering for `m` tokens.
+pub fn candidates(weights: WeightKind, output: OutputType, m: usize) -> Vec<Plan> {
+    let mut plans = Vec::new();
+    for config in instances(weights, output) {
+        // Tiles much larger than the tokens waste work, much smaller ones read the weights too often.
+        if (config.tokens >= 2 * m && config.tokens > 8) || config.tokens * 4 < m.min(256) {
+            continue;
+        }
+        plans.push(Plan { config, split: false });
+        if config.ranks == 1 {
+            plans.push(Plan { config, split: true });
+        }
+    }
+    plans
+}
+
+/// The deepest pipeline that fits; at least 3 stages.
+fn with_most_stages(
+    weights: WeightKind,
+    output: OutputType,
+    tokens: usize,
+    cluster: usize,
+    ranks: usize,
+) -> Option<Sm90Config> {
+    // Few tokens: two blocks on a multiprocessor, so that the next launch fills its pipeline during this one.
+    let (deepest, budget) = if tokens <= 16 { (12, 113 * 1024) } else { (8, 227 * 1024) };
+    (3..=deepest)
+        .rev()
+        .map(|stages| Sm90Config {
+            weights,
+            tokens,
+            warpgroups: 2,
+            rows: 1,
+            splits: 1,
+            stages,
+            cluster,
+            ranks,
+            output,
+        })
+        .find(|c| c.is_valid() && c.shared_bytes() <= budget)
+}
+
+/// The plan for `m` tokens on a device with this many multiprocessors.
+pub fn plan(
+    weights: WeightKind,
+    output: OutputType,
+    (m, n, k): (usize, usize, usize),
+    multiprocessors: usize,
+) -> Plan {
+    candidates(weights, output, m)
+        .into_iter()
+        .filter(|p| p.config.ranks <= k.div_ceil(128))
+        .min_by(|a, b| {
+            let cost = |p: &Plan| cycles(p, (m, n, k), multiprocessors);
+            cost(a).total_cmp(&cost(b))
+        })
+        .expect("there is always the smallest tile")
+}
+
+/// Clusters that a device runs at once: larger ones do not fill its processor groups.
+pub(super) fn clusters_at_once(multiprocessors: usize, blocks_in_cluster: usize) -> usize {
+    let usable = if blocks_in_cluster <= 2 { multiprocessors } else { multiprocessors * 9 / 10 };
+    (usable / blocks_in_cluster).max(1)
+}
+
+/// Estimated clock cycles. The constants were fitted to measurements on an H100 (docs/benchmarks.md).
+fn cycles(p: &Plan, (m, n, k): (usize, usize, usize), multiprocessors: usize) -> f64 {
+    let c = &p.config;
+    let clusters = clusters_at_once(multiprocessors, c.blocks_in_cluster());
+    let s = Schedule::new(c, m, n, k, clusters, p.split);
+    let k_blocks = s.k_blocks as usize;
+
+    // A step: multiplying, bringing the operands from L2, and what dequantizing takes at least.
+    let multiply = (c.rows * c.warpgroups * 4) as f64 * (c.tokens as f64 / 2.0).max(16.0);
+    let bytes = c.tokens * 128 / c.cluster + c.rows * c.warpgroups * c.weights.chunk_bytes();
+    let dequantize = match c.weights {
+        WeightKind::Channel4 | WeightKind::Channel8 => 420.0,
+        WeightKind::GroupInteger4(_) => 470.0,
+        WeightKind::GroupHalf4(_) => 560.0,
+    };
+    let step = multiply.max(bytes as f64 / 40.0).max(dequantize);
+
+    let whole_tiles = s.tiles() - s.split_tiles as usize;
+    let rounds = whole_tiles.div_ceil(clusters);
+    let shared = if s.split_clusters > 0 {
+        (s.split_tiles as usize * k_blocks).div_ceil(s.split_clusters as usize)
+    } else {
+        0
+    };
+    let steps = rounds * k_blocks.div_ceil(c.ranks) + shared;
+    // Memory: weights once, tokens and outputs once.
+    let weights = n.div_ceil(64) * k_blocks * c.weights.chunk_bytes();
+    let memory = (weights + m * k + 2 * m * n) as f64 / 1650.0;
+
+    let tokens = c.tokens as f64;
+    let tiles_each = (rounds + usize::from(shared > 0)) as f64;
+    let mut overhead = 6000.0 + tiles_each * (1000.0 + 8.0 * tokens * c.rows as f64);
+    if c.ranks > 1 {
+        overhead += rounds as f64 * (1200.0 + 6.0 * tokens);
+    }
+    if shared > 0 {
+        overhead += 5000.0 + 50.0 * tokens;
+    }
+    memory.max(steps as f64 * step) + overhead
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_has_a_valid_plan() {
+        for kind in [
+            WeightKind::Channel4,
+            WeightKind::GroupInteger4(32),
+            WeightKind::GroupHalf4(32),
+            WeightKind::GroupHalf4(128),
+            WeightKind::Channel8,
+        ] {
+            for m in [1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 127, 128, 129, 255, 256, 257, 300, 1000, 4097, 65536]
+            {
+                for (n, k) in [(16, 16), (8192, 21760), (4096, 11008), (1280, 8192), (28672, 65536)] {
+                    let p = plan(kind, OutputType::Float16, (m, n, k), 132);
+                    assert!(p.config.is_valid(), "{p:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn known_shapes() {
+        let p = |m| {
+            let p = plan(WeightKind::Channel4, OutputType::Float16, (m, 8192, 21760), 132);
+            (p.config.tokens, p.config.ranks, p.split)
+        };
+        assert_eq!(p(1), (8, 2, false));
+        assert_eq!(p(16), (16, 2, false));
+        assert_eq!(p(64), (64, 2, false));
+        assert_eq!(p(256), (256, 2, false));
+        assert_eq!(p(512), (256, 1, false));
+        assert_eq!(p(4096), (256, 1, false));
+    }
+}

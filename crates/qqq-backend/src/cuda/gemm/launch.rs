@@ -1,0 +1,155 @@
+//! Launching the kernel.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys;
+
+use super::heuristic::clusters_at_once;
+use super::{OutputType, Plan, Schedule};
+use crate::cuda::device::{Device, Kernel};
+use crate::cuda::tensor_map::{Element, TensorMap};
+use crate::cuda::{Arch, CudaError, Result};
+
+/// The device addresses of a product's operands. All of them must stay valid until the launch has run.
+#[derive(Clone, Copy, Debug)]
+pub struct GemmOperands {
+    /// Activations, `m x k` int8, row-major, 16-byte aligned.
+    pub x: u64,
+    /// Scale of each token, `m` float32.
+    pub token_scale: u64,
+    /// Output, `m x n`, row-major, 16-byte aligned.
+    pub y: u64,
+    /// Chunks of [`PackedWeights`](super::PackedWeights), 16-byte aligned.
+    pub weights: u64,
+    /// `ceil(n / 64) * 64` float32.
+    pub channel_scale: u64,
+    /// `n` float32, or 0.
+    pub bias: u64,
+    /// Tokens.
+    pub m: usize,
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+}
+
+/// `GemmParameters` of `sm90_gemm.cuh`.
+#[repr(C, align(64))]
+struct Parameters {
+    x: TensorMap,
+    y: TensorMap,
+    weights: u64,
+    channel_scale: u64,
+    token_scale: u64,
+    bias: u64,
+    partials: u64,
+    counters: u64,
+    m: i32,
+    n: i32,
+    schedule: Schedule,
+}
+
+/// A compiled and loaded instance.
+#[derive(Clone, Debug)]
+pub struct GemmKernel {
+    /// What it was compiled for.
+    pub plan: Plan,
+    kernel: Arc<Kernel>,
+    clusters: usize,
+}
+
+impl GemmKernel {
+    /// Compiles (or takes from the cache) and loads the instance.
+    ///
+    /// # Errors
+    /// When the device is no Hopper GPU, NVRTC is needed and missing, or the driver refuses the kernel.
+    pub fn new(device: &Device, plan: Plan) -> Result<Self> {
+        if device.arch()? != Arch::Sm90a {
+            let (major, minor) = device.capability();
+            return Err(CudaError::Device(format!(
+                "{} has compute capability {major}.{minor}: the matrix products are written for Hopper GPUs (9.0) so far",
+                device.name()
+            )));
+        }
+        let c = &plan.config;
+        let kernel = device.kernel(&c.source(), "gemm", c.shared_bytes())?;
+        // What the device can run at once, asked of the driver for this very kernel.
+        let clusters = if c.blocks_in_cluster() == 1 {
+            clusters_at_once(device.multiprocessors(), 1)
+        } else {
+            // One block a multiprocessor, also where two fit: the other place is for the next launch.
+            let most = kernel.max_active_clusters(c.threads(), c.shared_bytes(), c.blocks_in_cluster())?;
+            most.min(device.multiprocessors() / c.blocks_in_cluster()).max(1)
+        };
+        Ok(Self { plan, kernel, clusters })
+    }
+
+    /// The schedule for a shape.
+    pub fn schedule(&self, m: usize, n: usize, k: usize) -> Schedule {
+        Schedule::new(&self.plan.config, m, n, k, self.clusters, self.plan.split)
+    }
+
+    /// Bytes of the workspace for a shape: partial sums, then counters. The counters must be zero before the first launch;
+    /// every launch leaves them zero.
+    pub fn workspace_bytes(&self, m: usize, n: usize, k: usize) -> (usize, usize) {
+        let c = &self.plan.config;
+        let s = self.schedule(m, n, k);
+        let partials = s.split_clusters as usize * c.cluster * 2 * c.channels() * c.tokens * 4;
+        (partials, s.split_tiles as usize * c.cluster * c.warpgroups * 4)
+    }
+
+    /// Launches `y = x W^T` on `stream`. With `overlap`, the launch may begin while the one before it on the stream still
+    /// runs (programmatic dependent launch): until that one has finished, it only reads weights.
+    ///
+    /// # Errors
+    /// When the driver refuses the launch, or an address is not aligned.
+    ///
+    /// # Safety
+    /// The operands must be device memory of the sizes given, `workspace` that of [`workspace_bytes`](Self::workspace_bytes)
+    /// (0 where that is 0), not in use by another launch at the same time; with `overlap`, no launch that may still run
+    /// writes the weights.
+    pub unsafe fn launch(
+        &self,
+        stream: sys::CUstream,
+        o: &GemmOperands,
+        workspace: (u64, u64),
+        overlap: bool,
+    ) -> Result<()> {
+        let c = &self.plan.config;
+        let schedule = self.schedule(o.m, o.n, o.k);
+        if c.ranks > schedule.k_blocks as usize {
+            return Err(CudaError::Shape(format!(
+                "{} input channels cannot be cut into {} parts of at least 128",
+                o.k, c.ranks
+            )));
+        }
+        let element = match c.output {
+            OutputType::Float16 => Element::Float16,
+            OutputType::Bfloat16 => Element::Bfloat16,
+        };
+        let mut parameters = Parameters {
+            x: TensorMap::matrix(o.x, Element::Int8, (o.m, o.k), (c.tokens / c.cluster, 128))?,
+            y: TensorMap::matrix(o.y, element, (o.m, o.n), (c.staging_tokens(), 64))?,
+            weights: o.weights,
+            channel_scale: o.channel_scale,
+            token_scale: o.token_scale,
+            bias: o.bias,
+            partials: workspace.0,
+            counters: workspace.1,
+            m: o.m as i32,
+            n: o.n as i32,
+            schedule,
+        };
+        let blocks = schedule.clusters(self.clusters) * c.blocks_in_cluster();
+        // SAFETY: `Parameters` is the kernel's one parameter; the caller vouches for the memory.
+        unsafe {
+            self.kernel.launch(
+                stream,
+                (blocks, c.threads(), c.shared_bytes()),
+                c.blocks_in_cluster(),
+                overlap,
+                &mut [(&raw mut parameters).cast()],
+            )
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! W4A8 matrix product on NVIDIA GPUs: `Y = (X W^T)` with int8 activations (one float32 scale a token), 4-bit weights
+//! (per channel, or in groups) or int8 weights, int32 accumulation, and float16 or bfloat16 output.
+//!
+//! Integer sums are exact, so a result depends neither on the tile shape, nor on how the work is split, nor on the
+//! batch: every launch is deterministic and batch-invariant.
+
+mod config;
+mod heuristic;
+mod launch;
+mod layer;
+mod schedule;
+mod weights;
+
+pub use config::{OutputType, Sm90Config};
+pub use heuristic::{Plan, candidates, instances, plan};
+pub use launch::{GemmKernel, GemmOperands};
+pub use layer::GemmLayer;
+pub use schedule::Schedule;
+pub use weights::{PackedWeights, WeightKind};

@@ -1,0 +1,73 @@
+//! Kernels as text.
+
+use sha2::{Digest, Sha256};
+
+use super::Arch;
+
+/// The files of `kernels/`, by the names under which sources include them.
+pub const HEADERS: &[(&str, &str)] = &[
+    ("ceilings.cuh", include_str!("kernels/ceilings.cuh")),
+    ("dequantize.cuh", include_str!("kernels/dequantize.cuh")),
+    ("ptx.cuh", include_str!("kernels/ptx.cuh")),
+    ("schedule.cuh", include_str!("kernels/schedule.cuh")),
+    ("sm90_gemm.cuh", include_str!("kernels/sm90_gemm.cuh")),
+    ("wgmma.cuh", include_str!("kernels/wgmma.cuh")),
+];
+
+/// Options of every compilation, besides the architecture. The log states registers and spills.
+pub const OPTIONS: &[&str] = &["-std=c++17", "-default-device", "--ptxas-options=-v"];
+
+/// A translation unit: includes a file of [`HEADERS`] and instantiates a kernel of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// Says which instance it is; unique among sources.
+    pub name: String,
+    /// The text.
+    pub text: String,
+}
+
+impl Source {
+    /// Identifies what is compiled: text, headers, options and architecture, in hexadecimal. Not the compiler's version:
+    /// any version's code is right, and a cached kernel must be found without looking for a compiler.
+    pub fn key(&self, arch: Arch) -> String {
+        let mut hash = Sha256::new();
+        let mut add = |part: &str| {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        };
+        add(&arch.to_string());
+        OPTIONS.iter().for_each(|o| add(o));
+        HEADERS.iter().for_each(|(name, text)| {
+            add(name);
+            add(text);
+        });
+        add(&self.text);
+        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_kernel_file_is_embedded() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/kernels");
+        let mut files: Vec<_> =
+            folder.read_dir().unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+        files.sort();
+        assert_eq!(files, HEADERS.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn keys_tell_sources_and_architectures_apart() {
+        let source = |text: &str| Source { name: String::from("k"), text: text.to_owned() };
+        let key = source("a").key(Arch::Sm90a);
+        assert_eq!(key, source("a").key(Arch::Sm90a));
+        assert_eq!(key.len(), 64);
+        assert_ne!(key, source("b").key(Arch::Sm90a));
+        assert_ne!(key, source("a").key(Arch::Sm80));
+    }
+}

@@ -1,0 +1,260 @@
+//! `qqq bench gemm`.
+
+use std::str::FromStr;
+
+use qqq_backend::cuda::bench::{Ceilings, GemmBench, Measurement, WeightChoice};
+use qqq_backend::cuda::gemm::OutputType;
+use qqq_backend::cuda::{CudaError, Device};
+use serde::Serialize;
+
+use crate::{
+    console::Console,
+    errors::{bad_input, failed_hint},
+    progress::Progress,
+    table::table,
+};
+
+const AFTER_HELP: &str = "\
+Examples:
+  qqq bench gemm
+  qqq bench gemm --shape 22016x4096 --weights g128 --tokens 1,16,256,4096
+  qqq bench gemm --tune --json
+
+Every kernel is checked against exact sums before it is timed. Times are medians of short bursts in a CUDA graph, on \
+random data, with weights that come from memory. \"us\" lets a launch begin while the one before it ends, as in a model; \
+\"alone us\" does not. The ceilings are what this GPU gives at most, measured first: \"of ceiling\" is the least time they \
+allow as a part of the time.";
+
+/// Speed of the GPU's matrix products, beside cuBLAS in float16
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct GemmArgs {
+    /// Output and input channels of the weights
+    #[arg(long = "shape", value_name = "NxK", default_value = "8192x21760", value_delimiter = ',')]
+    shapes: Vec<Shape>,
+    /// Numbers of tokens
+    #[arg(long, value_name = "M", default_value = "1,16,32,64,128,256,512,1024,4096", value_delimiter = ',')]
+    tokens: Vec<usize>,
+    /// Weights: channel, g32, g64, g128 (integer group scales), g32-half, g64-half, g128-half (float16 ones), int8
+    #[arg(long, value_name = "KIND", default_value = "channel", value_delimiter = ',')]
+    weights: Vec<Weights>,
+    /// Type of the output
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    output: Output,
+    /// Number of the GPU
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    gpu: usize,
+    /// Try all instances of the kernel and report the fastest
+    #[arg(long)]
+    tune: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    n: usize,
+    k: usize,
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let parts: Vec<_> = s.split('x').map(str::parse).collect();
+        match parts[..] {
+            [Ok(n), Ok(k)] => Ok(Self { n, k }),
+            _ => Err(String::from("two numbers are needed, such as 8192x21760")),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Weights {
+    name: String,
+    choice: WeightChoice,
+}
+
+impl FromStr for Weights {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let size = |s: &str| s.parse().ok().filter(|g| [32, 64, 128].contains(g));
+        let choice = match s {
+            "channel" => Some(WeightChoice::Channel),
+            "int8" => Some(WeightChoice::Int8),
+            _ => s.strip_prefix('g').and_then(|rest| match rest.strip_suffix("-half") {
+                Some(group) => size(group).map(WeightChoice::GroupHalf),
+                None => size(rest).map(WeightChoice::GroupInteger),
+            }),
+        };
+        let choice =
+            choice.ok_or("one of channel, g32, g64, g128, g32-half, g64-half, g128-half, int8 is needed")?;
+        Ok(Self { name: s.to_owned(), choice })
+    }
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Output {
+    F16,
+    Bf16,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    gpu: String,
+    read_gb_per_second: f64,
+    int8_tops: f64,
+    results: Vec<Line>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    n: usize,
+    k: usize,
+    weights: String,
+    tokens: usize,
+    kernel: String,
+    split: bool,
+    microseconds: f64,
+    alone_microseconds: f64,
+    tops: f64,
+    gb_per_second: f64,
+    of_ceiling: f64,
+    cublas_f16_microseconds: Option<f64>,
+    speed_up: Option<f64>,
+}
+
+impl Line {
+    fn new(shape: Shape, weights: &str, m: &Measurement) -> Self {
+        Self {
+            n: shape.n,
+            k: shape.k,
+            weights: weights.to_owned(),
+            tokens: m.m,
+            kernel: m.plan.config.source().name,
+            split: m.plan.split,
+            microseconds: m.microseconds,
+            alone_microseconds: m.serial_microseconds,
+            tops: m.tops,
+            gb_per_second: m.gb_per_second,
+            of_ceiling: m.of_ceiling,
+            cublas_f16_microseconds: m.cublas_microseconds,
+            speed_up: m.cublas_microseconds.map(|c| c / m.microseconds),
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
+    for s in &args.shapes {
+        if s.n == 0 || s.k == 0 || !s.n.is_multiple_of(16) || !s.k.is_multiple_of(16) || s.k > 65536 {
+            return Err(bad_input(format!(
+                "--shape {}x{}: both must be multiples of 16, and K at most 65,536",
+                s.n, s.k
+            )));
+        }
+        for w in &args.weights {
+            if let WeightChoice::GroupInteger(g) | WeightChoice::GroupHalf(g) = w.choice
+                && !s.k.is_multiple_of(g)
+            {
+                return Err(bad_input(format!(
+                    "--shape {}x{}: K is no multiple of the group size {g}",
+                    s.n, s.k
+                )));
+            }
+        }
+    }
+    if args.tokens.iter().any(|m| *m == 0 || *m > 65536) {
+        return Err(bad_input("--tokens must be between 1 and 65,536"));
+    }
+    let output = match args.output {
+        Output::F16 => OutputType::Float16,
+        Output::Bf16 => OutputType::Bfloat16,
+    };
+    let device = Device::new(args.gpu).map_err(|e| match e {
+        CudaError::NoDriver => failed_hint(
+            "no NVIDIA driver on this machine: libcuda.so cannot be loaded",
+            "run this where `nvidia-smi` lists a GPU; for the CPU see `qqq bench model`",
+        ),
+        e => e.into(),
+    })?;
+    let ceilings = Ceilings::measure(&device)?;
+    let mut results = Vec::new();
+    let mut progress = Progress::new(console, "measuring");
+    let total = (args.shapes.len() * args.weights.len() * args.tokens.len()) as f64;
+    let mut without_cublas = false;
+    for &shape in &args.shapes {
+        let bench = GemmBench::new(&device, ceilings, shape.n, shape.k)?;
+        without_cublas |= !bench.has_cublas();
+        for weights in &args.weights {
+            bench.run(weights.choice, output, &args.tokens, args.tune, &mut |m| {
+                progress.update(results.len() as f64, total, &format!("{} tokens", m.m));
+                results.push(Line::new(shape, &weights.name, &m));
+            })?;
+        }
+    }
+    drop(progress);
+    if without_cublas {
+        console
+            .note("cuBLASLt is not installed (libcublasLt.so cannot be loaded): no comparison with float16");
+    }
+    let outcome = Outcome {
+        gpu: device.name().to_owned(),
+        read_gb_per_second: ceilings.read_gb_per_second,
+        int8_tops: ceilings.int8_tops,
+        results,
+    };
+    console.result(&outcome, |o| {
+        let optional =
+            |v: Option<f64>, digits: usize| v.map_or(String::from("-"), |v| format!("{v:.digits$}"));
+        let rows = o.results.iter().map(|l| {
+            vec![
+                format!("{}x{}", l.n, l.k),
+                l.weights.clone(),
+                l.tokens.to_string(),
+                format!("{:.1}", l.microseconds),
+                format!("{:.1}", l.alone_microseconds),
+                format!("{:.0}", l.tops),
+                format!("{:.0}", l.gb_per_second),
+                format!("{:.0}%", l.of_ceiling * 100.0),
+                optional(l.cublas_f16_microseconds, 1),
+                optional(l.speed_up, 2),
+                l.kernel.trim_start_matches("sm90_gemm_").to_owned() + if l.split { " split" } else { "" },
+            ]
+        });
+        let header = [
+            "NxK",
+            "weights",
+            "tokens",
+            "us",
+            "alone us",
+            "TOPS",
+            "GB/s",
+            "of ceiling",
+            "cuBLAS f16 us",
+            "speed-up",
+            "kernel",
+        ];
+        let table = table(console, &header, 2, rows);
+        format!(
+            "{table}\n{}; ceilings: {:.0} GB/s read, {:.0} TOPS int8",
+            o.gpu, o.read_gb_per_second, o.int8_tops
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_and_weights() {
+        let shape: Shape = "4096x11008".parse().unwrap();
+        assert_eq!((shape.n, shape.k), (4096, 11008));
+        assert!("4096".parse::<Shape>().is_err() && "4096x".parse::<Shape>().is_err());
+        let choice = |s: &str| s.parse::<Weights>().map(|w| w.choice);
+        assert_eq!(choice("g64"), Ok(WeightChoice::GroupInteger(64)));
+        assert_eq!(choice("g128-half"), Ok(WeightChoice::GroupHalf(128)));
+        assert_eq!(choice("channel"), Ok(WeightChoice::Channel));
+        assert!(choice("g16").is_err() && choice("g").is_err() && choice("half").is_err());
+    }
+}

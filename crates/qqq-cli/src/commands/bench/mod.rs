@@ -1,0 +1,31 @@
+//! `qqq bench`.
+
+mod gemm;
+mod model;
+
+use clap::Subcommand;
+
+use crate::console::Console;
+
+pub use model::{Speed, measure};
+
+/// Measure speed
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Model(model::ModelArgs),
+    Gemm(gemm::GemmArgs),
+}
+
+/// Runs the command.
+pub fn run(args: &BenchArgs, console: &Console) -> anyhow::Result<()> {
+    match &args.command {
+        Command::Model(args) => model::run(args, console),
+        Command::Gemm(args) => gemm::run(args, console),
+    }
+}
