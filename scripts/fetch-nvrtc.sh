@@ -1,20 +1,29 @@
 #!/usr/bin/env bash
-# Installs NVIDIA's run-time compiler (a Python wheel; no GPU or driver needed) into the user's cache and prints its folder,
-# for the tests that compile the GPU kernels:
-#
-#   export QQQ_NVRTC=$(scripts/fetch-nvrtc.sh)
+# Puts a pinned NVRTC, the compiler of CUDA kernels, into the cache with pip, and prints the folder that holds it. The
+# tests compile every kernel with it; they need no GPU:
+#     QQQ_NVRTC=$(scripts/fetch-nvrtc.sh) cargo test -p qqq-backend --test cuda_compile
 set -euo pipefail
 
 version=13.5.37
-target="${XDG_CACHE_HOME:-$HOME/.cache}/qqq/nvrtc-$version"
-folder="$target/nvidia/cu13/lib"
+# The wheels for x86_64 and aarch64.
+hashes=(
+    --hash=sha256:86b4d68058807988b7d9af5b44917a0601e9c337f35ccd657bfb3c759ff8d8bc
+    --hash=sha256:36e4fa2a8ada293f5693d308e531c196ab6f91cf7a0ff479bf96a537d43a6096
+)
 
-if [ ! -e "$folder/libnvrtc.so.13" ]; then
-    # Complete under its name or not at all.
-    mkdir -p "$(dirname "$target")"
-    new=$(mktemp -d "$target.XXXXXX")
-    trap 'rm -rf "$new"' EXIT
-    python3 -m pip install --quiet --no-deps --target "$new" "nvidia-cuda-nvrtc==$version" >&2
-    mv -T "$new" "$target" 2>/dev/null || [ -e "$folder/libnvrtc.so.13" ]
+cache=${QQQ_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qqq}
+target=$cache/nvrtc
+lib=$target/nvidia/cu13/lib
+if [ ! -d "$target/nvidia_cuda_nvrtc-$version.dist-info" ] || [ ! -f "$lib/libnvrtc.so.13" ]; then
+    echo "Downloading nvidia-cuda-nvrtc==$version (58 MB) with pip ..." >&2
+    mkdir -p "$cache"
+    # On the cache's own disk, so that the last step is a rename.
+    work=$(mktemp -d "$cache/.fetch-XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    echo "nvidia-cuda-nvrtc==$version ${hashes[*]}" >"$work/requirements.txt"
+    python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+        --target "$work/nvrtc" --requirement "$work/requirements.txt" >&2
+    rm -rf "$target"
+    mv -T "$work/nvrtc" "$target"
 fi
-printf '%s\n' "$folder"
+echo "$lib"

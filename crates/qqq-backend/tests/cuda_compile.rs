@@ -20,7 +20,16 @@ fn kernels() -> Vec<(Source, Arch)> {
         WeightKind::Channel8,
     ] {
         for output in [OutputType::Float16, OutputType::Bfloat16] {
-            kernels.extend(instances(weights, output).into_iter().map(|c| (c.source(), Arch::Sm90a)));
+            for arch in Arch::ALL {
+                // The output's type changes one conversion: between these architectures, half of the kernels will do.
+                if output == OutputType::Bfloat16 && ![Arch::Sm80, Arch::Sm90a].contains(&arch) {
+                    continue;
+                }
+                kernels.extend(instances(weights, output, arch).into_iter().map(|c| (c.source(), arch)));
+            }
+            // Ampere's kernels run on Hopper as well.
+            let others = instances(weights, output, Arch::Sm80).into_iter();
+            kernels.extend(others.map(|c| (c.source(), Arch::Sm90a)));
         }
     }
     if std::env::var_os("CI").is_none() {

@@ -226,10 +226,11 @@ fn every_instance_gives_exact_sums() {
     let every = std::env::var("QQQ_TEST_EVERY").map_or(1, |n| n.parse().expect("QQQ_TEST_EVERY is a number"));
     for kind in KINDS {
         for output in [OutputType::Float16, OutputType::Bfloat16] {
-            let plans: Vec<_> = instances(kind, output)
+            let plans: Vec<_> = [Arch::Sm90a, Arch::Sm80]
                 .into_iter()
+                .flat_map(|arch| instances(kind, output, arch))
                 .flat_map(|config| [false, true].map(|split| Plan { config, split }))
-                .filter(|p| !p.split || p.config.ranks == 1)
+                .filter(|p| !p.split || p.config.ranks() == 1)
                 .step_by(every)
                 .collect();
             compile(&plans);
@@ -246,7 +247,7 @@ fn every_instance_gives_exact_sums() {
                     let layer = GemmLayer::new(&device, &weights.packed, bias, output).unwrap();
                     for plan in &plans {
                         for m in [1, 7, 17, 64, 65, 127, 300] {
-                            if m * 8 < plan.config.tokens || bias.is_some() && m != 65 {
+                            if m * 8 < plan.config.tokens() || bias.is_some() && m != 65 {
                                 continue;
                             }
                             let problem = problem.first(m);
@@ -272,10 +273,13 @@ fn chosen_instances_on_larger_shapes() {
             let weights = Weights::random(kind, n, k);
             let layer = GemmLayer::new(&device, &weights.packed, None, OutputType::Float16).unwrap();
             let problem = Problem::new(&weights, 4097);
-            for m in [1, 16, 33, 100, 257, 1000, 4097] {
+            for (m, arch) in [1, 16, 33, 100, 257, 1000, 4097]
+                .into_iter()
+                .flat_map(|m| [Arch::Sm90a, Arch::Sm80].map(|arch| (m, arch)))
+            {
                 let problem = problem.first(m);
-                let plan = layer.plan(m);
-                let results = problem.run(&device, &layer, None, 10);
+                let plan = layer.plan(m, arch);
+                let results = problem.run(&device, &layer, Some(plan), 10);
                 problem.check(&results[0], None, OutputType::Float16, &format!("{plan:?}, {m} x {n} x {k}"));
                 assert!(
                     results.iter().all(|r| *r == results[0]),

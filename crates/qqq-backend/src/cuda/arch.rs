@@ -37,6 +37,15 @@ impl Arch {
         }
     }
 
+    /// Shared memory that a block may have, in bytes.
+    pub fn shared_bytes(self) -> usize {
+        1024 * match self {
+            Arch::Sm80 => 163,
+            Arch::Sm86 | Arch::Sm89 | Arch::Sm120 => 99,
+            Arch::Sm90a | Arch::Sm100 => 227,
+        }
+    }
+
     /// The number in its name.
     pub fn number(self) -> u32 {
         match self {

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use super::cache::Cache;
-use super::{Arch, Nvrtc, Result, Source};
+use super::{Arch, Nvrtc, Resources, Result, Source};
 
 /// Looks a kernel up in the cache on disk and compiles it when it is not there. NVRTC is looked for when it is needed.
 #[derive(Debug)]
@@ -36,7 +36,13 @@ impl Compiler {
         }
         let compiled = self.nvrtc()?.compile(source, arch)?;
         tracing::debug!("compiled {} for {arch} in {:.2} s", source.name, compiled.seconds);
-        self.cache.put(&key, &compiled.cubin);
+        let resources = Resources::from_log(&compiled.log);
+        if resources.warnings.is_empty() {
+            self.cache.put(&key, &compiled.cubin);
+        } else {
+            // A newer compiler does better: this one's code is not kept.
+            tracing::warn!("{} for {arch}: {}", source.name, resources.warnings.join("; "));
+        }
         Ok(compiled.cubin)
     }
 

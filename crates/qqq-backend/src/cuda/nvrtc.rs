@@ -58,7 +58,10 @@ pub struct Compiled {
 }
 
 impl Nvrtc {
-    /// The first usable NVRTC among: `QQQ_NVRTC` (the library or its folder; nothing else is tried when it is set), the
+    /// The oldest version whose code for Hopper is good: 12.4 and 12.8 serialize the wgmma of our kernels.
+    pub const RECOMMENDED: (u32, u32) = (12, 9);
+
+    /// The first NVRTC that is not older than [`RECOMMENDED`](Self::RECOMMENDED), or else the first usable one, among: `QQQ_NVRTC` (the library or its folder; nothing else is tried when it is set), the
     /// toolkit of `CUDA_HOME` or `CUDA_PATH`, the wheels of the active Python environment and of the system's Pythons,
     /// `/usr/local/cuda*`, and the loader's own path.
     ///
@@ -77,6 +80,7 @@ impl Nvrtc {
             };
         }
         let mut searched = Vec::new();
+        let mut old = None;
         for folder in folders() {
             let libraries = libraries_in(&folder);
             if libraries.is_empty() {
@@ -84,21 +88,32 @@ impl Nvrtc {
             }
             for library in libraries {
                 match Self::open(&library) {
-                    Ok(found) => return Ok(found),
+                    Ok(found) if found.version >= Self::RECOMMENDED => return Ok(found),
+                    Ok(found) => old = old.or(Some(found)),
                     Err(error) => searched.push(error.to_string()),
                 }
             }
         }
         for name in ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"] {
             match Self::open(Path::new(name)) {
-                Ok(found) => return Ok(found),
+                Ok(found) if found.version >= Self::RECOMMENDED => return Ok(found),
+                Ok(found) => old = old.or(Some(found)),
                 Err(error) => searched.push(error.to_string()),
             }
+        }
+        if let Some(found) = old {
+            tracing::warn!(
+                "{}: NVRTC {}.{} makes slow code for Hopper GPUs; 12.9 or newer is better",
+                found.path.display(),
+                found.version.0,
+                found.version.1
+            );
+            return Ok(found);
         }
         Err(CudaError::NvrtcNotFound { searched })
     }
 
-    /// Loads a library.
+    /// Loads a library, and what it needs beside it.
     ///
     /// # Errors
     /// [`CudaError::NvrtcUnusable`].
@@ -114,7 +129,9 @@ impl Nvrtc {
         if code != 0 {
             return Err(unusable(format!("nvrtcVersion failed: {}", functions.describe(code))));
         }
-        Ok(Self { path: path.to_owned(), version: (major as u32, minor as u32), functions })
+        let version = (major as u32, minor as u32);
+        load_builtins(path, version);
+        Ok(Self { path: path.to_owned(), version, functions })
     }
 
     /// Major and minor version.
@@ -235,6 +252,20 @@ impl Functions {
     fn describe(&self, code: c_int) -> String {
         // SAFETY: NVRTC returns a static string for every code.
         unsafe { CStr::from_ptr((self.error_string)(code)) }.to_string_lossy().into_owned()
+    }
+}
+
+/// Loads libnvrtc-builtins from the folder of the library. NVRTC loads it by name when it compiles, and some wheels (13.0) do
+/// not tell the loader where it is; a library that is loaded already is found by its name. Where there is none, NVRTC's
+/// own search may still find it, or says so when it compiles.
+fn load_builtins(path: &Path, (major, minor): (u32, u32)) {
+    let Some(folder) = path.parent() else { return };
+    let file = folder.join(format!("libnvrtc-builtins.so.{major}.{minor}"));
+    if file.is_file() {
+        // SAFETY: the library's initializers are NVIDIA's; they ask nothing of the caller.
+        if let Ok(library) = unsafe { Library::new(file) } {
+            std::mem::forget(library);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{data, timing};
 use crate::cuda::device::{Device, driver};
-use crate::cuda::{Result, Source};
+use crate::cuda::{Arch, Result, Source};
 
 const CHUNK: usize = 16384;
 const STAGES: usize = 12;
@@ -22,11 +22,14 @@ pub struct Ceilings {
 }
 
 impl Ceilings {
-    /// Measures both.
+    /// Measures both; `None` on GPUs that are no Hopper, whose instructions the measurement is made of.
     ///
     /// # Errors
     /// See [`CudaError`](crate::cuda::CudaError).
-    pub fn measure(device: &Arc<Device>) -> Result<Self> {
+    pub fn measure(device: &Arc<Device>) -> Result<Option<Self>> {
+        if device.arch()? != Arch::Sm90a {
+            return Ok(None);
+        }
         let failed = || driver("measuring the device's ceilings");
         let stream = device.stream();
         let values = data::normal_integers(11, 1 << 20, 127);
@@ -76,7 +79,7 @@ impl Ceilings {
         })?;
         let operations = blocks as f64 * 2.0 * f64::from(ROUNDS) * 8.0 * (64 * 256 * 32 * 2) as f64;
         drop(keep);
-        Ok(Self { read_gb_per_second, int8_tops: operations / microseconds / 1e6 })
+        Ok(Some(Self { read_gb_per_second, int8_tops: operations / microseconds / 1e6 }))
     }
 
     /// The least microseconds of `operations` int8 operations and `bytes` read.

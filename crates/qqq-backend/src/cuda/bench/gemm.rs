@@ -10,7 +10,7 @@ use super::peer::Cublas;
 use super::{Ceilings, data, timing};
 use crate::cuda::device::{Device, driver};
 use crate::cuda::gemm::{GemmLayer, OutputType, PackedWeights, Plan, candidates};
-use crate::cuda::{CudaError, Result};
+use crate::cuda::{Arch, CudaError, Result};
 
 /// Weights that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct Measurement {
     /// GB/s, each operand counted once.
     pub gb_per_second: f64,
     /// The least time that the measured ceilings allow, as a part of the time.
-    pub of_ceiling: f64,
+    pub of_ceiling: Option<f64>,
     /// Microseconds of cuBLAS in float16, where it is installed.
     pub cublas_microseconds: Option<f64>,
 }
@@ -49,7 +49,7 @@ pub struct Measurement {
 /// Products with weights of one shape.
 pub struct GemmBench {
     device: Arc<Device>,
-    ceilings: Ceilings,
+    ceilings: Option<Ceilings>,
     shape: (usize, usize),
     cublas: Option<Cublas>,
 }
@@ -64,7 +64,7 @@ impl GemmBench {
     ///
     /// # Errors
     /// See [`CudaError`].
-    pub fn new(device: &Arc<Device>, ceilings: Ceilings, n: usize, k: usize) -> Result<Self> {
+    pub fn new(device: &Arc<Device>, ceilings: Option<Ceilings>, n: usize, k: usize) -> Result<Self> {
         let copies = (ROTATE / (n * k * 2) + 1).clamp(2, 16);
         let cublas = Cublas::new(device.stream(), n, k, copies)?;
         Ok(Self { device: device.clone(), ceilings, shape: (n, k), cublas })
@@ -75,15 +75,17 @@ impl GemmBench {
         self.cublas.is_some()
     }
 
-    /// Checks and times the product for each number of tokens. With `tune`, all candidates are tried and the fastest is
+    /// Checks and times the product for each number of tokens, by the kernels of `arch` (the device's own or Ampere's). With `tune`, all candidates are tried and the fastest is
     /// kept.
     ///
     /// # Errors
     /// Also when an output differs from what the host computes.
+    #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
         choice: WeightChoice,
         output: OutputType,
+        arch: Arch,
         tokens: &[usize],
         tune: bool,
         on_result: &mut dyn FnMut(Measurement),
@@ -109,8 +111,8 @@ impl GemmBench {
             let mut problem = Problem::new(&self.device, m, n, k)?;
             let mut best: Option<(f64, Plan)> = None;
             if tune {
-                for plan in candidates(packed.kind, output, m) {
-                    if plan.config.ranks > k.div_ceil(128) {
+                for plan in candidates(packed.kind, output, arch, m) {
+                    if plan.config.ranks() > k.div_ceil(128) {
                         continue;
                     }
                     let time = self.time(&layers, &problem, plan, true)?;
@@ -119,7 +121,7 @@ impl GemmBench {
                     }
                 }
             }
-            let plan = best.map_or_else(|| layers[0].plan(m), |(_, plan)| plan);
+            let plan = best.map_or_else(|| layers[0].plan(m, arch), |(_, plan)| plan);
             layers[0].prepare(m, Some(plan))?;
             problem.check(&self.device, &layers[0], output, &weight, &int8)?;
             let microseconds = self.time(&layers, &problem, plan, true)?;
@@ -134,7 +136,7 @@ impl GemmBench {
                 serial_microseconds,
                 tops: operations / microseconds / 1e6,
                 gb_per_second: bytes / microseconds / 1e3,
-                of_ceiling: self.ceilings.floor_microseconds(operations, bytes) / microseconds,
+                of_ceiling: self.ceilings.map(|c| c.floor_microseconds(operations, bytes) / microseconds),
                 cublas_microseconds: cublas,
             });
         }

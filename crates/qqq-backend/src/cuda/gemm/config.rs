@@ -1,6 +1,6 @@
-//! The instances of the Hopper kernel.
+//! The instances of the kernels; here those for Hopper.
 
-use super::WeightKind;
+use super::{Sm80Config, WeightKind};
 use crate::cuda::Source;
 
 /// Shared memory of a block on a Hopper GPU, in bytes.
@@ -13,6 +13,16 @@ pub enum OutputType {
     Float16,
     /// bfloat16.
     Bfloat16,
+}
+
+impl OutputType {
+    /// For names of kernels.
+    pub(super) fn short_name(self) -> &'static str {
+        match self {
+            OutputType::Float16 => "f16",
+            OutputType::Bfloat16 => "bf16",
+        }
+    }
 }
 
 /// Template arguments of `Sm90Config` in `sm90_gemm.cuh`.
@@ -97,14 +107,8 @@ impl Sm90Config {
     /// The kernel's source: a function `gemm`.
     pub fn source(&self) -> Source {
         let name = format!(
-            "sm90_gemm_{}{}_{}x{}x{}x{}_{}stages_{}x{}_{}",
-            match self.weights {
-                WeightKind::Channel4 => "c4",
-                WeightKind::GroupInteger4(_) => "gi4",
-                WeightKind::GroupHalf4(_) => "gh4",
-                WeightKind::Channel8 => "c8",
-            },
-            self.weights.group_size().map(|g| g.to_string()).unwrap_or_default(),
+            "sm90_gemm_{}_{}x{}x{}x{}_{}stages_{}x{}_{}",
+            self.weights.short_name(),
             self.tokens,
             self.warpgroups,
             self.rows,
@@ -112,7 +116,7 @@ impl Sm90Config {
             self.stages,
             self.cluster,
             self.ranks,
-            if self.output == OutputType::Bfloat16 { "bf16" } else { "f16" },
+            self.output.short_name(),
         );
         let text = format!(
             "#include \"sm90_gemm.cuh\"\n\
@@ -136,5 +140,97 @@ impl Sm90Config {
             self.staging_tokens(),
         );
         Source { name, text }
+    }
+}
+
+/// An instance of one of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Instance {
+    /// wgmma, for Hopper.
+    Sm90(Sm90Config),
+    /// mma.sync, for every GPU since Ampere.
+    Sm80(Sm80Config),
+}
+
+impl Instance {
+    /// Tokens of a tile.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Instance::Sm90(c) => c.tokens,
+            Instance::Sm80(c) => c.tokens,
+        }
+    }
+
+    /// Output channels of a cluster's tile.
+    pub fn channels(&self) -> usize {
+        match self {
+            Instance::Sm90(c) => c.channels() * c.cluster,
+            Instance::Sm80(c) => c.channels(),
+        }
+    }
+
+    /// Blocks that share a tile and cut it along K.
+    pub fn ranks(&self) -> usize {
+        match self {
+            Instance::Sm90(c) => c.ranks,
+            Instance::Sm80(_) => 1,
+        }
+    }
+
+    /// Blocks that are launched as a cluster.
+    pub fn blocks_in_cluster(&self) -> usize {
+        match self {
+            Instance::Sm90(c) => c.blocks_in_cluster(),
+            Instance::Sm80(_) => 1,
+        }
+    }
+
+    /// Blocks of one launch on a multiprocessor.
+    pub fn blocks_per_multiprocessor(&self) -> usize {
+        match self {
+            // Where two fit, the other place is for the next launch.
+            Instance::Sm90(_) => 1,
+            Instance::Sm80(c) => c.blocks,
+        }
+    }
+
+    /// Whether the next launch can share a multiprocessor with this one.
+    pub(super) fn makes_room(&self) -> bool {
+        match self {
+            Instance::Sm90(c) => c.blocks_per_multiprocessor() == 2 && c.tokens <= 16,
+            Instance::Sm80(_) => false,
+        }
+    }
+
+    /// Warpgroups that have output channels of their own.
+    pub(super) fn warpgroups(&self) -> usize {
+        match self {
+            Instance::Sm90(c) => c.warpgroups,
+            Instance::Sm80(c) => c.warpgroups,
+        }
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> usize {
+        match self {
+            Instance::Sm90(c) => c.threads(),
+            Instance::Sm80(c) => c.threads(),
+        }
+    }
+
+    /// Dynamic shared memory of a block, in bytes.
+    pub fn shared_bytes(&self) -> usize {
+        match self {
+            Instance::Sm90(c) => c.shared_bytes(),
+            Instance::Sm80(c) => c.shared_bytes(),
+        }
+    }
+
+    /// The kernel's source: a function `gemm`.
+    pub fn source(&self) -> Source {
+        match self {
+            Instance::Sm90(c) => c.source(),
+            Instance::Sm80(c) => c.source(),
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! Which instance of the kernel runs a shape: the cheapest of a few by a model of its time.
 
-use super::{OutputType, Schedule, Sm90Config, WeightKind};
+use super::{Instance, OutputType, Schedule, Sm80Config, Sm90Config, WeightKind};
+use crate::cuda::Arch;
 
 /// An instance of the kernel, and whether tiles that do not fill a round are cut along K.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Plan {
     /// The instance.
-    pub config: Sm90Config,
+    pub config: Instance,
     /// Stream-K for the last round.
     pub split: bool,
 }
@@ -24,22 +25,34 @@ const TILES: [(usize, &[(usize, usize)]); 9] = [
     (256, &[(1, 1), (1, 2), (2, 1)]),
 ];
 
-/// Every instance that can be chosen for these weights and output.
-pub fn instances(weights: WeightKind, output: OutputType) -> Vec<Sm90Config> {
+/// Every instance that can be chosen for these weights and output on an architecture.
+pub fn instances(weights: WeightKind, output: OutputType, arch: Arch) -> Vec<Instance> {
+    if arch != Arch::Sm90a {
+        let tokens = [8, 16, 32, 64, 128].into_iter();
+        return tokens
+            .filter_map(|t| Sm80Config::new(weights, output, t, arch))
+            .map(Instance::Sm80)
+            .collect();
+    }
     let groups = TILES.iter().flat_map(|(tokens, groups)| groups.iter().map(move |g| (*tokens, *g)));
-    groups.filter_map(|(tokens, (c, r))| with_most_stages(weights, output, tokens, c, r)).collect()
+    groups
+        .filter_map(|(tokens, (c, r))| with_most_stages(weights, output, tokens, c, r))
+        .map(Instance::Sm90)
+        .collect()
 }
 
 /// The plans that are worth considering for `m` tokens.
-pub fn candidates(weights: WeightKind, output: OutputType, m: usize) -> Vec<Plan> {
+pub fn candidates(weights: WeightKind, output: OutputType, arch: Arch, m: usize) -> Vec<Plan> {
     let mut plans = Vec::new();
-    for config in instances(weights, output) {
+    for config in instances(weights, output, arch) {
         // Tiles much larger than the tokens waste work, much smaller ones read the weights too often.
-        if (config.tokens >= 2 * m && config.tokens > 8) || config.tokens * 4 < m.min(256) {
+        let tokens = config.tokens();
+        let fewest = if matches!(config, Instance::Sm80(_)) { m.min(128) } else { m.min(256).div_ceil(4) };
+        if (tokens >= 2 * m && tokens > 8) || tokens < fewest {
             continue;
         }
         plans.push(Plan { config, split: false });
-        if config.ranks == 1 {
+        if config.ranks() == 1 {
             plans.push(Plan { config, split: true });
         }
     }
@@ -76,12 +89,13 @@ fn with_most_stages(
 pub fn plan(
     weights: WeightKind,
     output: OutputType,
+    arch: Arch,
     (m, n, k): (usize, usize, usize),
     multiprocessors: usize,
 ) -> Plan {
-    candidates(weights, output, m)
+    candidates(weights, output, arch, m)
         .into_iter()
-        .filter(|p| p.config.ranks <= k.div_ceil(128))
+        .filter(|p| p.config.ranks() <= k.div_ceil(128))
         .min_by(|a, b| {
             let cost = |p: &Plan| cycles(p, (m, n, k), multiprocessors);
             cost(a).total_cmp(&cost(b))
@@ -96,10 +110,30 @@ pub(super) fn clusters_at_once(multiprocessors: usize, blocks_in_cluster: usize)
 }
 
 /// Estimated clock cycles. The constants were fitted to measurements on an H100 (docs/benchmarks.md).
-fn cycles(p: &Plan, (m, n, k): (usize, usize, usize), multiprocessors: usize) -> f64 {
-    let c = &p.config;
+fn cycles(p: &Plan, shape: (usize, usize, usize), multiprocessors: usize) -> f64 {
+    match &p.config {
+        Instance::Sm90(c) => cycles90(p, c, shape, multiprocessors),
+        Instance::Sm80(c) => cycles80(p, c, shape, multiprocessors),
+    }
+}
+
+/// Few instances: the tile that wastes least, cut along K where that fills the device.
+fn cycles80(p: &Plan, c: &Sm80Config, (m, n, k): (usize, usize, usize), multiprocessors: usize) -> f64 {
+    let blocks = multiprocessors * c.blocks;
+    let s = Schedule::new(&p.config, m, n, k, blocks, p.split);
+    let multiply = (c.rows * c.warpgroups * 4 * c.tokens) as f64;
+    let step = (multiply * c.blocks as f64).max(400.0 * c.blocks as f64 / c.splits as f64);
+    let k_blocks = s.k_blocks as usize;
+    let rounds = (s.tiles() - s.split_tiles as usize).div_ceil(blocks);
+    let shared = (s.split_tiles as usize * k_blocks).div_ceil((s.split_clusters as usize).max(1));
+    let memory = (n.div_ceil(64) * k_blocks * c.weights.chunk_bytes()) as f64 / 1650.0;
+    let overhead = if shared > 0 { 5000.0 + 50.0 * c.tokens as f64 } else { 0.0 };
+    memory.max((rounds * k_blocks + shared) as f64 * step) + overhead
+}
+
+fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multiprocessors: usize) -> f64 {
     let clusters = clusters_at_once(multiprocessors, c.blocks_in_cluster());
-    let s = Schedule::new(c, m, n, k, clusters, p.split);
+    let s = Schedule::new(&p.config, m, n, k, clusters, p.split);
     let k_blocks = s.k_blocks as usize;
 
     // A step: multiplying, bringing the operands from L2, and what dequantizing takes at least.
@@ -140,30 +174,44 @@ fn cycles(p: &Plan, (m, n, k): (usize, usize, usize), multiprocessors: usize) ->
 mod tests {
     use super::*;
 
+    const KINDS: [WeightKind; 5] = [
+        WeightKind::Channel4,
+        WeightKind::GroupInteger4(32),
+        WeightKind::GroupHalf4(32),
+        WeightKind::GroupHalf4(128),
+        WeightKind::Channel8,
+    ];
+
     #[test]
-    fn every_shape_has_a_valid_plan() {
-        for kind in [
-            WeightKind::Channel4,
-            WeightKind::GroupInteger4(32),
-            WeightKind::GroupHalf4(32),
-            WeightKind::GroupHalf4(128),
-            WeightKind::Channel8,
-        ] {
+    fn every_shape_has_a_plan_that_fits() {
+        for (arch, kind) in Arch::ALL.iter().flat_map(|a| KINDS.map(|k| (*a, k))) {
             for m in [1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 127, 128, 129, 255, 256, 257, 300, 1000, 4097, 65536]
             {
                 for (n, k) in [(16, 16), (8192, 21760), (4096, 11008), (1280, 8192), (28672, 65536)] {
-                    let p = plan(kind, OutputType::Float16, (m, n, k), 132);
-                    assert!(p.config.is_valid(), "{p:?}");
+                    let p = plan(kind, OutputType::Float16, arch, (m, n, k), 132);
+                    assert!(p.config.shared_bytes() <= arch.shared_bytes(), "{arch} {p:?}");
+                    if let Instance::Sm90(c) = p.config {
+                        assert!(arch == Arch::Sm90a && c.is_valid(), "{p:?}");
+                    }
                 }
             }
         }
     }
 
     #[test]
+    fn every_architecture_has_all_tiles() {
+        for (arch, kind) in Arch::ALL.iter().flat_map(|a| KINDS.map(|k| (*a, k))) {
+            let tiles: Vec<_> =
+                instances(kind, OutputType::Bfloat16, arch).iter().map(Instance::tokens).collect();
+            assert!([8, 16, 32, 64, 128].iter().all(|t| tiles.contains(t)), "{arch} {kind:?} {tiles:?}");
+        }
+    }
+
+    #[test]
     fn known_shapes() {
         let p = |m| {
-            let p = plan(WeightKind::Channel4, OutputType::Float16, (m, 8192, 21760), 132);
-            (p.config.tokens, p.config.ranks, p.split)
+            let p = plan(WeightKind::Channel4, OutputType::Float16, Arch::Sm90a, (m, 8192, 21760), 132);
+            (p.config.tokens(), p.config.ranks(), p.split)
         };
         assert_eq!(p(1), (8, 2, false));
         assert_eq!(p(16), (16, 2, false));

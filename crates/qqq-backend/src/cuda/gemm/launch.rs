@@ -1,11 +1,11 @@
 //! Launching the kernel.
 
+use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::heuristic::clusters_at_once;
-use super::{OutputType, Plan, Schedule};
+use super::{Instance, OutputType, Plan, Schedule, Sm90Config};
 use crate::cuda::device::{Device, Kernel};
 use crate::cuda::tensor_map::{Element, TensorMap};
 use crate::cuda::{Arch, CudaError, Result};
@@ -35,7 +35,7 @@ pub struct GemmOperands {
 
 /// `GemmParameters` of `sm90_gemm.cuh`.
 #[repr(C, align(64))]
-struct Parameters {
+struct Sm90Parameters {
     x: TensorMap,
     y: TensorMap,
     weights: u64,
@@ -46,6 +46,23 @@ struct Parameters {
     counters: u64,
     m: i32,
     n: i32,
+    schedule: Schedule,
+}
+
+/// `Sm80Parameters` of `sm80_config.cuh`.
+#[repr(C)]
+struct Sm80Parameters {
+    x: u64,
+    y: u64,
+    weights: u64,
+    channel_scale: u64,
+    token_scale: u64,
+    bias: u64,
+    partials: u64,
+    counters: u64,
+    m: i32,
+    n: i32,
+    k: i32,
     schedule: Schedule,
 }
 
@@ -62,12 +79,12 @@ impl GemmKernel {
     /// Compiles (or takes from the cache) and loads the instance.
     ///
     /// # Errors
-    /// When the device is no Hopper GPU, NVRTC is needed and missing, or the driver refuses the kernel.
+    /// When the instance is not for this GPU, NVRTC is needed and missing, or the driver refuses the kernel.
     pub fn new(device: &Device, plan: Plan) -> Result<Self> {
-        if device.arch()? != Arch::Sm90a {
+        if matches!(plan.config, Instance::Sm90(_)) && device.arch()? != Arch::Sm90a {
             let (major, minor) = device.capability();
             return Err(CudaError::Device(format!(
-                "{} has compute capability {major}.{minor}: the matrix products are written for Hopper GPUs (9.0) so far",
+                "{} has compute capability {major}.{minor}: the wgmma kernel runs on Hopper GPUs (9.0) alone",
                 device.name()
             )));
         }
@@ -75,9 +92,8 @@ impl GemmKernel {
         let kernel = device.kernel(&c.source(), "gemm", c.shared_bytes())?;
         // What the device can run at once, asked of the driver for this very kernel.
         let clusters = if c.blocks_in_cluster() == 1 {
-            clusters_at_once(device.multiprocessors(), 1)
+            device.multiprocessors() * c.blocks_per_multiprocessor()
         } else {
-            // One block a multiprocessor, also where two fit: the other place is for the next launch.
             let most = kernel.max_active_clusters(c.threads(), c.shared_bytes(), c.blocks_in_cluster())?;
             most.min(device.multiprocessors() / c.blocks_in_cluster()).max(1)
         };
@@ -94,8 +110,9 @@ impl GemmKernel {
     pub fn workspace_bytes(&self, m: usize, n: usize, k: usize) -> (usize, usize) {
         let c = &self.plan.config;
         let s = self.schedule(m, n, k);
-        let partials = s.split_clusters as usize * c.cluster * 2 * c.channels() * c.tokens * 4;
-        (partials, s.split_tiles as usize * c.cluster * c.warpgroups * 4)
+        let neighbours = if let Instance::Sm90(c) = c { c.cluster } else { 1 };
+        let partials = s.split_clusters as usize * 2 * c.channels() * c.tokens() * 4;
+        (partials, s.split_tiles as usize * neighbours * c.warpgroups() * 4)
     }
 
     /// Launches `y = x W^T` on `stream`. With `overlap`, the launch may begin while the one before it on the stream still
@@ -117,39 +134,77 @@ impl GemmKernel {
     ) -> Result<()> {
         let c = &self.plan.config;
         let schedule = self.schedule(o.m, o.n, o.k);
-        if c.ranks > schedule.k_blocks as usize {
+        if c.ranks() > schedule.k_blocks as usize {
             return Err(CudaError::Shape(format!(
                 "{} input channels cannot be cut into {} parts of at least 128",
-                o.k, c.ranks
+                o.k,
+                c.ranks()
             )));
         }
-        let element = match c.output {
-            OutputType::Float16 => Element::Float16,
-            OutputType::Bfloat16 => Element::Bfloat16,
-        };
-        let mut parameters = Parameters {
-            x: TensorMap::matrix(o.x, Element::Int8, (o.m, o.k), (c.tokens / c.cluster, 128))?,
-            y: TensorMap::matrix(o.y, element, (o.m, o.n), (c.staging_tokens(), 64))?,
-            weights: o.weights,
-            channel_scale: o.channel_scale,
-            token_scale: o.token_scale,
-            bias: o.bias,
-            partials: workspace.0,
-            counters: workspace.1,
-            m: o.m as i32,
-            n: o.n as i32,
-            schedule,
-        };
         let blocks = schedule.clusters(self.clusters) * c.blocks_in_cluster();
-        // SAFETY: `Parameters` is the kernel's one parameter; the caller vouches for the memory.
-        unsafe {
-            self.kernel.launch(
-                stream,
-                (blocks, c.threads(), c.shared_bytes()),
-                c.blocks_in_cluster(),
-                overlap,
-                &mut [(&raw mut parameters).cast()],
-            )
+        let launch = |parameters: *mut c_void| {
+            // SAFETY: the structure is the kernel's one parameter; the caller vouches for the memory.
+            unsafe {
+                self.kernel.launch(
+                    stream,
+                    (blocks, c.threads(), c.shared_bytes()),
+                    c.blocks_in_cluster(),
+                    overlap,
+                    &mut [parameters],
+                )
+            }
+        };
+        match c {
+            Instance::Sm90(c) => {
+                let mut parameters = sm90_parameters(c, o, workspace, schedule)?;
+                launch((&raw mut parameters).cast())
+            }
+            Instance::Sm80(_) => {
+                let mut parameters = sm80_parameters(o, workspace, schedule);
+                launch((&raw mut parameters).cast())
+            }
         }
+    }
+}
+
+fn sm90_parameters(
+    c: &Sm90Config,
+    o: &GemmOperands,
+    workspace: (u64, u64),
+    schedule: Schedule,
+) -> Result<Sm90Parameters> {
+    let element = match c.output {
+        OutputType::Float16 => Element::Float16,
+        OutputType::Bfloat16 => Element::Bfloat16,
+    };
+    Ok(Sm90Parameters {
+        x: TensorMap::matrix(o.x, Element::Int8, (o.m, o.k), (c.tokens / c.cluster, 128))?,
+        y: TensorMap::matrix(o.y, element, (o.m, o.n), (c.staging_tokens(), 64))?,
+        weights: o.weights,
+        channel_scale: o.channel_scale,
+        token_scale: o.token_scale,
+        bias: o.bias,
+        partials: workspace.0,
+        counters: workspace.1,
+        m: o.m as i32,
+        n: o.n as i32,
+        schedule,
+    })
+}
+
+fn sm80_parameters(o: &GemmOperands, workspace: (u64, u64), schedule: Schedule) -> Sm80Parameters {
+    Sm80Parameters {
+        x: o.x,
+        y: o.y,
+        weights: o.weights,
+        channel_scale: o.channel_scale,
+        token_scale: o.token_scale,
+        bias: o.bias,
+        partials: workspace.0,
+        counters: workspace.1,
+        m: o.m as i32,
+        n: o.n as i32,
+        k: o.k as i32,
+        schedule,
     }
 }

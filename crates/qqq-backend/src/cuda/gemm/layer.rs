@@ -7,7 +7,7 @@ use cudarc::driver::{CudaSlice, DevicePtr, sys};
 
 use super::{GemmKernel, GemmOperands, OutputType, PackedWeights, Plan, WeightKind, plan};
 use crate::cuda::device::{Device, driver};
-use crate::cuda::{CudaError, Result};
+use crate::cuda::{Arch, CudaError, Result};
 
 /// Weights of a linear layer in device memory, with the kernels for the numbers of tokens that it has met.
 #[derive(Debug)]
@@ -67,9 +67,10 @@ impl GemmLayer {
         Ok(layer)
     }
 
-    /// The plan for `m` tokens.
-    pub fn plan(&self, m: usize) -> Plan {
-        plan(self.kind, self.output, (m, self.out_features, self.in_features), self.device.multiprocessors())
+    /// The plan for `m` tokens, by the kernels of an architecture: the device's own, or Ampere's, which run everywhere.
+    pub fn plan(&self, m: usize, arch: Arch) -> Plan {
+        let shape = (m, self.out_features, self.in_features);
+        plan(self.kind, self.output, arch, shape, self.device.multiprocessors())
     }
 
     /// Compiles and loads what `m` tokens need, so that a launch does neither that nor allocates. `chosen` replaces the
@@ -78,7 +79,10 @@ impl GemmLayer {
     /// # Errors
     /// See [`GemmKernel::new`].
     pub fn prepare(&self, m: usize, chosen: Option<Plan>) -> Result<Plan> {
-        let plan = chosen.unwrap_or_else(|| self.plan(m));
+        let plan = match chosen {
+            Some(plan) => plan,
+            None => self.plan(m, self.device.arch()?),
+        };
         let kernel = GemmKernel::new(&self.device, plan)?;
         let (partials, counters) = kernel.workspace_bytes(m, self.out_features, self.in_features);
         let stream = self.device.stream();

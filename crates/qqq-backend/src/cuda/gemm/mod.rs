@@ -5,13 +5,15 @@
 //! batch: every launch is deterministic and batch-invariant.
 
 mod config;
+mod config80;
 mod heuristic;
 mod launch;
 mod layer;
 mod schedule;
 mod weights;
 
-pub use config::{OutputType, Sm90Config};
+pub use config::{Instance, OutputType, Sm90Config};
+pub use config80::Sm80Config;
 pub use heuristic::{Plan, candidates, instances, plan};
 pub use launch::{GemmKernel, GemmOperands};
 pub use layer::GemmLayer;

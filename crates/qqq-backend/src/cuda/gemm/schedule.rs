@@ -1,6 +1,6 @@
 //! Which part of the output each cluster of blocks computes; `schedule.cuh` walks it.
 
-use super::Sm90Config;
+use super::Instance;
 
 /// The kernel's `Schedule`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +32,21 @@ const AHEAD: usize = 16;
 
 impl Schedule {
     /// The schedule of `m x n x k` on `clusters` clusters; with `split`, tiles are cut along K so that all clusters end
-    /// together. Where there are several tiles along the tokens and more tiles than clusters this is not done: blocks at
-    /// different places along K would read different tokens at the same time, which costs more than an idle part of a round.
-    pub fn new(config: &Sm90Config, m: usize, n: usize, k: usize, clusters: usize, split: bool) -> Self {
-        let n_tiles = n.div_ceil(config.channels() * config.cluster);
-        let m_tiles = m.div_ceil(config.tokens);
+    /// together. Where there are more tiles than clusters this is done for few tokens only: blocks at different places along K
+    /// read different tokens at the same time, which costs more than an idle part of a round.
+    pub fn new(config: &Instance, m: usize, n: usize, k: usize, clusters: usize, split: bool) -> Self {
+        let n_tiles = n.div_ceil(config.channels());
+        let m_tiles = m.div_ceil(config.tokens());
         let k_blocks = k.div_ceil(128);
         let tiles = n_tiles * m_tiles;
         let (mut split_tiles, mut split_clusters) = (0, 0);
         // The kernel counts in 32 bits.
         let countable = tiles * k_blocks * (clusters + 1) <= i32::MAX as usize;
-        if split && countable && config.ranks == 1 && (tiles < clusters || m_tiles == 1) {
+        if split
+            && countable
+            && config.ranks() == 1
+            && (tiles < clusters || (m_tiles == 1 && config.tokens() <= 64))
+        {
             split_tiles = tiles;
             // At least four steps for each.
             split_clusters = clusters.min(tiles * k_blocks / 4);
@@ -55,10 +59,10 @@ impl Schedule {
                 (split_tiles, split_clusters) = (0, 0);
             }
         }
-        let steps = (tiles * k_blocks).div_ceil(clusters.min(tiles.max(split_clusters)) * config.ranks);
+        let steps = (tiles * k_blocks).div_ceil(clusters.min(tiles.max(split_clusters)) * config.ranks());
         // Two launches fit on a multiprocessor where tiles are small: the next begins late enough to fill the pause at this
         // one's end. Otherwise it waits for the multiprocessor anyway.
-        let overlap = config.blocks_per_multiprocessor() == 2 && config.tokens <= 16;
+        let overlap = config.makes_room();
         Self {
             n_tiles: n_tiles as i32,
             m_tiles: m_tiles as i32,
@@ -86,10 +90,10 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::gemm::{OutputType, WeightKind};
+    use crate::cuda::gemm::{OutputType, Sm90Config, WeightKind};
 
-    fn config(tokens: usize, ranks: usize) -> Sm90Config {
-        Sm90Config {
+    fn config(tokens: usize, ranks: usize) -> Instance {
+        Instance::Sm90(Sm90Config {
             weights: WeightKind::Channel4,
             tokens,
             warpgroups: 2,
@@ -99,7 +103,7 @@ mod tests {
             cluster: 1,
             ranks,
             output: OutputType::Float16,
-        }
+        })
     }
 
     /// What `Segments` in `schedule.cuh` gives a cluster: (tile, first step, last step).

@@ -59,6 +59,18 @@ impl WeightKind {
     }
 }
 
+impl WeightKind {
+    /// For names of kernels: `c4`, `gi4g128`, `gh4g64`, `c8`.
+    pub(super) fn short_name(self) -> String {
+        match self {
+            WeightKind::Channel4 => String::from("c4"),
+            WeightKind::GroupInteger4(g) => format!("gi4g{g}"),
+            WeightKind::GroupHalf4(g) => format!("gh4g{g}"),
+            WeightKind::Channel8 => String::from("c8"),
+        }
+    }
+}
+
 /// Weights of a layer in the order in which the kernels read them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedWeights {

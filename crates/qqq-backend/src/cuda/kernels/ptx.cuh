@@ -186,6 +186,19 @@ QQQ_DEVICE void named_barrier(uint32 id, uint32 threads) {
     asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
 }
 
+// threadIdx.x, read anew each time, so that what is derived from it need not stay in registers.
+QQQ_DEVICE uint32 thread_index() {
+    uint32 index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+
+// The same value, of which the compiler no longer knows where it comes from.
+QQQ_DEVICE int opaque(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 QQQ_DEVICE uint32 cluster_rank() {
     uint32 rank;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -201,6 +214,54 @@ QQQ_DEVICE void cluster_sync() {
 QQQ_DEVICE void grid_dependency_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 QQQ_DEVICE void grid_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+// --- instructions of sm_80 ------------------------------------------------------------------------
+
+// 16 bytes from global to shared memory, or zeros if not `valid` (then nothing is read). Without a cache hint: with one,
+// NVRTC 13.0 makes an instruction that the GPU refuses (an odd pair of uniform registers).
+QQQ_DEVICE void copy_async_16(uint32 target, const void* source, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(target), "l"(source), "r"(valid ? 16 : 0) : "memory");
+}
+
+QQQ_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most `Pending` of this thread's newest groups are under way.
+template <int Pending>
+QQQ_DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(Pending) : "memory"); }
+
+// Brings a line to the L2 cache.
+QQQ_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
+
+// Four 8x8 matrices of 16-bit elements: lane 8i+r gives the address of row r of matrix i, and register i of lane l
+// gets columns 2*(l%4) and the next of row l/4.
+QQQ_DEVICE void load_matrix_x4(uint32 address, uint32 (&d)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(address));
+}
+
+// The transpose of an 8x8 matrix of 16-bit elements spread over a warp as above.
+QQQ_DEVICE uint32 transpose_matrix(uint32 a) {
+    uint32 d;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+    return d;
+}
+
+QQQ_DEVICE uint32 shuffle_xor(uint32 value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
+
+// D += A B of int8, D 16 x 8: with r = lane / 4 and c = lane % 4, A's registers hold columns 4c..4c+3 of rows r and r + 8,
+// then columns 16 + 4c.. of the same; B's hold rows 4c..4c+3 and 16 + 4c.. of column r; D's hold columns 2c and 2c + 1 of
+// row r, then of row r + 8.
+QQQ_DEVICE void mma_16x8x32(int (&d)[4], uint32 a0, uint32 a1, uint32 a2, uint32 a3, uint32 b0, uint32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The sum of four products of int8 and c.
+QQQ_DEVICE int dot4(uint32 a, uint32 b, int c) {
+    int d;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
 
 // --- global memory -----------------------------------------------------------------------------
 
@@ -221,6 +282,17 @@ QQQ_DEVICE int4 load_global_l2(const int4* p) {
 
 QQQ_DEVICE void store_global_l2(int4* p, int4 v) {
     asm volatile("st.global.cg.v4.s32 [%0], {%1,%2,%3,%4};" :: "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+QQQ_DEVICE void store_global_128(void* p, uint32 a, uint32 b, uint32 c, uint32 d) {
+    asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" :: "l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+// Read-only data that is read once.
+QQQ_DEVICE uint4 load_global_128(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
 }
 
 }  // namespace ptx

@@ -79,3 +79,28 @@ class Segments {
     int clusters, rank, whole;
     int position, end;
 };
+
+// Stretch number i of a cluster, by itself: for kernels that would rather compute it again than hold a Segments.
+QQQ_DEVICE bool nth_segment(const Schedule& s, int cluster, int clusters, int i, Segment& g) {
+    const int begin = Segments<1>::split_begin(s, cluster);
+    const int end = cluster < s.split_clusters ? Segments<1>::split_begin(s, cluster + 1) : begin;
+    const int first_tile = begin / s.k_blocks;
+    const int parts = end > begin ? (end - 1) / s.k_blocks - first_tile + 1 : 0;
+    if (i < parts) {
+        g.tile = first_tile + i;
+        g.first = max(begin - g.tile * s.k_blocks, 0);
+        g.last = min(end - g.tile * s.k_blocks, s.k_blocks);
+    } else {
+        g.tile = s.split_tiles + cluster + (i - parts) * clusters;
+        if (g.tile >= s.n_tiles * s.m_tiles) return false;
+        g.first = 0;
+        g.last = s.k_blocks;
+    }
+    const int per_band = s.band * s.m_tiles;
+    const int start = g.tile / per_band * s.band;
+    const int width = min(s.band, s.n_tiles - start);
+    const int inside = g.tile % per_band;
+    g.n_tile = start + inside % width;
+    g.m_tile = inside / width;
+    return true;
+}

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use qqq_backend::cuda::bench::{Ceilings, GemmBench, Measurement, WeightChoice};
 use qqq_backend::cuda::gemm::OutputType;
-use qqq_backend::cuda::{CudaError, Device};
+use qqq_backend::cuda::{Arch, CudaError, Device};
 use serde::Serialize;
 
 use crate::{
@@ -41,6 +41,9 @@ pub struct GemmArgs {
     /// Type of the output
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     output: Output,
+    /// Kernels: the GPU's own, or those for every GPU since Ampere (mma.sync)
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    kernels: Kernels,
     /// Number of the GPU
     #[arg(long, value_name = "N", default_value_t = 0)]
     gpu: usize,
@@ -98,11 +101,17 @@ enum Output {
     Bf16,
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Kernels {
+    Auto,
+    Sm80,
+}
+
 #[derive(Serialize)]
 struct Outcome {
     gpu: String,
-    read_gb_per_second: f64,
-    int8_tops: f64,
+    read_gb_per_second: Option<f64>,
+    int8_tops: Option<f64>,
     results: Vec<Line>,
 }
 
@@ -118,7 +127,7 @@ struct Line {
     alone_microseconds: f64,
     tops: f64,
     gb_per_second: f64,
-    of_ceiling: f64,
+    of_ceiling: Option<f64>,
     cublas_f16_microseconds: Option<f64>,
     speed_up: Option<f64>,
 }
@@ -177,6 +186,10 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         ),
         e => e.into(),
     })?;
+    let arch = match args.kernels {
+        Kernels::Auto => device.arch()?,
+        Kernels::Sm80 => Arch::Sm80,
+    };
     let ceilings = Ceilings::measure(&device)?;
     let mut results = Vec::new();
     let mut progress = Progress::new(console, "measuring");
@@ -186,7 +199,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         let bench = GemmBench::new(&device, ceilings, shape.n, shape.k)?;
         without_cublas |= !bench.has_cublas();
         for weights in &args.weights {
-            bench.run(weights.choice, output, &args.tokens, args.tune, &mut |m| {
+            bench.run(weights.choice, output, arch, &args.tokens, args.tune, &mut |m| {
                 progress.update(results.len() as f64, total, &format!("{} tokens", m.m));
                 results.push(Line::new(shape, &weights.name, &m));
             })?;
@@ -199,8 +212,8 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     }
     let outcome = Outcome {
         gpu: device.name().to_owned(),
-        read_gb_per_second: ceilings.read_gb_per_second,
-        int8_tops: ceilings.int8_tops,
+        read_gb_per_second: ceilings.map(|c| c.read_gb_per_second),
+        int8_tops: ceilings.map(|c| c.int8_tops),
         results,
     };
     console.result(&outcome, |o| {
@@ -215,10 +228,10 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
                 format!("{:.1}", l.alone_microseconds),
                 format!("{:.0}", l.tops),
                 format!("{:.0}", l.gb_per_second),
-                format!("{:.0}%", l.of_ceiling * 100.0),
+                l.of_ceiling.map_or(String::from("-"), |c| format!("{:.0}%", c * 100.0)),
                 optional(l.cublas_f16_microseconds, 1),
                 optional(l.speed_up, 2),
-                l.kernel.trim_start_matches("sm90_gemm_").to_owned() + if l.split { " split" } else { "" },
+                l.kernel.replace("_gemm", "") + if l.split { " split" } else { "" },
             ]
         });
         let header = [
@@ -235,10 +248,11 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
             "kernel",
         ];
         let table = table(console, &header, 2, rows);
-        format!(
-            "{table}\n{}; ceilings: {:.0} GB/s read, {:.0} TOPS int8",
-            o.gpu, o.read_gb_per_second, o.int8_tops
-        )
+        let ceilings = match (o.read_gb_per_second, o.int8_tops) {
+            (Some(read), Some(tops)) => format!("ceilings: {read:.0} GB/s read, {tops:.0} TOPS int8"),
+            _ => String::from("its ceilings are not measured"),
+        };
+        format!("{table}\n{}; {ceilings}", o.gpu)
     })
 }
 

@@ -1,0 +1,213 @@
+// Y = (X W^T) scaled, on every GPU since Ampere: int8 activations, 4- or 8-bit weights, int32 accumulation by mma.sync.
+//
+// As on Hopper the operands are swapped: weights are A (dequantized in registers), tokens are B (from shared memory by
+// ldmatrix), so that few tokens waste nothing. Every warp copies and multiplies; cp.async keeps several steps under way.
+//
+// A warpgroup holds kRows blocks of 64 channels. Its four warps either each take 16 rows of every block and all tokens
+// (kTokenWarps == 1: a weight is dequantized once, tokens are read from shared memory four times), or share rows and
+// divide the tokens (kTokenWarps == 4: a weight is dequantized four times, tokens are read once), or two and two. Shared
+// memory gives 128 bytes a clock and int8 mma.sync eats 2,048 products on A100, so a warp of r rows and t tokens keeps
+// the tensor cores busy if r t > 16 (r / 2 + t): 64 x 64 and 32 x 128 do, 16 x 128 does not.
+//
+// With few tokens the warpgroups form kSplits teams that take the steps of a tile in turn, each with its own stages and
+// barrier, and add up at the end: more bytes under way, and no barrier of the whole block.
+#pragma once
+
+#include "sm80_epilogue.cuh"
+
+// The steps of a team, in order.
+template <class C>
+struct Sm80Steps {
+    int stretch, step, last, n_tile, m_tile;
+    bool more;
+
+    QQQ_DEVICE Sm80Steps(const Schedule& schedule, int team) : stretch(-1), step(0), last(0), n_tile(0), m_tile(0), more(true) {
+        settle(schedule, team);
+    }
+
+    QQQ_DEVICE void advance(const Schedule& schedule, int team) {
+        step += C::kSplits;
+        settle(schedule, team);
+    }
+
+   private:
+    // Moves on to the next stretch that has a step for this team.
+    QQQ_DEVICE void settle(const Schedule& schedule, int team) {
+        while (more && step >= last) {
+            Segment g{};
+            more = nth_segment(schedule, blockIdx.x, gridDim.x, ++stretch, g);
+            step = g.first + team, last = g.last, n_tile = g.n_tile, m_tile = g.m_tile;
+        }
+    }
+};
+
+// Starts the copies of a step to the team's stage number `stage`.
+template <class C>
+QQQ_DEVICE void sm80_copy(const Sm80Parameters& p, const Sm80Place<C>& place, const Sm80Steps<C>& at, uint32 memory, uint32 stage) {
+    const int last_block = (p.n + 63) / 64 - 1;
+    const int first_block = at.n_tile * (C::kChannels / 64) + place.warpgroup * C::kRows;
+    const uint32 weights =
+        memory + C::kWeightOffset + stage * C::kWeightBytes + place.warpgroup * C::kGroupBytes + place.thread * 16;
+#pragma unroll
+    for (int r = 0; r < C::kRows; ++r) {
+        // Past the last channels the last block is read again; nothing of it is stored.
+        const long long index = (long long)min(first_block + r, last_block) * p.schedule.k_blocks + at.step;
+        const uint8* chunk = p.weights + index * C::kChunkBytes + place.thread * 16;
+#pragma unroll
+        for (int i = 0; i < C::kChunkBytes; i += 2048) {
+            if (i + 2048 <= C::kChunkBytes || place.thread * 16 < C::kChunkBytes - i) {
+                const uint32 target = weights + r * C::kChunkBytes + i;
+                ptx::copy_async_16(target, chunk + i, true);
+            }
+        }
+    }
+
+    constexpr int kPieces = C::kTokens * 8, kPass = C::kTeamThreads / 8;
+    const int row = place.member / 8, piece = place.member % 8;
+    const int token = at.m_tile * C::kTokens + row, column = at.step * 128 + piece * 16;
+    const int8* source = p.x + (long long)token * p.k + column;
+    const uint32 target = memory + stage * C::kTokenBytes + row * 128 + ((piece ^ (row & 7)) << 4);
+#pragma unroll
+    for (int i = 0; i * kPass < C::kTokens; ++i) {
+        if ((i + 1) * C::kTeamThreads <= kPieces || place.member + i * C::kTeamThreads < kPieces) {
+            const bool valid = token + i * kPass < p.m && column < p.k;
+            ptx::copy_async_16(target + i * kPass * 128, valid ? source + (long long)(i * kPass) * p.k : p.x, valid);
+        }
+    }
+}
+
+// Reads what one thread needs of half a chunk. Scales that both halves share are read with the first.
+template <class C>
+QQQ_DEVICE void sm80_load_words(uint32 chunk, int thread, int half, Words<C::W, C::Group>& words) {
+    using Layout = Chunk<C::W, C::Group>;
+    constexpr int kPieces = Words<C::W, C::Group>::kPieces / 2;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+        words.codes[half * kPieces + i] = ptx::load_shared_128(chunk + (half * kPieces + i) * 2048 + thread * 16);
+    }
+    if constexpr (Layout::kGrouped) {
+#pragma unroll
+        for (int i = 0; i < Words<C::W, C::Group>::kGroups; ++i) {
+            if (i * C::Group / 64 != half) continue;
+            const uint32 address = chunk + Layout::kCodeBytes + (i * 64 + thread / 4 * 2) * Layout::kScaleBytes;
+            words.scales[i] = C::W == kGroupInteger4 ? ptx::load_shared_16(address) : ptx::load_shared_32(address);
+        }
+    }
+}
+
+// Multiplies a step: 128 columns. `weights` are the warpgroup's chunks, `thread` that of this lane in the first set of
+// rows, and `tokens` the 16 bytes that this lane addresses in the warp's first group of tokens.
+template <class C>
+QQQ_DEVICE void sm80_multiply(uint32 weights, int thread, uint32 tokens, int (&acc)[C::kSets][C::kGroups][4]) {
+    Words<C::W, C::Group> words[C::kSets];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        uint32 a[C::kSets][8];
+#pragma unroll
+        for (int s = 0; s < C::kSets; ++s) {
+            const uint32 chunk = weights + s / C::kTokenWarps * C::kChunkBytes;
+            sm80_load_words<C>(chunk, thread + s % C::kTokenWarps * 32, half, words[s]);
+            dequantize(words[s], half, a[s]);
+        }
+        const uint32 column = tokens ^ (half * 64);
+#pragma unroll
+        for (int i = 0; i < C::kGroups; ++i) {
+            uint32 b[4];
+            ptx::load_matrix_x4(column + i * 1024, b);
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+#pragma unroll
+                for (int s = 0; s < C::kSets; ++s) {
+                    const uint32* rows = a[s] + 4 * j;
+                    ptx::mma_16x8x32(acc[s][i], rows[0], rows[1], rows[2], rows[3], b[2 * j], b[2 * j + 1]);
+                }
+            }
+        }
+    }
+}
+
+// Brings the first weights to the L2 cache while the launch before this one ends: they do not depend on it.
+template <class C>
+QQQ_DEVICE void sm80_prefetch(const Sm80Parameters& p, const Sm80Place<C>& place, Sm80Steps<C> at) {
+    const int blocks = (p.n + 63) / 64;
+    constexpr int kLines = (C::kChunkBytes + 127) / 128, kRows = C::kWarpgroups * C::kRows;
+    for (int i = 0; i < C::kStages - 1 + p.schedule.ahead / C::kSplits && at.more; ++i, at.advance(p.schedule, place.team)) {
+        for (int line = place.member; line < kRows * kLines; line += C::kTeamThreads) {
+            const int block = at.n_tile * kRows + line / kLines;
+            if (block >= blocks) continue;
+            const uint8* chunk = p.weights + ((long long)block * p.schedule.k_blocks + at.step) * C::kChunkBytes;
+            ptx::prefetch_l2(chunk + min(line % kLines * 128, C::kChunkBytes - 16));
+        }
+    }
+}
+
+template <class C>
+QQQ_DEVICE void sm80_gemm(const Sm80Parameters& p) {
+    extern __shared__ __align__(1024) uint8 memory[];
+    const Sm80Place<C> place;
+    const uint32 stages = ptx::shared_address(memory) + place.team * C::kTeamBytes;
+    Sm80Steps<C> ahead(p.schedule, place.team);
+#if __CUDA_ARCH__ >= 900
+    sm80_prefetch<C>(p, place, ahead);
+    ptx::grid_dependency_wait();
+#endif
+    // Every call makes a group, empty or not, so that the groups under way can be counted.
+    auto copy = [&](uint32 filling) {
+        if (ahead.more) {
+            sm80_copy<C>(p, place, ahead, stages, filling);
+            ahead.advance(p.schedule, place.team);
+        }
+        ptx::copy_async_commit();
+    };
+#pragma unroll 1
+    for (int i = 0; i < C::kStages - 1; ++i) copy(i);
+
+    // ldmatrix: lanes 8i.. address 16 columns 16i.. of 8 tokens.
+    const int first_thread = place.row_warp * C::kTokenWarps * 32 + place.lane;
+    const uint32 row = place.token_warp * C::kGroups * 8 + place.lane % 8;
+    const uint32 tokens = stages + row * 128 + ((place.lane / 8 ^ place.lane % 8) << 4);
+    const uint32 weights = stages + C::kWeightOffset + place.warpgroup * C::kGroupBytes;
+    uint32 reading = 0;
+    [[maybe_unused]] int steps = 0;
+#pragma unroll 1
+    for (int stretch = 0;; ++stretch) {
+        int step, last;
+        {
+            Segment g{};
+            if (!nth_segment(p.schedule, blockIdx.x, gridDim.x, stretch, g)) break;
+            step = g.first + place.team, last = g.last;
+        }
+        int acc[C::kSets][C::kGroups][4];
+#pragma unroll
+        for (int s = 0; s < C::kSets; ++s) {
+#pragma unroll
+            for (int i = 0; i < C::kGroups; ++i) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) acc[s][i][j] = 0;
+            }
+        }
+#pragma unroll 1
+        for (; step < last; step += C::kSplits) {
+            ptx::copy_async_wait<C::kStages - 2>();
+            // Everyone's copies of this stage have come, and everyone has read the stage that is filled next.
+            ptx::named_barrier(1 + place.team, C::kTeamThreads);
+            copy(reading == 0 ? C::kStages - 1 : reading - 1);
+            sm80_multiply<C>(weights + reading * C::kWeightBytes, first_thread, tokens + reading * C::kTokenBytes, acc);
+            reading = reading + 1 == C::kStages ? 0 : reading + 1;
+#if __CUDA_ARCH__ >= 900
+            if (++steps == max(1, p.schedule.trigger / C::kSplits)) ptx::grid_launch_dependents();
+#endif
+        }
+        // Where the thread and the tile are is computed again: the registers were better used.
+        const Sm80Place<C> here;
+        if constexpr (C::kSplits > 1) {
+            sm80_join_teams<C>(here, acc, memory);
+            if (here.team > 0) continue;
+        }
+        Segment g{};
+        nth_segment(p.schedule, blockIdx.x, gridDim.x, ptx::opaque(stretch), g);
+        const bool whole = g.first == 0 && g.last == p.schedule.k_blocks;
+        if (whole || sm80_combine<C>(p, here, g, acc, memory)) sm80_store<C>(p, here, g, acc);
+    }
+    ptx::copy_async_wait<0>();
+}
