@@ -93,7 +93,7 @@ impl Device {
         &self.context
     }
 
-    /// The device's own stream; memory of [`upload`](Self::upload) belongs to it.
+    /// The device's own stream; memory of its buffers belongs to it.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
