@@ -4,21 +4,26 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use qqq_backend::cuda::bench::Ceilings;
+use qqq_backend::cuda::gemm::prepack::{self, Direction};
 use qqq_backend::cuda::gemm::{OutputType, WeightKind, instances};
+use qqq_backend::cuda::quantize::{Precision, QuantizeConfig};
 use qqq_backend::cuda::{Arch, Nvrtc, Resources, Source};
+
+const KINDS: [WeightKind; 8] = [
+    WeightKind::Channel4,
+    WeightKind::GroupInteger4(32),
+    WeightKind::GroupInteger4(64),
+    WeightKind::GroupInteger4(128),
+    WeightKind::GroupHalf4(32),
+    WeightKind::GroupHalf4(64),
+    WeightKind::GroupHalf4(128),
+    WeightKind::Channel8,
+];
 
 fn kernels() -> Vec<(Source, Arch)> {
     let mut kernels = Vec::new();
-    for weights in [
-        WeightKind::Channel4,
-        WeightKind::GroupInteger4(32),
-        WeightKind::GroupInteger4(64),
-        WeightKind::GroupInteger4(128),
-        WeightKind::GroupHalf4(32),
-        WeightKind::GroupHalf4(64),
-        WeightKind::GroupHalf4(128),
-        WeightKind::Channel8,
-    ] {
+    for weights in KINDS {
         for output in [OutputType::Float16, OutputType::Bfloat16] {
             for arch in Arch::ALL {
                 // The output's type changes one conversion: between these architectures, half of the kernels will do.
@@ -32,6 +37,17 @@ fn kernels() -> Vec<(Source, Arch)> {
             kernels.extend(others.map(|c| (c.source(), Arch::Sm90a)));
         }
     }
+    for arch in Arch::ALL {
+        let mut configs = QuantizeConfig::all();
+        if ![Arch::Sm80, Arch::Sm90a].contains(&arch) {
+            configs.retain(|c| c.input == OutputType::Float16 && c.precision == Precision::Float32);
+        }
+        kernels.extend(configs.iter().map(|c| (c.source(), arch)));
+        for weights in KINDS {
+            kernels.extend([Direction::Pack, Direction::Unpack].map(|d| (prepack::source(weights, d), arch)));
+        }
+    }
+    kernels.extend(Ceilings::sources().map(|source| (source, Arch::Sm90a)));
     if std::env::var_os("CI").is_none() {
         kernels = kernels.into_iter().step_by(17).collect();
     }

@@ -10,6 +10,7 @@ pub mod device;
 pub mod error;
 pub mod gemm;
 pub mod nvrtc;
+pub mod quantize;
 pub mod resources;
 pub mod source;
 mod tensor_map;

@@ -40,14 +40,7 @@ impl Ceilings {
         let keep = (memory.1, sink.1);
         let (mut memory, mut sink) = (memory.0, sink.0);
 
-        let read = Source {
-            name: String::from("read_ceiling"),
-            text: format!(
-                "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(64)\n\
-                 read_ceiling_kernel(const uint8* source, int chunks, uint32* sink) \
-                 {{ read_ceiling<{CHUNK}, {STAGES}>(source, chunks, sink); }}\n"
-            ),
-        };
+        let [read, multiply] = Self::sources();
         let shared = CHUNK * STAGES + STAGES * 16;
         let kernel = device.kernel(&read, "read_ceiling_kernel", shared)?;
         let blocks = device.multiprocessors();
@@ -60,14 +53,6 @@ impl Ceilings {
         })?;
         let read_gb_per_second = READ as f64 / microseconds / 1e3;
 
-        let multiply = Source {
-            name: String::from("multiply_ceiling"),
-            text: String::from(
-                "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256, 1)\n\
-                 multiply_ceiling_kernel(const uint4* source, int rounds, int* sink) \
-                 { multiply_ceiling(source, rounds, sink); }\n",
-            ),
-        };
         let shared = 256 * 128;
         let kernel = device.kernel(&multiply, "multiply_ceiling_kernel", shared)?;
         let mut rounds = ROUNDS;
@@ -80,6 +65,27 @@ impl Ceilings {
         let operations = blocks as f64 * 2.0 * f64::from(ROUNDS) * 8.0 * (64 * 256 * 32 * 2) as f64;
         drop(keep);
         Ok(Some(Self { read_gb_per_second, int8_tops: operations / microseconds / 1e6 }))
+    }
+
+    /// The kernels' sources: one reads, one multiplies; for Hopper.
+    pub fn sources() -> [Source; 2] {
+        let read = Source {
+            name: String::from("read_ceiling"),
+            text: format!(
+                "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(64)\n\
+                 read_ceiling_kernel(const uint8* source, int chunks, uint32* sink) \
+                 {{ read_ceiling<{CHUNK}, {STAGES}>(source, chunks, sink); }}\n"
+            ),
+        };
+        let multiply = Source {
+            name: String::from("multiply_ceiling"),
+            text: String::from(
+                "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256, 1)\n\
+                 multiply_ceiling_kernel(const uint4* source, int rounds, int* sink) \
+                 { multiply_ceiling(source, rounds, sink); }\n",
+            ),
+        };
+        [read, multiply]
     }
 
     /// The least microseconds of `operations` int8 operations and `bytes` read.

@@ -17,7 +17,7 @@ pub enum OutputType {
 
 impl OutputType {
     /// For names of kernels.
-    pub(super) fn short_name(self) -> &'static str {
+    pub(in crate::cuda) fn short_name(self) -> &'static str {
         match self {
             OutputType::Float16 => "f16",
             OutputType::Bfloat16 => "bf16",

@@ -9,6 +9,8 @@ mod config80;
 mod heuristic;
 mod launch;
 mod layer;
+mod plans;
+pub mod prepack;
 mod schedule;
 mod weights;
 
@@ -17,5 +19,7 @@ pub use config80::Sm80Config;
 pub use heuristic::{Plan, candidates, instances, plan};
 pub use launch::{GemmKernel, GemmOperands};
 pub use layer::GemmLayer;
+pub use plans::{GemmPlans, MAX_TOKENS};
+pub use prepack::{PrepackKernel, PrepackOperands};
 pub use schedule::Schedule;
 pub use weights::{PackedWeights, WeightKind};

@@ -147,7 +147,7 @@ impl PackedWeights {
     }
 }
 
-fn check_shape(n: usize, k: usize) -> Result<()> {
+pub(super) fn check_shape(n: usize, k: usize) -> Result<()> {
     if n == 0 || k == 0 || !n.is_multiple_of(16) || !k.is_multiple_of(16) || k > MAX_IN_FEATURES {
         return Err(BackendError::Shape(format!(
             "{n} output and {k} input channels: the GPU kernels take multiples of 16, and at most {MAX_IN_FEATURES} input \

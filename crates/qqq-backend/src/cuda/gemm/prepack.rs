@@ -1,0 +1,138 @@
+//! Weights in device memory from the neutral form to the chunks that the products read, and back; the host's side of it
+//! is [`PackedWeights`](super::PackedWeights).
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::sys;
+
+use super::WeightKind;
+use super::weights::{CHUNK_COLUMNS, CHUNK_ROWS, check_shape};
+use crate::cuda::device::{Device, Kernel};
+use crate::cuda::{CudaError, Result, Source};
+
+/// Threads of a block.
+const THREADS: usize = 256;
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the neutral form to chunks.
+    Pack,
+    /// From chunks to the neutral form; what pads a chunk is dropped.
+    Unpack,
+}
+
+/// The kernel's source: a function `prepack`.
+pub fn source(kind: WeightKind, direction: Direction) -> Source {
+    let (name, function) = match direction {
+        Direction::Pack => ("prepack", "prepack"),
+        Direction::Unpack => ("unpack", "unpack"),
+    };
+    let text = format!(
+        "#include \"prepack.cuh\"\n\
+         static_assert(Chunk<{kind}, {group}>::kBytes == {bytes});\n\
+         extern \"C\" __global__ void __launch_bounds__({THREADS})\n\
+         run(const __grid_constant__ PrepackParameters p) {{ {function}<{kind}, {group}>(p); }}\n",
+        kind = kind.enumerator(),
+        group = kind.group_size().unwrap_or(CHUNK_COLUMNS),
+        bytes = kind.chunk_bytes(),
+    );
+    Source { name: format!("{name}_{}", kind.short_name()), text }
+}
+
+/// The device addresses of a layer's weights, 16-byte aligned, valid until the launch has run.
+#[derive(Clone, Copy, Debug)]
+pub struct PrepackOperands {
+    /// Codes, `n x k` int8, row-major: -8 to 7; any int8 for [`WeightKind::Channel8`].
+    pub codes: u64,
+    /// Group scales, `n x ceil(k / group)`: uint8 for [`WeightKind::GroupInteger4`], float16 for
+    /// [`WeightKind::GroupHalf4`]; 0 without groups.
+    pub scales: u64,
+    /// Chunks, `ceil(n / 64) x ceil(k / 128)` of [`WeightKind::chunk_bytes`].
+    pub chunks: u64,
+    /// Channel scales of the neutral form, `n` float32.
+    pub channel_scale: u64,
+    /// Channel scales as the products take them, `ceil(n / 64) * 64` float32.
+    pub padded_scale: u64,
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+}
+
+/// `PrepackParameters` of `prepack.cuh`.
+#[repr(C)]
+struct Parameters {
+    codes: u64,
+    scales: u64,
+    chunks: u64,
+    channel_scale: u64,
+    padded_scale: u64,
+    n: i32,
+    k: i32,
+}
+
+/// A compiled and loaded kernel.
+#[derive(Clone, Debug)]
+pub struct PrepackKernel {
+    kind: WeightKind,
+    kernel: Arc<Kernel>,
+}
+
+impl PrepackKernel {
+    /// Compiles (or takes from the cache) and loads the kernel.
+    ///
+    /// # Errors
+    /// When NVRTC is needed and missing, or the driver refuses the kernel.
+    pub fn new(device: &Device, kind: WeightKind, direction: Direction) -> Result<Self> {
+        Ok(Self { kind, kernel: device.kernel(&source(kind, direction), "run", 0)? })
+    }
+
+    /// Bytes of the chunks of an `n x k` layer.
+    pub fn chunks_bytes(kind: WeightKind, n: usize, k: usize) -> usize {
+        n.div_ceil(CHUNK_ROWS) * k.div_ceil(CHUNK_COLUMNS) * kind.chunk_bytes()
+    }
+
+    /// Launches on `stream`.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for a shape that the products do not take, or an address that is missing or not aligned;
+    /// [`CudaError::Driver`] when the driver refuses the launch.
+    ///
+    /// # Safety
+    /// The operands must be device memory of the sizes given.
+    pub unsafe fn launch(&self, stream: sys::CUstream, o: &PrepackOperands) -> Result<()> {
+        check_shape(o.n, o.k).map_err(|e| CudaError::Shape(e.to_string()))?;
+        let grouped = self.kind.group_size().is_some();
+        for (name, address, needed) in [
+            ("codes", o.codes, true),
+            ("group scales", o.scales, grouped),
+            ("chunks", o.chunks, true),
+            ("channel scales", o.channel_scale, true),
+            ("padded scales", o.padded_scale, true),
+        ] {
+            if (address != 0) != needed || address % 16 != 0 {
+                return Err(CudaError::Shape(format!(
+                    "prepacking weights: the address of the {name} is {address:#x}; {}",
+                    if needed { "it must be given, aligned to 16 bytes" } else { "this kind has none" }
+                )));
+            }
+        }
+        let mut parameters = Parameters {
+            codes: o.codes,
+            scales: o.scales,
+            chunks: o.chunks,
+            channel_scale: o.channel_scale,
+            padded_scale: o.padded_scale,
+            n: o.n as i32,
+            k: o.k as i32,
+        };
+        let threads = Self::chunks_bytes(self.kind, o.n, o.k) / 16;
+        let parameters: *mut c_void = (&raw mut parameters).cast();
+        // SAFETY: the structure is the kernel's one parameter; the caller vouches for the memory.
+        unsafe {
+            self.kernel.launch(stream, (threads.div_ceil(THREADS), THREADS, 0), 1, false, &mut [parameters])
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! GPUs.
+
+use std::ffi::c_int;
+use std::sync::Arc;
+
+use qqq_backend::cuda::Device;
+
+use crate::status::{Status, argument, give};
+
+/// An open GPU.
+#[allow(non_camel_case_types)]
+pub struct qqq_device(pub(crate) Arc<Device>);
+
+/// See `qqq.h`.
+///
+/// # Safety
+/// `device` must be null, or to memory that holds a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qqq_device_open(ordinal: c_int, device: *mut *mut qqq_device) -> Status {
+    let make = || {
+        let ordinal = usize::try_from(ordinal).map_err(|_| argument(format!("GPU number {ordinal}")))?;
+        let device = Device::new(ordinal)?;
+        // Kernels exist for it.
+        device.arch()?;
+        Ok(qqq_device(device))
+    };
+    // SAFETY: the caller's promise.
+    unsafe { give(device, "device", make) }
+}
+
+/// See `qqq.h`.
+///
+/// # Safety
+/// `device` must be null, or of [`qqq_device_open`] and not closed before.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qqq_device_close(device: *mut qqq_device) {
+    if !device.is_null() {
+        // SAFETY: the caller's promise.
+        drop(unsafe { Box::from_raw(device) });
+    }
+}
