@@ -68,10 +68,14 @@ pub fn effective_scales(weight: &QuantizedWeight, name: &str) -> Result<WeightDa
     }
     let f = match &weight.scales {
         Scales::PerChannel(_) => natural,
-        Scales::PerGroup { group_size, channel, .. } => {
-            let k = weight.in_features;
-            let rows = weight.codes.chunks_exact(k).zip(natural.chunks_exact(k / group_size)).zip(channel);
-            rows.flat_map(|((codes, scales), channel)| hit_channel(codes, scales, *group_size, *channel))
+        Scales::PerGroup { group_size, channel, group } => {
+            let (k, groups) = (weight.in_features, weight.in_features / group_size);
+            let rows = weight.codes.chunks_exact(k).zip(natural.chunks_exact(groups));
+            let levels = channel.iter().zip(group.chunks_exact(groups));
+            rows.zip(levels)
+                .flat_map(|((codes, natural), (channel, group))| {
+                    row_scales(codes, natural, *group_size, *channel, group)
+                })
                 .collect()
         }
     };
@@ -112,6 +116,34 @@ fn same_weights(weight: &QuantizedWeight, scales: &Scales) -> bool {
         }
         (a, b) => a == b,
     }
+}
+
+/// Scales of a row from which [`Scales::from_effective`] derives its two levels, where there are any: `group * channel`,
+/// or what [`hit_channel`] makes of them, or these with one moved to the next number, lest scales that by chance have a
+/// common divisor are taken for integers.
+fn row_scales(codes: &[i8], natural: &[f32], group_size: usize, channel: f32, group: &[f16]) -> Vec<f32> {
+    let k = codes.len();
+    let want = QuantizedWeight {
+        out_features: 1,
+        in_features: k,
+        codes: codes.to_vec(),
+        scales: Scales::PerGroup { group_size, channel: vec![channel], group: group.to_vec() },
+    };
+    let good = |scales: &[f32]| same_weights(&want, &Scales::from_effective(codes, 1, k, group_size, scales));
+    if good(natural) {
+        return natural.to_vec();
+    }
+    let hit = hit_channel(codes, natural, group_size, channel);
+    if good(&hit) {
+        return hit;
+    }
+    let moved = (0..hit.len()).flat_map(|g| [f32::next_down, f32::next_up].map(|to| (g, to)));
+    let mut candidates = moved.map(|(g, to)| {
+        let mut scales = hit.clone();
+        scales[g] = to(scales[g]);
+        scales
+    });
+    candidates.find(|scales| good(scales)).unwrap_or(hit)
 }
 
 /// Moves the scales of a row by the few units in the last place after which `max |code * s| / 127` is

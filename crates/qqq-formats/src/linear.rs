@@ -63,8 +63,9 @@ impl Scales {
     /// sees is `code * effective`.
     ///
     /// Shapes: `codes` `n x k`, `effective` `n x (k / group_size)`, both row-major; `group_size`
-    /// divides `k`. In f32: `channel = max |code * effective| / 127` over the row, and
-    /// `group = f16(effective / channel)`. A rounding of f16 moves `127` by at most `0.07`, so
+    /// divides `k`. A row whose effective scales are exact multiples, by integers of 1 to 16, of one f32 keeps these:
+    /// `channel` is the largest such f32, `group` the integer, and int8 weights are exact products. For any other row,
+    /// in f32: `channel = max |code * effective| / 127` over the row, and `group = f16(effective / channel)`. A rounding of f16 moves `127` by at most `0.07`, so
     /// `|round(code * group)| <= 127` holds. A row without a nonzero weight gets channel scale 1; a group
     /// of zero codes gets group scale 0, whatever its effective scale.
     ///
@@ -88,6 +89,14 @@ impl Scales {
         }
         for (codes, effective) in codes.chunks_exact(k).zip(effective.chunks_exact(groups)) {
             let largest = codes.chunks_exact(group_size).map(largest_code);
+            if let Some(c) = common_scale(largest.clone().zip(effective.iter().copied())) {
+                channel.push(c);
+                let multiple = |(largest, s): (f32, &f32)| {
+                    if largest == 0.0 { f16::ZERO } else { f16::from_f32(s / c) }
+                };
+                group.extend(largest.zip(effective).map(multiple));
+                continue;
+            }
             let max = largest.clone().zip(effective).fold(0f32, |m, (c, s)| m.max((c * s).abs()));
             // Below the normal range the division would lose the digits that the bound rests on.
             let c = if max > 0.0 { (max / 127.0).max(f32::MIN_POSITIVE) } else { 1.0 };
@@ -102,6 +111,20 @@ impl Scales {
         }
         Scales::PerGroup { group_size, channel, group }
     }
+}
+
+/// The largest number of which all scales of a row are exact multiples by integers of 1 to 16, if there is one. `groups`
+/// are the largest code and the scale of each; a group of zero codes may have any scale.
+fn common_scale(groups: impl Iterator<Item = (f32, f32)> + Clone) -> Option<f32> {
+    let groups = groups.filter(|(largest, _)| *largest > 0.0);
+    let top = groups.clone().fold(0f32, |m, (_, s)| m.max(s));
+    (1..=16u8).map(|most| top / f32::from(most)).find(|c| {
+        c.is_normal()
+            && groups.clone().all(|(largest, s)| {
+                let multiple = (s / c).round();
+                multiple >= 1.0 && multiple * c == s && multiple * largest <= 127.0
+            })
+    })
 }
 
 /// Largest magnitude among codes.

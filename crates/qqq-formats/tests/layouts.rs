@@ -214,11 +214,12 @@ fn rows_without_weights() {
     let codes = vec![0, 0, 0, 0, 3, -8, 0, 0];
     let scales = Scales::from_effective(&codes, 2, 4, 2, &[0.5, f32::MAX, 0.25, 1e30]);
     let Scales::PerGroup { channel, group, .. } = &scales else { unreachable!() };
-    assert_eq!(channel, &[1.0, 2.0 / 127.0]);
-    assert_eq!(group.iter().map(|g| g.to_f32()).collect::<Vec<_>>(), [0.0, 0.0, 15.875, 0.0]);
+    // One group alone is once its own scale.
+    assert_eq!(channel, &[1.0, 0.25]);
+    assert_eq!(group.iter().map(|g| g.to_f32()).collect::<Vec<_>>(), [0.0, 0.0, 1.0, 0.0]);
     let weight = QuantizedWeight { out_features: 2, in_features: 4, codes, scales };
     weight.check("w").unwrap();
-    assert_eq!(weight.int8_weights(), [0, 0, 0, 0, 48, -127, 0, 0]);
+    assert_eq!(weight.int8_weights(), [0, 0, 0, 0, 3, -8, 0, 0]);
     compressed_tensors::effective_scales(&weight, "w").unwrap();
 }
 
@@ -267,6 +268,43 @@ proptest! {
         w.check("w").unwrap();
         let stored = compressed_tensors::effective_scales(&w, "w").unwrap();
         if rounding == 0 {
+            prop_assert!(matches!(stored, WeightData::BF16(_)));
+        }
+        let words = compressed_tensors::pack_codes(&w.codes, k);
+        let again = compressed_tensors::unpack("w", &words, stored.into_f32(), n, k, Some(group_size)).unwrap();
+        prop_assert!(again == w);
+    }
+
+    /// Scales that are multiples of one are kept as such, in whatever type holds them exactly.
+    #[test]
+    fn integer_group_scales_survive_storing(seed: u64, groups in 1usize..6, bits in 0usize..3, exponent in -12i32..4) {
+        let (n, group_size) = (8, 32);
+        let k = groups * group_size;
+        // Significant bits of the channel scales: a bfloat16 holds 8, of which the multiples need 4.
+        let bits = [4, 7, 20][bits];
+        let mut next = noise(seed);
+        let mut below = |limit: u64| (next() % limit) as u32;
+        let codes: Vec<i8> = (0..n * k).map(|_| below(16) as i8 - 8).collect();
+        let mut multiples = Vec::new();
+        let mut effective = Vec::new();
+        for _ in 0..n {
+            let channel = ((1 << (bits - 1)) + below(1 << (bits - 1))) as f32 * (exponent as f32).exp2();
+            for _ in 0..groups {
+                multiples.push(1 + below(15));
+                effective.push(*multiples.last().unwrap() as f32 * channel);
+            }
+        }
+        let scales = Scales::from_effective(&codes, n, k, group_size, &effective);
+        let Scales::PerGroup { channel, group, .. } = &scales else { unreachable!() };
+        for (i, (multiple, group)) in multiples.iter().zip(group).enumerate() {
+            let group = group.to_f32();
+            prop_assert!(group.fract() == 0.0 && group >= 1.0 && group <= *multiple as f32, "{}: {}", i, group);
+            prop_assert_eq!(group * channel[i / groups], effective[i]);
+        }
+        let w = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+        w.check("w").unwrap();
+        let stored = compressed_tensors::effective_scales(&w, "w").unwrap();
+        if bits == 4 {
             prop_assert!(matches!(stored, WeightData::BF16(_)));
         }
         let words = compressed_tensors::pack_codes(&w.codes, k);

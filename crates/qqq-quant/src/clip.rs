@@ -1,5 +1,7 @@
 //! Choice of scales: the step of each output channel's (or group's) grid of codes.
 
+pub mod integer;
+
 use crate::{Clip, solve::ScaleDType};
 
 /// A grid of codes.

@@ -3,7 +3,8 @@
 use std::{fmt::Write as _, path::Path};
 
 use crate::{
-    Clip, Propagation, Recipe, Report, Result, RotationKind, Transform, ValueHessian, output, report::modules,
+    Clip, GroupScales, Propagation, Recipe, Report, Result, RotationKind, Transform, ValueHessian, output,
+    report::modules,
 };
 
 /// Writes `README.md` into `dir`. `measured` are results to show, as name and value (perplexities, agreement); a card
@@ -27,7 +28,11 @@ pub fn render(report: &Report, measured: &[(String, String)]) -> String {
 fn render_into(card: &mut String, report: &Report, measured: &[(String, String)]) -> std::fmt::Result {
     let recipe = &report.recipe;
     let weights = match recipe.group_size {
-        Some(g) => format!("4-bit, groups of {g} input channels"),
+        Some(g) => {
+            let integer = recipe.group_scales == GroupScales::Integer;
+            let scales = if integer { ", whose scales are integer multiples of the channel's" } else { "" };
+            format!("4-bit, groups of {g} input channels{scales}")
+        }
         None => "4-bit, one scale per output channel".into(),
     };
     writeln!(card, "---\ntags:\n- qqq\n- w4a8\n---\n")?;

@@ -406,6 +406,7 @@ impl Run<'_> {
         let name = names::linear(index, module);
         let options = SolveOptions {
             group_size: self.recipe.group_size,
+            group_scales: self.recipe.group_scales,
             compensate: self.recipe.compensate,
             clip: self.recipe.clip,
             act_order: self.recipe.act_order,

@@ -24,6 +24,17 @@ pub enum RotationKind {
     Orthogonal,
 }
 
+/// How the scale of a group is kept beside its channel's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GroupScales {
+    /// As a float16 number: int8 weights are rounded products of codes and scales (the QQQ reference).
+    #[default]
+    Half,
+    /// As an integer of 1 to 15: int8 weights are exact products, and a GPU makes them faster.
+    Integer,
+}
+
 /// How scales are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -89,6 +100,9 @@ pub struct Recipe {
     pub rotation: RotationKind,
     /// `None`: per channel; else 32, 64 or 128.
     pub group_size: Option<usize>,
+    /// How scales of groups are kept.
+    #[serde(default)]
+    pub group_scales: GroupScales,
     /// Hessian-based compensation (GPTQ); without it weights are rounded to nearest.
     pub compensate: bool,
     /// How scales are chosen.

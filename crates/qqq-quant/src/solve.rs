@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use qqq_backend::cpu::pool::parallel_for;
 use qqq_formats::{QuantizedWeight, Scales};
 
-use crate::{Clip, QuantError, Result};
+use crate::{Clip, GroupScales, QuantError, Result};
 use factor::Factor;
 use rows::{RowSolution, Task};
 
@@ -54,6 +54,8 @@ pub struct SolveOptions {
     pub group_size: Option<usize>,
     /// GPTQ, else rounding to nearest.
     pub compensate: bool,
+    /// How the scales of groups are kept; without groups this says nothing.
+    pub group_scales: GroupScales,
     /// How scales are chosen.
     pub clip: Clip,
     /// Columns in order of falling Hessian diagonal, static groups.
@@ -69,6 +71,7 @@ impl Default for SolveOptions {
     fn default() -> Self {
         Self {
             group_size: None,
+            group_scales: GroupScales::Half,
             compensate: true,
             clip: Clip::None,
             act_order: true,

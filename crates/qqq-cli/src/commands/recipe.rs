@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use qqq_quant::{
-    Calibration, Clip, OutputFormat, Propagation, Recipe, RotationKind, Transform, ValueHessian,
+    Calibration, Clip, GroupScales, OutputFormat, Propagation, Recipe, RotationKind, Transform, ValueHessian,
 };
 
 use crate::errors::bad_input;
@@ -13,6 +13,7 @@ pub const fn default_recipe() -> Recipe {
         transform: Transform::Rotate,
         rotation: RotationKind::Hadamard,
         group_size: Some(64),
+        group_scales: GroupScales::Half,
         compensate: true,
         clip: Clip::Output,
         act_order: true,
@@ -57,6 +58,14 @@ enum GroupArg {
     G128,
     /// One scale for a whole output channel: fastest, less exact
     Channel,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum GroupScalesArg {
+    /// float16 numbers, as in the QQQ reference
+    Half,
+    /// 1 to 15 times the channel's scale: a GPU applies them faster, rounding of weights is exact
+    Integer,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -128,6 +137,9 @@ pub struct RecipeArgs {
     /// Input channels that share a scale: smaller is more exact and a little larger and slower
     #[arg(long, value_enum, default_value_t = GroupArg::G64)]
     group_size: GroupArg,
+    /// How the scales of groups are kept
+    #[arg(long, value_enum, default_value_t = GroupScalesArg::Half)]
+    group_scales: GroupScalesArg,
     /// How weights are rounded
     #[arg(long, value_enum, default_value_t = MethodArg::Gptq)]
     method: MethodArg,
@@ -172,6 +184,11 @@ impl RecipeArgs {
         if !(self.damping.is_finite() && self.damping >= 0.0) {
             return Err(bad_input(format!("--damping must be a number from 0 on, not {}", self.damping)));
         }
+        if self.group_scales == GroupScalesArg::Integer && matches!(self.group_size, GroupArg::Channel) {
+            return Err(bad_input(
+                "--group-scales integer needs groups: choose --group-size 32, 64 or 128, or leave it out",
+            ));
+        }
         Ok(Recipe {
             transform: match self.transform {
                 TransformArg::Smooth => Transform::Smooth,
@@ -187,6 +204,10 @@ impl RecipeArgs {
                 GroupArg::G64 => Some(64),
                 GroupArg::G128 => Some(128),
                 GroupArg::Channel => None,
+            },
+            group_scales: match self.group_scales {
+                GroupScalesArg::Half => GroupScales::Half,
+                GroupScalesArg::Integer => GroupScales::Integer,
             },
             compensate: matches!(self.method, MethodArg::Gptq),
             clip: match self.clip {
@@ -245,6 +266,7 @@ mod tests {
             transform: Transform::Smooth,
             rotation: RotationKind::Orthogonal,
             group_size: None,
+            group_scales: GroupScales::Half,
             compensate: false,
             clip: Clip::None,
             act_order: false,
@@ -255,5 +277,14 @@ mod tests {
             seed: 7,
         };
         assert_eq!(line.recipe.recipe(&line.amount).unwrap(), want);
+    }
+
+    #[test]
+    fn integer_scales_need_groups() {
+        let line = |options: &str| Line::parse_from(options.split_whitespace());
+        let good = line("qqq --group-scales integer");
+        assert_eq!(good.recipe.recipe(&good.amount).unwrap().group_scales, GroupScales::Integer);
+        let bad = line("qqq --group-scales integer --group-size channel");
+        assert!(bad.recipe.recipe(&bad.amount).unwrap_err().to_string().contains("--group-size"));
     }
 }

@@ -7,8 +7,8 @@ use half::f16;
 use qqq_formats::{QuantizedWeight, Scales};
 
 use super::{SolveOptions, factor::Factor};
-use crate::Clip;
 use crate::clip::{self, Grid, round};
+use crate::{Clip, GroupScales};
 
 /// Rows that a task solves together: they share the products with the Hessian and its factor.
 pub(super) const ROWS_PER_TASK: usize = 96;
@@ -44,8 +44,11 @@ pub(super) fn solve(task: &Task<'_>, weights: &[f32]) -> Option<RowSolution> {
     let grid = if task.options.group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
 
     let importance = importance(task);
-    let scales =
-        clip::scales(weights, k, group, grid, task.options.clip, &importance, task.options.scale_dtype);
+    let SolveOptions { clip, scale_dtype, .. } = *task.options;
+    let mut scales = clip::scales(weights, k, group, grid, clip, &importance, scale_dtype);
+    if task.options.group_size.is_some() && task.options.group_scales == GroupScales::Integer {
+        clip::integer::snap(weights, k, group, clip, &importance, scale_dtype, &mut scales);
+    }
     let codes = round_to_nearest(task, weights, &scales, grid);
     let mut best = Candidate::new(task, weights, codes, scales);
     let energies = quadratic_forms(weights, task.hessian, k);

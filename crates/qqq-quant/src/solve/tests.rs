@@ -157,6 +157,32 @@ fn follows_the_textbook_per_group() {
 }
 
 #[test]
+fn integer_group_scales_are_integers_and_lose_little() {
+    let (n, k) = (130, 96);
+    let (mut w, h) = (normal(n * k, 5), correlated(k, 300, 6));
+    // Groups of different size, up to four times.
+    w.iter_mut().enumerate().for_each(|(i, w)| *w *= (1 + i / 32 % 4) as f32);
+    for dtype in [ScaleDType::F32, ScaleDType::F16, ScaleDType::BF16] {
+        for clip in [Clip::None, Clip::Weight, Clip::Output] {
+            let half =
+                SolveOptions { group_size: Some(32), clip, scale_dtype: dtype, ..SolveOptions::default() };
+            let integer = SolveOptions { group_scales: GroupScales::Integer, ..half.clone() };
+            let solved = |options| solve("layer", &w, n, k, &h, options).expect("well-conditioned");
+            let (half, integer) = (solved(&half), solved(&integer));
+            let Scales::PerGroup { group, .. } = &integer.weight.scales else { panic!("groups") };
+            assert!(group.iter().all(|s| (0..=15).any(|i| s.to_f32() == i as f32)), "{dtype:?} {clip:?}");
+            assert!(group.iter().any(|s| s.to_f32() > 7.0), "{dtype:?} {clip:?}: precision is left unused");
+            assert!(
+                integer.loss < 1.2 * half.loss,
+                "{dtype:?} {clip:?}: {} with integers, {} with float16",
+                integer.loss,
+                half.loss
+            );
+        }
+    }
+}
+
+#[test]
 fn losses_are_those_of_the_dequantized_weight() {
     let (n, k) = (130, 96);
     let (w, h) = (normal(n * k, 5), correlated(k, 300, 6));

@@ -10,8 +10,8 @@ use parquet::{
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, LinearWeight, Scales};
 use qqq_model::names;
 use qqq_quant::{
-    Calibration, Clip, OutputFormat, Propagation, QuantError, REPORT_FILE, Recipe, Report, RotationKind,
-    Transform, ValueHessian, calibration::Source,
+    Calibration, Clip, GroupScales, OutputFormat, Propagation, QuantError, REPORT_FILE, Recipe, Report,
+    RotationKind, Transform, ValueHessian, calibration::Source,
 };
 use tempfile::TempDir;
 
@@ -30,6 +30,10 @@ fn every_recipe_loads_back_and_keeps_the_function() {
         ("rtn", Recipe { compensate: false, ..base.clone() }),
         ("gptq", base.clone()),
         ("gptq-float-g32", Recipe { propagation: Propagation::Float, group_size: Some(32), ..base.clone() }),
+        (
+            "gptq-integer-g32",
+            Recipe { group_scales: GroupScales::Integer, group_size: Some(32), ..base.clone() },
+        ),
         ("gptq-input", Recipe { value_hessian: ValueHessian::Input, ..base.clone() }),
         (
             "gptq-input-float",
@@ -84,7 +88,11 @@ fn check_files(out: &Path, tiny: &Tiny, recipe: &Recipe, report: &Report) {
     match (q, recipe.group_size) {
         (LinearWeight::Quantized(q), None) => assert!(matches!(q.scales, Scales::PerChannel(_))),
         (LinearWeight::Quantized(q), Some(g)) => {
-            assert!(matches!(q.scales, Scales::PerGroup { group_size, .. } if group_size == g));
+            let Scales::PerGroup { group_size, group, .. } = q.scales else { panic!("{g}") };
+            assert_eq!(group_size, g);
+            let integers =
+                group.iter().all(|s| (0..=15).contains(&(s.to_f32() as i32)) && s.to_f32().fract() == 0.0);
+            assert_eq!(integers, recipe.group_scales == GroupScales::Integer);
         }
         (LinearWeight::Float { .. }, _) => panic!("q is not quantized"),
     }

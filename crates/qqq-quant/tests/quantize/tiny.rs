@@ -6,8 +6,8 @@ use qqq_backend::{Backend, CpuBackend, KvDType, Span};
 use qqq_formats::{Checkpoint, DType, writer::CheckpointWriter};
 use qqq_model::{Decoder, Tokenizer};
 use qqq_quant::{
-    Calibration, Clip, Output, OutputFormat, Progress, Propagation, Recipe, Report, RotationKind, Transform,
-    ValueHessian, calibration::Source, quantize,
+    Calibration, Clip, GroupScales, Output, OutputFormat, Progress, Propagation, Recipe, Report,
+    RotationKind, Transform, ValueHessian, calibration::Source, quantize,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -188,6 +188,7 @@ pub fn recipe() -> Recipe {
         transform: Transform::None,
         rotation: RotationKind::Hadamard,
         group_size: None,
+        group_scales: GroupScales::Half,
         compensate: true,
         clip: Clip::None,
         act_order: true,
