@@ -33,6 +33,33 @@ pub struct GemmOperands {
     pub k: usize,
 }
 
+impl GemmOperands {
+    /// That there are tokens, and that addresses are there and aligned.
+    fn check(&self) -> Result<()> {
+        if self.m == 0 || self.m > i32::MAX as usize {
+            return Err(CudaError::Shape(format!("a product of {} tokens", self.m)));
+        }
+        for (name, address, alignment, needed) in [
+            ("activations", self.x, 16, true),
+            ("token scales", self.token_scale, 4, true),
+            ("output", self.y, 16, true),
+            ("weights", self.weights, 16, true),
+            ("channel scales", self.channel_scale, 4, true),
+            ("bias", self.bias, 4, false),
+        ] {
+            if needed && address == 0 {
+                return Err(CudaError::Shape(format!("a product without an address for its {name}")));
+            }
+            if !address.is_multiple_of(alignment) {
+                return Err(CudaError::Shape(format!(
+                    "the address {address:#x} of a product's {name} is not aligned to {alignment} bytes"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// `GemmParameters` of `sm90_gemm.cuh`.
 #[repr(C, align(64))]
 struct Sm90Parameters {
@@ -132,7 +159,8 @@ impl GemmKernel {
     /// runs (programmatic dependent launch): until that one has finished, it only reads weights.
     ///
     /// # Errors
-    /// When the driver refuses the launch, or an address is not aligned.
+    /// [`CudaError::Shape`] when there are no tokens, an address is missing or not aligned, or there are too few input
+    /// channels for the plan; [`CudaError::Driver`] when the driver refuses the launch.
     ///
     /// # Safety
     /// The operands must be device memory of the sizes given, `workspace` that of [`workspace_bytes`](Self::workspace_bytes)
@@ -145,6 +173,7 @@ impl GemmKernel {
         workspace: (u64, u64),
         overlap: bool,
     ) -> Result<()> {
+        o.check()?;
         let c = &self.plan.config;
         let schedule = self.schedule(o.m, o.n, o.k);
         if c.ranks() > schedule.k_blocks as usize {
