@@ -70,10 +70,13 @@ impl FromStr for Shape {
     }
 }
 
+/// Weights by their name on the command line.
 #[derive(Clone, Debug)]
-struct Weights {
-    name: String,
-    choice: WeightChoice,
+pub struct Weights {
+    /// The name.
+    pub name: String,
+    /// What it means.
+    pub choice: WeightChoice,
 }
 
 impl FromStr for Weights {
@@ -95,10 +98,21 @@ impl FromStr for Weights {
     }
 }
 
+/// A type of the output on the command line.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Output {
+pub enum Output {
     F16,
     Bf16,
+}
+
+impl Output {
+    /// What it means.
+    pub fn output_type(self) -> OutputType {
+        match self {
+            Output::F16 => OutputType::Float16,
+            Output::Bf16 => OutputType::Bfloat16,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -175,10 +189,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     if args.tokens.iter().any(|m| *m == 0 || *m > 65536) {
         return Err(bad_input("--tokens must be between 1 and 65,536"));
     }
-    let output = match args.output {
-        Output::F16 => OutputType::Float16,
-        Output::Bf16 => OutputType::Bfloat16,
-    };
+    let output = args.output.output_type();
     let device = Device::new(args.gpu).map_err(|e| match e {
         CudaError::NoDriver => failed_hint(
             "no NVIDIA driver on this machine: libcuda.so cannot be loaded",
