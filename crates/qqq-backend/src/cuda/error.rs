@@ -68,6 +68,14 @@ pub enum CudaError {
     /// An archive of kernels that cannot be used.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// Tuned choices that cannot be kept.
+    #[error("tuned choices cannot be kept in {}: {source}; QQQ_KERNEL_CACHE names another folder", path.display())]
+    Tuned {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Machine code that is right and slow.
     #[error(
         "this NVRTC makes slow code of {name} for {arch}, which is not for an archive: {warnings}. NVRTC {}.{} or newer is \

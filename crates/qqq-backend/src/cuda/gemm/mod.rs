@@ -10,6 +10,7 @@ mod heuristic;
 mod launch;
 mod layer;
 mod schedule;
+pub mod tuned;
 mod weights;
 
 pub use config::{Instance, OutputType, Sm90Config};
@@ -18,4 +19,5 @@ pub use heuristic::{Plan, candidates, instances, plan};
 pub use launch::{GemmKernel, GemmOperands};
 pub use layer::GemmLayer;
 pub use schedule::Schedule;
+pub use tuned::{TunedChoice, TunedKey, TunedPlans, TunedStore};
 pub use weights::{PackedWeights, WeightKind};

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use qqq_backend::cuda::bench::{Ceilings, GemmBench, Measurement, WeightChoice};
+use qqq_backend::cuda::bench::{Ceilings, Choosing, GemmBench, Measurement, WeightChoice};
 use qqq_backend::cuda::gemm::OutputType;
 use qqq_backend::cuda::{Arch, CudaError, Device};
 use serde::Serialize;
@@ -23,7 +23,10 @@ Examples:
 Every kernel is checked against exact sums before it is timed. Times are medians of short bursts in a CUDA graph, on \
 random data, with weights that come from memory. \"us\" lets a launch begin while the one before it ends, as in a model; \
 \"alone us\" does not. The ceilings are what this GPU gives at most, measured first: \"of ceiling\" is the least time they \
-allow as a part of the time.";
+allow as a part of the time. \
+\"tuned\" after a kernel's name: --tune has found this choice, here or earlier. It is kept in the folder of compiled \
+kernels, and holds for this model of GPU, this shape, and numbers of tokens up to the same of 8, 16, 32, 48, 64, 96, \
+128 and so on.";
 
 /// Speed of the GPU's matrix products, beside cuBLAS in float16
 #[derive(Debug, clap::Args)]
@@ -47,9 +50,12 @@ pub struct GemmArgs {
     /// Number of the GPU
     #[arg(long, value_name = "N", default_value_t = 0)]
     gpu: usize,
-    /// Try all instances of the kernel and report the fastest
+    /// Try all instances of the kernel; keep the fastest for this GPU if it is more than 2% faster than the usual choice
     #[arg(long)]
     tune: bool,
+    /// Leave out what was tuned earlier
+    #[arg(long, conflicts_with = "tune")]
+    no_tuned: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +143,7 @@ struct Line {
     tokens: usize,
     kernel: String,
     split: bool,
+    tuned: bool,
     microseconds: f64,
     alone_microseconds: f64,
     tops: f64,
@@ -155,6 +162,7 @@ impl Line {
             tokens: m.m,
             kernel: m.plan.config.source().name,
             split: m.plan.split,
+            tuned: m.tuned,
             microseconds: m.microseconds,
             alone_microseconds: m.serial_microseconds,
             tops: m.tops,
@@ -190,6 +198,11 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         return Err(bad_input("--tokens must be between 1 and 65,536"));
     }
     let output = args.output.output_type();
+    let choosing = match (args.tune, args.no_tuned) {
+        (true, _) => Choosing::Tune,
+        (_, true) => Choosing::Heuristic,
+        _ => Choosing::Usual,
+    };
     let device = Device::new(args.gpu).map_err(|e| match e {
         CudaError::NoDriver => failed_hint(
             "no NVIDIA driver on this machine: libcuda.so cannot be loaded",
@@ -201,6 +214,12 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         Kernels::Auto => device.arch()?,
         Kernels::Sm80 => Arch::Sm80,
     };
+    if args.tune {
+        console.note(&match device.tuned_store().path() {
+            Some(path) => format!("what is found is kept in {}", path.display()),
+            None => String::from("what is found is not kept: there is no folder for it (QQQ_KERNEL_CACHE)"),
+        });
+    }
     let ceilings = Ceilings::measure(&device)?;
     let mut results = Vec::new();
     let mut progress = Progress::new(console, "measuring");
@@ -210,7 +229,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         let bench = GemmBench::new(&device, ceilings, shape.n, shape.k)?;
         without_cublas |= !bench.has_cublas();
         for weights in &args.weights {
-            bench.run(weights.choice, output, arch, &args.tokens, args.tune, &mut |m| {
+            bench.run(weights.choice, output, arch, &args.tokens, choosing, &mut |m| {
                 progress.update(results.len() as f64, total, &format!("{} tokens", m.m));
                 results.push(Line::new(shape, &weights.name, &m));
             })?;
@@ -242,7 +261,9 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
                 l.of_ceiling.map_or(String::from("-"), |c| format!("{:.0}%", c * 100.0)),
                 optional(l.cublas_f16_microseconds, 1),
                 optional(l.speed_up, 2),
-                l.kernel.replace("_gemm", "") + if l.split { " split" } else { "" },
+                l.kernel.replace("_gemm", "")
+                    + if l.split { " split" } else { "" }
+                    + if l.tuned { " tuned" } else { "" },
             ]
         });
         let header = [
