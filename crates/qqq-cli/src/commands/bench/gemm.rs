@@ -1,15 +1,17 @@
 //! `qqq bench gemm`.
 
-use std::str::FromStr;
+use std::{path::PathBuf, str::FromStr};
 
 use qqq_backend::cuda::bench::{Ceilings, Choosing, GemmBench, Measurement, WeightChoice};
 use qqq_backend::cuda::gemm::OutputType;
 use qqq_backend::cuda::{Arch, CudaError, Device};
 use serde::Serialize;
 
+use super::plot::{self, Point};
 use crate::{
     console::Console,
     errors::{bad_input, failed_hint},
+    files,
     progress::Progress,
     table::table,
 };
@@ -19,6 +21,7 @@ Examples:
   qqq bench gemm
   qqq bench gemm --shape 22016x4096 --weights g128 --tokens 1,16,256,4096
   qqq bench gemm --tune --json
+  qqq bench gemm --weights channel,g128 --plot speed-up.svg
 
 Every kernel is checked against exact sums before it is timed. Times are medians of short bursts in a CUDA graph, on \
 random data, with weights that come from memory. \"us\" lets a launch begin while the one before it ends, as in a model; \
@@ -56,6 +59,9 @@ pub struct GemmArgs {
     /// Leave out what was tuned earlier
     #[arg(long, conflicts_with = "tune")]
     no_tuned: bool,
+    /// Draw the speed-up over cuBLAS against the number of tokens, as an SVG figure
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -172,6 +178,22 @@ impl Line {
             speed_up: m.cublas_microseconds.map(|c| c / m.microseconds),
         }
     }
+
+    /// For the figure.
+    fn point(&self) -> Option<Point> {
+        let (shape, series) = ((self.n, self.k), label(&self.weights));
+        self.speed_up.map(|speed_up| Point { shape, series, tokens: self.tokens, speed_up })
+    }
+}
+
+/// What weights are called in a figure.
+fn label(weights: &str) -> String {
+    match (weights, weights.trim_start_matches('g').split_once("-half")) {
+        ("channel", _) => String::from("W4A8 per channel"),
+        ("int8", _) => String::from("W8A8"),
+        (_, Some((group, _))) => format!("W4A8 in groups of {group}, float16 scales"),
+        (group, None) => format!("W4A8 in groups of {}", group.trim_start_matches('g')),
+    }
 }
 
 /// Runs the command.
@@ -196,6 +218,9 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     }
     if args.tokens.iter().any(|m| *m == 0 || *m > 65536) {
         return Err(bad_input("--tokens must be between 1 and 65,536"));
+    }
+    if let Some(path) = &args.plot {
+        files::check_writable(path, "--plot")?;
     }
     let output = args.output.output_type();
     let choosing = match (args.tune, args.no_tuned) {
@@ -228,6 +253,9 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     for &shape in &args.shapes {
         let bench = GemmBench::new(&device, ceilings, shape.n, shape.k)?;
         without_cublas |= !bench.has_cublas();
+        if without_cublas && args.plot.is_some() {
+            return Err(plot::no_cublas());
+        }
         for weights in &args.weights {
             bench.run(weights.choice, output, arch, &args.tokens, choosing, &mut |m| {
                 progress.update(results.len() as f64, total, &format!("{} tokens", m.m));
@@ -239,6 +267,10 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     if without_cublas {
         console
             .note("cuBLASLt is not installed (libcublasLt.so cannot be loaded): no comparison with float16");
+    }
+    if let Some(path) = &args.plot {
+        plot::write(path, device.name(), &results.iter().filter_map(Line::point).collect::<Vec<_>>())?;
+        console.note(&format!("the figure is {}", path.display()));
     }
     let outcome = Outcome {
         gpu: device.name().to_owned(),
@@ -291,6 +323,14 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels() {
+        assert_eq!(label("channel"), "W4A8 per channel");
+        assert_eq!(label("g64"), "W4A8 in groups of 64");
+        assert_eq!(label("g128-half"), "W4A8 in groups of 128, float16 scales");
+        assert_eq!(label("int8"), "W8A8");
+    }
 
     #[test]
     fn shapes_and_weights() {

@@ -2,6 +2,7 @@
 
 mod gemm;
 mod model;
+mod plot;
 
 use clap::Subcommand;
 
