@@ -34,6 +34,15 @@ fn kernel() -> ArchivedKernel {
     kernels(Arch::Sm80, &selection).remove(0)
 }
 
+/// Whether the binary has kernels of its own (cargo feature `prebuilt-kernels`): then it needs no compiler.
+fn has_kernels() -> bool {
+    let has = qqq_backend::cuda::embedded().is_some();
+    if has {
+        println!("skipped: this binary has kernels of its own");
+    }
+    has
+}
+
 /// An archive with made-up machine code for a kernel.
 fn fake(place: &Place, file: &str, kernel: ArchivedKernel) {
     let mut out = Cursor::new(Vec::new());
@@ -43,6 +52,9 @@ fn fake(place: &Place, file: &str, kernel: ArchivedKernel) {
 
 #[test]
 fn an_archive_takes_the_place_of_the_compiler() {
+    if has_kernels() {
+        return;
+    }
     if let Err(error) = Nvrtc::find() {
         assert!(std::env::var_os("CI").is_none(), "{error}");
         println!("skipped: {error}");
@@ -84,6 +96,9 @@ fn an_archive_takes_the_place_of_the_compiler() {
 
 #[test]
 fn without_a_compiler_the_error_names_all_places() {
+    if has_kernels() {
+        return;
+    }
     let place = Place::new();
     let failed = run(
         &place,
@@ -124,10 +139,24 @@ fn wrong_usage() {
     run(&place, "kernels build -o k.zip --arch sm_75", &[]).failure(2, "sm_75");
     run(&place, "kernels list text.txt", &[]).failure(2, "text.txt: not a usable archive of kernels");
     run(&place, "kernels list", &[("QQQ_KERNEL_CACHE", "")]).failure(1, "no cache");
-    if qqq_backend::cuda::embedded().is_none() {
-        run(&place, "kernels list --embedded", &[]).failure(2, "built without kernels");
+    if has_kernels() {
+        return;
     }
     let broken = [("QQQ_KERNELS", "text.txt"), ("QQQ_KERNEL_CACHE", "")];
     run(&place, &format!("{BUILD} -o k.zip"), &broken)
         .failure(1, "text.txt: not a usable archive of kernels");
+}
+
+#[test]
+fn kernels_in_the_binary() {
+    let place = Place::new();
+    let listed = run(&place, "kernels list --embedded --json", &[]);
+    match qqq_backend::cuda::embedded() {
+        None => drop(listed.failure(2, "built without kernels")),
+        Some(archive) => {
+            let json = listed.success().json();
+            assert_eq!(json["other_versions"], 0);
+            assert_eq!(json["kernels"].as_array().unwrap().len(), archive.index().unwrap().len());
+        }
+    }
 }

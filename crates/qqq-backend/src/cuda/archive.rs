@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn damage_is_noticed() {
-        let code: Vec<u8> = (0..5000u32).map(|i| (i * i >> 3) as u8).collect();
+        let code: Vec<u8> = (0..5000u32).map(|i| ((i * i) >> 3) as u8).collect();
         let kernel = kernel("a", Arch::Sm80);
         let whole = written(&[(kernel.clone(), code.clone())]);
         // Inside the compressed machine code, which is the largest part.
