@@ -4,50 +4,20 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use qqq_backend::cuda::bench::Ceilings;
-use qqq_backend::cuda::gemm::prepack::{self, Direction};
-use qqq_backend::cuda::gemm::{OutputType, WeightKind, instances};
-use qqq_backend::cuda::quantize::{Precision, QuantizeConfig};
-use qqq_backend::cuda::{Arch, Nvrtc, Resources, Source};
+use qqq_backend::cuda::archive::ArchivedKernel;
+use qqq_backend::cuda::prebuild::{self, Selection};
+use qqq_backend::cuda::{Arch, Nvrtc, Resources};
 
-const KINDS: [WeightKind; 8] = [
-    WeightKind::Channel4,
-    WeightKind::GroupInteger4(32),
-    WeightKind::GroupInteger4(64),
-    WeightKind::GroupInteger4(128),
-    WeightKind::GroupHalf4(32),
-    WeightKind::GroupHalf4(64),
-    WeightKind::GroupHalf4(128),
-    WeightKind::Channel8,
-];
-
-fn kernels() -> Vec<(Source, Arch)> {
+fn kernels() -> Vec<ArchivedKernel> {
     let mut kernels = Vec::new();
-    for weights in KINDS {
-        for output in [OutputType::Float16, OutputType::Bfloat16] {
-            for arch in Arch::ALL {
-                // The output's type changes one conversion: between these architectures, half of the kernels will do.
-                if output == OutputType::Bfloat16 && ![Arch::Sm80, Arch::Sm90a].contains(&arch) {
-                    continue;
-                }
-                kernels.extend(instances(weights, output, arch).into_iter().map(|c| (c.source(), arch)));
-            }
-            // Ampere's kernels run on Hopper as well.
-            let others = instances(weights, output, Arch::Sm80).into_iter();
-            kernels.extend(others.map(|c| (c.source(), Arch::Sm90a)));
-        }
-    }
     for arch in Arch::ALL {
-        let mut configs = QuantizeConfig::all();
+        let mut all = prebuild::kernels(arch, &Selection::default());
+        // The type of output and input changes some conversions: between these architectures, half of the kernels will do.
         if ![Arch::Sm80, Arch::Sm90a].contains(&arch) {
-            configs.retain(|c| c.input == OutputType::Float16 && c.precision == Precision::Float32);
+            all.retain(|k| !k.source.name.contains("_bf16") && !k.source.name.contains("_stepwise"));
         }
-        kernels.extend(configs.iter().map(|c| (c.source(), arch)));
-        for weights in KINDS {
-            kernels.extend([Direction::Pack, Direction::Unpack].map(|d| (prepack::source(weights, d), arch)));
-        }
+        kernels.extend(all);
     }
-    kernels.extend(Ceilings::sources().map(|source| (source, Arch::Sm90a)));
     if std::env::var_os("CI").is_none() {
         kernels = kernels.into_iter().step_by(17).collect();
     }
@@ -68,15 +38,15 @@ fn every_kernel_compiles_cleanly() {
     let next = AtomicUsize::new(0);
     let problems = std::sync::Mutex::new(Vec::new());
     let worker = || {
-        while let Some((source, arch)) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let problem = match nvrtc.compile(source, *arch) {
+        while let Some(kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let problem = match nvrtc.compile(&kernel.source, kernel.arch) {
                 Err(error) => error.to_string(),
                 Ok(compiled) => {
                     let r = Resources::from_log(&compiled.log);
                     if r.spill_stores + r.spill_loads == 0 && r.warnings.is_empty() && r.registers > 0 {
                         continue;
                     }
-                    format!("{} for {arch}: {r:?}", source.name)
+                    format!("{} for {}: {r:?}", kernel.source.name, kernel.arch)
                 }
             };
             problems.lock().unwrap().push(problem);

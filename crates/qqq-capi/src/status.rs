@@ -38,9 +38,12 @@ impl From<CudaError> for Failure {
             CudaError::NoDriver | CudaError::Device(_) => Status::Device,
             CudaError::Shape(_) => Status::Shape,
             CudaError::Driver { .. } => Status::Driver,
-            CudaError::NvrtcNotFound { .. } | CudaError::NvrtcUnusable { .. } | CudaError::Compile { .. } => {
-                Status::Compiler
-            }
+            CudaError::NvrtcNotFound { .. }
+            | CudaError::NvrtcUnusable { .. }
+            | CudaError::Compile { .. }
+            | CudaError::SlowCode { .. }
+            | CudaError::NoKernel { .. }
+            | CudaError::Archive { .. } => Status::Compiler,
             _ => Status::Internal,
         };
         Self { status, message: error.to_string() }

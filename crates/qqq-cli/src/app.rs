@@ -7,7 +7,7 @@ use qqq_backend::cpu::pool;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    commands::{bench, chat, demo, eval, generate, inspect, quantize},
+    commands::{bench, chat, demo, eval, generate, inspect, kernels, quantize},
     console::Console,
     errors::{self, Failure},
     interrupt,
@@ -30,6 +30,7 @@ Environment:
   QQQ_THREADS  number of threads, as --threads
   QQQ_ISA      kernel path: avx512-vnni, avx-vnni, avx2, neon-dot or portable [default: the best here]
   QQQ_CACHE    where `qqq demo` keeps its model [default: qqq in the user's cache directory]
+  QQQ_KERNELS  archive of compiled GPU kernels, from `qqq kernels build`
   QQQ_LOG      log filter, as qqq=debug
   HF_TOKEN, HF_HOME, HF_HUB_OFFLINE  as for the Hugging Face hub's own tools";
 
@@ -68,6 +69,7 @@ enum Command {
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
+    Kernels(kernels::KernelsArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -95,6 +97,7 @@ fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         Command::Eval(args) => eval::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Bench(args) => bench::run(&args, console),
+        Command::Kernels(args) => kernels::run(&args, console),
         Command::Demo(args) => demo::run(&args, console),
     }
 }

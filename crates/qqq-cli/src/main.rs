@@ -4,6 +4,7 @@ mod app;
 mod commands;
 mod console;
 mod errors;
+mod files;
 mod format;
 mod interrupt;
 mod model;

@@ -290,3 +290,13 @@ fn a_full_disk_leaves_nothing() {
     Run::of(output).failure(1, "out");
     assert_eq!(place.names(), ["model", "text.txt"]);
 }
+
+#[test]
+fn bench_gemm_looks_at_its_options_first() {
+    let place = Place::new();
+    place
+        .run("bench gemm --plot none/speed.svg")
+        .failure(2, "--plot none/speed.svg: its folder does not exist");
+    place.run("bench gemm --plot model").failure(2, "--plot model: a folder");
+    place.run("bench gemm --tune --no-tuned").failure(2, "cannot be used with");
+}

@@ -39,5 +39,8 @@ snapshots! {
     bench: "bench";
     bench_gemm: "bench" "gemm";
     bench_model: "bench" "model";
+    kernels: "kernels";
+    kernels_build: "kernels" "build";
+    kernels_list: "kernels" "list";
     demo: "demo";
 }

@@ -1,6 +1,7 @@
 //! Architectures that kernels are compiled for.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// A target of NVRTC. Machine code runs on GPUs of the same major version whose minor version is not lower; of an `a`
 /// target, on exactly that version.
@@ -59,6 +60,17 @@ impl Arch {
     }
 }
 
+impl FromStr for Arch {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        Arch::ALL.into_iter().find(|a| a.to_string() == s).ok_or_else(|| {
+            let all: Vec<_> = Arch::ALL.iter().map(Arch::to_string).collect();
+            format!("{s:?} is no architecture that kernels exist for: {}", all.join(", "))
+        })
+    }
+}
+
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "sm_{}{}", self.number(), if *self == Arch::Sm90a { "a" } else { "" })
@@ -80,5 +92,13 @@ mod tests {
         assert_eq!(arch(10, 3).as_deref(), Some("sm_100"));
         assert_eq!(arch(12, 1).as_deref(), Some("sm_120"));
         assert_eq!(arch(11, 0), None);
+    }
+
+    #[test]
+    fn names() {
+        for arch in Arch::ALL {
+            assert_eq!(arch.to_string().parse(), Ok(arch));
+        }
+        assert!("sm_90".parse::<Arch>().unwrap_err().contains("sm_90a, sm_100"));
     }
 }

@@ -32,6 +32,33 @@ impl Cache {
         Self { folder: Some(folder.into()) }
     }
 
+    /// None at all: nothing is found and nothing kept.
+    pub fn none() -> Self {
+        Self { folder: None }
+    }
+
+    /// The folder, if there is one.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// The keys of all kernels, sorted.
+    ///
+    /// # Errors
+    /// When the folder is there but cannot be read.
+    pub fn keys(&self) -> io::Result<Vec<String>> {
+        let entries = match &self.folder {
+            Some(folder) if folder.exists() => folder.read_dir()?,
+            _ => return Ok(Vec::new()),
+        };
+        let is_key = |n: &str| n.len() == 64 && n.bytes().all(|b| b.is_ascii_hexdigit());
+        let names = entries.map(|e| Ok(e?.file_name().into_string().unwrap_or_default()));
+        let mut keys: Vec<_> = names.collect::<io::Result<_>>()?;
+        keys.retain(|n| is_key(n));
+        keys.sort();
+        Ok(keys)
+    }
+
     /// The kernel of this key, if it is there and whole.
     pub fn get(&self, key: &str) -> Option<Vec<u8>> {
         let path = self.folder.as_ref()?.join(key);
@@ -81,6 +108,19 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::in_folder(folder.path().join("made"));
+        assert!(cache.keys().unwrap().is_empty());
+        let keys = ["0f".repeat(32), "a1".repeat(32)];
+        cache.put(&keys[1], b"b");
+        cache.put(&keys[0], b"a");
+        cache.put("other.json", b"no kernel");
+        assert_eq!(cache.keys().unwrap(), keys);
+        assert!(Cache::none().keys().unwrap().is_empty());
+    }
+
+    #[test]
     fn damaged_kernels_do_not() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::in_folder(folder.path());
@@ -125,7 +165,7 @@ mod tests {
         let cache = Cache::in_folder(file.path().join("inside a file"));
         cache.put("k", b"code");
         assert_eq!(cache.get("k"), None);
-        let none = Cache { folder: None };
+        let none = Cache::none();
         none.put("k", b"code");
         assert_eq!(none.get("k"), None);
     }

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
+use super::cache::Cache;
 use super::compiler::Compiler;
+use super::gemm::{TunedPlans, TunedStore};
 use super::{Arch, CudaError, Result, Source};
 
 /// A GPU of this machine.
@@ -19,6 +21,7 @@ pub struct Device {
     multiprocessors: usize,
     compiler: Compiler,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
+    tuned: OnceLock<TunedPlans>,
 }
 
 /// Turns an error of the driver into ours.
@@ -56,6 +59,7 @@ impl Device {
             multiprocessors,
             compiler: Compiler::default(),
             kernels: Mutex::default(),
+            tuned: OnceLock::new(),
         }))
     }
 
@@ -86,6 +90,16 @@ impl Device {
                 self.name
             ))
         })
+    }
+
+    /// The choices for this model of GPU, as they were on disk when they were asked for the first time.
+    pub fn tuned(&self) -> &TunedPlans {
+        self.tuned.get_or_init(|| self.tuned_store().load())
+    }
+
+    /// Where choices for this model of GPU are kept.
+    pub fn tuned_store(&self) -> TunedStore {
+        TunedStore::new(&Cache::of_user(), &self.name, self.multiprocessors)
     }
 
     /// The context.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::archive::ArchiveError;
+
 /// Result with a [`CudaError`].
 pub type Result<T, E = CudaError> = std::result::Result<T, E>;
 
@@ -46,6 +48,50 @@ pub enum CudaError {
         path: PathBuf,
         /// Why.
         reason: String,
+    },
+    /// A kernel that is neither there nor can be compiled.
+    #[error(
+        "the kernel {name} for {arch} is not there and cannot be compiled:\n{}\n{nvrtc}\nOr name an archive of `qqq kernels \
+         build` in QQQ_KERNELS",
+        places.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n")
+    )]
+    NoKernel {
+        /// The kernel.
+        name: String,
+        /// The architecture.
+        arch: String,
+        /// Every place where it could have been, with what was found.
+        places: Vec<String>,
+        /// What is wrong with NVRTC.
+        nvrtc: Box<CudaError>,
+    },
+    /// An archive of kernels that cannot be used.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// Tuned choices that cannot be kept.
+    #[error("tuned choices cannot be kept in {}: {source}; QQQ_KERNEL_CACHE names another folder", path.display())]
+    Tuned {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Machine code that is right and slow.
+    #[error(
+        "this NVRTC makes slow code of {name} for {arch}, which is not for an archive: {warnings}. NVRTC {}.{} or newer is \
+         needed (QQQ_NVRTC names one)",
+        needed.0,
+        needed.1
+    )]
+    SlowCode {
+        /// The kernel.
+        name: String,
+        /// The architecture.
+        arch: String,
+        /// What the compiler said.
+        warnings: String,
+        /// Major and minor version that is new enough.
+        needed: (u32, u32),
     },
     /// The kernel did not compile.
     #[error("compiling {name} for {arch} with NVRTC {version} failed:\n{log}")]

@@ -23,6 +23,13 @@ pub const HEADERS: &[(&str, &str)] = &[
 /// Options of every compilation, besides the architecture. The log states registers and spills.
 pub const OPTIONS: &[&str] = &["-std=c++17", "-default-device", "--ptxas-options=-v"];
 
+/// Identifies headers and options, in hexadecimal: what was measured of kernels holds for these.
+pub fn revision() -> String {
+    let mut hash = Sha256::new();
+    add_common(&mut hash);
+    hexadecimal(&hash.finalize()[..8])
+}
+
 /// A translation unit: includes a file of [`HEADERS`] and instantiates a kernel of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
@@ -37,19 +44,29 @@ impl Source {
     /// any version's code is right, and a cached kernel must be found without looking for a compiler.
     pub fn key(&self, arch: Arch) -> String {
         let mut hash = Sha256::new();
-        let mut add = |part: &str| {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        };
-        add(&arch.to_string());
-        OPTIONS.iter().for_each(|o| add(o));
-        HEADERS.iter().for_each(|(name, text)| {
-            add(name);
-            add(text);
-        });
-        add(&self.text);
-        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        add(&mut hash, &arch.to_string());
+        add_common(&mut hash);
+        add(&mut hash, &self.text);
+        hexadecimal(&hash.finalize())
     }
+}
+
+fn add(hash: &mut Sha256, part: &str) {
+    hash.update((part.len() as u64).to_le_bytes());
+    hash.update(part);
+}
+
+/// What all kernels have in common.
+fn add_common(hash: &mut Sha256) {
+    OPTIONS.iter().for_each(|o| add(hash, o));
+    HEADERS.iter().for_each(|(name, text)| {
+        add(hash, name);
+        add(hash, text);
+    });
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

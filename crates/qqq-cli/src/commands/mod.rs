@@ -6,5 +6,6 @@ pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod kernels;
 pub mod quantize;
 pub mod recipe;

@@ -1,6 +1,9 @@
 //! `qqq quantize`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use qqq_model::Tokenizer;
 use qqq_quant::{Output, Report, calibration::Source};
@@ -10,7 +13,7 @@ use super::recipe::{AmountArgs, FormatArg, RecipeArgs};
 use crate::{
     console::Console,
     errors::{bad_input, bad_input_hint},
-    format,
+    files, format,
     interrupt::Guard,
     model::{self, HubArgs},
     progress::Progress,
@@ -133,14 +136,8 @@ fn source(specs: &[String], hub: &HubArgs) -> anyhow::Result<Source> {
 }
 
 fn write_report(path: &Path, report: &Report) -> anyhow::Result<()> {
-    use anyhow::Context;
     let text = serde_json::to_string_pretty(report)? + "\n";
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let context = || format!("cannot write the report {}", path.display());
-    let mut file = tempfile::NamedTempFile::new_in(parent).with_context(context)?;
-    std::io::Write::write_all(&mut file, text.as_bytes()).with_context(context)?;
-    file.persist(path).with_context(context)?;
-    Ok(())
+    files::write(path, |file| file.write_all(text.as_bytes()))
 }
 
 fn summary(report: &Report, output: &Path) -> String {

@@ -40,8 +40,7 @@ impl Ceilings {
         let keep = (memory.1, sink.1);
         let (mut memory, mut sink) = (memory.0, sink.0);
 
-        let [read, multiply] = Self::sources();
-        let shared = CHUNK * STAGES + STAGES * 16;
+        let (read, shared) = read_source();
         let kernel = device.kernel(&read, "read_ceiling_kernel", shared)?;
         let blocks = device.multiprocessors();
         let mut chunks = (READ / CHUNK) as i32;
@@ -53,7 +52,7 @@ impl Ceilings {
         })?;
         let read_gb_per_second = READ as f64 / microseconds / 1e3;
 
-        let shared = 256 * 128;
+        let (multiply, shared) = multiply_source();
         let kernel = device.kernel(&multiply, "multiply_ceiling_kernel", shared)?;
         let mut rounds = ROUNDS;
         let microseconds = timing::microseconds(stream, 1, |_| {
@@ -67,31 +66,35 @@ impl Ceilings {
         Ok(Some(Self { read_gb_per_second, int8_tops: operations / microseconds / 1e6 }))
     }
 
-    /// The kernels' sources: one reads, one multiplies; for Hopper.
-    pub fn sources() -> [Source; 2] {
-        let read = Source {
-            name: String::from("read_ceiling"),
-            text: format!(
-                "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(64)\n\
-                 read_ceiling_kernel(const uint8* source, int chunks, uint32* sink) \
-                 {{ read_ceiling<{CHUNK}, {STAGES}>(source, chunks, sink); }}\n"
-            ),
-        };
-        let multiply = Source {
-            name: String::from("multiply_ceiling"),
-            text: String::from(
-                "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256, 1)\n\
-                 multiply_ceiling_kernel(const uint4* source, int rounds, int* sink) \
-                 { multiply_ceiling(source, rounds, sink); }\n",
-            ),
-        };
-        [read, multiply]
+    /// The kernels of the measurement on an architecture, each with its shared memory in bytes.
+    pub fn sources(arch: Arch) -> Vec<(Source, usize)> {
+        if arch == Arch::Sm90a { vec![read_source(), multiply_source()] } else { Vec::new() }
     }
 
     /// The least microseconds of `operations` int8 operations and `bytes` read.
     pub fn floor_microseconds(&self, operations: f64, bytes: f64) -> f64 {
         (operations / self.int8_tops / 1e6).max(bytes / self.read_gb_per_second / 1e3)
     }
+}
+
+/// Reads memory; with its shared memory in bytes.
+fn read_source() -> (Source, usize) {
+    let text = format!(
+        "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(64)\n\
+         read_ceiling_kernel(const uint8* source, int chunks, uint32* sink) \
+         {{ read_ceiling<{CHUNK}, {STAGES}>(source, chunks, sink); }}\n"
+    );
+    (Source { name: String::from("read_ceiling"), text }, CHUNK * STAGES + STAGES * 16)
+}
+
+/// Multiplies; with its shared memory in bytes.
+fn multiply_source() -> (Source, usize) {
+    let text = String::from(
+        "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256, 1)\n\
+         multiply_ceiling_kernel(const uint4* source, int rounds, int* sink) \
+         { multiply_ceiling(source, rounds, sink); }\n",
+    );
+    (Source { name: String::from("multiply_ceiling"), text }, 256 * 128)
 }
 
 /// Address of device memory, and what keeps it in use.

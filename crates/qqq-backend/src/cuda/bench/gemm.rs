@@ -9,7 +9,7 @@ use qqq_formats::QuantizedWeight;
 use super::peer::Cublas;
 use super::{Ceilings, data, timing};
 use crate::cuda::device::{Device, driver};
-use crate::cuda::gemm::{GemmLayer, OutputType, PackedWeights, Plan, candidates};
+use crate::cuda::gemm::{GemmLayer, OutputType, PackedWeights, Plan, TunedChoice, candidates, tuned};
 use crate::cuda::{Arch, CudaError, Result};
 
 /// Weights that are measured.
@@ -25,6 +25,18 @@ pub enum WeightChoice {
     Int8,
 }
 
+/// Where plans come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choosing {
+    /// What was tuned earlier, else the heuristic: as in a model.
+    Usual,
+    /// The heuristic alone.
+    Heuristic,
+    /// All candidates are timed; what is faster than the heuristic's choice, twice, is kept on disk if there is a folder for
+    /// it.
+    Tune,
+}
+
 /// A measured product.
 #[derive(Clone, Debug)]
 pub struct Measurement {
@@ -32,6 +44,8 @@ pub struct Measurement {
     pub m: usize,
     /// The instance that ran.
     pub plan: Plan,
+    /// Whether tuning chose it, not the heuristic.
+    pub tuned: bool,
     /// Microseconds of a launch that may overlap the end of the one before.
     pub microseconds: f64,
     /// Microseconds where each launch waits for the one before.
@@ -75,11 +89,10 @@ impl GemmBench {
         self.cublas.is_some()
     }
 
-    /// Checks and times the product for each number of tokens, by the kernels of `arch` (the device's own or Ampere's). With `tune`, all candidates are tried and the fastest is
-    /// kept.
+    /// Checks and times the product for each number of tokens, by the kernels of `arch` (the device's own or Ampere's).
     ///
     /// # Errors
-    /// Also when an output differs from what the host computes.
+    /// Also when an output differs from what the host computes, and when what was tuned cannot be kept.
     #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
@@ -87,7 +100,7 @@ impl GemmBench {
         output: OutputType,
         arch: Arch,
         tokens: &[usize],
-        tune: bool,
+        choosing: Choosing,
         on_result: &mut dyn FnMut(Measurement),
     ) -> Result<()> {
         let (n, k) = self.shape;
@@ -109,21 +122,23 @@ impl GemmBench {
             .collect::<Result<Vec<_>>>()?;
         for &m in tokens {
             let mut problem = Problem::new(&self.device, m, n, k)?;
-            let mut best: Option<(f64, Plan)> = None;
-            if tune {
-                for plan in candidates(packed.kind, output, arch, m) {
-                    if plan.config.ranks() > k.div_ceil(128) {
-                        continue;
-                    }
-                    let time = self.time(&layers, &problem, plan, true)?;
-                    if best.is_none_or(|(t, _)| time < t) {
-                        best = Some((time, plan));
-                    }
+            let found = match choosing {
+                Choosing::Tune => {
+                    Some(self.tune(&layers, &problem, arch, candidates(packed.kind, output, arch, m))?)
                 }
-            }
-            let plan = best.map_or_else(|| layers[0].plan(m, arch), |(_, plan)| plan);
+                _ => None,
+            };
+            let better = match (choosing, found) {
+                (Choosing::Usual, _) => layers[0].tuned_plan(m, arch),
+                (_, found) => found.and_then(|f| f.plan),
+            };
+            let plan = better.unwrap_or_else(|| layers[0].heuristic_plan(m, arch));
             layers[0].prepare(m, Some(plan))?;
             problem.check(&self.device, &layers[0], output, &weight, &int8)?;
+            let store = self.device.tuned_store();
+            if let (Some(found), Some(_)) = (found, store.path()) {
+                store.put(&layers[0].tuned_key(arch), m, &found)?;
+            }
             let microseconds = self.time(&layers, &problem, plan, true)?;
             let serial_microseconds = self.time(&layers, &problem, plan, false)?;
             let operations = 2.0 * m as f64 * n as f64 * k as f64;
@@ -132,6 +147,7 @@ impl GemmBench {
             on_result(Measurement {
                 m,
                 plan,
+                tuned: better.is_some(),
                 microseconds,
                 serial_microseconds,
                 tops: operations / microseconds / 1e6,
@@ -141,6 +157,38 @@ impl GemmBench {
             });
         }
         Ok(())
+    }
+
+    /// The fastest of the candidates, if it is worth keeping.
+    fn tune(
+        &self,
+        layers: &[GemmLayer],
+        problem: &Problem,
+        arch: Arch,
+        candidates: Vec<Plan>,
+    ) -> Result<TunedChoice> {
+        let time = |plan| self.time(layers, problem, plan, true);
+        let usual = layers[0].heuristic_plan(problem.m, arch);
+        let usual_time = time(usual)?;
+        let mut best = (usual_time, usual);
+        for plan in candidates {
+            if plan != usual && plan.config.ranks() <= problem.k.div_ceil(128) {
+                let time = time(plan)?;
+                if time < best.0 {
+                    best = (time, plan);
+                }
+            }
+        }
+        // The fastest of many was also lucky: it must win again.
+        let worth = tuned::is_worth_keeping(best.0, usual_time) && {
+            let (again, usual_again) = (time(best.1)?, time(usual)?);
+            tuned::is_worth_keeping(again, usual_again)
+        };
+        Ok(TunedChoice {
+            plan: worth.then_some(best.1),
+            microseconds: best.0,
+            heuristic_microseconds: usual_time,
+        })
     }
 
     fn time(&self, layers: &[GemmLayer], problem: &Problem, plan: Plan, overlap: bool) -> Result<f64> {

@@ -16,6 +16,9 @@ pub enum OutputType {
 }
 
 impl OutputType {
+    /// All of them.
+    pub const ALL: [OutputType; 2] = [OutputType::Float16, OutputType::Bfloat16];
+
     /// For names of kernels.
     pub(in crate::cuda) fn short_name(self) -> &'static str {
         match self {

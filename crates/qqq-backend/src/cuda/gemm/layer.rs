@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaSlice, DevicePtr, sys};
 
-use super::{GemmKernel, GemmOperands, OutputType, PackedWeights, Plan, WeightKind, plan};
+use super::{GemmKernel, GemmOperands, OutputType, PackedWeights, Plan, TunedKey, WeightKind, plan};
 use crate::cuda::device::{Device, driver};
 use crate::cuda::{Arch, CudaError, Result};
 
@@ -67,8 +67,25 @@ impl GemmLayer {
         Ok(layer)
     }
 
-    /// The plan for `m` tokens, by the kernels of an architecture: the device's own, or Ampere's, which run everywhere.
+    /// The plan for `m` tokens, by the kernels of an architecture: the device's own, or Ampere's, which run everywhere. What
+    /// was tuned on this model of GPU, else what the heuristic says.
     pub fn plan(&self, m: usize, arch: Arch) -> Plan {
+        self.tuned_plan(m, arch).unwrap_or_else(|| self.heuristic_plan(m, arch))
+    }
+
+    /// The plan that was tuned for `m` tokens, if any.
+    pub fn tuned_plan(&self, m: usize, arch: Arch) -> Option<Plan> {
+        self.device.tuned().plan(&self.tuned_key(arch), m)
+    }
+
+    /// Under what tuned plans of this layer are kept.
+    pub fn tuned_key(&self, arch: Arch) -> TunedKey {
+        let (weights, output) = (self.kind, self.output);
+        TunedKey { arch, weights, output, n: self.out_features, k: self.in_features }
+    }
+
+    /// The heuristic's plan for `m` tokens.
+    pub fn heuristic_plan(&self, m: usize, arch: Arch) -> Plan {
         let shape = (m, self.out_features, self.in_features);
         plan(self.kind, self.output, arch, shape, self.device.multiprocessors())
     }

@@ -12,6 +12,7 @@ mod layer;
 mod plans;
 pub mod prepack;
 mod schedule;
+pub mod tuned;
 mod weights;
 
 pub use config::{Instance, OutputType, Sm90Config};
@@ -22,4 +23,5 @@ pub use layer::GemmLayer;
 pub use plans::{GemmPlans, MAX_TOKENS};
 pub use prepack::{PrepackKernel, PrepackOperands};
 pub use schedule::Schedule;
+pub use tuned::{TunedChoice, TunedKey, TunedPlans, TunedStore};
 pub use weights::{PackedWeights, WeightKind};

@@ -29,6 +29,18 @@ pub enum WeightKind {
 }
 
 impl WeightKind {
+    /// All of them.
+    pub const ALL: [WeightKind; 8] = [
+        WeightKind::Channel4,
+        WeightKind::GroupInteger4(32),
+        WeightKind::GroupInteger4(64),
+        WeightKind::GroupInteger4(128),
+        WeightKind::GroupHalf4(32),
+        WeightKind::GroupHalf4(64),
+        WeightKind::GroupHalf4(128),
+        WeightKind::Channel8,
+    ];
+
     /// Input channels of a group, if any.
     pub fn group_size(self) -> Option<usize> {
         match self {

@@ -1,15 +1,17 @@
 //! `qqq bench gemm`.
 
-use std::str::FromStr;
+use std::{path::PathBuf, str::FromStr};
 
-use qqq_backend::cuda::bench::{Ceilings, GemmBench, Measurement, WeightChoice};
+use qqq_backend::cuda::bench::{Ceilings, Choosing, GemmBench, Measurement, WeightChoice};
 use qqq_backend::cuda::gemm::OutputType;
 use qqq_backend::cuda::{Arch, CudaError, Device};
 use serde::Serialize;
 
+use super::plot::{self, Point};
 use crate::{
     console::Console,
     errors::{bad_input, failed_hint},
+    files,
     progress::Progress,
     table::table,
 };
@@ -19,11 +21,15 @@ Examples:
   qqq bench gemm
   qqq bench gemm --shape 22016x4096 --weights g128 --tokens 1,16,256,4096
   qqq bench gemm --tune --json
+  qqq bench gemm --weights channel,g128 --plot speed-up.svg
 
 Every kernel is checked against exact sums before it is timed. Times are medians of short bursts in a CUDA graph, on \
 random data, with weights that come from memory. \"us\" lets a launch begin while the one before it ends, as in a model; \
 \"alone us\" does not. The ceilings are what this GPU gives at most, measured first: \"of ceiling\" is the least time they \
-allow as a part of the time.";
+allow as a part of the time. \
+\"tuned\" after a kernel's name: --tune has found this choice, here or earlier. It is kept in the folder of compiled \
+kernels, and holds for this model of GPU, this shape, and numbers of tokens up to the same of 8, 16, 32, 48, 64, 96, \
+128 and so on.";
 
 /// Speed of the GPU's matrix products, beside cuBLAS in float16
 #[derive(Debug, clap::Args)]
@@ -47,9 +53,15 @@ pub struct GemmArgs {
     /// Number of the GPU
     #[arg(long, value_name = "N", default_value_t = 0)]
     gpu: usize,
-    /// Try all instances of the kernel and report the fastest
+    /// Try all instances of the kernel; keep the fastest for this GPU if it is more than 2% faster than the usual choice
     #[arg(long)]
     tune: bool,
+    /// Leave out what was tuned earlier
+    #[arg(long, conflicts_with = "tune")]
+    no_tuned: bool,
+    /// Draw the speed-up over cuBLAS against the number of tokens, as an SVG figure
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -70,10 +82,13 @@ impl FromStr for Shape {
     }
 }
 
+/// Weights by their name on the command line.
 #[derive(Clone, Debug)]
-struct Weights {
-    name: String,
-    choice: WeightChoice,
+pub struct Weights {
+    /// The name.
+    pub name: String,
+    /// What it means.
+    pub choice: WeightChoice,
 }
 
 impl FromStr for Weights {
@@ -95,10 +110,21 @@ impl FromStr for Weights {
     }
 }
 
+/// A type of the output on the command line.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Output {
+pub enum Output {
     F16,
     Bf16,
+}
+
+impl Output {
+    /// What it means.
+    pub fn output_type(self) -> OutputType {
+        match self {
+            Output::F16 => OutputType::Float16,
+            Output::Bf16 => OutputType::Bfloat16,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -123,6 +149,7 @@ struct Line {
     tokens: usize,
     kernel: String,
     split: bool,
+    tuned: bool,
     microseconds: f64,
     alone_microseconds: f64,
     tops: f64,
@@ -141,6 +168,7 @@ impl Line {
             tokens: m.m,
             kernel: m.plan.config.source().name,
             split: m.plan.split,
+            tuned: m.tuned,
             microseconds: m.microseconds,
             alone_microseconds: m.serial_microseconds,
             tops: m.tops,
@@ -149,6 +177,22 @@ impl Line {
             cublas_f16_microseconds: m.cublas_microseconds,
             speed_up: m.cublas_microseconds.map(|c| c / m.microseconds),
         }
+    }
+
+    /// For the figure.
+    fn point(&self) -> Option<Point> {
+        let (shape, series) = ((self.n, self.k), label(&self.weights));
+        self.speed_up.map(|speed_up| Point { shape, series, tokens: self.tokens, speed_up })
+    }
+}
+
+/// What weights are called in a figure.
+fn label(weights: &str) -> String {
+    match (weights, weights.trim_start_matches('g').split_once("-half")) {
+        ("channel", _) => String::from("W4A8 per channel"),
+        ("int8", _) => String::from("W8A8"),
+        (_, Some((group, _))) => format!("W4A8 in groups of {group}, float16 scales"),
+        (group, None) => format!("W4A8 in groups of {}", group.trim_start_matches('g')),
     }
 }
 
@@ -175,9 +219,14 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     if args.tokens.iter().any(|m| *m == 0 || *m > 65536) {
         return Err(bad_input("--tokens must be between 1 and 65,536"));
     }
-    let output = match args.output {
-        Output::F16 => OutputType::Float16,
-        Output::Bf16 => OutputType::Bfloat16,
+    if let Some(path) = &args.plot {
+        files::check_writable(path, "--plot")?;
+    }
+    let output = args.output.output_type();
+    let choosing = match (args.tune, args.no_tuned) {
+        (true, _) => Choosing::Tune,
+        (_, true) => Choosing::Heuristic,
+        _ => Choosing::Usual,
     };
     let device = Device::new(args.gpu).map_err(|e| match e {
         CudaError::NoDriver => failed_hint(
@@ -190,6 +239,12 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         Kernels::Auto => device.arch()?,
         Kernels::Sm80 => Arch::Sm80,
     };
+    if args.tune {
+        console.note(&match device.tuned_store().path() {
+            Some(path) => format!("what is found is kept in {}", path.display()),
+            None => String::from("what is found is not kept: there is no folder for it (QQQ_KERNEL_CACHE)"),
+        });
+    }
     let ceilings = Ceilings::measure(&device)?;
     let mut results = Vec::new();
     let mut progress = Progress::new(console, "measuring");
@@ -198,8 +253,11 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     for &shape in &args.shapes {
         let bench = GemmBench::new(&device, ceilings, shape.n, shape.k)?;
         without_cublas |= !bench.has_cublas();
+        if without_cublas && args.plot.is_some() {
+            return Err(plot::no_cublas());
+        }
         for weights in &args.weights {
-            bench.run(weights.choice, output, arch, &args.tokens, args.tune, &mut |m| {
+            bench.run(weights.choice, output, arch, &args.tokens, choosing, &mut |m| {
                 progress.update(results.len() as f64, total, &format!("{} tokens", m.m));
                 results.push(Line::new(shape, &weights.name, &m));
             })?;
@@ -209,6 +267,10 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     if without_cublas {
         console
             .note("cuBLASLt is not installed (libcublasLt.so cannot be loaded): no comparison with float16");
+    }
+    if let Some(path) = &args.plot {
+        plot::write(path, device.name(), &results.iter().filter_map(Line::point).collect::<Vec<_>>())?;
+        console.note(&format!("the figure is {}", path.display()));
     }
     let outcome = Outcome {
         gpu: device.name().to_owned(),
@@ -231,7 +293,9 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
                 l.of_ceiling.map_or(String::from("-"), |c| format!("{:.0}%", c * 100.0)),
                 optional(l.cublas_f16_microseconds, 1),
                 optional(l.speed_up, 2),
-                l.kernel.replace("_gemm", "") + if l.split { " split" } else { "" },
+                l.kernel.replace("_gemm", "")
+                    + if l.split { " split" } else { "" }
+                    + if l.tuned { " tuned" } else { "" },
             ]
         });
         let header = [
@@ -259,6 +323,14 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels() {
+        assert_eq!(label("channel"), "W4A8 per channel");
+        assert_eq!(label("g64"), "W4A8 in groups of 64");
+        assert_eq!(label("g128-half"), "W4A8 in groups of 128, float16 scales");
+        assert_eq!(label("int8"), "W8A8");
+    }
 
     #[test]
     fn shapes_and_weights() {

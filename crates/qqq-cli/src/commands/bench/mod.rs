@@ -2,11 +2,13 @@
 
 mod gemm;
 mod model;
+mod plot;
 
 use clap::Subcommand;
 
 use crate::console::Console;
 
+pub use gemm::{Output, Weights};
 pub use model::{Speed, measure};
 
 /// Measure speed
