@@ -1,6 +1,7 @@
 //! Measuring matrix products.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarc::driver::{CudaSlice, DevicePtr};
 use half::{bf16, f16};
@@ -56,6 +57,11 @@ pub struct Measurement {
     pub gb_per_second: f64,
     /// The least time that the measured ceilings allow, as a part of the time.
     pub of_ceiling: Option<f64>,
+    /// Microseconds that a launch takes the host.
+    pub host_microseconds: f64,
+    /// Milliseconds of getting the kernel: reading or compiling it, loading, room for partial sums. Later ones with the same
+    /// kernel find it loaded.
+    pub prepare_milliseconds: f64,
     /// Microseconds of cuBLAS in float16, where it is installed.
     pub cublas_microseconds: Option<f64>,
 }
@@ -122,6 +128,9 @@ impl GemmBench {
             .collect::<Result<Vec<_>>>()?;
         for &m in tokens {
             let mut problem = Problem::new(&self.device, m, n, k)?;
+            let begin = Instant::now();
+            layers[0].prepare(m, Some(layers[0].heuristic_plan(m, arch)))?;
+            let prepare_milliseconds = begin.elapsed().as_secs_f64() * 1e3;
             let found = match choosing {
                 Choosing::Tune => {
                     Some(self.tune(&layers, &problem, arch, candidates(packed.kind, output, arch, m))?)
@@ -141,6 +150,7 @@ impl GemmBench {
             }
             let microseconds = self.time(&layers, &problem, plan, true)?;
             let serial_microseconds = self.time(&layers, &problem, plan, false)?;
+            let host_microseconds = self.launch_cost(&layers, &problem)?;
             let operations = 2.0 * m as f64 * n as f64 * k as f64;
             let bytes = (packed.chunks.len() + m * k + 2 * m * n) as f64;
             let cublas = self.cublas.as_ref().map(|c| c.microseconds(m)).transpose()?;
@@ -153,6 +163,8 @@ impl GemmBench {
                 tops: operations / microseconds / 1e6,
                 gb_per_second: bytes / microseconds / 1e3,
                 of_ceiling: self.ceilings.map(|c| c.floor_microseconds(operations, bytes) / microseconds),
+                host_microseconds,
+                prepare_milliseconds,
                 cublas_microseconds: cublas,
             });
         }
@@ -189,6 +201,29 @@ impl GemmBench {
             microseconds: best.0,
             heuristic_microseconds: usual_time,
         })
+    }
+
+    /// Microseconds that a launch takes the host while the device is busy: the median of a few rounds.
+    fn launch_cost(&self, layers: &[GemmLayer], problem: &Problem) -> Result<f64> {
+        // Fewer than the driver queues before it waits.
+        const LAUNCHES: usize = 200;
+        const ROUNDS: usize = 5;
+        let stream = self.device.stream();
+        let operands = problem.addresses(&self.device);
+        let mut rounds = [0.0; ROUNDS];
+        for round in &mut rounds {
+            stream.synchronize().map_err(driver("timing launches"))?;
+            let begin = Instant::now();
+            for i in 0..LAUNCHES {
+                let layer = &layers[i % layers.len()];
+                // SAFETY: the operands have the layer's shape; all launches are on one stream.
+                unsafe { layer.launch(stream.cu_stream(), operands, problem.m, true) }?;
+            }
+            *round = begin.elapsed().as_secs_f64() * 1e6 / LAUNCHES as f64;
+        }
+        stream.synchronize().map_err(driver("timing launches"))?;
+        rounds.sort_by(f64::total_cmp);
+        Ok(rounds[ROUNDS / 2])
     }
 
     fn time(&self, layers: &[GemmLayer], problem: &Problem, plan: Plan, overlap: bool) -> Result<f64> {

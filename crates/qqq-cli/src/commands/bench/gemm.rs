@@ -155,6 +155,8 @@ struct Line {
     tops: f64,
     gb_per_second: f64,
     of_ceiling: Option<f64>,
+    host_microseconds: f64,
+    prepare_milliseconds: f64,
     cublas_f16_microseconds: Option<f64>,
     speed_up: Option<f64>,
 }
@@ -174,6 +176,8 @@ impl Line {
             tops: m.tops,
             gb_per_second: m.gb_per_second,
             of_ceiling: m.of_ceiling,
+            host_microseconds: m.host_microseconds,
+            prepare_milliseconds: m.prepare_milliseconds,
             cublas_f16_microseconds: m.cublas_microseconds,
             speed_up: m.cublas_microseconds.map(|c| c / m.microseconds),
         }
@@ -291,6 +295,8 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
                 format!("{:.0}", l.tops),
                 format!("{:.0}", l.gb_per_second),
                 l.of_ceiling.map_or(String::from("-"), |c| format!("{:.0}%", c * 100.0)),
+                format!("{:.1}", l.host_microseconds),
+                format!("{:.0}", l.prepare_milliseconds),
                 optional(l.cublas_f16_microseconds, 1),
                 optional(l.speed_up, 2),
                 l.kernel.replace("_gemm", "")
@@ -307,6 +313,8 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
             "TOPS",
             "GB/s",
             "of ceiling",
+            "host us",
+            "load ms",
             "cuBLAS f16 us",
             "speed-up",
             "kernel",
