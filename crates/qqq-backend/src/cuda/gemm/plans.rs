@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cudarc::driver::sys;
 
 use super::weights::check_shape;
-use super::{GemmKernel, GemmOperands, OutputType, Plan, WeightKind, plan};
+use super::{GemmKernel, GemmOperands, OutputType, Plan, TunedKey, WeightKind, plan};
 use crate::cuda::device::Device;
 use crate::cuda::{Arch, CudaError, Result};
 
@@ -49,7 +49,12 @@ impl GemmPlans {
                 "a product of {most_tokens} tokens: the GPU kernels take 1 to {MAX_TOKENS}"
             )));
         }
-        let plan_for = |m| plan(kind, output, arch, (m, n, k), device.multiprocessors());
+        // What was tuned holds up to numbers of tokens at which a range ends as well.
+        let key = TunedKey { arch, weights: kind, output, n, k };
+        let plan_for = |m| {
+            let tuned = device.tuned().plan(&key, m);
+            tuned.unwrap_or_else(|| plan(kind, output, arch, (m, n, k), device.multiprocessors()))
+        };
         let (plans, ranges) = ranges(most_tokens, plan_for);
         let kernels = load(device, &plans)?;
         let (mut partial_bytes, mut counter_bytes) = (0, 0);
