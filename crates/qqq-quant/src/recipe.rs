@@ -100,7 +100,7 @@ pub struct Recipe {
     pub rotation: RotationKind,
     /// `None`: per channel; else 32, 64 or 128.
     pub group_size: Option<usize>,
-    /// How scales of groups are kept.
+    /// How scales of groups are kept; without groups this says nothing. Reports of before there was a choice: float16.
     #[serde(default)]
     pub group_scales: GroupScales,
     /// Hessian-based compensation (GPTQ); without it weights are rounded to nearest.

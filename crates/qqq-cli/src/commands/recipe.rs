@@ -13,7 +13,7 @@ pub const fn default_recipe() -> Recipe {
         transform: Transform::Rotate,
         rotation: RotationKind::Hadamard,
         group_size: Some(64),
-        group_scales: GroupScales::Half,
+        group_scales: GroupScales::Integer,
         compensate: true,
         clip: Clip::Output,
         act_order: true,
@@ -137,9 +137,9 @@ pub struct RecipeArgs {
     /// Input channels that share a scale: smaller is more exact and a little larger and slower
     #[arg(long, value_enum, default_value_t = GroupArg::G64)]
     group_size: GroupArg,
-    /// How the scales of groups are kept
-    #[arg(long, value_enum, default_value_t = GroupScalesArg::Half)]
-    group_scales: GroupScalesArg,
+    /// How the scales of groups are kept [default: integer, where there are groups]
+    #[arg(long, value_enum)]
+    group_scales: Option<GroupScalesArg>,
     /// How weights are rounded
     #[arg(long, value_enum, default_value_t = MethodArg::Gptq)]
     method: MethodArg,
@@ -184,9 +184,9 @@ impl RecipeArgs {
         if !(self.damping.is_finite() && self.damping >= 0.0) {
             return Err(bad_input(format!("--damping must be a number from 0 on, not {}", self.damping)));
         }
-        if self.group_scales == GroupScalesArg::Integer && matches!(self.group_size, GroupArg::Channel) {
+        if self.group_scales.is_some() && matches!(self.group_size, GroupArg::Channel) {
             return Err(bad_input(
-                "--group-scales integer needs groups: choose --group-size 32, 64 or 128, or leave it out",
+                "--group-scales needs groups: choose --group-size 32, 64 or 128, or leave it out",
             ));
         }
         Ok(Recipe {
@@ -206,8 +206,8 @@ impl RecipeArgs {
                 GroupArg::Channel => None,
             },
             group_scales: match self.group_scales {
-                GroupScalesArg::Half => GroupScales::Half,
-                GroupScalesArg::Integer => GroupScales::Integer,
+                Some(GroupScalesArg::Half) => GroupScales::Half,
+                Some(GroupScalesArg::Integer) | None => GroupScales::Integer,
             },
             compensate: matches!(self.method, MethodArg::Gptq),
             clip: match self.clip {
@@ -266,7 +266,7 @@ mod tests {
             transform: Transform::Smooth,
             rotation: RotationKind::Orthogonal,
             group_size: None,
-            group_scales: GroupScales::Half,
+            group_scales: GroupScales::Integer,
             compensate: false,
             clip: Clip::None,
             act_order: false,
@@ -280,10 +280,10 @@ mod tests {
     }
 
     #[test]
-    fn integer_scales_need_groups() {
+    fn group_scales_need_groups() {
         let line = |options: &str| Line::parse_from(options.split_whitespace());
-        let good = line("qqq --group-scales integer");
-        assert_eq!(good.recipe.recipe(&good.amount).unwrap().group_scales, GroupScales::Integer);
+        let good = line("qqq --group-scales half");
+        assert_eq!(good.recipe.recipe(&good.amount).unwrap().group_scales, GroupScales::Half);
         let bad = line("qqq --group-scales integer --group-size channel");
         assert!(bad.recipe.recipe(&bad.amount).unwrap_err().to_string().contains("--group-size"));
     }
