@@ -380,11 +380,14 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
     int acc[C::kRows][C::kTokens / 2];
     uint32 a[2][C::kRows][8];
 
+    // Each warp by itself: that one has read its weights does not say that the others have.
     auto release = [&](int at) {
+        __syncwarp();
+        const int lane = thread % 32;
         if constexpr (C::kCluster == 1) {
-            if (thread == 0) ptx::barrier_arrive(empty + at * 8);
+            if (lane == 0) ptx::barrier_arrive(empty + at * 8);
         } else {
-            if (thread < C::kCluster) ptx::barrier_arrive_remote(empty + at * 8, place.rank * C::kCluster + thread);
+            if (lane < C::kCluster) ptx::barrier_arrive_remote(empty + at * 8, place.rank * C::kCluster + lane);
         }
     };
 
@@ -476,7 +479,7 @@ QQQ_DEVICE void sm90_gemm(const GemmParameters& p) {
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::kStages; ++i) {
             ptx::barrier_init(shared + C::kBarrierOffset + i * 8, 1);
-            ptx::barrier_init(shared + C::kBarrierOffset + (C::kStages + i) * 8, C::kWarpgroups * C::kCluster);
+            ptx::barrier_init(shared + C::kBarrierOffset + (C::kStages + i) * 8, C::kWarpgroups * 4 * C::kCluster);
         }
         if constexpr (C::kRanks > 1) {
             for (int i = 0; i < C::kWarpgroups; ++i) {
