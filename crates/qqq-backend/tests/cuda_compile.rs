@@ -4,11 +4,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use qqq_backend::cuda::gemm::{OutputType, WeightKind, instances};
+use qqq_backend::cuda::gemm::{Activation, GemmTypes, OutputType, WeightKind, instances};
 use qqq_backend::cuda::{Arch, Nvrtc, Resources, Source};
 
 fn kernels() -> Vec<(Source, Arch)> {
-    let mut kernels = Vec::new();
+    use Activation::{Bfloat16, Float16, Int8};
+    let mut types = Vec::new();
     for weights in [
         WeightKind::Channel4,
         WeightKind::GroupInteger4(32),
@@ -19,18 +20,27 @@ fn kernels() -> Vec<(Source, Arch)> {
         WeightKind::GroupHalf4(128),
         WeightKind::Channel8,
     ] {
-        for output in [OutputType::Float16, OutputType::Bfloat16] {
-            for arch in Arch::ALL {
-                // The output's type changes one conversion: between these architectures, half of the kernels will do.
-                if output == OutputType::Bfloat16 && ![Arch::Sm80, Arch::Sm90a].contains(&arch) {
-                    continue;
-                }
-                kernels.extend(instances(weights, output, arch).into_iter().map(|c| (c.source(), arch)));
-            }
-            // Ampere's kernels run on Hopper as well.
-            let others = instances(weights, output, Arch::Sm80).into_iter();
-            kernels.extend(others.map(|c| (c.source(), Arch::Sm90a)));
+        for (activation, output) in [
+            (Int8, OutputType::Float16),
+            (Int8, OutputType::Bfloat16),
+            (Float16, OutputType::Float16),
+            (Bfloat16, OutputType::Bfloat16),
+        ] {
+            // 16-bit activations are not for all weights.
+            types.extend(GemmTypes::new(weights, activation, output));
         }
+    }
+    let mut kernels = Vec::new();
+    for types in types {
+        for arch in Arch::ALL {
+            // The two 16-bit types change a few instructions: between these architectures, half of the kernels will do.
+            if types.output() == OutputType::Bfloat16 && ![Arch::Sm80, Arch::Sm90a].contains(&arch) {
+                continue;
+            }
+            kernels.extend(instances(types, arch).into_iter().map(|c| (c.source(), arch)));
+        }
+        // Ampere's kernels run on Hopper as well.
+        kernels.extend(instances(types, Arch::Sm80).into_iter().map(|c| (c.source(), Arch::Sm90a)));
     }
     if std::env::var_os("CI").is_none() {
         kernels = kernels.into_iter().step_by(17).collect();

@@ -6,14 +6,19 @@ use super::Arch;
 
 /// The files of `kernels/`, by the names under which sources include them.
 pub const HEADERS: &[(&str, &str)] = &[
+    ("activations.cuh", include_str!("kernels/activations.cuh")),
     ("ceilings.cuh", include_str!("kernels/ceilings.cuh")),
     ("convert.cuh", include_str!("kernels/convert.cuh")),
     ("dequantize.cuh", include_str!("kernels/dequantize.cuh")),
+    ("dequantize16.cuh", include_str!("kernels/dequantize16.cuh")),
+    ("operands.cuh", include_str!("kernels/operands.cuh")),
     ("ptx.cuh", include_str!("kernels/ptx.cuh")),
     ("schedule.cuh", include_str!("kernels/schedule.cuh")),
     ("sm80_config.cuh", include_str!("kernels/sm80_config.cuh")),
     ("sm80_epilogue.cuh", include_str!("kernels/sm80_epilogue.cuh")),
     ("sm80_gemm.cuh", include_str!("kernels/sm80_gemm.cuh")),
+    ("sm90_config.cuh", include_str!("kernels/sm90_config.cuh")),
+    ("sm90_epilogue.cuh", include_str!("kernels/sm90_epilogue.cuh")),
     ("sm90_gemm.cuh", include_str!("kernels/sm90_gemm.cuh")),
     ("wgmma.cuh", include_str!("kernels/wgmma.cuh")),
 ];

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use qqq_backend::cuda::bench::{Ceilings, GemmBench, Measurement, WeightChoice};
-use qqq_backend::cuda::gemm::OutputType;
+use qqq_backend::cuda::gemm::{Activation, OutputType};
 use qqq_backend::cuda::{Arch, CudaError, Device};
 use serde::Serialize;
 
@@ -18,12 +18,14 @@ const AFTER_HELP: &str = "\
 Examples:
   qqq bench gemm
   qqq bench gemm --shape 22016x4096 --weights g128 --tokens 1,16,256,4096
+  qqq bench gemm --activations f16 --weights channel,g128
   qqq bench gemm --tune --json
 
-Every kernel is checked against exact sums before it is timed. Times are medians of short bursts in a CUDA graph, on \
+Every kernel is checked before it is timed: against exact sums with int8 activations, and within what rounding explains with \
+16-bit ones (W4A16). Times are medians of short bursts in a CUDA graph, on \
 random data, with weights that come from memory. \"us\" lets a launch begin while the one before it ends, as in a model; \
 \"alone us\" does not. The ceilings are what this GPU gives at most, measured first: \"of ceiling\" is the least time they \
-allow as a part of the time.";
+allow as a part of the time; with 16-bit activations they count half the rate of int8.";
 
 /// Speed of the GPU's matrix products, beside cuBLAS in float16
 #[derive(Debug, clap::Args)]
@@ -35,12 +37,16 @@ pub struct GemmArgs {
     /// Numbers of tokens
     #[arg(long, value_name = "M", default_value = "1,16,32,64,128,256,512,1024,4096", value_delimiter = ',')]
     tokens: Vec<usize>,
-    /// Weights: channel, g32, g64, g128 (integer group scales), g32-half, g64-half, g128-half (float16 ones), int8
+    /// Weights: channel, g32, g64, g128 (integer group scales), g32-half, g64-half, g128-half (float16 ones), int8;
+    /// 16-bit activations take all group scales as 16-bit numbers
     #[arg(long, value_name = "KIND", default_value = "channel", value_delimiter = ',')]
     weights: Vec<Weights>,
-    /// Type of the output
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    output: Output,
+    /// Type of the activations: int8 with a scale a token (W4A8), or f16 or bf16 (W4A16, 4-bit weights only)
+    #[arg(long, value_name = "TYPE", default_value = "int8")]
+    activations: Activations,
+    /// Type of the output [default: f16, or the activations' own]
+    #[arg(long, value_name = "TYPE")]
+    output: Option<Output>,
     /// Kernels: the GPU's own, or those for every GPU since Ampere (mma.sync)
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     kernels: Kernels,
@@ -96,6 +102,13 @@ impl FromStr for Weights {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Activations {
+    Int8,
+    F16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Output {
     F16,
     Bf16,
@@ -120,6 +133,7 @@ struct Line {
     n: usize,
     k: usize,
     weights: String,
+    activations: &'static str,
     tokens: usize,
     kernel: String,
     split: bool,
@@ -133,11 +147,16 @@ struct Line {
 }
 
 impl Line {
-    fn new(shape: Shape, weights: &str, m: &Measurement) -> Self {
+    fn new(shape: Shape, weights: &str, activations: Activations, m: &Measurement) -> Self {
         Self {
             n: shape.n,
             k: shape.k,
             weights: weights.to_owned(),
+            activations: match activations {
+                Activations::Int8 => "int8",
+                Activations::F16 => "f16",
+                Activations::Bf16 => "bf16",
+            },
             tokens: m.m,
             kernel: m.plan.config.source().name,
             split: m.plan.split,
@@ -150,6 +169,26 @@ impl Line {
             speed_up: m.cublas_microseconds.map(|c| c / m.microseconds),
         }
     }
+}
+
+/// What activations and output are made of.
+fn types(args: &GemmArgs) -> anyhow::Result<(Activation, OutputType)> {
+    let (activation, own) = match args.activations {
+        Activations::Int8 => (Activation::Int8, None),
+        Activations::F16 => (Activation::Float16, Some(Output::F16)),
+        Activations::Bf16 => (Activation::Bfloat16, Some(Output::Bf16)),
+    };
+    if own.is_some() && args.output.is_some_and(|o| Some(o) != own) {
+        return Err(bad_input("--output: 16-bit activations give outputs of their own type"));
+    }
+    if own.is_some() && args.weights.iter().any(|w| w.choice == WeightChoice::Int8) {
+        return Err(bad_input("--weights int8 needs --activations int8: there is no W8A16 kernel"));
+    }
+    let output = match args.output.or(own).unwrap_or(Output::F16) {
+        Output::F16 => OutputType::Float16,
+        Output::Bf16 => OutputType::Bfloat16,
+    };
+    Ok((activation, output))
 }
 
 /// Runs the command.
@@ -175,10 +214,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     if args.tokens.iter().any(|m| *m == 0 || *m > 65536) {
         return Err(bad_input("--tokens must be between 1 and 65,536"));
     }
-    let output = match args.output {
-        Output::F16 => OutputType::Float16,
-        Output::Bf16 => OutputType::Bfloat16,
-    };
+    let types = types(args)?;
     let device = Device::new(args.gpu).map_err(|e| match e {
         CudaError::NoDriver => failed_hint(
             "no NVIDIA driver on this machine: libcuda.so cannot be loaded",
@@ -199,9 +235,9 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         let bench = GemmBench::new(&device, ceilings, shape.n, shape.k)?;
         without_cublas |= !bench.has_cublas();
         for weights in &args.weights {
-            bench.run(weights.choice, output, arch, &args.tokens, args.tune, &mut |m| {
+            bench.run(weights.choice, types, arch, &args.tokens, args.tune, &mut |m| {
                 progress.update(results.len() as f64, total, &format!("{} tokens", m.m));
-                results.push(Line::new(shape, &weights.name, &m));
+                results.push(Line::new(shape, &weights.name, args.activations, &m));
             })?;
         }
     }
@@ -222,7 +258,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         let rows = o.results.iter().map(|l| {
             vec![
                 format!("{}x{}", l.n, l.k),
-                l.weights.clone(),
+                format!("{}, {}", l.weights, l.activations),
                 l.tokens.to_string(),
                 format!("{:.1}", l.microseconds),
                 format!("{:.1}", l.alone_microseconds),
@@ -236,7 +272,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         });
         let header = [
             "NxK",
-            "weights",
+            "weights, activations",
             "tokens",
             "us",
             "alone us",
@@ -259,6 +295,28 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn types_that_go_together() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            args: GemmArgs,
+        }
+        let types = |more: &[&str]| {
+            let cli: Cli = clap::Parser::parse_from(["gemm"].iter().chain(more));
+            types(&cli.args).map_err(|e| e.to_string())
+        };
+        assert_eq!(types(&[]), Ok((Activation::Int8, OutputType::Float16)));
+        assert_eq!(types(&["--output", "bf16"]), Ok((Activation::Int8, OutputType::Bfloat16)));
+        assert_eq!(types(&["--activations", "bf16"]), Ok((Activation::Bfloat16, OutputType::Bfloat16)));
+        assert_eq!(
+            types(&["--activations", "f16", "--output", "f16"]),
+            Ok((Activation::Float16, OutputType::Float16))
+        );
+        assert!(types(&["--activations", "f16", "--output", "bf16"]).unwrap_err().contains("own type"));
+        assert!(types(&["--activations", "bf16", "--weights", "g64,int8"]).unwrap_err().contains("W8A16"));
+    }
 
     #[test]
     fn shapes_and_weights() {
