@@ -1,47 +1,21 @@
-//! The GPU's matrix products against exact sums on the host, bit for bit: every instance of the kernel, shapes at every
+//! The GPU's matrix products of int8 activations against exact sums on the host, bit for bit: every instance of the kernel, shapes at every
 //! edge, the golden vectors, and repeats. Needs a Hopper GPU; says so and ends well without one.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+mod common;
 
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::{POISON, Random, device, plans};
 use cudarc::driver::DevicePtr;
 use half::{bf16, f16};
-use qqq_backend::cuda::gemm::{GemmLayer, OutputType, PackedWeights, Plan, WeightKind, instances};
-use qqq_backend::cuda::{Arch, Compiler, Device};
+use qqq_backend::cuda::gemm::{
+    Activation, GemmLayer, GemmTypes, OutputType, PackedWeights, Plan, WeightKind,
+};
+use qqq_backend::cuda::{Arch, Device};
 use qqq_formats::{QuantizedWeight, Scales};
 use safetensors::SafeTensors;
-
-/// A NaN that no conversion makes.
-const POISON: u16 = 0x7FAB;
-
-/// The GPU, if there is one that the kernels are for.
-fn device() -> Option<Arc<Device>> {
-    match Device::new(0).and_then(|d| d.arch().map(|arch| (d, arch))) {
-        Ok((device, Arch::Sm90a)) => return Some(device),
-        Ok((device, _)) => eprintln!("skipped: {} is no Hopper GPU", device.name()),
-        Err(error) => eprintln!("skipped: {error}"),
-    }
-    None
-}
-
-/// A cheap deterministic sequence (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// An integer in `low..=high`.
-    fn int(&mut self, low: i32, high: i32) -> i32 {
-        low + (self.next() % (high - low + 1) as u64) as i32
-    }
-}
 
 /// A layer's weights, as int8 and packed.
 struct Weights {
@@ -204,36 +178,13 @@ const KINDS: [WeightKind; 8] = [
     WeightKind::Channel8,
 ];
 
-/// Fills the cache of kernels on all cores.
-fn compile(plans: &[Plan]) {
-    let (compiler, next) = (Compiler::default(), AtomicUsize::new(0));
-    std::thread::scope(|s| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            s.spawn(|| {
-                while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    compiler.cubin(&plan.config.source(), Arch::Sm90a).unwrap();
-                }
-            });
-        }
-    });
-}
-
 #[test]
 fn every_instance_gives_exact_sums() {
     let Some(device) = device() else { return };
     let mut checked = 0;
-    // For slow tools such as compute-sanitizer: every how manieth instance.
-    let every = std::env::var("QQQ_TEST_EVERY").map_or(1, |n| n.parse().expect("QQQ_TEST_EVERY is a number"));
     for kind in KINDS {
         for output in [OutputType::Float16, OutputType::Bfloat16] {
-            let plans: Vec<_> = [Arch::Sm90a, Arch::Sm80]
-                .into_iter()
-                .flat_map(|arch| instances(kind, output, arch))
-                .flat_map(|config| [false, true].map(|split| Plan { config, split }))
-                .filter(|p| !p.split || p.config.ranks() == 1)
-                .step_by(every)
-                .collect();
-            compile(&plans);
+            let plans = plans(GemmTypes::new(kind, Activation::Int8, output).unwrap());
             // N and K beside the tiles' multiples, where groups allow it; the second has fewer channels than a tile.
             let shapes = match kind.group_size() {
                 None => [(336, 2064), (48, 1040)],

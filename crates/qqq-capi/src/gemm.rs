@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use cudarc::driver::sys::CUstream;
 use qqq_backend::cuda::gemm::prepack::Direction;
 use qqq_backend::cuda::gemm::{
-    GemmOperands, GemmPlans, OutputType, PrepackKernel, PrepackOperands, WeightKind,
+    GemmOperands, GemmPlans, GemmTypes, OutputType, PrepackKernel, PrepackOperands, WeightKind,
 };
 
 use crate::device::qqq_device;
@@ -118,7 +118,12 @@ pub unsafe extern "C" fn qqq_gemm_create(
         let (n, k) = (size("n", shape.n)?, size("k", shape.k)?);
         let most_tokens = size("most_tokens", shape.most_tokens)?;
         Ok(qqq_gemm {
-            plans: GemmPlans::new(device, (kind, output, device.arch()?), (n, k), most_tokens)?,
+            plans: GemmPlans::new(
+                device,
+                (GemmTypes::int8(kind, output), device.arch()?),
+                (n, k),
+                most_tokens,
+            )?,
             kind,
             pack: PrepackKernel::new(device, kind, Direction::Pack)?,
             unpack: PrepackKernel::new(device, kind, Direction::Unpack)?,

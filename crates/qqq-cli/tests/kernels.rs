@@ -9,7 +9,7 @@ use qqq_backend::cuda::{
     Arch, Archive, Compiler, Nvrtc,
     archive::ArchivedKernel,
     cache::Cache,
-    gemm::{OutputType, WeightKind},
+    gemm::{Activation, OutputType, WeightKind},
     prebuild::{Selection, kernels},
 };
 
@@ -28,6 +28,7 @@ fn run(place: &Place, line: &str, variables: &[(&str, &str)]) -> Run {
 fn kernel() -> ArchivedKernel {
     let selection = Selection {
         weights: vec![WeightKind::Channel4],
+        activations: vec![Activation::Int8],
         outputs: vec![OutputType::Float16],
         tokens: vec![8],
     };

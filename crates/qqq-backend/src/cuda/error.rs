@@ -23,6 +23,9 @@ pub enum CudaError {
     /// A shape that no kernel takes.
     #[error("{0}")]
     Shape(String),
+    /// Operands whose types no kernel takes together.
+    #[error("{0}")]
+    Types(String),
     /// The driver refused something.
     #[error("{what}: {source}")]
     Driver {

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use super::archive::ArchivedKernel;
 use super::bench::Ceilings;
 use super::gemm::prepack::{self, Direction};
-use super::gemm::{OutputType, WeightKind, instances};
+use super::gemm::{Activation, GemmTypes, OutputType, WeightKind, instances};
 use super::quantize::QuantizeConfig;
 use super::{Arch, Compiler, CudaError, Nvrtc, Result};
 
@@ -15,6 +15,8 @@ use super::{Arch, Compiler, CudaError, Nvrtc, Result};
 pub struct Selection {
     /// Products with these weights.
     pub weights: Vec<WeightKind>,
+    /// Products with these activations.
+    pub activations: Vec<Activation>,
     /// Products with this output.
     pub outputs: Vec<OutputType>,
     /// Products whose tiles have these numbers of tokens.
@@ -24,7 +26,10 @@ pub struct Selection {
 impl Selection {
     /// Whether nothing is left out.
     pub fn is_all(&self) -> bool {
-        self.weights.is_empty() && self.outputs.is_empty() && self.tokens.is_empty()
+        self.weights.is_empty()
+            && self.activations.is_empty()
+            && self.outputs.is_empty()
+            && self.tokens.is_empty()
     }
 }
 
@@ -36,18 +41,21 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
         list.is_empty() || list.contains(value)
     }
     let mut kernels = Vec::new();
-    for weights in WeightKind::ALL.into_iter().filter(|w| asked(&selection.weights, w)) {
-        for output in OutputType::ALL.into_iter().filter(|o| asked(&selection.outputs, o)) {
-            let mut all = instances(weights, output, arch);
-            if arch == Arch::Sm90a {
-                all.extend(instances(weights, output, Arch::Sm80));
-            }
-            kernels.extend(
-                all.into_iter()
-                    .filter(|i| asked(&selection.tokens, &i.tokens()))
-                    .map(|i| ArchivedKernel::new(i.source(), arch, i.shared_bytes())),
-            );
+    let types = GemmTypes::all().into_iter();
+    for types in types.filter(|t| {
+        asked(&selection.weights, &t.weights())
+            && asked(&selection.outputs, &t.output())
+            && asked(&selection.activations, &t.activation())
+    }) {
+        let mut all = instances(types, arch);
+        if arch == Arch::Sm90a {
+            all.extend(instances(types, Arch::Sm80));
         }
+        kernels.extend(
+            all.into_iter()
+                .filter(|i| asked(&selection.tokens, &i.tokens()))
+                .map(|i| ArchivedKernel::new(i.source(), arch, i.shared_bytes())),
+        );
     }
     if selection.is_all() {
         for weights in WeightKind::ALL {
@@ -134,15 +142,15 @@ mod tests {
             assert_eq!(keys.len(), all.len(), "{arch}: a kernel twice");
             let names: HashSet<_> = all.iter().map(|k| &k.source.name).collect();
             assert_eq!(names.len(), all.len(), "{arch}: a name twice");
-            for (weights, output) in WeightKind::ALL.into_iter().flat_map(|w| OutputType::ALL.map(|o| (w, o)))
-            {
-                for instance in instances(weights, output, arch) {
+            for types in GemmTypes::all() {
+                for instance in instances(types, arch) {
                     assert!(names.contains(&instance.source().name), "{arch}: {instance:?}");
                 }
             }
         }
         let few = Selection {
             weights: vec![WeightKind::Channel4],
+            activations: vec![Activation::Int8],
             outputs: vec![OutputType::Float16],
             tokens: vec![8],
         };

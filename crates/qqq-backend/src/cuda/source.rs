@@ -6,9 +6,12 @@ use super::Arch;
 
 /// The files of `kernels/`, by the names under which sources include them.
 pub const HEADERS: &[(&str, &str)] = &[
+    ("activations.cuh", include_str!("kernels/activations.cuh")),
     ("ceilings.cuh", include_str!("kernels/ceilings.cuh")),
     ("convert.cuh", include_str!("kernels/convert.cuh")),
     ("dequantize.cuh", include_str!("kernels/dequantize.cuh")),
+    ("dequantize16.cuh", include_str!("kernels/dequantize16.cuh")),
+    ("operands.cuh", include_str!("kernels/operands.cuh")),
     ("prepack.cuh", include_str!("kernels/prepack.cuh")),
     ("ptx.cuh", include_str!("kernels/ptx.cuh")),
     ("quantize_activations.cuh", include_str!("kernels/quantize_activations.cuh")),
@@ -16,6 +19,8 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("sm80_config.cuh", include_str!("kernels/sm80_config.cuh")),
     ("sm80_epilogue.cuh", include_str!("kernels/sm80_epilogue.cuh")),
     ("sm80_gemm.cuh", include_str!("kernels/sm80_gemm.cuh")),
+    ("sm90_config.cuh", include_str!("kernels/sm90_config.cuh")),
+    ("sm90_epilogue.cuh", include_str!("kernels/sm90_epilogue.cuh")),
     ("sm90_gemm.cuh", include_str!("kernels/sm90_gemm.cuh")),
     ("wgmma.cuh", include_str!("kernels/wgmma.cuh")),
 ];

@@ -62,6 +62,9 @@ struct BuildArgs {
     /// Only products with these weights, named as for `qqq bench gemm`
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     weights: Vec<Weights>,
+    /// Only products with such activations
+    #[arg(long, value_name = "TYPE", value_delimiter = ',')]
+    activations: Vec<super::bench::Activations>,
     /// Only products whose output is of this type
     #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
     types: Vec<super::bench::Output>,
@@ -113,12 +116,13 @@ fn build(args: &BuildArgs, console: &Console) -> anyhow::Result<()> {
     architectures.dedup();
     let selection = Selection {
         weights: args.weights.iter().map(|w| kind(w.choice)).collect(),
+        activations: args.activations.iter().map(|a| a.activation()).collect(),
         outputs: args.types.iter().map(|t| t.output_type()).collect(),
         tokens: args.tokens.clone(),
     };
     let kernels: Vec<_> = architectures.iter().flat_map(|a| prebuild::kernels(*a, &selection)).collect();
     if let Some(none) = architectures.iter().find(|a| kernels.iter().all(|k| k.arch != **a)) {
-        return Err(bad_input(format!("--tokens: no kernel for {none} has tiles of so many tokens")));
+        return Err(bad_input(format!("no kernel for {none} has such operands and tiles of so many tokens")));
     }
     let guard = Guard::new();
     let mut progress = Progress::new(console, "compiling");

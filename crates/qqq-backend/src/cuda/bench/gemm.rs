@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use cudarc::driver::{CudaSlice, DevicePtr};
-use half::{bf16, f16};
-use qqq_formats::QuantizedWeight;
-
 use super::peer::Cublas;
+use super::problem::Problem;
 use super::{Ceilings, data, timing};
 use crate::cuda::device::{Device, driver};
-use crate::cuda::gemm::{GemmLayer, OutputType, PackedWeights, Plan, TunedChoice, candidates, tuned};
+use crate::cuda::gemm::{
+    Activation, GemmLayer, GemmTypes, OutputType, PackedWeights, Plan, SumOrder, TunedChoice, candidates,
+    tuned,
+};
 use crate::cuda::{Arch, CudaError, Result};
 
 /// Weights that are measured.
@@ -18,7 +18,7 @@ use crate::cuda::{Arch, CudaError, Result};
 pub enum WeightChoice {
     /// 4 bits, a scale a channel.
     Channel,
-    /// 4 bits in groups of this size, integer scales.
+    /// 4 bits in groups of this size, scales that are integers.
     GroupInteger(usize),
     /// 4 bits in groups of this size, float16 scales (the QQQ checkpoint's).
     GroupHalf(usize),
@@ -76,8 +76,6 @@ pub struct GemmBench {
 
 /// Memory that all copies of the weights should fill, in bytes: several times the L2 cache.
 const ROTATE: usize = 200 << 20;
-/// Outputs that are compared with the host's, before anything is timed.
-const CHECKED: usize = 200;
 
 impl GemmBench {
     /// For weights of shape `n x k`.
@@ -96,14 +94,16 @@ impl GemmBench {
     }
 
     /// Checks and times the product for each number of tokens, by the kernels of `arch` (the device's own or Ampere's).
+    /// Ceilings of 16-bit activations are half those of int8.
     ///
     /// # Errors
-    /// Also when an output differs from what the host computes, and when what was tuned cannot be kept.
+    /// Also when an output differs from what the host computes, for operands whose types no kernel takes together, and when
+    /// what was tuned cannot be kept.
     #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
         choice: WeightChoice,
-        output: OutputType,
+        (activation, output): (Activation, OutputType),
         arch: Arch,
         tokens: &[usize],
         choosing: Choosing,
@@ -120,20 +120,21 @@ impl GemmBench {
             let codes = data::normal_integers(2, n * k, 127);
             (PackedWeights::from_int8(&codes, weight.channel_scales(), k).map_err(shape)?, codes)
         } else {
-            (PackedWeights::new(&weight).map_err(shape)?, weight.int8_weights())
+            (PackedWeights::for_activation(&weight, activation).map_err(shape)?, weight.int8_weights())
         };
+        let types = GemmTypes::new(packed.kind, activation, output)?;
         let copies = (ROTATE / packed.chunks.len() + 1).clamp(2, 32);
         let layers = (0..copies)
             .map(|_| GemmLayer::new(&self.device, &packed, None, output))
             .collect::<Result<Vec<_>>>()?;
         for &m in tokens {
-            let mut problem = Problem::new(&self.device, m, n, k)?;
+            let mut problem = Problem::new(&self.device, activation, m, n, k)?;
             let begin = Instant::now();
             layers[0].prepare(m, Some(layers[0].heuristic_plan(m, arch)))?;
             let prepare_milliseconds = begin.elapsed().as_secs_f64() * 1e3;
             let found = match choosing {
                 Choosing::Tune => {
-                    Some(self.tune(&layers, &problem, arch, candidates(packed.kind, output, arch, m))?)
+                    Some(self.tune(&layers, &problem, arch, candidates(types, arch, m, SumOrder::Free))?)
                 }
                 _ => None,
             };
@@ -152,7 +153,8 @@ impl GemmBench {
             let serial_microseconds = self.time(&layers, &problem, plan, false)?;
             let host_microseconds = self.launch_cost(&layers, &problem)?;
             let operations = 2.0 * m as f64 * n as f64 * k as f64;
-            let bytes = (packed.chunks.len() + m * k + 2 * m * n) as f64;
+            let bytes = (packed.chunks.len() + m * k * activation.bytes() + 2 * m * n) as f64;
+            let rate = activation.bytes() as f64;
             let cublas = self.cublas.as_ref().map(|c| c.microseconds(m)).transpose()?;
             on_result(Measurement {
                 m,
@@ -162,7 +164,9 @@ impl GemmBench {
                 serial_microseconds,
                 tops: operations / microseconds / 1e6,
                 gb_per_second: bytes / microseconds / 1e3,
-                of_ceiling: self.ceilings.map(|c| c.floor_microseconds(operations, bytes) / microseconds),
+                of_ceiling: self
+                    .ceilings
+                    .map(|c| c.floor_microseconds(rate * operations, bytes) / microseconds),
                 host_microseconds,
                 prepare_milliseconds,
                 cublas_microseconds: cublas,
@@ -184,7 +188,7 @@ impl GemmBench {
         let usual_time = time(usual)?;
         let mut best = (usual_time, usual);
         for plan in candidates {
-            if plan != usual && plan.config.ranks() <= problem.k.div_ceil(128) {
+            if plan != usual && plan.config.takes(self.shape.1) {
                 let time = time(plan)?;
                 if time < best.0 {
                     best = (time, plan);
@@ -236,90 +240,5 @@ impl GemmBench {
             // SAFETY: the operands have the layer's shape; all launches are on one stream.
             unsafe { layers[i % layers.len()].launch(stream.cu_stream(), operands, problem.m, overlap) }
         })
-    }
-}
-
-/// Activations, and room for the output.
-struct Problem {
-    m: usize,
-    n: usize,
-    k: usize,
-    host: (Vec<i8>, Vec<f32>),
-    x: CudaSlice<i8>,
-    scale: CudaSlice<f32>,
-    y: CudaSlice<u16>,
-}
-
-impl Problem {
-    fn new(device: &Device, m: usize, n: usize, k: usize) -> Result<Self> {
-        let failed = || driver("allocating activations");
-        let x = data::normal_integers(5, m * k, 127);
-        let scale: Vec<f32> = (0..m).map(|i| 0.001 + 0.05 * data::uniform(6, i)).collect();
-        let stream = device.stream();
-        Ok(Self {
-            m,
-            n,
-            k,
-            x: stream.clone_htod(&x).map_err(failed())?,
-            scale: stream.clone_htod(&scale).map_err(failed())?,
-            y: stream.alloc_zeros(m * n).map_err(failed())?,
-            host: (x, scale),
-        })
-    }
-
-    fn addresses(&self, device: &Device) -> (u64, u64, u64) {
-        let stream = device.stream();
-        (self.x.device_ptr(stream).0, self.scale.device_ptr(stream).0, self.y.device_ptr(stream).0)
-    }
-
-    /// Compares some outputs bit for bit with exact integer sums on the host, and looks that none is left unwritten.
-    fn check(
-        &mut self,
-        device: &Device,
-        layer: &GemmLayer,
-        output: OutputType,
-        weight: &QuantizedWeight,
-        int8: &[i8],
-    ) -> Result<()> {
-        let failed = || driver("checking a product");
-        let stream = device.stream();
-        // NaN in both output types.
-        let poison = vec![0x7FFFu16; self.m * self.n];
-        let (x, scale, y) = self.addresses(device);
-        // On the same stream: a copy that only the host waits for may land after the launch.
-        stream.memcpy_htod(&poison, &mut self.y).map_err(failed())?;
-        // SAFETY: the operands have the layer's shape.
-        unsafe { layer.launch(stream.cu_stream(), (x, scale, y), self.m, false) }?;
-        let got = stream.clone_dtoh(&self.y).map_err(failed())?;
-        stream.synchronize().map_err(failed())?;
-        if let Some(i) = got.iter().position(|v| *v == 0x7FFF) {
-            return Err(CudaError::Device(format!(
-                "the kernel left the output of token {}, channel {} unwritten",
-                i / self.n,
-                i % self.n
-            )));
-        }
-        let last = self.m * self.n - 1;
-        for i in 0..CHECKED {
-            let at = ((data::uniform(9, i) * self.m as f32 * self.n as f32) as usize).min(last);
-            let (token, channel) = (at / self.n, at % self.n);
-            let sum: i32 = self.host.0[token * self.k..][..self.k]
-                .iter()
-                .zip(&int8[channel * self.k..][..self.k])
-                .map(|(a, b)| i32::from(*a) * i32::from(*b))
-                .sum();
-            let expected = sum as f32 * weight.channel_scales()[channel] * self.host.1[token];
-            let bits = match output {
-                OutputType::Float16 => f16::from_f32(expected).to_bits(),
-                OutputType::Bfloat16 => bf16::from_f32(expected).to_bits(),
-            };
-            if got[at] != bits {
-                return Err(CudaError::Device(format!(
-                    "the kernel gives {:#06x} for token {token}, channel {channel}; exact sums give {bits:#06x}",
-                    got[at]
-                )));
-            }
-        }
-        Ok(())
     }
 }

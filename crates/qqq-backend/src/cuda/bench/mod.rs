@@ -8,6 +8,7 @@ mod ceilings;
 mod data;
 mod gemm;
 mod peer;
+mod problem;
 mod timing;
 
 pub use ceilings::Ceilings;

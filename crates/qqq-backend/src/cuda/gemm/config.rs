@@ -1,38 +1,16 @@
 //! The instances of the kernels; here those for Hopper.
 
-use super::{Sm80Config, WeightKind};
+use super::{GemmTypes, Sm80Config};
 use crate::cuda::Source;
 
 /// Shared memory of a block on a Hopper GPU, in bytes.
 const MAX_SHARED_BYTES: usize = 227 * 1024;
 
-/// Type of the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum OutputType {
-    /// IEEE half precision.
-    Float16,
-    /// bfloat16.
-    Bfloat16,
-}
-
-impl OutputType {
-    /// All of them.
-    pub const ALL: [OutputType; 2] = [OutputType::Float16, OutputType::Bfloat16];
-
-    /// For names of kernels.
-    pub(in crate::cuda) fn short_name(self) -> &'static str {
-        match self {
-            OutputType::Float16 => "f16",
-            OutputType::Bfloat16 => "bf16",
-        }
-    }
-}
-
-/// Template arguments of `Sm90Config` in `sm90_gemm.cuh`.
+/// Template arguments of `Sm90Config` in `sm90_config.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sm90Config {
-    /// How the weights are stored.
-    pub weights: WeightKind,
+    /// What the operands are made of.
+    pub types: GemmTypes,
     /// Tokens of a tile: 8, 16, 32, then multiples of 16 up to 256.
     pub tokens: usize,
     /// Warpgroups of a team, side by side along the channels.
@@ -41,14 +19,12 @@ pub struct Sm90Config {
     pub rows: usize,
     /// Teams that take the steps of a tile in turn.
     pub splits: usize,
-    /// Stages of the pipeline, 128 input channels each.
+    /// Stages of the pipeline, 128 bytes of each token's row.
     pub stages: usize,
     /// Neighbouring blocks along the channels that share their tokens by multicast.
     pub cluster: usize,
     /// Blocks that share a tile and cut it along K.
     pub ranks: usize,
-    /// Type of the output.
-    pub output: OutputType,
 }
 
 impl Sm90Config {
@@ -93,7 +69,7 @@ impl Sm90Config {
     pub fn shared_bytes(&self) -> usize {
         let staging = 2 * self.staging_tokens() * 128;
         let inbound = (self.ranks - 1) * self.rows * self.owned_tokens() * 64 * 4;
-        let stage = self.tokens * 128 + self.rows * self.warpgroups * self.weights.chunk_bytes() + 16;
+        let stage = self.tokens * 128 + self.rows * self.warpgroups * self.types.chunk_bytes() + 16;
         let team = (self.splits - 1) * self.channels() * self.tokens * 4;
         self.stages * stage + self.warpgroups * (staging.max(inbound) + 24) + team
     }
@@ -109,27 +85,19 @@ impl Sm90Config {
 
     /// The kernel's source: a function `gemm`.
     pub fn source(&self) -> Source {
+        let (operands, output) = self.types.short_names();
         let name = format!(
-            "sm90_gemm_{}_{}x{}x{}x{}_{}stages_{}x{}_{}",
-            self.weights.short_name(),
-            self.tokens,
-            self.warpgroups,
-            self.rows,
-            self.splits,
-            self.stages,
-            self.cluster,
-            self.ranks,
-            self.output.short_name(),
+            "sm90_gemm_{operands}_{}x{}x{}x{}_{}stages_{}x{}_{output}",
+            self.tokens, self.warpgroups, self.rows, self.splits, self.stages, self.cluster, self.ranks,
         );
         let text = format!(
             "#include \"sm90_gemm.cuh\"\n\
-             using C = Sm90Config<{}, {}, {}, {}, {}, {}, {}, {}, {}, {}>;\n\
+             using C = Sm90Config<{}, {}, {}, {}, {}, {}, {}, {}, {}>;\n\
              // What the host believes.\n\
              static_assert(C::kSharedBytes == {} && C::kThreads == {} && C::kStagingTokens == {});\n\
              extern \"C\" __global__ void __launch_bounds__(C::kThreads, C::kBlocks)\n\
              gemm(const __grid_constant__ GemmParameters p) {{ sm90_gemm<C>(p); }}\n",
-            self.weights.enumerator(),
-            self.weights.group_size().unwrap_or(128),
+            self.types.template_arguments(),
             self.tokens,
             self.warpgroups,
             self.rows,
@@ -137,7 +105,7 @@ impl Sm90Config {
             self.stages,
             self.cluster,
             self.ranks,
-            self.output == OutputType::Bfloat16,
+            self.types.bfloat(),
             self.shared_bytes(),
             self.threads(),
             self.staging_tokens(),
@@ -156,6 +124,14 @@ pub enum Instance {
 }
 
 impl Instance {
+    /// What the operands are made of.
+    pub fn types(&self) -> &GemmTypes {
+        match self {
+            Instance::Sm90(c) => &c.types,
+            Instance::Sm80(c) => &c.types,
+        }
+    }
+
     /// Tokens of a tile.
     pub fn tokens(&self) -> usize {
         match self {
@@ -178,6 +154,24 @@ impl Instance {
             Instance::Sm90(c) => c.ranks,
             Instance::Sm80(_) => 1,
         }
+    }
+
+    /// Teams of a block that take the steps of a tile in turn.
+    pub fn splits(&self) -> usize {
+        match self {
+            Instance::Sm90(c) => c.splits,
+            Instance::Sm80(c) => c.splits,
+        }
+    }
+
+    /// Steps of `k` input channels.
+    pub fn steps(&self, k: usize) -> usize {
+        k.div_ceil(self.types().activation().step_columns())
+    }
+
+    /// Whether `k` input channels are enough to be cut among the ranks.
+    pub fn takes(&self, k: usize) -> bool {
+        self.ranks() <= self.steps(k)
     }
 
     /// Blocks that are launched as a cluster.

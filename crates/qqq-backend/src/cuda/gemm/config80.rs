@@ -1,13 +1,13 @@
 //! The instances of the kernel for every GPU since Ampere.
 
-use super::{OutputType, WeightKind};
+use super::{Activation, GemmTypes, SumOrder};
 use crate::cuda::{Arch, Source};
 
 /// Template arguments of `Sm80Config` in `sm80_config.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sm80Config {
-    /// How the weights are stored.
-    pub weights: WeightKind,
+    /// What the operands are made of.
+    pub types: GemmTypes,
     /// Tokens of a tile.
     pub tokens: usize,
     /// Warpgroups of a team, side by side along the channels.
@@ -18,12 +18,10 @@ pub struct Sm80Config {
     pub token_warps: usize,
     /// Teams that take the steps of a tile in turn.
     pub splits: usize,
-    /// Stages of the pipeline, 128 input channels each.
+    /// Stages of the pipeline, 128 bytes of each token's row.
     pub stages: usize,
     /// Blocks on a multiprocessor.
     pub blocks: usize,
-    /// Type of the output.
-    pub output: OutputType,
 }
 
 impl Sm80Config {
@@ -39,29 +37,25 @@ impl Sm80Config {
 
     /// Dynamic shared memory of a block, in bytes.
     pub fn shared_bytes(&self) -> usize {
-        let stage = self.tokens * 128 + self.warpgroups * self.rows * self.weights.chunk_bytes();
+        let stage = self.tokens * 128 + self.warpgroups * self.rows * self.types.chunk_bytes();
         let team = (self.stages * stage).next_multiple_of(if self.splits > 1 { 1024 } else { 16 });
         let sums = (self.splits - 1) * self.channels() * self.tokens * 4;
         self.splits * team + sums + 16 * self.warpgroups
     }
 
-    /// The instance for a number of tokens on an architecture: the fastest of those measured on an H100 that fits the
-    /// shared memory and does not spill there.
-    pub fn new(weights: WeightKind, output: OutputType, tokens: usize, arch: Arch) -> Option<Self> {
-        // Warpgroups, rows, token warps, splits, stages, blocks; best first.
-        let grouped = weights.group_size().is_some();
-        let shapes: &[[usize; 6]] = match tokens {
-            8 | 16 => &[[1, 2, 1, 2, 4, 2], [1, 2, 1, 2, 3, 1], [1, 2, 1, 1, 4, 1]],
-            32 => &[[1, 2, 1, 2, 3, 2], [1, 2, 1, 2, 2, 1]],
-            64 => &[[1, 2, 1, 2, 4, 1], [2, 2, 1, 1, 3, 1], [1, 2, 1, 1, 3, 1]],
-            128 if grouped => &[[1, 2, 2, 1, 3, 2]],
-            128 => &[[2, 2, 2, 1, 3, 1], [1, 2, 2, 1, 3, 1]],
-            _ => return None,
+    /// The instance for a number of tokens on an architecture: the first that fits the shared memory, of those that were
+    /// fastest on an H100 (int8 activations), or that have as many bytes under way as these (16-bit ones), and do not spill.
+    pub fn new(types: GemmTypes, tokens: usize, arch: Arch, order: SumOrder) -> Option<Self> {
+        let grouped = types.weights().group_size().is_some();
+        let shapes = match (types.activation(), order) {
+            (Activation::Int8, _) => Self::shapes(tokens, grouped)?,
+            (_, SumOrder::Free) => Self::shapes16(tokens, grouped)?,
+            (_, SumOrder::Fixed) => Self::ordered_shapes16(tokens, grouped)?,
         };
         shapes
             .iter()
             .map(|&[warpgroups, rows, token_warps, splits, stages, blocks]| Self {
-                weights,
+                types,
                 tokens,
                 warpgroups,
                 rows,
@@ -69,17 +63,49 @@ impl Sm80Config {
                 splits,
                 stages,
                 blocks,
-                output,
             })
             .find(|c| c.shared_bytes() <= arch.shared_bytes())
+    }
+
+    /// Warpgroups, rows, token warps, splits, stages, blocks, best first, for int8 activations.
+    fn shapes(tokens: usize, grouped: bool) -> Option<&'static [[usize; 6]]> {
+        Some(match tokens {
+            8 | 16 => &[[1, 2, 1, 2, 4, 2], [1, 2, 1, 2, 3, 1], [1, 2, 1, 1, 4, 1]],
+            32 => &[[1, 2, 1, 2, 3, 2], [1, 2, 1, 2, 2, 1]],
+            64 => &[[1, 2, 1, 2, 4, 1], [2, 2, 1, 1, 3, 1], [1, 2, 1, 1, 3, 1]],
+            128 if grouped => &[[1, 2, 2, 1, 3, 2]],
+            128 => &[[2, 2, 2, 1, 3, 1], [1, 2, 2, 1, 3, 1]],
+            _ => return None,
+        })
+    }
+
+    /// The same for 16-bit activations, whose chunks of weights are half as large.
+    fn shapes16(tokens: usize, grouped: bool) -> Option<&'static [[usize; 6]]> {
+        Some(match tokens {
+            8 | 16 => &[[1, 2, 1, 2, 6, 2]],
+            32 => &[[1, 2, 1, 2, 3, 2]],
+            64 => &[[1, 2, 1, 2, 4, 1], [2, 2, 1, 1, 4, 1]],
+            _ => return Self::ordered_shapes16(tokens, grouped),
+        })
+    }
+
+    /// Those without teams, which add the columns in one order. Few tokens get small tiles: a tile is not shared.
+    fn ordered_shapes16(tokens: usize, grouped: bool) -> Option<&'static [[usize; 6]]> {
+        Some(match tokens {
+            8 | 16 => &[[1, 1, 1, 1, 8, 2]],
+            32 => &[[1, 2, 1, 1, 4, 2]],
+            64 => &[[2, 2, 1, 1, 4, 1]],
+            128 if grouped => &[[1, 2, 2, 1, 3, 2]],
+            128 => &[[2, 2, 2, 1, 3, 1], [1, 2, 2, 1, 3, 1]],
+            _ => return None,
+        })
     }
 
     /// The kernel's source: a function `gemm`.
     pub fn source(&self) -> Source {
         let arguments = format!(
-            "{}, {}, {}, {}, {}, {}, {}, {}, {}, {}",
-            self.weights.enumerator(),
-            self.weights.group_size().unwrap_or(128),
+            "{}, {}, {}, {}, {}, {}, {}, {}, {}",
+            self.types.template_arguments(),
             self.tokens,
             self.warpgroups,
             self.rows,
@@ -87,19 +113,12 @@ impl Sm80Config {
             self.splits,
             self.stages,
             self.blocks,
-            self.output == OutputType::Bfloat16,
+            self.types.bfloat(),
         );
+        let (operands, output) = self.types.short_names();
         let name = format!(
-            "sm80_gemm_{}_{}x{}x{}x{}x{}_{}stages_{}_{}",
-            self.weights.short_name(),
-            self.tokens,
-            self.warpgroups,
-            self.rows,
-            self.token_warps,
-            self.splits,
-            self.stages,
-            self.blocks,
-            self.output.short_name(),
+            "sm80_gemm_{operands}_{}x{}x{}x{}x{}_{}stages_{}_{output}",
+            self.tokens, self.warpgroups, self.rows, self.token_warps, self.splits, self.stages, self.blocks,
         );
         let text = format!(
             "#include \"sm80_gemm.cuh\"\n\

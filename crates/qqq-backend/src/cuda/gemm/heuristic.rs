@@ -1,6 +1,6 @@
 //! Which instance of the kernel runs a shape: the cheapest of a few by a model of its time.
 
-use super::{Instance, OutputType, Schedule, Sm80Config, Sm90Config, WeightKind};
+use super::{Activation, GemmTypes, Instance, Schedule, Sm80Config, Sm90Config, WeightKind};
 use crate::cuda::Arch;
 
 /// An instance of the kernel, and whether tiles that do not fill a round are cut along K.
@@ -10,6 +10,26 @@ pub struct Plan {
     pub config: Instance,
     /// Stream-K for the last round.
     pub split: bool,
+}
+
+impl Plan {
+    /// Whether every output's columns are added from the first to the last, as in any other such plan. Sums of int8 are
+    /// exact: their order does not matter.
+    pub fn is_batch_invariant(&self) -> bool {
+        let c = &self.config;
+        c.types().activation() == Activation::Int8 || (c.ranks() == 1 && c.splits() == 1 && !self.split)
+    }
+}
+
+/// In which order the columns of an output are added. It matters for 16-bit activations, whose sums are rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SumOrder {
+    /// As the plan cuts them: the same for the same shape, another for another number of tokens.
+    #[default]
+    Free,
+    /// From the first to the last, whatever the number of tokens: a token's outputs do not depend on the others. Few tokens
+    /// leave multiprocessors idle then.
+    Fixed,
 }
 
 /// Tokens of the tiles, and for each how blocks are grouped: (neighbours that share tokens, ranks that share a tile).
@@ -24,27 +44,36 @@ const TILES: [(usize, &[(usize, usize)]); 9] = [
     (192, &[(1, 1), (1, 2)]),
     (256, &[(1, 1), (1, 2), (2, 1)]),
 ];
+/// Tokens of tiles of a single warpgroup, for products of few tokens in one order: tiles cannot be shared, so there should be
+/// more of them.
+const NARROW_TILES: [usize; 4] = [8, 16, 32, 64];
 
-/// Every instance that can be chosen for these weights and output on an architecture.
-pub fn instances(weights: WeightKind, output: OutputType, arch: Arch) -> Vec<Instance> {
+/// Every instance that can be chosen for operands of these types on an architecture.
+pub fn instances(types: GemmTypes, arch: Arch) -> Vec<Instance> {
+    let int8 = types.activation() == Activation::Int8;
     if arch != Arch::Sm90a {
-        let tokens = [8, 16, 32, 64, 128].into_iter();
-        return tokens
-            .filter_map(|t| Sm80Config::new(weights, output, t, arch))
-            .map(Instance::Sm80)
-            .collect();
+        let mut found = Vec::new();
+        for tokens in [8, 16, 32, 64, 128] {
+            let config = |order| Sm80Config::new(types, tokens, arch, order);
+            let free = config(SumOrder::Free);
+            let fixed = config(SumOrder::Fixed).filter(|c| Some(*c) != free);
+            found.extend(free.into_iter().chain(fixed).map(Instance::Sm80));
+        }
+        return found;
     }
-    let groups = TILES.iter().flat_map(|(tokens, groups)| groups.iter().map(move |g| (*tokens, *g)));
+    let groups = TILES.iter().flat_map(|(tokens, groups)| groups.iter().map(move |g| (*tokens, 2, *g)));
+    let narrow = NARROW_TILES.iter().filter(|_| !int8).map(|tokens| (*tokens, 1, (1, 1)));
     groups
-        .filter_map(|(tokens, (c, r))| with_most_stages(weights, output, tokens, c, r))
+        .chain(narrow)
+        .filter_map(|(tokens, warpgroups, group)| with_most_stages(types, tokens, warpgroups, group))
         .map(Instance::Sm90)
         .collect()
 }
 
 /// The plans that are worth considering for `m` tokens.
-pub fn candidates(weights: WeightKind, output: OutputType, arch: Arch, m: usize) -> Vec<Plan> {
+pub fn candidates(types: GemmTypes, arch: Arch, m: usize, order: SumOrder) -> Vec<Plan> {
     let mut plans = Vec::new();
-    for config in instances(weights, output, arch) {
+    for config in instances(types, arch) {
         // Tiles much larger than the tokens waste work, much smaller ones read the weights too often.
         let tokens = config.tokens();
         let fewest = if matches!(config, Instance::Sm80(_)) { m.min(128) } else { m.min(256).div_ceil(4) };
@@ -56,46 +85,37 @@ pub fn candidates(weights: WeightKind, output: OutputType, arch: Arch, m: usize)
             plans.push(Plan { config, split: true });
         }
     }
+    plans.retain(|p| order == SumOrder::Free || p.is_batch_invariant());
     plans
 }
 
 /// The deepest pipeline that fits; at least 3 stages.
 fn with_most_stages(
-    weights: WeightKind,
-    output: OutputType,
+    types: GemmTypes,
     tokens: usize,
-    cluster: usize,
-    ranks: usize,
+    warpgroups: usize,
+    (cluster, ranks): (usize, usize),
 ) -> Option<Sm90Config> {
     // Few tokens: two blocks on a multiprocessor, so that the next launch fills its pipeline during this one.
     let (deepest, budget) = if tokens <= 16 { (12, 113 * 1024) } else { (8, 227 * 1024) };
-    (3..=deepest)
+    // The chunks of weights for 16-bit activations are half as large: as many bytes under way are twice as many stages.
+    (3..=deepest * types.activation().bytes())
         .rev()
-        .map(|stages| Sm90Config {
-            weights,
-            tokens,
-            warpgroups: 2,
-            rows: 1,
-            splits: 1,
-            stages,
-            cluster,
-            ranks,
-            output,
-        })
+        .map(|stages| Sm90Config { types, tokens, warpgroups, rows: 1, splits: 1, stages, cluster, ranks })
         .find(|c| c.is_valid() && c.shared_bytes() <= budget)
 }
 
 /// The plan for `m` tokens on a device with this many multiprocessors.
 pub fn plan(
-    weights: WeightKind,
-    output: OutputType,
+    types: GemmTypes,
     arch: Arch,
     (m, n, k): (usize, usize, usize),
     multiprocessors: usize,
+    order: SumOrder,
 ) -> Plan {
-    candidates(weights, output, arch, m)
+    candidates(types, arch, m, order)
         .into_iter()
-        .filter(|p| p.config.ranks() <= k.div_ceil(128))
+        .filter(|p| p.config.takes(k))
         .min_by(|a, b| {
             let cost = |p: &Plan| cycles(p, (m, n, k), multiprocessors);
             cost(a).total_cmp(&cost(b))
@@ -109,7 +129,9 @@ pub(super) fn clusters_at_once(multiprocessors: usize, blocks_in_cluster: usize)
     (usable / blocks_in_cluster).max(1)
 }
 
-/// Estimated clock cycles. The constants were fitted to measurements on an H100 (docs/benchmarks.md).
+/// Estimated clock cycles. The constants were fitted to measurements of int8 activations on an H100 (docs/benchmarks.md).
+/// 16-bit matrix instructions take as long for half the columns, so the same product has twice the steps; dequantizing half
+/// the weights is assumed to take as long, because what a step waits for is the same.
 fn cycles(p: &Plan, shape: (usize, usize, usize), multiprocessors: usize) -> f64 {
     match &p.config {
         Instance::Sm90(c) => cycles90(p, c, shape, multiprocessors),
@@ -126,7 +148,7 @@ fn cycles80(p: &Plan, c: &Sm80Config, (m, n, k): (usize, usize, usize), multipro
     let k_blocks = s.k_blocks as usize;
     let rounds = (s.tiles() - s.split_tiles as usize).div_ceil(blocks);
     let shared = (s.split_tiles as usize * k_blocks).div_ceil((s.split_clusters as usize).max(1));
-    let memory = (n.div_ceil(64) * k_blocks * c.weights.chunk_bytes()) as f64 / 1650.0;
+    let memory = (n.div_ceil(64) * k_blocks * c.types.chunk_bytes()) as f64 / 1650.0;
     let overhead = if shared > 0 { 5000.0 + 50.0 * c.tokens as f64 } else { 0.0 };
     memory.max((rounds * k_blocks + shared) as f64 * step) + overhead
 }
@@ -138,11 +160,12 @@ fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multipro
 
     // A step: multiplying, bringing the operands from L2, and what dequantizing takes at least.
     let multiply = (c.rows * c.warpgroups * 4) as f64 * (c.tokens as f64 / 2.0).max(16.0);
-    let bytes = c.tokens * 128 / c.cluster + c.rows * c.warpgroups * c.weights.chunk_bytes();
-    let dequantize = match c.weights {
-        WeightKind::Channel4 | WeightKind::Channel8 => 420.0,
-        WeightKind::GroupInteger4(_) => 470.0,
-        WeightKind::GroupHalf4(_) => 560.0,
+    let bytes = c.tokens * 128 / c.cluster + c.rows * c.warpgroups * c.types.chunk_bytes();
+    let dequantize = match (c.types.weights(), c.types.activation()) {
+        (WeightKind::Channel4 | WeightKind::Channel8, _) => 420.0,
+        (WeightKind::GroupInteger4(_), _) => 470.0,
+        (WeightKind::GroupHalf4(_), Activation::Int8) => 560.0,
+        (WeightKind::GroupHalf4(_), _) => 440.0,
     };
     let step = multiply.max(bytes as f64 / 40.0).max(dequantize);
 
@@ -155,8 +178,8 @@ fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multipro
     };
     let steps = rounds * k_blocks.div_ceil(c.ranks) + shared;
     // Memory: weights once, tokens and outputs once.
-    let weights = n.div_ceil(64) * k_blocks * c.weights.chunk_bytes();
-    let memory = (weights + m * k + 2 * m * n) as f64 / 1650.0;
+    let weights = n.div_ceil(64) * k_blocks * c.types.chunk_bytes();
+    let memory = (weights + m * k * c.types.activation().bytes() + 2 * m * n) as f64 / 1650.0;
 
     let tokens = c.tokens as f64;
     let tiles_each = (rounds + usize::from(shared > 0)) as f64;
@@ -173,25 +196,39 @@ fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multipro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::gemm::OutputType;
 
-    const KINDS: [WeightKind; 5] = [
-        WeightKind::Channel4,
-        WeightKind::GroupInteger4(32),
-        WeightKind::GroupHalf4(32),
-        WeightKind::GroupHalf4(128),
-        WeightKind::Channel8,
-    ];
+    fn types() -> Vec<GemmTypes> {
+        let int8 = [
+            WeightKind::Channel4,
+            WeightKind::GroupInteger4(32),
+            WeightKind::GroupHalf4(32),
+            WeightKind::GroupHalf4(128),
+            WeightKind::Channel8,
+        ];
+        let int8 = int8.iter().map(|w| GemmTypes::new(*w, Activation::Int8, OutputType::Float16));
+        let half = [WeightKind::Channel4, WeightKind::GroupHalf4(32), WeightKind::GroupHalf4(128)];
+        let half = half.iter().map(|w| GemmTypes::new(*w, Activation::Bfloat16, OutputType::Bfloat16));
+        int8.chain(half).map(Result::unwrap).collect()
+    }
+
+    fn cases() -> impl Iterator<Item = (Arch, GemmTypes)> {
+        Arch::ALL.into_iter().flat_map(|arch| types().into_iter().map(move |t| (arch, t)))
+    }
 
     #[test]
     fn every_shape_has_a_plan_that_fits() {
-        for (arch, kind) in Arch::ALL.iter().flat_map(|a| KINDS.map(|k| (*a, k))) {
+        for (arch, types) in cases() {
             for m in [1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 127, 128, 129, 255, 256, 257, 300, 1000, 4097, 65536]
             {
                 for (n, k) in [(16, 16), (8192, 21760), (4096, 11008), (1280, 8192), (28672, 65536)] {
-                    let p = plan(kind, OutputType::Float16, arch, (m, n, k), 132);
-                    assert!(p.config.shared_bytes() <= arch.shared_bytes(), "{arch} {p:?}");
-                    if let Instance::Sm90(c) = p.config {
-                        assert!(arch == Arch::Sm90a && c.is_valid(), "{p:?}");
+                    for order in [SumOrder::Free, SumOrder::Fixed] {
+                        let p = plan(types, arch, (m, n, k), 132, order);
+                        assert!(p.config.shared_bytes() <= arch.shared_bytes(), "{arch} {p:?}");
+                        assert!(order == SumOrder::Free || p.is_batch_invariant(), "{arch} {p:?}");
+                        if let Instance::Sm90(c) = p.config {
+                            assert!(arch == Arch::Sm90a && c.is_valid(), "{p:?}");
+                        }
                     }
                 }
             }
@@ -200,17 +237,28 @@ mod tests {
 
     #[test]
     fn every_architecture_has_all_tiles() {
-        for (arch, kind) in Arch::ALL.iter().flat_map(|a| KINDS.map(|k| (*a, k))) {
-            let tiles: Vec<_> =
-                instances(kind, OutputType::Bfloat16, arch).iter().map(Instance::tokens).collect();
-            assert!([8, 16, 32, 64, 128].iter().all(|t| tiles.contains(t)), "{arch} {kind:?} {tiles:?}");
+        for (arch, types) in cases() {
+            let tiles: Vec<_> = instances(types, arch).iter().map(Instance::tokens).collect();
+            assert!([8, 16, 32, 64, 128].iter().all(|t| tiles.contains(t)), "{arch} {types:?} {tiles:?}");
         }
     }
 
     #[test]
+    fn plans_that_cut_sums_are_not_batch_invariant() {
+        let half = GemmTypes::new(WeightKind::Channel4, Activation::Float16, OutputType::Float16).unwrap();
+        let int8 = GemmTypes::new(WeightKind::Channel4, Activation::Int8, OutputType::Float16).unwrap();
+        let p = plan(half, Arch::Sm90a, (1, 8192, 21760), 132, SumOrder::Free);
+        assert!(p.config.ranks() > 1 && !p.is_batch_invariant(), "{p:?}");
+        let p = plan(half, Arch::Sm80, (1, 8192, 21760), 108, SumOrder::Free);
+        assert!(p.config.splits() > 1 && !p.is_batch_invariant(), "{p:?}");
+        assert!(candidates(int8, Arch::Sm90a, 1, SumOrder::Fixed).iter().any(|p| p.config.ranks() > 1));
+    }
+
+    #[test]
     fn known_shapes() {
+        let types = GemmTypes::new(WeightKind::Channel4, Activation::Int8, OutputType::Float16).unwrap();
         let p = |m| {
-            let p = plan(WeightKind::Channel4, OutputType::Float16, Arch::Sm90a, (m, 8192, 21760), 132);
+            let p = plan(types, Arch::Sm90a, (m, 8192, 21760), 132, SumOrder::Free);
             (p.config.tokens(), p.config.ranks(), p.split)
         };
         assert_eq!(p(1), (8, 2, false));

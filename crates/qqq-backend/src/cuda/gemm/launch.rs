@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::{Instance, OutputType, Plan, Schedule, Sm90Config};
+use super::{Activation, Instance, OutputType, Plan, Schedule, Sm90Config};
 use crate::cuda::device::{Device, Kernel};
 use crate::cuda::tensor_map::{Element, TensorMap};
 use crate::cuda::{Arch, CudaError, Result};
@@ -13,9 +13,9 @@ use crate::cuda::{Arch, CudaError, Result};
 /// The device addresses of a product's operands. All of them must stay valid until the launch has run.
 #[derive(Clone, Copy, Debug)]
 pub struct GemmOperands {
-    /// Activations, `m x k` int8, row-major, 16-byte aligned.
+    /// Activations, `m x k` of the plan's type, row-major, 16-byte aligned.
     pub x: u64,
-    /// Scale of each token, `m` float32.
+    /// Scale of each token, `m` float32. Ignored where activations are no int8.
     pub token_scale: u64,
     /// Output, `m x n`, row-major, 16-byte aligned.
     pub y: u64,
@@ -35,13 +35,13 @@ pub struct GemmOperands {
 
 impl GemmOperands {
     /// That there are tokens, and that addresses are there and aligned.
-    fn check(&self) -> Result<()> {
+    fn check(&self, activation: Activation) -> Result<()> {
         if self.m == 0 || self.m > i32::MAX as usize {
             return Err(CudaError::Shape(format!("a product of {} tokens", self.m)));
         }
         for (name, address, alignment, needed) in [
             ("activations", self.x, 16, true),
-            ("token scales", self.token_scale, 4, true),
+            ("token scales", self.token_scale, 4, activation == Activation::Int8),
             ("output", self.y, 16, true),
             ("weights", self.weights, 16, true),
             ("channel scales", self.channel_scale, 4, true),
@@ -60,7 +60,7 @@ impl GemmOperands {
     }
 }
 
-/// `GemmParameters` of `sm90_gemm.cuh`.
+/// `GemmParameters` of `sm90_config.cuh`.
 #[repr(C, align(64))]
 struct Sm90Parameters {
     x: TensorMap,
@@ -173,14 +173,15 @@ impl GemmKernel {
         workspace: (u64, u64),
         overlap: bool,
     ) -> Result<()> {
-        o.check()?;
         let c = &self.plan.config;
+        o.check(c.types().activation())?;
         let schedule = self.schedule(o.m, o.n, o.k);
-        if c.ranks() > schedule.k_blocks as usize {
+        if !c.takes(o.k) {
             return Err(CudaError::Shape(format!(
-                "{} input channels cannot be cut into {} parts of at least 128",
+                "{} input channels cannot be cut into {} parts of at least {}",
                 o.k,
-                c.ranks()
+                c.ranks(),
+                c.types().activation().step_columns()
             )));
         }
         let blocks = schedule.clusters(self.clusters) * c.blocks_in_cluster();
@@ -215,13 +216,19 @@ fn sm90_parameters(
     workspace: (u64, u64),
     schedule: Schedule,
 ) -> Result<Sm90Parameters> {
-    let element = match c.output {
+    let activation = c.types.activation();
+    let x = match activation {
+        Activation::Int8 => Element::Int8,
+        Activation::Float16 => Element::Float16,
+        Activation::Bfloat16 => Element::Bfloat16,
+    };
+    let y = match c.types.output() {
         OutputType::Float16 => Element::Float16,
         OutputType::Bfloat16 => Element::Bfloat16,
     };
     Ok(Sm90Parameters {
-        x: TensorMap::matrix(o.x, Element::Int8, (o.m, o.k), (c.tokens / c.cluster, 128))?,
-        y: TensorMap::matrix(o.y, element, (o.m, o.n), (c.staging_tokens(), 64))?,
+        x: TensorMap::matrix(o.x, x, (o.m, o.k), (c.tokens / c.cluster, activation.step_columns()))?,
+        y: TensorMap::matrix(o.y, y, (o.m, o.n), (c.staging_tokens(), 64))?,
         weights: o.weights,
         channel_scale: o.channel_scale,
         token_scale: o.token_scale,

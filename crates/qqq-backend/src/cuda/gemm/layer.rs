@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaSlice, DevicePtr, sys};
 
-use super::{GemmKernel, GemmOperands, OutputType, PackedWeights, Plan, TunedKey, WeightKind, plan};
+use super::{
+    Activation, GemmKernel, GemmOperands, GemmTypes, OutputType, PackedWeights, Plan, SumOrder, TunedKey,
+    plan,
+};
 use crate::cuda::device::{Device, driver};
 use crate::cuda::{Arch, CudaError, Result};
 
@@ -13,8 +16,8 @@ use crate::cuda::{Arch, CudaError, Result};
 #[derive(Debug)]
 pub struct GemmLayer {
     device: Arc<Device>,
-    kind: WeightKind,
-    output: OutputType,
+    types: GemmTypes,
+    order: SumOrder,
     out_features: usize,
     in_features: usize,
     chunks: CudaSlice<u8>,
@@ -32,10 +35,12 @@ struct Prepared {
 }
 
 impl GemmLayer {
-    /// Copies a layer to the device. `bias` has length `N`.
+    /// Copies a layer to the device. `bias` has length `N`. Sums are added in the order that is fastest; see
+    /// [`with_order`](Self::with_order).
     ///
     /// # Errors
-    /// [`CudaError::Driver`], for want of memory for instance; [`CudaError::Shape`] for a bias of another length.
+    /// [`CudaError::Driver`], for want of memory for instance; [`CudaError::Shape`] for a bias of another length;
+    /// [`CudaError::Types`] for 16-bit activations and an output that is not of their type.
     pub fn new(
         device: &Arc<Device>,
         weights: &PackedWeights,
@@ -53,8 +58,8 @@ impl GemmLayer {
         let failed = || driver("copying weights to the GPU");
         let layer = Self {
             device: device.clone(),
-            kind: weights.kind,
-            output,
+            types: GemmTypes::new(weights.kind, weights.activation, output)?,
+            order: SumOrder::Free,
             out_features: weights.out_features,
             in_features: weights.in_features,
             chunks: stream.clone_htod(&weights.chunks).map_err(failed())?,
@@ -67,6 +72,12 @@ impl GemmLayer {
         Ok(layer)
     }
 
+    /// The same layer with this order of sums: [`SumOrder::Fixed`] makes its plans batch-invariant.
+    #[must_use]
+    pub fn with_order(self, order: SumOrder) -> Self {
+        Self { order, kernels: Mutex::default(), ..self }
+    }
+
     /// The plan for `m` tokens, by the kernels of an architecture: the device's own, or Ampere's, which run everywhere. What
     /// was tuned on this model of GPU, else what the heuristic says.
     pub fn plan(&self, m: usize, arch: Arch) -> Plan {
@@ -75,31 +86,39 @@ impl GemmLayer {
 
     /// The plan that was tuned for `m` tokens, if any.
     pub fn tuned_plan(&self, m: usize, arch: Arch) -> Option<Plan> {
-        self.device.tuned().plan(&self.tuned_key(arch), m)
+        // Tuning looks for speed, in whatever order.
+        let any = self.order == SumOrder::Free || self.types.activation() == Activation::Int8;
+        any.then(|| self.device.tuned().plan(&self.tuned_key(arch), m)).flatten()
     }
 
     /// Under what tuned plans of this layer are kept.
     pub fn tuned_key(&self, arch: Arch) -> TunedKey {
-        let (weights, output) = (self.kind, self.output);
-        TunedKey { arch, weights, output, n: self.out_features, k: self.in_features }
+        TunedKey { arch, types: self.types, n: self.out_features, k: self.in_features }
     }
 
     /// The heuristic's plan for `m` tokens.
     pub fn heuristic_plan(&self, m: usize, arch: Arch) -> Plan {
         let shape = (m, self.out_features, self.in_features);
-        plan(self.kind, self.output, arch, shape, self.device.multiprocessors())
+        plan(self.types, arch, shape, self.device.multiprocessors(), self.order)
     }
 
     /// Compiles and loads what `m` tokens need, so that a launch does neither that nor allocates. `chosen` replaces the
     /// plan.
     ///
     /// # Errors
-    /// See [`GemmKernel::new`].
+    /// See [`GemmKernel::new`]; [`CudaError::Types`] for a plan for other operands.
     pub fn prepare(&self, m: usize, chosen: Option<Plan>) -> Result<Plan> {
         let plan = match chosen {
             Some(plan) => plan,
             None => self.plan(m, self.device.arch()?),
         };
+        if *plan.config.types() != self.types {
+            return Err(CudaError::Types(format!(
+                "a plan for {:?} cannot run a layer of {:?}",
+                plan.config.types(),
+                self.types
+            )));
+        }
         let kernel = GemmKernel::new(&self.device, plan)?;
         let (partials, counters) = kernel.workspace_bytes(m, self.out_features, self.in_features);
         let stream = self.device.stream();
@@ -115,8 +134,9 @@ impl GemmLayer {
         Ok(plan)
     }
 
-    /// Launches `y = x W^T + bias` for `m` tokens on `stream`: `x` is `m x K` int8, `token_scale` `m` float32, `y` `m x N` of
-    /// the layer's output type. See [`GemmKernel::launch`] for `overlap`. Launches of one layer must not run at the same
+    /// Launches `y = x W^T + bias` for `m` tokens on `stream`: `x` is `m x K` of the type that the weights were packed for,
+    /// `token_scale` `m` float32 (ignored, and may be 0, where activations are no int8), `y` `m x N` of the layer's output
+    /// type. See [`GemmKernel::launch`] for `overlap`. Launches of one layer must not run at the same
     /// time on two streams.
     ///
     /// # Errors

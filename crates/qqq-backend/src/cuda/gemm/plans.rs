@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use cudarc::driver::sys;
 
 use super::weights::check_shape;
-use super::{GemmKernel, GemmOperands, OutputType, Plan, TunedKey, WeightKind, plan};
+use super::{GemmKernel, GemmOperands, GemmTypes, Plan, SumOrder, TunedKey, plan};
 use crate::cuda::device::Device;
 use crate::cuda::{Arch, CudaError, Result};
 
@@ -39,7 +39,7 @@ impl GemmPlans {
     /// [`CudaError::Shape`] for a shape that no kernel takes; see [`GemmKernel::new`] for the others.
     pub fn new(
         device: &Arc<Device>,
-        (kind, output, arch): (WeightKind, OutputType, Arch),
+        (types, arch): (GemmTypes, Arch),
         (n, k): (usize, usize),
         most_tokens: usize,
     ) -> Result<Self> {
@@ -50,10 +50,10 @@ impl GemmPlans {
             )));
         }
         // What was tuned holds up to numbers of tokens at which a range ends as well.
-        let key = TunedKey { arch, weights: kind, output, n, k };
+        let key = TunedKey { arch, types, n, k };
         let plan_for = |m| {
             let tuned = device.tuned().plan(&key, m);
-            tuned.unwrap_or_else(|| plan(kind, output, arch, (m, n, k), device.multiprocessors()))
+            tuned.unwrap_or_else(|| plan(types, arch, (m, n, k), device.multiprocessors(), SumOrder::Free))
         };
         let (plans, ranges) = ranges(most_tokens, plan_for);
         let kernels = load(device, &plans)?;
@@ -186,11 +186,12 @@ fn load(device: &Device, plans: &[Plan]) -> Result<Vec<GemmKernel>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::gemm::{OutputType, WeightKind};
 
     #[test]
     fn every_number_of_tokens_has_the_plan_of_its_range() {
-        let plan_for =
-            |m| plan(WeightKind::Channel4, OutputType::Float16, Arch::Sm90a, (m, 4096, 11008), 132);
+        let types = GemmTypes::int8(WeightKind::Channel4, OutputType::Float16);
+        let plan_for = |m| plan(types, Arch::Sm90a, (m, 4096, 11008), 132, SumOrder::Free);
         for most in [1, 5, 8, 300, 1024, 1025, 5000, MAX_TOKENS] {
             let (plans, ranges) = ranges(most, plan_for);
             assert_eq!(ranges.last().unwrap().0, most);

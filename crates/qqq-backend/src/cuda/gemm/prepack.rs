@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::WeightKind;
 use super::weights::{CHUNK_COLUMNS, CHUNK_ROWS, check_shape};
+use super::{Activation, WeightKind};
 use crate::cuda::device::{Device, Kernel};
 use crate::cuda::{CudaError, Result, Source};
 
@@ -36,7 +36,7 @@ pub fn source(kind: WeightKind, direction: Direction) -> Source {
          run(const __grid_constant__ PrepackParameters p) {{ {function}<{kind}, {group}>(p); }}\n",
         kind = kind.enumerator(),
         group = kind.group_size().unwrap_or(CHUNK_COLUMNS),
-        bytes = kind.chunk_bytes(),
+        bytes = kind.chunk_bytes(Activation::Int8),
     );
     Source { name: format!("{name}_{}", kind.short_name()), text }
 }
@@ -49,7 +49,7 @@ pub struct PrepackOperands {
     /// Group scales, `n x ceil(k / group)`: uint8 for [`WeightKind::GroupInteger4`], float16 for
     /// [`WeightKind::GroupHalf4`]; 0 without groups.
     pub scales: u64,
-    /// Chunks, `ceil(n / 64) x ceil(k / 128)` of [`WeightKind::chunk_bytes`].
+    /// Chunks, `ceil(n / 64) x ceil(k / 128)` of [`WeightKind::chunk_bytes`] for int8 activations.
     pub chunks: u64,
     /// Channel scales of the neutral form, `n` float32.
     pub channel_scale: u64,
@@ -91,7 +91,7 @@ impl PrepackKernel {
 
     /// Bytes of the chunks of an `n x k` layer.
     pub fn chunks_bytes(kind: WeightKind, n: usize, k: usize) -> usize {
-        n.div_ceil(CHUNK_ROWS) * k.div_ceil(CHUNK_COLUMNS) * kind.chunk_bytes()
+        n.div_ceil(CHUNK_ROWS) * k.div_ceil(CHUNK_COLUMNS) * kind.chunk_bytes(Activation::Int8)
     }
 
     /// Launches on `stream`.

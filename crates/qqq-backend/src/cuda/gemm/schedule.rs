@@ -10,7 +10,7 @@ pub struct Schedule {
     pub n_tiles: i32,
     /// Tiles along the tokens.
     pub m_tiles: i32,
-    /// Steps of 128 input channels.
+    /// Steps of 128 bytes of each token's row.
     pub k_blocks: i32,
     /// Tiles that are cut along K; they come first.
     pub split_tiles: i32,
@@ -27,8 +27,8 @@ pub struct Schedule {
 /// Channel tiles visited together: with tiles of 128 channels and 256 tokens, a round of 132 blocks reads each operand
 /// from memory about once.
 const BAND: usize = 8;
-/// Steps to bring to the L2 cache ahead, where two launches share a multiprocessor.
-const AHEAD: usize = 16;
+/// Input channels to bring to the L2 cache ahead, where two launches share a multiprocessor.
+const AHEAD: usize = 2048;
 
 impl Schedule {
     /// The schedule of `m x n x k` on `clusters` clusters; with `split`, tiles are cut along K so that all clusters end
@@ -37,7 +37,7 @@ impl Schedule {
     pub fn new(config: &Instance, m: usize, n: usize, k: usize, clusters: usize, split: bool) -> Self {
         let n_tiles = n.div_ceil(config.channels());
         let m_tiles = m.div_ceil(config.tokens());
-        let k_blocks = k.div_ceil(128);
+        let k_blocks = config.steps(k);
         let tiles = n_tiles * m_tiles;
         let (mut split_tiles, mut split_clusters) = (0, 0);
         // The kernel counts in 32 bits.
@@ -71,7 +71,7 @@ impl Schedule {
             split_clusters: split_clusters as i32,
             band: BAND as i32,
             trigger: if overlap { (steps * 7 / 10).max(1) as i32 } else { 1 },
-            ahead: if overlap { AHEAD as i32 } else { 0 },
+            ahead: if overlap { config.steps(AHEAD) as i32 } else { 0 },
         }
     }
 
@@ -90,11 +90,11 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::gemm::{OutputType, Sm90Config, WeightKind};
+    use crate::cuda::gemm::{Activation, GemmTypes, OutputType, Sm90Config, WeightKind};
 
     fn config(tokens: usize, ranks: usize) -> Instance {
         Instance::Sm90(Sm90Config {
-            weights: WeightKind::Channel4,
+            types: GemmTypes::new(WeightKind::Channel4, Activation::Int8, OutputType::Float16).unwrap(),
             tokens,
             warpgroups: 2,
             rows: 1,
@@ -102,7 +102,6 @@ mod tests {
             stages: 4,
             cluster: 1,
             ranks,
-            output: OutputType::Float16,
         })
     }
 

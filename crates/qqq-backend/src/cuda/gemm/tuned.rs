@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{OutputType, Plan, WeightKind, candidates, instances};
+use super::{Activation, GemmTypes, OutputType, Plan, SumOrder, WeightKind, candidates, instances};
 use crate::cuda::cache::Cache;
 use crate::cuda::{Arch, CudaError, Result, source};
 
@@ -26,10 +26,8 @@ const MARGIN: f64 = 0.02;
 pub struct TunedKey {
     /// The kernels: the device's own, or Ampere's.
     pub arch: Arch,
-    /// The weights.
-    pub weights: WeightKind,
-    /// The output.
-    pub output: OutputType,
+    /// What the operands are made of.
+    pub types: GemmTypes,
     /// Output channels.
     pub n: usize,
     /// Input channels.
@@ -79,8 +77,7 @@ impl TunedPlans {
         let tuned = self.plans.get(key)?.range(first..=last);
         let (_, plan) = tuned.min_by_key(|(tokens, _)| (tokens.abs_diff(m), Reverse(**tokens)))?;
         plan.filter(|p| {
-            p.config.ranks() <= key.k.div_ceil(128)
-                && candidates(key.weights, key.output, key.arch, m).contains(p)
+            p.config.takes(key.k) && candidates(key.types, key.arch, m, SumOrder::Free).contains(p)
         })
     }
 }
@@ -113,6 +110,7 @@ struct Content {
 struct Entry {
     architecture: String,
     weights: String,
+    activations: String,
     output: String,
     n: usize,
     k: usize,
@@ -225,8 +223,9 @@ impl Entry {
     fn new(key: &TunedKey, m: usize, choice: &TunedChoice) -> Self {
         Self {
             architecture: key.arch.to_string(),
-            weights: key.weights.short_name(),
-            output: key.output.short_name().to_owned(),
+            weights: key.types.weights().short_name(),
+            activations: key.types.activation().short_name().to_owned(),
+            output: key.types.output().short_name().to_owned(),
             n: key.n,
             k: key.k,
             tokens: m,
@@ -238,8 +237,9 @@ impl Entry {
     }
 
     /// What it is about: entries that agree in this replace each other.
-    fn place(&self) -> (&str, &str, &str, usize, usize, usize) {
-        (&self.architecture, &self.weights, &self.output, self.n, self.k, self.tokens)
+    fn place(&self) -> (&str, [&str; 3], usize, usize, usize) {
+        let types = [self.weights.as_str(), &self.activations, &self.output];
+        (&self.architecture, types, self.n, self.k, self.tokens)
     }
 
     /// What the names mean to this version.
@@ -249,10 +249,13 @@ impl Entry {
         let weights = weights.ok_or_else(|| format!("{:?} are no weights", self.weights))?;
         let output = OutputType::ALL.into_iter().find(|o| o.short_name() == self.output);
         let output = output.ok_or_else(|| format!("{:?} is no output", self.output))?;
-        let key = TunedKey { arch, weights, output, n: self.n, k: self.k };
+        let activation = Activation::ALL.into_iter().find(|a| a.short_name() == self.activations);
+        let activation = activation.ok_or_else(|| format!("{:?} are no activations", self.activations))?;
+        let types = GemmTypes::new(weights, activation, output).map_err(|e| e.to_string())?;
+        let key = TunedKey { arch, types, n: self.n, k: self.k };
         let Some(kernel) = &self.kernel else { return Ok((key, None)) };
         // Those that are candidates for some number of tokens; which, is asked when a plan is needed.
-        let config = instances(weights, output, arch).into_iter().find(|i| i.source().name == *kernel);
+        let config = instances(types, arch).into_iter().find(|i| i.source().name == *kernel);
         let plan = config.map(|config| Plan { config, split: self.split });
         plan.filter(|p| !(p.split && p.config.ranks() > 1))
             .map(|p| (key, Some(p)))
@@ -266,8 +269,7 @@ mod tests {
 
     const KEY: TunedKey = TunedKey {
         arch: Arch::Sm90a,
-        weights: WeightKind::Channel4,
-        output: OutputType::Float16,
+        types: GemmTypes::int8(WeightKind::Channel4, OutputType::Float16),
         n: 8192,
         k: 21760,
     };
@@ -278,7 +280,7 @@ mod tests {
 
     /// Candidate number `i` for `m` tokens.
     fn choice(m: usize, i: usize) -> TunedChoice {
-        let plan = candidates(KEY.weights, KEY.output, KEY.arch, m)[i];
+        let plan = candidates(KEY.types, KEY.arch, m, SumOrder::Free)[i];
         TunedChoice { plan: Some(plan), microseconds: 10.0, heuristic_microseconds: 12.0 }
     }
 
@@ -320,8 +322,13 @@ mod tests {
         for other in [
             TunedKey { n: 4096, ..KEY },
             TunedKey { k: 4096, ..KEY },
-            TunedKey { output: OutputType::Bfloat16, ..KEY },
-            TunedKey { weights: WeightKind::GroupHalf4(128), ..KEY },
+            TunedKey { types: GemmTypes::int8(WeightKind::Channel4, OutputType::Bfloat16), ..KEY },
+            TunedKey { types: GemmTypes::int8(WeightKind::GroupHalf4(128), OutputType::Float16), ..KEY },
+            TunedKey {
+                types: GemmTypes::new(WeightKind::Channel4, Activation::Float16, OutputType::Float16)
+                    .unwrap(),
+                ..KEY
+            },
             TunedKey { arch: Arch::Sm80, ..KEY },
         ] {
             assert_eq!(plans.plan(&other, 16), None);
@@ -332,14 +339,10 @@ mod tests {
 
     #[test]
     fn every_plan_of_every_kind_has_a_name() {
-        for (weights, output, arch) in WeightKind::ALL
-            .into_iter()
-            .flat_map(|w| OutputType::ALL.map(|o| (w, o)))
-            .flat_map(|(w, o)| Arch::ALL.map(|a| (w, o, a)))
-        {
-            let key = TunedKey { arch, weights, output, ..KEY };
+        for (types, arch) in GemmTypes::all().into_iter().flat_map(|t| Arch::ALL.map(|a| (t, a))) {
+            let key = TunedKey { arch, types, ..KEY };
             for m in [1, 16, 100, 4096] {
-                for plan in candidates(weights, output, arch, m) {
+                for plan in candidates(types, arch, m, SumOrder::Free) {
                     let entry = Entry::new(&key, m, &TunedChoice { plan: Some(plan), ..KEEP });
                     assert_eq!(entry.resolve(), Ok((key, Some(plan))));
                 }
@@ -368,7 +371,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         // Tiles of 48 tokens are a candidate for 32 tokens, not for 17.
-        let plans = candidates(KEY.weights, KEY.output, KEY.arch, 32);
+        let plans = candidates(KEY.types, KEY.arch, 32, SumOrder::Free);
         let plan = plans.into_iter().find(|p| p.config.tokens() == 48 && p.config.ranks() == 1);
         assert!(plan.is_some());
         store.put(&KEY, 32, &TunedChoice { plan, ..KEEP }).unwrap();
@@ -376,7 +379,7 @@ mod tests {
         assert_eq!(store.load().plan(&KEY, 17), None);
         // Two ranks cannot share 128 input channels.
         let short = TunedKey { k: 128, ..KEY };
-        let plans = candidates(KEY.weights, KEY.output, KEY.arch, 32);
+        let plans = candidates(KEY.types, KEY.arch, 32, SumOrder::Free);
         let plan = plans.into_iter().find(|p| p.config.ranks() == 2);
         assert!(plan.is_some());
         store.put(&short, 32, &TunedChoice { plan, ..KEEP }).unwrap();
@@ -410,6 +413,7 @@ mod tests {
             ("architecture", Value::from("sm_75")),
             ("weights", Value::from("c5")),
             ("output", Value::from("f8")),
+            ("activations", Value::from("f16")),
         ] {
             let mut bad = good.clone();
             bad["choices"][0][field] = value;

@@ -1,14 +1,15 @@
-//! Prepacked weights: the layout that `dequantize.cuh` describes.
+//! Prepacked weights: the layout that `dequantize.cuh` describes; for 16-bit activations see `weights16.rs`.
 
 use half::f16;
 use qqq_formats::{QuantizedWeight, Scales};
 
+use super::{Activation, weights16};
 use crate::cpu::pool::parallel_chunks_mut;
 use crate::{BackendError, Result};
 
 /// Rows (output channels) of a chunk.
 pub(super) const CHUNK_ROWS: usize = 64;
-/// Columns (input channels) of a chunk.
+/// Columns (input channels) of a chunk for int8 activations.
 pub(super) const CHUNK_COLUMNS: usize = 128;
 /// Largest K whose int32 sums cannot overflow: operands are at most 128 in magnitude on both sides.
 const MAX_IN_FEATURES: usize = 65536;
@@ -49,8 +50,11 @@ impl WeightKind {
         }
     }
 
-    /// Bytes of a chunk of 64 x 128 weights with its group scales.
-    pub fn chunk_bytes(self) -> usize {
+    /// Bytes of a chunk of 64 rows of weights with its group scales: 128 columns for int8 activations, 64 for 16-bit ones.
+    pub fn chunk_bytes(self, activation: Activation) -> usize {
+        if activation != Activation::Int8 {
+            return weights16::chunk_bytes(self.group_size());
+        }
         let scale = |group: usize, bytes: usize| CHUNK_COLUMNS / group * CHUNK_ROWS * bytes;
         match self {
             WeightKind::Channel4 => CHUNK_ROWS * CHUNK_COLUMNS / 2,
@@ -88,34 +92,31 @@ impl WeightKind {
 pub struct PackedWeights {
     /// How they are stored.
     pub kind: WeightKind,
+    /// The activations that they are packed for.
+    pub activation: Activation,
     /// `N`, output channels.
     pub out_features: usize,
     /// `K`, input channels.
     pub in_features: usize,
-    /// Chunks, shape `ceil(N / 64) x ceil(K / 128)`, padded with code 0.
+    /// Chunks, shape `ceil(N / 64) x ceil(K / 128)` for int8 activations and `ceil(N / 64) x ceil(K / 64)` for 16-bit ones,
+    /// padded with code 0.
     pub chunks: Vec<u8>,
     /// Factor of each channel's sum, `ceil(N / 64) * 64` values, padded with 0.
     pub channel_scale: Vec<f32>,
 }
 
 impl PackedWeights {
-    /// Packs a weight in the neutral form. Group scales that are all integers of at most 16 are stored as such: the kernel
+    /// Packs a weight in the neutral form for int8 activations. Group scales that are all integers of at most 16 are stored as such: the kernel
     /// for them is faster, and its int8 weights are the same.
     ///
     /// # Errors
     /// [`BackendError::Shape`] when K or N is no multiple of 16, K exceeds 65,536, or the group size is none of 32, 64, 128.
     pub fn new(weight: &QuantizedWeight) -> Result<Self> {
-        weight.check("weight").map_err(|e| BackendError::Shape(e.to_string()))?;
+        check(weight)?;
         let (n, k) = (weight.out_features, weight.in_features);
-        check_shape(n, k)?;
         let (kind, groups) = match &weight.scales {
             Scales::PerChannel(_) => (WeightKind::Channel4, None),
             Scales::PerGroup { group_size, group, .. } => {
-                if ![32, 64, 128].contains(group_size) {
-                    return Err(BackendError::Shape(format!(
-                        "groups of {group_size} input channels: the GPU kernels take 32, 64 or 128"
-                    )));
-                }
                 let integer = |s: &f16| (0..=16).any(|i| *s == f16::from_f32(i as f32));
                 let kind = if group.iter().all(integer) {
                     WeightKind::GroupInteger4(*group_size)
@@ -129,6 +130,7 @@ impl PackedWeights {
         let factor = if kind == WeightKind::Channel4 { 1.0 / 16.0 } else { 1.0 };
         Ok(Self {
             kind,
+            activation: Activation::Int8,
             out_features: n,
             in_features: k,
             chunks: pack_chunks(kind, n, k, &weight.codes, groups),
@@ -136,7 +138,27 @@ impl PackedWeights {
         })
     }
 
-    /// Packs int8 weights (`codes` of shape `N x K`) with a scale a channel.
+    /// Packs a weight in the neutral form for activations of this type. Group scales for 16-bit ones are stored in the
+    /// activations' type, to which the kernel rounds their products with the codes too.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn for_activation(weight: &QuantizedWeight, activation: Activation) -> Result<Self> {
+        if activation == Activation::Int8 {
+            return Self::new(weight);
+        }
+        check(weight)?;
+        Ok(Self {
+            kind: weights16::kind(weight),
+            activation,
+            out_features: weight.out_features,
+            in_features: weight.in_features,
+            chunks: weights16::pack(weight, activation),
+            channel_scale: padded_scales(weight.channel_scales(), 1.0),
+        })
+    }
+
+    /// Packs int8 weights for int8 activations (`codes` of shape `N x K`) with a scale a channel.
     ///
     /// # Errors
     /// As [`new`](Self::new); also when the lengths do not agree.
@@ -151,11 +173,26 @@ impl PackedWeights {
         }
         Ok(Self {
             kind: WeightKind::Channel8,
+            activation: Activation::Int8,
             out_features: n,
             in_features,
             chunks: pack_chunks(WeightKind::Channel8, n, in_features, codes, None),
             channel_scale: padded_scales(channel_scale, 1.0),
         })
+    }
+}
+
+/// Whether there are kernels for the weight.
+fn check(weight: &QuantizedWeight) -> Result<()> {
+    weight.check("weight").map_err(|e| BackendError::Shape(e.to_string()))?;
+    check_shape(weight.out_features, weight.in_features)?;
+    match &weight.scales {
+        Scales::PerGroup { group_size, .. } if ![32, 64, 128].contains(group_size) => {
+            Err(BackendError::Shape(format!(
+                "groups of {group_size} input channels: the GPU kernels take 32, 64 or 128"
+            )))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -179,7 +216,7 @@ fn padded_scales(scales: &[f32], factor: f32) -> Vec<f32> {
 
 fn pack_chunks(kind: WeightKind, n: usize, k: usize, codes: &[i8], groups: Option<&[f16]>) -> Vec<u8> {
     let steps = k.div_ceil(CHUNK_COLUMNS);
-    let bytes = kind.chunk_bytes();
+    let bytes = kind.chunk_bytes(Activation::Int8);
     let mut chunks = vec![0u8; n.div_ceil(CHUNK_ROWS) * steps * bytes];
     parallel_chunks_mut(&mut chunks, steps * bytes, |block, out| {
         for (step, out) in out.chunks_exact_mut(bytes).enumerate() {
@@ -258,7 +295,7 @@ mod tests {
     /// The int8 operands that a thread makes of a chunk, following `dequantize.cuh` step by step.
     fn operands(p: &PackedWeights, block: usize, step: usize) -> Vec<i8> {
         let steps = p.in_features.div_ceil(CHUNK_COLUMNS);
-        let bytes = p.kind.chunk_bytes();
+        let bytes = p.kind.chunk_bytes(p.activation);
         let chunk = &p.chunks[(block * steps + step) * bytes..][..bytes];
         let mut out = vec![0i8; 64 * 128];
         let word = |at: usize| u32::from_le_bytes(chunk[at..at + 4].try_into().unwrap());
@@ -388,7 +425,9 @@ mod tests {
         }
         let scales =
             Scales::PerGroup { group_size: 16, channel: vec![1.0; 16], group: vec![f16::ONE; 16 * 4] };
-        let error = PackedWeights::new(&make(16, 64, scales)).unwrap_err();
-        assert!(error.to_string().contains("32, 64 or 128"), "{error}");
+        for activation in [Activation::Int8, Activation::Float16] {
+            let error = PackedWeights::for_activation(&make(16, 64, scales.clone()), activation).unwrap_err();
+            assert!(error.to_string().contains("32, 64 or 128"), "{error}");
+        }
     }
 }

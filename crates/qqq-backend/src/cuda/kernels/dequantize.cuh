@@ -1,4 +1,4 @@
-// Prepacked weights to the int8 operand of the tensor cores.
+// Prepacked weights to the int8 operand of the tensor cores. For 16-bit activations see dequantize16.cuh.
 //
 // Prepacked weights are a sequence of chunks, [N/64][K/128], so that the multiprocessor that works on some rows reads
 // one contiguous stream. A chunk holds 64 rows x 128 columns: first the codes, then the group scales. Codes come in
@@ -58,6 +58,25 @@ QQQ_DEVICE void load_words(uint32 chunk, int thread, Words<W, Group>& words) {
     if constexpr (C::kGrouped) {
 #pragma unroll
         for (int i = 0; i < Words<W, Group>::kGroups; ++i) {
+            const uint32 address = chunk + C::kCodeBytes + (i * 64 + thread / 4 * 2) * C::kScaleBytes;
+            words.scales[i] = W == kGroupInteger4 ? ptx::load_shared_16(address) : ptx::load_shared_32(address);
+        }
+    }
+}
+
+// The same for one half of a chunk, 64 columns. Scales that both halves share are read with the first.
+template <Weights W, int Group>
+QQQ_DEVICE void load_half_words(uint32 chunk, int thread, int half, Words<W, Group>& words) {
+    using C = Chunk<W, Group>;
+    constexpr int kPieces = Words<W, Group>::kPieces / 2;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+        words.codes[half * kPieces + i] = ptx::load_shared_128(chunk + (half * kPieces + i) * 2048 + thread * 16);
+    }
+    if constexpr (C::kGrouped) {
+#pragma unroll
+        for (int i = 0; i < Words<W, Group>::kGroups; ++i) {
+            if (i * Group / 64 != half) continue;
             const uint32 address = chunk + C::kCodeBytes + (i * 64 + thread / 4 * 2) * C::kScaleBytes;
             words.scales[i] = W == kGroupInteger4 ? ptx::load_shared_16(address) : ptx::load_shared_32(address);
         }

@@ -103,9 +103,9 @@ QQQ_DEVICE uint32 remote_address(uint32 address, uint32 rank) {
 }
 
 // Stores 16 bytes to another block's shared memory and counts them at its barrier (both addresses remote).
-QQQ_DEVICE void store_remote_128(uint32 address, int a, int b, int c, int d, uint32 barrier) {
+QQQ_DEVICE void store_remote_128(uint32 address, int4 v, uint32 barrier) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%1,%2,%3,%4}, [%5];"
-                 :: "r"(address), "r"(a), "r"(b), "r"(c), "r"(d), "r"(barrier) : "memory");
+                 :: "r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier) : "memory");
 }
 
 // --- copies ------------------------------------------------------------------------------------
@@ -254,6 +254,18 @@ QQQ_DEVICE uint32 shuffle_xor(uint32 value, int mask) { return __shfl_xor_sync(0
 QQQ_DEVICE void mma_16x8x32(int (&d)[4], uint32 a0, uint32 a1, uint32 a2, uint32 a3, uint32 b0, uint32 b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The same of float16 or bfloat16: two columns take the place of four, and D holds float32.
+template <bool Bfloat>
+QQQ_DEVICE void mma_16x8x16(int (&d)[4], uint32 a0, uint32 a1, uint32 a2, uint32 a3, uint32 b0, uint32 b1) {
+    if constexpr (Bfloat) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    } else {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    }
 }
 
 // The sum of four products of int8 and c.

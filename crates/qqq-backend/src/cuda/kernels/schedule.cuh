@@ -1,6 +1,6 @@
 // Which part of the output each block (or cluster of blocks) computes.
 //
-// The output is cut into tiles; a tile takes `k_blocks` steps of 128 columns. Some tiles are given whole, one a
+// The output is cut into tiles; a tile takes `k_blocks` steps of 128 bytes of a token's row. Some tiles are given whole, one a
 // cluster and round; the rest, fewer than fill a round, are cut along K as well so that all clusters end together
 // (stream-K, arXiv 2301.03598): their steps form one line, of which every cluster takes an equal stretch. The host sees
 // to it that split_tiles * k_blocks * split_clusters fits in an int.

@@ -8,7 +8,7 @@
 
 // Adds a batch of partial sums.
 template <class C, class Load>
-QQQ_DEVICE void sm80_add(int (&acc)[C::kSets][C::kGroups][4], Load load) {
+QQQ_DEVICE void sm80_add(Sums<C>& acc, Load load) {
     // As many loads in flight as there are registers for.
     constexpr int kBatch = C::kGroups < 8 ? C::kGroups : C::kGroups % 8 == 0 ? 8 : C::kGroups % 4 == 0 ? 4 : 2;
 #pragma unroll
@@ -23,28 +23,36 @@ QQQ_DEVICE void sm80_add(int (&acc)[C::kSets][C::kGroups][4], Load load) {
 #pragma unroll
             for (int i = 0; i < kBatch; ++i) {
                 if (begin + i >= C::kGroups) continue;
-                int(&d)[4] = acc[s][begin + i];
-                d[0] += v[i].x, d[1] += v[i].y, d[2] += v[i].z, d[3] += v[i].w;
+                add_sums<C::A>(acc[s][begin + i], 0, v[i]);
             }
         }
     }
 }
 
 template <class C, class Store>
-QQQ_DEVICE void sm80_put(const int (&acc)[C::kSets][C::kGroups][4], Store store) {
+QQQ_DEVICE void sm80_put(const Sums<C>& acc, Store store) {
+#pragma unroll
+    for (int s = 0; s < C::kSets; ++s) {
+#pragma unroll
+        for (int i = 0; i < C::kGroups; ++i) store((s * C::kGroups + i) * 128, pack_sums(acc[s][i], 0));
+    }
+}
+
+template <class C>
+QQQ_DEVICE void sm80_clear(Sums<C>& acc) {
 #pragma unroll
     for (int s = 0; s < C::kSets; ++s) {
 #pragma unroll
         for (int i = 0; i < C::kGroups; ++i) {
-            const int(&d)[4] = acc[s][i];
-            store((s * C::kGroups + i) * 128, make_int4(d[0], d[1], d[2], d[3]));
+#pragma unroll
+            for (int j = 0; j < 4; ++j) acc[s][i][j] = 0;
         }
     }
 }
 
-// The first team of a warpgroup's rows gets the sum of all.
+// The first team of a warpgroup's rows gets the sum of all, added by the teams' numbers.
 template <class C>
-QQQ_DEVICE void sm80_join_teams(const Sm80Place<C>& place, int (&acc)[C::kSets][C::kGroups][4], uint8* memory) {
+QQQ_DEVICE void sm80_join_teams(const Sm80Place<C>& place, Sums<C>& acc, uint8* memory) {
     constexpr int kGroup = C::kSets * C::kGroups * 128, kTeam = C::kWarpgroups * kGroup;
     int4* sums = (int4*)(memory + C::kSumOffset) + place.warpgroup * kGroup + place.thread;
     const uint32 barrier = 1 + C::kSplits + place.warpgroup;
@@ -60,10 +68,10 @@ QQQ_DEVICE void sm80_join_teams(const Sm80Place<C>& place, int (&acc)[C::kSets][
 }
 
 // Adds the partial sums of the blocks that share a tile. True in the one that comes last and holds the sum.
-// Integer sums are exact: the result does not depend on who comes last.
+// Integer sums are exact: the result does not depend on who comes last. Floating-point ones are added by the blocks' numbers.
 template <class C>
-QQQ_DEVICE bool sm80_combine(const Sm80Parameters& p, const Sm80Place<C>& place, const Segment& g,
-                             int (&acc)[C::kSets][C::kGroups][4], uint8* memory) {
+QQQ_DEVICE bool sm80_combine(const Sm80Parameters& p, const Sm80Place<C>& place, const Segment& g, Sums<C>& acc,
+                             uint8* memory) {
     const int begin = g.tile * p.schedule.k_blocks;
     const int first = Segments<1>::split_owner(p.schedule, begin);
     const int last = Segments<1>::split_owner(p.schedule, begin + p.schedule.k_blocks - 1);
@@ -87,9 +95,11 @@ QQQ_DEVICE bool sm80_combine(const Sm80Parameters& p, const Sm80Place<C>& place,
     ptx::named_barrier(barrier, 128);
     if (*flag != (uint32)(last - first)) return false;
     ptx::fence_device();
+    constexpr bool kOrdered = C::A != kInt8;
+    if constexpr (kOrdered) sm80_clear<C>(acc);
 #pragma unroll 1
     for (int owner = first; owner <= last; ++owner) {
-        if (owner == (int)blockIdx.x) continue;
+        if (!kOrdered && owner == (int)blockIdx.x) continue;
         const int4* other = slot(owner, Segments<1>::split_begin(p.schedule, owner) <= begin);
         sm80_add<C>(acc, [&](int i) { return ptx::load_global_l2(other + i); });
     }
@@ -122,8 +132,7 @@ QQQ_DEVICE void transpose_quads(uint32 (&w)[4], int lane) {
 // Scales, converts and stores a finished tile. Registers hold pairs of tokens of a channel: 8 x 8 pieces are transposed
 // inside the warp, then quads gather 8 channels of a token, so that a store writes whole sectors.
 template <class C>
-QQQ_DEVICE void sm80_store(const Sm80Parameters& p, const Sm80Place<C>& place, const Segment& g,
-                           const int (&acc)[C::kSets][C::kGroups][4]) {
+QQQ_DEVICE void sm80_store(const Sm80Parameters& p, const Sm80Place<C>& place, const Segment& g, const Sums<C>& acc) {
     const int lane = place.lane, quad = lane % 4;
     const int token0 = g.m_tile * C::kTokens + place.token_warp * (C::kGroups * 8);
     const int channel0 = g.n_tile * C::kChannels + place.warpgroup * (C::kRows * 64) + place.row_warp * (C::kTokenWarps * 16);
@@ -153,11 +162,14 @@ QQQ_DEVICE void sm80_store(const Sm80Parameters& p, const Sm80Place<C>& place, c
                 const int set = kSetStep == 2 ? i : 0, at = group + (kGroupStep == 2 ? i : 0);
                 if (at >= C::kGroups) continue;
                 const int token = token0 + at * 8 + 2 * quad;
-                const float t0 = __ldg(p.token_scale + min(token, p.m - 1)), t1 = __ldg(p.token_scale + min(token + 1, p.m - 1));
+                float t0 = 1.0f, t1 = 1.0f;
+                if constexpr (C::A == kInt8) {
+                    t0 = __ldg(p.token_scale + min(token, p.m - 1)), t1 = __ldg(p.token_scale + min(token + 1, p.m - 1));
+                }
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    float y0 = __fmul_rn(__fmul_rn(__int2float_rn(acc[s + set][at][2 * half]), scale[set][half]), t0);
-                    float y1 = __fmul_rn(__fmul_rn(__int2float_rn(acc[s + set][at][2 * half + 1]), scale[set][half]), t1);
+                    float y0 = scale_sum<C::A>(acc[s + set][at][2 * half], scale[set][half], t0);
+                    float y1 = scale_sum<C::A>(acc[s + set][at][2 * half + 1], scale[set][half], t1);
                     if (biased) y0 = __fadd_rn(y0, bias[set][half]), y1 = __fadd_rn(y1, bias[set][half]);
                     w[2 * i + half] = ptx::transpose_matrix(pack_floats<C::kBfloat>(y0, y1));
                 }

@@ -1,4 +1,5 @@
-// Y = (X W^T) scaled, on every GPU since Ampere: int8 activations, 4- or 8-bit weights, int32 accumulation by mma.sync.
+// Y = (X W^T) scaled, on every GPU since Ampere, by mma.sync: int8 activations with 4- or 8-bit weights and int32 sums, or
+// 16-bit activations with 4-bit weights and float32 sums.
 //
 // As on Hopper the operands are swapped: weights are A (dequantized in registers), tokens are B (from shared memory by
 // ldmatrix), so that few tokens waste nothing. Every warp copies and multiplies; cp.async keeps several steps under way.
@@ -43,7 +44,8 @@ struct Sm80Steps {
 
 // Starts the copies of a step to the team's stage number `stage`.
 template <class C>
-QQQ_DEVICE void sm80_copy(const Sm80Parameters& p, const Sm80Place<C>& place, const Sm80Steps<C>& at, uint32 memory, uint32 stage) {
+QQQ_DEVICE void sm80_copy(const Sm80Parameters& p, const Sm80Place<C>& place, const Sm80Steps<C>& at, uint32 memory,
+                          uint32 stage) {
     const int last_block = (p.n + 63) / 64 - 1;
     const int first_block = at.n_tile * (C::kChannels / 64) + place.warpgroup * C::kRows;
     const uint32 weights =
@@ -64,49 +66,42 @@ QQQ_DEVICE void sm80_copy(const Sm80Parameters& p, const Sm80Place<C>& place, co
 
     constexpr int kPieces = C::kTokens * 8, kPass = C::kTeamThreads / 8;
     const int row = place.member / 8, piece = place.member % 8;
+    // Columns are counted in bytes.
+    constexpr int kBytes = Activation<C::A>::kBytes;
     const int token = at.m_tile * C::kTokens + row, column = at.step * 128 + piece * 16;
-    const int8* source = p.x + (long long)token * p.k + column;
+    const uint8* source = p.x + (long long)token * (p.k * kBytes) + column;
     const uint32 target = memory + stage * C::kTokenBytes + row * 128 + ((piece ^ (row & 7)) << 4);
 #pragma unroll
     for (int i = 0; i * kPass < C::kTokens; ++i) {
         if ((i + 1) * C::kTeamThreads <= kPieces || place.member + i * C::kTeamThreads < kPieces) {
-            const bool valid = token + i * kPass < p.m && column < p.k;
-            ptx::copy_async_16(target + i * kPass * 128, valid ? source + (long long)(i * kPass) * p.k : p.x, valid);
+            const bool valid = token + i * kPass < p.m && column < p.k * kBytes;
+            ptx::copy_async_16(target + i * kPass * 128, valid ? source + (long long)(i * kPass) * (p.k * kBytes) : p.x, valid);
         }
     }
 }
 
-// Reads what one thread needs of half a chunk. Scales that both halves share are read with the first.
+// A matrix instruction: 32 bytes of rows and tokens.
 template <class C>
-QQQ_DEVICE void sm80_load_words(uint32 chunk, int thread, int half, Words<C::W, C::Group>& words) {
-    using Layout = Chunk<C::W, C::Group>;
-    constexpr int kPieces = Words<C::W, C::Group>::kPieces / 2;
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-        words.codes[half * kPieces + i] = ptx::load_shared_128(chunk + (half * kPieces + i) * 2048 + thread * 16);
-    }
-    if constexpr (Layout::kGrouped) {
-#pragma unroll
-        for (int i = 0; i < Words<C::W, C::Group>::kGroups; ++i) {
-            if (i * C::Group / 64 != half) continue;
-            const uint32 address = chunk + Layout::kCodeBytes + (i * 64 + thread / 4 * 2) * Layout::kScaleBytes;
-            words.scales[i] = C::W == kGroupInteger4 ? ptx::load_shared_16(address) : ptx::load_shared_32(address);
-        }
+QQQ_DEVICE void sm80_mma(int (&d)[4], const uint32* a, uint32 b0, uint32 b1) {
+    if constexpr (C::A == kInt8) {
+        ptx::mma_16x8x32(d, a[0], a[1], a[2], a[3], b0, b1);
+    } else {
+        ptx::mma_16x8x16<C::A == kBfloat16>(d, a[0], a[1], a[2], a[3], b0, b1);
     }
 }
 
-// Multiplies a step: 128 columns. `weights` are the warpgroup's chunks, `thread` that of this lane in the first set of
-// rows, and `tokens` the 16 bytes that this lane addresses in the warp's first group of tokens.
+// Multiplies a step: 128 bytes of every token. `weights` are the warpgroup's chunks, `thread` that of this lane in the first
+// set of rows, and `tokens` the 16 bytes that this lane addresses in the warp's first group of tokens.
 template <class C>
-QQQ_DEVICE void sm80_multiply(uint32 weights, int thread, uint32 tokens, int (&acc)[C::kSets][C::kGroups][4]) {
-    Words<C::W, C::Group> words[C::kSets];
+QQQ_DEVICE void sm80_multiply(uint32 weights, int thread, uint32 tokens, Sums<C>& acc) {
+    typename C::Words words[C::kSets];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         uint32 a[C::kSets][8];
 #pragma unroll
         for (int s = 0; s < C::kSets; ++s) {
             const uint32 chunk = weights + s / C::kTokenWarps * C::kChunkBytes;
-            sm80_load_words<C>(chunk, thread + s % C::kTokenWarps * 32, half, words[s]);
+            load_half_words(chunk, thread + s % C::kTokenWarps * 32, half, words[s]);
             dequantize(words[s], half, a[s]);
         }
         const uint32 column = tokens ^ (half * 64);
@@ -117,10 +112,7 @@ QQQ_DEVICE void sm80_multiply(uint32 weights, int thread, uint32 tokens, int (&a
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
 #pragma unroll
-                for (int s = 0; s < C::kSets; ++s) {
-                    const uint32* rows = a[s] + 4 * j;
-                    ptx::mma_16x8x32(acc[s][i], rows[0], rows[1], rows[2], rows[3], b[2 * j], b[2 * j + 1]);
-                }
+                for (int s = 0; s < C::kSets; ++s) sm80_mma<C>(acc[s][i], a[s] + 4 * j, b[2 * j], b[2 * j + 1]);
             }
         }
     }
@@ -162,7 +154,7 @@ QQQ_DEVICE void sm80_gemm(const Sm80Parameters& p) {
 #pragma unroll 1
     for (int i = 0; i < C::kStages - 1; ++i) copy(i);
 
-    // ldmatrix: lanes 8i.. address 16 columns 16i.. of 8 tokens.
+    // ldmatrix: lanes 8i.. address bytes 16i.. to 16i + 15 of 8 tokens.
     const int first_thread = place.row_warp * C::kTokenWarps * 32 + place.lane;
     const uint32 row = place.token_warp * C::kGroups * 8 + place.lane % 8;
     const uint32 tokens = stages + row * 128 + ((place.lane / 8 ^ place.lane % 8) << 4);
@@ -177,15 +169,8 @@ QQQ_DEVICE void sm80_gemm(const Sm80Parameters& p) {
             if (!nth_segment(p.schedule, blockIdx.x, gridDim.x, stretch, g)) break;
             step = g.first + place.team, last = g.last;
         }
-        int acc[C::kSets][C::kGroups][4];
-#pragma unroll
-        for (int s = 0; s < C::kSets; ++s) {
-#pragma unroll
-            for (int i = 0; i < C::kGroups; ++i) {
-#pragma unroll
-                for (int j = 0; j < 4; ++j) acc[s][i][j] = 0;
-            }
-        }
+        Sums<C> acc;
+        sm80_clear<C>(acc);
 #pragma unroll 1
         for (; step < last; step += C::kSplits) {
             ptx::copy_async_wait<C::kStages - 2>();

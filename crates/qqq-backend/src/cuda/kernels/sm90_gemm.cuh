@@ -1,4 +1,5 @@
-// Y = (X W^T) scaled, on Hopper: int8 activations, 4- or 8-bit weights, int32 accumulation by wgmma.
+// Y = (X W^T) scaled, on Hopper, by wgmma: int8 activations with 4- or 8-bit weights and int32 sums, or 16-bit
+// activations with 4-bit weights and float32 sums.
 //
 // The operands are swapped: weights are A (64 rows of channels an instruction, from registers, where they are
 // dequantized), tokens are B (from shared memory), so that few tokens waste nothing. One warp copies (weights as
@@ -7,98 +8,8 @@
 // their tokens by multicast.
 #pragma once
 
-#include "dequantize.cuh"
-#include "schedule.cuh"
+#include "sm90_epilogue.cuh"
 #include "wgmma.cuh"
-
-struct GemmParameters {
-    // Tokens, M x K int8, box 128 x (kTokens / kCluster), 128-byte swizzle.
-    TensorMap x;
-    // Output, M x N, box 64 x kStagingTokens, 128-byte swizzle.
-    TensorMap y;
-    const uint8* weights;
-    // ceil(N / 64) * 64 values.
-    const float* channel_scale;
-    // M values.
-    const float* token_scale;
-    // N values, or null.
-    const float* bias;
-    // Partial sums of split tiles: two tiles of int32 a block. Counters: one a split tile, block of a cluster and
-    // warpgroup (of the first team); zero before and after a launch.
-    int4* partials;
-    uint32* counters;
-    int m, n;
-    Schedule schedule;
-};
-
-template <Weights W_, int Group_, int Tokens, int Warpgroups, int Rows, int Splits, int Stages, int Cluster, int Ranks,
-          bool Bfloat>
-struct Sm90Config {
-    static constexpr Weights W = W_;
-    static constexpr int Group = Group_;
-    // Tile: kTokens x kChannels; a warpgroup has kRows blocks of 64 channels. kSplits teams of kWarpgroups take the
-    // steps in turn.
-    static constexpr int kTokens = Tokens, kWarpgroups = Warpgroups, kRows = Rows, kStages = Stages, kCluster = Cluster;
-    static constexpr int kSplits = Splits;
-    // Blocks of a cluster: kCluster neighbours along the channels that share tokens, times kRanks that share a tile and
-    // cut it along K. Block b of a cluster is neighbour b % kCluster of rank b / kCluster.
-    static constexpr int kRanks = Ranks, kBlocksInCluster = Cluster * Ranks;
-    // Each rank finishes a part of the tile's tokens; where they are too few, the first finishes all.
-    static constexpr int kOwners = Tokens % (8 * Ranks) == 0 ? Ranks : 1;
-    static constexpr int kOwnedTokens = Tokens / kOwners;
-    // What a warpgroup gets from the other ranks.
-    static constexpr int kInboundBytes = (Ranks - 1) * Rows * kOwnedTokens * 64 * 4;
-    static constexpr int kChannels = 64 * Rows * Warpgroups;
-    static constexpr bool kBfloat = Bfloat;
-    // Few tokens leave room for two blocks on a multiprocessor: the next launch can fill its pipeline already.
-    static constexpr int kBlocks = Tokens * Rows <= 16 && Warpgroups * Splits <= 2 ? 2 : 1;
-    // Registers move from the copying warpgroup to the others.
-    static constexpr bool kTrade = (Warpgroups * Splits == 2 || Warpgroups * Splits == 4) && kBlocks == 1;
-    static constexpr int kRegisters = Warpgroups * Splits == 2 ? 224 : 104;
-    static constexpr int kConsumers = 128 * Warpgroups * Splits;
-    static constexpr int kThreads = kConsumers + (kTrade ? 128 : 32);
-    static constexpr int kStagingTokens = kOwnedTokens <= 64         ? kOwnedTokens
-                                          : kOwnedTokens % 64 == 0 ? 64
-                                          : kOwnedTokens % 56 == 0 ? 56
-                                          : kOwnedTokens % 48 == 0 ? 48
-                                          : kOwnedTokens % 40 == 0 ? 40
-                                                                   : 16;
-    // Shared memory.
-    static constexpr int kTokenBytes = Tokens * 128;
-    static constexpr int kChunkBytes = Chunk<W, Group>::kBytes;
-    static constexpr int kWeightBytes = Rows * Warpgroups * kChunkBytes;
-    static constexpr int kStagingBytes = kStagingTokens * 128;
-    static constexpr int kStagingOffset = Stages * kTokenBytes;
-    // A warpgroup's staging tiles; what comes from other ranks lies in the same place before.
-    static constexpr int kWarpgroupBytes = 2 * kStagingBytes > kInboundBytes ? 2 * kStagingBytes : kInboundBytes;
-    static constexpr int kWeightOffset = kStagingOffset + Warpgroups * kWarpgroupBytes;
-    static constexpr int kTeamOffset = kWeightOffset + Stages * kWeightBytes;
-    static constexpr int kBarrierOffset = kTeamOffset + (Splits - 1) * kChannels * Tokens * 4;
-    static constexpr int kInboundOffset = kBarrierOffset + Stages * 16;
-    static constexpr int kFlagOffset = kInboundOffset + Warpgroups * 16;
-    static constexpr int kSharedBytes = kFlagOffset + Warpgroups * 8;
-    static_assert(kTokenBytes % 1024 == 0 && kStagingBytes % 1024 == 0 && kChunkBytes % 16 == 0 && kBarrierOffset % 8 == 0);
-    static_assert(kSharedBytes <= 227 * 1024);
-    static_assert(Tokens / Cluster % 8 == 0 && Stages % Splits == 0);
-};
-
-// Where a block stands.
-struct Place {
-    int cluster, clusters;
-    // Among the neighbours and the ranks of its cluster.
-    int neighbour, rank;
-};
-
-template <bool Bfloat>
-QQQ_DEVICE uint32 pack_output(float first, float second) {
-    uint32 packed;
-    if constexpr (Bfloat) {
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
-    } else {
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
-    }
-    return packed;
-}
 
 // Copies: one thread of the block.
 template <class C>
@@ -131,13 +42,13 @@ QQQ_DEVICE void sm90_produce(const GemmParameters& p, uint32 shared, Place place
     };
     auto tokens = [&](int step, int at) {
         const uint32 barrier = full + at * 8, target = shared + at * C::kTokenBytes;
-        const int row = g.m_tile * C::kTokens;
+        const int row = g.m_tile * C::kTokens, column = step * Activation<C::A>::kStepColumns;
         if constexpr (C::kCluster == 1) {
-            ptx::tensor_load(target, &p.x, step * 128, row, barrier, token_policy);
+            ptx::tensor_load(target, &p.x, column, row, barrier, token_policy);
         } else {
             constexpr int kPart = C::kTokens / C::kCluster;
-            ptx::tensor_load_multicast(target + place.neighbour * kPart * 128, &p.x, step * 128, row + place.neighbour * kPart,
-                                       barrier, ((1 << C::kCluster) - 1) << (place.rank * C::kCluster), token_policy);
+            ptx::tensor_load_multicast(target + place.neighbour * kPart * 128, &p.x, column, row + place.neighbour * kPart, barrier,
+                                       ((1 << C::kCluster) - 1) << (place.rank * C::kCluster), token_policy);
         }
     };
 
@@ -170,204 +81,6 @@ QQQ_DEVICE void sm90_produce(const GemmParameters& p, uint32 shared, Place place
     }
 }
 
-// Adds the partial sums of the clusters that share a tile. True in the one that comes last and holds the sum.
-// Integer sums are exact: the result does not depend on who comes last.
-template <class C>
-QQQ_DEVICE bool sm90_combine(const GemmParameters& p, const Segment& g, int (&acc)[C::kRows][C::kTokens / 2], uint32 shared,
-                             const Place& place, int warpgroup, int thread) {
-    const int begin = g.tile * p.schedule.k_blocks;
-    const int first = Segments<1>::split_owner(p.schedule, begin);
-    const int last = Segments<1>::split_owner(p.schedule, begin + p.schedule.k_blocks - 1);
-    // A cluster has at most one stretch that begins inside a tile (slot 0) and one that only ends inside (slot 1).
-    auto slot = [&](int owner, int which) {
-        const long long index = ((long long)(owner * C::kCluster + place.neighbour) * 2 + which) * C::kWarpgroups + warpgroup;
-        return p.partials + index * (C::kRows * C::kTokens / 8 * 128) + thread;
-    };
-    int4* own = slot(place.cluster, g.first == 0);
-#pragma unroll
-    for (int r = 0; r < C::kRows; ++r) {
-#pragma unroll
-        for (int j = 0; j < C::kTokens / 8; ++j) {
-            ptx::store_global_l2(own + (r * C::kTokens / 8 + j) * 128,
-                                 make_int4(acc[r][4 * j], acc[r][4 * j + 1], acc[r][4 * j + 2], acc[r][4 * j + 3]));
-        }
-    }
-    ptx::fence_device();
-    ptx::named_barrier(1 + warpgroup, 128);
-    uint32* flag = (uint32*)__cvta_shared_to_generic(shared + C::kFlagOffset + warpgroup * 8);
-    if (thread == 0) {
-        uint32* counter = p.counters + (g.tile * C::kCluster + place.neighbour) * C::kWarpgroups + warpgroup;
-        const uint32 before = ptx::atomic_add(counter, 1);
-        if (before == (uint32)(last - first)) *counter = 0;
-        *flag = before;
-    }
-    ptx::named_barrier(1 + warpgroup, 128);
-    if (*flag != (uint32)(last - first)) return false;
-    ptx::fence_device();
-    for (int owner = first; owner <= last; ++owner) {
-        if (owner == place.cluster) continue;
-        const int4* other = slot(owner, Segments<1>::split_begin(p.schedule, owner) <= begin);
-        // As many loads in flight as there are registers for.
-        constexpr int kBatch = C::kTokens / 8 < 16 ? C::kTokens / 8 : C::kTokens / 8 % 16 == 0 ? 16 : C::kTokens / 8 / 2;
-#pragma unroll
-        for (int r = 0; r < C::kRows; ++r) {
-#pragma unroll
-            for (int batch = 0; batch < C::kTokens / 8; batch += kBatch) {
-                int4 v[kBatch];
-#pragma unroll
-                for (int i = 0; i < kBatch; ++i) v[i] = ptx::load_global_l2(other + (r * C::kTokens / 8 + batch + i) * 128);
-#pragma unroll
-                for (int i = 0; i < kBatch; ++i) {
-                    const int j = batch + i;
-                    acc[r][4 * j] += v[i].x, acc[r][4 * j + 1] += v[i].y, acc[r][4 * j + 2] += v[i].z, acc[r][4 * j + 3] += v[i].w;
-                }
-            }
-        }
-    }
-    return true;
-}
-
-// Sends the other ranks what they finish and adds what they send. True if this one has something to finish.
-template <class C>
-QQQ_DEVICE bool sm90_exchange(int (&acc)[C::kRows][C::kTokens / 2], uint32 shared, const Place& place, int warpgroup, int thread,
-                              uint32 parity) {
-    const int rank = place.rank;
-    constexpr int kGroups = C::kOwnedTokens / 8;
-    constexpr int kPart = C::kRows * kGroups * 128 * 16;
-    const uint32 region = shared + C::kStagingOffset + warpgroup * C::kWarpgroupBytes;
-    const uint32 arrived = shared + C::kInboundOffset + warpgroup * 16, free = arrived + 8;
-    // The others' places are free once they have stored their last tile.
-    if (C::kOwners > 1 || rank > 0) ptx::barrier_wait(free, parity ^ 1);
-#pragma unroll
-    for (int owner = 0; owner < C::kOwners; ++owner) {
-        if (owner == rank) continue;
-        const uint32 slot = (rank + C::kRanks - owner - 1) % C::kRanks;
-        const uint32 target = ptx::remote_address(region + slot * kPart + thread * 16, owner * C::kCluster + place.neighbour);
-        const uint32 barrier = ptx::remote_address(arrived, owner * C::kCluster + place.neighbour);
-#pragma unroll
-        for (int r = 0; r < C::kRows; ++r) {
-#pragma unroll
-            for (int i = 0; i < kGroups; ++i) {
-                const int j = 4 * (owner * kGroups + i);
-                ptx::store_remote_128(target + (r * kGroups + i) * 2048, acc[r][j], acc[r][j + 1], acc[r][j + 2], acc[r][j + 3],
-                                      barrier);
-            }
-        }
-    }
-    if (rank >= C::kOwners) return false;
-    if (thread == 0) ptx::barrier_expect(arrived, (C::kRanks - 1) * kPart);
-    ptx::barrier_wait_cluster(arrived, parity);
-#pragma unroll
-    for (int owner = 0; owner < C::kOwners; ++owner) {
-        if (owner != rank) continue;
-#pragma unroll
-        for (int slot = 0; slot < C::kRanks - 1; ++slot) {
-#pragma unroll
-            for (int r = 0; r < C::kRows; ++r) {
-#pragma unroll
-                for (int i = 0; i < kGroups; ++i) {
-                    const int j = 4 * (owner * kGroups + i);
-                    const uint4 v = ptx::load_shared_128(region + slot * kPart + thread * 16 + (r * kGroups + i) * 2048);
-                    acc[r][j] += v.x, acc[r][j + 1] += v.y, acc[r][j + 2] += v.z, acc[r][j + 3] += v.w;
-                }
-            }
-        }
-    }
-    return true;
-}
-
-// Scales, converts and stores a finished tile: through shared memory, where rows become tokens.
-template <class C>
-QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, int (&acc)[C::kRows][C::kTokens / 2], uint32 shared,
-                           const Place& place, int warpgroup, int thread) {
-    const int warp = thread / 32, lane = thread % 32;
-    const int token0 = g.m_tile * C::kTokens;
-    const uint32 staging = shared + C::kStagingOffset + warpgroup * C::kWarpgroupBytes;
-    constexpr int kPieces = C::kTokens / C::kStagingTokens;
-    int buffer = 0;
-#pragma unroll
-    for (int r = 0; r < C::kRows; ++r) {
-        const int block = (g.n_tile * C::kCluster + place.neighbour) * (C::kChannels / 64) + warpgroup * C::kRows + r;
-        if (block * 64 >= p.n) break;
-        const int channel = block * 64 + warp * 16 + lane / 4;
-        const float scale0 = __ldg(p.channel_scale + channel), scale1 = __ldg(p.channel_scale + channel + 8);
-        const bool biased = p.bias != nullptr;
-        const float bias0 = biased && channel < p.n ? __ldg(p.bias + channel) : 0.0f;
-        const float bias1 = biased && channel + 8 < p.n ? __ldg(p.bias + channel + 8) : 0.0f;
-#pragma unroll
-        for (int piece = 0; piece < kPieces; ++piece) {
-            // Every rank finishes its own tokens.
-            if (C::kRanks > 1 && piece * C::kStagingTokens / C::kOwnedTokens != place.rank) continue;
-            const uint32 target = staging + buffer * C::kStagingBytes;
-            buffer ^= 1;
-            // The store before the last one read this buffer.
-            if (thread == 0) ptx::store_wait_read<1>();
-            ptx::named_barrier(1 + warpgroup, 128);
-            auto packed = [&](int j, int half) {
-                const int token = token0 + 8 * j + 2 * (lane % 4);
-                const float t0 = __ldg(p.token_scale + min(token, p.m - 1)), t1 = __ldg(p.token_scale + min(token + 1, p.m - 1));
-                const float scale = half ? scale1 : scale0, bias = half ? bias1 : bias0;
-                float y0 = __fmul_rn(__fmul_rn(__int2float_rn(acc[r][4 * j + 2 * half]), scale), t0);
-                float y1 = __fmul_rn(__fmul_rn(__int2float_rn(acc[r][4 * j + 2 * half + 1]), scale), t1);
-                if (biased) y0 = __fadd_rn(y0, bias), y1 = __fadd_rn(y1, bias);
-                return pack_output<C::kBfloat>(y0, y1);
-            };
-            // Row `token` of the staging tile has 8 chunks of 8 channels, swizzled by the token.
-            auto address = [&](int token, int half) { return target + token * 128 + (((2 * warp + half) ^ (token & 7)) << 4); };
-            constexpr int kSteps = C::kStagingTokens / 8;
-#pragma unroll
-            for (int i = 0; i + 1 < kSteps; i += 2) {
-                const int j = piece * kSteps + i;
-                ptx::store_matrix_x4_transposed(address(8 * (i + lane / 16) + lane % 8, lane / 8 % 2), packed(j, 0), packed(j, 1),
-                                                packed(j + 1, 0), packed(j + 1, 1));
-            }
-            if constexpr (kSteps % 2 == 1) {
-                const int j = piece * kSteps + kSteps - 1;
-                ptx::store_matrix_x2_transposed(address(8 * (kSteps - 1) + lane % 8, lane / 8 % 2), packed(j, 0), packed(j, 1));
-            }
-            ptx::fence_async_shared();
-            ptx::named_barrier(1 + warpgroup, 128);
-            if (thread == 0) {
-                ptx::tensor_store(&p.y, block * 64, token0 + piece * C::kStagingTokens, target);
-                ptx::store_commit();
-            }
-        }
-    }
-}
-
-// Adds what the teams have of a stretch, in the first one. Called by all of them.
-template <class C>
-QQQ_DEVICE void sm90_join_teams(int (&acc)[C::kRows][C::kTokens / 2], uint32 shared, int warpgroup, int team, int thread) {
-    int4* buffer = (int4*)__cvta_shared_to_generic(shared + C::kTeamOffset) + warpgroup * (C::kRows * C::kTokens / 8 * 128) + thread;
-    constexpr int kTeam = C::kWarpgroups * C::kRows * C::kTokens / 8 * 128;
-    const uint32 barrier = 1 + C::kWarpgroups + warpgroup;
-    if (team > 0) {
-#pragma unroll
-        for (int r = 0; r < C::kRows; ++r) {
-#pragma unroll
-            for (int j = 0; j < C::kTokens / 8; ++j) {
-                buffer[(team - 1) * kTeam + (r * C::kTokens / 8 + j) * 128] =
-                    make_int4(acc[r][4 * j], acc[r][4 * j + 1], acc[r][4 * j + 2], acc[r][4 * j + 3]);
-            }
-        }
-    }
-    ptx::named_barrier(barrier, 128 * C::kSplits);
-    if (team == 0) {
-#pragma unroll
-        for (int other = 0; other < C::kSplits - 1; ++other) {
-#pragma unroll
-            for (int r = 0; r < C::kRows; ++r) {
-#pragma unroll
-                for (int j = 0; j < C::kTokens / 8; ++j) {
-                    const int4 v = buffer[other * kTeam + (r * C::kTokens / 8 + j) * 128];
-                    acc[r][4 * j] += v.x, acc[r][4 * j + 1] += v.y, acc[r][4 * j + 2] += v.z, acc[r][4 * j + 3] += v.w;
-                }
-            }
-        }
-    }
-    ptx::named_barrier(barrier, 128 * C::kSplits);
-}
-
 // Dequantizes and multiplies: a warpgroup of a team.
 template <class C>
 QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place& place, int warpgroup, int team, int thread) {
@@ -377,7 +90,7 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
     // Steps are numbered through all stretches; a team takes every kSplits-th of them, so it sees the same stages again.
     int count = 0, stage = team;
     uint32 phase = 0, parity = 0;
-    int acc[C::kRows][C::kTokens / 2];
+    Sums<C> acc;
     uint32 a[2][C::kRows][8];
 
     // Each warp by itself: that one has read its weights does not say that the others have.
@@ -400,7 +113,7 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
             ptx::barrier_wait(full + stage * 8, phase);
             const uint64 tokens = wgmma::descriptor(shared + stage * C::kTokenBytes);
             const uint32 chunks = shared + C::kWeightOffset + stage * C::kWeightBytes + warpgroup * C::kRows * C::kChunkBytes;
-            Words<C::W, C::Group> words[C::kRows];
+            typename C::Words words[C::kRows];
 #pragma unroll
             for (int r = 0; r < C::kRows; ++r) load_words(chunks + r * C::kChunkBytes, thread, words[r]);
 #pragma unroll
@@ -417,8 +130,8 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
                     const int accumulate = j != 0 || half != 0 || step != begin;
 #pragma unroll
                     for (int r = 0; r < C::kRows; ++r) {
-                        wgmma::mma<C::kTokens>::run(acc[r], a[half][r][4 * j], a[half][r][4 * j + 1], a[half][r][4 * j + 2],
-                                                    a[half][r][4 * j + 3], tokens + 4 * half + 2 * j, accumulate);
+                        wgmma::mma<C::A, C::kTokens>::run(acc[r], a[half][r][4 * j], a[half][r][4 * j + 1], a[half][r][4 * j + 2],
+                                                          a[half][r][4 * j + 3], tokens + 4 * half + 2 * j, accumulate);
                     }
                 }
                 wgmma::commit();
@@ -436,11 +149,7 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
         if (C::kSplits == 1 || begin < steps) {
             release(previous);
         } else {
-#pragma unroll
-            for (int r = 0; r < C::kRows; ++r) {
-#pragma unroll
-                for (int i = 0; i < C::kTokens / 2; ++i) acc[r][i] = 0;
-            }
+            sm90_clear<C>(acc);
         }
         count += steps;
         if constexpr (C::kSplits > 1) sm90_join_teams<C>(acc, shared, warpgroup, team, thread);

@@ -1,12 +1,12 @@
-// wgmma of int8 (sm_90a): D += A B, A is 64 x 32 from registers, B is 32 x N from shared memory (K-major,
-// 128-byte swizzle), D is 64 x N in int32.
+// wgmma (sm_90a): D += A B, A is 64 x 32 bytes from registers, B is 32 bytes x N from shared memory (K-major, 128-byte
+// swizzle), D is 64 x N. int8 gives int32; float16 and bfloat16 give float32.
 //
 // Fragments, for lane l of warp w in the warpgroup, with r = 16 w + l / 4 and c = l % 4:
-// A: register 0 holds row r, columns 4c..4c+3 (first in the low byte); 1 the same of row r + 8; 2 and 3
-//    those of columns 16 + 4c..; D: registers 4j..4j+3 hold (r, 8j+2c), (r, 8j+2c+1), and the same of row r + 8.
+// A: register 0 holds bytes 4c..4c+3 of row r (first in the low byte): four int8 columns, or two 16-bit ones; 1 the same of
+//    row r + 8; 2 and 3 bytes 16 + 4c..; D: registers 4j..4j+3 hold (r, 8j+2c), (r, 8j+2c+1), and the same of row r + 8.
 #pragma once
 
-#include "ptx.cuh"
+#include "activations.cuh"
 
 namespace wgmma {
 
@@ -26,13 +26,13 @@ QQQ_DEVICE void pin(T (&registers)[Count]) {
 }
 
 // Descriptor of a tile whose rows are 128 bytes, in 8-row groups of 1,024 bytes, 128-byte swizzle; `address` is
-// a multiple of 1,024. A step of 32 columns adds 2.
+// a multiple of 1,024. A step of 32 bytes adds 2.
 QQQ_DEVICE uint64 descriptor(uint32 address) {
     return (uint64)((address & 0x3FFFF) >> 4) | (uint64)1 << 16 | (uint64)(1024 >> 4) << 32 | (uint64)1 << 62;
 }
 
-// mma<N>::run(d, a0, a1, a2, a3, b, accumulate); without `accumulate`, d is overwritten.
-template <int N>
+// mma<A, N>::run(d, a0, a1, a2, a3, b, accumulate); without `accumulate`, d is overwritten.
+template <Activations A, int N>
 struct mma;
 
 #define QQQ_NAMES_8 "%0,%1,%2,%3"
@@ -101,16 +101,22 @@ struct mma;
 #define QQQ_VALUES_248 QQQ_VALUES_240, QQQ_FOUR(120)
 #define QQQ_VALUES_256 QQQ_VALUES_248, QQQ_FOUR(124)
 
-#define QQQ_WGMMA(n, i0, i1, i2, i3, i4, i5)                                                                    \
-    template <>                                                                                                 \
-    struct mma<n> {                                                                                             \
+// The instruction's types and its immediates: signs of A and B, and whether B is transposed.
+#define QQQ_WGMMA_OF(activations, types, immediates, n, i0, i1, i2, i3, i4, i5)                                              \
+    template <>                                                                                                             \
+    struct mma<activations, n> {                                                                                            \
         QQQ_DEVICE static void run(int (&d)[n / 2], uint32 a0, uint32 a1, uint32 a2, uint32 a3, uint64 b, int accumulate) { \
-            asm volatile("{ .reg .pred p; setp.ne.b32 p, %" i5 ", 0;\n"                                          \
-                         "wgmma.mma_async.sync.aligned.m64n" #n "k32.s32.s8.s8 {" QQQ_NAMES_##n "},"             \
-                         "{%" i0 ",%" i1 ",%" i2 ",%" i3 "}, %" i4 ", p; }"                                      \
-                         : QQQ_VALUES_##n : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));        \
-        }                                                                                                       \
+            asm volatile("{ .reg .pred p; setp.ne.b32 p, %" i5 ", 0;\n"                                                      \
+                         "wgmma.mma_async.sync.aligned.m64n" #n types " {" QQQ_NAMES_##n "},"                                \
+                         "{%" i0 ",%" i1 ",%" i2 ",%" i3 "}, %" i4 ", p" immediates "; }"                                    \
+                         : QQQ_VALUES_##n : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));                    \
+        }                                                                                                                   \
     };
+
+#define QQQ_WGMMA(n, i0, i1, i2, i3, i4, i5)                                                                                \
+    QQQ_WGMMA_OF(kInt8, "k32.s32.s8.s8", "", n, i0, i1, i2, i3, i4, i5)                                                     \
+    QQQ_WGMMA_OF(kFloat16, "k16.f32.f16.f16", ", 1, 1, 0", n, i0, i1, i2, i3, i4, i5)                                       \
+    QQQ_WGMMA_OF(kBfloat16, "k16.f32.bf16.bf16", ", 1, 1, 0", n, i0, i1, i2, i3, i4, i5)
 
 QQQ_WGMMA(8, "4", "5", "6", "7", "8", "9")
 QQQ_WGMMA(16, "8", "9", "10", "11", "12", "13")

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use qqq_backend::cuda::bench::{Ceilings, Choosing, GemmBench, Measurement, WeightChoice};
-use qqq_backend::cuda::gemm::OutputType;
+use qqq_backend::cuda::gemm::{Activation, OutputType};
 use qqq_backend::cuda::{Arch, CudaError, Device};
 use serde::Serialize;
 
@@ -20,16 +20,18 @@ const AFTER_HELP: &str = "\
 Examples:
   qqq bench gemm
   qqq bench gemm --shape 22016x4096 --weights g128 --tokens 1,16,256,4096
+  qqq bench gemm --activations f16 --weights channel,g128
   qqq bench gemm --tune --json
   qqq bench gemm --weights channel,g128 --plot speed-up.svg
 
-Every kernel is checked against exact sums before it is timed. Times are medians of short bursts in a CUDA graph, on \
+Every kernel is checked before it is timed: against exact sums with int8 activations, and within what rounding explains with \
+16-bit ones (W4A16). Times are medians of short bursts in a CUDA graph, on \
 random data, with weights that come from memory. \"us\" lets a launch begin while the one before it ends, as in a model; \
 \"alone us\" does not. The ceilings are what this GPU gives at most, measured first: \"of ceiling\" is the least time they \
-allow as a part of the time. \
+allow as a part of the time; with 16-bit activations they count half the rate of int8. \
 \"tuned\" after a kernel's name: --tune has found this choice, here or earlier. It is kept in the folder of compiled \
-kernels, and holds for this model of GPU, this shape, and numbers of tokens up to the same of 8, 16, 32, 48, 64, 96, \
-128 and so on.";
+kernels, and holds for this model of GPU, these operands, this shape, and numbers of tokens up to the same of 8, 16, 32, \
+48, 64, 96, 128 and so on.";
 
 /// Speed of the GPU's matrix products, beside cuBLAS in float16
 #[derive(Debug, clap::Args)]
@@ -41,12 +43,16 @@ pub struct GemmArgs {
     /// Numbers of tokens
     #[arg(long, value_name = "M", default_value = "1,16,32,64,128,256,512,1024,4096", value_delimiter = ',')]
     tokens: Vec<usize>,
-    /// Weights: channel, g32, g64, g128 (integer group scales), g32-half, g64-half, g128-half (float16 ones), int8
+    /// Weights: channel, g32, g64, g128 (integer group scales), g32-half, g64-half, g128-half (float16 ones), int8;
+    /// 16-bit activations take all group scales as 16-bit numbers
     #[arg(long, value_name = "KIND", default_value = "channel", value_delimiter = ',')]
     weights: Vec<Weights>,
-    /// Type of the output
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    output: Output,
+    /// Type of the activations: int8 with a scale a token (W4A8), or f16 or bf16 (W4A16, 4-bit weights only)
+    #[arg(long, value_name = "TYPE", default_value = "int8")]
+    activations: Activations,
+    /// Type of the output [default: f16, or the activations' own]
+    #[arg(long, value_name = "TYPE")]
+    output: Option<Output>,
     /// Kernels: the GPU's own, or those for every GPU since Ampere (mma.sync)
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     kernels: Kernels,
@@ -110,8 +116,36 @@ impl FromStr for Weights {
     }
 }
 
-/// A type of the output on the command line.
+/// A type of the activations on the command line.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Activations {
+    Int8,
+    F16,
+    Bf16,
+}
+
+impl Activations {
+    /// What it means.
+    pub fn activation(self) -> Activation {
+        match self {
+            Activations::Int8 => Activation::Int8,
+            Activations::F16 => Activation::Float16,
+            Activations::Bf16 => Activation::Bfloat16,
+        }
+    }
+
+    /// Its name.
+    fn name(self) -> &'static str {
+        match self {
+            Activations::Int8 => "int8",
+            Activations::F16 => "f16",
+            Activations::Bf16 => "bf16",
+        }
+    }
+}
+
+/// A type of the output on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
     F16,
     Bf16,
@@ -146,6 +180,7 @@ struct Line {
     n: usize,
     k: usize,
     weights: String,
+    activations: &'static str,
     tokens: usize,
     kernel: String,
     split: bool,
@@ -162,11 +197,12 @@ struct Line {
 }
 
 impl Line {
-    fn new(shape: Shape, weights: &str, m: &Measurement) -> Self {
+    fn new(shape: Shape, weights: &str, activations: Activations, m: &Measurement) -> Self {
         Self {
             n: shape.n,
             k: shape.k,
             weights: weights.to_owned(),
+            activations: activations.name(),
             tokens: m.m,
             kernel: m.plan.config.source().name,
             split: m.plan.split,
@@ -185,19 +221,36 @@ impl Line {
 
     /// For the figure.
     fn point(&self) -> Option<Point> {
-        let (shape, series) = ((self.n, self.k), label(&self.weights));
+        let (shape, series) = ((self.n, self.k), label(&self.weights, self.activations));
         self.speed_up.map(|speed_up| Point { shape, series, tokens: self.tokens, speed_up })
     }
 }
 
-/// What weights are called in a figure.
-fn label(weights: &str) -> String {
+/// What operands are called in a figure.
+fn label(weights: &str, activations: &str) -> String {
+    let a = if activations == "int8" { "A8" } else { "A16" };
     match (weights, weights.trim_start_matches('g').split_once("-half")) {
-        ("channel", _) => String::from("W4A8 per channel"),
-        ("int8", _) => String::from("W8A8"),
-        (_, Some((group, _))) => format!("W4A8 in groups of {group}, float16 scales"),
-        (group, None) => format!("W4A8 in groups of {}", group.trim_start_matches('g')),
+        ("channel", _) => format!("W4{a} per channel"),
+        ("int8", _) => format!("W8{a}"),
+        (_, Some((group, _))) => format!("W4{a} in groups of {group}, float16 scales"),
+        (group, None) => format!("W4{a} in groups of {}", group.trim_start_matches('g')),
     }
+}
+
+/// What activations and output are made of.
+fn types(args: &GemmArgs) -> anyhow::Result<(Activation, OutputType)> {
+    let own = match args.activations {
+        Activations::Int8 => None,
+        Activations::F16 => Some(Output::F16),
+        Activations::Bf16 => Some(Output::Bf16),
+    };
+    if own.is_some() && args.output.is_some_and(|o| Some(o) != own) {
+        return Err(bad_input("--output: 16-bit activations give outputs of their own type"));
+    }
+    if own.is_some() && args.weights.iter().any(|w| w.choice == WeightChoice::Int8) {
+        return Err(bad_input("--weights int8 needs --activations int8: there is no W8A16 kernel"));
+    }
+    Ok((args.activations.activation(), args.output.or(own).unwrap_or(Output::F16).output_type()))
 }
 
 /// Runs the command.
@@ -226,7 +279,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     if let Some(path) = &args.plot {
         files::check_writable(path, "--plot")?;
     }
-    let output = args.output.output_type();
+    let types = types(args)?;
     let choosing = match (args.tune, args.no_tuned) {
         (true, _) => Choosing::Tune,
         (_, true) => Choosing::Heuristic,
@@ -261,9 +314,9 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
             return Err(plot::no_cublas());
         }
         for weights in &args.weights {
-            bench.run(weights.choice, output, arch, &args.tokens, choosing, &mut |m| {
+            bench.run(weights.choice, types, arch, &args.tokens, choosing, &mut |m| {
                 progress.update(results.len() as f64, total, &format!("{} tokens", m.m));
-                results.push(Line::new(shape, &weights.name, &m));
+                results.push(Line::new(shape, &weights.name, args.activations, &m));
             })?;
         }
     }
@@ -288,7 +341,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         let rows = o.results.iter().map(|l| {
             vec![
                 format!("{}x{}", l.n, l.k),
-                l.weights.clone(),
+                format!("{}, {}", l.weights, l.activations),
                 l.tokens.to_string(),
                 format!("{:.1}", l.microseconds),
                 format!("{:.1}", l.alone_microseconds),
@@ -306,7 +359,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         });
         let header = [
             "NxK",
-            "weights",
+            "weights, activations",
             "tokens",
             "us",
             "alone us",
@@ -334,10 +387,33 @@ mod tests {
 
     #[test]
     fn labels() {
-        assert_eq!(label("channel"), "W4A8 per channel");
-        assert_eq!(label("g64"), "W4A8 in groups of 64");
-        assert_eq!(label("g128-half"), "W4A8 in groups of 128, float16 scales");
-        assert_eq!(label("int8"), "W8A8");
+        assert_eq!(label("channel", "int8"), "W4A8 per channel");
+        assert_eq!(label("g64", "int8"), "W4A8 in groups of 64");
+        assert_eq!(label("g128-half", "int8"), "W4A8 in groups of 128, float16 scales");
+        assert_eq!(label("int8", "int8"), "W8A8");
+        assert_eq!(label("channel", "bf16"), "W4A16 per channel");
+    }
+
+    #[test]
+    fn types_that_go_together() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            args: GemmArgs,
+        }
+        let types = |more: &[&str]| {
+            let cli: Cli = clap::Parser::parse_from(["gemm"].iter().chain(more));
+            types(&cli.args).map_err(|e| e.to_string())
+        };
+        assert_eq!(types(&[]), Ok((Activation::Int8, OutputType::Float16)));
+        assert_eq!(types(&["--output", "bf16"]), Ok((Activation::Int8, OutputType::Bfloat16)));
+        assert_eq!(types(&["--activations", "bf16"]), Ok((Activation::Bfloat16, OutputType::Bfloat16)));
+        assert_eq!(
+            types(&["--activations", "f16", "--output", "f16"]),
+            Ok((Activation::Float16, OutputType::Float16))
+        );
+        assert!(types(&["--activations", "f16", "--output", "bf16"]).unwrap_err().contains("own type"));
+        assert!(types(&["--activations", "bf16", "--weights", "g64,int8"]).unwrap_err().contains("W8A16"));
     }
 
     #[test]
