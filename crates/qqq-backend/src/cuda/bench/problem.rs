@@ -5,17 +5,20 @@ use half::{bf16, f16};
 use qqq_formats::{QuantizedWeight, Scales};
 
 use super::data;
+use crate::cpu::pool::parallel_chunks_mut;
 use crate::cuda::device::{Device, driver};
 use crate::cuda::gemm::{Activation, GemmLayer, OutputType};
 use crate::cuda::{CudaError, Result};
 
 /// Outputs that are compared with the host's.
 const CHECKED: usize = 200;
+/// A NaN that no conversion makes, in both output types.
+const POISON: u16 = 0x7FAB;
 
-/// Activations on the host: int8 with a scale a token, or 16-bit numbers.
+/// Activations on the host: int8 with a scale a token, or the bits of 16-bit numbers.
 enum Host {
     Int8(Vec<i8>, Vec<f32>),
-    Float(Vec<f32>),
+    Float(Vec<u16>),
 }
 
 /// Activations, and room for the output.
@@ -45,9 +48,14 @@ impl Problem {
                 (Host::Int8(x, (0..m).map(|i| 0.001 + 0.05 * data::uniform(6, i)).collect()), bytes)
             }
             Activation::Float16 | Activation::Bfloat16 => {
-                let bits: Vec<u16> = (0..m * k).map(|i| round(data::normal(5, i), activation)).collect();
-                let values = bits.iter().map(|b| value(*b, activation)).collect();
-                (Host::Float(values), bytemuck::cast_slice(&bits).to_vec())
+                let mut bits = vec![0u16; m * k];
+                parallel_chunks_mut(&mut bits, k, |token, row| {
+                    for (i, b) in row.iter_mut().enumerate() {
+                        *b = round(data::normal(5, token * k + i), activation);
+                    }
+                });
+                let bytes = bytemuck::cast_slice(&bits).to_vec();
+                (Host::Float(bits), bytes)
             }
         };
         let scale = match &host {
@@ -89,8 +97,7 @@ impl Problem {
     ) -> Result<()> {
         let failed = || driver("checking a product");
         let stream = device.stream();
-        // NaN in both output types.
-        let poison = vec![0x7FFFu16; self.m * self.n];
+        let poison = vec![POISON; self.m * self.n];
         let addresses = self.addresses(device);
         // On the same stream: a copy that only the host waits for may land after the launch.
         stream.memcpy_htod(&poison, &mut self.y).map_err(failed())?;
@@ -98,7 +105,7 @@ impl Problem {
         unsafe { layer.launch(stream.cu_stream(), addresses, self.m, false) }?;
         let got = stream.clone_dtoh(&self.y).map_err(failed())?;
         stream.synchronize().map_err(failed())?;
-        if let Some(i) = got.iter().position(|v| *v == 0x7FFF) {
+        if let Some(i) = got.iter().position(|v| *v == POISON) {
             return Err(CudaError::Device(format!(
                 "the kernel left the output of token {}, channel {} unwritten",
                 i / self.n,
@@ -142,7 +149,7 @@ impl Problem {
     /// An output and its largest error. Weights are rounded as the kernel rounds them and products are exact in float32. The
     /// tensor cores add them in some order and may truncate, so that each of the K additions is wrong by at most 2^-23 of
     /// the sum of magnitudes; the two factors behind are rounded as well, and so is the output, by 2^-11 or 2^-8 of it.
-    fn bounded(&self, x: &[f32], weight: &QuantizedWeight, channel: usize) -> (f64, f64) {
+    fn bounded(&self, x: &[u16], weight: &QuantizedWeight, channel: usize) -> (f64, f64) {
         let (mut sum, mut magnitude) = (0.0, 0.0);
         let rounded = |v: f32| value(round(v, self.activation), self.activation);
         for (i, x) in x.iter().enumerate() {
@@ -154,7 +161,7 @@ impl Problem {
                     rounded(code * rounded(scale))
                 }
             };
-            let product = f64::from(*x) * f64::from(w);
+            let product = f64::from(value(*x, self.activation)) * f64::from(w);
             sum += product;
             magnitude += product.abs();
         }

@@ -47,10 +47,11 @@ impl Sm80Config {
     /// fastest on an H100 (int8 activations), or that have as many bytes under way as these (16-bit ones), and do not spill.
     pub fn new(types: GemmTypes, tokens: usize, arch: Arch, order: SumOrder) -> Option<Self> {
         let grouped = types.weights().group_size().is_some();
-        let shapes = match (types.activation(), order) {
-            (Activation::Int8, _) => Self::shapes(tokens, grouped)?,
-            (_, SumOrder::Free) => Self::shapes16(tokens, grouped)?,
-            (_, SumOrder::Fixed) => Self::ordered_shapes16(tokens, grouped)?,
+        let int8 = types.activation() == Activation::Int8;
+        let shapes = match order {
+            _ if int8 => Self::shapes(tokens, grouped)?,
+            SumOrder::Free => Self::shapes16(tokens)?,
+            SumOrder::Fixed => Self::ordered_shapes16(tokens)?,
         };
         shapes
             .iter()
@@ -64,7 +65,7 @@ impl Sm80Config {
                 stages,
                 blocks,
             })
-            .find(|c| c.shared_bytes() <= arch.shared_bytes())
+            .find(|c| if int8 { c.shared_bytes() <= arch.shared_bytes() } else { c.fits(arch) })
     }
 
     /// Warpgroups, rows, token warps, splits, stages, blocks, best first, for int8 activations.
@@ -80,25 +81,29 @@ impl Sm80Config {
     }
 
     /// The same for 16-bit activations, whose chunks of weights are half as large.
-    fn shapes16(tokens: usize, grouped: bool) -> Option<&'static [[usize; 6]]> {
+    fn shapes16(tokens: usize) -> Option<&'static [[usize; 6]]> {
         Some(match tokens {
-            8 | 16 => &[[1, 2, 1, 2, 6, 2]],
-            32 => &[[1, 2, 1, 2, 3, 2]],
+            8 | 16 => &[[1, 2, 1, 2, 5, 2], [1, 2, 1, 2, 6, 1]],
+            32 => &[[1, 2, 1, 2, 3, 2], [1, 2, 1, 2, 4, 1]],
             64 => &[[1, 2, 1, 2, 4, 1], [2, 2, 1, 1, 4, 1]],
-            _ => return Self::ordered_shapes16(tokens, grouped),
+            _ => return Self::ordered_shapes16(tokens),
         })
     }
 
     /// Those without teams, which add the columns in one order. Few tokens get small tiles: a tile is not shared.
-    fn ordered_shapes16(tokens: usize, grouped: bool) -> Option<&'static [[usize; 6]]> {
+    fn ordered_shapes16(tokens: usize) -> Option<&'static [[usize; 6]]> {
         Some(match tokens {
             8 | 16 => &[[1, 1, 1, 1, 8, 2]],
             32 => &[[1, 2, 1, 1, 4, 2]],
             64 => &[[2, 2, 1, 1, 4, 1]],
-            128 if grouped => &[[1, 2, 2, 1, 3, 2]],
-            128 => &[[2, 2, 2, 1, 3, 1], [1, 2, 2, 1, 3, 1]],
+            128 => &[[1, 2, 2, 1, 3, 2], [2, 2, 2, 1, 3, 1]],
             _ => return None,
         })
+    }
+
+    /// Whether a multiprocessor holds all the blocks that it should; each takes 1 KiB more than it asks for.
+    fn fits(&self, arch: Arch) -> bool {
+        self.blocks * (self.shared_bytes() + 1024) <= arch.shared_bytes() + 1024
     }
 
     /// The kernel's source: a function `gemm`.

@@ -161,12 +161,14 @@ fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multipro
     // A step: multiplying, bringing the operands from L2, and what dequantizing takes at least.
     let multiply = (c.rows * c.warpgroups * 4) as f64 * (c.tokens as f64 / 2.0).max(16.0);
     let bytes = c.tokens * 128 / c.cluster + c.rows * c.warpgroups * c.types.chunk_bytes();
+    // A single warpgroup does not share the multiprocessor's instruction slots.
+    let alone = if c.warpgroups == 1 { 0.7 } else { 1.0 };
     let dequantize = match (c.types.weights(), c.types.activation()) {
         (WeightKind::Channel4 | WeightKind::Channel8, _) => 420.0,
         (WeightKind::GroupInteger4(_), _) => 470.0,
         (WeightKind::GroupHalf4(_), Activation::Int8) => 560.0,
         (WeightKind::GroupHalf4(_), _) => 440.0,
-    };
+    } * alone;
     let step = multiply.max(bytes as f64 / 40.0).max(dequantize);
 
     let whole_tiles = s.tiles() - s.split_tiles as usize;

@@ -62,8 +62,8 @@ pub(super) fn pack(weight: &QuantizedWeight, activation: Activation) -> Vec<u8> 
 /// Each thread's words, whose nibbles `i` and `i + 4` are the two values of register `i`.
 fn pack_codes(out: &mut [u8], nibble: impl Fn(usize, usize) -> u8) {
     for (index, word) in out.chunks_exact_mut(4).enumerate() {
-        let (thread, step) = (index / 4, index % 4);
-        let (row, column) = (16 * (thread / 32) + thread % 32 / 4, 16 * step + 2 * (thread % 4));
+        let (piece, thread, step) = (index / 256, index / 2 % 128, index % 2);
+        let (row, column) = (16 * (thread / 32) + thread % 32 / 4, 32 * piece + 16 * step + 2 * (thread % 4));
         let packed = (0..8).fold(0u32, |packed, at| {
             let (register, second) = (at % 4, at / 4);
             let value = nibble(row + 8 * (register % 2), column + 8 * (register / 2) + second);
@@ -127,7 +127,7 @@ mod tests {
             let (row, c) = (16 * (thread / 32) + thread % 32 / 4, 2 * (thread % 4));
             for half in 0..2 {
                 for j in 0..2 {
-                    let at = thread * 16 + (2 * half + j) * 4;
+                    let at = half * 1024 + thread * 8 + j * 4;
                     let word = u32::from_le_bytes(chunk[at..at + 4].try_into().unwrap());
                     for register in 0..4 {
                         let pair = if p.activation == Activation::Bfloat16 {

@@ -1,10 +1,11 @@
 // Prepacked weights to the float16 or bfloat16 operand of the tensor cores.
 //
-// As in dequantize.cuh weights are a sequence of chunks, here [N/64][K/64] of 64 rows x 64 columns: the codes, 16 bytes a
-// thread of a warpgroup, then the group scales. Codes are stored + 8. For thread t, with r = 16 (t / 32) + (t % 32) / 4 and
-// c = 2 (t % 4), word j holds columns 16j.. to 16j + 15, the four registers of a k16 step (wgmma m64k16 and four mma.sync
-// m16n8k16 share that fragment): nibble i of its low half the first value of register i, nibble i of its high half the
-// second. Registers 0 to 3 are (r, c..), (r + 8, c..), (r, 8 + c..), (r + 8, 8 + c..).
+// As in dequantize.cuh weights are a sequence of chunks, here [N/64][K/64] of 64 rows x 64 columns: the codes in two pieces
+// of 32 columns, of which each thread of a warpgroup loads 8 bytes, then the group scales. Codes are stored + 8. For thread
+// t, with r = 16 (t / 32) + (t % 32) / 4 and c = 2 (t % 4), word j of a piece holds its columns 16j to 16j + 15, the four
+// registers of a k16 step (wgmma m64k16 and four mma.sync m16n8k16 share that fragment): nibble i of its low half the first
+// value of register i, nibble i of its high half the second. Registers 0 to 3 are (r, c..), (r + 8, c..), (r, 8 + c..),
+// (r + 8, 8 + c..).
 // Group scales, in the activations' type, are [groups][32 pairs]: pair p holds those of rows r and r + 8 for p = t / 4.
 // A group of 128 columns has its scales in both its chunks.
 //
@@ -26,16 +27,16 @@ struct Chunk16 {
 template <Activations A, Weights W, int Group>
 struct Words16 {
     static constexpr int kGroups = Chunk16<W, Group>::kGroups;
-    uint4 codes;
+    uint2 codes[2];
     // The scales of rows r and r + 8 for each group.
     uint32 scales[kGroups > 0 ? kGroups : 1];
 };
 
-// What a thread needs for one half of a chunk, 32 columns. What both need is read with the first.
+// What a thread needs for one half of a chunk, 32 columns. Scales that both halves share are read with the first.
 template <Activations A, Weights W, int Group>
 QQQ_DEVICE void load_half_words(uint32 chunk, int thread, int half, Words16<A, W, Group>& words) {
     using C = Chunk16<W, Group>;
-    if (half == 0) words.codes = ptx::load_shared_128(chunk + thread * 16);
+    words.codes[half] = ptx::load_shared_64(chunk + half * 1024 + thread * 8);
     if (half < C::kGroups) words.scales[half] = ptx::load_shared_32(chunk + C::kCodeBytes + (half * 64 + thread / 4 * 2) * 2);
 }
 
@@ -87,11 +88,11 @@ QQQ_DEVICE uint32 pair_multiply(uint32 a, uint32 b) {
 // The A fragments of columns 32 half.. of a chunk for one thread of a warpgroup: a[4j..4j+3] for columns 32 half + 16 j...
 template <Activations A, Weights W, int Group>
 QQQ_DEVICE void dequantize(const Words16<A, W, Group>& words, int half, uint32 (&a)[8]) {
-    const uint32 codes[4] = {words.codes.x, words.codes.y, words.codes.z, words.codes.w};
+    const uint32 codes[2] = {words.codes[half].x, words.codes[half].y};
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
         uint32 values[4];
-        dequantize_word16<A>(codes[2 * half + j], values);
+        dequantize_word16<A>(codes[j], values);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             a[4 * j + i] = values[i];

@@ -27,6 +27,12 @@ QQQ_DEVICE uint4 load_shared_128(uint32 address) {
     return v;
 }
 
+QQQ_DEVICE uint2 load_shared_64(uint32 address) {
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+    return v;
+}
+
 QQQ_DEVICE uint32 load_shared_32(uint32 address) {
     uint32 v;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
