@@ -1,6 +1,11 @@
 //! The GPU's matrix products against exact sums on the host, bit for bit: every instance of the kernel, shapes at every
 //! edge, the golden vectors, and repeats. Needs a Hopper GPU; says so and ends well without one.
 
+#[path = "common/compile.rs"]
+mod compile;
+#[path = "common/random.rs"]
+mod random;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,9 +13,12 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::DevicePtr;
 use half::{bf16, f16};
 use qqq_backend::cuda::gemm::{GemmLayer, OutputType, PackedWeights, Plan, WeightKind, instances};
-use qqq_backend::cuda::{Arch, Compiler, Device};
+use qqq_backend::cuda::{Arch, Device};
 use qqq_formats::{QuantizedWeight, Scales};
 use safetensors::SafeTensors;
+
+use compile::compile;
+use random::Random;
 
 /// A NaN that no conversion makes.
 const POISON: u16 = 0x7FAB;
@@ -23,24 +31,6 @@ fn device() -> Option<Arc<Device>> {
         Err(error) => eprintln!("skipped: {error}"),
     }
     None
-}
-
-/// A cheap deterministic sequence (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// An integer in `low..=high`.
-    fn int(&mut self, low: i32, high: i32) -> i32 {
-        low + (self.next() % (high - low + 1) as u64) as i32
-    }
 }
 
 /// A layer's weights, as int8 and packed.
@@ -193,39 +183,14 @@ impl Problem {
     }
 }
 
-const KINDS: [WeightKind; 8] = [
-    WeightKind::Channel4,
-    WeightKind::GroupInteger4(32),
-    WeightKind::GroupInteger4(64),
-    WeightKind::GroupInteger4(128),
-    WeightKind::GroupHalf4(32),
-    WeightKind::GroupHalf4(64),
-    WeightKind::GroupHalf4(128),
-    WeightKind::Channel8,
-];
-
-/// Fills the cache of kernels on all cores.
-fn compile(plans: &[Plan]) {
-    let (compiler, next) = (Compiler::default(), AtomicUsize::new(0));
-    std::thread::scope(|s| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            s.spawn(|| {
-                while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    compiler.cubin(&plan.config.source(), Arch::Sm90a).unwrap();
-                }
-            });
-        }
-    });
-}
-
 #[test]
 fn every_instance_gives_exact_sums() {
     let Some(device) = device() else { return };
     let mut checked = 0;
     // For slow tools such as compute-sanitizer: every how manieth instance.
     let every = std::env::var("QQQ_TEST_EVERY").map_or(1, |n| n.parse().expect("QQQ_TEST_EVERY is a number"));
-    for kind in KINDS {
-        for output in [OutputType::Float16, OutputType::Bfloat16] {
+    for kind in WeightKind::ALL {
+        for output in OutputType::ALL {
             let plans: Vec<_> = [Arch::Sm90a, Arch::Sm80]
                 .into_iter()
                 .flat_map(|arch| instances(kind, output, arch))
@@ -233,7 +198,7 @@ fn every_instance_gives_exact_sums() {
                 .filter(|p| !p.split || p.config.ranks() == 1)
                 .step_by(every)
                 .collect();
-            compile(&plans);
+            compile(&plans.iter().map(|p| p.config.source()).collect::<Vec<_>>(), Arch::Sm90a);
             // N and K beside the tiles' multiples, where groups allow it; the second has fewer channels than a tile.
             let shapes = match kind.group_size() {
                 None => [(336, 2064), (48, 1040)],
