@@ -11,4 +11,4 @@ mod peer;
 mod timing;
 
 pub use ceilings::Ceilings;
-pub use gemm::{Choosing, GemmBench, Measurement, WeightChoice};
+pub use gemm::{Choosing, GemmBench, Measurement};

@@ -7,6 +7,7 @@
 // their tokens by multicast.
 #pragma once
 
+#include "convert.cuh"
 #include "dequantize.cuh"
 #include "schedule.cuh"
 #include "wgmma.cuh"
@@ -88,17 +89,6 @@ struct Place {
     // Among the neighbours and the ranks of its cluster.
     int neighbour, rank;
 };
-
-template <bool Bfloat>
-QQQ_DEVICE uint32 pack_output(float first, float second) {
-    uint32 packed;
-    if constexpr (Bfloat) {
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
-    } else {
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
-    }
-    return packed;
-}
 
 // Copies: one thread of the block.
 template <class C>
@@ -310,7 +300,7 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, int (&acc)
                 float y0 = __fmul_rn(__fmul_rn(__int2float_rn(acc[r][4 * j + 2 * half]), scale), t0);
                 float y1 = __fmul_rn(__fmul_rn(__int2float_rn(acc[r][4 * j + 2 * half + 1]), scale), t1);
                 if (biased) y0 = __fadd_rn(y0, bias), y1 = __fadd_rn(y1, bias);
-                return pack_output<C::kBfloat>(y0, y1);
+                return pack_floats<C::kBfloat>(y0, y1);
             };
             // Row `token` of the staging tile has 8 chunks of 8 channels, swizzled by the token.
             auto address = [&](int token, int half) { return target + token * 128 + (((2 * warp + half) ^ (token & 7)) << 4); };
