@@ -1,13 +1,17 @@
-//! The GPU's matrix products of int8 activations against exact sums on the host, bit for bit: every instance of the kernel, shapes at every
-//! edge, the golden vectors, and repeats. Needs a Hopper GPU; says so and ends well without one.
+//! The GPU's matrix products of int8 activations against exact sums on the host, bit for bit: every instance of both
+//! kernels, shapes at every edge, the golden vectors, and repeats. Needs a Hopper GPU; says so and ends well without one.
 
-mod common;
+#[path = "common/compile.rs"]
+mod compile;
+#[path = "common/products.rs"]
+mod products;
+#[path = "common/random.rs"]
+mod random;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{POISON, Random, device, plans};
 use cudarc::driver::DevicePtr;
 use half::{bf16, f16};
 use qqq_backend::cuda::gemm::{
@@ -16,6 +20,9 @@ use qqq_backend::cuda::gemm::{
 use qqq_backend::cuda::{Arch, Device};
 use qqq_formats::{QuantizedWeight, Scales};
 use safetensors::SafeTensors;
+
+use products::{POISON, device, plans};
+use random::Random;
 
 /// A layer's weights, as int8 and packed.
 struct Weights {
@@ -167,23 +174,12 @@ impl Problem {
     }
 }
 
-const KINDS: [WeightKind; 8] = [
-    WeightKind::Channel4,
-    WeightKind::GroupInteger4(32),
-    WeightKind::GroupInteger4(64),
-    WeightKind::GroupInteger4(128),
-    WeightKind::GroupHalf4(32),
-    WeightKind::GroupHalf4(64),
-    WeightKind::GroupHalf4(128),
-    WeightKind::Channel8,
-];
-
 #[test]
 fn every_instance_gives_exact_sums() {
     let Some(device) = device() else { return };
     let mut checked = 0;
-    for kind in KINDS {
-        for output in [OutputType::Float16, OutputType::Bfloat16] {
+    for kind in WeightKind::ALL {
+        for output in OutputType::ALL {
             let plans = plans(GemmTypes::new(kind, Activation::Int8, output).unwrap());
             // N and K beside the tiles' multiples, where groups allow it; the second has fewer channels than a tile.
             let shapes = match kind.group_size() {

@@ -2,12 +2,16 @@
 //! sums are exact and within what rounding explains where they are not, shapes at every edge, repeats, and independence of
 //! the batch. Needs a Hopper GPU; says so and ends well without one.
 
-mod common;
+#[path = "common/compile.rs"]
+mod compile;
+#[path = "common/products.rs"]
+mod products;
+#[path = "common/random.rs"]
+mod random;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{POISON, Random, device, plans};
 use cudarc::driver::DevicePtr;
 use half::{bf16, f16};
 use qqq_backend::cuda::gemm::{
@@ -15,6 +19,9 @@ use qqq_backend::cuda::gemm::{
 };
 use qqq_backend::cuda::{Arch, Device};
 use qqq_formats::{QuantizedWeight, Scales};
+
+use products::{POISON, device, plans};
+use random::Random;
 
 const KINDS: [WeightKind; 4] = [
     WeightKind::Channel4,

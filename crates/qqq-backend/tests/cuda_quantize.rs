@@ -2,18 +2,22 @@
 //! instance of the kernel; prepacked weights against those of the host, byte for byte. Needs a GPU that there are kernels
 //! for; says so and ends well without one.
 
+#[path = "common/compile.rs"]
+mod compile;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::{CudaSlice, DevicePtr};
 use half::{bf16, f16};
+use qqq_backend::cuda::Device;
 use qqq_backend::cuda::gemm::prepack::{self, Direction};
 use qqq_backend::cuda::gemm::{OutputType, PackedWeights, PrepackKernel, PrepackOperands, WeightKind};
 use qqq_backend::cuda::quantize::{
     NormType, Operation, Precision, QuantizeConfig, QuantizeKernel, QuantizeOperands,
 };
-use qqq_backend::cuda::{Compiler, Device, Source};
 use qqq_formats::{QuantizedWeight, Scales};
+
+use compile::compile;
 
 const EPSILON: f32 = 1e-5;
 
@@ -25,20 +29,6 @@ fn device() -> Option<Arc<Device>> {
             None
         }
     }
-}
-
-/// Fills the cache of kernels on all cores.
-fn compile(device: &Device, sources: &[Source]) {
-    let (compiler, arch, next) = (Compiler::default(), device.arch().unwrap(), AtomicUsize::new(0));
-    std::thread::scope(|s| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            s.spawn(|| {
-                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    compiler.cubin(source, arch).unwrap();
-                }
-            });
-        }
-    });
 }
 
 /// A uniform number in [0, 1), from a counter (splitmix64).
@@ -252,7 +242,8 @@ impl Case {
 fn activations_are_those_of_float64() {
     let Some(device) = device() else { return };
     let configs = QuantizeConfig::all();
-    compile(&device, &configs.iter().map(QuantizeConfig::source).collect::<Vec<_>>());
+    let sources: Vec<_> = configs.iter().map(QuantizeConfig::source).collect();
+    compile(&sources, device.arch().unwrap());
     let mut checked = 0;
     for config in configs {
         let widest = if config.vectors == 0 { 65536 } else { config.row_threads * config.vectors * 8 };
@@ -283,12 +274,10 @@ fn activations_are_those_of_float64() {
 #[test]
 fn weights_are_packed_as_on_the_host() {
     let Some(device) = device() else { return };
-    let mut kinds = vec![WeightKind::Channel4, WeightKind::Channel8];
-    for group in [32, 64, 128] {
-        kinds.extend([WeightKind::GroupInteger4(group), WeightKind::GroupHalf4(group)]);
-    }
+    let kinds = WeightKind::ALL;
     let sources = |direction| kinds.iter().map(move |k| prepack::source(*k, direction));
-    compile(&device, &sources(Direction::Pack).chain(sources(Direction::Unpack)).collect::<Vec<_>>());
+    let sources: Vec<_> = sources(Direction::Pack).chain(sources(Direction::Unpack)).collect();
+    compile(&sources, device.arch().unwrap());
     for kind in kinds {
         let group = kind.group_size().unwrap_or(16);
         for (n, k) in [(64, 128), (80, group), (208, 256 + group), (1040, 1152 + group)] {

@@ -1,5 +1,8 @@
 //! The W4A8 kernels: every path of this machine against an independent loop and the golden vectors.
 
+#[path = "common/random.rs"]
+mod random;
+
 use std::path::Path;
 
 use half::f16;
@@ -10,23 +13,7 @@ use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
 use qqq_formats::{QuantizedWeight, Scales};
 use safetensors::SafeTensors;
 
-/// A cheap deterministic sequence (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// An integer in `low..=high`.
-    fn int(&mut self, low: i32, high: i32) -> i32 {
-        low + (self.next() % (high - low + 1) as u64) as i32
-    }
-}
+use random::Random;
 
 /// Random codes and scales; group scales reach the limit |int8 weight| = 127 and include ties
 /// (halves), zero and negative values.

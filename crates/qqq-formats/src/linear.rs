@@ -89,17 +89,11 @@ impl Scales {
         }
         for (codes, effective) in codes.chunks_exact(k).zip(effective.chunks_exact(groups)) {
             let largest = codes.chunks_exact(group_size).map(largest_code);
-            if let Some(c) = common_scale(largest.clone().zip(effective.iter().copied())) {
-                channel.push(c);
-                let multiple = |(largest, s): (f32, &f32)| {
-                    if largest == 0.0 { f16::ZERO } else { f16::from_f32(s / c) }
-                };
-                group.extend(largest.zip(effective).map(multiple));
-                continue;
-            }
-            let max = largest.clone().zip(effective).fold(0f32, |m, (c, s)| m.max((c * s).abs()));
-            // Below the normal range the division would lose the digits that the bound rests on.
-            let c = if max > 0.0 { (max / 127.0).max(f32::MIN_POSITIVE) } else { 1.0 };
+            let c = common_scale(largest.clone().zip(effective.iter().copied())).unwrap_or_else(|| {
+                let max = largest.clone().zip(effective).fold(0f32, |m, (c, s)| m.max((c * s).abs()));
+                // Below the normal range the division would lose the digits that the bound rests on.
+                if max > 0.0 { (max / 127.0).max(f32::MIN_POSITIVE) } else { 1.0 }
+            });
             channel.push(c);
             group.extend(
                 largest.zip(effective).map(

@@ -43,7 +43,7 @@ pub fn scales(
     dtype: ScaleDType,
 ) -> Vec<f32> {
     let mut out = Vec::with_capacity(weights.len() / group_size.max(1));
-    let live: Vec<f32> = importance.iter().map(|&v| if v > 0.0 { 1.0 } else { 0.0 }).collect();
+    let live = live(importance);
     let chosen_by = if clip == Clip::Output { importance } else { &live };
     for row in weights.chunks_exact(k) {
         let first = out.len();
@@ -65,6 +65,11 @@ pub fn scales(
         row.iter_mut().filter(|s| **s == 0.0).for_each(|s| *s = least);
     }
     out
+}
+
+/// 1 for each channel that the layer sees, else 0.
+fn live(importance: &[f32]) -> Vec<f32> {
+    importance.iter().map(|&v| if v > 0.0 { 1.0 } else { 0.0 }).collect()
 }
 
 /// The largest |weight| of the channels that are alive (1 in `live`, else 0).

@@ -8,10 +8,8 @@ use qqq_backend::{
     cuda::{
         Arch, Archive, Compiler,
         archive::ArchivedKernel,
-        bench::WeightChoice,
         cache::Cache,
         cubin, embedded,
-        gemm::WeightKind,
         prebuild::{self, Selection},
     },
 };
@@ -115,7 +113,7 @@ fn build(args: &BuildArgs, console: &Console) -> anyhow::Result<()> {
     architectures.sort();
     architectures.dedup();
     let selection = Selection {
-        weights: args.weights.iter().map(|w| kind(w.choice)).collect(),
+        weights: args.weights.iter().map(|w| w.kind).collect(),
         activations: args.activations.iter().map(|a| a.activation()).collect(),
         outputs: args.types.iter().map(|t| t.output_type()).collect(),
         tokens: args.tokens.clone(),
@@ -151,15 +149,6 @@ fn build(args: &BuildArgs, console: &Console) -> anyhow::Result<()> {
         let (output, kernels, size) = (b.output.display(), b.kernels, format::bytes(b.bytes));
         format!("{output}: {kernels} kernels for {}, {size}", b.architectures.join(", "))
     })
-}
-
-fn kind(choice: WeightChoice) -> WeightKind {
-    match choice {
-        WeightChoice::Channel => WeightKind::Channel4,
-        WeightChoice::GroupInteger(g) => WeightKind::GroupInteger4(g),
-        WeightChoice::GroupHalf(g) => WeightKind::GroupHalf4(g),
-        WeightChoice::Int8 => WeightKind::Channel8,
-    }
 }
 
 #[derive(Serialize)]

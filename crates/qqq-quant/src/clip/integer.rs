@@ -1,7 +1,7 @@
 //! Group scales that are small multiples of their row's channel scale: the int8 weight is then `code x integer`, exact
 //! without rounding, and a GPU makes four of them with one multiply-add.
 
-use super::{Grid, error};
+use super::{Grid, error, live};
 use crate::{Clip, solve::ScaleDType};
 
 /// Largest multiple: `-8 x 15` still fits int8.
@@ -23,7 +23,7 @@ pub fn snap(
     dtype: ScaleDType,
     scales: &mut [f32],
 ) {
-    let live: Vec<f32> = importance.iter().map(|&v| if v > 0.0 { 1.0 } else { 0.0 }).collect();
+    let live = live(importance);
     let (measure, importance) = match clip {
         Clip::Output => (Clip::Output, importance),
         Clip::Weight => (Clip::Weight, &live[..]),

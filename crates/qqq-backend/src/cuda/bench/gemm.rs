@@ -8,23 +8,10 @@ use super::problem::Problem;
 use super::{Ceilings, data, timing};
 use crate::cuda::device::{Device, driver};
 use crate::cuda::gemm::{
-    Activation, GemmLayer, GemmTypes, OutputType, PackedWeights, Plan, SumOrder, TunedChoice, candidates,
-    tuned,
+    Activation, GemmLayer, GemmTypes, OutputType, PackedWeights, Plan, SumOrder, TunedChoice, WeightKind,
+    candidates, tuned,
 };
 use crate::cuda::{Arch, CudaError, Result};
-
-/// Weights that are measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightChoice {
-    /// 4 bits, a scale a channel.
-    Channel,
-    /// 4 bits in groups of this size, scales that are integers.
-    GroupInteger(usize),
-    /// 4 bits in groups of this size, float16 scales (the QQQ checkpoint's).
-    GroupHalf(usize),
-    /// 8 bits, a scale a channel.
-    Int8,
-}
 
 /// Where plans come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +89,7 @@ impl GemmBench {
     #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
-        choice: WeightChoice,
+        weights: WeightKind,
         (activation, output): (Activation, OutputType),
         arch: Arch,
         tokens: &[usize],
@@ -110,13 +97,13 @@ impl GemmBench {
         on_result: &mut dyn FnMut(Measurement),
     ) -> Result<()> {
         let (n, k) = self.shape;
-        let weight = match choice {
-            WeightChoice::Channel | WeightChoice::Int8 => data::weight(1, n, k, None),
-            WeightChoice::GroupInteger(g) => data::weight(1, n, k, Some((g, true))),
-            WeightChoice::GroupHalf(g) => data::weight(1, n, k, Some((g, false))),
+        let weight = match weights {
+            WeightKind::Channel4 | WeightKind::Channel8 => data::weight(1, n, k, None),
+            WeightKind::GroupInteger4(g) => data::weight(1, n, k, Some((g, true))),
+            WeightKind::GroupHalf4(g) => data::weight(1, n, k, Some((g, false))),
         };
         let shape = |e: crate::BackendError| CudaError::Shape(e.to_string());
-        let (packed, int8) = if choice == WeightChoice::Int8 {
+        let (packed, int8) = if weights == WeightKind::Channel8 {
             let codes = data::normal_integers(2, n * k, 127);
             (PackedWeights::from_int8(&codes, weight.channel_scales(), k).map_err(shape)?, codes)
         } else {
@@ -129,9 +116,6 @@ impl GemmBench {
             .collect::<Result<Vec<_>>>()?;
         for &m in tokens {
             let mut problem = Problem::new(&self.device, activation, m, n, k)?;
-            let begin = Instant::now();
-            layers[0].prepare(m, Some(layers[0].heuristic_plan(m, arch)))?;
-            let prepare_milliseconds = begin.elapsed().as_secs_f64() * 1e3;
             let found = match choosing {
                 Choosing::Tune => {
                     Some(self.tune(&layers, &problem, arch, candidates(types, arch, m, SumOrder::Free))?)
@@ -143,7 +127,9 @@ impl GemmBench {
                 (_, found) => found.and_then(|f| f.plan),
             };
             let plan = better.unwrap_or_else(|| layers[0].heuristic_plan(m, arch));
+            let begin = Instant::now();
             layers[0].prepare(m, Some(plan))?;
+            let prepare_milliseconds = begin.elapsed().as_secs_f64() * 1e3;
             problem.check(&self.device, &layers[0], output, &weight, &int8)?;
             let store = self.device.tuned_store();
             if let (Some(found), Some(_)) = (found, store.path()) {

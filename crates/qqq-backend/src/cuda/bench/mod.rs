@@ -12,4 +12,4 @@ mod problem;
 mod timing;
 
 pub use ceilings::Ceilings;
-pub use gemm::{Choosing, GemmBench, Measurement, WeightChoice};
+pub use gemm::{Choosing, GemmBench, Measurement};

@@ -174,6 +174,14 @@ impl Instance {
         self.ranks() <= self.steps(k)
     }
 
+    /// Blocks of a cluster that are neighbours along the channels and share tokens.
+    pub fn neighbours(&self) -> usize {
+        match self {
+            Instance::Sm90(c) => c.cluster,
+            Instance::Sm80(_) => 1,
+        }
+    }
+
     /// Blocks that are launched as a cluster.
     pub fn blocks_in_cluster(&self) -> usize {
         match self {

@@ -137,9 +137,8 @@ impl GemmKernel {
     pub fn workspace_bytes(&self, m: usize, n: usize, k: usize) -> (usize, usize) {
         let c = &self.plan.config;
         let s = self.schedule(m, n, k);
-        let neighbours = if let Instance::Sm90(c) = c { c.cluster } else { 1 };
         let partials = s.split_clusters as usize * 2 * c.channels() * c.tokens() * 4;
-        (partials, s.split_tiles as usize * neighbours * c.warpgroups() * 4)
+        (partials, s.split_tiles as usize * c.neighbours() * c.warpgroups() * 4)
     }
 
     /// Bytes of a workspace for `n` output channels that serves every number of tokens and input channels.
@@ -148,11 +147,10 @@ impl GemmKernel {
         if !self.plan.split {
             return (0, 0);
         }
-        let neighbours = if let Instance::Sm90(c) = c { c.cluster } else { 1 };
         let partials = self.clusters * 2 * c.channels() * c.tokens() * 4;
         // Fewer tiles than clusters are cut, or one row of tiles.
         let tiles = self.clusters.max(n.div_ceil(c.channels()));
-        (partials, tiles * neighbours * c.warpgroups() * 4)
+        (partials, tiles * c.neighbours() * c.warpgroups() * 4)
     }
 
     /// Launches `y = x W^T` on `stream`. With `overlap`, the launch may begin while the one before it on the stream still

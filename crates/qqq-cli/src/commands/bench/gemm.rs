@@ -2,8 +2,8 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use qqq_backend::cuda::bench::{Ceilings, Choosing, GemmBench, Measurement, WeightChoice};
-use qqq_backend::cuda::gemm::{Activation, OutputType};
+use qqq_backend::cuda::bench::{Ceilings, Choosing, GemmBench, Measurement};
+use qqq_backend::cuda::gemm::{Activation, OutputType, WeightKind};
 use qqq_backend::cuda::{Arch, CudaError, Device};
 use serde::Serialize;
 
@@ -94,7 +94,7 @@ pub struct Weights {
     /// The name.
     pub name: String,
     /// What it means.
-    pub choice: WeightChoice,
+    pub kind: WeightKind,
 }
 
 impl FromStr for Weights {
@@ -102,17 +102,17 @@ impl FromStr for Weights {
 
     fn from_str(s: &str) -> Result<Self, String> {
         let size = |s: &str| s.parse().ok().filter(|g| [32, 64, 128].contains(g));
-        let choice = match s {
-            "channel" => Some(WeightChoice::Channel),
-            "int8" => Some(WeightChoice::Int8),
+        let kind = match s {
+            "channel" => Some(WeightKind::Channel4),
+            "int8" => Some(WeightKind::Channel8),
             _ => s.strip_prefix('g').and_then(|rest| match rest.strip_suffix("-half") {
-                Some(group) => size(group).map(WeightChoice::GroupHalf),
-                None => size(rest).map(WeightChoice::GroupInteger),
+                Some(group) => size(group).map(WeightKind::GroupHalf4),
+                None => size(rest).map(WeightKind::GroupInteger4),
             }),
         };
-        let choice =
-            choice.ok_or("one of channel, g32, g64, g128, g32-half, g64-half, g128-half, int8 is needed")?;
-        Ok(Self { name: s.to_owned(), choice })
+        let kind =
+            kind.ok_or("one of channel, g32, g64, g128, g32-half, g64-half, g128-half, int8 is needed")?;
+        Ok(Self { name: s.to_owned(), kind })
     }
 }
 
@@ -247,7 +247,7 @@ fn types(args: &GemmArgs) -> anyhow::Result<(Activation, OutputType)> {
     if own.is_some() && args.output.is_some_and(|o| Some(o) != own) {
         return Err(bad_input("--output: 16-bit activations give outputs of their own type"));
     }
-    if own.is_some() && args.weights.iter().any(|w| w.choice == WeightChoice::Int8) {
+    if own.is_some() && args.weights.iter().any(|w| w.kind == WeightKind::Channel8) {
         return Err(bad_input("--weights int8 needs --activations int8: there is no W8A16 kernel"));
     }
     Ok((args.activations.activation(), args.output.or(own).unwrap_or(Output::F16).output_type()))
@@ -263,7 +263,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
             )));
         }
         for w in &args.weights {
-            if let WeightChoice::GroupInteger(g) | WeightChoice::GroupHalf(g) = w.choice
+            if let Some(g) = w.kind.group_size()
                 && !s.k.is_multiple_of(g)
             {
                 return Err(bad_input(format!(
@@ -314,7 +314,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
             return Err(plot::no_cublas());
         }
         for weights in &args.weights {
-            bench.run(weights.choice, types, arch, &args.tokens, choosing, &mut |m| {
+            bench.run(weights.kind, types, arch, &args.tokens, choosing, &mut |m| {
                 progress.update(results.len() as f64, total, &format!("{} tokens", m.m));
                 results.push(Line::new(shape, &weights.name, args.activations, &m));
             })?;
@@ -421,10 +421,10 @@ mod tests {
         let shape: Shape = "4096x11008".parse().unwrap();
         assert_eq!((shape.n, shape.k), (4096, 11008));
         assert!("4096".parse::<Shape>().is_err() && "4096x".parse::<Shape>().is_err());
-        let choice = |s: &str| s.parse::<Weights>().map(|w| w.choice);
-        assert_eq!(choice("g64"), Ok(WeightChoice::GroupInteger(64)));
-        assert_eq!(choice("g128-half"), Ok(WeightChoice::GroupHalf(128)));
-        assert_eq!(choice("channel"), Ok(WeightChoice::Channel));
-        assert!(choice("g16").is_err() && choice("g").is_err() && choice("half").is_err());
+        let kind = |s: &str| s.parse::<Weights>().map(|w| w.kind);
+        assert_eq!(kind("g64"), Ok(WeightKind::GroupInteger4(64)));
+        assert_eq!(kind("g128-half"), Ok(WeightKind::GroupHalf4(128)));
+        assert_eq!(kind("channel"), Ok(WeightKind::Channel4));
+        assert!(kind("g16").is_err() && kind("g").is_err() && kind("half").is_err());
     }
 }

@@ -1,0 +1,36 @@
+//! What the tests of products on the GPU share. Needs the module `compile` beside it.
+
+use std::sync::Arc;
+
+use qqq_backend::cuda::gemm::{GemmTypes, Plan, instances};
+use qqq_backend::cuda::{Arch, Device};
+
+use crate::compile::compile;
+
+/// A NaN that no conversion makes, in float16 and in bfloat16.
+pub const POISON: u16 = 0x7FAB;
+
+/// The GPU, if there is one that the kernels are for.
+pub fn device() -> Option<Arc<Device>> {
+    match Device::new(0).and_then(|d| d.arch().map(|arch| (d, arch))) {
+        Ok((device, Arch::Sm90a)) => return Some(device),
+        Ok((device, _)) => eprintln!("skipped: {} is no Hopper GPU", device.name()),
+        Err(error) => eprintln!("skipped: {error}"),
+    }
+    None
+}
+
+/// Every plan of both kernels, which the cache holds afterwards. For slow tools such as compute-sanitizer,
+/// `QQQ_TEST_EVERY` says every how manieth.
+pub fn plans(types: GemmTypes) -> Vec<Plan> {
+    let every = std::env::var("QQQ_TEST_EVERY").map_or(1, |n| n.parse().expect("QQQ_TEST_EVERY is a number"));
+    let plans: Vec<_> = [Arch::Sm90a, Arch::Sm80]
+        .into_iter()
+        .flat_map(|arch| instances(types, arch))
+        .flat_map(|config| [false, true].map(|split| Plan { config, split }))
+        .filter(|p| !p.split || p.config.ranks() == 1)
+        .step_by(every)
+        .collect();
+    compile(&plans.iter().map(|p| p.config.source()).collect::<Vec<_>>(), Arch::Sm90a);
+    plans
+}
