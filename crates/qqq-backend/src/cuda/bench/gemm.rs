@@ -23,6 +23,8 @@ pub enum Choosing {
     /// All candidates are timed; what is faster than the heuristic's choice, twice, is kept on disk if there is a folder for
     /// it.
     Tune,
+    /// Every candidate is measured.
+    Each,
 }
 
 /// A measured product.
@@ -116,47 +118,51 @@ impl GemmBench {
             .collect::<Result<Vec<_>>>()?;
         for &m in tokens {
             let mut problem = Problem::new(&self.device, activation, m, n, k)?;
+            let cublas = self.cublas.as_ref().map(|c| c.microseconds(m)).transpose()?;
+            let candidates = candidates(types, arch, m, SumOrder::Free);
             let found = match choosing {
-                Choosing::Tune => {
-                    Some(self.tune(&layers, &problem, arch, candidates(types, arch, m, SumOrder::Free))?)
-                }
+                Choosing::Tune => Some(self.tune(&layers, &problem, arch, &candidates)?),
                 _ => None,
             };
             let better = match (choosing, found) {
                 (Choosing::Usual, _) => layers[0].tuned_plan(m, arch),
                 (_, found) => found.and_then(|f| f.plan),
             };
-            let plan = better.unwrap_or_else(|| layers[0].heuristic_plan(m, arch));
-            let begin = Instant::now();
-            layers[0].prepare(m, Some(plan))?;
-            let prepare_milliseconds = begin.elapsed().as_secs_f64() * 1e3;
-            problem.check(&self.device, &layers[0], output, &weight, &int8)?;
-            let store = self.device.tuned_store();
-            if let (Some(found), Some(_)) = (found, store.path()) {
-                store.put(&layers[0].tuned_key(arch), m, &found)?;
+            let plans = match choosing {
+                Choosing::Each => candidates.into_iter().filter(|p| p.config.takes(k)).collect(),
+                _ => vec![better.unwrap_or_else(|| layers[0].heuristic_plan(m, arch))],
+            };
+            for plan in plans {
+                let begin = Instant::now();
+                layers[0].prepare(m, Some(plan))?;
+                let prepare_milliseconds = begin.elapsed().as_secs_f64() * 1e3;
+                problem.check(&self.device, &layers[0], output, &weight, &int8)?;
+                let store = self.device.tuned_store();
+                if let (Some(found), Some(_)) = (found, store.path()) {
+                    store.put(&layers[0].tuned_key(arch), m, &found)?;
+                }
+                let microseconds = self.time(&layers, &problem, plan, true)?;
+                let serial_microseconds = self.time(&layers, &problem, plan, false)?;
+                let host_microseconds = self.launch_cost(&layers, &problem)?;
+                let operations = 2.0 * m as f64 * n as f64 * k as f64;
+                let bytes = (packed.chunks.len() + m * k * activation.bytes() + 2 * m * n) as f64;
+                let rate = activation.bytes() as f64;
+                on_result(Measurement {
+                    m,
+                    plan,
+                    tuned: better.is_some(),
+                    microseconds,
+                    serial_microseconds,
+                    tops: operations / microseconds / 1e6,
+                    gb_per_second: bytes / microseconds / 1e3,
+                    of_ceiling: self
+                        .ceilings
+                        .map(|c| c.floor_microseconds(rate * operations, bytes) / microseconds),
+                    host_microseconds,
+                    prepare_milliseconds,
+                    cublas_microseconds: cublas,
+                });
             }
-            let microseconds = self.time(&layers, &problem, plan, true)?;
-            let serial_microseconds = self.time(&layers, &problem, plan, false)?;
-            let host_microseconds = self.launch_cost(&layers, &problem)?;
-            let operations = 2.0 * m as f64 * n as f64 * k as f64;
-            let bytes = (packed.chunks.len() + m * k * activation.bytes() + 2 * m * n) as f64;
-            let rate = activation.bytes() as f64;
-            let cublas = self.cublas.as_ref().map(|c| c.microseconds(m)).transpose()?;
-            on_result(Measurement {
-                m,
-                plan,
-                tuned: better.is_some(),
-                microseconds,
-                serial_microseconds,
-                tops: operations / microseconds / 1e6,
-                gb_per_second: bytes / microseconds / 1e3,
-                of_ceiling: self
-                    .ceilings
-                    .map(|c| c.floor_microseconds(rate * operations, bytes) / microseconds),
-                host_microseconds,
-                prepare_milliseconds,
-                cublas_microseconds: cublas,
-            });
         }
         Ok(())
     }
@@ -167,13 +173,13 @@ impl GemmBench {
         layers: &[GemmLayer],
         problem: &Problem,
         arch: Arch,
-        candidates: Vec<Plan>,
+        candidates: &[Plan],
     ) -> Result<TunedChoice> {
         let time = |plan| self.time(layers, problem, plan, true);
         let usual = layers[0].heuristic_plan(problem.m, arch);
         let usual_time = time(usual)?;
         let mut best = (usual_time, usual);
-        for plan in candidates {
+        for &plan in candidates {
             if plan != usual && plan.config.takes(self.shape.1) {
                 let time = time(plan)?;
                 if time < best.0 {

@@ -65,6 +65,9 @@ pub struct GemmArgs {
     /// Leave out what was tuned earlier
     #[arg(long, conflicts_with = "tune")]
     no_tuned: bool,
+    /// Measure every instance of the kernel that is worth considering, not only the one that is chosen; keep nothing
+    #[arg(long, conflicts_with_all = ["tune", "no_tuned", "plot"])]
+    each: bool,
     /// Draw the speed-up over cuBLAS against the number of tokens, as an SVG figure
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -280,9 +283,10 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         files::check_writable(path, "--plot")?;
     }
     let types = types(args)?;
-    let choosing = match (args.tune, args.no_tuned) {
-        (true, _) => Choosing::Tune,
-        (_, true) => Choosing::Heuristic,
+    let choosing = match (args.tune, args.no_tuned, args.each) {
+        (true, ..) => Choosing::Tune,
+        (_, true, _) => Choosing::Heuristic,
+        (.., true) => Choosing::Each,
         _ => Choosing::Usual,
     };
     let device = Device::new(args.gpu).map_err(|e| match e {
@@ -315,7 +319,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         }
         for weights in &args.weights {
             bench.run(weights.kind, types, arch, &args.tokens, choosing, &mut |m| {
-                progress.update(results.len() as f64, total, &format!("{} tokens", m.m));
+                progress.update((results.len() as f64).min(total), total, &format!("{} tokens", m.m));
                 results.push(Line::new(shape, &weights.name, args.activations, &m));
             })?;
         }
