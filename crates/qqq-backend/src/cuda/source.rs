@@ -14,6 +14,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("operands.cuh", include_str!("kernels/operands.cuh")),
     ("prepack.cuh", include_str!("kernels/prepack.cuh")),
     ("ptx.cuh", include_str!("kernels/ptx.cuh")),
+    ("ptx_arithmetic.cuh", include_str!("kernels/ptx_arithmetic.cuh")),
     ("quantize_activations.cuh", include_str!("kernels/quantize_activations.cuh")),
     ("schedule.cuh", include_str!("kernels/schedule.cuh")),
     ("sm80_config.cuh", include_str!("kernels/sm80_config.cuh")),
@@ -23,6 +24,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("sm90_epilogue.cuh", include_str!("kernels/sm90_epilogue.cuh")),
     ("sm90_gemm.cuh", include_str!("kernels/sm90_gemm.cuh")),
     ("wgmma.cuh", include_str!("kernels/wgmma.cuh")),
+    ("wgmma_ptx.cuh", include_str!("kernels/wgmma_ptx.cuh")),
 ];
 
 /// Options of every compilation, besides the architecture. The log states registers and spills.

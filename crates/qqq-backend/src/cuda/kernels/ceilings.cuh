@@ -6,7 +6,7 @@
 // Reads `chunks` chunks of kChunk bytes through a ring of kStages in shared memory; blocks take stretches. 64 threads.
 template <int kChunk, int kStages>
 QQQ_DEVICE void read_ceiling(const uint8* source, int chunks, uint32* sink) {
-    extern __shared__ __align__(1024) uint8 memory[];
+    uint8* const memory = ptx::dynamic_shared();
     const uint32 shared = ptx::shared_address(memory), full = shared + kChunk * kStages, empty = full + kStages * 8;
     if (threadIdx.x == 0) {
         for (int i = 0; i < kStages; ++i) {
@@ -41,7 +41,7 @@ QQQ_DEVICE void read_ceiling(const uint8* source, int chunks, uint32* sink) {
 
 // `rounds` times eight 64x256x32 products in each of two warpgroups, on whatever `source` (64 KiB) holds. 256 threads.
 QQQ_DEVICE void multiply_ceiling(const uint4* source, int rounds, int* sink) {
-    extern __shared__ __align__(1024) uint8 memory[];
+    uint8* const memory = ptx::dynamic_shared();
     uint4* tile = (uint4*)memory;
     for (int i = threadIdx.x; i < 256 * 128 / 16; i += blockDim.x) tile[i] = source[i];
     ptx::fence_async_shared();

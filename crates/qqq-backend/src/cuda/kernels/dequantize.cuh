@@ -11,7 +11,7 @@
 // Group scales follow, [128 / group][32 pairs]: pair p holds those of rows r and r + 8 for p = t / 4.
 #pragma once
 
-#include "ptx.cuh"
+#include "ptx_arithmetic.cuh"
 
 // How the weights of a layer are stored.
 enum Weights {
@@ -98,26 +98,6 @@ QQQ_DEVICE GroupScale group_scale(uint32 pair) {
     return s;
 }
 
-QQQ_DEVICE uint32 half2_add(uint32 a, uint32 b) {
-    uint32 d;
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    return d;
-}
-
-QQQ_DEVICE uint32 half2_fma(uint32 a, uint32 b, uint32 c) {
-    uint32 d;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
-// (mask & x) | bits in one instruction.
-template <uint32 Mask, uint32 Bits>
-QQQ_DEVICE uint32 select_or(uint32 x) {
-    uint32 d;
-    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(x), "n"(Mask), "n"(Bits));
-    return d;
-}
-
 // One word of 4-bit codes to the operands of rows r (`high`) and r + 8 (`low`).
 template <Weights W>
 QQQ_DEVICE void dequantize_word(uint32 word, const GroupScale& s, uint32& high, uint32& low) {
@@ -134,12 +114,12 @@ QQQ_DEVICE void dequantize_word(uint32 word, const GroupScale& s, uint32& high, 
         // rounds to an integer, to even, whose low byte is the result in two's complement.
         const uint32 shifted = word >> 8;
         constexpr uint32 kMinus1032 = 0xE408E408u, kSixteenth = 0x2C002C00u, kMinus72 = 0xD480D480u, k1536 = 0x66006600u;
-        const uint32 low02 = half2_add(select_or<0x000F000Fu, 0x64006400u>(word), kMinus1032);
-        const uint32 low13 = half2_add(select_or<0x000F000Fu, 0x64006400u>(shifted), kMinus1032);
-        const uint32 high02 = half2_fma(select_or<0x00F000F0u, 0x64006400u>(word), kSixteenth, kMinus72);
-        const uint32 high13 = half2_fma(select_or<0x00F000F0u, 0x64006400u>(shifted), kSixteenth, kMinus72);
-        high = __byte_perm(half2_fma(high02, s.scale[0], k1536), half2_fma(high13, s.scale[0], k1536), 0x6240);
-        low = __byte_perm(half2_fma(low02, s.scale[1], k1536), half2_fma(low13, s.scale[1], k1536), 0x6240);
+        const uint32 low02 = ptx::half2_add(ptx::select_or<0x000F000Fu, 0x64006400u>(word), kMinus1032);
+        const uint32 low13 = ptx::half2_add(ptx::select_or<0x000F000Fu, 0x64006400u>(shifted), kMinus1032);
+        const uint32 high02 = ptx::half2_fma(ptx::select_or<0x00F000F0u, 0x64006400u>(word), kSixteenth, kMinus72);
+        const uint32 high13 = ptx::half2_fma(ptx::select_or<0x00F000F0u, 0x64006400u>(shifted), kSixteenth, kMinus72);
+        high = __byte_perm(ptx::half2_fma(high02, s.scale[0], k1536), ptx::half2_fma(high13, s.scale[0], k1536), 0x6240);
+        low = __byte_perm(ptx::half2_fma(low02, s.scale[1], k1536), ptx::half2_fma(low13, s.scale[1], k1536), 0x6240);
     }
 }
 

@@ -46,12 +46,6 @@ QQQ_DEVICE void load_words(uint32 chunk, int thread, Words16<A, W, Group>& words
     for (int half = 0; half < 2; ++half) load_half_words(chunk, thread, half, words);
 }
 
-QQQ_DEVICE uint32 bfloat2_fma(uint32 a, uint32 b, uint32 c) {
-    uint32 d;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
 // Eight codes to four registers of pairs; exact.
 template <Activations A>
 QQQ_DEVICE void dequantize_word16(uint32 word, uint32 (&a)[4]) {
@@ -59,30 +53,24 @@ QQQ_DEVICE void dequantize_word16(uint32 word, uint32 (&a)[4]) {
         // 0x6400 | u is 1024 + u, 0x6400 | 16 u is 1024 + 16 u.
         const uint32 shifted = word >> 8;
         constexpr uint32 kMinus1032 = 0xE408E408u, kSixteenth = 0x2C002C00u, kMinus72 = 0xD480D480u;
-        a[0] = half2_add(select_or<0x000F000Fu, 0x64006400u>(word), kMinus1032);
-        a[1] = half2_fma(select_or<0x00F000F0u, 0x64006400u>(word), kSixteenth, kMinus72);
-        a[2] = half2_add(select_or<0x000F000Fu, 0x64006400u>(shifted), kMinus1032);
-        a[3] = half2_fma(select_or<0x00F000F0u, 0x64006400u>(shifted), kSixteenth, kMinus72);
+        a[0] = ptx::half2_add(ptx::select_or<0x000F000Fu, 0x64006400u>(word), kMinus1032);
+        a[1] = ptx::half2_fma(ptx::select_or<0x00F000F0u, 0x64006400u>(word), kSixteenth, kMinus72);
+        a[2] = ptx::half2_add(ptx::select_or<0x000F000Fu, 0x64006400u>(shifted), kMinus1032);
+        a[3] = ptx::half2_fma(ptx::select_or<0x00F000F0u, 0x64006400u>(shifted), kSixteenth, kMinus72);
     } else {
         static_assert(A == kBfloat16);
         // 0x4300 | u is 128 + u; there is no room for 16 u.
         constexpr uint32 kOne = 0x3F803F80u, kMinus136 = 0xC308C308u;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[i] = bfloat2_fma(select_or<0x000F000Fu, 0x43004300u>(word >> (4 * i)), kOne, kMinus136);
+        for (int i = 0; i < 4; ++i) a[i] = ptx::bfloat2_fma(ptx::select_or<0x000F000Fu, 0x43004300u>(word >> (4 * i)), kOne, kMinus136);
     }
 }
 
 // Products of pairs, rounded to nearest.
 template <Activations A>
 QQQ_DEVICE uint32 pair_multiply(uint32 a, uint32 b) {
-    uint32 d;
-    if constexpr (A == kFloat16) {
-        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    } else {
-        // sm_80 has no product alone; adding -0 changes nothing.
-        d = bfloat2_fma(a, b, 0x80008000u);
-    }
-    return d;
+    // sm_80 has no product of bfloat16 alone; adding -0 changes nothing.
+    return A == kFloat16 ? ptx::half2_multiply(a, b) : ptx::bfloat2_fma(a, b, 0x80008000u);
 }
 
 // The A fragments of columns 32 half.. of a chunk for one thread of a warpgroup: a[4j..4j+3] for columns 32 half + 16 j...

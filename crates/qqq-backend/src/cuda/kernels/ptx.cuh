@@ -21,6 +21,12 @@ QQQ_DEVICE uint32 shared_address(const void* p) { return (uint32)__cvta_generic_
 
 // --- shared memory -----------------------------------------------------------------------------
 
+// The block's dynamic shared memory.
+QQQ_DEVICE uint8* dynamic_shared() {
+    extern __shared__ __align__(1024) uint8 memory[];
+    return memory;
+}
+
 QQQ_DEVICE uint4 load_shared_128(uint32 address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
@@ -272,13 +278,6 @@ QQQ_DEVICE void mma_16x8x16(int (&d)[4], uint32 a0, uint32 a1, uint32 a2, uint32
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
     }
-}
-
-// The sum of four products of int8 and c.
-QQQ_DEVICE int dot4(uint32 a, uint32 b, int c) {
-    int d;
-    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
 }
 
 // --- global memory -----------------------------------------------------------------------------

@@ -135,7 +135,7 @@ QQQ_DEVICE void sm80_prefetch(const Sm80Parameters& p, const Sm80Place<C>& place
 
 template <class C>
 QQQ_DEVICE void sm80_gemm(const Sm80Parameters& p) {
-    extern __shared__ __align__(1024) uint8 memory[];
+    uint8* const memory = ptx::dynamic_shared();
     const Sm80Place<C> place;
     const uint32 stages = ptx::shared_address(memory) + place.team * C::kTeamBytes;
     Sm80Steps<C> ahead(p.schedule, place.team);

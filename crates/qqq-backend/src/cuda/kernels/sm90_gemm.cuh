@@ -180,7 +180,7 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
 
 template <class C>
 QQQ_DEVICE void sm90_gemm(const GemmParameters& p) {
-    extern __shared__ __align__(1024) uint8 memory[];
+    uint8* const memory = ptx::dynamic_shared();
     const uint32 shared = ptx::shared_address(memory);
     const int inside = C::kBlocksInCluster == 1 ? 0 : (int)ptx::cluster_rank();
     const Place place{(int)blockIdx.x / C::kBlocksInCluster, (int)gridDim.x / C::kBlocksInCluster, inside % C::kCluster,
