@@ -160,8 +160,14 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& a
             if (C::kRanks > 1 && piece * C::kStagingTokens / C::kOwnedTokens != place.rank) continue;
             const uint32 target = staging + buffer * C::kStagingBytes;
             buffer ^= 1;
-            // The store before the last one read this buffer.
-            if (thread == 0) ptx::store_wait_read<1>();
+            // The store before the last one read this buffer. With an odd number of pieces, the last one of the tile before did.
+            if (thread == 0) {
+                if (r == 0 && piece == 0) {
+                    ptx::store_wait_read<0>();
+                } else {
+                    ptx::store_wait_read<1>();
+                }
+            }
             ptx::named_barrier(1 + warpgroup, 128);
             auto packed = [&](int j, int half) {
                 const int token = token0 + 8 * j + 2 * (lane % 4);
