@@ -16,7 +16,7 @@ pub mod prebuild;
 pub mod quantize;
 pub mod resources;
 pub mod source;
-mod tensor_map;
+pub mod tensor_map;
 
 pub use arch::Arch;
 pub use archive::Archive;

@@ -108,6 +108,11 @@ impl QuantizeConfig {
         if self.row_threads == 32 { 4 } else { 1 }
     }
 
+    /// Blocks of a launch for `m` rows, and their threads.
+    pub fn launch_shape(&self, m: usize) -> (usize, usize) {
+        (m.div_ceil(self.rows()), self.rows() * self.row_threads)
+    }
+
     /// The kernel's source: a function `quantize`.
     pub fn source(&self) -> Source {
         let stepwise = self.precision == Precision::Stepwise;
@@ -160,9 +165,9 @@ pub struct QuantizeOperands {
     pub m: usize,
 }
 
-/// `QuantizeParameters` of `quantize_activations.cuh`.
+/// `QuantizeParameters` of `quantize_activations.cuh`: what the kernel takes.
 #[repr(C)]
-struct Parameters {
+pub struct QuantizeParameters {
     x: u64,
     residual: u64,
     norm: u64,
@@ -173,6 +178,47 @@ struct Parameters {
     k: i32,
     epsilon: f32,
     norm_type: NormType,
+}
+
+impl QuantizeOperands {
+    /// What the kernel of this instance is given for rows of `k` values.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] when there are no tokens, an address is missing or not aligned, or one is given that the
+    /// operation does not know.
+    pub fn parameters(&self, config: &QuantizeConfig, k: usize) -> Result<QuantizeParameters> {
+        let problem = |what: String| Err(CudaError::Shape(format!("quantizing activations: {what}")));
+        if self.m == 0 || self.m > i32::MAX as usize {
+            return problem(format!("{} tokens", self.m));
+        }
+        let normalizes = config.operation == Operation::Norm;
+        if !normalizes && (self.norm != 0 || self.residual != 0) {
+            return problem(String::from("a norm's operand is given, and the operation has none"));
+        }
+        let needed = [("input", self.x, true), ("output", self.q, true), ("scale", self.scale, true)];
+        let others =
+            [("norm", self.norm, normalizes), ("residual", self.residual, false), ("sum", self.sum, false)];
+        for (name, address, required) in needed.into_iter().chain(others) {
+            if required && address == 0 {
+                return problem(format!("no address for the {name}"));
+            }
+            if address % 16 != 0 {
+                return problem(format!("the {name}'s address {address:#x} is not aligned to 16 bytes"));
+            }
+        }
+        Ok(QuantizeParameters {
+            x: self.x,
+            residual: self.residual,
+            norm: self.norm,
+            q: self.q,
+            scale: self.scale,
+            sum: self.sum,
+            m: self.m as i32,
+            k: k as i32,
+            epsilon: self.epsilon,
+            norm_type: self.norm_type,
+        })
+    }
 }
 
 /// A compiled and loaded instance for rows of one length.
@@ -215,46 +261,11 @@ impl QuantizeKernel {
     /// # Safety
     /// The operands must be device memory of the sizes given.
     pub unsafe fn launch(&self, stream: sys::CUstream, o: &QuantizeOperands, overlap: bool) -> Result<()> {
-        self.check(o)?;
-        let mut parameters = Parameters {
-            x: o.x,
-            residual: o.residual,
-            norm: o.norm,
-            q: o.q,
-            scale: o.scale,
-            sum: o.sum,
-            m: o.m as i32,
-            k: self.k as i32,
-            epsilon: o.epsilon,
-            norm_type: o.norm_type,
-        };
-        let rows = self.config.rows();
-        let shape = (o.m.div_ceil(rows), rows * self.config.row_threads, 0);
+        let mut parameters = o.parameters(&self.config, self.k)?;
+        let (blocks, threads) = self.config.launch_shape(o.m);
         let parameters: *mut c_void = (&raw mut parameters).cast();
         // SAFETY: the structure is the kernel's one parameter; the caller vouches for the memory.
-        unsafe { self.kernel.launch(stream, shape, 1, overlap, &mut [parameters]) }
-    }
-
-    fn check(&self, o: &QuantizeOperands) -> Result<()> {
-        let problem = |what: String| Err(CudaError::Shape(format!("quantizing activations: {what}")));
-        if o.m == 0 || o.m > i32::MAX as usize {
-            return problem(format!("{} tokens", o.m));
-        }
-        let normalizes = self.config.operation == Operation::Norm;
-        if !normalizes && (o.norm != 0 || o.residual != 0) {
-            return problem(String::from("a norm's operand is given, and the operation has none"));
-        }
-        let needed = [("input", o.x, true), ("output", o.q, true), ("scale", o.scale, true)];
-        let others = [("norm", o.norm, normalizes), ("residual", o.residual, false), ("sum", o.sum, false)];
-        for (name, address, required) in needed.into_iter().chain(others) {
-            if required && address == 0 {
-                return problem(format!("no address for the {name}"));
-            }
-            if address % 16 != 0 {
-                return problem(format!("the {name}'s address {address:#x} is not aligned to 16 bytes"));
-            }
-        }
-        Ok(())
+        unsafe { self.kernel.launch(stream, (blocks, threads, 0), 1, overlap, &mut [parameters]) }
     }
 }
 

@@ -8,14 +8,18 @@ use super::{CudaError, Result};
 
 /// Type of the elements of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Element {
+pub enum Element {
+    /// One byte.
     Int8,
+    /// IEEE half precision.
     Float16,
+    /// bfloat16.
     Bfloat16,
 }
 
 impl Element {
-    fn bytes(self) -> usize {
+    /// Size of an element.
+    pub fn bytes(self) -> usize {
         if self == Element::Int8 { 1 } else { 2 }
     }
 
@@ -28,20 +32,28 @@ impl Element {
     }
 }
 
-/// 128 bytes that the driver encodes and the kernel takes as a parameter.
-#[derive(Clone, Copy)]
+/// 128 bytes that the kernel takes as a parameter.
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(crate) struct TensorMap([u64; 16]);
+pub struct TensorMap(pub [u64; 16]);
 
-impl TensorMap {
-    /// A row-major matrix of `(rows, columns)` at `address`, in boxes of `(rows, columns)` whose rows are 128 bytes,
-    /// 128-byte swizzle. Elements outside read as zero and are not written.
-    pub(crate) fn matrix(
-        address: u64,
-        element: Element,
-        (rows, columns): (usize, usize),
-        (box_rows, box_columns): (usize, usize),
-    ) -> Result<Self> {
+/// A row-major matrix in boxes whose rows are 128 bytes, 128-byte swizzle. Elements outside read as zero and are not written.
+#[derive(Clone, Copy, Debug)]
+pub struct TiledMatrix {
+    /// Where it lies on the device.
+    pub address: u64,
+    /// Type of its elements.
+    pub element: Element,
+    /// Rows and columns.
+    pub shape: (usize, usize),
+    /// Rows and columns of a box.
+    pub tile: (usize, usize),
+}
+
+impl TiledMatrix {
+    /// The tensor map as the driver encodes it.
+    pub(crate) fn encode(&self) -> Result<TensorMap> {
+        let Self { address, element, shape: (rows, columns), tile: (box_rows, box_columns) } = *self;
         // 64-byte alignment is what the driver asks of the descriptor; its own type has more.
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         let stride = columns * element.bytes();
@@ -68,6 +80,6 @@ impl TensorMap {
             ),
             source,
         })?;
-        Ok(Self(map.opaque))
+        Ok(TensorMap(map.opaque))
     }
 }

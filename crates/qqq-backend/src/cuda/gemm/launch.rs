@@ -7,7 +7,7 @@ use cudarc::driver::sys;
 
 use super::{Activation, Instance, OutputType, Plan, Schedule, Sm90Config};
 use crate::cuda::device::{Device, Kernel};
-use crate::cuda::tensor_map::{Element, TensorMap};
+use crate::cuda::tensor_map::{Element, TensorMap, TiledMatrix};
 use crate::cuda::{Arch, CudaError, Result};
 
 /// The device addresses of a product's operands. All of them must stay valid until the launch has run.
@@ -62,7 +62,7 @@ impl GemmOperands {
 
 /// `GemmParameters` of `sm90_config.cuh`.
 #[repr(C, align(64))]
-struct Sm90Parameters {
+pub struct Sm90Parameters {
     x: TensorMap,
     y: TensorMap,
     weights: u64,
@@ -78,7 +78,7 @@ struct Sm90Parameters {
 
 /// `Sm80Parameters` of `sm80_config.cuh`.
 #[repr(C)]
-struct Sm80Parameters {
+pub struct Sm80Parameters {
     x: u64,
     y: u64,
     weights: u64,
@@ -91,6 +91,84 @@ struct Sm80Parameters {
     n: i32,
     k: i32,
     schedule: Schedule,
+}
+
+/// What a kernel of products takes.
+pub enum GemmParameters {
+    /// Of the kernel for Hopper.
+    Sm90(Box<Sm90Parameters>),
+    /// Of the kernel for every GPU since Ampere.
+    Sm80(Box<Sm80Parameters>),
+}
+
+impl GemmParameters {
+    /// Where the kernel's one parameter lies, and its bytes.
+    pub fn as_raw(&self) -> (*const c_void, usize) {
+        match self {
+            Self::Sm90(p) => ((&raw const **p).cast(), size_of::<Sm90Parameters>()),
+            Self::Sm80(p) => ((&raw const **p).cast(), size_of::<Sm80Parameters>()),
+        }
+    }
+}
+
+/// A plan on a device that runs this many clusters at once: everything of a launch that needs no device.
+#[derive(Clone, Copy, Debug)]
+pub struct GemmLaunch {
+    /// The plan.
+    pub plan: Plan,
+    /// Clusters that the device runs at once.
+    pub clusters: usize,
+}
+
+impl GemmLaunch {
+    /// The schedule for a shape.
+    pub fn schedule(&self, m: usize, n: usize, k: usize) -> Schedule {
+        Schedule::new(&self.plan.config, m, n, k, self.clusters, self.plan.split)
+    }
+
+    /// Blocks of a launch.
+    pub fn blocks(&self, m: usize, n: usize, k: usize) -> usize {
+        self.schedule(m, n, k).clusters(self.clusters) * self.plan.config.blocks_in_cluster()
+    }
+
+    /// Bytes of the workspace for a shape: partial sums, then counters. The counters must be zero before the first launch;
+    /// every launch leaves them zero.
+    pub fn workspace_bytes(&self, m: usize, n: usize, k: usize) -> (usize, usize) {
+        let c = &self.plan.config;
+        let s = self.schedule(m, n, k);
+        let partials = s.split_clusters as usize * 2 * c.channels() * c.tokens() * 4;
+        (partials, s.split_tiles as usize * c.neighbours() * c.warpgroups() * 4)
+    }
+
+    /// What the kernel is given; `encode` makes the tensor maps.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] when there are no tokens, an address is missing or not aligned, or there are too few input
+    /// channels for the plan; those of `encode`.
+    pub fn parameters(
+        &self,
+        o: &GemmOperands,
+        workspace: (u64, u64),
+        encode: impl Fn(&TiledMatrix) -> Result<TensorMap>,
+    ) -> Result<GemmParameters> {
+        let c = &self.plan.config;
+        o.check(c.types().activation())?;
+        if !c.takes(o.k) {
+            return Err(CudaError::Shape(format!(
+                "{} input channels cannot be cut into {} parts of at least {}",
+                o.k,
+                c.ranks(),
+                c.types().activation().step_columns()
+            )));
+        }
+        let schedule = self.schedule(o.m, o.n, o.k);
+        Ok(match c {
+            Instance::Sm90(c) => {
+                GemmParameters::Sm90(Box::new(sm90_parameters(c, o, workspace, schedule, encode)?))
+            }
+            Instance::Sm80(_) => GemmParameters::Sm80(Box::new(sm80_parameters(o, workspace, schedule))),
+        })
+    }
 }
 
 /// A compiled and loaded instance.
@@ -127,18 +205,18 @@ impl GemmKernel {
         Ok(Self { plan, kernel, clusters })
     }
 
-    /// The schedule for a shape.
-    pub fn schedule(&self, m: usize, n: usize, k: usize) -> Schedule {
-        Schedule::new(&self.plan.config, m, n, k, self.clusters, self.plan.split)
+    fn launch_plan(&self) -> GemmLaunch {
+        GemmLaunch { plan: self.plan, clusters: self.clusters }
     }
 
-    /// Bytes of the workspace for a shape: partial sums, then counters. The counters must be zero before the first launch;
-    /// every launch leaves them zero.
+    /// The schedule for a shape.
+    pub fn schedule(&self, m: usize, n: usize, k: usize) -> Schedule {
+        self.launch_plan().schedule(m, n, k)
+    }
+
+    /// As [`GemmLaunch::workspace_bytes`].
     pub fn workspace_bytes(&self, m: usize, n: usize, k: usize) -> (usize, usize) {
-        let c = &self.plan.config;
-        let s = self.schedule(m, n, k);
-        let partials = s.split_clusters as usize * 2 * c.channels() * c.tokens() * 4;
-        (partials, s.split_tiles as usize * c.neighbours() * c.warpgroups() * 4)
+        self.launch_plan().workspace_bytes(m, n, k)
     }
 
     /// Bytes of a workspace for `n` output channels that serves every number of tokens and input channels.
@@ -172,38 +250,13 @@ impl GemmKernel {
         overlap: bool,
     ) -> Result<()> {
         let c = &self.plan.config;
-        o.check(c.types().activation())?;
-        let schedule = self.schedule(o.m, o.n, o.k);
-        if !c.takes(o.k) {
-            return Err(CudaError::Shape(format!(
-                "{} input channels cannot be cut into {} parts of at least {}",
-                o.k,
-                c.ranks(),
-                c.types().activation().step_columns()
-            )));
-        }
-        let blocks = schedule.clusters(self.clusters) * c.blocks_in_cluster();
-        let launch = |parameters: *mut c_void| {
-            // SAFETY: the structure is the kernel's one parameter; the caller vouches for the memory.
-            unsafe {
-                self.kernel.launch(
-                    stream,
-                    (blocks, c.threads(), c.shared_bytes()),
-                    c.blocks_in_cluster(),
-                    overlap,
-                    &mut [parameters],
-                )
-            }
-        };
-        match c {
-            Instance::Sm90(c) => {
-                let mut parameters = sm90_parameters(c, o, workspace, schedule)?;
-                launch((&raw mut parameters).cast())
-            }
-            Instance::Sm80(_) => {
-                let mut parameters = sm80_parameters(o, workspace, schedule);
-                launch((&raw mut parameters).cast())
-            }
+        let launch = self.launch_plan();
+        let parameters = launch.parameters(o, workspace, TiledMatrix::encode)?;
+        let shape = (launch.blocks(o.m, o.n, o.k), c.threads(), c.shared_bytes());
+        // SAFETY: this is the kernel's one parameter, which the driver copies; the caller vouches for the memory.
+        unsafe {
+            let parameters = parameters.as_raw().0.cast_mut();
+            self.kernel.launch(stream, shape, c.blocks_in_cluster(), overlap, &mut [parameters])
         }
     }
 }
@@ -213,6 +266,7 @@ fn sm90_parameters(
     o: &GemmOperands,
     workspace: (u64, u64),
     schedule: Schedule,
+    encode: impl Fn(&TiledMatrix) -> Result<TensorMap>,
 ) -> Result<Sm90Parameters> {
     let activation = c.types.activation();
     let x = match activation {
@@ -224,9 +278,12 @@ fn sm90_parameters(
         OutputType::Float16 => Element::Float16,
         OutputType::Bfloat16 => Element::Bfloat16,
     };
+    let tile = (c.tokens / c.cluster, activation.step_columns());
+    let x = TiledMatrix { address: o.x, element: x, shape: (o.m, o.k), tile };
+    let y = TiledMatrix { address: o.y, element: y, shape: (o.m, o.n), tile: (c.staging_tokens(), 64) };
     Ok(Sm90Parameters {
-        x: TensorMap::matrix(o.x, x, (o.m, o.k), (c.tokens / c.cluster, activation.step_columns()))?,
-        y: TensorMap::matrix(o.y, y, (o.m, o.n), (c.staging_tokens(), 64))?,
+        x: encode(&x)?,
+        y: encode(&y)?,
         weights: o.weights,
         channel_scale: o.channel_scale,
         token_scale: o.token_scale,

@@ -61,9 +61,9 @@ pub struct PrepackOperands {
     pub k: usize,
 }
 
-/// `PrepackParameters` of `prepack.cuh`.
+/// `PrepackParameters` of `prepack.cuh`: what the kernel takes.
 #[repr(C)]
-struct Parameters {
+pub struct PrepackParameters {
     codes: u64,
     scales: u64,
     chunks: u64,
@@ -71,6 +71,40 @@ struct Parameters {
     padded_scale: u64,
     n: i32,
     k: i32,
+}
+
+impl PrepackOperands {
+    /// What the kernel for these weights is given.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for a shape that the products do not take, or an address that is missing or not aligned.
+    pub fn parameters(&self, kind: WeightKind) -> Result<PrepackParameters> {
+        check_shape(self.n, self.k).map_err(|e| CudaError::Shape(e.to_string()))?;
+        let grouped = kind.group_size().is_some();
+        for (name, address, needed) in [
+            ("codes", self.codes, true),
+            ("group scales", self.scales, grouped),
+            ("chunks", self.chunks, true),
+            ("channel scales", self.channel_scale, true),
+            ("padded scales", self.padded_scale, true),
+        ] {
+            if (address != 0) != needed || address % 16 != 0 {
+                return Err(CudaError::Shape(format!(
+                    "prepacking weights: the address of the {name} is {address:#x}; {}",
+                    if needed { "it must be given, aligned to 16 bytes" } else { "this kind has none" }
+                )));
+            }
+        }
+        Ok(PrepackParameters {
+            codes: self.codes,
+            scales: self.scales,
+            chunks: self.chunks,
+            channel_scale: self.channel_scale,
+            padded_scale: self.padded_scale,
+            n: self.n as i32,
+            k: self.k as i32,
+        })
+    }
 }
 
 /// A compiled and loaded kernel.
@@ -94,6 +128,11 @@ impl PrepackKernel {
         n.div_ceil(CHUNK_ROWS) * k.div_ceil(CHUNK_COLUMNS) * kind.chunk_bytes(Activation::Int8)
     }
 
+    /// Blocks of a launch, and their threads.
+    pub fn launch_shape(kind: WeightKind, n: usize, k: usize) -> (usize, usize) {
+        ((Self::chunks_bytes(kind, n, k) / 16).div_ceil(THREADS), THREADS)
+    }
+
     /// Launches on `stream`.
     ///
     /// # Errors
@@ -103,36 +142,10 @@ impl PrepackKernel {
     /// # Safety
     /// The operands must be device memory of the sizes given.
     pub unsafe fn launch(&self, stream: sys::CUstream, o: &PrepackOperands) -> Result<()> {
-        check_shape(o.n, o.k).map_err(|e| CudaError::Shape(e.to_string()))?;
-        let grouped = self.kind.group_size().is_some();
-        for (name, address, needed) in [
-            ("codes", o.codes, true),
-            ("group scales", o.scales, grouped),
-            ("chunks", o.chunks, true),
-            ("channel scales", o.channel_scale, true),
-            ("padded scales", o.padded_scale, true),
-        ] {
-            if (address != 0) != needed || address % 16 != 0 {
-                return Err(CudaError::Shape(format!(
-                    "prepacking weights: the address of the {name} is {address:#x}; {}",
-                    if needed { "it must be given, aligned to 16 bytes" } else { "this kind has none" }
-                )));
-            }
-        }
-        let mut parameters = Parameters {
-            codes: o.codes,
-            scales: o.scales,
-            chunks: o.chunks,
-            channel_scale: o.channel_scale,
-            padded_scale: o.padded_scale,
-            n: o.n as i32,
-            k: o.k as i32,
-        };
-        let threads = Self::chunks_bytes(self.kind, o.n, o.k) / 16;
+        let mut parameters = o.parameters(self.kind)?;
+        let (blocks, threads) = Self::launch_shape(self.kind, o.n, o.k);
         let parameters: *mut c_void = (&raw mut parameters).cast();
         // SAFETY: the structure is the kernel's one parameter; the caller vouches for the memory.
-        unsafe {
-            self.kernel.launch(stream, (threads.div_ceil(THREADS), THREADS, 0), 1, false, &mut [parameters])
-        }
+        unsafe { self.kernel.launch(stream, (blocks, threads, 0), 1, false, &mut [parameters]) }
     }
 }
