@@ -5,15 +5,15 @@
 mod compile;
 #[path = "common/products.rs"]
 mod products;
+#[path = "common/products_int8.rs"]
+mod products_int8;
 #[path = "common/random.rs"]
 mod random;
 
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::DevicePtr;
-use half::{bf16, f16};
+use half::f16;
 use qqq_backend::cuda::gemm::{
     Activation, GemmLayer, GemmTypes, OutputType, PackedWeights, Plan, WeightKind,
 };
@@ -22,156 +22,32 @@ use qqq_formats::{QuantizedWeight, Scales};
 use safetensors::SafeTensors;
 
 use products::{POISON, device, plans};
-use random::Random;
+use products_int8::{Problem, Weights};
 
-/// A layer's weights, as int8 and packed.
-struct Weights {
-    n: usize,
-    k: usize,
-    int8: Vec<i8>,
-    channel: Vec<f32>,
-    packed: PackedWeights,
-}
-
-impl Weights {
-    fn random(kind: WeightKind, n: usize, k: usize) -> Self {
-        let mut random = Random(n as u64 * 7 + k as u64);
-        let channel: Vec<f32> = (0..n).map(|_| random.int(1, 1000) as f32 / 3e6).collect();
-        if kind == WeightKind::Channel8 {
-            let int8: Vec<i8> = (0..n * k).map(|_| random.int(-128, 127) as i8).collect();
-            let packed = PackedWeights::from_int8(&int8, &channel, k).unwrap();
-            return Self { n, k, int8, channel, packed };
-        }
-        // A scale of 16 leaves no room for code -8.
-        let lowest = if matches!(kind, WeightKind::GroupInteger4(_)) { -7 } else { -8 };
-        let codes = (0..n * k).map(|_| random.int(lowest, 7) as i8).collect();
-        let mut group = |f: &mut dyn FnMut(&mut Random) -> f32, size: usize| Scales::PerGroup {
-            group_size: size,
-            channel: channel.clone(),
-            group: (0..n * (k / size)).map(|_| f16::from_f32(f(&mut random))).collect(),
-        };
-        let scales = match kind {
-            WeightKind::GroupInteger4(size) => group(&mut |r| r.int(0, 16) as f32, size),
-            // Ties, zeros, negative and subnormal scales, and the largest.
-            WeightKind::GroupHalf4(size) => group(
-                &mut |r| match r.int(0, 9) {
-                    0 => 15.875,
-                    1 => r.int(-31, 31) as f32 / 2.0,
-                    2 => 0.0,
-                    3 => f16::from_bits(r.int(0, 0x3ff) as u16).to_f32(),
-                    _ => r.int(0, 15870) as f32 / 1000.0,
-                },
-                size,
-            ),
-            _ => Scales::PerChannel(channel.clone()),
-        };
-        let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
-        let packed = PackedWeights::new(&weight).unwrap();
-        assert_eq!(packed.kind, kind);
-        Self { n, k, int8: weight.int8_weights(), channel, packed }
-    }
-
-    /// Exact sums, `m x n`.
-    fn sums(&self, x: &[i8]) -> Vec<i32> {
-        let mut sums = vec![0; x.len() / self.k * self.n];
-        let next = AtomicUsize::new(0);
-        let rows: Vec<_> = sums.chunks_mut(self.n).map(Mutex::new).collect();
-        std::thread::scope(|s| {
-            for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-                s.spawn(|| {
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(row) = rows.get(i) else { break };
-                        let x = &x[i * self.k..][..self.k];
-                        for (sum, w) in row.lock().unwrap().iter_mut().zip(self.int8.chunks(self.k)) {
-                            *sum = x.iter().zip(w).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum();
-                        }
-                    }
-                });
-            }
-        });
-        drop(rows);
-        sums
-    }
-}
-
-/// Activations with the outputs that they must give.
-struct Problem {
-    m: usize,
-    n: usize,
-    x: Vec<i8>,
-    scale: Vec<f32>,
-    sums: Vec<i32>,
-    channel: Vec<f32>,
-}
-
-impl Problem {
-    fn new(weights: &Weights, m: usize) -> Self {
-        let mut random = Random(m as u64);
-        let x: Vec<i8> = (0..m * weights.k).map(|_| random.int(-128, 127) as i8).collect();
-        let scale = (0..m).map(|_| random.int(1, 1000) as f32 / 1e4).collect();
-        let sums = weights.sums(&x);
-        Self { m, n: weights.n, x, scale, sums, channel: weights.channel.clone() }
-    }
-
-    /// The first tokens alone.
-    fn first(&self, m: usize) -> Self {
-        Self {
-            m,
-            n: self.n,
-            x: self.x[..self.x.len() / self.m * m].to_vec(),
-            scale: self.scale[..m].to_vec(),
-            sums: self.sums[..m * self.n].to_vec(),
-            channel: self.channel.clone(),
-        }
-    }
-
-    fn expected(&self, bias: Option<&[f32]>, output: OutputType) -> Vec<u16> {
-        let value = |i: usize| {
-            let y = self.sums[i] as f32 * self.channel[i % self.n] * self.scale[i / self.n];
-            bias.map_or(y, |b| y + b[i % self.n])
-        };
-        let bits = |y: f32| match output {
-            OutputType::Float16 => f16::from_f32(y).to_bits(),
-            OutputType::Bfloat16 => bf16::from_f32(y).to_bits(),
-        };
-        (0..self.sums.len()).map(|i| bits(value(i))).collect()
-    }
-
-    /// What the GPU gives, `repeats` times.
-    fn run(&self, device: &Device, layer: &GemmLayer, plan: Option<Plan>, repeats: usize) -> Vec<Vec<u16>> {
-        let stream = device.stream();
-        let x = stream.clone_htod(&self.x).unwrap();
-        let scale = stream.clone_htod(&self.scale).unwrap();
-        let poison = vec![POISON; self.m * self.n];
-        let mut y = stream.clone_htod(&poison).unwrap();
-        let address = (x.device_ptr(stream).0, scale.device_ptr(stream).0, y.device_ptr(stream).0);
-        layer.prepare(self.m, plan).unwrap();
-        (0..repeats)
-            .map(|_| {
-                // On the same stream: a copy that only the host waits for may land after the launch.
-                stream.memcpy_htod(&poison, &mut y).unwrap();
-                // SAFETY: the operands have the layer's shape.
-                unsafe { layer.launch(stream.cu_stream(), address, self.m, true) }.unwrap();
-                stream.clone_dtoh(&y).unwrap()
-            })
-            .collect()
-    }
-
-    fn check(&self, got: &[u16], bias: Option<&[f32]>, output: OutputType, what: &str) {
-        let expected = self.expected(bias, output);
-        if let Some(i) = (0..got.len()).find(|&i| got[i] != expected[i]) {
-            let bad = (0..got.len()).filter(|&i| got[i] != expected[i]).count();
-            panic!(
-                "{what}: {bad} of {} outputs differ, first token {}, channel {}: {:#06x} for {:#06x}",
-                got.len(),
-                i / self.n,
-                i % self.n,
-                got[i],
-                expected[i]
-            );
-        }
-    }
+/// What the GPU gives, `repeats` times.
+fn run(
+    problem: &Problem,
+    device: &Device,
+    layer: &GemmLayer,
+    plan: Option<Plan>,
+    repeats: usize,
+) -> Vec<Vec<u16>> {
+    let stream = device.stream();
+    let x = stream.clone_htod(&problem.x).unwrap();
+    let scale = stream.clone_htod(&problem.scale).unwrap();
+    let poison = vec![POISON; problem.m * problem.n];
+    let mut y = stream.clone_htod(&poison).unwrap();
+    let address = (x.device_ptr(stream).0, scale.device_ptr(stream).0, y.device_ptr(stream).0);
+    layer.prepare(problem.m, plan).unwrap();
+    (0..repeats)
+        .map(|_| {
+            // On the same stream: a copy that only the host waits for may land after the launch.
+            stream.memcpy_htod(&poison, &mut y).unwrap();
+            // SAFETY: the operands have the layer's shape.
+            unsafe { layer.launch(stream.cu_stream(), address, problem.m, true) }.unwrap();
+            stream.clone_dtoh(&y).unwrap()
+        })
+        .collect()
 }
 
 #[test]
@@ -199,8 +75,8 @@ fn every_instance_gives_exact_sums() {
                             }
                             let problem = problem.first(m);
                             let what = format!("{plan:?}, {m} x {n} x {k}");
-                            for got in problem.run(&device, &layer, Some(*plan), 2) {
-                                problem.check(&got, bias, output, &what);
+                            for got in run(&problem, &device, &layer, Some(*plan), 2) {
+                                problem.check(&got, bias, output, &what).unwrap();
                             }
                             checked += 1;
                         }
@@ -226,8 +102,10 @@ fn chosen_instances_on_larger_shapes() {
             {
                 let problem = problem.first(m);
                 let plan = layer.plan(m, arch);
-                let results = problem.run(&device, &layer, Some(plan), 10);
-                problem.check(&results[0], None, OutputType::Float16, &format!("{plan:?}, {m} x {n} x {k}"));
+                let results = run(&problem, &device, &layer, Some(plan), 10);
+                problem
+                    .check(&results[0], None, OutputType::Float16, &format!("{plan:?}, {m} x {n} x {k}"))
+                    .unwrap();
                 assert!(
                     results.iter().all(|r| *r == results[0]),
                     "repeats differ: {plan:?}, {m} x {n} x {k}"
@@ -287,7 +165,7 @@ fn golden_vectors() {
         let layer = GemmLayer::new(&device, &PackedWeights::new(&weight).unwrap(), None, OutputType::Float16)
             .unwrap();
         let problem = Problem { m, n, x, scale: floats("s1"), sums: vec![0; m * n], channel: vec![0.0; n] };
-        assert_eq!(problem.run(&device, &layer, None, 1)[0], expected, "{name}");
+        assert_eq!(run(&problem, &device, &layer, None, 1)[0], expected, "{name}");
         println!("{name}: {} outputs equal", expected.len());
     }
 }
