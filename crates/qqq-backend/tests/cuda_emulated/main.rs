@@ -1,0 +1,34 @@
+//! The CUDA kernels on the CPU: their sources, compiled by the host's compiler for an emulated GPU (`emulator/`), which picks
+//! at random, from a seed, who runs next and when what is asynchronous takes effect. Wrong results, deadlocks, races with
+//! the copy engine and the tensor cores, and writes beside the operands are found without a GPU.
+//!
+//! A selection of the products is run. `QQQ_EMULATE=all` runs every instance in more cases, which takes an hour;
+//! `QQQ_EMULATE_SEED` is added to the seeds.
+
+#[path = "../common/packing.rs"]
+mod packing;
+#[path = "../common/products_half.rs"]
+mod products_half;
+#[path = "../common/products_int8.rs"]
+mod products_int8;
+#[path = "../common/quantized.rs"]
+mod quantized;
+#[path = "../common/random.rs"]
+mod random;
+#[path = "../common/uniform.rs"]
+mod uniform;
+
+mod emulator;
+mod mistakes;
+mod product;
+mod products;
+mod quantize;
+
+/// Whether everything is run.
+fn everything() -> bool {
+    std::env::var("QQQ_EMULATE").is_ok_and(|v| v == "all")
+}
+
+fn seed() -> u64 {
+    std::env::var("QQQ_EMULATE_SEED").map_or(0, |v| v.parse().expect("QQQ_EMULATE_SEED is a number"))
+}

@@ -1,0 +1,118 @@
+//! The emulated GPU finds what it is for: kernels with a mistake.
+
+use std::sync::Mutex;
+
+use crate::emulator::{self, Emulator, in_parallel};
+use crate::product::{Case, product};
+use crate::products_int8::{Problem, Weights};
+use qqq_backend::cuda::Arch;
+use qqq_backend::cuda::gemm::{GemmLaunch, GemmTypes, Instance, OutputType, Plan, WeightKind, instances};
+
+/// A mistake in a kernel: what is replaced in a header by what, and the case that must find it.
+struct Mistake {
+    header: &'static str,
+    text: &'static str,
+    replacement: &'static str,
+    arch: Arch,
+    tokens: usize,
+    /// Neighbours and ranks.
+    cluster: (usize, usize),
+    split: bool,
+}
+
+/// With one of a few seeds.
+#[test]
+fn mistakes_are_found() {
+    let Some(compiler) = emulator::compiler() else { return };
+    let sm90 = |header, text, replacement, tokens, cluster, split| Mistake {
+        header,
+        text,
+        replacement,
+        arch: Arch::Sm90a,
+        tokens,
+        cluster,
+        split,
+    };
+    let sm80 = |header, text, replacement, split| Mistake {
+        header,
+        text,
+        replacement,
+        arch: Arch::Sm80,
+        tokens: 16,
+        cluster: (1, 1),
+        split,
+    };
+    let (gemm, epilogue) = ("sm90_gemm.cuh", "sm90_epilogue.cuh");
+    let mistakes = [
+        sm90(gemm, "wgmma::wait<1>();", "", 32, (1, 1), false),
+        sm90(gemm, "release(previous);\n            }", "release(stage);\n            }", 32, (1, 1), false),
+        sm90(gemm, "        wgmma::wait<0>();\n", "", 32, (1, 1), false),
+        sm90(gemm, "ptx::barrier_wait(empty + stage * 8, phase ^ 1);", "", 256, (1, 1), false),
+        sm90(gemm, "ptx::barrier_wait(full + stage * 8, phase);", "", 32, (1, 1), false),
+        sm90(gemm, "C::kWarpgroups * 4 * C::kCluster", "C::kWarpgroups * 4", 256, (2, 1), false),
+        sm90(gemm, "if (C::kSplits == 1 || begin < steps) {", "if (false) {", 256, (1, 1), false),
+        sm90(gemm, "ptx::grid_dependency_wait();\n            for", "for", 32, (1, 1), false),
+        sm90(gemm, "if constexpr (C::kBlocksInCluster > 1) ptx::cluster_sync();", "", 32, (1, 4), false),
+        sm90(gemm, "parity ^= 1;", "", 32, (1, 2), false),
+        sm90(epilogue, "ptx::store_wait_read<0>();\n                } else", "} else", 32, (1, 1), false),
+        sm90(epilogue, "ptx::store_wait_read<1>();", "", 256, (1, 1), false),
+        sm90(epilogue, "ptx::fence_async_shared();", "", 32, (1, 1), false),
+        sm90(
+            epilogue,
+            "if (C::kOwners > 1 || rank > 0) ptx::barrier_wait(free, parity ^ 1);",
+            "",
+            32,
+            (1, 2),
+            false,
+        ),
+        sm90(epilogue, "ptx::barrier_wait_cluster(arrived, parity);", "", 32, (1, 2), false),
+        sm90(epilogue, "if (before == (uint32)(last - first)) *counter = 0;", "", 32, (1, 1), true),
+        sm90("wgmma.cuh", "(uint64)(1024 >> 4) << 32", "(uint64)(512 >> 4) << 32", 32, (1, 1), false),
+        sm80("sm80_gemm.cuh", "C::kStages - 2>", "C::kStages - 1>", false),
+        sm80("sm80_gemm.cuh", "ptx::named_barrier(1 + place.team, C::kTeamThreads);", "", false),
+        sm80("sm80_epilogue.cuh", "ptx::named_barrier(barrier, 128 * C::kSplits);\n}", "}", false),
+    ];
+    let kind = WeightKind::GroupInteger4(64);
+    let types = GemmTypes::int8(kind, OutputType::Float16);
+    let (n, k) = (336, 2048 + 64);
+    let weights = Weights::random(kind, n, k);
+    let problem = Problem::new(&weights, 257);
+    let missed = Mutex::new(Vec::new());
+    in_parallel(mistakes.len(), |i| {
+        let mistake = &mistakes[i];
+        let is_meant = |c: &Instance| {
+            let cluster = (c.neighbours(), c.ranks());
+            (c.tokens(), cluster) == (mistake.tokens, mistake.cluster)
+        };
+        let config = instances(types, mistake.arch).into_iter().find(is_meant).unwrap();
+        let emulator = Emulator::with_headers(&compiler, "gemm", vec![config.source()], |name, text| {
+            if name != mistake.header {
+                return text.to_owned();
+            }
+            assert!(text.contains(mistake.text), "{name} has no {:?}", mistake.text);
+            text.replace(mistake.text, mistake.replacement)
+        });
+        let launch = GemmLaunch {
+            plan: Plan { config, split: mistake.split },
+            clusters: if mistake.split { 7 } else { 2 },
+        };
+        let found = (0..16).find_map(|seed| {
+            let m = mistake.tokens + 1;
+            let case = Case { launch, m: m.min(257), narrow: false, biased: false, seed: 2 * seed };
+            let problem = problem.first(case.m);
+            let operands = (&weights.packed.chunks[..], &weights.packed.channel_scale[..]);
+            let result = product(&emulator, &case, (&problem.x, &problem.scale), operands);
+            result.and_then(|y| problem.check(&y, None, types.output(), "")).err().map(|e| (seed, e))
+        });
+        match found {
+            Some((seed, e)) => println!(
+                "{:?}: seed {seed}: {}",
+                mistake.text,
+                e.lines().take(3).collect::<Vec<_>>().join(" ")
+            ),
+            None => missed.lock().unwrap().push(mistake.text),
+        }
+    });
+    let missed = missed.into_inner().unwrap();
+    assert!(missed.is_empty(), "not found: {missed:#?}");
+}
