@@ -231,9 +231,7 @@ fn compile(compiler: &OsString, optimization: &str, file: &Path, object: &Path, 
     command.args(["-ffp-contract=off", "-U_FORTIFY_SOURCE", "-ftrivial-auto-var-init=pattern"]);
     command.arg("-I").arg(beside(""));
     if let Some(kernels) = kernels {
-        command.arg("-I").arg(kernels).arg("-Wno-unknown-pragmas");
-    } else {
-        command.args(["-Wall", "-Wextra", "-Werror"]);
+        command.arg("-I").arg(kernels);
     }
     run(command.arg(file).arg("-o").arg(object));
 }
