@@ -18,11 +18,11 @@ mod random;
 #[path = "../common/uniform.rs"]
 mod uniform;
 
+mod emulated_mistakes;
+mod emulated_products;
+mod emulated_quantize;
 mod emulator;
-mod mistakes;
 mod product;
-mod products;
-mod quantize;
 
 /// Whether everything is run.
 fn everything() -> bool {
