@@ -1,5 +1,7 @@
 //! The weight of a linear layer in the neutral form that every backend prepacks from.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use crate::{FormatError, Result};
@@ -105,6 +107,11 @@ impl Scales {
         }
         Scales::PerGroup { group_size, channel, group }
     }
+}
+
+/// Columns of a row-major matrix.
+fn columns<T: Copy>(values: &[T], width: usize, range: Range<usize>) -> Vec<T> {
+    values.chunks_exact(width.max(1)).flat_map(|row| row[range.clone()].iter().copied()).collect()
 }
 
 /// The largest number of which all scales of a row are exact multiples by integers of 1 to 16, if there is one. `groups`
@@ -237,6 +244,48 @@ impl QuantizedWeight {
             .collect()
     }
 
+    /// The rows of output channels `channels`: a shard of a layer that is split by its outputs. `None` if there are not so
+    /// many.
+    pub fn rows(&self, channels: Range<usize>) -> Option<QuantizedWeight> {
+        if channels.start > channels.end || channels.end > self.out_features {
+            return None;
+        }
+        let part = |row: usize| channels.start * row..channels.end * row;
+        let scales = match &self.scales {
+            Scales::PerChannel(scales) => Scales::PerChannel(scales[channels.clone()].to_vec()),
+            Scales::PerGroup { group_size, channel, group } => Scales::PerGroup {
+                group_size: *group_size,
+                channel: channel[channels.clone()].to_vec(),
+                group: group[part(self.in_features / group_size)].to_vec(),
+            },
+        };
+        let codes = self.codes[part(self.in_features)].to_vec();
+        Some(QuantizedWeight { out_features: channels.len(), in_features: self.in_features, codes, scales })
+    }
+
+    /// The columns of input channels `channels`: a shard of a layer that is split by its inputs. Channel scales stay those of
+    /// the whole rows, so that the shards' outputs add up to those of the whole layer. `None` if there are not so many, or a
+    /// group would be cut.
+    pub fn columns(&self, channels: Range<usize>) -> Option<QuantizedWeight> {
+        let whole = |size: usize| channels.start.is_multiple_of(size) && channels.end.is_multiple_of(size);
+        let scales = match &self.scales {
+            _ if channels.start > channels.end || channels.end > self.in_features => return None,
+            Scales::PerChannel(scales) => Scales::PerChannel(scales.clone()),
+            Scales::PerGroup { group_size, channel, group } if whole(*group_size) => Scales::PerGroup {
+                group_size: *group_size,
+                channel: channel.clone(),
+                group: columns(
+                    group,
+                    self.in_features / group_size,
+                    channels.start / group_size..channels.end / group_size,
+                ),
+            },
+            Scales::PerGroup { .. } => return None,
+        };
+        let codes = columns(&self.codes, self.in_features, channels.clone());
+        Some(QuantizedWeight { out_features: self.out_features, in_features: channels.len(), codes, scales })
+    }
+
     /// Joins weights along the output dimension (`q`, `k`, `v` into one). All must have the same
     /// `in_features` and kind of scales; returns `None` otherwise or when `parts` is empty.
     pub fn concat(parts: &[&QuantizedWeight]) -> Option<QuantizedWeight> {
@@ -260,5 +309,43 @@ impl QuantizedWeight {
             out.out_features += p.out_features;
         }
         Some(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weight(group_size: Option<usize>) -> QuantizedWeight {
+        let (n, k) = (6, 128);
+        let codes: Vec<i8> = (0..n * k).map(|i| (i * 7 % 15) as i8 - 7).collect();
+        let scales = match group_size {
+            None => Scales::PerChannel((1..=n).map(|i| i as f32).collect()),
+            Some(g) => {
+                let effective: Vec<f32> =
+                    (0..n * k / g).map(|i| 0.01 + (i * i % 13) as f32 * 0.001).collect();
+                Scales::from_effective(&codes, n, k, g, &effective)
+            }
+        };
+        QuantizedWeight { out_features: n, in_features: k, codes, scales }
+    }
+
+    #[test]
+    fn shards_are_parts_of_the_weight() {
+        for group_size in [None, Some(32)] {
+            let whole = weight(group_size);
+            let dense = whole.dequantize();
+            let rows = whole.rows(2..5).unwrap();
+            rows.check("rows").unwrap();
+            assert_eq!(rows.dequantize(), dense[2 * 128..5 * 128]);
+            let columns = whole.columns(32..96).unwrap();
+            columns.check("columns").unwrap();
+            let expected: Vec<f32> = dense.chunks_exact(128).flat_map(|row| row[32..96].to_vec()).collect();
+            assert_eq!(columns.dequantize(), expected);
+            let parts = [whole.rows(0..1).unwrap(), whole.rows(1..6).unwrap()];
+            assert_eq!(QuantizedWeight::concat(&parts.iter().collect::<Vec<_>>()), Some(whole.clone()));
+            assert!(whole.rows(5..7).is_none() && whole.columns(64..160).is_none());
+            assert_eq!(whole.columns(16..48).is_some(), group_size.is_none());
+        }
     }
 }

@@ -40,7 +40,7 @@ pub struct QuantizationConfig {
 const GROUP_SIZES: [u64; 3] = [32, 64, 128];
 
 /// What the error messages say is possible.
-const SUPPORTED: &str = "supported are quant_method \"qqq\" (wbits 4, group_size -1 or 128) and \
+const SUPPORTED: &str = "supported are quant_method \"qqq\" (wbits or bits 4, group_size -1 or 128) and \
     \"compressed-tensors\" in the form pack-quantized with symmetric int4 weights (per channel, or groups of 32, 64 \
     or 128) and dynamic symmetric per-token int8 input activations";
 
@@ -61,7 +61,17 @@ impl QuantizationConfig {
     }
 
     fn from_qqq(map: &Map<String, Value>) -> Result<Self> {
-        expect(map, "", "wbits", &[json!(4)], None)?;
+        // GPTQModel's name for it, and what else its configuration may ask for. Its order of columns (desc_act) leaves no
+        // trace in the layout.
+        let bits = if map.contains_key("wbits") { "wbits" } else { "bits" };
+        expect(map, "", bits, &[json!(4)], None)?;
+        let (null, no, yes) = (Value::Null, json!(false), json!(true));
+        expect(map, "", "sym", &[null.clone(), yes], Some(&null))?;
+        expect(map, "", "lm_head", &[null.clone(), no], Some(&null))?;
+        for key in ["format", "checkpoint_format"] {
+            expect(map, "", key, &[null.clone(), json!("qqq")], Some(&null))?;
+        }
+        expect(map, "", "dynamic", &[null.clone(), json!({})], Some(&null))?;
         let group_size = match map.get("group_size").and_then(Value::as_i64) {
             Some(-1) => None,
             Some(128) => Some(128),

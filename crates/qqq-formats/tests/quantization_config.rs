@@ -29,6 +29,33 @@ fn both_quantization_formats_come_back_as_written() {
     assert_eq!(value, json!({"quant_method": "qqq", "wbits": 4, "group_size": -1}));
 }
 
+/// What GPTQModel writes beside its QQQ tiles.
+fn gptqmodel() -> Value {
+    json!({
+        "quant_method": "qqq", "checkpoint_format": "qqq", "bits": 4, "group_size": 128, "desc_act": true, "sym": true,
+        "lm_head": false, "pack_dtype": "int32", "dynamic": null, "meta": {"quantizer": ["gptqmodel:2.1.0"]}
+    })
+}
+
+#[test]
+fn gptqmodels_configuration_is_read() {
+    let config = QuantizationConfig::from_value(&gptqmodel()).unwrap();
+    assert_eq!((config.format, config.group_size), (CheckpointFormat::Qqq, Some(128)));
+    for (key, value) in [
+        ("bits", json!(8)),
+        ("sym", json!(false)),
+        ("lm_head", json!(true)),
+        ("checkpoint_format", json!("gptq")),
+        ("dynamic", json!({"-:.*down.*": {}})),
+        ("group_size", json!(64)),
+    ] {
+        let mut bad = gptqmodel();
+        bad[key] = value;
+        let error = QuantizationConfig::from_value(&bad).unwrap_err();
+        assert!(error.to_string().contains(key), "{error}");
+    }
+}
+
 /// What llm-compressor writes for its W4A8 preset, with all the fields of its pydantic models.
 fn llm_compressor() -> Value {
     json!({

@@ -15,6 +15,7 @@ mod rope;
 mod shared;
 mod shortlist;
 mod simd;
+pub mod team;
 mod tile;
 pub mod w4a8;
 

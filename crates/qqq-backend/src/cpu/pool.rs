@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::shared::SharedMut;
+use super::team::team;
 use crate::{BackendError, Result};
 
 /// How long a thread without work spins before it sleeps: longer than the serial pieces between
@@ -29,15 +30,30 @@ thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Ends a task on a thread that is not the pool's own.
+struct Reset;
+
+impl Drop for Reset {
+    fn drop(&mut self) {
+        IN_TASK.set(false);
+    }
+}
+
 /// Runs `job(i)` for every `i < tasks`, on all threads of the process-wide pool (the caller's
-/// included); returns when all are done. Tasks are claimed dynamically, in ascending order. A call
+/// included) or of the [team](super::team) in its place; returns when all are done. Tasks are claimed dynamically, in ascending order. A call
 /// from within a job, or while another thread uses the pool, runs its tasks on the calling thread.
 ///
 /// # Panics
 /// When a task panics, the (first) panic goes on in the caller once no task is running any more.
 pub fn parallel_for(tasks: usize, job: impl Fn(usize) + Sync) {
-    if tasks <= 1 {
+    if tasks <= 1 || IN_TASK.get() {
         (0..tasks).for_each(job);
+    } else if let Some(team) = team() {
+        team.run(tasks, &|i| {
+            IN_TASK.set(true);
+            let _reset = Reset;
+            job(i);
+        });
     } else {
         global().run(tasks, &job);
     }
@@ -58,10 +74,10 @@ pub fn parallel_chunks_mut<T: Send>(data: &mut [T], chunk: usize, job: impl Fn(u
     });
 }
 
-/// Number of threads that [`parallel_for`] uses: what [`set_num_threads`] said, else `QQQ_THREADS`,
-/// else the available cores.
+/// Number of threads that [`parallel_for`] uses: the [team](super::team)'s, else what [`set_num_threads`] said, else
+/// `QQQ_THREADS`, else the available cores.
 pub fn num_threads() -> usize {
-    global().threads()
+    team().map_or_else(|| global().threads(), |team| team.threads())
 }
 
 /// Sets the number of threads of the process-wide pool and starts it; `None` leaves the choice to

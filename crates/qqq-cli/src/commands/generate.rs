@@ -65,6 +65,8 @@ pub struct Answer {
     pub computed_prompt_tokens: usize,
     /// New tokens.
     pub new_tokens: usize,
+    /// Their ids.
+    pub tokens: Vec<u32>,
     /// Seconds for the prompt.
     pub prefill_seconds: f64,
     /// Runs of the model after the first new token, which comes out of the prompt.
@@ -82,6 +84,7 @@ impl Answer {
             prompt_tokens,
             computed_prompt_tokens: generation.prefill_tokens,
             new_tokens: generation.tokens.len(),
+            tokens: generation.tokens.clone(),
             prefill_seconds: generation.prefill_seconds,
             decode_steps: generation.decode_steps,
             decode_seconds: generation.decode_seconds,

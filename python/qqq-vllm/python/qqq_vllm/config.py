@@ -1,0 +1,95 @@
+"""The quantization method ``qqq``: which layers are quantized, and how they are stored."""
+
+import json
+from typing import Any
+
+import torch
+import vllm
+from vllm.config import get_current_vllm_config
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.platforms import current_platform
+
+from qqq_vllm import _native, versions
+from qqq_vllm.linear import QQQLinearMethod
+
+
+class QQQConfig(QuantizationConfig):
+    """``quantization_config`` of a W4A8 checkpoint: QQQ tiles or compressed-tensors."""
+
+    def __init__(self, native: _native.Config) -> None:
+        super().__init__()
+        self.native = native
+
+    def __repr__(self) -> str:
+        return f"QQQConfig(format={self.native.format!r}, group_size={self.native.group_size})"
+
+    @classmethod
+    def get_name(cls) -> str:
+        return "qqq"
+
+    @classmethod
+    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
+        types = [torch.float16, torch.bfloat16]
+        return [*types, torch.float32] if current_platform.is_cpu() else types
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 80
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        # The reference and GPTQModel write this beside config.json, which has the same.
+        return ["quantize_config.json"]
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "QQQConfig":
+        versions.check(vllm.__version__)
+        return cls(_native.Config(json.dumps({"quant_method": "qqq"} | config)))
+
+    @classmethod
+    def override_quantization_method(cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, **_: Any) -> str | None:
+        """compressed-tensors checkpoints run here when that is asked for: vLLM has a way of its own for them."""
+        asked = user_quant == "qqq" and hf_quant_cfg.get("quant_method") == "compressed-tensors"
+        return "qqq" if asked else None
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        if isinstance(layer, LinearBase):
+            if self._is_float(prefix):
+                return UnquantizedLinearMethod()
+            return QQQLinearMethod(self.native, prefix, self._shard_names(prefix))
+        if _is_mixture(layer) and not self._is_float(prefix):
+            raise ValueError(f"{prefix}: qqq-vllm has no kernels for mixtures of experts; keep them in float")
+        if isinstance(layer, ParallelLMHead) and not self._is_float(prefix) and not _tied_head():
+            raise ValueError(
+                f"{prefix}: qqq-vllm does not run a quantized output head; quantize the model without it (its "
+                '"ignore" list names "lm_head" then)'
+            )
+        return None
+
+    def _shard_names(self, prefix: str) -> list[str]:
+        """The checkpoint's names of what vLLM has merged into one layer: q_proj, k_proj and v_proj of qkv_proj."""
+        parent, _, name = prefix.rpartition(".")
+        shards = self.packed_modules_mapping.get(name, [name])
+        return [f"{parent}.{shard}" if parent else shard for shard in shards]
+
+    def _is_float(self, prefix: str) -> bool:
+        names = self._shard_names(prefix)
+        ignored = [name for name in names if self.native.ignores(name)]
+        if ignored and len(ignored) < len(names):
+            raise ValueError(
+                f"{prefix}: {', '.join(ignored)} is kept in float and the rest of {', '.join(names)} is not; vLLM runs them "
+                "as one layer, which needs one type"
+            )
+        return bool(ignored) or self.native.ignores(prefix)
+
+
+def _is_mixture(layer: torch.nn.Module) -> bool:
+    # Its class has other names in other versions of vLLM; its package has not.
+    return any(".fused_moe." in f"{c.__module__}." for c in type(layer).__mro__)
+
+
+def _tied_head() -> bool:
+    model = get_current_vllm_config().model_config
+    return model is not None and bool(getattr(model.hf_config, "tie_word_embeddings", False))

@@ -1,0 +1,157 @@
+"""What vLLM's models call: PyTorch operators, which torch.compile and CUDA graphs take as they are.
+
+A layer's weight is an argument, not a constant, so that the layers of a model compile to one graph.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from qqq_vllm import _native, openmp
+from qqq_vllm.weights import span
+
+_library = torch.library.Library("qqq", "FRAGMENT")
+
+# --- CPU ------------------------------------------------------------------------------------------------------
+
+_cpu_linears: list[_native.CpuLinear] = []
+
+
+def cpu_linear(weight: _native.Weight) -> tuple[torch.Tensor, str]:
+    """Prepacks; gives the handle that the operator takes, and the name of the instructions that run it."""
+    openmp.share_threads()
+    linear = _native.CpuLinear(weight)
+    _cpu_linears.append(linear)
+    return torch.tensor([len(_cpu_linears) - 1], dtype=torch.int64, device="cpu"), linear.isa
+
+
+def _linear(x: torch.Tensor, handle: torch.Tensor, n: int, bias: torch.Tensor | None) -> torch.Tensor:
+    x = x.contiguous()
+    y = torch.empty((x.shape[0], n), dtype=x.dtype)
+    dtype = str(x.dtype).removeprefix("torch.")
+    _cpu_linears[int(handle)].forward(dtype, span(x), span(y), None if bias is None else span(bias))
+    return y
+
+
+_library.define("linear(Tensor x, Tensor handle, int n, Tensor? bias) -> Tensor")
+_library.impl("linear", _linear, "CPU")
+
+
+@torch.library.register_fake("qqq::linear", lib=_library)
+def _(x: torch.Tensor, handle: torch.Tensor, n: int, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty((x.shape[0], n))
+
+
+# --- GPU ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Gpu:
+    """What is prepared on a device."""
+
+    native: _native.Gpu
+    gemms: dict[tuple[str, torch.dtype, int, int], _native.Gemm] = field(default_factory=dict)
+    quantizers: dict[tuple[torch.dtype, int], _native.Quantize] = field(default_factory=dict)
+    # One for all products: they run one after the other, on vLLM's one stream for the model.
+    workspace: torch.Tensor | None = None
+    # Kept for graphs that were captured with them.
+    old_workspaces: list[torch.Tensor] = field(default_factory=list)
+    most_tokens: int = 0
+
+
+_gpus: dict[int, _Gpu] = {}
+
+
+def prepare_gpu(device: torch.device, weights: str, dtype: torch.dtype, n: int, k: int, most_tokens: int) -> str:
+    """Loads what products of this shape need, so that running them neither compiles nor allocates; gives the name of the
+    kernel for one token."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index not in _gpus:
+        _gpus[index] = _Gpu(_native.Gpu(index))
+    gpu = _gpus[index]
+    if gpu.most_tokens == 0:
+        gpu.most_tokens = most_tokens
+    name = str(dtype).removeprefix("torch.")
+    key = (weights, dtype, n, k)
+    if key not in gpu.gemms:
+        gpu.gemms[key] = _native.Gemm(gpu.native, weights, name, (n, k), gpu.most_tokens)
+    if (dtype, k) not in gpu.quantizers:
+        gpu.quantizers[dtype, k] = _native.Quantize(gpu.native, name, k)
+    size = gpu.gemms[key].workspace_bytes
+    if gpu.workspace is None or gpu.workspace.numel() < size:
+        if gpu.workspace is not None:
+            gpu.old_workspaces.append(gpu.workspace)
+        gpu.workspace = torch.zeros(size, dtype=torch.uint8, device=torch.device("cuda", index))
+    return gpu.gemms[key].kernel(1)
+
+
+def _quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.contiguous()
+    tokens, k = x.shape
+    q = torch.empty((tokens, k), dtype=torch.int8, device=x.device)
+    scale = torch.empty((tokens,), dtype=torch.float32, device=x.device)
+    if tokens:
+        kernel = _gpus[x.device.index].quantizers[x.dtype, k]
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        kernel.launch(stream, tokens, x.data_ptr(), q.data_ptr(), scale.data_ptr())
+    return q, scale
+
+
+def _gemm(
+    q: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    channel_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    n: int,
+    weights: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    tokens, k = q.shape
+    y = torch.empty((tokens, n), dtype=dtype, device=q.device)
+    gpu = _gpus[q.device.index]
+    kernel = gpu.gemms[weights, dtype, n, k]
+    stream = torch.cuda.current_stream(q.device).cuda_stream
+    workspace = (gpu.workspace.data_ptr(), gpu.workspace.numel())
+    # More tokens than were planned for are taken in parts: a product of a part is the part of the product.
+    for start in range(0, tokens, gpu.most_tokens):
+        kernel.launch(
+            stream,
+            min(gpu.most_tokens, tokens - start),
+            q.data_ptr() + start * k,
+            scale.data_ptr() + 4 * start,
+            weight.data_ptr(),
+            channel_scale.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr() + start * n * y.element_size(),
+            workspace,
+        )
+    return y
+
+
+_library.define("quantize(Tensor x) -> (Tensor, Tensor)")
+_library.impl("quantize", _quantize, "CUDA")
+_library.define(
+    "gemm(Tensor q, Tensor scale, Tensor weight, Tensor channel_scale, Tensor? bias, int n, str weights, "
+    "ScalarType dtype) -> Tensor"
+)
+_library.impl("gemm", _gemm, "CUDA")
+
+
+@torch.library.register_fake("qqq::quantize", lib=_library)
+def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty((x.shape[0],), dtype=torch.float32)
+
+
+@torch.library.register_fake("qqq::gemm", lib=_library)
+def _(
+    q: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    channel_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    n: int,
+    weights: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return q.new_empty((q.shape[0], n), dtype=dtype)

@@ -1,0 +1,46 @@
+//! `quantization_config` of a checkpoint.
+
+use pyo3::prelude::*;
+use qqq_formats::QuantizationConfig;
+
+use crate::value_error;
+
+/// How the linear layers of a checkpoint are stored.
+#[pyclass(frozen, module = "qqq_vllm._native")]
+pub struct Config {
+    json: String,
+    config: QuantizationConfig,
+}
+
+#[pymethods]
+impl Config {
+    /// Reads the JSON text of `quantization_config`; ValueError for everything that would not run exactly as it says.
+    #[new]
+    fn new(json: &str) -> PyResult<Self> {
+        let value = serde_json::from_str(json).map_err(value_error)?;
+        let config = QuantizationConfig::from_value(&value).map_err(value_error)?;
+        Ok(Self { json: json.to_owned(), config })
+    }
+
+    /// For pickle: vLLM hands its configuration to other processes.
+    fn __getnewargs__(&self) -> (&str,) {
+        (&self.json,)
+    }
+
+    /// "qqq" or "compressed-tensors".
+    #[getter]
+    fn format(&self) -> &'static str {
+        self.config.format.name()
+    }
+
+    /// Input channels of a group; None per channel.
+    #[getter]
+    fn group_size(&self) -> Option<usize> {
+        self.config.group_size
+    }
+
+    /// Whether a module stays in float.
+    fn ignores(&self, name: &str) -> bool {
+        self.config.ignores(name)
+    }
+}

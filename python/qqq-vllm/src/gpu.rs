@@ -1,0 +1,161 @@
+//! Products and quantization on the GPU: device addresses in, work on a stream out.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUstream;
+use pyo3::prelude::*;
+use qqq_backend::cuda::gemm::{GemmOperands, GemmPlans, GemmTypes, OutputType, WeightKind};
+use qqq_backend::cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
+use qqq_backend::cuda::{Arch, CudaError, Device};
+
+use crate::{runtime_error, value_error};
+
+/// What weights are called: as for `qqq bench gemm`.
+pub fn weights_name(kind: WeightKind) -> String {
+    match kind {
+        WeightKind::Channel4 => "channel".into(),
+        WeightKind::GroupInteger4(g) => format!("g{g}"),
+        WeightKind::GroupHalf4(g) => format!("g{g}-half"),
+        WeightKind::Channel8 => "int8".into(),
+    }
+}
+
+fn weights(name: &str) -> PyResult<WeightKind> {
+    let found = WeightKind::ALL.into_iter().find(|kind| weights_name(*kind) == name);
+    found.ok_or_else(|| value_error(format!("no weights are called {name}")))
+}
+
+fn output_type(dtype: &str) -> PyResult<OutputType> {
+    match dtype {
+        "float16" => Ok(OutputType::Float16),
+        "bfloat16" => Ok(OutputType::Bfloat16),
+        other => Err(value_error(format!("the GPU kernels take float16 and bfloat16, not {other}"))),
+    }
+}
+
+fn error(error: CudaError) -> PyErr {
+    match error {
+        CudaError::Shape(reason) => value_error(reason),
+        other => runtime_error(other),
+    }
+}
+
+/// A GPU: its primary context, which PyTorch uses as well.
+#[pyclass(frozen, module = "qqq_vllm._native")]
+pub struct Gpu {
+    device: Arc<Device>,
+    arch: Arch,
+}
+
+#[pymethods]
+impl Gpu {
+    /// Opens GPU number `ordinal`; RuntimeError where there is no such GPU, or none that there are kernels for.
+    #[new]
+    fn new(py: Python<'_>, ordinal: usize) -> PyResult<Self> {
+        py.detach(|| {
+            let device = Device::new(ordinal)?;
+            let arch = device.arch()?;
+            Ok(Self { device, arch })
+        })
+        .map_err(error)
+    }
+
+    /// Its model.
+    #[getter]
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    /// The architecture of the kernels that it runs.
+    #[getter]
+    fn arch(&self) -> String {
+        self.arch.to_string()
+    }
+}
+
+/// The products of one shape, for 1 to a number of tokens; every kernel that they need is loaded.
+#[pyclass(frozen, module = "qqq_vllm._native")]
+pub struct Gemm(GemmPlans);
+
+#[pymethods]
+impl Gemm {
+    /// Compiles (or takes from the cache) and loads.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        gpu: PyRef<'_, Gpu>,
+        weights_name: &str,
+        output: &str,
+        shape: (usize, usize),
+        most_tokens: usize,
+    ) -> PyResult<Self> {
+        let types = (GemmTypes::int8(weights(weights_name)?, output_type(output)?), gpu.arch);
+        let device = &gpu.device;
+        py.detach(|| GemmPlans::new(device, types, shape, most_tokens)).map(Self).map_err(error)
+    }
+
+    /// Bytes of a workspace, zero before its first use, that products on the same stream may share.
+    #[getter]
+    fn workspace_bytes(&self) -> usize {
+        self.0.workspace_bytes()
+    }
+
+    /// The name of the kernel that a number of tokens gets.
+    fn kernel(&self, tokens: usize) -> PyResult<String> {
+        Ok(self.0.plan(tokens).map_err(error)?.config.source().name)
+    }
+
+    /// Launches `y = x W^T + bias` on `stream`.
+    #[allow(clippy::too_many_arguments)]
+    fn launch(
+        &self,
+        stream: usize,
+        tokens: usize,
+        x: u64,
+        token_scale: u64,
+        weights: u64,
+        channel_scale: u64,
+        bias: u64,
+        y: u64,
+        workspace: (u64, usize),
+    ) -> PyResult<()> {
+        let (n, k) = self.0.shape();
+        let operands = GemmOperands { x, token_scale, y, weights, channel_scale, bias, m: tokens, n, k };
+        // SAFETY: the Python side has checked types, sizes and device, and PyTorch's allocator keeps the memory until the
+        // stream has passed. Weights, scales and bias were written long before: the launch may overlap the one before.
+        unsafe { self.0.launch(stream as CUstream, &operands, workspace, true) }.map_err(error)
+    }
+}
+
+/// Activations to int8, for tokens of one length.
+#[pyclass(frozen, module = "qqq_vllm._native")]
+pub struct Quantize(QuantizeKernel);
+
+#[pymethods]
+impl Quantize {
+    /// Compiles (or takes from the cache) and loads.
+    #[new]
+    fn new(py: Python<'_>, gpu: PyRef<'_, Gpu>, input: &str, k: usize) -> PyResult<Self> {
+        let (device, input) = (&gpu.device, output_type(input)?);
+        py.detach(|| QuantizeKernel::new(device, Operation::Plain, input, Precision::Float32, k))
+            .map(Self)
+            .map_err(error)
+    }
+
+    /// Launches `q, scale = x` on `stream`.
+    fn launch(&self, stream: usize, tokens: usize, x: u64, q: u64, scale: u64) -> PyResult<()> {
+        let operands = QuantizeOperands {
+            x,
+            residual: 0,
+            norm: 0,
+            norm_type: NormType::Float32,
+            epsilon: 0.0,
+            q,
+            scale,
+            sum: 0,
+            m: tokens,
+        };
+        // SAFETY: as for products.
+        unsafe { self.0.launch(stream as CUstream, &operands, true) }.map_err(error)
+    }
+}

@@ -1,0 +1,190 @@
+"""Layers as vLLM makes, loads and calls them, rank by rank, without a model around them."""
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("vllm")
+
+from qqq_vllm import _native
+from qqq_vllm.linear import QQQLinearMethod
+
+PREFIX = "model.layers.0.self_attn.qkv_proj"
+NAMES = [f"model.layers.0.self_attn.{x}_proj" for x in "qkv"]
+
+
+def config(group_size: int | None) -> _native.Config:
+    weights = {"num_bits": 4, "strategy": "group" if group_size else "channel", "group_size": group_size}
+    inputs = {"num_bits": 8, "strategy": "token", "dynamic": True}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    return _native.Config(
+        json.dumps(
+            {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": group}}
+        )
+    )
+
+
+def tensors(n: int, k: int, group_size: int | None, seed: int) -> dict[str, torch.Tensor]:
+    """A layer's tensors as compressed-tensors stores them, and the float weight that they stand for."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-7, 8, (n, k), generator=generator)
+    groups = k // group_size if group_size else 1
+    scale = (torch.rand(n, groups, generator=generator) * 0.01 + 0.001).half()
+    nibbles = (codes + 8).reshape(n, k // 8, 8)
+    words = (nibbles << (4 * torch.arange(8))).sum(-1)
+    packed = torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+    weight = codes * scale.float().repeat_interleave(k // groups, 1)
+    return {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor([n, k]), "float": weight}
+
+
+def make(names, inputs, outputs, whole_inputs, group_size, rank=0, ranks=1, dtype=torch.float32, prefix=PREFIX):
+    layer = torch.nn.Module()
+    layer.tp_rank, layer.tp_size = rank, ranks
+    method = QQQLinearMethod(config(group_size), prefix, names)
+    method.create_weights(layer, inputs, outputs, whole_inputs, sum(outputs) * ranks, dtype, weight_loader=None)
+    return layer, method
+
+
+def load(layer, method, shards):
+    for shard, stored in shards:
+        for key, tensor in stored.items():
+            if key != "float":
+                parameter = getattr(layer, key)
+                arguments = (parameter, tensor) if shard is None else (parameter, tensor, shard)
+                parameter.weight_loader(*arguments)
+    method.process_weights_after_loading(layer)
+
+
+def reference(x, weight):
+    """The product in float64 of what the kernel multiplies: activations rounded to int8."""
+    scale = x.float().abs().amax(1, keepdim=True) / 127
+    codes = (x.float() / scale).round()
+    return (codes.double() * scale.double()) @ weight.double().T
+
+
+@pytest.mark.parametrize("group_size", [None, 32, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_merged_layer_with_bias(group_size, dtype):
+    shards = [tensors(n, 256, group_size, n) for n in (128, 32, 48)]
+    layer, method = make(NAMES, 256, [128, 32, 48], 256, group_size, dtype=dtype)
+    bias = torch.randn(208, generator=torch.Generator().manual_seed(5)).to(dtype)
+    layer.bias = torch.nn.Parameter(bias, requires_grad=False)
+    load(layer, method, zip("qkv", shards))
+    x = torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(6)).to(dtype)
+    y = method.apply(layer, x, layer.bias)
+    assert y.shape == (3, 5, 208) and y.dtype == dtype
+    weight = torch.cat([s["float"] for s in shards])
+    expected = reference(x.reshape(15, 256), weight) + bias.double()
+    # Groups: the int8 weight is rounded once more, by at most half a step of a 127th of the row's largest.
+    rounding = 0 if group_size is None else weight.abs().amax(1).double() / 254
+    bound = x.reshape(15, 256).double().abs().sum(1, keepdim=True) * rounding
+    exact = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    error = (y.reshape(15, 208).double() - expected).abs()
+    assert (error <= bound * 1.01 + exact * (expected.abs() + 1)).all()
+    # Without the bias, which other layers add later.
+    assert torch.equal(method.apply(layer, x[0], None), method.apply(layer, x[:1], None)[0])
+
+
+@pytest.mark.parametrize("group_size", [None, 64])
+def test_ranks_of_a_column_parallel_layer(group_size):
+    """Four ranks, four query and two key heads of 32: neighbours share a key head."""
+    shards = [tensors(n, 128, group_size, n) for n in (128, 64, 64)]
+    whole_layer, whole_method = make(NAMES, 128, [128, 64, 64], 128, group_size)
+    load(whole_layer, whole_method, zip("qkv", shards))
+    x = torch.randn(7, 128, generator=torch.Generator().manual_seed(1))
+    q, k, v = whole_method.apply(whole_layer, x).split([128, 64, 64], 1)
+    for rank in range(4):
+        layer, method = make(NAMES, 128, [32, 32, 32], 128, group_size, rank, 4)
+        load(layer, method, zip("qkv", shards))
+        parts = [q[:, 32 * rank :][:, :32], k[:, 32 * (rank // 2) :][:, :32], v[:, 32 * (rank // 2) :][:, :32]]
+        assert torch.equal(method.apply(layer, x), torch.cat(parts, 1))
+
+
+@pytest.mark.parametrize("group_size", [None, 32])
+def test_ranks_of_a_row_parallel_layer_multiply_the_whole_layers_weights(group_size):
+    """With activations that int8 holds exactly, partial products add up to the whole one but for float32 rounding."""
+    stored = tensors(64, 128, group_size, 3)
+    name = "model.layers.0.mlp.down_proj"
+    layer, method = make([name], 128, [64], 128, group_size, prefix=name)
+    load(layer, method, [(None, stored)])
+    x = torch.randint(-127, 128, (5, 128), generator=torch.Generator().manual_seed(2)).float()
+    x[:, ::32] = 127
+    whole = method.apply(layer, x)
+    total = torch.zeros_like(whole)
+    for rank in range(2):
+        part, method = make([name], 64, [64], 128, group_size, rank, 2, prefix=name)
+        load(part, method, [(None, stored)])
+        total += method.apply(part, x[:, 64 * rank : 64 * (rank + 1)].contiguous())
+    assert torch.allclose(total, whole, rtol=1e-5, atol=1e-4)
+
+
+def test_a_merged_checkpoint():
+    """q, k and v in one tensor, as some models have them."""
+    shards = [tensors(n, 128, 64, n) for n in (128, 64, 64)]
+    merged = {key: torch.cat([s[key] for s in shards]) for key in ("weight_packed", "weight_scale")}
+    separate, method = make(NAMES, 128, [128, 64, 64], 128, 64)
+    load(separate, method, zip("qkv", shards))
+    x = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
+    expected = method.apply(separate, x)
+    for rank in range(2):
+        layer, method = make(NAMES, 128, [64, 32, 32], 128, 64, rank, 2)
+        load(layer, method, [(None, merged)])
+        rows = [expected[:, start + rank * size :][:, :size] for start, size in [(0, 64), (128, 32), (192, 32)]]
+        assert torch.equal(method.apply(layer, x), torch.cat(rows, 1))
+
+
+def error(function, *arguments, **named) -> str:
+    with pytest.raises(ValueError) as found:
+        function(*arguments, **named)
+    return str(found.value)
+
+
+def test_shapes_that_ranks_cannot_share_are_refused():
+    name = "model.layers.0.mlp.down_proj"
+    says = error(make, [name], 96, [64], 192, 64, 0, 2, prefix=name)
+    assert says.startswith(name) and "3 groups" in says and "tensor parallel size 2" in says
+    says = error(make, NAMES, 128, [64, 24, 24], 128, None, 0, 2)
+    assert says.startswith(NAMES[1]) and "24 output channels" in says and "multiples of 16" in says
+
+
+def test_tensors_that_do_not_fit_are_named():
+    stored = tensors(64, 128, 64, 1)
+    name = "model.layers.0.mlp.down_proj"
+
+    def say(changes, missing=()):
+        layer, method = make([name], 128, [64], 128, 64, prefix=name)
+        changed = {k: v for k, v in (stored | changes).items() if k not in missing}
+        return error(load, layer, method, [(None, changed)])
+
+    assert f"{name}.weight_packed has shape [64, 8]" in say({"weight_packed": stored["weight_packed"][:, :8]})
+    assert f"{name}.weight_scale has shape [64, 4]" in say({"weight_scale": torch.ones(64, 4)})
+    assert f"{name}.weight_packed is of type torch.int64" in say({"weight_packed": stored["weight_packed"].long()})
+    assert f"{name}.weight_shape is [64, 96]" in say({"weight_shape": torch.tensor([64, 96])})
+    assert f"{name}.weight_zero_point" in say({"weight_zero_point": torch.ones(64, 2)})
+    assert f"{name}.weight_g_idx" in say({"weight_g_idx": torch.arange(128)})
+    assert f"the checkpoint has no {name}.weight_scale" in say({}, missing=["weight_scale"])
+    assert "is inf" in say({"weight_scale": torch.full((64, 2), float("inf"))})
+
+
+def test_the_operator_is_one_that_torch_understands():
+    stored = tensors(64, 128, None, 1)
+    layer, method = make(["down_proj"], 128, [64], 128, None, prefix="down_proj")
+    load(layer, method, [(None, stored)])
+    x = torch.randn(4, 128)
+    torch.library.opcheck(torch.ops.qqq.linear.default, (x, layer.qqq_handle, 64, None))
+    assert torch.ops.qqq.linear(x[:0], layer.qqq_handle, 64, None).shape == (0, 64)
+
+
+def test_what_would_run_as_something_else_is_refused():
+    from qqq_vllm.config import QQQConfig
+
+    assert QQQConfig.from_config({"quant_method": "qqq", "wbits": 4, "group_size": -1}).native.group_size is None
+    # As GPTQModel writes it.
+    gptqmodel = {"quant_method": "qqq", "checkpoint_format": "qqq", "bits": 4, "group_size": 128, "desc_act": True}
+    assert QQQConfig.from_config(gptqmodel).native.group_size == 128
+    for change, says in [({"group_size": 96}, "group_size is 96"), ({"bits": 8}, "bits is 8")]:
+        assert says in error(QQQConfig.from_config, gptqmodel | change)
+    asked = QQQConfig.override_quantization_method({"quant_method": "compressed-tensors"}, "qqq", hf_config=None)
+    others = QQQConfig.override_quantization_method({"quant_method": "compressed-tensors"}, None)
+    assert (asked, others) == ("qqq", None)
