@@ -105,7 +105,8 @@ def run_vllm(folder: Path, *, prompts=(), windows=(), max_tokens=16, env=None, *
 def assert_same_greedy(expected: list[int], answer: dict, tolerance: float) -> None:
     """The same tokens, or a first difference where vLLM finds both tokens about as likely: their logits are within
     `tolerance`."""
-    assert len(expected) == len(answer["tokens"])
+    # Our engine stops at the end of the text; vLLM was told to go on.
+    assert 0 < len(expected) <= len(answer["tokens"])
     for i, (ours, theirs) in enumerate(zip(expected, answer["tokens"])):
         if ours != theirs:
             top = answer["top"][i]
