@@ -55,6 +55,11 @@ def test_smollm2_as_in_our_engine(group, tokenizer_files, folder, smollm2, text,
     ours = qqq("eval", "perplexity", checkpoint, "--text", text, "--window", WINDOW, "--limit", WINDOWS)
     assert run.result["perplexity"] == pytest.approx(ours["perplexity"], rel=0.005)
 
+    if group == "channel":
+        # Rounded to nearest per channel, this model is so unstable that its own tokens change with the last bits of its
+        # parameters: they say nothing about the engine.
+        return
+
     # What counts as a tie is measured: rounding activations to int8 turns differences in a float's last place into whole
     # steps, so two engines that round differently differ as much as one does from itself after a change of the angles of
     # its rotary embedding by a millionth.
