@@ -13,7 +13,7 @@ use qqq_backend::cuda::{
     prebuild::{Selection, kernels},
 };
 
-const BUILD: &str = "kernels build --arch sm_80 --weights channel --type f16 --tokens 8";
+const BUILD: &str = "kernels build --arch sm_80 --weights channel --activations int8 --type f16 --tokens 8";
 
 /// Runs a command line with these variables and no others of ours.
 fn run(place: &Place, line: &str, variables: &[(&str, &str)]) -> Run {

@@ -1,9 +1,7 @@
 //! Products of 16-bit activations with their results. Needs the module `random` beside it.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use half::{bf16, f16};
+use qqq_backend::cpu::pool::parallel_chunks_mut;
 use qqq_backend::cuda::gemm::{Activation, GemmTypes, OutputType, PackedWeights, WeightKind};
 use qqq_formats::{QuantizedWeight, Scales};
 
@@ -99,23 +97,12 @@ impl Weights {
     /// Sums of products and of their magnitudes, `m x n`.
     fn sums(&self, x: &[f32]) -> Vec<(f64, f64)> {
         let mut sums = vec![(0.0, 0.0); x.len() / self.k * self.n];
-        let next = AtomicUsize::new(0);
-        let rows: Vec<_> = sums.chunks_mut(self.n).map(Mutex::new).collect();
-        std::thread::scope(|s| {
-            for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-                s.spawn(|| {
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(row) = rows.get(i) else { break };
-                        let x = &x[i * self.k..][..self.k];
-                        for (sum, w) in row.lock().unwrap().iter_mut().zip(self.operands.chunks(self.k)) {
-                            *sum = dot(x, w);
-                        }
-                    }
-                });
+        parallel_chunks_mut(&mut sums, self.n, |i, row| {
+            let x = &x[i * self.k..][..self.k];
+            for (sum, w) in row.iter_mut().zip(self.operands.chunks(self.k)) {
+                *sum = dot(x, w);
             }
         });
-        drop(rows);
         sums
     }
 }

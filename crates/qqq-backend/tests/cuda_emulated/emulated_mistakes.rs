@@ -2,9 +2,10 @@
 
 use std::sync::Mutex;
 
-use crate::emulator::{self, Emulator, in_parallel};
+use crate::emulator::{self, Emulator};
 use crate::product::{Case, product};
 use crate::products_int8::{Problem, Weights};
+use qqq_backend::cpu::pool::parallel_for;
 use qqq_backend::cuda::Arch;
 use qqq_backend::cuda::gemm::{GemmLaunch, GemmTypes, Instance, OutputType, Plan, WeightKind, instances};
 
@@ -78,7 +79,7 @@ fn mistakes_are_found() {
     let weights = Weights::random(kind, n, k);
     let problem = Problem::new(&weights, 257);
     let missed = Mutex::new(Vec::new());
-    in_parallel(mistakes.len(), |i| {
+    parallel_for(mistakes.len(), |i| {
         let mistake = &mistakes[i];
         let is_meant = |c: &Instance| {
             let cluster = (c.neighbours(), c.ranks());

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::emulator::{self, Emulator, in_parallel};
+use crate::emulator::{self, Emulator};
 use crate::product::{Case, product};
 use crate::products_half::{self, Numbers, Problem, Weights};
 use crate::{everything, products_int8, seed};
+use qqq_backend::cpu::pool::parallel_for;
 use qqq_backend::cuda::Arch;
 use qqq_backend::cuda::gemm::{
     Activation, GemmLaunch, GemmTypes, Instance, OutputType, Plan, WeightKind, instances,
@@ -69,7 +70,7 @@ fn check(cases: &[Case], run: impl Fn(&Emulator, &Case) -> Result<(), String> + 
         Emulator::new(&compiler, "gemm", sources)
     });
     let problems = Mutex::new(Vec::new());
-    in_parallel(cases.len(), |i| {
+    parallel_for(cases.len(), |i| {
         let emulator = &emulators[usize::from(matches!(cases[i].launch.plan.config, Instance::Sm80(_)))];
         if let Err(problem) = run(emulator, &cases[i]) {
             problems.lock().unwrap().push(format!("{:?}:\n  {problem}", cases[i]));
@@ -156,7 +157,7 @@ fn batch_invariant_plans() {
             product(&emulator, &case(plan, problem.m), (&problem.x, &[]), operands).unwrap()
         };
         let expected = run(plans[0], &all);
-        in_parallel(plans.len(), |i| {
+        parallel_for(plans.len(), |i| {
             let (first, m) = (5 * i, 17 + i);
             let got = run(plans[i], &all.tokens(first, m));
             assert!(got == expected[first * n..(first + m) * n], "{m} tokens from {first}: {:?}", plans[i]);

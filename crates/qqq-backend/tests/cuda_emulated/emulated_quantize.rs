@@ -1,9 +1,10 @@
 //! The kernels that quantize activations, and those that pack weights.
 
-use crate::emulator::{self, Emulator, Memory, Region, Shape, in_parallel};
+use crate::emulator::{self, Emulator, Memory, Region, Shape};
 use crate::everything;
 use crate::packing::{Packing, PackingOutputs};
 use crate::quantized::{Case, EPSILON, Outputs};
+use qqq_backend::cpu::pool::parallel_for;
 use qqq_backend::cuda::gemm::prepack::{self, Direction};
 use qqq_backend::cuda::gemm::{PrepackKernel, PrepackOperands, WeightKind};
 use qqq_backend::cuda::quantize::{NormType, Operation, QuantizeConfig, QuantizeOperands};
@@ -25,7 +26,7 @@ fn activations_are_those_of_float64() {
     let configs: Vec<_> = QuantizeConfig::all().into_iter().step_by(step).collect();
     let sources: Vec<_> = configs.iter().map(QuantizeConfig::source).collect();
     let emulator = Emulator::new(&compiler, "quantize", sources);
-    in_parallel(configs.len(), |i| {
+    parallel_for(configs.len(), |i| {
         let config = configs[i];
         let widest = if config.vectors == 0 { 65536 } else { config.row_threads * config.vectors * 8 };
         let norms = [NormType::Float16, NormType::Bfloat16, NormType::Float32];
@@ -79,7 +80,7 @@ fn weights_are_packed_as_on_the_host() {
     let sources = |direction| kinds.iter().map(move |k| prepack::source(*k, direction));
     let sources: Vec<_> = sources(Direction::Pack).chain(sources(Direction::Unpack)).collect();
     let emulator = Emulator::new(&compiler, "run", sources);
-    in_parallel(kinds.len(), |i| {
+    parallel_for(kinds.len(), |i| {
         let group = kinds[i].group_size().unwrap_or(16);
         for (n, k) in [(64, 128), (80, group), (208, 256 + group)] {
             check_packing(&emulator, &Packing::new(kinds[i], n, k));

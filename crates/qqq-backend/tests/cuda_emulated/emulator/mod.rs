@@ -6,10 +6,10 @@ mod memory;
 use std::ffi::{CStr, OsString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use libloading::Library;
+use qqq_backend::cpu::pool::parallel_for;
 use qqq_backend::cuda::source::HEADERS;
 use qqq_backend::cuda::tensor_map::{TensorMap, TiledMatrix};
 use qqq_backend::cuda::{Result, Source};
@@ -108,7 +108,7 @@ impl Emulator {
         let mut objects = runtime(compiler).to_vec();
         let units: Vec<_> = sources.chunks(UNIT).enumerate().collect();
         let object = |unit: usize| folder.path().join(format!("unit{unit}.o"));
-        in_parallel(units.len(), |i| {
+        parallel_for(units.len(), |i| {
             let (unit, sources) = units[i];
             let file = folder.path().join(format!("unit{unit}.cpp"));
             std::fs::write(&file, unit_text(function, unit * UNIT, sources)).unwrap();
@@ -198,7 +198,7 @@ fn runtime(compiler: &OsString) -> &'static [PathBuf] {
     let (objects, _) = RUNTIME.get_or_init(|| {
         let folder = TempDir::new().unwrap();
         let objects: Vec<_> = FILES.iter().map(|f| folder.path().join(f).with_extension("o")).collect();
-        in_parallel(FILES.len(), |i| {
+        parallel_for(FILES.len(), |i| {
             compile(compiler, "-O3", &beside(FILES[i]).with_extension("cpp"), &objects[i], None);
         });
         (objects, folder)
@@ -239,22 +239,4 @@ fn compile(compiler: &OsString, optimization: &str, file: &Path, object: &Path, 
 fn run(command: &mut Command) {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Calls `work` with the numbers below `count`, on all cores.
-pub fn in_parallel(count: usize, work: impl Fn(usize) + Sync) {
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|s| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from).min(count) {
-            s.spawn(|| {
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    if i >= count {
-                        break;
-                    }
-                    work(i);
-                }
-            });
-        }
-    });
 }
