@@ -129,7 +129,7 @@ fn common_scale(groups: impl Iterator<Item = (f32, f32)> + Clone) -> Option<f32>
 }
 
 /// Largest magnitude among codes.
-fn largest_code(codes: &[i8]) -> f32 {
+pub(crate) fn largest_code(codes: &[i8]) -> f32 {
     f32::from(codes.iter().fold(0, |m: u8, c| m.max(c.unsigned_abs())))
 }
 

@@ -10,6 +10,7 @@
 
 use half::f16;
 
+use crate::linear::largest_code;
 use crate::{FormatError, QuantizedWeight, Result, Scales};
 
 /// Input channels of a group, where there are groups.
@@ -130,8 +131,13 @@ pub fn pack(weight: &QuantizedWeight) -> Result<Packed> {
 
 /// Reverses [`pack`]. `group_size`: `None` per channel.
 ///
+/// Writers other than the reference make channels whose int8 weights would overflow (GPTQModel takes the channel scale from
+/// the float weights, which the largest code of a group may exceed). Kernels then saturate or wrap, depending on their
+/// version. Here a part of such a channel's group scales is moved to its channel scale: its weights are those that the codes
+/// stand for, rounded to int8 anew.
+///
 /// # Errors
-/// Lengths that do not agree with the shape; scales that are not finite or take weights beyond int8.
+/// Lengths that do not agree with the shape; scales that are not finite.
 pub fn unpack(packed: &Packed, n: usize, k: usize, group_size: Option<usize>) -> Result<QuantizedWeight> {
     check_tiles(n, k)?;
     let groups = group_size.map_or(0, |g| k.checked_div(g).unwrap_or(0));
@@ -143,18 +149,39 @@ pub fn unpack(packed: &Packed, n: usize, k: usize, group_size: Option<usize>) ->
             packed.s_group.len()
         )));
     }
-    let channel = restore_channel(&packed.s_channel);
-    let (mode, scales) = match group_size {
-        None => (Mode::PerChannel, Scales::PerChannel(channel.iter().map(|s| s * 16.0).collect())),
+    let mut channel = restore_channel(&packed.s_channel);
+    let (codes, scales) = match group_size {
+        None => {
+            let scales = Scales::PerChannel(channel.iter().map(|s| s * 16.0).collect());
+            (unpack_codes(&packed.b, n, k, Mode::PerChannel), scales)
+        }
         Some(group_size) => {
-            let group = restore_group(&packed.s_group, n);
-            (Mode::PerGroup, Scales::PerGroup { group_size, channel, group })
+            let mut group = restore_group(&packed.s_group, n);
+            let codes = unpack_codes(&packed.b, n, k, Mode::PerGroup);
+            for (row, channel) in channel.iter_mut().enumerate() {
+                let groups = row * (k / group_size)..(row + 1) * (k / group_size);
+                fit_int8(&codes[row * k..(row + 1) * k], channel, &mut group[groups]);
+            }
+            (codes, Scales::PerGroup { group_size, channel, group })
         }
     };
-    let codes = unpack_codes(&packed.b, n, k, mode);
     let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
     weight.check("packed weight")?;
     Ok(weight)
+}
+
+/// Moves a part of a channel's group scales to its channel scale if an int8 weight would overflow otherwise.
+fn fit_int8(codes: &[i8], channel: &mut f32, group: &mut [f16]) {
+    let sizes = codes.chunks_exact(codes.len() / group.len()).map(largest_code);
+    let largest = sizes.zip(&*group).map(|(code, s)| (code * f32::from(*s)).abs()).fold(0.0, f32::max);
+    if largest.round_ties_even() <= 127.0 || !largest.is_finite() {
+        return;
+    }
+    let factor = largest / 127.0;
+    *channel *= factor;
+    for s in group {
+        *s = f16::from_f32(f32::from(*s) / factor);
+    }
 }
 
 fn check_tiles(n: usize, k: usize) -> Result<()> {

@@ -201,6 +201,46 @@ fn what_the_tiles_cannot_express_is_refused() {
     assert!(qqq::pack(&w).unwrap_err().to_string().contains("channel 2, group 1"));
 }
 
+/// As GPTQModel writes some channels: the largest code times its group scale is beyond 127.
+#[test]
+fn channels_beyond_int8_keep_their_weights() {
+    let (n, k, group_size) = (128, 96, 32);
+    let weight = weight(4, n, k, Some(group_size), |s| s);
+    let mut packed = qqq::pack(&weight).unwrap();
+    // The first run of 64 channels.
+    for (i, s) in packed.s_group.iter_mut().enumerate().filter(|(i, _)| i % n < 64) {
+        *s = f16::from_f32(s.to_f32() * (1.07 + (i / n) as f32 / 100.0));
+    }
+    let read = qqq::unpack(&packed, n, k, Some(group_size)).unwrap();
+    assert_eq!(read.codes, weight.codes);
+    let (Scales::PerGroup { channel: before, group: old, .. }, Scales::PerGroup { channel, group, .. }) =
+        (&weight.scales, &read.scales)
+    else {
+        unreachable!()
+    };
+    let dequantized = read.dequantize();
+    for row in 0..n {
+        if row >= 64 {
+            assert_eq!((channel[row], &group[row * 3..][..3]), (before[row], &old[row * 3..][..3]));
+            continue;
+        }
+        assert!(channel[row] > before[row], "{row}");
+        for i in 0..k {
+            let s = f16::from_f32(old[row * 3 + i / 32].to_f32() * (1.07 + (i / 32) as f32 / 100.0)).to_f32();
+            let meant = f32::from(weight.codes[row * k + i]) * s * before[row];
+            let error = (dequantized[row * k + i] - meant).abs();
+            // Half a step of int8, and the rounding of a float16 scale.
+            assert!(
+                error <= 0.5 * channel[row] + meant.abs() / 2048.0,
+                "{row}, {i}: {meant}, off by {error}"
+            );
+        }
+    }
+    // Not what is no number.
+    packed.s_group[7] = f16::INFINITY;
+    assert!(qqq::unpack(&packed, n, k, Some(group_size)).is_err());
+}
+
 #[test]
 fn nibbles_of_a_word_are_in_order() {
     let codes = [-8, -7, -6, -5, 4, 5, 6, 7, 1, -1, 0];
