@@ -23,7 +23,7 @@ use qqq_backend::cuda::quantize::{
 
 use compile::compile;
 use packing::{Packing, PackingOutputs};
-use quantized::{Case, EPSILON, Outputs};
+use quantized::{Case, EPSILON, Outputs, Residual};
 
 fn device() -> Option<Arc<Device>> {
     match Device::new(0).and_then(|d| d.arch().map(|_| d)) {
@@ -40,7 +40,8 @@ fn run(device: &Device, case: &Case, norm_type: NormType) {
     let x = stream.clone_htod(&case.x).unwrap();
     let norm = stream.clone_htod(&case.norm(norm_type).0).unwrap();
     let poison = case.poison();
-    let residual = poison.residual.map(|r| stream.clone_htod(&r).unwrap());
+    let [residual, new_residual] =
+        [poison.residual, poison.new_residual].map(|r| r.map(|r| stream.clone_htod(&r).unwrap()));
     let q = stream.clone_htod(&poison.q).unwrap();
     let scale = stream.clone_htod(&poison.scale).unwrap();
     let sum = stream.clone_htod(&poison.sum).unwrap();
@@ -52,6 +53,7 @@ fn run(device: &Device, case: &Case, norm_type: NormType) {
     let operands = QuantizeOperands {
         x: address(device, &x),
         residual: residual.as_ref().map_or(0, |r| address(device, r)),
+        new_residual: new_residual.as_ref().or(residual.as_ref()).map_or(0, |r| address(device, r)),
         norm: if operation == Operation::Norm { address(device, &norm) } else { 0 },
         norm_type,
         epsilon: EPSILON,
@@ -67,6 +69,7 @@ fn run(device: &Device, case: &Case, norm_type: NormType) {
         scale: stream.clone_dtoh(&scale).unwrap(),
         sum: stream.clone_dtoh(&sum).unwrap(),
         residual: residual.map(|r| stream.clone_dtoh(&r).unwrap()),
+        new_residual: new_residual.map(|r| stream.clone_dtoh(&r).unwrap()),
     };
     case.check(&outputs, norm_type);
 }
@@ -85,13 +88,13 @@ fn activations_are_those_of_float64() {
             assert_eq!(QuantizeConfig::new(config.operation, config.input, config.precision, k), config);
             if config.operation == Operation::Norm {
                 for norm in [NormType::Float16, NormType::Bfloat16, NormType::Float32] {
-                    for residual in [false, true] {
+                    for residual in Residual::ALL {
                         run(&device, &Case::new(config, m, k, residual), norm);
                         checked += 1;
                     }
                 }
             } else {
-                run(&device, &Case::new(config, m, k, false), NormType::Float32);
+                run(&device, &Case::new(config, m, k, Residual::None), NormType::Float32);
                 checked += 1;
             }
         }
@@ -99,7 +102,7 @@ fn activations_are_those_of_float64() {
     // The smallest, and many rows.
     for (m, k) in [(1, 16), (4097, 1040)] {
         let config = QuantizeConfig::new(Operation::Plain, OutputType::Float16, Precision::Float32, k);
-        run(&device, &Case::new(config, m, k, false), NormType::Float32);
+        run(&device, &Case::new(config, m, k, Residual::None), NormType::Float32);
     }
     println!("{checked} operations checked");
 }

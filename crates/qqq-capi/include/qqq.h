@@ -131,7 +131,7 @@ qqq_status qqq_gemm_launch(const qqq_gemm *gemm, const qqq_gemm_operands *operan
 typedef enum qqq_operation {
     /* x */
     QQQ_PLAIN = 0,
-    /* RMSNorm of x, or of x + residual (which it replaces) */
+    /* RMSNorm of x, or of x + residual */
     QQQ_NORM = 1,
     /* silu(gate) * up, x = [gate | up] */
     QQQ_GATED = 2
@@ -155,7 +155,9 @@ typedef struct qqq_quantize_operands {
     /* m x k, for QQQ_GATED m x 2k. */
     const void *x;
     /* For QQQ_NORM: m x k of the input's type, or NULL. */
-    void *residual;
+    const void *residual;
+    /* With residual: m x k, receives x + residual; may be residual itself. */
+    void *new_residual;
     /* For QQQ_NORM: k factors of type norm_type. */
     const void *norm;
     qqq_type norm_type;

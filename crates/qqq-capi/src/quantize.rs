@@ -32,7 +32,9 @@ pub struct qqq_quantize_operands {
     /// `m x k`, gated `m x 2k`.
     pub x: *const c_void,
     /// `m x k`, or null.
-    pub residual: *mut c_void,
+    pub residual: *const c_void,
+    /// `m x k`, null without `residual`.
+    pub new_residual: *mut c_void,
     /// `k`, or null.
     pub norm: *const c_void,
     /// `qqq_type`.
@@ -107,6 +109,7 @@ pub unsafe extern "C" fn qqq_quantize_launch(
         let operands = QuantizeOperands {
             x: o.x as u64,
             residual: o.residual as u64,
+            new_residual: o.new_residual as u64,
             norm: o.norm as u64,
             norm_type: enumerator("norm_type", o.norm_type, &TYPES)?,
             epsilon: o.epsilon,

@@ -4,26 +4,11 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUstream;
 use pyo3::prelude::*;
-use qqq_backend::cuda::gemm::{GemmOperands, GemmPlans, GemmTypes, OutputType, WeightKind};
+use qqq_backend::cuda::gemm::{GemmOperands, GemmPlans, GemmTypes, OutputType};
 use qqq_backend::cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
 use qqq_backend::cuda::{Arch, CudaError, Device};
 
 use crate::{runtime_error, value_error};
-
-/// What weights are called: as for `qqq bench gemm`.
-pub fn weights_name(kind: WeightKind) -> String {
-    match kind {
-        WeightKind::Channel4 => "channel".into(),
-        WeightKind::GroupInteger4(g) => format!("g{g}"),
-        WeightKind::GroupHalf4(g) => format!("g{g}-half"),
-        WeightKind::Channel8 => "int8".into(),
-    }
-}
-
-fn weights(name: &str) -> PyResult<WeightKind> {
-    let found = WeightKind::ALL.into_iter().find(|kind| weights_name(*kind) == name);
-    found.ok_or_else(|| value_error(format!("no weights are called {name}")))
-}
 
 fn output_type(dtype: &str) -> PyResult<OutputType> {
     match dtype {
@@ -84,12 +69,13 @@ impl Gemm {
     fn new(
         py: Python<'_>,
         gpu: PyRef<'_, Gpu>,
-        weights_name: &str,
+        weights: &str,
         output: &str,
         shape: (usize, usize),
         most_tokens: usize,
     ) -> PyResult<Self> {
-        let types = (GemmTypes::int8(weights(weights_name)?, output_type(output)?), gpu.arch);
+        let weights = weights.parse().map_err(value_error)?;
+        let types = (GemmTypes::int8(weights, output_type(output)?), gpu.arch);
         let device = &gpu.device;
         py.detach(|| GemmPlans::new(device, types, shape, most_tokens)).map(Self).map_err(error)
     }
@@ -127,35 +113,91 @@ impl Gemm {
     }
 }
 
-/// Activations to int8, for tokens of one length.
+/// Activations to int8, alone or after the operation that makes them, for tokens of one length.
 #[pyclass(frozen, module = "qqq_vllm._native")]
-pub struct Quantize(QuantizeKernel);
+pub struct Quantize {
+    kernel: QuantizeKernel,
+    input: OutputType,
+}
 
 #[pymethods]
 impl Quantize {
-    /// Compiles (or takes from the cache) and loads.
+    /// Compiles (or takes from the cache) and loads. `operation` is "plain", "norm" or "gated"; `k` counts the values of a
+    /// token's result.
     #[new]
-    fn new(py: Python<'_>, gpu: PyRef<'_, Gpu>, input: &str, k: usize) -> PyResult<Self> {
+    fn new(py: Python<'_>, gpu: PyRef<'_, Gpu>, operation: &str, input: &str, k: usize) -> PyResult<Self> {
         let (device, input) = (&gpu.device, output_type(input)?);
-        py.detach(|| QuantizeKernel::new(device, Operation::Plain, input, Precision::Float32, k))
-            .map(Self)
+        let operation = match operation {
+            "plain" => Operation::Plain,
+            "norm" => Operation::Norm,
+            "gated" => Operation::Gated,
+            other => return Err(value_error(format!("no operation is called {other}"))),
+        };
+        py.detach(|| QuantizeKernel::new(device, operation, input, Precision::Float32, k))
+            .map(|kernel| Self { kernel, input })
             .map_err(error)
     }
 
-    /// Launches `q, scale = x` on `stream`.
+    /// Launches `q, scale = x`, or `= silu(gate) * up` of `x = [gate | up]`, on `stream`.
     fn launch(&self, stream: usize, tokens: usize, x: u64, q: u64, scale: u64) -> PyResult<()> {
+        let norm = Norm { factors: 0, type_: NormType::Float32, epsilon: 0.0, residual: (0, 0) };
+        self.start(stream, tokens, x, norm, (q, scale))
+    }
+
+    /// Launches `q, scale = RMSNorm(x + residual)` on `stream`; a residual's addresses are those of what is added and of
+    /// where the sum goes, or zeros. `norm` is the address of the factors and whether they are float32; otherwise they are
+    /// of the input's type.
+    #[allow(clippy::too_many_arguments)]
+    fn launch_norm(
+        &self,
+        stream: usize,
+        tokens: usize,
+        x: u64,
+        residual: (u64, u64),
+        norm: (u64, bool),
+        epsilon: f32,
+        q: u64,
+        scale: u64,
+    ) -> PyResult<()> {
+        let type_ = match self.input {
+            _ if norm.1 => NormType::Float32,
+            OutputType::Float16 => NormType::Float16,
+            OutputType::Bfloat16 => NormType::Bfloat16,
+        };
+        self.start(stream, tokens, x, Norm { factors: norm.0, type_, epsilon, residual }, (q, scale))
+    }
+}
+
+/// A norm's part of the operands.
+struct Norm {
+    factors: u64,
+    type_: NormType,
+    epsilon: f32,
+    residual: (u64, u64),
+}
+
+impl Quantize {
+    fn start(
+        &self,
+        stream: usize,
+        tokens: usize,
+        x: u64,
+        norm: Norm,
+        (q, scale): (u64, u64),
+    ) -> PyResult<()> {
         let operands = QuantizeOperands {
             x,
-            residual: 0,
-            norm: 0,
-            norm_type: NormType::Float32,
-            epsilon: 0.0,
+            residual: norm.residual.0,
+            new_residual: norm.residual.1,
+            norm: norm.factors,
+            norm_type: norm.type_,
+            epsilon: norm.epsilon,
             q,
             scale,
             sum: 0,
             m: tokens,
         };
         // SAFETY: as for products.
-        unsafe { self.0.launch(stream as CUstream, &operands, true) }.map_err(error)
+        unsafe { self.kernel.launch(stream as CUstream, &operands, true) }.map_err(error)
     }
 }

@@ -7,7 +7,6 @@ use qqq_backend::cuda::gemm::PackedWeights;
 use qqq_formats::{QuantizedWeight, Scales, compressed_tensors, qqq};
 
 use crate::address::Span;
-use crate::gpu::weights_name;
 use crate::value_error;
 
 /// A 4-bit weight: codes `N x K` and their scales.
@@ -120,7 +119,7 @@ impl Weight {
     fn prepack<'py>(&self, py: Python<'py>) -> PyResult<(String, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
         let packed = py.detach(|| PackedWeights::new(&self.0)).map_err(value_error)?;
         let scales = PyBytes::new(py, bytemuck::cast_slice(&packed.channel_scale));
-        Ok((weights_name(packed.kind), PyBytes::new(py, &packed.chunks), scales))
+        Ok((packed.kind.to_string(), PyBytes::new(py, &packed.chunks), scales))
     }
 }
 

@@ -147,8 +147,10 @@ impl QuantizeConfig {
 pub struct QuantizeOperands {
     /// Input, `m x k`, for [`Operation::Gated`] `m x 2k`, row-major.
     pub x: u64,
-    /// For [`Operation::Norm`]: `m x k` of the input's type, replaced by input + residual; or 0.
+    /// For [`Operation::Norm`]: `m x k` of the input's type; or 0.
     pub residual: u64,
+    /// Output where there is a residual: input + residual, of the input's type; may be `residual` itself.
+    pub new_residual: u64,
     /// For [`Operation::Norm`]: `k` factors.
     pub norm: u64,
     /// Type of `norm`.
@@ -170,6 +172,7 @@ pub struct QuantizeOperands {
 pub struct QuantizeParameters {
     x: u64,
     residual: u64,
+    new_residual: u64,
     norm: u64,
     q: u64,
     scale: u64,
@@ -192,12 +195,21 @@ impl QuantizeOperands {
             return problem(format!("{} tokens", self.m));
         }
         let normalizes = config.operation == Operation::Norm;
-        if !normalizes && (self.norm != 0 || self.residual != 0) {
+        if !normalizes && [self.norm, self.residual, self.new_residual] != [0; 3] {
             return problem(String::from("a norm's operand is given, and the operation has none"));
         }
         let needed = [("input", self.x, true), ("output", self.q, true), ("scale", self.scale, true)];
-        let others =
-            [("norm", self.norm, normalizes), ("residual", self.residual, false), ("sum", self.sum, false)];
+        if self.residual == 0 && self.new_residual != 0 {
+            return problem(String::from(
+                "an address for the new residual is given, and there is no residual",
+            ));
+        }
+        let others = [
+            ("norm", self.norm, normalizes),
+            ("residual", self.residual, false),
+            ("new residual", self.new_residual, self.residual != 0),
+            ("sum", self.sum, false),
+        ];
         for (name, address, required) in needed.into_iter().chain(others) {
             if required && address == 0 {
                 return problem(format!("no address for the {name}"));
@@ -209,6 +221,7 @@ impl QuantizeOperands {
         Ok(QuantizeParameters {
             x: self.x,
             residual: self.residual,
+            new_residual: self.new_residual,
             norm: self.norm,
             q: self.q,
             scale: self.scale,

@@ -1,6 +1,6 @@
 //! Products of 16-bit activations with their results. Needs the module `random` beside it.
 
-use half::{bf16, f16};
+use half::f16;
 use qqq_backend::cpu::pool::parallel_chunks_mut;
 use qqq_backend::cuda::gemm::{Activation, GemmTypes, OutputType, PackedWeights, WeightKind};
 use qqq_formats::{QuantizedWeight, Scales};
@@ -18,23 +18,6 @@ const KINDS: [WeightKind; 4] = [
 pub fn all_types() -> impl Iterator<Item = GemmTypes> {
     let pairs = [(Activation::Float16, OutputType::Float16), (Activation::Bfloat16, OutputType::Bfloat16)];
     pairs.into_iter().flat_map(|(a, o)| KINDS.map(|w| GemmTypes::new(w, a, o).unwrap()))
-}
-
-/// The bits of a number in the activations' type.
-fn bits(v: f32, types: GemmTypes) -> u16 {
-    if types.output() == OutputType::Bfloat16 {
-        bf16::from_f32(v).to_bits()
-    } else {
-        f16::from_f32(v).to_bits()
-    }
-}
-
-fn value(b: u16, types: GemmTypes) -> f32 {
-    if types.output() == OutputType::Bfloat16 {
-        bf16::from_bits(b).to_f32()
-    } else {
-        f16::from_bits(b).to_f32()
-    }
 }
 
 /// Numbers that a test is made of.
@@ -79,7 +62,7 @@ impl Weights {
                 group: (0..n * (k / group_size)).map(|_| f16::from_f32(scale())).collect(),
             },
         };
-        let rounded = |v: f32| value(bits(v, types), types);
+        let rounded = |v: f32| types.output().from_bits(types.output().to_bits(v));
         let operands = match &scales {
             Scales::PerChannel(_) => codes.iter().map(|c| f32::from(*c)).collect(),
             Scales::PerGroup { group_size, group, .. } => {
@@ -136,8 +119,8 @@ impl<'a> Problem<'a> {
             // Nearly normal.
             Numbers::Real => (0..4).map(|_| random.int(-1000, 1000)).sum::<i32>() as f32 / 1150.0,
         };
-        let x: Vec<u16> = (0..m * weights.k).map(|_| bits(number(), weights.types)).collect();
-        let values: Vec<f32> = x.iter().map(|b| value(*b, weights.types)).collect();
+        let x: Vec<u16> = (0..m * weights.k).map(|_| weights.types.output().to_bits(number())).collect();
+        let values: Vec<f32> = x.iter().map(|b| weights.types.output().from_bits(*b)).collect();
         Self { weights, m, x, sums: weights.sums(&values) }
     }
 
@@ -165,14 +148,14 @@ impl<'a> Problem<'a> {
             let (scale, bias) = (channel[i % n], bias.map(|b| b[i % n]));
             if *numbers == Numbers::Exact {
                 let y = sum as f32 * scale;
-                let expected = bits(bias.map_or(y, |b| y + b), *types);
+                let expected = types.output().to_bits(bias.map_or(y, |b| y + b));
                 return (got[i] != expected).then(|| format!("{:#06x} for {expected:#06x}", got[i]));
             }
             let bias = f64::from(bias.unwrap_or(0.0));
             let expected = sum * f64::from(scale) + bias;
             let sums = (k + 8) as f64 * 0.5f64.powi(23) * (magnitude * f64::from(scale) + bias.abs());
             let bound = sums + half_step * (expected.abs() + sums) + 0.5f64.powi(25);
-            let y = f64::from(value(got[i], *types));
+            let y = f64::from(types.output().from_bits(got[i]));
             let error = (y - expected).abs();
             (error.is_nan() || error > bound).then(|| format!("{y} for {expected}, bound {bound}"))
         };

@@ -1,6 +1,6 @@
 //! Products of int8 activations with their exact results. Needs the module `random` beside it.
 
-use half::{bf16, f16};
+use half::f16;
 use qqq_backend::cpu::pool::parallel_chunks_mut;
 use qqq_backend::cuda::gemm::{OutputType, PackedWeights, WeightKind};
 use qqq_formats::{QuantizedWeight, Scales};
@@ -103,11 +103,7 @@ impl Problem {
             let y = self.sums[i] as f32 * self.channel[i % self.n] * self.scale[i / self.n];
             bias.map_or(y, |b| y + b[i % self.n])
         };
-        let bits = |y: f32| match output {
-            OutputType::Float16 => f16::from_f32(y).to_bits(),
-            OutputType::Bfloat16 => bf16::from_f32(y).to_bits(),
-        };
-        (0..self.sums.len()).map(|i| bits(value(i))).collect()
+        (0..self.sums.len()).map(|i| output.to_bits(value(i))).collect()
     }
 
     pub fn check(

@@ -1,6 +1,5 @@
 //! Activations to be quantized, and what they must become. Needs the module `uniform` beside it.
 
-use half::{bf16, f16};
 use qqq_backend::cuda::gemm::OutputType;
 use qqq_backend::cuda::quantize::{NormType, Operation, Precision, QuantizeConfig};
 
@@ -8,18 +7,18 @@ use crate::uniform::uniform;
 
 pub const EPSILON: f32 = 1e-5;
 
-fn to_bits(output: OutputType, x: f32) -> u16 {
-    match output {
-        OutputType::Float16 => f16::from_f32(x).to_bits(),
-        OutputType::Bfloat16 => bf16::from_f32(x).to_bits(),
-    }
+/// What a norm is given besides its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residual {
+    None,
+    /// Input + residual replaces it.
+    Replaced,
+    /// Input + residual goes elsewhere.
+    Kept,
 }
 
-fn from_bits(output: OutputType, bits: u16) -> f32 {
-    match output {
-        OutputType::Float16 => f16::from_bits(bits).to_f32(),
-        OutputType::Bfloat16 => bf16::from_bits(bits).to_f32(),
-    }
+impl Residual {
+    pub const ALL: [Self; 3] = [Self::None, Self::Replaced, Self::Kept];
 }
 
 /// Inputs of an operation, and the exact result before int8.
@@ -29,6 +28,7 @@ pub struct Case {
     pub k: usize,
     pub x: Vec<u16>,
     residual: Option<Vec<u16>>,
+    keeps_residual: bool,
     norm: Vec<f32>,
 }
 
@@ -37,12 +37,14 @@ pub struct Outputs {
     pub q: Vec<i8>,
     pub scale: Vec<f32>,
     pub sum: Vec<i32>,
-    /// Input + residual, where there is one.
+    /// What is where the residual was, if there was one.
     pub residual: Option<Vec<u16>>,
+    /// Input + residual, if they are not to replace it.
+    pub new_residual: Option<Vec<u16>>,
 }
 
 impl Case {
-    pub fn new(config: QuantizeConfig, m: usize, k: usize, with_residual: bool) -> Self {
+    pub fn new(config: QuantizeConfig, m: usize, k: usize, residual: Residual) -> Self {
         let columns = if config.operation == Operation::Gated { 2 * k } else { k };
         let spread = |row: usize| match row {
             // Zeros, and values whose scale is subnormal in float16.
@@ -56,8 +58,10 @@ impl Case {
             config,
             m,
             k,
-            x: (0..m * columns).map(|i| to_bits(input, value(2, i) * spread(i / columns))).collect(),
-            residual: with_residual.then(|| (0..m * k).map(|i| to_bits(input, value(3, i))).collect()),
+            x: (0..m * columns).map(|i| input.to_bits(value(2, i) * spread(i / columns))).collect(),
+            residual: (residual != Residual::None)
+                .then(|| (0..m * k).map(|i| input.to_bits(value(3, i))).collect()),
+            keeps_residual: residual == Residual::Kept,
             norm: (0..k).map(|i| 0.5 + uniform(4, i)).collect(),
         }
     }
@@ -67,7 +71,7 @@ impl Case {
         match self.config.precision {
             Precision::Float32 => x,
             Precision::Stepwise => {
-                f64::from(from_bits(self.config.input, to_bits(self.config.input, x as f32)))
+                f64::from(self.config.input.from_bits(self.config.input.to_bits(x as f32)))
             }
         }
     }
@@ -78,7 +82,7 @@ impl Case {
         match &self.residual {
             None => self.x.clone(),
             Some(r) => {
-                let add = |(x, r): (&u16, &u16)| to_bits(input, from_bits(input, *x) + from_bits(input, *r));
+                let add = |(x, r): (&u16, &u16)| input.to_bits(input.from_bits(*x) + input.from_bits(*r));
                 self.x.iter().zip(r).map(add).collect()
             }
         }
@@ -86,7 +90,7 @@ impl Case {
 
     /// A row before it becomes int8.
     fn exact(&self, row: usize, norm: &[f32]) -> Vec<f64> {
-        let value = |bits: u16| f64::from(from_bits(self.config.input, bits));
+        let value = |bits: u16| f64::from(self.config.input.from_bits(bits));
         match self.config.operation {
             Operation::Plain => self.x[row * self.k..][..self.k].iter().map(|b| value(*b)).collect(),
             Operation::Gated => {
@@ -115,10 +119,10 @@ impl Case {
             other => {
                 let half =
                     if other == NormType::Float16 { OutputType::Float16 } else { OutputType::Bfloat16 };
-                let bits: Vec<u16> = self.norm.iter().map(|v| to_bits(half, *v)).collect();
+                let bits: Vec<u16> = self.norm.iter().map(|v| half.to_bits(*v)).collect();
                 (
                     bits.iter().flat_map(|b| b.to_le_bytes()).collect(),
-                    bits.iter().map(|b| from_bits(half, *b)).collect(),
+                    bits.iter().map(|b| half.from_bits(*b)).collect(),
                 )
             }
         }
@@ -131,6 +135,7 @@ impl Case {
             scale: vec![f32::NAN; self.m + 1],
             sum: vec![-7; self.m + 1],
             residual: self.residual.clone(),
+            new_residual: self.keeps_residual.then(|| vec![0x5555; (self.m + 1) * self.k]),
         }
     }
 
@@ -138,8 +143,13 @@ impl Case {
     pub fn check(&self, outputs: &Outputs, norm_type: NormType) {
         let what = format!("{:?}, {} x {}, {norm_type:?}", self.config, self.m, self.k);
         let norm = self.norm(norm_type).1;
-        let Outputs { q, scale, sum, residual } = outputs;
-        if let Some(r) = residual {
+        let Outputs { q, scale, sum, residual, new_residual } = outputs;
+        if let Some(new) = new_residual {
+            let (new, beyond) = new.split_at(self.m * self.k);
+            assert!(beyond.iter().all(|v| *v == 0x5555), "{what}: written too far");
+            assert_eq!(new, self.sum(), "{what}: new residual");
+            assert_eq!(*residual, self.residual, "{what}: the residual was to be kept");
+        } else if let Some(r) = residual {
             assert_eq!(*r, self.sum(), "{what}: residual");
         }
         assert!(
@@ -156,7 +166,7 @@ impl Case {
             let largest = exact.iter().fold(0.0f64, |a, v| a.max(v.abs())) as f32;
             let mut expected = if largest >= 1e-30 { largest } else { 1.0 } / 127.0f32;
             if stepwise {
-                expected = from_bits(self.config.input, to_bits(self.config.input, expected));
+                expected = self.config.input.from_bits(self.config.input.to_bits(expected));
                 if self.config.input == OutputType::Float16 {
                     expected = expected.max(5.960_464_5e-8);
                 }

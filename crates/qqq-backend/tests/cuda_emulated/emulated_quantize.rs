@@ -3,7 +3,7 @@
 use crate::emulator::{self, Emulator, Memory, Region, Shape};
 use crate::everything;
 use crate::packing::{Packing, PackingOutputs};
-use crate::quantized::{Case, EPSILON, Outputs};
+use crate::quantized::{Case, EPSILON, Outputs, Residual};
 use qqq_backend::cpu::pool::parallel_for;
 use qqq_backend::cuda::gemm::prepack::{self, Direction};
 use qqq_backend::cuda::gemm::{PrepackKernel, PrepackOperands, WeightKind};
@@ -33,8 +33,9 @@ fn activations_are_those_of_float64() {
         let normalizes = config.operation == Operation::Norm;
         // The widest row, and one that leaves threads without work.
         for (j, (m, k)) in [(2, widest), (5, widest / 2 + 16)].into_iter().enumerate() {
-            let case = Case::new(config, m, k, normalizes && (i + j) % 2 == 0);
-            run(&emulator, &case, norms[(i + j) % 3], (2 * i + j) as u64);
+            let residual = if normalizes { Residual::ALL[(i + j) % 3] } else { Residual::None };
+            let case = Case::new(config, m, k, residual);
+            run(&emulator, &case, norms[(i / 3 + j) % 3], (2 * i + j) as u64);
         }
     });
 }
@@ -44,12 +45,14 @@ fn run(emulator: &Emulator, case: &Case, norm_type: NormType, seed: u64) {
     let poison = case.poison();
     let x = memory.upload(&case.x);
     let norm = memory.upload(&case.norm(norm_type).0);
-    let residual = poison.residual.map(|r| memory.upload(&r));
+    let [residual, new_residual] =
+        [poison.residual, poison.new_residual].map(|r| r.map(|r| memory.upload(&r)));
     let [q, scale, sum] =
         [memory.upload(&poison.q), memory.upload(&poison.scale), memory.upload(&poison.sum)];
     let operands = QuantizeOperands {
         x: x.address,
         residual: residual.map_or(0, |r| r.address),
+        new_residual: new_residual.or(residual).map_or(0, |r| r.address),
         norm: if case.config.operation == Operation::Norm { norm.address } else { 0 },
         norm_type,
         epsilon: EPSILON,
@@ -69,6 +72,7 @@ fn run(emulator: &Emulator, case: &Case, norm_type: NormType, seed: u64) {
         scale: memory.download(scale),
         sum: memory.download(sum),
         residual: residual.map(|r| memory.download(r)),
+        new_residual: new_residual.map(|r| memory.download(r)),
     };
     case.check(&outputs, norm_type);
 }

@@ -10,12 +10,12 @@ use qqq_backend::{
         archive::ArchivedKernel,
         cache::Cache,
         cubin, embedded,
+        gemm::WeightKind,
         prebuild::{self, Selection},
     },
 };
 use serde::Serialize;
 
-use super::bench::Weights;
 use crate::{
     console::Console,
     errors::{Interrupted, bad_input, bad_input_hint, failed_hint},
@@ -59,7 +59,7 @@ struct BuildArgs {
     arch: Vec<Arch>,
     /// Only products with these weights, named as for `qqq bench gemm`
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
-    weights: Vec<Weights>,
+    weights: Vec<WeightKind>,
     /// Only products with such activations
     #[arg(long, value_name = "TYPE", value_delimiter = ',')]
     activations: Vec<super::bench::Activations>,
@@ -113,7 +113,7 @@ fn build(args: &BuildArgs, console: &Console) -> anyhow::Result<()> {
     architectures.sort();
     architectures.dedup();
     let selection = Selection {
-        weights: args.weights.iter().map(|w| w.kind).collect(),
+        weights: args.weights.clone(),
         activations: args.activations.iter().map(|a| a.activation()).collect(),
         outputs: args.types.iter().map(|t| t.output_type()).collect(),
         tokens: args.tokens.clone(),

@@ -7,7 +7,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearMethodBase
 from vllm.platforms import current_platform
 
-from qqq_vllm import _native, ops
+from qqq_vllm import _native, fusion, ops
 from qqq_vllm.weights import FORMATS, LayerLoader
 
 logger = init_logger("vllm.plugins.qqq")
@@ -50,6 +50,8 @@ class QQQLinearMethod(LinearMethodBase):
         layer.qqq_outputs = sum(output_partition_sizes)
         layer.qqq_inputs = input_size_per_partition
         layer.qqq_dtype = params_dtype
+        if device.type == "cuda":
+            fusion.install(get_current_vllm_config(), params_dtype)
 
         layout = FORMATS[self.config.format](self.config.group_size)
         loader = LayerLoader(
@@ -130,7 +132,8 @@ class QQQLinearMethod(LinearMethodBase):
             layer.register_buffer("qqq_bias", bias.detach().to(torch.float32), persistent=False)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        # No reshape without need: nothing may stand between a norm and the quantization of its result.
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         bias = None if bias is None else layer.qqq_bias
         if current_platform.is_cpu():
             y = torch.ops.qqq.linear(rows, layer.qqq_handle, layer.qqq_outputs, bias)
@@ -139,7 +142,7 @@ class QQQLinearMethod(LinearMethodBase):
             y = torch.ops.qqq.gemm(
                 q, scale, layer.qqq_weight, layer.qqq_scale, bias, layer.qqq_outputs, layer.qqq_weights, x.dtype
             )
-        return y.reshape(*x.shape[:-1], layer.qqq_outputs)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], layer.qqq_outputs)
 
 
 def _whole_output_sizes(layer: torch.nn.Module, sizes: list[int], ranks: int) -> list[int]:

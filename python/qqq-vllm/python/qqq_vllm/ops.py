@@ -51,7 +51,7 @@ class _Gpu:
 
     native: _native.Gpu
     gemms: dict[tuple[str, torch.dtype, int, int], _native.Gemm] = field(default_factory=dict)
-    quantizers: dict[tuple[torch.dtype, int], _native.Quantize] = field(default_factory=dict)
+    quantizers: dict[tuple[str, torch.dtype, int], _native.Quantize] = field(default_factory=dict)
     # One for all products: they run one after the other, on vLLM's one stream for the model.
     workspace: torch.Tensor | None = None
     # Kept for graphs that were captured with them.
@@ -75,8 +75,10 @@ def prepare_gpu(device: torch.device, weights: str, dtype: torch.dtype, n: int, 
     key = (weights, dtype, n, k)
     if key not in gpu.gemms:
         gpu.gemms[key] = _native.Gemm(gpu.native, weights, name, (n, k), gpu.most_tokens)
-    if (dtype, k) not in gpu.quantizers:
-        gpu.quantizers[dtype, k] = _native.Quantize(gpu.native, name, k)
+    # Which operation comes before a layer is known only when the model is compiled, and then nothing may be loaded.
+    for operation in ("plain", "norm", "gated"):
+        if (operation, dtype, k) not in gpu.quantizers:
+            gpu.quantizers[operation, dtype, k] = _native.Quantize(gpu.native, operation, name, k)
     size = gpu.gemms[key].workspace_bytes
     if gpu.workspace is None or gpu.workspace.numel() < size:
         if gpu.workspace is not None:
@@ -85,16 +87,59 @@ def prepare_gpu(device: torch.device, weights: str, dtype: torch.dtype, n: int, 
     return gpu.gemms[key].kernel(1)
 
 
+def _quantizer(operation: str, x: torch.Tensor, k: int) -> tuple[_native.Quantize, int]:
+    """The kernel, and the stream to launch it on."""
+    kernel = _gpus[x.device.index].quantizers[operation, x.dtype, k]
+    return kernel, torch.cuda.current_stream(x.device).cuda_stream
+
+
+def _quantized(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where int8 activations and their scales go."""
+    q = torch.empty((x.shape[0], k), dtype=torch.int8, device=x.device)
+    return q, torch.empty((x.shape[0],), dtype=torch.float32, device=x.device)
+
+
 def _quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    x = x.contiguous()
-    tokens, k = x.shape
-    q = torch.empty((tokens, k), dtype=torch.int8, device=x.device)
-    scale = torch.empty((tokens,), dtype=torch.float32, device=x.device)
-    if tokens:
-        kernel = _gpus[x.device.index].quantizers[x.dtype, k]
-        stream = torch.cuda.current_stream(x.device).cuda_stream
-        kernel.launch(stream, tokens, x.data_ptr(), q.data_ptr(), scale.data_ptr())
+    x, k = x.contiguous(), x.shape[1]
+    q, scale = _quantized(x, k)
+    if x.shape[0]:
+        kernel, stream = _quantizer("plain", x, k)
+        kernel.launch(stream, x.shape[0], x.data_ptr(), q.data_ptr(), scale.data_ptr())
     return q, scale
+
+
+def _quantize_gated(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x, k = x.contiguous(), x.shape[1] // 2
+    q, scale = _quantized(x, k)
+    if x.shape[0]:
+        kernel, stream = _quantizer("gated", x, k)
+        kernel.launch(stream, x.shape[0], x.data_ptr(), q.data_ptr(), scale.data_ptr())
+    return q, scale
+
+
+def _quantize_norm(x: torch.Tensor, norm: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.contiguous()
+    q, scale = _quantized(x, x.shape[1])
+    if x.shape[0]:
+        kernel, stream = _quantizer("norm", x, x.shape[1])
+        factors = norm.data_ptr(), norm.dtype == torch.float32
+        kernel.launch_norm(stream, x.shape[0], x.data_ptr(), (0, 0), factors, epsilon, q.data_ptr(), scale.data_ptr())
+    return q, scale
+
+
+def _quantize_sum_norm(
+    x: torch.Tensor, residual: torch.Tensor, norm: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, residual = x.contiguous(), residual.contiguous()
+    q, scale = _quantized(x, x.shape[1])
+    total = torch.empty_like(x)
+    if x.shape[0]:
+        kernel, stream = _quantizer("norm", x, x.shape[1])
+        addresses, factors = (residual.data_ptr(), total.data_ptr()), (norm.data_ptr(), norm.dtype == torch.float32)
+        kernel.launch_norm(
+            stream, x.shape[0], x.data_ptr(), addresses, factors, epsilon, q.data_ptr(), scale.data_ptr()
+        )
+    return q, scale, total
 
 
 def _gemm(
@@ -129,8 +174,16 @@ def _gemm(
     return y
 
 
+# int8 values of tokens, and their scales: of x; of silu(gate) * up where x is [gate | up]; of RMSNorm(x); of
+# RMSNorm(x + residual), with the sum.
 _library.define("quantize(Tensor x) -> (Tensor, Tensor)")
+_library.define("quantize_gated(Tensor x) -> (Tensor, Tensor)")
+_library.define("quantize_norm(Tensor x, Tensor norm, float epsilon) -> (Tensor, Tensor)")
+_library.define("quantize_sum_norm(Tensor x, Tensor residual, Tensor norm, float epsilon) -> (Tensor, Tensor, Tensor)")
 _library.impl("quantize", _quantize, "CUDA")
+_library.impl("quantize_gated", _quantize_gated, "CUDA")
+_library.impl("quantize_norm", _quantize_norm, "CUDA")
+_library.impl("quantize_sum_norm", _quantize_sum_norm, "CUDA")
 _library.define(
     "gemm(Tensor q, Tensor scale, Tensor weight, Tensor channel_scale, Tensor? bias, int n, str weights, "
     "ScalarType dtype) -> Tensor"
@@ -138,9 +191,30 @@ _library.define(
 _library.impl("gemm", _gemm, "CUDA")
 
 
+def _fake_quantized(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty((x.shape[0], k), dtype=torch.int8), x.new_empty((x.shape[0],), dtype=torch.float32)
+
+
 @torch.library.register_fake("qqq::quantize", lib=_library)
 def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty((x.shape[0],), dtype=torch.float32)
+    return _fake_quantized(x, x.shape[1])
+
+
+@torch.library.register_fake("qqq::quantize_gated", lib=_library)
+def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return _fake_quantized(x, x.shape[1] // 2)
+
+
+@torch.library.register_fake("qqq::quantize_norm", lib=_library)
+def _(x: torch.Tensor, norm: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return _fake_quantized(x, x.shape[1])
+
+
+@torch.library.register_fake("qqq::quantize_sum_norm", lib=_library)
+def _(
+    x: torch.Tensor, residual: torch.Tensor, norm: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return *_fake_quantized(x, x.shape[1]), torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("qqq::gemm", lib=_library)

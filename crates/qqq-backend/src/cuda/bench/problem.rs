@@ -1,7 +1,6 @@
 //! Activations for a product that is measured, and a check of what it gives.
 
 use cudarc::driver::{CudaSlice, DevicePtr};
-use half::{bf16, f16};
 use qqq_formats::{QuantizedWeight, Scales};
 
 use super::data;
@@ -15,10 +14,10 @@ const CHECKED: usize = 200;
 /// A NaN that no conversion makes, in both output types.
 const POISON: u16 = 0x7FAB;
 
-/// Activations on the host: int8 with a scale a token, or the bits of 16-bit numbers.
+/// Activations on the host: int8 with a scale a token, or the bits of 16-bit numbers of a type.
 enum Host {
     Int8(Vec<i8>, Vec<f32>),
-    Float(Vec<u16>),
+    Float(Vec<u16>, OutputType),
 }
 
 /// Activations, and room for the output.
@@ -26,7 +25,6 @@ pub(super) struct Problem {
     pub(super) m: usize,
     n: usize,
     k: usize,
-    activation: Activation,
     host: Host,
     x: CudaSlice<u8>,
     scale: Option<CudaSlice<f32>>,
@@ -41,32 +39,31 @@ impl Problem {
     pub(super) fn new(device: &Device, activation: Activation, m: usize, n: usize, k: usize) -> Result<Self> {
         let failed = || driver("allocating activations");
         let stream = device.stream();
-        let (host, bytes) = match activation {
-            Activation::Int8 => {
+        let (host, bytes) = match activation.output() {
+            None => {
                 let x = data::normal_integers(5, m * k, 127);
                 let bytes = bytemuck::cast_slice(&x).to_vec();
                 (Host::Int8(x, (0..m).map(|i| 0.001 + 0.05 * data::uniform(6, i)).collect()), bytes)
             }
-            Activation::Float16 | Activation::Bfloat16 => {
+            Some(float) => {
                 let mut bits = vec![0u16; m * k];
                 parallel_chunks_mut(&mut bits, k, |token, row| {
                     for (i, b) in row.iter_mut().enumerate() {
-                        *b = round(data::normal(5, token * k + i), activation);
+                        *b = float.to_bits(data::normal(5, token * k + i));
                     }
                 });
                 let bytes = bytemuck::cast_slice(&bits).to_vec();
-                (Host::Float(bits), bytes)
+                (Host::Float(bits, float), bytes)
             }
         };
         let scale = match &host {
             Host::Int8(_, scale) => Some(stream.clone_htod(scale).map_err(failed())?),
-            Host::Float(_) => None,
+            Host::Float(..) => None,
         };
         Ok(Self {
             m,
             n,
             k,
-            activation,
             x: stream.clone_htod(&bytes).map_err(failed())?,
             scale,
             y: stream.alloc_zeros(m * n).map_err(failed())?,
@@ -120,10 +117,7 @@ impl Problem {
                 Host::Int8(x, scale) => {
                     let sum = dot(&x[token * self.k..][..self.k], &int8[channel * self.k..][..self.k]);
                     let expected = sum as f32 * weight.channel_scales()[channel] * scale[token];
-                    let bits = match output {
-                        OutputType::Float16 => f16::from_f32(expected).to_bits(),
-                        OutputType::Bfloat16 => bf16::from_f32(expected).to_bits(),
-                    };
+                    let bits = output.to_bits(expected);
                     if got[at] != bits {
                         return Err(CudaError::Device(format!(
                             "the kernel gives {:#06x} for token {token}, channel {channel}; exact sums give {bits:#06x}",
@@ -131,9 +125,10 @@ impl Problem {
                         )));
                     }
                 }
-                Host::Float(x) => {
-                    let (expected, bound) = self.bounded(&x[token * self.k..][..self.k], weight, channel);
-                    let y = f64::from(value(got[at], self.activation));
+                Host::Float(x, float) => {
+                    let (expected, bound) =
+                        self.bounded(&x[token * self.k..][..self.k], *float, weight, channel);
+                    let y = f64::from(float.from_bits(got[at]));
                     let error = (y - expected).abs();
                     if error.is_nan() || error > bound {
                         return Err(CudaError::Device(format!(
@@ -149,9 +144,9 @@ impl Problem {
     /// An output and its largest error. Weights are rounded as the kernel rounds them and products are exact in float32. The
     /// tensor cores add them in some order and may truncate, so that each of the K additions is wrong by at most 2^-23 of
     /// the sum of magnitudes; the two factors behind are rounded as well, and so is the output, by 2^-11 or 2^-8 of it.
-    fn bounded(&self, x: &[u16], weight: &QuantizedWeight, channel: usize) -> (f64, f64) {
+    fn bounded(&self, x: &[u16], float: OutputType, weight: &QuantizedWeight, channel: usize) -> (f64, f64) {
         let (mut sum, mut magnitude) = (0.0, 0.0);
-        let rounded = |v: f32| value(round(v, self.activation), self.activation);
+        let rounded = |v: f32| float.from_bits(float.to_bits(v));
         for (i, x) in x.iter().enumerate() {
             let code = f32::from(weight.codes[channel * self.k + i]);
             let w = match &weight.scales {
@@ -161,12 +156,12 @@ impl Problem {
                     rounded(code * rounded(scale))
                 }
             };
-            let product = f64::from(value(*x, self.activation)) * f64::from(w);
+            let product = f64::from(float.from_bits(*x)) * f64::from(w);
             sum += product;
             magnitude += product.abs();
         }
         let scale = f64::from(weight.channel_scales()[channel]);
-        let half_step = if self.activation == Activation::Float16 { 0.5f64.powi(11) } else { 0.5f64.powi(8) };
+        let half_step = if float == OutputType::Float16 { 0.5f64.powi(11) } else { 0.5f64.powi(8) };
         let y = sum * scale;
         let sums = (self.k + 2) as f64 * 0.5f64.powi(23) * magnitude * scale;
         // The last term is for subnormal float16.
@@ -176,18 +171,4 @@ impl Problem {
 
 fn dot(a: &[i8], b: &[i8]) -> i32 {
     a.iter().zip(b).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum()
-}
-
-/// The bits of a number in the activations' type.
-fn round(v: f32, activation: Activation) -> u16 {
-    if activation == Activation::Bfloat16 { bf16::from_f32(v).to_bits() } else { f16::from_f32(v).to_bits() }
-}
-
-/// A number of the activations' type.
-fn value(bits: u16, activation: Activation) -> f32 {
-    if activation == Activation::Bfloat16 {
-        bf16::from_bits(bits).to_f32()
-    } else {
-        f16::from_bits(bits).to_f32()
-    }
 }

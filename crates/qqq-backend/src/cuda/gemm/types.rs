@@ -1,5 +1,7 @@
 //! What the operands of a product are made of.
 
+use half::{bf16, f16};
+
 use super::WeightKind;
 use crate::cuda::{CudaError, Result};
 
@@ -47,7 +49,7 @@ impl Activation {
     }
 
     /// The output's type, where it is not free.
-    fn output(self) -> Option<OutputType> {
+    pub(in crate::cuda) fn output(self) -> Option<OutputType> {
         match self {
             Activation::Int8 => None,
             Activation::Float16 => Some(OutputType::Float16),
@@ -68,6 +70,22 @@ pub enum OutputType {
 impl OutputType {
     /// All of them.
     pub const ALL: [OutputType; 2] = [OutputType::Float16, OutputType::Bfloat16];
+
+    /// The bits of a number, rounded to the nearest of the type, ties to even.
+    pub fn to_bits(self, number: f32) -> u16 {
+        match self {
+            OutputType::Float16 => f16::from_f32(number).to_bits(),
+            OutputType::Bfloat16 => bf16::from_f32(number).to_bits(),
+        }
+    }
+
+    /// The number that bits of the type stand for.
+    pub fn from_bits(self, bits: u16) -> f32 {
+        match self {
+            OutputType::Float16 => f16::from_bits(bits).to_f32(),
+            OutputType::Bfloat16 => bf16::from_bits(bits).to_f32(),
+        }
+    }
 
     /// For names of kernels.
     pub(in crate::cuda) fn short_name(self) -> &'static str {

@@ -1,5 +1,8 @@
 //! Prepacked weights: the layout that `dequantize.cuh` describes; for 16-bit activations see `weights16.rs`.
 
+use std::fmt;
+use std::str::FromStr;
+
 use half::f16;
 use qqq_formats::{QuantizedWeight, Scales};
 
@@ -84,6 +87,28 @@ impl WeightKind {
             WeightKind::GroupHalf4(g) => format!("gh4g{g}"),
             WeightKind::Channel8 => String::from("c8"),
         }
+    }
+}
+
+/// What users call it: `channel`, `g128` (integer group scales), `g128-half` (float16 ones), `int8`.
+impl fmt::Display for WeightKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WeightKind::Channel4 => f.write_str("channel"),
+            WeightKind::GroupInteger4(g) => write!(f, "g{g}"),
+            WeightKind::GroupHalf4(g) => write!(f, "g{g}-half"),
+            WeightKind::Channel8 => f.write_str("int8"),
+        }
+    }
+}
+
+impl FromStr for WeightKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        Self::ALL.into_iter().find(|kind| kind.to_string() == name).ok_or_else(|| {
+            format!("weights are one of {}, not {name:?}", Self::ALL.map(|kind| kind.to_string()).join(", "))
+        })
     }
 }
 
@@ -287,6 +312,21 @@ fn pack_scales(out: &mut [u8], group_size: usize, integer: bool, scale: impl Fn(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names() {
+        for kind in WeightKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        assert_eq!("g64".parse(), Ok(WeightKind::GroupInteger4(64)));
+        assert_eq!("g128-half".parse(), Ok(WeightKind::GroupHalf4(128)));
+        for other in ["g16", "g", "half", "g064", "Channel", ""] {
+            assert!(
+                other.parse::<WeightKind>().unwrap_err().contains("channel, g32, g64, g128, g32-half"),
+                "{other}"
+            );
+        }
+    }
 
     fn codes(n: usize, k: usize) -> Vec<i8> {
         (0..n * k).map(|i| ((i * 7 + i / 5) % 16) as i8 - 8).collect()

@@ -20,8 +20,10 @@ enum NormWeight { kHalfWeight = 0, kBfloatWeight = 1, kFloatWeight = 2 };
 struct QuantizeParameters {
     // M x K, for kGated M x 2K, in half or bfloat16.
     const void* x;
-    // For kNorm: M x K, or null; replaced by input + residual, rounded to the input's type.
-    void* residual;
+    // For kNorm: M x K, or null.
+    const void* residual;
+    // Where there is a residual, M x K: input + residual, rounded to the input's type. May be `residual` itself.
+    void* new_residual;
     // For kNorm: K values.
     const void* weight;
     int8* q;
@@ -101,12 +103,13 @@ QQQ_DEVICE void for_vectors(int thread, int count, Body body) {
 // One row of the input.
 template <class C>
 struct QuantizeRow {
-    const uint16* x;
-    uint16* residual;
+    const uint16 *x, *residual;
+    uint16* new_residual;
 
     QQQ_DEVICE QuantizeRow(const QuantizeParameters& p, int row)
         : x((const uint16*)p.x + (long long)row * p.k * (C::Kind == kGated ? 2 : 1)),
-          residual(p.residual ? (uint16*)p.residual + (long long)row * p.k : nullptr) {}
+          residual(p.residual ? (const uint16*)p.residual + (long long)row * p.k : nullptr),
+          new_residual((uint16*)p.new_residual + (long long)row * p.k) {}
 
     // What is read for eight values: all of a thread's reads are started before the first is needed.
     struct Words {
@@ -116,7 +119,7 @@ struct QuantizeRow {
     // The first time, the residual is added to the input; `again` reads the sum.
     QQQ_DEVICE Words fetch(const QuantizeParameters& p, int i, bool again) const {
         Words words{};
-        if (C::Kind == kNorm && residual) words.second = ((const uint4*)residual)[i];
+        if (C::Kind == kNorm && residual) words.second = ((const uint4*)(again ? new_residual : residual))[i];
         if (C::Kind == kNorm && residual && again) return words;
         words.first = ptx::load_global_128(x + i * 8);
         if constexpr (C::Kind == kGated) words.second = ptx::load_global_128(x + p.k + i * 8);
@@ -147,7 +150,7 @@ struct QuantizeRow {
 #pragma unroll
             for (int j = 0; j < 8; ++j) v[j] += other[j];
             const uint4 sum = pack_vector<C::kBfloat>(v);
-            ((uint4*)residual)[i] = sum;
+            ((uint4*)new_residual)[i] = sum;
             // The norm is that of what the next layer will read.
             unpack_vector<C::kBfloat>(sum, v);
         }

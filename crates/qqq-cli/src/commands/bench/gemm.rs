@@ -46,7 +46,7 @@ pub struct GemmArgs {
     /// Weights: channel, g32, g64, g128 (integer group scales), g32-half, g64-half, g128-half (float16 ones), int8;
     /// 16-bit activations take all group scales as 16-bit numbers
     #[arg(long, value_name = "KIND", default_value = "channel", value_delimiter = ',')]
-    weights: Vec<Weights>,
+    weights: Vec<WeightKind>,
     /// Type of the activations: int8 with a scale a token (W4A8), or f16 or bf16 (W4A16, 4-bit weights only)
     #[arg(long, value_name = "TYPE", default_value = "int8")]
     activations: Activations,
@@ -88,34 +88,6 @@ impl FromStr for Shape {
             [Ok(n), Ok(k)] => Ok(Self { n, k }),
             _ => Err(String::from("two numbers are needed, such as 8192x21760")),
         }
-    }
-}
-
-/// Weights by their name on the command line.
-#[derive(Clone, Debug)]
-pub struct Weights {
-    /// The name.
-    pub name: String,
-    /// What it means.
-    pub kind: WeightKind,
-}
-
-impl FromStr for Weights {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let size = |s: &str| s.parse().ok().filter(|g| [32, 64, 128].contains(g));
-        let kind = match s {
-            "channel" => Some(WeightKind::Channel4),
-            "int8" => Some(WeightKind::Channel8),
-            _ => s.strip_prefix('g').and_then(|rest| match rest.strip_suffix("-half") {
-                Some(group) => size(group).map(WeightKind::GroupHalf4),
-                None => size(rest).map(WeightKind::GroupInteger4),
-            }),
-        };
-        let kind =
-            kind.ok_or("one of channel, g32, g64, g128, g32-half, g64-half, g128-half, int8 is needed")?;
-        Ok(Self { name: s.to_owned(), kind })
     }
 }
 
@@ -200,11 +172,11 @@ struct Line {
 }
 
 impl Line {
-    fn new(shape: Shape, weights: &str, activations: Activations, m: &Measurement) -> Self {
+    fn new(shape: Shape, weights: WeightKind, activations: Activations, m: &Measurement) -> Self {
         Self {
             n: shape.n,
             k: shape.k,
-            weights: weights.to_owned(),
+            weights: weights.to_string(),
             activations: activations.name(),
             tokens: m.m,
             kernel: m.plan.config.source().name,
@@ -250,7 +222,7 @@ fn types(args: &GemmArgs) -> anyhow::Result<(Activation, OutputType)> {
     if own.is_some() && args.output.is_some_and(|o| Some(o) != own) {
         return Err(bad_input("--output: 16-bit activations give outputs of their own type"));
     }
-    if own.is_some() && args.weights.iter().any(|w| w.kind == WeightKind::Channel8) {
+    if own.is_some() && args.weights.contains(&WeightKind::Channel8) {
         return Err(bad_input("--weights int8 needs --activations int8: there is no W8A16 kernel"));
     }
     Ok((args.activations.activation(), args.output.or(own).unwrap_or(Output::F16).output_type()))
@@ -266,7 +238,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
             )));
         }
         for w in &args.weights {
-            if let Some(g) = w.kind.group_size()
+            if let Some(g) = w.group_size()
                 && !s.k.is_multiple_of(g)
             {
                 return Err(bad_input(format!(
@@ -318,9 +290,9 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
             return Err(plot::no_cublas());
         }
         for weights in &args.weights {
-            bench.run(weights.kind, types, arch, &args.tokens, choosing, &mut |m| {
+            bench.run(*weights, types, arch, &args.tokens, choosing, &mut |m| {
                 progress.update((results.len() as f64).min(total), total, &format!("{} tokens", m.m));
-                results.push(Line::new(shape, &weights.name, args.activations, &m));
+                results.push(Line::new(shape, *weights, args.activations, &m));
             })?;
         }
     }
@@ -421,14 +393,9 @@ mod tests {
     }
 
     #[test]
-    fn shapes_and_weights() {
+    fn shapes() {
         let shape: Shape = "4096x11008".parse().unwrap();
         assert_eq!((shape.n, shape.k), (4096, 11008));
         assert!("4096".parse::<Shape>().is_err() && "4096x".parse::<Shape>().is_err());
-        let kind = |s: &str| s.parse::<Weights>().map(|w| w.kind);
-        assert_eq!(kind("g64"), Ok(WeightKind::GroupInteger4(64)));
-        assert_eq!(kind("g128-half"), Ok(WeightKind::GroupHalf4(128)));
-        assert_eq!(kind("channel"), Ok(WeightKind::Channel4));
-        assert!(kind("g16").is_err() && kind("g").is_err() && kind("half").is_err());
     }
 }
