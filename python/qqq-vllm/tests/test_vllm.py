@@ -1,6 +1,7 @@
 """A real vLLM on the CPU against our own engine: the same kernels behind two engines must give the same model."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -62,14 +63,16 @@ def test_smollm2_as_in_our_engine(group, tokenizer_files, folder, smollm2, text,
 
     # What counts as a tie is measured: rounding activations to int8 turns differences in a float's last place into whole
     # steps, so two engines that round differently differ as much as one does from itself after a change of the angles of
-    # its rotary embedding by a millionth.
+    # its rotary embedding by a few millionths. Only at tokens that greedy decoding might take: the less likely a token, the
+    # wider its log-likelihood scatters, and the text has some that are not expected at all.
     changed = tmp_path / "changed"
     shutil.copytree(checkpoint, changed)
     config = json.loads((changed / "config.json").read_text())
     config["rope_theta"] *= 1 + 5e-6
     (changed / "config.json").write_text(json.dumps(config))
     other = run_smollm2(changed, text, tmp_path)
-    noise = [abs(a - b) for a, b in zip(run.result["logprobs"], other.result["logprobs"], strict=True)]
+    pairs = zip(run.result["logprobs"], other.result["logprobs"], strict=True)
+    noise = [abs(a - b) for a, b in pairs if a > math.log(0.05)]
     assert 0 < max(noise) < 1
     for prompt, answer in zip(PROMPTS, run.result["answers"]):
         own = qqq("generate", checkpoint, "--raw", "-p", prompt, "-n", NEW)
