@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use cudarc::driver::DevicePtr;
 use half::f16;
 use qqq_backend::cuda::gemm::{
-    Activation, GemmLayer, GemmTypes, OutputType, PackedWeights, Plan, WeightKind,
+    Activation, GemmLayer, GemmPlans, GemmTypes, OutputType, PackedWeights, Plan, WeightKind,
 };
 use qqq_backend::cuda::{Arch, Device};
 use qqq_formats::{QuantizedWeight, Scales};
@@ -112,6 +112,20 @@ fn chosen_instances_on_larger_shapes() {
                 );
             }
         }
+    }
+}
+
+/// Kernels that one shape has loaded are found by another, on threads that have not used the device before.
+#[test]
+fn plans_load_on_any_thread() {
+    let Some(device) = device() else { return };
+    let arch = device.arch().unwrap();
+    let types = GemmTypes::int8(WeightKind::Channel4, OutputType::Float16);
+    for n in [4096, 8192] {
+        std::thread::scope(|s| {
+            let plans = s.spawn(|| GemmPlans::new(&device, (types, arch), (n, 4096), 300).unwrap());
+            assert_eq!(plans.join().unwrap().shape(), (n, 4096));
+        });
     }
 }
 

@@ -3,6 +3,7 @@
 use half::f16;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use qqq_backend::cpu::pool::parallel_chunks_mut;
 use qqq_backend::cuda::gemm::PackedWeights;
 use qqq_formats::{QuantizedWeight, Scales, compressed_tensors, qqq};
 
@@ -123,31 +124,32 @@ impl Weight {
     }
 }
 
+/// Random numbers by their index: splitmix64.
+fn number(seed: u64, index: usize) -> u64 {
+    let mut z = seed.wrapping_add((index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 fn random(seed: u64, n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
-    let mut state = seed;
-    let mut next = || {
-        // splitmix64
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    // The sum of four digits of 0 to 3 and a bit: -6 to 7, with a standard deviation of 2.3.
+    // The sum of four digits of 0 to 3 and a bit: -6 to 7, with a standard deviation of 2.3. A number has seven.
     let code =
         |bits: u64| (0..4).map(|i| (bits >> (2 * i) & 3) as i8).sum::<i8>() + (bits >> 8 & 1) as i8 - 6;
-    let codes: Vec<i8> = (0..(n * k).div_ceil(7))
-        .flat_map(|_| {
-            let bits = next();
-            (0..7).map(move |i| code(bits >> (9 * i)))
-        })
-        .take(n * k)
-        .collect();
+    let numbers = k.div_ceil(7);
+    let mut codes = vec![0i8; n * k];
+    parallel_chunks_mut(&mut codes, k, |row, codes| {
+        for (j, codes) in codes.chunks_mut(7).enumerate() {
+            let bits = number(seed, row * numbers + j);
+            codes.iter_mut().enumerate().for_each(|(i, c)| *c = code(bits >> (9 * i)));
+        }
+    });
     let scale = 1.0 / (2.3 * (k as f32).sqrt());
     let scales = match group_size {
         None => Scales::PerChannel(vec![scale; n]),
         Some(g) => {
-            let group = (0..n * (k / g)).map(|_| f16::from_f32((next() % 9 + 4) as f32)).collect();
+            let size = |i| f16::from_f32((number(seed, n * numbers + i) % 9 + 4) as f32);
+            let group = (0..n * (k / g)).map(size).collect();
             Scales::PerGroup { group_size: g, channel: vec![scale / 8.0; n], group }
         }
     };

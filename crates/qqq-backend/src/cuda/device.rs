@@ -180,16 +180,16 @@ impl Kernel {
         shared_bytes: usize,
         blocks: usize,
     ) -> Result<usize> {
+        let failed = |source| CudaError::Driver { what: format!("sizing the kernel {}", self.name), source };
+        // The thread that loaded the kernel may have been another one.
+        self.context.bind_to_thread().map_err(failed)?;
         let mut attributes = [cluster_attribute(blocks)];
         let config = launch_config(std::ptr::null_mut(), (blocks, threads, shared_bytes), &mut attributes);
         let mut clusters = 0;
         // SAFETY: all pointers are to live values; the function belongs to a loaded module.
         unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, self.function, &raw const config) }
             .result()
-            .map_err(|source| CudaError::Driver {
-                what: format!("sizing the kernel {}", self.name),
-                source,
-            })?;
+            .map_err(failed)?;
         Ok(clusters as usize)
     }
 
