@@ -25,7 +25,6 @@ from qqq_vllm import __version__, ops  # noqa: F401  (the operators are defined 
 logger = init_logger("vllm.plugins.qqq")
 
 _HALF = (torch.float16, torch.bfloat16)
-_said: set[str] = set()
 
 
 class QuantizeFusion(InductorPass):
@@ -45,22 +44,15 @@ class QuantizeFusion(InductorPass):
         found = {"RMSNorm": fuse_norms(graph), "SiLU-multiply": self._gated.apply(graph)}
         for name, count in found.items():
             logger.debug("quantization fused with %s in %d places", name, count)
-            if count and name not in _said:
-                _said.add(name)
-                logger.info("int8 activations: quantized in the kernel of %s", name)
+            if count:
+                logger.info_once("int8 activations: quantized in the kernel of %s", name)
 
     def uuid(self) -> str:
         before = None if self.before is None else str(self.before.uuid())
         return InductorPass.hash_dict({"qqq": __version__, "dtype": str(self.dtype), "before": before})
 
-    def is_applicable_for_range(self, compile_range: Any) -> bool:
-        return True
-
     def __getstate__(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "before": self.before, "_gated": None}
-
-    def __deepcopy__(self, memo: dict) -> "QuantizeFusion":
-        return QuantizeFusion(self.dtype, self.before)
+        return vars(self) | {"_gated": None}
 
 
 def install(config: VllmConfig, dtype: torch.dtype) -> None:

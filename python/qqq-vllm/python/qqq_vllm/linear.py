@@ -15,7 +15,6 @@ logger = init_logger("vllm.plugins.qqq")
 # Products take multiples of this many input and output channels.
 _MULTIPLE = 16
 _QKV = {"q": 0, "k": 1, "v": 2}
-_said: set[tuple] = set()
 
 
 class QQQLinearMethod(LinearMethodBase):
@@ -108,11 +107,8 @@ class QQQLinearMethod(LinearMethodBase):
     def _say(self, n: int, k: int, kernel: str) -> None:
         """One line for each kind of layer."""
         name = self.prefix.rpartition(".")[2]
-        if (name, n, k) in _said:
-            return
-        _said.add((name, n, k))
         groups = f"in groups of {self.config.group_size}" if self.config.group_size else "per channel"
-        logger.info("%s: int4 weights %s (%d x %d), int8 activations, kernel %s", name, groups, n, k, kernel)
+        logger.info_once("%s: int4 weights %s (%d x %d), int8 activations, kernel %s", name, groups, n, k, kernel)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         loader: LayerLoader | None = getattr(layer, "qqq_loader", None)

@@ -99,22 +99,22 @@ def _quantized(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return q, torch.empty((x.shape[0],), dtype=torch.float32, device=x.device)
 
 
-def _quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    x, k = x.contiguous(), x.shape[1]
+def _quantize_rows(operation: str, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operations that take nothing besides `x`."""
+    x = x.contiguous()
     q, scale = _quantized(x, k)
     if x.shape[0]:
-        kernel, stream = _quantizer("plain", x, k)
+        kernel, stream = _quantizer(operation, x, k)
         kernel.launch(stream, x.shape[0], x.data_ptr(), q.data_ptr(), scale.data_ptr())
     return q, scale
+
+
+def _quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return _quantize_rows("plain", x, x.shape[1])
 
 
 def _quantize_gated(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    x, k = x.contiguous(), x.shape[1] // 2
-    q, scale = _quantized(x, k)
-    if x.shape[0]:
-        kernel, stream = _quantizer("gated", x, k)
-        kernel.launch(stream, x.shape[0], x.data_ptr(), q.data_ptr(), scale.data_ptr())
-    return q, scale
+    return _quantize_rows("gated", x, x.shape[1] // 2)
 
 
 def _quantize_norm(x: torch.Tensor, norm: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:

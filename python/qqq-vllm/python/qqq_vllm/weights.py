@@ -7,8 +7,6 @@ import torch
 
 from qqq_vllm import _native
 
-_TORCH_TYPES = {"int32": torch.int32, "int64": torch.int64, "float16": torch.float16, "float32": torch.float32}
-
 
 def span(tensor: torch.Tensor) -> tuple[int, int]:
     """Address and number of elements of a contiguous tensor in host memory."""
@@ -20,7 +18,7 @@ def _tensor(
     name: str, tensors: dict[str, torch.Tensor], key: str, dtype: str | None, shape: Sequence[int]
 ) -> torch.Tensor:
     tensor = tensors[key].detach()
-    if dtype is not None and tensor.dtype != _TORCH_TYPES[dtype]:
+    if dtype is not None and tensor.dtype != getattr(torch, dtype):
         raise ValueError(f"{name}.{key} is of type {tensor.dtype}, not {dtype}")
     if list(tensor.shape) != list(shape):
         raise ValueError(f"{name}.{key} has shape {list(tensor.shape)}; {list(shape)} is expected")

@@ -1,12 +1,12 @@
 //! A product's shape with every kernel that its numbers of tokens need, loaded: launches neither compile nor allocate.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::sys;
 
 use super::weights::check_shape;
 use super::{GemmKernel, GemmOperands, GemmTypes, Plan, SumOrder, TunedKey, plan};
+use crate::cpu::pool::parallel_chunks_mut;
 use crate::cuda::device::Device;
 use crate::cuda::{Arch, CudaError, Result};
 
@@ -163,24 +163,9 @@ fn ranges(most_tokens: usize, plan_for: impl Fn(usize) -> Plan) -> (Vec<Plan>, V
 
 /// Loads kernels; those that must be compiled, several at a time.
 fn load(device: &Device, plans: &[Plan]) -> Result<Vec<GemmKernel>> {
-    let next = AtomicUsize::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8).min(plans.len());
-    let mut loaded = std::thread::scope(|s| {
-        let work = || {
-            let mut loaded = Vec::new();
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                let Some(plan) = plans.get(i) else { return Ok(loaded) };
-                loaded.push((i, GemmKernel::new(device, *plan)?));
-            }
-        };
-        let workers: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
-        let parts = workers.into_iter().map(|w| w.join().expect("loading a kernel does not panic"));
-        parts.collect::<Result<Vec<_>>>()
-    })?
-    .concat();
-    loaded.sort_by_key(|(i, _)| *i);
-    Ok(loaded.into_iter().map(|(_, kernel)| kernel).collect())
+    let mut loaded: Vec<_> = plans.iter().map(|_| None).collect();
+    parallel_chunks_mut(&mut loaded, 1, |i, kernel| kernel[0] = Some(GemmKernel::new(device, plans[i])));
+    loaded.into_iter().flatten().collect()
 }
 
 #[cfg(test)]
