@@ -17,6 +17,7 @@ use half::f16;
 use qqq_backend::cuda::gemm::{
     Activation, GemmLayer, GemmPlans, GemmTypes, OutputType, PackedWeights, Plan, WeightKind,
 };
+use qqq_backend::cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
 use qqq_backend::cuda::{Arch, Device};
 use qqq_formats::{QuantizedWeight, Scales};
 use safetensors::SafeTensors;
@@ -112,6 +113,62 @@ fn chosen_instances_on_larger_shapes() {
                 );
             }
         }
+    }
+}
+
+/// Products and quantizations in turns, each beginning while the one before ends, as in a model: the bits of those that wait.
+#[test]
+fn overlapping_chains_wait_for_what_they_read() {
+    let Some(device) = device() else { return };
+    let stream = device.stream();
+    let (n, most) = (2064, 300);
+    let weights: Vec<_> =
+        [WeightKind::Channel4, WeightKind::Channel8].map(|kind| Weights::random(kind, n, n)).into();
+    let layers: Vec<_> = weights
+        .iter()
+        .map(|w| GemmLayer::new(&device, &w.packed, None, OutputType::Float16).unwrap())
+        .collect();
+    let (operation, input, precision) = (Operation::Plain, OutputType::Float16, Precision::Float32);
+    let quantize = QuantizeKernel::new(&device, operation, input, precision, n).unwrap();
+    let problem = Problem::new(&weights[0], most);
+    for m in [1, 16, most] {
+        for layer in &layers {
+            layer.prepare(m, None).unwrap();
+        }
+        let chain = |overlap: bool| {
+            let first = problem.first(m);
+            let q = stream.clone_htod(&first.x).unwrap();
+            let scale = stream.clone_htod(&first.scale).unwrap();
+            let y = stream.clone_htod(&vec![POISON; m * n]).unwrap();
+            let (q, scale) = (q.device_ptr(stream).0, scale.device_ptr(stream).0);
+            let address = y.device_ptr(stream).0;
+            let operands = QuantizeOperands {
+                x: address,
+                residual: 0,
+                new_residual: 0,
+                norm: 0,
+                norm_type: NormType::Float32,
+                epsilon: 0.0,
+                q,
+                scale,
+                sum: 0,
+                m,
+            };
+            for layer in layers.iter().cycle().take(8) {
+                // SAFETY: the operands have the layers' shape, and are kept until the copy below has ended.
+                unsafe {
+                    layer.launch(stream.cu_stream(), (q, scale, address), m, overlap).unwrap();
+                    quantize.launch(stream.cu_stream(), &operands, overlap).unwrap();
+                }
+            }
+            stream.clone_dtoh(&y).unwrap()
+        };
+        let expected = chain(false);
+        assert!(
+            expected.iter().all(|b| f16::from_bits(*b).is_finite())
+                && expected.iter().any(|b| *b & 0x7FFF != 0)
+        );
+        (0..20).for_each(|_| assert_eq!(chain(true), expected, "{m} tokens"));
     }
 }
 

@@ -129,7 +129,8 @@ impl QuantizeConfig {
              using C = QuantizeConfig<{}, {}, {}, {}, {stepwise}>;\n\
              // What the host believes.\n\
              static_assert(C::kThreads == {} && C::kRows == {});\n\
-             extern \"C\" __global__ void __launch_bounds__(C::kThreads)\n\
+             // Without a number of blocks ptxas spills some instances to fit one more.\n\
+             extern \"C\" __global__ void __launch_bounds__(C::kThreads, 1024 / C::kThreads)\n\
              quantize(const __grid_constant__ QuantizeParameters p) {{ quantize_activations<C>(p); }}\n",
             self.operation.enumerator(),
             self.input == OutputType::Bfloat16,

@@ -43,8 +43,9 @@ impl Sm80Config {
         self.splits * team + sums + 16 * self.warpgroups
     }
 
-    /// The instance for a number of tokens on an architecture: the first that fits the shared memory, of those that were
-    /// fastest on an H100 (int8 activations), or that have as many bytes under way as these (16-bit ones), and do not spill.
+    /// The instance for a number of tokens on an architecture: the first whose blocks fit a multiprocessor's shared memory
+    /// together, of those that were fastest on an H100 (int8 activations), or that have as many bytes under way as these
+    /// (16-bit ones), and do not spill.
     pub fn new(types: GemmTypes, tokens: usize, arch: Arch, order: SumOrder) -> Option<Self> {
         let grouped = types.weights().group_size().is_some();
         let int8 = types.activation() == Activation::Int8;
@@ -65,16 +66,16 @@ impl Sm80Config {
                 stages,
                 blocks,
             })
-            .find(|c| if int8 { c.shared_bytes() <= arch.shared_bytes() } else { c.fits(arch) })
+            .find(|c| c.fits(arch))
     }
 
     /// Warpgroups, rows, token warps, splits, stages, blocks, best first, for int8 activations.
     fn shapes(tokens: usize, grouped: bool) -> Option<&'static [[usize; 6]]> {
         Some(match tokens {
-            8 | 16 => &[[1, 2, 1, 2, 4, 2], [1, 2, 1, 2, 3, 1], [1, 2, 1, 1, 4, 1]],
-            32 => &[[1, 2, 1, 2, 3, 2], [1, 2, 1, 2, 2, 1]],
+            8 | 16 => &[[1, 2, 1, 2, 4, 2], [1, 2, 1, 2, 4, 1], [1, 2, 1, 1, 4, 1]],
+            32 => &[[1, 2, 1, 2, 3, 2], [1, 2, 1, 2, 3, 1], [1, 2, 1, 2, 2, 1]],
             64 => &[[1, 2, 1, 2, 4, 1], [2, 2, 1, 1, 3, 1], [1, 2, 1, 1, 3, 1]],
-            128 if grouped => &[[1, 2, 2, 1, 3, 2]],
+            128 if grouped => &[[1, 2, 2, 1, 3, 2], [1, 2, 2, 1, 3, 1]],
             128 => &[[2, 2, 2, 1, 3, 1], [1, 2, 2, 1, 3, 1]],
             _ => return None,
         })

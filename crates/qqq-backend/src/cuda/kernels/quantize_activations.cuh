@@ -203,6 +203,8 @@ QQQ_DEVICE void quantize_activations(const QuantizeParameters& p) {
     const int thread = threadIdx.x % C::kRowThreads;
     const int row = blockIdx.x * C::kRows + threadIdx.x / C::kRowThreads;
 #if __CUDA_ARCH__ >= 900
+    // The product after this may begin to load its weights; for the rest it waits until this kernel has ended.
+    ptx::grid_launch_dependents();
     ptx::grid_dependency_wait();
 #endif
     if (row >= p.m) return;
@@ -267,7 +269,4 @@ QQQ_DEVICE void quantize_activations(const QuantizeParameters& p) {
         p.scale[row] = scale;
         if (p.sum != nullptr) p.sum[row] = sum;
     }
-#if __CUDA_ARCH__ >= 900
-    ptx::grid_launch_dependents();
-#endif
 }
