@@ -6,6 +6,7 @@ log-likelihood is wanted), `output`.
 
 import json
 import math
+import os
 import sys
 
 
@@ -31,6 +32,12 @@ def main() -> None:
     result = {"answers": answers, "logprobs": logprobs, "perplexity": perplexity}
     with open(request["output"], "w") as file:
         json.dump(result, file)
+    if request["engine"].get("tensor_parallel_size", 1) > 1:
+        # This process only talked to those that computed. A library's thread may outlive its owner when it ends, which C++
+        # answers with an abort (seen once, "terminate called without an active exception").
+        llm.llm_engine.engine_core.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
