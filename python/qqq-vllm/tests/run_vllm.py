@@ -6,7 +6,6 @@ log-likelihood is wanted), `output`.
 
 import json
 import math
-import os
 import sys
 
 
@@ -32,12 +31,8 @@ def main() -> None:
     result = {"answers": answers, "logprobs": logprobs, "perplexity": perplexity}
     with open(request["output"], "w") as file:
         json.dump(result, file)
-    if request["engine"].get("tensor_parallel_size", 1) > 1:
-        # This process only talked to those that computed. A library's thread may outlive its owner when it ends, which C++
-        # answers with an abort (seen once, "terminate called without an active exception").
-        llm.llm_engine.engine_core.shutdown()
-        sys.stdout.flush()
-        os._exit(0)
+    # Before the interpreter ends, whose C++ libraries abort on threads that still run (seen once, on two ranks).
+    llm.llm_engine.engine_core.shutdown()
 
 
 if __name__ == "__main__":
