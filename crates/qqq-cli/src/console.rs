@@ -90,7 +90,7 @@ impl Console {
         if let Some(hint) = &failure.hint {
             let _ = writeln!(err, "{blue}hint:{reset} {hint}");
         }
-        if self.json {
+        if self.json && !failure.is_answered() {
             let _ = self.line(&failure.to_json().to_string());
         }
     }

@@ -34,6 +34,11 @@ pub struct ClosedOutput;
 #[error("interrupted")]
 pub struct Interrupted;
 
+/// Ctrl-C was pressed; what there was until then is on standard output, `--json`'s object included.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct InterruptedWithResult;
+
 /// Input or options that cannot be used.
 pub fn bad_input(message: impl Into<String>) -> anyhow::Error {
     Explained { message: message.into(), hint: None, exit_code: BAD_INPUT }.into()
@@ -59,12 +64,19 @@ pub struct Failure {
     /// Exit code of the process.
     pub exit_code: u8,
     closed_output: bool,
+    answered: bool,
 }
 
 impl Failure {
     /// Wrong usage.
     pub fn usage(message: &str) -> Self {
-        Self { message: message.into(), hint: None, exit_code: BAD_INPUT, closed_output: false }
+        Self {
+            message: message.into(),
+            hint: None,
+            exit_code: BAD_INPUT,
+            closed_output: false,
+            answered: false,
+        }
     }
 
     /// Sorts out an error.
@@ -75,12 +87,18 @@ impl Failure {
             hint: error.chain().find_map(hint),
             exit_code,
             closed_output: error.chain().any(|e| e.is::<ClosedOutput>()),
+            answered: error.chain().any(|e| e.is::<InterruptedWithResult>()),
         }
     }
 
     /// Whether the reader of standard output has gone.
     pub fn is_closed_output(&self) -> bool {
         self.closed_output
+    }
+
+    /// Whether standard output has its result already.
+    pub fn is_answered(&self) -> bool {
+        self.answered
     }
 
     /// For `--json`.
@@ -109,7 +127,7 @@ fn exit_code(e: &Cause) -> Option<u8> {
     if let Some(e) = e.downcast_ref::<Explained>() {
         return Some(e.exit_code);
     }
-    if e.is::<Interrupted>() {
+    if e.is::<Interrupted>() || e.is::<InterruptedWithResult>() {
         return Some(INTERRUPTED);
     }
     match e.downcast_ref::<EvalError>() {

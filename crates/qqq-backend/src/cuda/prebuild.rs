@@ -157,7 +157,7 @@ mod tests {
         let found = kernels(Arch::Sm80, &few);
         assert_eq!(found.len(), 1);
         assert!(found[0].source.name.starts_with("sm80_gemm_c4_8x"), "{found:?}");
-        assert_eq!(kernels(Arch::Sm90a, &few).len(), 5);
+        assert_eq!(kernels(Arch::Sm90a, &few).len(), 6);
     }
 
     #[test]

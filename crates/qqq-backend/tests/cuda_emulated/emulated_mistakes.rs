@@ -45,14 +45,71 @@ fn mistakes_are_found() {
     };
     let (gemm, epilogue) = ("sm90_gemm.cuh", "sm90_epilogue.cuh");
     let mistakes = [
-        sm90(gemm, "wgmma::wait<1>();", "", 32, (1, 1), false),
-        sm90(gemm, "release(previous);\n            }", "release(stage);\n            }", 32, (1, 1), false),
-        sm90(gemm, "        wgmma::wait<0>();\n", "", 32, (1, 1), false),
-        sm90(gemm, "ptx::barrier_wait(empty + stage * 8, phase ^ 1);", "", 256, (1, 1), false),
-        sm90(gemm, "ptx::barrier_wait(full + stage * 8, phase);", "", 32, (1, 1), false),
+        // Tiles of one team.
+        sm90(gemm, "wgmma::wait<1>();", "", 64, (1, 1), false),
+        sm90(
+            gemm,
+            "wait<1>();\n                    if (half == 0) release(previous);",
+            "wait<1>(); if (half == 0) release(ready + C::kStages * 8);",
+            64,
+            (1, 1),
+            false,
+        ),
+        sm90(gemm, "        wgmma::wait<0>();\n#pragma", "#pragma", 64, (1, 1), false),
+        sm90(gemm, "if (C::kSplits == 1 || begin < steps) release(previous);", "", 256, (1, 1), false),
+        // Of two.
+        sm90(
+            gemm,
+            "wgmma::wait<0>();\n                    if (half == 0)",
+            "if (half == 0)",
+            32,
+            (1, 1),
+            false,
+        ),
+        sm90(gemm, "ptx::barrier_wait(ready, phase);", "", 32, (1, 1), false),
+        sm90(
+            gemm,
+            "const int begin = C::kSplits == 1 ? 0 : (team + C::kSplits - count % C::kSplits) % C::kSplits;",
+            "const int begin = team;",
+            32,
+            (1, 1),
+            true,
+        ),
+        sm90(
+            epilogue,
+            "ptx::named_barrier(barrier, 128 * C::kSplits);\n        if (team == 0)",
+            "if (team == 0)",
+            32,
+            (1, 1),
+            false,
+        ),
+        sm90(epilogue, "ptx::named_barrier(barrier, 128 * C::kSplits);\n    }\n", "}\n", 32, (1, 1), false),
+        // Copies.
+        sm90(
+            gemm,
+            "at.wait();\n            if (leader) {\n                ptx::barrier_expect(at.barrier(), C::kWeightBytes);",
+            "if (leader) {\n                ptx::barrier_expect(at.barrier(), C::kWeightBytes);",
+            256,
+            (1, 1),
+            false,
+        ),
+        sm90(
+            gemm,
+            "at.wait();\n            if (leader) {\n                const uint32 target",
+            "if (leader) {\n                const uint32 target",
+            256,
+            (1, 1),
+            false,
+        ),
         sm90(gemm, "C::kWarpgroups * 4 * C::kCluster", "C::kWarpgroups * 4", 256, (2, 1), false),
-        sm90(gemm, "if (C::kSplits == 1 || begin < steps) {", "if (false) {", 256, (1, 1), false),
-        sm90(gemm, "ptx::grid_dependency_wait();\n            for", "for", 32, (1, 1), false),
+        sm90(
+            gemm,
+            "ptx::grid_dependency_wait();\n    while (segments.next(g)) {\n        const int row",
+            "while (segments.next(g)) {\n        const int row",
+            32,
+            (1, 1),
+            false,
+        ),
         sm90(gemm, "if constexpr (C::kBlocksInCluster > 1) ptx::cluster_sync();", "", 32, (1, 4), false),
         sm90(gemm, "parity ^= 1;", "", 32, (1, 2), false),
         sm90(epilogue, "ptx::store_wait_read<0>();\n                } else", "} else", 32, (1, 1), false),
@@ -68,7 +125,7 @@ fn mistakes_are_found() {
         ),
         sm90(epilogue, "ptx::barrier_wait_cluster(arrived, parity);", "", 32, (1, 2), false),
         sm90(epilogue, "if (before == (uint32)(last - first)) *counter = 0;", "", 32, (1, 1), true),
-        sm90("wgmma.cuh", "(uint64)(1024 >> 4) << 32", "(uint64)(512 >> 4) << 32", 32, (1, 1), false),
+        sm90("wgmma.cuh", "1024 >> 4 | 1 << 30", "512 >> 4 | 1 << 30", 32, (1, 1), false),
         sm80("sm80_gemm.cuh", "C::kStages - 2>", "C::kStages - 1>", false),
         sm80("sm80_gemm.cuh", "ptx::named_barrier(1 + place.team, C::kTeamThreads);", "", false),
         sm80("sm80_epilogue.cuh", "ptx::named_barrier(barrier, 128 * C::kSplits);\n}", "}", false),
@@ -94,7 +151,7 @@ fn mistakes_are_found() {
             text.replace(mistake.text, mistake.replacement)
         });
         let launch = GemmLaunch {
-            plan: Plan { config, split: mistake.split },
+            plan: Plan { config, split: mistake.split, paired: false },
             clusters: if mistake.split { 7 } else { 2 },
         };
         let found = (0..16).find_map(|seed| {

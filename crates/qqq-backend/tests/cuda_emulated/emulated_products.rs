@@ -23,7 +23,8 @@ fn cases(config: Instance, first_seed: u64) -> Vec<Case> {
     let tokens = config.tokens();
     let mut cases = Vec::new();
     let mut add = |m, clusters, split, narrow, biased| {
-        let launch = GemmLaunch { plan: Plan { config, split: split && config.ranks() == 1 }, clusters };
+        let plan = Plan { config, split: split && config.ranks() == 1, paired: false };
+        let launch = GemmLaunch { plan, clusters };
         let seed = first_seed + 2 * cases.len() as u64;
         cases.push(Case { launch, m, narrow, biased, seed });
     };
@@ -139,7 +140,8 @@ fn batch_invariant_plans() {
     let types =
         GemmTypes::new(WeightKind::GroupHalf4(64), Activation::Bfloat16, OutputType::Bfloat16).unwrap();
     for arch in [Arch::Sm90a, Arch::Sm80] {
-        let plans = instances(types, arch).into_iter().map(|config| Plan { config, split: false });
+        let plans =
+            instances(types, arch).into_iter().map(|config| Plan { config, split: false, paired: false });
         let mut plans: Vec<_> = plans.filter(|p| p.is_batch_invariant()).collect();
         if !everything() {
             plans.retain(|p| [8, 64, 128, 192].contains(&p.config.tokens()));

@@ -1,5 +1,6 @@
 //! Measuring matrix products.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,8 +9,8 @@ use super::problem::Problem;
 use super::{Ceilings, data, timing};
 use crate::cuda::device::{Device, driver};
 use crate::cuda::gemm::{
-    Activation, GemmLayer, GemmTypes, OutputType, PackedWeights, Plan, SumOrder, TunedChoice, WeightKind,
-    candidates, tuned,
+    Activation, GemmLayer, GemmTypes, OutputType, PackedWeights, Plan, Schedule, SumOrder, TunedChoice,
+    WeightKind, candidates, load, tuned,
 };
 use crate::cuda::{Arch, CudaError, Result};
 
@@ -27,6 +28,15 @@ pub enum Choosing {
     Each,
 }
 
+/// What is measured of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// The time of launches that may overlap.
+    Time,
+    /// Also that of launches that do not, what a launch costs the host, and cuBLAS.
+    All,
+}
+
 /// A measured product.
 #[derive(Clone, Debug)]
 pub struct Measurement {
@@ -38,20 +48,20 @@ pub struct Measurement {
     pub tuned: bool,
     /// Microseconds of a launch that may overlap the end of the one before.
     pub microseconds: f64,
-    /// Microseconds where each launch waits for the one before.
-    pub serial_microseconds: f64,
+    /// Microseconds where each launch waits for the one before. With [`Extent::All`].
+    pub serial_microseconds: Option<f64>,
     /// 10^12 operations a second.
     pub tops: f64,
     /// GB/s, each operand counted once.
     pub gb_per_second: f64,
     /// The least time that the measured ceilings allow, as a part of the time.
     pub of_ceiling: Option<f64>,
-    /// Microseconds that a launch takes the host.
-    pub host_microseconds: f64,
+    /// Microseconds that a launch takes the host. With [`Extent::All`].
+    pub host_microseconds: Option<f64>,
     /// Milliseconds of getting the kernel: reading or compiling it, loading, room for partial sums. Later ones with the same
     /// kernel find it loaded.
     pub prepare_milliseconds: f64,
-    /// Microseconds of cuBLAS in float16, where it is installed.
+    /// Microseconds of cuBLAS in float16, where it is installed. With [`Extent::All`].
     pub cublas_microseconds: Option<f64>,
 }
 
@@ -60,6 +70,7 @@ pub struct GemmBench {
     device: Arc<Device>,
     ceilings: Option<Ceilings>,
     shape: (usize, usize),
+    extent: Extent,
     cublas: Option<Cublas>,
 }
 
@@ -71,19 +82,27 @@ impl GemmBench {
     ///
     /// # Errors
     /// See [`CudaError`].
-    pub fn new(device: &Arc<Device>, ceilings: Option<Ceilings>, n: usize, k: usize) -> Result<Self> {
+    pub fn new(
+        device: &Arc<Device>,
+        ceilings: Option<Ceilings>,
+        (n, k): (usize, usize),
+        extent: Extent,
+    ) -> Result<Self> {
         let copies = (ROTATE / (n * k * 2) + 1).clamp(2, 16);
-        let cublas = Cublas::new(device.stream(), n, k, copies)?;
-        Ok(Self { device: device.clone(), ceilings, shape: (n, k), cublas })
+        let cublas = match extent {
+            Extent::Time => None,
+            Extent::All => Cublas::new(device.stream(), n, k, copies)?,
+        };
+        Ok(Self { device: device.clone(), ceilings, shape: (n, k), extent, cublas })
     }
 
-    /// Whether cuBLAS is there to compare with.
+    /// Whether cuBLAS is there and wanted, to compare with.
     pub fn has_cublas(&self) -> bool {
         self.cublas.is_some()
     }
 
     /// Checks and times the product for each number of tokens, by the kernels of `arch` (the device's own or Ampere's).
-    /// Ceilings of 16-bit activations are half those of int8.
+    /// Ceilings of 16-bit activations are half those of int8. `on_result` is told each result, and says whether to go on.
     ///
     /// # Errors
     /// Also when an output differs from what the host computes, for operands whose types no kernel takes together, and when
@@ -96,7 +115,7 @@ impl GemmBench {
         arch: Arch,
         tokens: &[usize],
         choosing: Choosing,
-        on_result: &mut dyn FnMut(Measurement),
+        on_result: &mut dyn FnMut(Measurement) -> ControlFlow<()>,
     ) -> Result<()> {
         let (n, k) = self.shape;
         let weight = match weights {
@@ -119,7 +138,16 @@ impl GemmBench {
         for &m in tokens {
             let mut problem = Problem::new(&self.device, activation, m, n, k)?;
             let cublas = self.cublas.as_ref().map(|c| c.microseconds(m)).transpose()?;
-            let candidates = candidates(types, arch, m, SumOrder::Free);
+            // Where nothing is left to be cut along K, such a plan is the one without.
+            let cut = |p: &Plan| {
+                Schedule::new(&p.config, m, n, k, self.device.multiprocessors(), true).split_tiles > 0
+            };
+            let mut candidates = candidates(types, arch, m, SumOrder::Free);
+            candidates.retain(|p| p.config.takes(k) && (!p.split || cut(p)));
+            if matches!(choosing, Choosing::Tune | Choosing::Each) {
+                // On all cores: one after the other they take a second each.
+                load(&self.device, &candidates)?;
+            }
             let found = match choosing {
                 Choosing::Tune => Some(self.tune(&layers, &problem, arch, &candidates)?),
                 _ => None,
@@ -129,7 +157,7 @@ impl GemmBench {
                 (_, found) => found.and_then(|f| f.plan),
             };
             let plans = match choosing {
-                Choosing::Each => candidates.into_iter().filter(|p| p.config.takes(k)).collect(),
+                Choosing::Each => candidates,
                 _ => vec![better.unwrap_or_else(|| layers[0].heuristic_plan(m, arch))],
             };
             for plan in plans {
@@ -142,12 +170,17 @@ impl GemmBench {
                     store.put(&layers[0].tuned_key(arch), m, &found)?;
                 }
                 let microseconds = self.time(&layers, &problem, plan, true)?;
-                let serial_microseconds = self.time(&layers, &problem, plan, false)?;
-                let host_microseconds = self.launch_cost(&layers, &problem)?;
+                let (serial_microseconds, host_microseconds) = match self.extent {
+                    Extent::Time => (None, None),
+                    Extent::All => (
+                        Some(self.time(&layers, &problem, plan, false)?),
+                        Some(self.launch_cost(&layers, &problem)?),
+                    ),
+                };
                 let operations = 2.0 * m as f64 * n as f64 * k as f64;
                 let bytes = (packed.chunks.len() + m * k * activation.bytes() + 2 * m * n) as f64;
                 let rate = activation.bytes() as f64;
-                on_result(Measurement {
+                let going_on = on_result(Measurement {
                     m,
                     plan,
                     tuned: better.is_some(),
@@ -162,6 +195,9 @@ impl GemmBench {
                     prepare_milliseconds,
                     cublas_microseconds: cublas,
                 });
+                if going_on.is_break() {
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -180,7 +216,7 @@ impl GemmBench {
         let usual_time = time(usual)?;
         let mut best = (usual_time, usual);
         for &plan in candidates {
-            if plan != usual && plan.config.takes(self.shape.1) {
+            if plan != usual {
                 let time = time(plan)?;
                 if time < best.0 {
                     best = (time, plan);

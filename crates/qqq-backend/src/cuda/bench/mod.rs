@@ -12,4 +12,4 @@ mod problem;
 mod timing;
 
 pub use ceilings::Ceilings;
-pub use gemm::{Choosing, GemmBench, Measurement};
+pub use gemm::{Choosing, Extent, GemmBench, Measurement};

@@ -46,9 +46,9 @@ impl Sm90Config {
     /// Threads of a block.
     pub fn threads(&self) -> usize {
         let warpgroups = self.warpgroups * self.splits;
-        // Where registers move from the copying warps, these are a whole warpgroup.
-        let trade = [2, 4].contains(&warpgroups) && self.blocks_per_multiprocessor() == 1;
-        128 * warpgroups + if trade { 128 } else { 32 }
+        // Two warps copy; where registers move from them, they are of a whole warpgroup.
+        let trade = warpgroups == 2 && self.blocks_per_multiprocessor() == 1;
+        128 * warpgroups + if trade { 128 } else { 64 }
     }
 
     /// Tokens that each rank finishes.
@@ -70,8 +70,8 @@ impl Sm90Config {
         let staging = 2 * self.staging_tokens() * 128;
         let inbound = (self.ranks - 1) * self.rows * self.owned_tokens() * 64 * 4;
         let stage = self.tokens * 128 + self.rows * self.warpgroups * self.types.chunk_bytes() + 16;
-        let team = (self.splits - 1) * self.channels() * self.tokens * 4;
-        self.stages * stage + self.warpgroups * (staging.max(inbound) + 24) + team
+        let team = (self.splits - 1) * self.warpgroups * (self.rows * self.tokens / 8).min(8) * 2048;
+        self.stages * stage + self.warpgroups * (staging.max(inbound) + 24) + 8 + team
     }
 
     /// Whether the kernel can be compiled.
@@ -190,17 +190,8 @@ impl Instance {
         }
     }
 
-    /// Blocks of one launch on a multiprocessor.
-    pub fn blocks_per_multiprocessor(&self) -> usize {
-        match self {
-            // Where two fit, the other place is for the next launch.
-            Instance::Sm90(_) => 1,
-            Instance::Sm80(c) => c.blocks,
-        }
-    }
-
-    /// Whether the next launch can share a multiprocessor with this one.
-    pub(super) fn makes_room(&self) -> bool {
+    /// Whether a multiprocessor has room for two blocks: of this launch, or the second one of the next.
+    pub fn fits_twice(&self) -> bool {
         match self {
             Instance::Sm90(c) => c.blocks_per_multiprocessor() == 2 && c.tokens <= 16,
             Instance::Sm80(_) => false,

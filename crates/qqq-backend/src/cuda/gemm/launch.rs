@@ -196,11 +196,12 @@ impl GemmKernel {
         let c = &plan.config;
         let kernel = device.kernel(&c.source(), "gemm", c.shared_bytes())?;
         // What the device can run at once, asked of the driver for this very kernel.
+        let places = device.multiprocessors() * plan.blocks_per_multiprocessor();
         let clusters = if c.blocks_in_cluster() == 1 {
-            device.multiprocessors() * c.blocks_per_multiprocessor()
+            places
         } else {
             let most = kernel.max_active_clusters(c.threads(), c.shared_bytes(), c.blocks_in_cluster())?;
-            most.min(device.multiprocessors() / c.blocks_in_cluster()).max(1)
+            most.min(places / c.blocks_in_cluster()).max(1)
         };
         Ok(Self { plan, kernel, clusters })
     }

@@ -25,6 +25,7 @@ pub use config80::Sm80Config;
 pub use heuristic::{Plan, SumOrder, candidates, instances, plan};
 pub use launch::{GemmKernel, GemmLaunch, GemmOperands, GemmParameters};
 pub use layer::GemmLayer;
+pub(in crate::cuda) use plans::load;
 pub use plans::{GemmPlans, MAX_TOKENS};
 pub use prepack::{PrepackKernel, PrepackOperands, PrepackParameters};
 pub use schedule::Schedule;

@@ -162,7 +162,7 @@ fn ranges(most_tokens: usize, plan_for: impl Fn(usize) -> Plan) -> (Vec<Plan>, V
 }
 
 /// Loads kernels; those that must be compiled, several at a time.
-fn load(device: &Device, plans: &[Plan]) -> Result<Vec<GemmKernel>> {
+pub(in crate::cuda) fn load(device: &Device, plans: &[Plan]) -> Result<Vec<GemmKernel>> {
     let mut loaded: Vec<_> = plans.iter().map(|_| None).collect();
     parallel_chunks_mut(&mut loaded, 1, |i, kernel| kernel[0] = Some(GemmKernel::new(device, plans[i])));
     loaded.into_iter().flatten().collect()

@@ -24,9 +24,9 @@ pub struct Schedule {
     pub ahead: i32,
 }
 
-/// Channel tiles visited together: with tiles of 128 channels and 256 tokens, a round of 132 blocks reads each operand
-/// from memory about once.
-const BAND: usize = 8;
+/// Output channels that are visited together, about: of the rectangles that all multiprocessors work on at once, tiles of 128
+/// channels x 256 tokens, the one of about this width reads least (half a byte a channel, one a token).
+const BAND_CHANNELS: usize = 3072;
 /// Input channels to bring to the L2 cache ahead, where two launches share a multiprocessor.
 const AHEAD: usize = 2048;
 
@@ -60,16 +60,17 @@ impl Schedule {
             }
         }
         let steps = (tiles * k_blocks).div_ceil(clusters.min(tiles.max(split_clusters)) * config.ranks());
+        let bands = n_tiles.div_ceil((BAND_CHANNELS / config.channels()).max(1));
         // Two launches fit on a multiprocessor where tiles are small: the next begins late enough to fill the pause at this
         // one's end. Otherwise it waits for the multiprocessor anyway.
-        let overlap = config.makes_room();
+        let overlap = config.fits_twice();
         Self {
             n_tiles: n_tiles as i32,
             m_tiles: m_tiles as i32,
             k_blocks: k_blocks as i32,
             split_tiles: split_tiles as i32,
             split_clusters: split_clusters as i32,
-            band: BAND as i32,
+            band: n_tiles.div_ceil(bands) as i32,
             trigger: if overlap { (steps * 7 / 10).max(1) as i32 } else { 1 },
             ahead: if overlap { config.steps(AHEAD) as i32 } else { 0 },
         }

@@ -118,6 +118,8 @@ struct Entry {
     /// Name of the instance, `None` for the heuristic's choice.
     kernel: Option<String>,
     split: bool,
+    #[serde(default)]
+    paired: bool,
     microseconds: f64,
     heuristic_microseconds: f64,
 }
@@ -231,6 +233,7 @@ impl Entry {
             tokens: m,
             kernel: choice.plan.map(|p| p.config.source().name),
             split: choice.plan.is_some_and(|p| p.split),
+            paired: choice.plan.is_some_and(|p| p.paired),
             microseconds: choice.microseconds,
             heuristic_microseconds: choice.heuristic_microseconds,
         }
@@ -256,7 +259,7 @@ impl Entry {
         let Some(kernel) = &self.kernel else { return Ok((key, None)) };
         // Those that are candidates for some number of tokens; which, is asked when a plan is needed.
         let config = instances(types, arch).into_iter().find(|i| i.source().name == *kernel);
-        let plan = config.map(|config| Plan { config, split: self.split });
+        let plan = config.map(|config| Plan { config, split: self.split, paired: self.paired });
         plan.filter(|p| !(p.split && p.config.ranks() > 1))
             .map(|p| (key, Some(p)))
             .ok_or_else(|| format!("{kernel:?} (split: {}) is no kernel for {arch}", self.split))

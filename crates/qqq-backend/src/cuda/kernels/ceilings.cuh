@@ -46,7 +46,7 @@ QQQ_DEVICE void multiply_ceiling(const uint4* source, int rounds, int* sink) {
     for (int i = threadIdx.x; i < 256 * 128 / 16; i += blockDim.x) tile[i] = source[i];
     ptx::fence_async_shared();
     __syncthreads();
-    const uint64 b = wgmma::descriptor(ptx::shared_address(memory));
+    const uint64 b = wgmma::descriptor(wgmma::descriptor_low(ptx::shared_address(memory)));
     const uint4 x = source[2048 + threadIdx.x], y = source[2304 + threadIdx.x];
     uint32 a[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
     int acc[128];

@@ -92,8 +92,8 @@ QQQ_DEVICE GroupScale group_scale(uint32 pair) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) s.offset[i] = 0x80808080u - s.scale[i] * 0x08080808u;
     } else if constexpr (W == kGroupHalf4) {
-        s.scale[0] = __byte_perm(pair, 0, 0x1010);
-        s.scale[1] = __byte_perm(pair, 0, 0x3232);
+        s.scale[0] = ptx::half2_low(pair);
+        s.scale[1] = ptx::half2_high(pair);
     }
     return s;
 }

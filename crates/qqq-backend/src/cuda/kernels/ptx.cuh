@@ -198,6 +198,16 @@ QQQ_DEVICE void named_barrier(uint32 id, uint32 threads) {
     asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
 }
 
+// True in one lane of a warp, all of which must be there.
+QQQ_DEVICE bool elect_one() {
+    uint32 elected;
+    asm volatile("{ .reg .pred p; elect.sync _|p, 0xFFFFFFFF; selp.u32 %0, 1, 0, p; }" : "=r"(elected));
+    return elected != 0;
+}
+
+// The same value, of which the compiler knows that it is the first lane's in all lanes.
+QQQ_DEVICE int uniform(int value) { return __shfl_sync(0xFFFFFFFFu, value, 0); }
+
 // threadIdx.x, read anew each time, so that what is derived from it need not stay in registers.
 QQQ_DEVICE uint32 thread_index() {
     uint32 index;

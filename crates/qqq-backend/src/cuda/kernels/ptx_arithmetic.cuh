@@ -24,6 +24,19 @@ QQQ_DEVICE float half_to_float(uint16 value) {
     return f;
 }
 
+// The low half of a word in both, and the high one: part of the instruction that uses them.
+QQQ_DEVICE uint32 half2_low(uint32 a) {
+    uint32 d;
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; mov.b32 %0, {l, l}; }" : "=r"(d) : "r"(a));
+    return d;
+}
+
+QQQ_DEVICE uint32 half2_high(uint32 a) {
+    uint32 d;
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; mov.b32 %0, {h, h}; }" : "=r"(d) : "r"(a));
+    return d;
+}
+
 QQQ_DEVICE uint32 half2_add(uint32 a, uint32 b) {
     uint32 d;
     asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));

@@ -48,16 +48,21 @@ struct Sm90Config {
     // Few tokens leave room for two blocks on a multiprocessor: the next launch can fill its pipeline already.
     static constexpr int kBlocks = Tokens * Rows <= 16 && Warpgroups * Splits <= 2 ? 2 : 1;
     // Registers move from the copying warpgroup to the others.
-    static constexpr bool kTrade = (Warpgroups * Splits == 2 || Warpgroups * Splits == 4) && kBlocks == 1;
-    static constexpr int kRegisters = Warpgroups * Splits == 2 ? 224 : 104;
+    static constexpr bool kTrade = Warpgroups * Splits == 2 && kBlocks == 1;
+    static constexpr int kCopyRegisters = 56, kRegisters = 224;
     static constexpr int kConsumers = 128 * Warpgroups * Splits;
-    static constexpr int kThreads = kConsumers + (kTrade ? 128 : 32);
+    static constexpr int kThreads = kConsumers + (kTrade ? 128 : 64);
     static constexpr int kStagingTokens = kOwnedTokens <= 64         ? kOwnedTokens
                                           : kOwnedTokens % 64 == 0 ? 64
                                           : kOwnedTokens % 56 == 0 ? 56
                                           : kOwnedTokens % 48 == 0 ? 48
                                           : kOwnedTokens % 40 == 0 ? 40
                                                                    : 16;
+    // Eight tokens' sums of a warpgroup's block of 64 channels, as they are exchanged: 16 bytes a thread. Teams are joined in rounds of
+    // kJoinGroups such groups, so that the pipeline keeps its memory.
+    static constexpr int kGroups = Rows * Tokens / 8, kGroupBytes = 128 * 16;
+    static constexpr int kJoinGroups = kGroups < 8 ? kGroups : 8;
+    static constexpr int kTeamBytes = (Splits - 1) * Warpgroups * kJoinGroups * kGroupBytes;
     // Shared memory.
     static constexpr int kTokenBytes = Tokens * 128;
     static constexpr int kChunkBytes = Chunk::kBytes;
@@ -68,10 +73,12 @@ struct Sm90Config {
     static constexpr int kWarpgroupBytes = 2 * kStagingBytes > kInboundBytes ? 2 * kStagingBytes : kInboundBytes;
     static constexpr int kWeightOffset = kStagingOffset + Warpgroups * kWarpgroupBytes;
     static constexpr int kTeamOffset = kWeightOffset + Stages * kWeightBytes;
-    static constexpr int kBarrierOffset = kTeamOffset + (Splits - 1) * kChannels * Tokens * 4;
+    static constexpr int kBarrierOffset = kTeamOffset + kTeamBytes;
     static constexpr int kInboundOffset = kBarrierOffset + Stages * 16;
     static constexpr int kFlagOffset = kInboundOffset + Warpgroups * 16;
-    static constexpr int kSharedBytes = kFlagOffset + Warpgroups * 8;
+    // A barrier that nobody waits for.
+    static constexpr int kNobodyOffset = kFlagOffset + Warpgroups * 8;
+    static constexpr int kSharedBytes = kNobodyOffset + 8;
     static_assert(kTokenBytes % 1024 == 0 && kStagingBytes % 1024 == 0 && kChunkBytes % 16 == 0 && kBarrierOffset % 8 == 0);
     static_assert(A == kInt8 || Bfloat == (A == kBfloat16), "16-bit activations give outputs of their own type");
     static_assert(kSharedBytes <= 227 * 1024);

@@ -144,6 +144,19 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& a
     const int token0 = g.m_tile * C::kTokens;
     const uint32 staging = shared + C::kStagingOffset + warpgroup * C::kWarpgroupBytes;
     constexpr int kPieces = C::kTokens / C::kStagingTokens;
+    // The scales of a thread's tokens of a piece. Where there are registers for two pieces, those of the next one are under way
+    // while this one is stored.
+    constexpr bool kAhead = C::kRanks == 1 && C::kSplits == 1;
+    constexpr int kOwn = C::kStagingTokens / 4;
+    float token_scales[2][kOwn];
+    auto token_scale = [&](int piece, int i) {
+        const int token = token0 + piece * C::kStagingTokens + 8 * (i / 2) + 2 * (lane % 4) + i % 2;
+        return C::A == kInt8 ? __ldg(p.token_scale + min(token, p.m - 1)) : 1.0f;
+    };
+    auto load_scales = [&](int piece) {
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) token_scales[piece % 2][i] = token_scale(piece, i);
+    };
     int buffer = 0;
 #pragma unroll
     for (int r = 0; r < C::kRows; ++r) {
@@ -152,6 +165,7 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& a
         const int channel = block * 64 + warp * 16 + lane / 4;
         const float scale0 = __ldg(p.channel_scale + channel), scale1 = __ldg(p.channel_scale + channel + 8);
         const bool biased = p.bias != nullptr;
+        if (kAhead) load_scales(0);
         const float bias0 = biased && channel < p.n ? __ldg(p.bias + channel) : 0.0f;
         const float bias1 = biased && channel + 8 < p.n ? __ldg(p.bias + channel + 8) : 0.0f;
 #pragma unroll
@@ -160,6 +174,7 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& a
             if (C::kRanks > 1 && piece * C::kStagingTokens / C::kOwnedTokens != place.rank) continue;
             const uint32 target = staging + buffer * C::kStagingBytes;
             buffer ^= 1;
+            if (kAhead && piece + 1 < kPieces) load_scales(piece + 1);
             // The store before the last one read this buffer. With an odd number of pieces, the last one of the tile before did.
             if (thread == 0) {
                 if (r == 0 && piece == 0) {
@@ -170,11 +185,9 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& a
             }
             ptx::named_barrier(1 + warpgroup, 128);
             auto packed = [&](int j, int half) {
-                const int token = token0 + 8 * j + 2 * (lane % 4);
-                float t0 = 1.0f, t1 = 1.0f;
-                if constexpr (C::A == kInt8) {
-                    t0 = __ldg(p.token_scale + min(token, p.m - 1)), t1 = __ldg(p.token_scale + min(token + 1, p.m - 1));
-                }
+                const int i = 2 * (j - piece * (C::kStagingTokens / 8));
+                const float t0 = kAhead ? token_scales[piece % 2][i] : token_scale(piece, i);
+                const float t1 = kAhead ? token_scales[piece % 2][i + 1] : token_scale(piece, i + 1);
                 const float scale = half ? scale1 : scale0, bias = half ? bias1 : bias0;
                 float y0 = scale_sum<C::A>(acc[r][4 * j + 2 * half], scale, t0);
                 float y1 = scale_sum<C::A>(acc[r][4 * j + 2 * half + 1], scale, t1);
@@ -207,30 +220,28 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& a
 // Adds what the teams have of a stretch, by their numbers, in the first one. Called by all of them.
 template <class C>
 QQQ_DEVICE void sm90_join_teams(Sums<C>& acc, uint32 shared, int warpgroup, int team, int thread) {
-    constexpr int kGroup = C::kRows * C::kTokens / 8 * 128, kTeam = C::kWarpgroups * kGroup;
-    int4* buffer = (int4*)__cvta_shared_to_generic(shared + C::kTeamOffset) + warpgroup * kGroup + thread;
+    int4* buffer = (int4*)__cvta_shared_to_generic(shared + C::kTeamOffset + warpgroup * C::kJoinGroups * C::kGroupBytes) + thread;
+    constexpr int kTeam = C::kWarpgroups * C::kJoinGroups * 128, kInBlock = C::kTokens / 8;
     const uint32 barrier = 1 + C::kWarpgroups + warpgroup;
-    if (team > 0) {
 #pragma unroll
-        for (int r = 0; r < C::kRows; ++r) {
+    for (int first = 0; first < C::kGroups; first += C::kJoinGroups) {
+        const int last = first + C::kJoinGroups < C::kGroups ? first + C::kJoinGroups : C::kGroups;
+        if (team > 0) {
 #pragma unroll
-            for (int j = 0; j < C::kTokens / 8; ++j) {
-                buffer[(team - 1) * kTeam + (r * C::kTokens / 8 + j) * 128] = pack_sums(acc[r], 4 * j);
+            for (int i = first; i < last; ++i) {
+                buffer[(team - 1) * kTeam + (i - first) * 128] = pack_sums(acc[i / kInBlock], 4 * (i % kInBlock));
             }
         }
-    }
-    ptx::named_barrier(barrier, 128 * C::kSplits);
-    if (team == 0) {
+        ptx::named_barrier(barrier, 128 * C::kSplits);
+        if (team == 0) {
 #pragma unroll
-        for (int other = 0; other < C::kSplits - 1; ++other) {
+            for (int other = 0; other < C::kSplits - 1; ++other) {
 #pragma unroll
-            for (int r = 0; r < C::kRows; ++r) {
-#pragma unroll
-                for (int j = 0; j < C::kTokens / 8; ++j) {
-                    add_sums<C::A>(acc[r], 4 * j, buffer[other * kTeam + (r * C::kTokens / 8 + j) * 128]);
+                for (int i = first; i < last; ++i) {
+                    add_sums<C::A>(acc[i / kInBlock], 4 * (i % kInBlock), buffer[other * kTeam + (i - first) * 128]);
                 }
             }
         }
+        ptx::named_barrier(barrier, 128 * C::kSplits);
     }
-    ptx::named_barrier(barrier, 128 * C::kSplits);
 }

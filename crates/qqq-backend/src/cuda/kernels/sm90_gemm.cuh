@@ -2,8 +2,8 @@
 // activations with 4-bit weights and float32 sums.
 //
 // The operands are swapped: weights are A (64 rows of channels an instruction, from registers, where they are
-// dequantized), tokens are B (from shared memory), so that few tokens waste nothing. One warp copies (weights as
-// a contiguous stream, tokens through a tensor map), the warpgroups of the others dequantize and multiply;
+// dequantized), tokens are B (from shared memory), so that few tokens waste nothing. Two warps copy (one weights, as
+// a contiguous stream, one tokens, through a tensor map), the warpgroups of the others dequantize and multiply;
 // each keeps one batch of wgmma in flight while it prepares the operands of the next. Blocks of a cluster share
 // their tokens by multicast.
 #pragma once
@@ -11,71 +11,96 @@
 #include "sm90_epilogue.cuh"
 #include "wgmma.cuh"
 
-// Copies: one thread of the block.
+// Two warps copy, each its own operand, step by step in the order in which they are multiplied. All lanes walk, so that the compiler
+// knows addresses to be the same in all of them; one issues. Each arrives at a stage's full barrier with its bytes.
+
+// Where a copying warp stands in the pipeline.
 template <class C>
-QQQ_DEVICE void sm90_produce(const GemmParameters& p, uint32 shared, Place place) {
-    const uint32 full = shared + C::kBarrierOffset, empty = full + C::kStages * 8;
+struct CopyStage {
+    int stage = 0;
+    uint32 phase = 1;
+    uint32 full, empty;
+
+    QQQ_DEVICE explicit CopyStage(uint32 shared)
+        : full(shared + C::kBarrierOffset), empty(shared + C::kBarrierOffset + C::kStages * 8) {}
+    // The full barrier of the stage.
+    QQQ_DEVICE uint32 barrier() const { return full + stage * 8; }
+    // Until the stage is empty.
+    QQQ_DEVICE void wait() const { ptx::barrier_wait(empty + stage * 8, phase); }
+    QQQ_DEVICE void next() {
+        if (++stage == C::kStages) stage = 0, phase ^= 1;
+    }
+};
+
+template <class C>
+QQQ_DEVICE void sm90_copy_weights(const GemmParameters& p, uint32 shared, const Place& place) {
+    constexpr int kChunks = C::kWarpgroups * C::kRows;
     const int blocks = (p.n + 63) / 64;
     // Weights are read once unless several token tiles need them.
-    const uint64 weight_policy = p.schedule.m_tiles == 1 ? ptx::policy_evict_first() : ptx::policy_evict_normal();
-    const uint64 token_policy = ptx::policy_evict_last();
+    const uint64 policy = p.schedule.m_tiles == 1 ? ptx::policy_evict_first() : ptx::policy_evict_normal();
+    const bool leader = ptx::elect_one();
     Segments<C::kRanks> segments(p.schedule, place.cluster, place.clusters, place.rank);
     Segment g{};
-    int stage = 0;
-    uint32 phase = 0;
-    bool waited = false;
+    CopyStage<C> at(shared);
     int issued = 0;
-
-    auto chunk = [&](int step, int i) {
-        // Past the last channels the last block is read again; nothing of it is stored.
-        const int block = min((g.n_tile * C::kCluster + place.neighbour) * (C::kChannels / 64) + i, blocks - 1);
-        return p.weights + ((long long)block * p.schedule.k_blocks + step) * C::kChunkBytes;
-    };
-    auto weights = [&](int step, int at) {
-        const uint32 barrier = full + at * 8;
-        ptx::barrier_expect(barrier, C::kWeightBytes + C::kTokenBytes);
-#pragma unroll
-        for (int i = 0; i < C::kWarpgroups * C::kRows; ++i) {
-            ptx::bulk_load(shared + C::kWeightOffset + at * C::kWeightBytes + i * C::kChunkBytes, chunk(step, i), C::kChunkBytes,
-                           barrier, weight_policy);
-        }
-    };
-    auto tokens = [&](int step, int at) {
-        const uint32 barrier = full + at * 8, target = shared + at * C::kTokenBytes;
-        const int row = g.m_tile * C::kTokens, column = step * Activation<C::A>::kStepColumns;
-        if constexpr (C::kCluster == 1) {
-            ptx::tensor_load(target, &p.x, column, row, barrier, token_policy);
-        } else {
-            constexpr int kPart = C::kTokens / C::kCluster;
-            ptx::tensor_load_multicast(target + place.neighbour * kPart * 128, &p.x, column, row + place.neighbour * kPart, barrier,
-                                       ((1 << C::kCluster) - 1) << (place.rank * C::kCluster), token_policy);
-        }
-    };
-
     while (segments.next(g)) {
-        int step = g.first;
-        if (!waited) {
-            // Weights do not depend on the kernel before this one; everything else may.
-            const int ahead = min(C::kStages, g.last - g.first);
-            for (int i = 0; i < ahead; ++i) weights(step + i, i);
-            for (int i = step + ahead; i < min(g.last, step + ahead + p.schedule.ahead); ++i) {
+        const uint8* chunks[kChunks];
 #pragma unroll
-                for (int j = 0; j < C::kWarpgroups * C::kRows; ++j) ptx::bulk_prefetch(chunk(i, j), C::kChunkBytes);
-            }
-            ptx::grid_dependency_wait();
-            for (int i = 0; i < ahead; ++i) tokens(step + i, i);
-            step += ahead;
-            stage = ahead % C::kStages;
-            phase = ahead == C::kStages;
-            waited = true;
-            issued = ahead;
-            if (issued >= p.schedule.trigger) ptx::grid_launch_dependents();
+        for (int i = 0; i < kChunks; ++i) {
+            // Past the last channels the last block is read again; nothing of it is stored.
+            const int block = min((g.n_tile * C::kCluster + place.neighbour) * kChunks + i, blocks - 1);
+            chunks[i] = p.weights + ((long long)block * p.schedule.k_blocks + g.first) * C::kChunkBytes;
         }
-        for (; step < g.last; ++step) {
-            ptx::barrier_wait(empty + stage * 8, phase ^ 1);
-            weights(step, stage);
-            tokens(step, stage);
-            if (++stage == C::kStages) stage = 0, phase ^= 1;
+        for (int step = g.first; step < g.last; ++step) {
+            at.wait();
+            if (leader) {
+                ptx::barrier_expect(at.barrier(), C::kWeightBytes);
+#pragma unroll
+                for (int i = 0; i < kChunks; ++i) {
+                    ptx::bulk_load(shared + C::kWeightOffset + at.stage * C::kWeightBytes + i * C::kChunkBytes, chunks[i],
+                                   C::kChunkBytes, at.barrier(), policy);
+                }
+            }
+            at.next();
+#pragma unroll
+            for (int i = 0; i < kChunks; ++i) chunks[i] += C::kChunkBytes;
+            // Weights do not depend on the kernel before this one, for which all else waits: meanwhile more of them come to L2.
+            if (++issued == C::kStages && leader) {
+                for (int i = 0; i < min(g.last - step - 1, p.schedule.ahead); ++i) {
+#pragma unroll
+                    for (int j = 0; j < kChunks; ++j) ptx::bulk_prefetch(chunks[j] + i * C::kChunkBytes, C::kChunkBytes);
+                }
+            }
+        }
+    }
+}
+
+template <class C>
+QQQ_DEVICE void sm90_copy_tokens(const GemmParameters& p, uint32 shared, const Place& place) {
+    const uint64 policy = ptx::policy_evict_last();
+    const bool leader = ptx::elect_one();
+    Segments<C::kRanks> segments(p.schedule, place.cluster, place.clusters, place.rank);
+    Segment g{};
+    CopyStage<C> at(shared);
+    int issued = 0;
+    ptx::grid_dependency_wait();
+    while (segments.next(g)) {
+        const int row = g.m_tile * C::kTokens;
+        for (int step = g.first; step < g.last; ++step) {
+            const int column = step * Activation<C::A>::kStepColumns;
+            at.wait();
+            if (leader) {
+                const uint32 target = shared + at.stage * C::kTokenBytes;
+                ptx::barrier_expect(at.barrier(), C::kTokenBytes);
+                if constexpr (C::kCluster == 1) {
+                    ptx::tensor_load(target, &p.x, column, row, at.barrier(), policy);
+                } else {
+                    constexpr int kPart = C::kTokens / C::kCluster;
+                    ptx::tensor_load_multicast(target + place.neighbour * kPart * 128, &p.x, column, row + place.neighbour * kPart,
+                                               at.barrier(), ((1 << C::kCluster) - 1) << (place.rank * C::kCluster), policy);
+                }
+            }
+            at.next();
             if (++issued == p.schedule.trigger) ptx::grid_launch_dependents();
         }
     }
@@ -84,23 +109,28 @@ QQQ_DEVICE void sm90_produce(const GemmParameters& p, uint32 shared, Place place
 // Dequantizes and multiplies: a warpgroup of a team.
 template <class C>
 QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place& place, int warpgroup, int team, int thread) {
-    const uint32 full = shared + C::kBarrierOffset, empty = full + C::kStages * 8;
+    const uint32 full = shared + C::kBarrierOffset;
     Segments<C::kRanks> segments(p.schedule, place.cluster, place.clusters, place.rank);
     Segment g{};
-    // Steps are numbered through all stretches; a team takes every kSplits-th of them, so it sees the same stages again.
+    // Steps are numbered through all stretches; a team takes every kSplits-th of them, so it sees the same stages again. Everything that
+    // depends on the stage is counted along: the loop is bound by its instructions where tiles are small.
     int count = 0, stage = team;
     uint32 phase = 0, parity = 0;
+    uint32 ready = full + team * 8;
+    uint32 chunks = shared + C::kWeightOffset + team * C::kWeightBytes + warpgroup * C::kRows * C::kChunkBytes;
+    uint32 tokens = wgmma::descriptor_low(shared + team * C::kTokenBytes);
+    constexpr int kPasses = C::kStages / C::kSplits;
     Sums<C> acc;
-    uint32 a[2][C::kRows][8];
+    uint32 a[C::kSplits == 1 ? 2 : 1][C::kRows][8];
 
     // Each warp by itself: that one has read its weights does not say that the others have.
-    auto release = [&](int at) {
+    auto release = [&](uint32 at) {
         __syncwarp();
         const int lane = thread % 32;
         if constexpr (C::kCluster == 1) {
-            if (lane == 0) ptx::barrier_arrive(empty + at * 8);
+            if (lane == 0) ptx::barrier_arrive(at);
         } else {
-            if (lane < C::kCluster) ptx::barrier_arrive_remote(empty + at * 8, place.rank * C::kCluster + lane);
+            if (lane < C::kCluster) ptx::barrier_arrive_remote(at, place.rank * C::kCluster + lane);
         }
     };
 
@@ -108,49 +138,63 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
     while (segments.next(g)) {
         const int begin = C::kSplits == 1 ? 0 : (team + C::kSplits - count % C::kSplits) % C::kSplits;
         const int steps = g.last - g.first;
-        int previous = 0;
-        for (int step = begin; step < steps; step += C::kSplits) {
-            ptx::barrier_wait(full + stage * 8, phase);
-            const uint64 tokens = wgmma::descriptor(shared + stage * C::kTokenBytes);
-            const uint32 chunks = shared + C::kWeightOffset + stage * C::kWeightBytes + warpgroup * C::kRows * C::kChunkBytes;
-            typename C::Words words[C::kRows];
+        sm90_clear<C>(acc);
 #pragma unroll
-            for (int r = 0; r < C::kRows; ++r) load_words(chunks + r * C::kChunkBytes, thread, words[r]);
+        for (int r = 0; r < C::kRows; ++r) wgmma::pin(acc[r]);
+        // Whose stage is released next; at first nobody's.
+        uint32 previous = shared + C::kNobodyOffset;
+        for (int step = begin; step < steps; step += C::kSplits) {
+            ptx::barrier_wait(ready, phase);
+            typename C::Words words[C::kRows];
+            if constexpr (C::kSplits == 1) {
+#pragma unroll
+                for (int r = 0; r < C::kRows; ++r) load_words(chunks + r * C::kChunkBytes, thread, words[r]);
+            }
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
+                // A team alone prepares operands while the batch before is multiplied. Several teams do that for each other,
+                // and save the registers.
+                const int at = C::kSplits == 1 ? half : 0;
+                if constexpr (C::kSplits > 1) {
+#pragma unroll
+                    for (int r = 0; r < C::kRows; ++r) load_half_words(chunks + r * C::kChunkBytes, thread, half, words[r]);
+                    wgmma::wait<0>();
+                    if (half == 0) release(previous);
+                }
 #pragma unroll
                 for (int r = 0; r < C::kRows; ++r) {
-                    dequantize(words[r], half, a[half][r]);
+                    dequantize(words[r], half, a[at][r]);
                     // Operands are written before the fence, or the compiler makes its own, and serializes.
-                    wgmma::pin(a[half][r]);
+                    wgmma::pin(a[at][r]);
                 }
                 wgmma::fence();
 #pragma unroll
                 for (int j = 0; j < 2; ++j) {
-                    const int accumulate = j != 0 || half != 0 || step != begin;
 #pragma unroll
                     for (int r = 0; r < C::kRows; ++r) {
-                        wgmma::mma<C::A, C::kTokens>::run(acc[r], a[half][r][4 * j], a[half][r][4 * j + 1], a[half][r][4 * j + 2],
-                                                          a[half][r][4 * j + 3], tokens + 4 * half + 2 * j, accumulate);
+                        wgmma::mma<C::A, C::kTokens>::run(acc[r], a[at][r][4 * j], a[at][r][4 * j + 1], a[at][r][4 * j + 2],
+                                                          a[at][r][4 * j + 3], wgmma::descriptor(tokens + 4 * half + 2 * j), 1);
                     }
                 }
                 wgmma::commit();
-                // The batch before this one is done: its operands may be overwritten.
-                wgmma::wait<1>();
-                if (half == 0 && step != begin) release(previous);
+                if constexpr (C::kSplits == 1) {
+                    // The batch before this one is done: its operands may be overwritten.
+                    wgmma::wait<1>();
+                    if (half == 0) release(previous);
+                }
             }
-            previous = stage;
-            stage += C::kSplits;
-            if (stage >= C::kStages) stage = team, phase ^= 1;
+            previous = ready + C::kStages * 8;
+            const bool wrap = (stage += C::kSplits) >= C::kStages;
+            stage = wrap ? team : stage;
+            phase ^= wrap;
+            ready += wrap ? -8 * C::kSplits * (kPasses - 1) : 8 * C::kSplits;
+            chunks += wrap ? -C::kWeightBytes * C::kSplits * (kPasses - 1) : C::kWeightBytes * C::kSplits;
+            tokens += wrap ? -(C::kTokenBytes >> 4) * C::kSplits * (kPasses - 1) : (C::kTokenBytes >> 4) * C::kSplits;
         }
         wgmma::wait<0>();
 #pragma unroll
         for (int r = 0; r < C::kRows; ++r) wgmma::pin(acc[r]);
-        if (C::kSplits == 1 || begin < steps) {
-            release(previous);
-        } else {
-            sm90_clear<C>(acc);
-        }
+        if (C::kSplits == 1 || begin < steps) release(previous);
         count += steps;
         if constexpr (C::kSplits > 1) sm90_join_teams<C>(acc, shared, warpgroup, team, thread);
         if (team > 0) continue;
@@ -187,7 +231,7 @@ QQQ_DEVICE void sm90_gemm(const GemmParameters& p) {
                       inside / C::kCluster};
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::kStages; ++i) {
-            ptx::barrier_init(shared + C::kBarrierOffset + i * 8, 1);
+            ptx::barrier_init(shared + C::kBarrierOffset + i * 8, 2);
             ptx::barrier_init(shared + C::kBarrierOffset + (C::kStages + i) * 8, C::kWarpgroups * 4 * C::kCluster);
         }
         if constexpr (C::kRanks > 1) {
@@ -197,6 +241,7 @@ QQQ_DEVICE void sm90_gemm(const GemmParameters& p) {
                 ptx::barrier_init(shared + C::kInboundOffset + i * 16 + 8, place.rank < C::kOwners ? max(C::kOwners - 1, 1) : C::kOwners);
             }
         }
+        ptx::barrier_init(shared + C::kNobodyOffset, 1);
         ptx::barrier_init_fence();
         ptx::prefetch_tensor_map(&p.x);
         ptx::prefetch_tensor_map(&p.y);
@@ -208,12 +253,14 @@ QQQ_DEVICE void sm90_gemm(const GemmParameters& p) {
     }
 
     if (threadIdx.x >= C::kConsumers) {
-        if constexpr (C::kTrade) ptx::registers_lower<56>();
-        if (threadIdx.x == C::kConsumers) sm90_produce<C>(p, shared, place);
+        if constexpr (C::kTrade) ptx::registers_lower<C::kCopyRegisters>();
+        const int warp = ptx::uniform((threadIdx.x - C::kConsumers) / 32);
+        if (warp == 0) sm90_copy_weights<C>(p, shared, place);
+        if (warp == 1) sm90_copy_tokens<C>(p, shared, place);
     } else {
         if constexpr (C::kTrade) ptx::registers_raise<C::kRegisters>();
         const int warpgroup = threadIdx.x / 128;
-        sm90_consume<C>(p, shared, place, warpgroup % C::kWarpgroups, warpgroup / C::kWarpgroups, threadIdx.x % 128);
+        sm90_consume<C>(p, shared, place, warpgroup % C::kWarpgroups, C::kSplits == 1 ? 0 : warpgroup / C::kWarpgroups, threadIdx.x % 128);
     }
     // A block's shared memory must outlive what others of its cluster send there.
     if constexpr (C::kBlocksInCluster > 1) ptx::cluster_sync();

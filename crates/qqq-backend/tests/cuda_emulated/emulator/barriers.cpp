@@ -110,4 +110,22 @@ uint32_t shuffle_xor(uint32_t value, int mask) {
     return own.result;
 }
 
+// The hardware may elect any lane.
+bool elect_one() {
+    int elected = -1;
+    collective("elect", &elected, [](void* const (&arguments)[32]) {
+        const int lane = (int)(self->lane);
+        for (void* argument : arguments) *(int*)argument = lane;
+    });
+    return elected == (int)(self->lane);
+}
+
+uint32_t first_lane(uint32_t value) {
+    uint32_t own = value;
+    collective("shfl.idx", &own, [](void* const (&arguments)[32]) {
+        for (void* argument : arguments) *(uint32_t*)argument = *(uint32_t*)arguments[0];
+    });
+    return own;
+}
+
 }  // namespace emulator

@@ -35,6 +35,9 @@ void barrier_arrive(uint32_t address, uint32_t expected_bytes);
 void count_bytes(Block& block, uint32_t address, uint32_t bytes);
 void barrier_wait(uint32_t address, uint32_t parity);
 void named_barrier(uint32_t id, uint32_t threads);
+// True in one lane of a warp.
+bool elect_one();
+uint32_t first_lane(uint32_t value);
 void cluster_barrier();
 void warp_barrier();
 uint32_t shuffle_xor(uint32_t value, int mask);

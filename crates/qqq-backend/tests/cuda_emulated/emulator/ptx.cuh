@@ -98,6 +98,8 @@ template <int Registers>
 QQQ_DEVICE void registers_lower() {}
 
 QQQ_DEVICE void named_barrier(uint32 id, uint32 threads) { emulator::named_barrier(id, threads); }
+QQQ_DEVICE bool elect_one() { return emulator::elect_one(); }
+QQQ_DEVICE int uniform(int value) { return (int)emulator::first_lane((uint32)value); }
 QQQ_DEVICE uint32 thread_index() { return emulator::self->index; }
 QQQ_DEVICE int opaque(int value) { return value; }
 QQQ_DEVICE uint32 cluster_rank() { return emulator::self->block->rank; }

@@ -17,6 +17,8 @@ QQQ_DEVICE uint32 half2_fma(uint32 a, uint32 b, uint32 c) {
     const uint32 first = emulator::half_fma((uint16)a, (uint16)b, (uint16)c);
     return first | (uint32)emulator::half_fma((uint16)(a >> 16), (uint16)(b >> 16), (uint16)(c >> 16)) << 16;
 }
+QQQ_DEVICE uint32 half2_low(uint32 a) { return (a & 0xFFFF) * 0x10001u; }
+QQQ_DEVICE uint32 half2_high(uint32 a) { return (a >> 16) * 0x10001u; }
 QQQ_DEVICE uint32 half2_add(uint32 a, uint32 b) { return half2_fma(a, 0x3C003C00u, b); }
 // -0 changes nothing.
 QQQ_DEVICE uint32 half2_multiply(uint32 a, uint32 b) { return half2_fma(a, b, 0x80008000u); }

@@ -1,8 +1,8 @@
 //! `qqq bench gemm`.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{ops::ControlFlow, path::PathBuf, str::FromStr};
 
-use qqq_backend::cuda::bench::{Ceilings, Choosing, GemmBench, Measurement};
+use qqq_backend::cuda::bench::{Ceilings, Choosing, Extent, GemmBench, Measurement};
 use qqq_backend::cuda::gemm::{Activation, OutputType, WeightKind};
 use qqq_backend::cuda::{Arch, CudaError, Device};
 use serde::Serialize;
@@ -10,8 +10,9 @@ use serde::Serialize;
 use super::plot::{self, Point};
 use crate::{
     console::Console,
-    errors::{bad_input, failed_hint},
+    errors::{InterruptedWithResult, bad_input, failed_hint},
     files,
+    interrupt::Guard,
     progress::Progress,
     table::table,
 };
@@ -31,7 +32,7 @@ random data, with weights that come from memory. \"us\" lets a launch begin whil
 allow as a part of the time; with 16-bit activations they count half the rate of int8. \
 \"tuned\" after a kernel's name: --tune has found this choice, here or earlier. It is kept in the folder of compiled \
 kernels, and holds for this model of GPU, these operands, this shape, and numbers of tokens up to the same of 8, 16, 32, \
-48, 64, 96, 128 and so on.";
+48, 64, 96, 128 and so on. Ctrl-C ends with what was measured until then.";
 
 /// Speed of the GPU's matrix products, beside cuBLAS in float16
 #[derive(Debug, clap::Args)]
@@ -68,6 +69,9 @@ pub struct GemmArgs {
     /// Measure every instance of the kernel that is worth considering, not only the one that is chosen; keep nothing
     #[arg(long, conflicts_with_all = ["tune", "no_tuned", "plot"])]
     each: bool,
+    /// Measure only the time ("us"): neither "alone us", nor what a launch costs the host, nor cuBLAS
+    #[arg(long, conflicts_with = "plot")]
+    quick: bool,
     /// Draw the speed-up over cuBLAS against the number of tokens, as an SVG figure
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -147,6 +151,8 @@ struct Outcome {
     gpu: String,
     read_gb_per_second: Option<f64>,
     int8_tops: Option<f64>,
+    /// Ctrl-C ended it before all was measured.
+    interrupted: bool,
     results: Vec<Line>,
 }
 
@@ -159,13 +165,14 @@ struct Line {
     tokens: usize,
     kernel: String,
     split: bool,
+    paired: bool,
     tuned: bool,
     microseconds: f64,
-    alone_microseconds: f64,
+    alone_microseconds: Option<f64>,
     tops: f64,
     gb_per_second: f64,
     of_ceiling: Option<f64>,
-    host_microseconds: f64,
+    host_microseconds: Option<f64>,
     prepare_milliseconds: f64,
     cublas_f16_microseconds: Option<f64>,
     speed_up: Option<f64>,
@@ -181,6 +188,7 @@ impl Line {
             tokens: m.m,
             kernel: m.plan.config.source().name,
             split: m.plan.split,
+            paired: m.plan.paired,
             tuned: m.tuned,
             microseconds: m.microseconds,
             alone_microseconds: m.serial_microseconds,
@@ -279,20 +287,26 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         });
     }
     let ceilings = Ceilings::measure(&device)?;
+    let guard = Guard::new();
     let mut results = Vec::new();
     let mut progress = Progress::new(console, "measuring");
     let total = (args.shapes.len() * args.weights.len() * args.tokens.len()) as f64;
     let mut without_cublas = false;
+    let extent = if args.quick { Extent::Time } else { Extent::All };
     for &shape in &args.shapes {
-        let bench = GemmBench::new(&device, ceilings, shape.n, shape.k)?;
-        without_cublas |= !bench.has_cublas();
+        if guard.pressed() {
+            break;
+        }
+        let bench = GemmBench::new(&device, ceilings, (shape.n, shape.k), extent)?;
+        without_cublas |= !args.quick && !bench.has_cublas();
         if without_cublas && args.plot.is_some() {
             return Err(plot::no_cublas());
         }
-        for weights in &args.weights {
+        for weights in args.weights.iter().take_while(|_| !guard.pressed()) {
             bench.run(*weights, types, arch, &args.tokens, choosing, &mut |m| {
                 progress.update((results.len() as f64).min(total), total, &format!("{} tokens", m.m));
                 results.push(Line::new(shape, *weights, args.activations, &m));
+                if guard.pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })?;
         }
     }
@@ -301,7 +315,9 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         console
             .note("cuBLASLt is not installed (libcublasLt.so cannot be loaded): no comparison with float16");
     }
-    if let Some(path) = &args.plot {
+    if let Some(path) = &args.plot
+        && !guard.pressed()
+    {
         plot::write(path, device.name(), &results.iter().filter_map(Line::point).collect::<Vec<_>>())?;
         console.note(&format!("the figure is {}", path.display()));
     }
@@ -309,6 +325,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         gpu: device.name().to_owned(),
         read_gb_per_second: ceilings.map(|c| c.read_gb_per_second),
         int8_tops: ceilings.map(|c| c.int8_tops),
+        interrupted: guard.pressed(),
         results,
     };
     console.result(&outcome, |o| {
@@ -320,16 +337,17 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
                 format!("{}, {}", l.weights, l.activations),
                 l.tokens.to_string(),
                 format!("{:.1}", l.microseconds),
-                format!("{:.1}", l.alone_microseconds),
+                optional(l.alone_microseconds, 1),
                 format!("{:.0}", l.tops),
                 format!("{:.0}", l.gb_per_second),
                 l.of_ceiling.map_or(String::from("-"), |c| format!("{:.0}%", c * 100.0)),
-                format!("{:.1}", l.host_microseconds),
+                optional(l.host_microseconds, 1),
                 format!("{:.0}", l.prepare_milliseconds),
                 optional(l.cublas_f16_microseconds, 1),
                 optional(l.speed_up, 2),
                 l.kernel.replace("_gemm", "")
                     + if l.split { " split" } else { "" }
+                    + if l.paired { " paired" } else { "" }
                     + if l.tuned { " tuned" } else { "" },
             ]
         });
@@ -354,7 +372,8 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
             _ => String::from("its ceilings are not measured"),
         };
         format!("{table}\n{}; {ceilings}", o.gpu)
-    })
+    })?;
+    if outcome.interrupted { Err(InterruptedWithResult.into()) } else { Ok(()) }
 }
 
 #[cfg(test)]
