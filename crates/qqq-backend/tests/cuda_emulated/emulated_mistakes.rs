@@ -101,6 +101,14 @@ fn mistakes_are_found() {
             (1, 1),
             false,
         ),
+        sm90(
+            gemm,
+            "        __syncwarp();\n    }\n    QQQ_DEVICE void next",
+            "    }\n    QQQ_DEVICE void next",
+            128,
+            (1, 4),
+            false,
+        ),
         sm90(gemm, "C::kWarpgroups * 4 * C::kCluster", "C::kWarpgroups * 4", 256, (2, 1), false),
         sm90(
             gemm,
@@ -124,7 +132,7 @@ fn mistakes_are_found() {
             false,
         ),
         sm90(epilogue, "ptx::barrier_wait_cluster(arrived, parity);", "", 32, (1, 2), false),
-        sm90(epilogue, "if (before == (uint32)(last - first)) *counter = 0;", "", 32, (1, 1), true),
+        sm90(epilogue, "if (before == (uint32)(last - first)) *counter = 0;", "", 64, (1, 1), true),
         sm90("wgmma.cuh", "1024 >> 4 | 1 << 30", "512 >> 4 | 1 << 30", 32, (1, 1), false),
         sm80("sm80_gemm.cuh", "C::kStages - 2>", "C::kStages - 1>", false),
         sm80("sm80_gemm.cuh", "ptx::named_barrier(1 + place.team, C::kTeamThreads);", "", false),

@@ -214,16 +214,16 @@ fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multipro
     let tokens = c.tokens as f64;
     let multiply = (c.rows * c.warpgroups * 4) as f64 * (tokens / 2.0 + 4.5).max(16.0) * 1.02 * sharing;
     let bytes = c.tokens * 128 / c.cluster + c.rows * c.warpgroups * c.types.chunk_bytes();
-    let (dequantize, shared_slots): (f64, f64) = match (c.types.weights(), c.types.activation()) {
-        (WeightKind::Channel4, Activation::Float16 | Activation::Bfloat16) => (380.0, 0.57),
-        (WeightKind::Channel4 | WeightKind::Channel8, _) => (460.0, 0.57),
-        (WeightKind::GroupInteger4(_), _) => (555.0, 1.0),
-        (WeightKind::GroupHalf4(_), Activation::Int8) => (660.0, 0.57),
-        (WeightKind::GroupHalf4(_), _) => (470.0, 0.57),
+    let dequantize = match (c.types.weights(), c.types.activation()) {
+        (WeightKind::Channel4, Activation::Float16 | Activation::Bfloat16) => 380.0,
+        (WeightKind::Channel4 | WeightKind::Channel8, _) => 460.0,
+        (WeightKind::GroupInteger4(_), _) => 560.0,
+        (WeightKind::GroupHalf4(_), Activation::Int8) => 660.0,
+        (WeightKind::GroupHalf4(_), _) => 470.0,
     };
     // A single warpgroup does not share the multiprocessor's instruction slots.
     let alone = if c.warpgroups * c.splits == 1 { 0.7 } else { 1.0 };
-    let dequantize = dequantize * alone / c.splits as f64 * sharing.powf(shared_slots);
+    let dequantize = dequantize * alone / c.splits as f64 * f64::powf(sharing, 0.57);
     let step = multiply.max(bytes as f64 / 55.0 * sharing).max(dequantize) + 0.029 * multiply.min(dequantize);
 
     let whole_tiles = s.tiles() - s.split_tiles as usize;
@@ -245,7 +245,7 @@ fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multipro
         overhead += rounds as f64 * (1635.0 + 8.9 * tokens);
     }
     if shared > 0 {
-        overhead += 9580.0 + 1.7 * tokens;
+        overhead += 10500.0 + 1.7 * tokens;
     }
     memory.max(steps as f64 * step) + overhead
 }

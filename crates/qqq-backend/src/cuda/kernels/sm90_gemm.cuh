@@ -25,8 +25,11 @@ struct CopyStage {
         : full(shared + C::kBarrierOffset), empty(shared + C::kBarrierOffset + C::kStages * 8) {}
     // The full barrier of the stage.
     QQQ_DEVICE uint32 barrier() const { return full + stage * 8; }
-    // Until the stage is empty.
-    QQQ_DEVICE void wait() const { ptx::barrier_wait(empty + stage * 8, phase); }
+    // Until the stage is empty. All lanes know before one issues: a late one might miss the barrier's next phase, and wait for ever.
+    QQQ_DEVICE void wait() const {
+        ptx::barrier_wait(empty + stage * 8, phase);
+        __syncwarp();
+    }
     QQQ_DEVICE void next() {
         if (++stage == C::kStages) stage = 0, phase ^= 1;
     }
