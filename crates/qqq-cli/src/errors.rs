@@ -217,6 +217,9 @@ mod tests {
         assert_eq!(code(QuantError::Interrupted.into()), INTERRUPTED);
         assert_eq!(code(EvalError::Interrupted.into()), INTERRUPTED);
         assert_eq!(code(Interrupted.into()), INTERRUPTED);
+        assert_eq!(code(InterruptedWithResult.into()), INTERRUPTED);
+        assert!(Failure::of(&InterruptedWithResult.into()).is_answered());
+        assert!(!Failure::of(&Interrupted.into()).is_answered());
         assert_eq!(code(QuantError::Recipe("no".into()).into()), BAD_INPUT);
         assert_eq!(code(QuantError::Model(FormatError::Layout("x".into()).into()).into()), BAD_INPUT);
         assert_eq!(code(anyhow::anyhow!("anything")), FAILED);

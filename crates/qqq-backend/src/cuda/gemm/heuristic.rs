@@ -323,5 +323,8 @@ mod tests {
         assert_eq!(p(128), (128, 2, false));
         assert_eq!(p(512), (256, 1, false));
         assert_eq!(p(4096), (256, 1, false));
+        // More tiles than multiprocessors, all at once.
+        let p = plan(types, Arch::Sm90a, (1, 28672, 8192), 132, SumOrder::Free);
+        assert!(p.paired && p.blocks_per_multiprocessor() == 2, "{p:?}");
     }
 }

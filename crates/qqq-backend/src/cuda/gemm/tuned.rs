@@ -260,7 +260,7 @@ impl Entry {
         // Those that are candidates for some number of tokens; which, is asked when a plan is needed.
         let config = instances(types, arch).into_iter().find(|i| i.source().name == *kernel);
         let plan = config.map(|config| Plan { config, split: self.split, paired: self.paired });
-        plan.filter(|p| !(p.split && p.config.ranks() > 1))
+        plan.filter(|p| !(p.split && p.config.ranks() > 1 || p.paired && !p.config.fits_twice()))
             .map(|p| (key, Some(p)))
             .ok_or_else(|| format!("{kernel:?} (split: {}) is no kernel for {arch}", self.split))
     }
