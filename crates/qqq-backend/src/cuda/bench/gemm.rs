@@ -140,7 +140,9 @@ impl GemmBench {
             let cublas = self.cublas.as_ref().map(|c| c.microseconds(m)).transpose()?;
             // Where nothing is left to be cut along K, such a plan is the one without.
             let cut = |p: &Plan| {
-                Schedule::new(&p.config, m, n, k, self.device.multiprocessors(), true).split_tiles > 0
+                let places = self.device.multiprocessors() * p.blocks_per_multiprocessor();
+                let clusters = (places / p.config.blocks_in_cluster()).max(1);
+                Schedule::new(&p.config, m, n, k, clusters, true).split_tiles > 0
             };
             let mut candidates = candidates(types, arch, m, SumOrder::Free);
             candidates.retain(|p| p.config.takes(k) && (!p.split || cut(p)));

@@ -170,7 +170,7 @@ fn clusters_at_once(multiprocessors: usize, blocks_in_cluster: usize, blocks_eac
     (usable * blocks_each / blocks_in_cluster).max(1)
 }
 
-/// Estimated clock cycles. The constants were fitted to 4,500 measurements of int8 activations and weights per channel on an H100 (seven
+/// Estimated clock cycles. The constants were fitted to 2,500 measurements of int8 activations and weights per channel on an H100 (seven
 /// shapes, 1 to 8,192 tokens, every plan): its choices take 0.4% longer than the fastest plans on average, 5% at most.
 /// They say which plan is faster, not how long it takes. What groups cost comes from fewer shapes.
 /// 16-bit matrix instructions take as long for half the columns, so the same product has twice the steps; dequantizing half
