@@ -27,15 +27,7 @@ pub fn plans(types: GemmTypes) -> Vec<Plan> {
     let plans: Vec<_> = [Arch::Sm90a, Arch::Sm80]
         .into_iter()
         .flat_map(|arch| instances(types, arch))
-        .flat_map(|config| {
-            [(false, false), (true, false), (false, true)].map(|(split, paired)| Plan {
-                config,
-                split,
-                paired,
-            })
-        })
-        .filter(|p| !p.split || p.config.ranks() == 1)
-        .filter(|p| !p.paired || p.config.fits_twice())
+        .flat_map(Plan::all)
         .step_by(every)
         .collect();
     compile(&plans.iter().map(|p| p.config.source()).collect::<Vec<_>>(), Arch::Sm90a);

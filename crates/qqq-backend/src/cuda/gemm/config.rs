@@ -193,7 +193,7 @@ impl Instance {
     /// Whether a multiprocessor has room for two blocks: of this launch, or the second one of the next.
     pub fn fits_twice(&self) -> bool {
         match self {
-            Instance::Sm90(c) => c.blocks_per_multiprocessor() == 2 && c.tokens <= 16,
+            Instance::Sm90(c) => c.blocks_per_multiprocessor() == 2,
             Instance::Sm80(_) => false,
         }
     }

@@ -16,6 +16,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Every way in which blocks of an instance can share the work.
+    pub fn all(config: Instance) -> Vec<Self> {
+        let ways = [(false, false), (false, true), (true, false), (true, true)];
+        let ways = ways
+            .into_iter()
+            .filter(|(split, paired)| (!split || config.ranks() == 1) && (!paired || config.fits_twice()));
+        ways.map(|(split, paired)| Self { config, split, paired }).collect()
+    }
+
     /// Blocks of one launch on a multiprocessor.
     pub fn blocks_per_multiprocessor(&self) -> usize {
         match &self.config {
@@ -117,13 +126,7 @@ pub fn candidates(types: GemmTypes, arch: Arch, m: usize, order: SumOrder) -> Ve
         if (tokens >= 2 * m && tokens > 8) || tokens < fewest {
             continue;
         }
-        for split in [false, true] {
-            for paired in [false, true] {
-                if !(split && config.ranks() > 1 || paired && !config.fits_twice()) {
-                    plans.push(Plan { config, split, paired });
-                }
-            }
-        }
+        plans.extend(Plan::all(config));
     }
     plans.retain(|p| order == SumOrder::Free || p.is_batch_invariant());
     plans
@@ -320,7 +323,9 @@ mod tests {
         };
         assert_eq!(p(1), (8, 2, false));
         assert_eq!(p(16), (16, 2, false));
+        assert_eq!(p(64), (64, 1, false));
         assert_eq!(p(128), (128, 2, false));
+        assert_eq!(p(256), (128, 1, false));
         assert_eq!(p(512), (256, 1, false));
         assert_eq!(p(4096), (256, 1, false));
         // More tiles than multiprocessors, all at once.

@@ -259,10 +259,13 @@ impl Entry {
         let Some(kernel) = &self.kernel else { return Ok((key, None)) };
         // Those that are candidates for some number of tokens; which, is asked when a plan is needed.
         let config = instances(types, arch).into_iter().find(|i| i.source().name == *kernel);
-        let plan = config.map(|config| Plan { config, split: self.split, paired: self.paired });
-        plan.filter(|p| !(p.split && p.config.ranks() > 1 || p.paired && !p.config.fits_twice()))
-            .map(|p| (key, Some(p)))
-            .ok_or_else(|| format!("{kernel:?} (split: {}) is no kernel for {arch}", self.split))
+        let mut plans = config.into_iter().flat_map(Plan::all);
+        plans.find(|p| (p.split, p.paired) == (self.split, self.paired)).map(|p| (key, Some(p))).ok_or_else(
+            || {
+                let how = format!("(split: {}, paired: {})", self.split, self.paired);
+                format!("{kernel:?} {how} is no kernel for {arch}")
+            },
+        )
     }
 }
 
