@@ -109,7 +109,8 @@ fn mistakes_are_found() {
             (1, 4),
             false,
         ),
-        sm90(gemm, "C::kWarpgroups * 4 * C::kCluster", "C::kWarpgroups * 4", 256, (2, 1), false),
+        sm90(gemm, "C::kReleases", "C::kWarpgroups * 4", 256, (2, 1), false),
+        sm90(gemm, "C::kReleases", "C::kReleases - 32", 64, (1, 1), false),
         sm90(
             gemm,
             "ptx::grid_dependency_wait();\n    while (segments.next(g)) {\n        const int row",

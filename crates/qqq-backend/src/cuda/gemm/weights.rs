@@ -53,12 +53,14 @@ impl WeightKind {
         }
     }
 
-    /// Bytes of a chunk of 64 rows of weights with its group scales: 128 columns for int8 activations, 64 for 16-bit ones.
+    /// Bytes of a chunk of 64 rows of weights with its group scales: 128 columns for int8 activations, 64 for 16-bit ones. A multiple
+    /// of 128: chunks are whole cache lines.
     pub fn chunk_bytes(self, activation: Activation) -> usize {
         if activation != Activation::Int8 {
             return weights16::chunk_bytes(self.group_size());
         }
-        let scale = |group: usize, bytes: usize| CHUNK_COLUMNS / group * CHUNK_ROWS * bytes;
+        let scale =
+            |group: usize, bytes: usize| (CHUNK_COLUMNS / group * CHUNK_ROWS * bytes).next_multiple_of(128);
         match self {
             WeightKind::Channel4 => CHUNK_ROWS * CHUNK_COLUMNS / 2,
             WeightKind::GroupInteger4(g) => CHUNK_ROWS * CHUNK_COLUMNS / 2 + scale(g, 1),

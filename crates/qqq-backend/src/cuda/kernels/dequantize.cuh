@@ -8,7 +8,8 @@
 //   4 bits: a piece is 64 columns; words 2j and 2j+1 are columns 32j + c.. and 32j + 16 + c..; byte i of a word holds
 //           column + i, row r in the high nibble and row r + 8 in the low one.
 //   8 bits: a piece is 32 columns; words 0 to 3 are (r, c..), (r + 8, c..), (r, 16 + c..), (r + 8, 16 + c..).
-// Group scales follow, [128 / group][32 pairs]: pair p holds those of rows r and r + 8 for p = t / 4.
+// Group scales follow, [128 / group][32 pairs]: pair p holds those of rows r and r + 8 for p = t / 4; then zeros up to a
+// multiple of 128 bytes.
 #pragma once
 
 #include "ptx_arithmetic.cuh"
@@ -30,7 +31,8 @@ struct Chunk {
     static constexpr bool kGrouped = W == kGroupInteger4 || W == kGroupHalf4;
     static constexpr int kCodeBytes = W == kChannel8 ? 64 * 128 : 64 * 64;
     static constexpr int kScaleBytes = W == kGroupHalf4 ? 2 : 1;
-    static constexpr int kScalesBytes = kGrouped ? 128 / Group * 64 * kScaleBytes : 0;
+    // Chunks are whole cache lines; with a multiple of 64 bytes, lines at both ends of a copy are read for two.
+    static constexpr int kScalesBytes = kGrouped ? (128 / Group * 64 * kScaleBytes + 127) / 128 * 128 : 0;
     static constexpr int kBytes = kCodeBytes + kScalesBytes;
 };
 

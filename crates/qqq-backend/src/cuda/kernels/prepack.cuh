@@ -94,12 +94,13 @@ QQQ_DEVICE void prepack(const PrepackParameters& p) {
         }
     } else {
         constexpr int kSize = Chunk<W, Group>::kScaleBytes, kEach = 4 / kSize;
-        const int groups = (p.k + Group - 1) / Group;
+        // Behind the chunk's groups there is padding.
+        const int groups = (p.k + Group - 1) / Group, last = min(groups, (place.step + 1) * (128 / Group));
         const int first = (place.word - place.kCodeWords) * (16 / kSize);
 #pragma unroll
         for (int i = 0; i < 4 * kEach; ++i) {
             const int row = place.scale_row(first + i), group = place.scale_group(first + i);
-            if (row >= p.n || group >= groups) continue;
+            if (row >= p.n || group >= last) continue;
             const long long at = (long long)row * groups + group;
             const uint32 scale = kSize == 1 ? ((const uint8*)p.scales)[at] : ((const uint16*)p.scales)[at];
             out[i / kEach] |= scale << (i % kEach * 8 * kSize);
@@ -133,12 +134,13 @@ QQQ_DEVICE void unpack(const PrepackParameters& p) {
         }
     } else {
         constexpr int kSize = Chunk<W, Group>::kScaleBytes, kEach = 4 / kSize;
-        const int groups = (p.k + Group - 1) / Group;
+        // Behind the chunk's groups there is padding.
+        const int groups = (p.k + Group - 1) / Group, last = min(groups, (place.step + 1) * (128 / Group));
         const int first = (place.word - place.kCodeWords) * (16 / kSize);
 #pragma unroll
         for (int i = 0; i < 4 * kEach; ++i) {
             const int row = place.scale_row(first + i), group = place.scale_group(first + i);
-            if (row >= p.n || group >= groups) continue;
+            if (row >= p.n || group >= last) continue;
             const long long at = (long long)row * groups + group;
             const uint32 scale = in[i / kEach] >> (i % kEach * 8 * kSize);
             if constexpr (kSize == 1) {

@@ -51,6 +51,8 @@ struct Sm90Config {
     static constexpr bool kTrade = Warpgroups * Splits == 2 && kBlocks == 1;
     static constexpr int kCopyRegisters = 56, kRegisters = 224;
     static constexpr int kConsumers = 128 * Warpgroups * Splits;
+    // Arrivals that empty a stage: of every thread that read it, or, where neighbours write it, of every warp of each of them.
+    static constexpr int kReleases = Warpgroups * (Cluster == 1 ? 128 : 4 * Cluster);
     static constexpr int kThreads = kConsumers + (kTrade ? 128 : 64);
     static constexpr int kStagingTokens = kOwnedTokens <= 64         ? kOwnedTokens
                                           : kOwnedTokens % 64 == 0 ? 64

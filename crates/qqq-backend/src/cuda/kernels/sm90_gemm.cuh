@@ -126,13 +126,14 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
     Sums<C> acc;
     uint32 a[C::kSplits == 1 ? 2 : 1][C::kRows][8];
 
-    // Each warp by itself: that one has read its weights does not say that the others have.
+    // Every thread by itself: that one has read its weights does not say that the others have. Where neighbours wait too, a warp
+    // has one message for each.
     auto release = [&](uint32 at) {
-        __syncwarp();
-        const int lane = thread % 32;
         if constexpr (C::kCluster == 1) {
-            if (lane == 0) ptx::barrier_arrive(at);
+            ptx::barrier_arrive(at);
         } else {
+            __syncwarp();
+            const int lane = thread % 32;
             if (lane < C::kCluster) ptx::barrier_arrive_remote(at, place.rank * C::kCluster + lane);
         }
     };
@@ -235,7 +236,7 @@ QQQ_DEVICE void sm90_gemm(const GemmParameters& p) {
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::kStages; ++i) {
             ptx::barrier_init(shared + C::kBarrierOffset + i * 8, 2);
-            ptx::barrier_init(shared + C::kBarrierOffset + (C::kStages + i) * 8, C::kWarpgroups * 4 * C::kCluster);
+            ptx::barrier_init(shared + C::kBarrierOffset + (C::kStages + i) * 8, C::kReleases);
         }
         if constexpr (C::kRanks > 1) {
             for (int i = 0; i < C::kWarpgroups; ++i) {
@@ -244,7 +245,8 @@ QQQ_DEVICE void sm90_gemm(const GemmParameters& p) {
                 ptx::barrier_init(shared + C::kInboundOffset + i * 16 + 8, place.rank < C::kOwners ? max(C::kOwners - 1, 1) : C::kOwners);
             }
         }
-        ptx::barrier_init(shared + C::kNobodyOffset, 1);
+        // A warp arrives with all its lanes at once: more of them than a barrier still waits for are an error.
+        ptx::barrier_init(shared + C::kNobodyOffset, C::kConsumers);
         ptx::barrier_init_fence();
         ptx::prefetch_tensor_map(&p.x);
         ptx::prefetch_tensor_map(&p.y);
