@@ -116,14 +116,14 @@ impl Device {
     ///
     /// # Errors
     /// See [`CudaError`].
-    pub fn kernel(&self, source: &Source, function: &str, shared_bytes: usize) -> Result<Arc<Kernel>> {
+    pub fn kernel(&self, source: &Source, shared_bytes: usize) -> Result<Arc<Kernel>> {
         let lock = || self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = lock().get(&source.name) {
             return Ok(kernel.clone());
         }
         // Not under the lock: other kernels may be compiled meanwhile. At worst one is loaded twice.
         let cubin = self.compiler.cubin(source, self.arch()?)?;
-        let kernel = Arc::new(Kernel::load(&self.context, &source.name, &cubin, function, shared_bytes)?);
+        let kernel = Arc::new(Kernel::load(&self.context, source, &cubin, shared_bytes)?);
         lock().insert(source.name.clone(), kernel.clone());
         Ok(kernel)
     }
@@ -144,21 +144,16 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 impl Kernel {
-    fn load(
-        context: &Arc<CudaContext>,
-        name: &str,
-        cubin: &[u8],
-        function: &str,
-        shared_bytes: usize,
-    ) -> Result<Self> {
+    fn load(context: &Arc<CudaContext>, source: &Source, cubin: &[u8], shared_bytes: usize) -> Result<Self> {
+        let name = &source.name;
         let failed = |source| CudaError::Driver { what: format!("loading the kernel {name}"), source };
         context.bind_to_thread().map_err(failed)?;
         // SAFETY: a cubin is an ELF image that states its own length.
         let module = unsafe { result::module::load_data(cubin.as_ptr().cast()) }.map_err(failed)?;
-        let kernel = |function| Self { name: name.to_owned(), context: context.clone(), module, function };
+        let kernel = |function| Self { name: name.clone(), context: context.clone(), module, function };
         // From here on dropping `kernel` unloads the module.
         let mut kernel = kernel(std::ptr::null_mut());
-        let function = CString::new(function).expect("names of kernels have no NUL");
+        let function = CString::new(source.function()).expect("names of kernels have no NUL");
         // SAFETY: the module was loaded above.
         kernel.function = unsafe { result::module::get_function(module, function) }.map_err(failed)?;
         // SAFETY: the function was loaded above.

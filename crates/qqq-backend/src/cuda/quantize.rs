@@ -113,7 +113,7 @@ impl QuantizeConfig {
         (m.div_ceil(self.rows()), self.rows() * self.row_threads)
     }
 
-    /// The kernel's source: a function `quantize`.
+    /// The kernel's source.
     pub fn source(&self) -> Source {
         let stepwise = self.precision == Precision::Stepwise;
         let name = format!(
@@ -131,7 +131,7 @@ impl QuantizeConfig {
              static_assert(C::kThreads == {} && C::kRows == {});\n\
              // Without a number of blocks ptxas spills some instances to fit one more.\n\
              extern \"C\" __global__ void __launch_bounds__(C::kThreads, 1024 / C::kThreads)\n\
-             quantize(const __grid_constant__ QuantizeParameters p) {{ quantize_activations<C>(p); }}\n",
+             qqq_{name}(const __grid_constant__ QuantizeParameters p) {{ quantize_activations<C>(p); }}\n",
             self.operation.enumerator(),
             self.input == OutputType::Bfloat16,
             self.row_threads,
@@ -262,7 +262,7 @@ impl QuantizeKernel {
             )));
         }
         let config = QuantizeConfig::new(operation, input, precision, k);
-        Ok(Self { config, k, kernel: device.kernel(&config.source(), "quantize", 0)? })
+        Ok(Self { config, k, kernel: device.kernel(&config.source(), 0)? })
     }
 
     /// Launches the operation on `stream`. With `overlap`, the launch may begin while the one before it still runs

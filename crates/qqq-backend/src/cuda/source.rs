@@ -37,7 +37,7 @@ pub fn revision() -> String {
     hexadecimal(&hash.finalize()[..8])
 }
 
-/// A translation unit: includes a file of [`HEADERS`] and instantiates a kernel of it.
+/// A translation unit: includes a file of [`HEADERS`] and instantiates a kernel of it, named [`Source::function`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
     /// Says which instance it is; unique among sources.
@@ -47,6 +47,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// The kernel's name, as profilers show it.
+    pub fn function(&self) -> String {
+        format!("qqq_{}", self.name)
+    }
+
     /// Identifies what is compiled: text, headers, options and architecture, in hexadecimal. Not the compiler's version:
     /// any version's code is right, and a cached kernel must be found without looking for a compiler.
     pub fn key(&self, arch: Arch) -> String {

@@ -152,7 +152,7 @@ fn mistakes_are_found() {
             (c.tokens(), cluster) == (mistake.tokens, mistake.cluster)
         };
         let config = instances(types, mistake.arch).into_iter().find(is_meant).unwrap();
-        let emulator = Emulator::with_headers(&compiler, "gemm", vec![config.source()], |name, text| {
+        let emulator = Emulator::with_headers(&compiler, vec![config.source()], |name, text| {
             if name != mistake.header {
                 return text.to_owned();
             }

@@ -68,7 +68,7 @@ fn check(cases: &[Case], run: impl Fn(&Emulator, &Case) -> Result<(), String> + 
         let mut sources: Vec<_> = cases.iter().map(|c| c.launch.plan.config.source()).collect();
         sources.retain(|s| s.text.contains(header));
         sources.dedup();
-        Emulator::new(&compiler, "gemm", sources)
+        Emulator::new(&compiler, sources)
     });
     let problems = Mutex::new(Vec::new());
     parallel_for(cases.len(), |i| {
@@ -146,7 +146,7 @@ fn batch_invariant_plans() {
         if !everything() {
             plans.retain(|p| [8, 64, 128, 192].contains(&p.config.tokens()));
         }
-        let emulator = Emulator::new(&compiler, "gemm", plans.iter().map(|p| p.config.source()).collect());
+        let emulator = Emulator::new(&compiler, plans.iter().map(|p| p.config.source()).collect());
         let case = |plan, m| {
             let launch = GemmLaunch { plan, clusters: 3 };
             Case { launch, m, narrow: false, biased: false, seed: seed() + m as u64 }

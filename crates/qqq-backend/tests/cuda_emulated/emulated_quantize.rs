@@ -25,7 +25,7 @@ fn activations_are_those_of_float64() {
     let step = if everything() { 1 } else { 3 };
     let configs: Vec<_> = QuantizeConfig::all().into_iter().step_by(step).collect();
     let sources: Vec<_> = configs.iter().map(QuantizeConfig::source).collect();
-    let emulator = Emulator::new(&compiler, "quantize", sources);
+    let emulator = Emulator::new(&compiler, sources);
     parallel_for(configs.len(), |i| {
         let config = configs[i];
         let widest = if config.vectors == 0 { 65536 } else { config.row_threads * config.vectors * 8 };
@@ -83,7 +83,7 @@ fn weights_are_packed_as_on_the_host() {
     let kinds = WeightKind::ALL;
     let sources = |direction| kinds.iter().map(move |k| prepack::source(*k, direction));
     let sources: Vec<_> = sources(Direction::Pack).chain(sources(Direction::Unpack)).collect();
-    let emulator = Emulator::new(&compiler, "run", sources);
+    let emulator = Emulator::new(&compiler, sources);
     parallel_for(kinds.len(), |i| {
         let group = kinds[i].group_size().unwrap_or(16);
         for (n, k) in [(64, 128), (80, group), (208, 256 + group)] {

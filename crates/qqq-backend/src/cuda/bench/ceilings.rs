@@ -41,7 +41,7 @@ impl Ceilings {
         let (mut memory, mut sink) = (memory.0, sink.0);
 
         let (read, shared) = read_source();
-        let kernel = device.kernel(&read, "read_ceiling_kernel", shared)?;
+        let kernel = device.kernel(&read, shared)?;
         let blocks = device.multiprocessors();
         let mut chunks = (READ / CHUNK) as i32;
         let microseconds = timing::microseconds(stream, 1, |_| {
@@ -53,7 +53,7 @@ impl Ceilings {
         let read_gb_per_second = READ as f64 / microseconds / 1e3;
 
         let (multiply, shared) = multiply_source();
-        let kernel = device.kernel(&multiply, "multiply_ceiling_kernel", shared)?;
+        let kernel = device.kernel(&multiply, shared)?;
         let mut rounds = ROUNDS;
         let microseconds = timing::microseconds(stream, 1, |_| {
             let parameters =
@@ -81,7 +81,7 @@ impl Ceilings {
 fn read_source() -> (Source, usize) {
     let text = format!(
         "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(64)\n\
-         read_ceiling_kernel(const uint8* source, int chunks, uint32* sink) \
+         qqq_read_ceiling(const uint8* source, int chunks, uint32* sink) \
          {{ read_ceiling<{CHUNK}, {STAGES}>(source, chunks, sink); }}\n"
     );
     (Source { name: String::from("read_ceiling"), text }, CHUNK * STAGES + STAGES * 16)
@@ -91,7 +91,7 @@ fn read_source() -> (Source, usize) {
 fn multiply_source() -> (Source, usize) {
     let text = String::from(
         "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256, 1)\n\
-         multiply_ceiling_kernel(const uint4* source, int rounds, int* sink) \
+         qqq_multiply_ceiling(const uint4* source, int rounds, int* sink) \
          { multiply_ceiling(source, rounds, sink); }\n",
     );
     (Source { name: String::from("multiply_ceiling"), text }, 256 * 128)

@@ -83,7 +83,7 @@ impl Sm90Config {
             && self.blocks_in_cluster() <= 8
     }
 
-    /// The kernel's source: a function `gemm`.
+    /// The kernel's source.
     pub fn source(&self) -> Source {
         let (operands, output) = self.types.short_names();
         let name = format!(
@@ -96,7 +96,7 @@ impl Sm90Config {
              // What the host believes.\n\
              static_assert(C::kSharedBytes == {} && C::kThreads == {} && C::kStagingTokens == {});\n\
              extern \"C\" __global__ void __launch_bounds__(C::kThreads, C::kBlocks)\n\
-             gemm(const __grid_constant__ GemmParameters p) {{ sm90_gemm<C>(p); }}\n",
+             qqq_{name}(const __grid_constant__ GemmParameters p) {{ sm90_gemm<C>(p); }}\n",
             self.types.template_arguments(),
             self.tokens,
             self.warpgroups,
@@ -222,7 +222,7 @@ impl Instance {
         }
     }
 
-    /// The kernel's source: a function `gemm`.
+    /// The kernel's source.
     pub fn source(&self) -> Source {
         match self {
             Instance::Sm90(c) => c.source(),

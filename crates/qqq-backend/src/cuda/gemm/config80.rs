@@ -107,7 +107,7 @@ impl Sm80Config {
         self.blocks * (self.shared_bytes() + 1024) <= arch.shared_bytes() + 1024
     }
 
-    /// The kernel's source: a function `gemm`.
+    /// The kernel's source.
     pub fn source(&self) -> Source {
         let arguments = format!(
             "{}, {}, {}, {}, {}, {}, {}, {}, {}",
@@ -132,7 +132,7 @@ impl Sm80Config {
              // What the host believes.\n\
              static_assert(C::kSharedBytes == {} && C::kThreads == {});\n\
              extern \"C\" __global__ void __launch_bounds__(C::kThreads, C::kBlocks)\n\
-             gemm(const __grid_constant__ Sm80Parameters p) {{ sm80_gemm<C>(p); }}\n",
+             qqq_{name}(const __grid_constant__ Sm80Parameters p) {{ sm80_gemm<C>(p); }}\n",
             self.shared_bytes(),
             self.threads(),
         );

@@ -194,7 +194,7 @@ impl GemmKernel {
             )));
         }
         let c = &plan.config;
-        let kernel = device.kernel(&c.source(), "gemm", c.shared_bytes())?;
+        let kernel = device.kernel(&c.source(), c.shared_bytes())?;
         // What the device can run at once, asked of the driver for this very kernel.
         let places = device.multiprocessors() * plan.blocks_per_multiprocessor();
         let clusters = if c.blocks_in_cluster() == 1 {

@@ -23,22 +23,23 @@ pub enum Direction {
     Unpack,
 }
 
-/// The kernel's source: a function `prepack`.
+/// The kernel's source.
 pub fn source(kind: WeightKind, direction: Direction) -> Source {
-    let (name, function) = match direction {
-        Direction::Pack => ("prepack", "prepack"),
-        Direction::Unpack => ("unpack", "unpack"),
+    let function = match direction {
+        Direction::Pack => "prepack",
+        Direction::Unpack => "unpack",
     };
+    let name = format!("{function}_{}", kind.short_name());
     let text = format!(
         "#include \"prepack.cuh\"\n\
          static_assert(Chunk<{kind}, {group}>::kBytes == {bytes});\n\
          extern \"C\" __global__ void __launch_bounds__({THREADS})\n\
-         run(const __grid_constant__ PrepackParameters p) {{ {function}<{kind}, {group}>(p); }}\n",
+         qqq_{name}(const __grid_constant__ PrepackParameters p) {{ {function}<{kind}, {group}>(p); }}\n",
         kind = kind.enumerator(),
         group = kind.group_size().unwrap_or(CHUNK_COLUMNS),
         bytes = kind.chunk_bytes(Activation::Int8),
     );
-    Source { name: format!("{name}_{}", kind.short_name()), text }
+    Source { name, text }
 }
 
 /// The device addresses of a layer's weights, 16-byte aligned, valid until the launch has run.
@@ -120,7 +121,7 @@ impl PrepackKernel {
     /// # Errors
     /// When NVRTC is needed and missing, or the driver refuses the kernel.
     pub fn new(device: &Device, kind: WeightKind, direction: Direction) -> Result<Self> {
-        Ok(Self { kind, kernel: device.kernel(&source(kind, direction), "run", 0)? })
+        Ok(Self { kind, kernel: device.kernel(&source(kind, direction), 0)? })
     }
 
     /// Bytes of the chunks of an `n x k` layer.

@@ -84,15 +84,14 @@ pub struct Shape {
 }
 
 impl Emulator {
-    /// Compiles kernels; `function` is their name, and all of them include the same header.
-    pub fn new(compiler: &OsString, function: &str, sources: Vec<Source>) -> Self {
-        Self::with_headers(compiler, function, sources, |_, text| text.to_owned())
+    /// Compiles kernels; all of them include the same header.
+    pub fn new(compiler: &OsString, sources: Vec<Source>) -> Self {
+        Self::with_headers(compiler, sources, |_, text| text.to_owned())
     }
 
     /// The same with other headers: `edit` gets a header's name and text.
     pub fn with_headers(
         compiler: &OsString,
-        function: &str,
         sources: Vec<Source>,
         edit: impl Fn(&str, &str) -> String,
     ) -> Self {
@@ -111,7 +110,7 @@ impl Emulator {
         parallel_for(units.len(), |i| {
             let (unit, sources) = units[i];
             let file = folder.path().join(format!("unit{unit}.cpp"));
-            std::fs::write(&file, unit_text(function, unit * UNIT, sources)).unwrap();
+            std::fs::write(&file, unit_text(unit * UNIT, sources)).unwrap();
             compile(compiler, "-O1", &file, &object(unit), Some(&kernels));
         });
         objects.extend((0..units.len()).map(object));
@@ -206,12 +205,12 @@ fn runtime(compiler: &OsString) -> &'static [PathBuf] {
     objects
 }
 
-/// Kernels as one translation unit. Functions of the same name get numbers.
-fn unit_text(function: &str, first: usize, sources: &[Source]) -> String {
+/// Kernels as one translation unit, with numbers for names: one may come twice.
+fn unit_text(first: usize, sources: &[Source]) -> String {
     let include = sources[0].text.lines().next().unwrap();
     let mut unit = format!("{include}\n");
     for (i, source) in sources.iter().enumerate() {
-        let i = first + i;
+        let (i, function) = (first + i, source.function());
         let text = source.text.strip_prefix(include).expect("kernels of one unit include the same header");
         unit += &format!(
             "#define {function} kernel_{i}\n\
