@@ -173,9 +173,9 @@ fn clusters_at_once(multiprocessors: usize, blocks_in_cluster: usize, blocks_eac
     (usable * blocks_each / blocks_in_cluster).max(1)
 }
 
-/// Estimated clock cycles. The constants were fitted to 2,500 measurements of int8 activations and weights per channel on an H100 (seven
-/// shapes, 1 to 8,192 tokens, every plan): its choices take 0.4% longer than the fastest plans on average, 5% at most.
-/// They say which plan is faster, not how long it takes. What groups cost comes from fewer shapes.
+/// Estimated clock cycles. The constants were fitted to measurements of int8 activations on an H100 (nine shapes, 1 to 8,192 tokens, every
+/// plan; weights per channel, and in groups of 128 for six of the shapes): its choices take 0.5% longer than the fastest plans on
+/// average, 11% at most. They say which plan is faster, not how long it takes.
 /// 16-bit matrix instructions take as long for half the columns, so the same product has twice the steps; dequantizing half
 /// the weights is assumed to take as long, because what a step waits for is the same.
 fn cycles(p: &Plan, shape: (usize, usize, usize), multiprocessors: usize) -> f64 {
@@ -215,19 +215,22 @@ fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multipro
 
     // A step: multiplying, bringing the operands from L2, and what dequantizing takes at least; teams take turns in that.
     let tokens = c.tokens as f64;
-    let multiply = (c.rows * c.warpgroups * 4) as f64 * (tokens / 2.0 + 4.5).max(16.0) * 1.02 * sharing;
+    let multiply = (c.rows * c.warpgroups * 4) as f64 * (tokens / 2.0 + 0.5).max(16.0) * sharing;
     let bytes = c.tokens * 128 / c.cluster + c.rows * c.warpgroups * c.types.chunk_bytes();
     let dequantize = match (c.types.weights(), c.types.activation()) {
-        (WeightKind::Channel4, Activation::Float16 | Activation::Bfloat16) => 380.0,
-        (WeightKind::Channel4 | WeightKind::Channel8, _) => 460.0,
-        (WeightKind::GroupInteger4(_), _) => 560.0,
-        (WeightKind::GroupHalf4(_), Activation::Int8) => 660.0,
-        (WeightKind::GroupHalf4(_), _) => 470.0,
+        (WeightKind::Channel4, Activation::Float16 | Activation::Bfloat16) => 350.0,
+        (WeightKind::Channel4 | WeightKind::Channel8, _) => 420.0,
+        (WeightKind::GroupInteger4(_), _) => 496.0,
+        (WeightKind::GroupHalf4(_), Activation::Int8) => 560.0,
+        (WeightKind::GroupHalf4(_), _) => 400.0,
     };
     // A single warpgroup does not share the multiprocessor's instruction slots.
     let alone = if c.warpgroups * c.splits == 1 { 0.7 } else { 1.0 };
-    let dequantize = dequantize * alone / c.splits as f64 * f64::powf(sharing, 0.57);
-    let step = multiply.max(bytes as f64 / 55.0 * sharing).max(dequantize) + 0.029 * multiply.min(dequantize);
+    let dequantize = dequantize * alone / c.splits as f64 * f64::powf(sharing, 0.56);
+    // Neighbours wait for each other.
+    let neighbours = if c.cluster > 1 { 1.064 } else { 1.0 };
+    let step = multiply.max(bytes as f64 / 58.0 * sharing).max(dequantize) + 0.15 * multiply.min(dequantize);
+    let step = step * neighbours;
 
     let whole_tiles = s.tiles() - s.split_tiles as usize;
     let rounds = whole_tiles.div_ceil(clusters);
@@ -239,16 +242,18 @@ fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multipro
     let steps = rounds * k_blocks.div_ceil(c.ranks) + shared;
     // Memory: weights once, tokens and outputs once.
     let weights = n.div_ceil(64) * k_blocks * c.types.chunk_bytes();
-    let memory = (weights + m * k * c.types.activation().bytes() + 2 * m * n) as f64 / 2420.0;
+    let memory = (weights + m * k * c.types.activation().bytes() + 2 * m * n) as f64 / 2650.0;
 
     let tiles_each = (rounds + usize::from(shared > 0)) as f64;
-    let mut overhead = if p.paired { 3830.0 } else { 3580.0 };
-    overhead += tiles_each * c.rows as f64 * (100.0 + 5.65 * tokens);
+    // Multiprocessors that are left over let the next launch begin.
+    let busy = (blocks as f64 / multiprocessors as f64).min(1.0);
+    let mut overhead = if p.paired { 5860.0 } else { 6060.0 } * busy;
+    overhead += tiles_each * c.rows as f64 * (70.0 + 4.6 * tokens);
     if c.ranks > 1 {
-        overhead += rounds as f64 * (1635.0 + 8.9 * tokens);
+        overhead += rounds as f64 * (1710.0 + 17.0 * tokens);
     }
     if shared > 0 {
-        overhead += 10500.0 + 1.7 * tokens;
+        overhead += 11500.0;
     }
     memory.max(steps as f64 * step) + overhead
 }
