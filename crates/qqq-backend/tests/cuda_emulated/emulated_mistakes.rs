@@ -77,13 +77,13 @@ fn mistakes_are_found() {
         ),
         sm90(
             epilogue,
-            "ptx::named_barrier(barrier, 128 * C::kSplits);\n        if (team == 0)",
+            "ptx::named_barrier(written, 128 * C::kSplits);\n        if (team == 0)",
             "if (team == 0)",
             32,
             (1, 1),
             false,
         ),
-        sm90(epilogue, "ptx::named_barrier(barrier, 128 * C::kSplits);\n    }\n", "}\n", 32, (1, 1), false),
+        sm90(epilogue, "ptx::named_barrier(read, 128 * C::kSplits);\n    }\n", "}\n", 32, (1, 1), false),
         // Copies.
         sm90(
             gemm,
@@ -137,7 +137,7 @@ fn mistakes_are_found() {
         sm90("wgmma.cuh", "1024 >> 4 | 1 << 30", "512 >> 4 | 1 << 30", 32, (1, 1), false),
         sm80("sm80_gemm.cuh", "C::kStages - 2>", "C::kStages - 1>", false),
         sm80("sm80_gemm.cuh", "ptx::named_barrier(1 + place.team, C::kTeamThreads);", "", false),
-        sm80("sm80_epilogue.cuh", "ptx::named_barrier(barrier, 128 * C::kSplits);\n}", "}", false),
+        sm80("sm80_epilogue.cuh", "ptx::named_barrier(read, 128 * C::kSplits);\n}", "}", false),
     ];
     let kind = WeightKind::GroupInteger4(64);
     let types = GemmTypes::int8(kind, OutputType::Float16);

@@ -55,16 +55,16 @@ template <class C>
 QQQ_DEVICE void sm80_join_teams(const Sm80Place<C>& place, Sums<C>& acc, uint8* memory) {
     constexpr int kGroup = C::kSets * C::kGroups * 128, kTeam = C::kWarpgroups * kGroup;
     int4* sums = (int4*)(memory + C::kSumOffset) + place.warpgroup * kGroup + place.thread;
-    const uint32 barrier = 1 + C::kSplits + place.warpgroup;
+    const uint32 written = 1 + C::kSplits + place.warpgroup, read = written + C::kWarpgroups;
     if (place.team > 0) sm80_put<C>(acc, [&](int i, int4 v) { sums[(place.team - 1) * kTeam + i] = v; });
-    ptx::named_barrier(barrier, 128 * C::kSplits);
+    ptx::named_barrier(written, 128 * C::kSplits);
     if (place.team == 0) {
 #pragma unroll 1
         for (int other = 0; other < C::kSplits - 1; ++other) {
             sm80_add<C>(acc, [&](int i) { return sums[other * kTeam + i]; });
         }
     }
-    ptx::named_barrier(barrier, 128 * C::kSplits);
+    ptx::named_barrier(read, 128 * C::kSplits);
 }
 
 // Adds the partial sums of the blocks that share a tile. True in the one that comes last and holds the sum.
@@ -83,7 +83,7 @@ QQQ_DEVICE bool sm80_combine(const Sm80Parameters& p, const Sm80Place<C>& place,
     int4* own = slot(blockIdx.x, g.first == 0);
     sm80_put<C>(acc, [&](int i, int4 v) { ptx::store_global_l2(own + i, v); });
     ptx::fence_device();
-    const uint32 barrier = 1 + C::kSplits + C::kWarpgroups + place.warpgroup;
+    const uint32 barrier = 1 + C::kSplits + 2 * C::kWarpgroups + place.warpgroup;
     ptx::named_barrier(barrier, 128);
     volatile uint32* flag = (uint32*)(memory + C::kFlagOffset) + place.warpgroup * 4;
     if (place.thread == 0) {

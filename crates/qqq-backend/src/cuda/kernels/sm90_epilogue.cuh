@@ -222,7 +222,7 @@ template <class C>
 QQQ_DEVICE void sm90_join_teams(Sums<C>& acc, uint32 shared, int warpgroup, int team, int thread) {
     int4* buffer = (int4*)__cvta_shared_to_generic(shared + C::kTeamOffset + warpgroup * C::kJoinGroups * C::kGroupBytes) + thread;
     constexpr int kTeam = C::kWarpgroups * C::kJoinGroups * 128, kInBlock = C::kTokens / 8;
-    const uint32 barrier = 1 + C::kWarpgroups + warpgroup;
+    const uint32 written = 1 + C::kWarpgroups + warpgroup, read = written + C::kWarpgroups;
 #pragma unroll
     for (int first = 0; first < C::kGroups; first += C::kJoinGroups) {
         const int last = first + C::kJoinGroups < C::kGroups ? first + C::kJoinGroups : C::kGroups;
@@ -232,7 +232,7 @@ QQQ_DEVICE void sm90_join_teams(Sums<C>& acc, uint32 shared, int warpgroup, int 
                 buffer[(team - 1) * kTeam + (i - first) * 128] = pack_sums(acc[i / kInBlock], 4 * (i % kInBlock));
             }
         }
-        ptx::named_barrier(barrier, 128 * C::kSplits);
+        ptx::named_barrier(written, 128 * C::kSplits);
         if (team == 0) {
 #pragma unroll
             for (int other = 0; other < C::kSplits - 1; ++other) {
@@ -242,6 +242,6 @@ QQQ_DEVICE void sm90_join_teams(Sums<C>& acc, uint32 shared, int warpgroup, int 
                 }
             }
         }
-        ptx::named_barrier(barrier, 128 * C::kSplits);
+        ptx::named_barrier(read, 128 * C::kSplits);
     }
 }
