@@ -124,22 +124,23 @@ impl QuantizeConfig {
             self.vectors,
             if stepwise { "_stepwise" } else { "" },
         );
-        let text = format!(
-            "#include \"quantize_activations.cuh\"\n\
+        Source::new(name, |function| {
+            format!(
+                "#include \"quantize_activations.cuh\"\n\
              using C = QuantizeConfig<{}, {}, {}, {}, {stepwise}>;\n\
              // What the host believes.\n\
              static_assert(C::kThreads == {} && C::kRows == {});\n\
              // Without a number of blocks ptxas spills some instances to fit one more.\n\
              extern \"C\" __global__ void __launch_bounds__(C::kThreads, 1024 / C::kThreads)\n\
-             qqq_{name}(const __grid_constant__ QuantizeParameters p) {{ quantize_activations<C>(p); }}\n",
-            self.operation.enumerator(),
-            self.input == OutputType::Bfloat16,
-            self.row_threads,
-            self.vectors,
-            self.rows() * self.row_threads,
-            self.rows(),
-        );
-        Source { name, text }
+             {function}(const __grid_constant__ QuantizeParameters p) {{ quantize_activations<C>(p); }}\n",
+                self.operation.enumerator(),
+                self.input == OutputType::Bfloat16,
+                self.row_threads,
+                self.vectors,
+                self.rows() * self.row_threads,
+                self.rows(),
+            )
+        })
     }
 }
 

@@ -47,6 +47,13 @@ pub struct Source {
 }
 
 impl Source {
+    /// A source whose text is made with the kernel's name.
+    pub fn new(name: impl Into<String>, text: impl FnOnce(&str) -> String) -> Self {
+        let mut source = Self { name: name.into(), text: String::new() };
+        source.text = text(&source.function());
+        source
+    }
+
     /// The kernel's name, as profilers show it.
     pub fn function(&self) -> String {
         format!("qqq_{}", self.name)

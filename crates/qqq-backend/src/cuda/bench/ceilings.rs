@@ -79,22 +79,26 @@ impl Ceilings {
 
 /// Reads memory; with its shared memory in bytes.
 fn read_source() -> (Source, usize) {
-    let text = format!(
-        "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(64)\n\
-         qqq_read_ceiling(const uint8* source, int chunks, uint32* sink) \
+    let source = Source::new("read_ceiling", |function| {
+        format!(
+            "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(64)\n\
+         {function}(const uint8* source, int chunks, uint32* sink) \
          {{ read_ceiling<{CHUNK}, {STAGES}>(source, chunks, sink); }}\n"
-    );
-    (Source { name: String::from("read_ceiling"), text }, CHUNK * STAGES + STAGES * 16)
+        )
+    });
+    (source, CHUNK * STAGES + STAGES * 16)
 }
 
 /// Multiplies; with its shared memory in bytes.
 fn multiply_source() -> (Source, usize) {
-    let text = String::from(
-        "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256, 1)\n\
-         qqq_multiply_ceiling(const uint4* source, int rounds, int* sink) \
-         { multiply_ceiling(source, rounds, sink); }\n",
-    );
-    (Source { name: String::from("multiply_ceiling"), text }, 256 * 128)
+    let source = Source::new("multiply_ceiling", |function| {
+        format!(
+            "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256, 1)\n\
+         {function}(const uint4* source, int rounds, int* sink) \
+         {{ multiply_ceiling(source, rounds, sink); }}\n"
+        )
+    });
+    (source, 256 * 128)
 }
 
 /// Address of device memory, and what keeps it in use.

@@ -90,27 +90,28 @@ impl Sm90Config {
             "sm90_gemm_{operands}_{}x{}x{}x{}_{}stages_{}x{}_{output}",
             self.tokens, self.warpgroups, self.rows, self.splits, self.stages, self.cluster, self.ranks,
         );
-        let text = format!(
-            "#include \"sm90_gemm.cuh\"\n\
+        Source::new(name, |function| {
+            format!(
+                "#include \"sm90_gemm.cuh\"\n\
              using C = Sm90Config<{}, {}, {}, {}, {}, {}, {}, {}, {}>;\n\
              // What the host believes.\n\
              static_assert(C::kSharedBytes == {} && C::kThreads == {} && C::kStagingTokens == {});\n\
              extern \"C\" __global__ void __launch_bounds__(C::kThreads, C::kBlocks)\n\
-             qqq_{name}(const __grid_constant__ GemmParameters p) {{ sm90_gemm<C>(p); }}\n",
-            self.types.template_arguments(),
-            self.tokens,
-            self.warpgroups,
-            self.rows,
-            self.splits,
-            self.stages,
-            self.cluster,
-            self.ranks,
-            self.types.bfloat(),
-            self.shared_bytes(),
-            self.threads(),
-            self.staging_tokens(),
-        );
-        Source { name, text }
+             {function}(const __grid_constant__ GemmParameters p) {{ sm90_gemm<C>(p); }}\n",
+                self.types.template_arguments(),
+                self.tokens,
+                self.warpgroups,
+                self.rows,
+                self.splits,
+                self.stages,
+                self.cluster,
+                self.ranks,
+                self.types.bfloat(),
+                self.shared_bytes(),
+                self.threads(),
+                self.staging_tokens(),
+            )
+        })
     }
 }
 

@@ -126,16 +126,17 @@ impl Sm80Config {
             "sm80_gemm_{operands}_{}x{}x{}x{}x{}_{}stages_{}_{output}",
             self.tokens, self.warpgroups, self.rows, self.token_warps, self.splits, self.stages, self.blocks,
         );
-        let text = format!(
-            "#include \"sm80_gemm.cuh\"\n\
+        Source::new(name, |function| {
+            format!(
+                "#include \"sm80_gemm.cuh\"\n\
              using C = Sm80Config<{arguments}>;\n\
              // What the host believes.\n\
              static_assert(C::kSharedBytes == {} && C::kThreads == {});\n\
              extern \"C\" __global__ void __launch_bounds__(C::kThreads, C::kBlocks)\n\
-             qqq_{name}(const __grid_constant__ Sm80Parameters p) {{ sm80_gemm<C>(p); }}\n",
-            self.shared_bytes(),
-            self.threads(),
-        );
-        Source { name, text }
+             {function}(const __grid_constant__ Sm80Parameters p) {{ sm80_gemm<C>(p); }}\n",
+                self.shared_bytes(),
+                self.threads(),
+            )
+        })
     }
 }

@@ -229,8 +229,8 @@ fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multipro
     let dequantize = dequantize * alone / c.splits as f64 * f64::powf(sharing, 0.56);
     // Neighbours wait for each other.
     let neighbours = if c.cluster > 1 { 1.064 } else { 1.0 };
-    let step = multiply.max(bytes as f64 / 58.0 * sharing).max(dequantize) + 0.15 * multiply.min(dequantize);
-    let step = step * neighbours;
+    let longest = multiply.max(bytes as f64 / 58.0 * sharing).max(dequantize);
+    let step = (longest + 0.15 * multiply.min(dequantize)) * neighbours;
 
     let whole_tiles = s.tiles() - s.split_tiles as usize;
     let rounds = whole_tiles.div_ceil(clusters);

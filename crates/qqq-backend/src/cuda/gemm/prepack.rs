@@ -25,21 +25,21 @@ pub enum Direction {
 
 /// The kernel's source.
 pub fn source(kind: WeightKind, direction: Direction) -> Source {
-    let function = match direction {
+    let task = match direction {
         Direction::Pack => "prepack",
         Direction::Unpack => "unpack",
     };
-    let name = format!("{function}_{}", kind.short_name());
-    let text = format!(
-        "#include \"prepack.cuh\"\n\
+    Source::new(format!("{task}_{}", kind.short_name()), |function| {
+        format!(
+            "#include \"prepack.cuh\"\n\
          static_assert(Chunk<{kind}, {group}>::kBytes == {bytes});\n\
          extern \"C\" __global__ void __launch_bounds__({THREADS})\n\
-         qqq_{name}(const __grid_constant__ PrepackParameters p) {{ {function}<{kind}, {group}>(p); }}\n",
-        kind = kind.enumerator(),
-        group = kind.group_size().unwrap_or(CHUNK_COLUMNS),
-        bytes = kind.chunk_bytes(Activation::Int8),
-    );
-    Source { name, text }
+         {function}(const __grid_constant__ PrepackParameters p) {{ {task}<{kind}, {group}>(p); }}\n",
+            kind = kind.enumerator(),
+            group = kind.group_size().unwrap_or(CHUNK_COLUMNS),
+            bytes = kind.chunk_bytes(Activation::Int8),
+        )
+    })
 }
 
 /// The device addresses of a layer's weights, 16-byte aligned, valid until the launch has run.

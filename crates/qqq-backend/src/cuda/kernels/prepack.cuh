@@ -54,9 +54,20 @@ struct PrepackPlace {
         return step * 128 + inside + word % 4 * 4;
     }
 
-    // Row and group of the scale that is element i of the chunk's.
-    QQQ_DEVICE int scale_row(int i) const { return block * 64 + i % 64 / 16 * 16 + i % 16 / 2 + i % 2 * 8; }
-    QQQ_DEVICE int scale_group(int i) const { return step * (128 / Group) + i / 64; }
+    // Calls `f` for each of the thread's scales that lie in the matrix: which of them it is, and where the neutral form has it.
+    template <class F>
+    QQQ_DEVICE void each_scale(const PrepackParameters& p, F f) const {
+        constexpr int kSize = Chunk<W, Group>::kScaleBytes;
+        // Behind the chunk's groups there is padding.
+        const int groups = (p.k + Group - 1) / Group, last = min(groups, (step + 1) * (128 / Group));
+        const int first = (word - kCodeWords) * (16 / kSize);
+#pragma unroll
+        for (int i = 0; i < 16 / kSize; ++i) {
+            const int at = first + i;
+            const int row = block * 64 + at % 64 / 16 * 16 + at % 16 / 2 + at % 2 * 8, group = step * (128 / Group) + at / 64;
+            if (row < p.n && group < last) f(i, (long long)row * groups + group);
+        }
+    }
 };
 
 // Codes of four columns of a row, zeros outside the matrix.
@@ -94,17 +105,10 @@ QQQ_DEVICE void prepack(const PrepackParameters& p) {
         }
     } else {
         constexpr int kSize = Chunk<W, Group>::kScaleBytes, kEach = 4 / kSize;
-        // Behind the chunk's groups there is padding.
-        const int groups = (p.k + Group - 1) / Group, last = min(groups, (place.step + 1) * (128 / Group));
-        const int first = (place.word - place.kCodeWords) * (16 / kSize);
-#pragma unroll
-        for (int i = 0; i < 4 * kEach; ++i) {
-            const int row = place.scale_row(first + i), group = place.scale_group(first + i);
-            if (row >= p.n || group >= last) continue;
-            const long long at = (long long)row * groups + group;
+        place.each_scale(p, [&](int i, long long at) {
             const uint32 scale = kSize == 1 ? ((const uint8*)p.scales)[at] : ((const uint16*)p.scales)[at];
             out[i / kEach] |= scale << (i % kEach * 8 * kSize);
-        }
+        });
     }
     ptx::store_global_128(p.chunks + place.index * 16, out[0], out[1], out[2], out[3]);
 }
@@ -134,20 +138,13 @@ QQQ_DEVICE void unpack(const PrepackParameters& p) {
         }
     } else {
         constexpr int kSize = Chunk<W, Group>::kScaleBytes, kEach = 4 / kSize;
-        // Behind the chunk's groups there is padding.
-        const int groups = (p.k + Group - 1) / Group, last = min(groups, (place.step + 1) * (128 / Group));
-        const int first = (place.word - place.kCodeWords) * (16 / kSize);
-#pragma unroll
-        for (int i = 0; i < 4 * kEach; ++i) {
-            const int row = place.scale_row(first + i), group = place.scale_group(first + i);
-            if (row >= p.n || group >= last) continue;
-            const long long at = (long long)row * groups + group;
+        place.each_scale(p, [&](int i, long long at) {
             const uint32 scale = in[i / kEach] >> (i % kEach * 8 * kSize);
             if constexpr (kSize == 1) {
                 ((uint8*)p.scales)[at] = (uint8)scale;
             } else {
                 ((uint16*)p.scales)[at] = (uint16)scale;
             }
-        }
+        });
     }
 }
