@@ -111,6 +111,7 @@ fn mistakes_are_found() {
         ),
         sm90(gemm, "C::kReleases", "C::kWarpgroups * 4", 256, (2, 1), false),
         sm90(gemm, "C::kReleases", "C::kReleases - 32", 64, (1, 1), false),
+        sm90(gemm, "kNobodyOffset, C::kConsumers", "kNobodyOffset, C::kConsumers / 32", 64, (1, 1), false),
         sm90(
             gemm,
             "ptx::grid_dependency_wait();\n    while (segments.next(g)) {\n        const int row",

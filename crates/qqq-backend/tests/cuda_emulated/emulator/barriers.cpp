@@ -25,15 +25,29 @@ void barrier_init(uint32_t address, uint32_t arrivals) {
     Block& block = *self->block;
     std::memcpy(shared_at(address, 8, 8), &kBarrierMark, 8);
     if (find_barrier(block, address) != nullptr) fail("a second barrier at %#x", address);
-    block.barriers.push_back({address, (int)arrivals, (int)arrivals, 0, 0, {}});
+    block.barriers.push_back({address, (int)arrivals, (int)arrivals, 0, 0, {}, {}});
     block.barrier_at[(address - 1024) / 8] = (uint8_t)block.barriers.size();
 }
 
 static void settle(MemoryBarrier& b) {
     if (b.pending > 0 || b.bytes != 0) return;
     b.pending = b.expected;
+    b.arrived.clear();
     ++b.phase;
     wake(b.waiters);
+}
+
+// Lanes of a warp that arrive are one arrival for all of them on the hardware, and it is an error if the barrier waits for
+// fewer. Here they come one by one, so a barrier where they do must count whole warps.
+static void note_arrival(MemoryBarrier& b, const Block& block) {
+    for (const Thread* first : b.arrived) {
+        if (first->warp != self->warp) continue;
+        if (first != self && b.expected % 32 != 0) {
+            fail("lanes of a warp arrive at the barrier %#x of block %u, which counts %d", b.address, block.index, b.expected);
+        }
+        return;
+    }
+    b.arrived.push_back(self);
 }
 
 void barrier_arrive(uint32_t address, uint32_t expected_bytes) {
@@ -41,6 +55,7 @@ void barrier_arrive(uint32_t address, uint32_t expected_bytes) {
     Block& block = owner(address);
     MemoryBarrier& b = barrier_of(block, address);
     if (b.pending == 0) fail("one arrival too many at the barrier %#x of block %u", address, block.index);
+    note_arrival(b, block);
     b.bytes += expected_bytes;
     --b.pending;
     settle(b);

@@ -86,6 +86,8 @@ struct MemoryBarrier {
     int64_t bytes;
     uint32_t phase;
     std::vector<Thread*> waiters;
+    // Who arrived in this phase: of each warp the first lane.
+    std::vector<const Thread*> arrived;
 };
 
 // bar.sync, or the barrier of a cluster.
