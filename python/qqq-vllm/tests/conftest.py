@@ -84,6 +84,8 @@ def run_vllm(folder: Path, *, prompts=(), windows=(), max_tokens=16, env=None, *
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        # What every thread did, should the process be aborted.
+        "PYTHONFAULTHANDLER": "1",
     }
     if request["engine"]["enforce_eager"]:
         # Else some functions of vLLM are compiled all the same.

@@ -58,7 +58,7 @@ QQQ_DEVICE void multiply_ceiling(const uint4* source, int rounds, int* sink) {
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
             const int o = j % 2 * 4;
-            wgmma::mma<kInt8, 256>::run(acc, a[o], a[o + 1], a[o + 2], a[o + 3], b + 2 * (j % 4), 1);
+            wgmma::mma<kInt8, 256>::run(acc, a[o], a[o + 1], a[o + 2], a[o + 3], b + 2 * (j % 4));
         }
         wgmma::commit();
         wgmma::wait<0>();

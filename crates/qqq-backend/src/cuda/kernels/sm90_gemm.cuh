@@ -177,7 +177,7 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
 #pragma unroll
                     for (int r = 0; r < C::kRows; ++r) {
                         wgmma::mma<C::A, C::kTokens>::run(acc[r], a[at][r][4 * j], a[at][r][4 * j + 1], a[at][r][4 * j + 2],
-                                                          a[at][r][4 * j + 3], wgmma::descriptor(tokens + 4 * half + 2 * j), 1);
+                                                          a[at][r][4 * j + 3], wgmma::descriptor(tokens + 4 * half + 2 * j));
                     }
                 }
                 wgmma::commit();

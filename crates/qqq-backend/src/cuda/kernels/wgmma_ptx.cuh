@@ -25,7 +25,7 @@ QQQ_DEVICE void pin(T (&registers)[Count]) {
     for (int i = 0; i < Count; ++i) asm volatile("" : "+r"(registers[i]) :: "memory");
 }
 
-// mma<A, N>::run(d, a0, a1, a2, a3, b, accumulate); without `accumulate`, d is overwritten.
+// mma<A, N>::run(d, a0, a1, a2, a3, b): d += a * b.
 template <Activations A, int N>
 struct mma;
 
@@ -95,21 +95,21 @@ struct mma;
 #define QQQ_VALUES_248 QQQ_VALUES_240, QQQ_FOUR(120)
 #define QQQ_VALUES_256 QQQ_VALUES_248, QQQ_FOUR(124)
 
-// The instruction's types and its immediates: signs of A and B, and whether B is transposed.
-#define QQQ_WGMMA_OF(activations, types, immediates, n, i0, i1, i2, i3, i4, i5)                                              \
-    template <>                                                                                                             \
-    struct mma<activations, n> {                                                                                            \
-        QQQ_DEVICE static void run(int (&d)[n / 2], uint32 a0, uint32 a1, uint32 a2, uint32 a3, uint64 b, int accumulate) { \
-            asm volatile("{ .reg .pred p; setp.ne.b32 p, %" i5 ", 0;\n"                                                      \
-                         "wgmma.mma_async.sync.aligned.m64n" #n types " {" QQQ_NAMES_##n "},"                                \
-                         "{%" i0 ",%" i1 ",%" i2 ",%" i3 "}, %" i4 ", p" immediates "; }"                                    \
-                         : QQQ_VALUES_##n : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));                    \
-        }                                                                                                                   \
+// The instruction's types and its immediates: signs of A and B, and whether B is transposed. The predicate says that it adds.
+#define QQQ_WGMMA_OF(activations, types, immediates, n, i0, i1, i2, i3, i4, i5)                                      \
+    template <>                                                                                                      \
+    struct mma<activations, n> {                                                                                     \
+        QQQ_DEVICE static void run(int (&d)[n / 2], uint32 a0, uint32 a1, uint32 a2, uint32 a3, uint64 b) {          \
+            asm volatile("{ .reg .pred p; setp.ne.b32 p, %" i5 ", 0;\n"                                              \
+                         "wgmma.mma_async.sync.aligned.m64n" #n types " {" QQQ_NAMES_##n "},"                        \
+                         "{%" i0 ",%" i1 ",%" i2 ",%" i3 "}, %" i4 ", p" immediates "; }"                            \
+                         : QQQ_VALUES_##n : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(1));                     \
+        }                                                                                                            \
     };
 
-#define QQQ_WGMMA(n, i0, i1, i2, i3, i4, i5)                                                                                \
-    QQQ_WGMMA_OF(kInt8, "k32.s32.s8.s8", "", n, i0, i1, i2, i3, i4, i5)                                                     \
-    QQQ_WGMMA_OF(kFloat16, "k16.f32.f16.f16", ", 1, 1, 0", n, i0, i1, i2, i3, i4, i5)                                       \
+#define QQQ_WGMMA(n, i0, i1, i2, i3, i4, i5)                                                                         \
+    QQQ_WGMMA_OF(kInt8, "k32.s32.s8.s8", "", n, i0, i1, i2, i3, i4, i5)                                              \
+    QQQ_WGMMA_OF(kFloat16, "k16.f32.f16.f16", ", 1, 1, 0", n, i0, i1, i2, i3, i4, i5)                                \
     QQQ_WGMMA_OF(kBfloat16, "k16.f32.bf16.bf16", ", 1, 1, 0", n, i0, i1, i2, i3, i4, i5)
 
 QQQ_WGMMA(8, "4", "5", "6", "7", "8", "9")

@@ -64,7 +64,7 @@ void store_matrices(uint32_t address, const uint32_t* registers, uint32_t count)
 uint32_t transpose_matrix(uint32_t a);
 enum OperandType { kInt8Operand, kHalfOperand, kBfloatOperand };
 void multiply_16x8(int type, int* d, const uint32_t (&a)[4], const uint32_t (&b)[2]);
-void wgmma_issue(int type, int columns, int* d, const uint32_t* const (&a)[4], uint64_t descriptor, int accumulate);
+void wgmma_issue(int type, int columns, int* d, const uint32_t* const (&a)[4], uint64_t descriptor);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(uint32_t pending);

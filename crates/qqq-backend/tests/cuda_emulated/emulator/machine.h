@@ -57,7 +57,7 @@ struct Thread {
 // A wgmma of a warp. Operands in registers are held by address: they are read when the instruction takes effect.
 struct WarpMultiplication {
     uint64_t descriptor;
-    int type, columns, accumulate;
+    int type, columns;
     unsigned lanes;
     int* sums[32];
     const uint32_t* a[32][4];

@@ -122,11 +122,11 @@ static void gather_a(int lane, const uint32_t (&a)[4]) {
 }
 
 // Lane l has columns 8j + 2 (l % 4) and the next of rows l / 4 and l / 4 + 8.
-static void add_products(int type, int lane, int columns, int* d, bool accumulate) {
+static void add_products(int type, int lane, int columns, int* d) {
     for (int j = 0; j < columns / 8; ++j) {
         for (int i = 0; i < 4; ++i) {
             const int product = machine->products.sums[lane / 4 + i / 2 * 8][8 * j + lane % 4 * 2 + i % 2];
-            d[4 * j + i] = accumulate ? add(type, d[4 * j + i], product) : product;
+            d[4 * j + i] = add(type, d[4 * j + i], product);
         }
     }
 }
@@ -150,7 +150,7 @@ void multiply_16x8(int type, int* d, const uint32_t (&a)[4], const uint32_t (&b)
         }
         const int type = ((Multiplication*)arguments[0])->type;
         multiply(type, 8);
-        for (int lane = 0; lane < 32; ++lane) add_products(type, lane, 8, ((Multiplication*)arguments[lane])->d, true);
+        for (int lane = 0; lane < 32; ++lane) add_products(type, lane, 8, ((Multiplication*)arguments[lane])->d);
     });
 }
 
@@ -213,16 +213,16 @@ static bool is_written(const Warp& warp, unsigned lane, const int* d) {
     return false;
 }
 
-void wgmma_issue(int type, int columns, int* d, const uint32_t* const (&a)[4], uint64_t descriptor, int accumulate) {
+void wgmma_issue(int type, int columns, int* d, const uint32_t* const (&a)[4], uint64_t descriptor) {
     if (!self->fenced) fail("wgmma without a fence after the last group");
     Warp& warp = *self->warp;
     const uint64_t number = self->issued++, at = number - warp.retired;
     if (at == warp.multiplications.size()) {
         check_agreement(*self->block, self->index / 128, number, descriptor);
-        warp.multiplications.push_back({descriptor, type, columns, accumulate, 0, {}, {}});
+        warp.multiplications.push_back({descriptor, type, columns, 0, {}, {}});
     }
     WarpMultiplication& m = warp.multiplications[at];
-    if (m.descriptor != descriptor || m.accumulate != accumulate || m.columns != columns) fail("lanes of a warp disagree in wgmma");
+    if (m.descriptor != descriptor || m.columns != columns) fail("lanes of a warp disagree in wgmma");
     if (!is_written(warp, self->lane, d)) scramble(d, columns);
     m.sums[self->lane] = d;
     for (int i = 0; i < 4; ++i) m.a[self->lane][i] = a[i];
@@ -262,7 +262,7 @@ void complete_multiplication(uint32_t index) {
     for (int lane = 0; lane < 32; ++lane) {
         int* d = m.sums[lane];
         scramble(d, m.columns);
-        add_products(m.type, lane, m.columns, d, m.accumulate != 0);
+        add_products(m.type, lane, m.columns, d);
         if (is_written(warp, (unsigned)lane, d)) scramble(d, m.columns);
     }
     ++warp.retired;
