@@ -122,8 +122,10 @@ fn mistakes_are_found() {
         ),
         sm90(gemm, "if constexpr (C::kBlocksInCluster > 1) ptx::cluster_sync();", "", 32, (1, 4), false),
         sm90(gemm, "parity ^= 1;", "", 32, (1, 2), false),
-        sm90(epilogue, "ptx::store_wait_read<0>();\n                } else", "} else", 32, (1, 1), false),
-        sm90(epilogue, "ptx::store_wait_read<1>();", "", 256, (1, 1), false),
+        sm90(epilogue, "if (thread == 0) ptx::store_wait_read<0>();", "", 32, (1, 1), false),
+        sm90(epilogue, "if (thread == 0) ptx::store_wait_read<C::kBuffers - 1>();", "", 256, (1, 1), false),
+        sm90(epilogue, "ptx::copy_async_wait<0>();\n    // The tile", "// The tile", 32, (1, 1), false),
+        sm90(gemm, "if (team == 0) ptx::copy_async_wait<0>();", "", 64, (1, 1), true),
         sm90(epilogue, "ptx::fence_async_shared();", "", 32, (1, 1), false),
         sm90(
             epilogue,

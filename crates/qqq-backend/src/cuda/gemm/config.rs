@@ -1,10 +1,12 @@
 //! The instances of the kernels; here those for Hopper.
 
-use super::{GemmTypes, Sm80Config};
+use super::{Activation, GemmTypes, Sm80Config};
 use crate::cuda::Source;
 
 /// Shared memory of a block on a Hopper GPU, in bytes.
 const MAX_SHARED_BYTES: usize = 227 * 1024;
+/// The same where a multiprocessor holds two.
+const MAX_SHARED_BYTES_OF_TWO: usize = 113 * 1024;
 
 /// Template arguments of `Sm90Config` in `sm90_config.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,18 +67,47 @@ impl Sm90Config {
         [64, 56, 48, 40].into_iter().find(|t| owned.is_multiple_of(*t)).unwrap_or(16)
     }
 
-    /// Dynamic shared memory of a block, in bytes.
-    pub fn shared_bytes(&self) -> usize {
-        let staging = 2 * self.staging_tokens() * 128;
-        let inbound = (self.ranks - 1) * self.rows * self.owned_tokens() * 64 * 4;
+    /// Staging tiles that a warpgroup fills for a tile.
+    fn staging_pieces(&self) -> usize {
+        self.rows * self.owned_tokens() / self.staging_tokens()
+    }
+
+    /// Shared memory but for the staging tiles.
+    fn other_bytes(&self) -> usize {
+        let scaled_tokens = if self.types.activation() == Activation::Int8 { self.owned_tokens() } else { 0 };
+        let factors = scaled_tokens + self.rows * 64;
         let stage = self.tokens * 128 + self.rows * self.warpgroups * self.types.chunk_bytes() + 16;
         let team = (self.splits - 1) * self.warpgroups * (self.rows * self.tokens / 8).min(8) * 2048;
-        self.stages * stage + self.warpgroups * (staging.max(inbound) + 24) + 8 + team
+        self.stages * stage + self.warpgroups * (24 + factors * 4) + 8 + team
+    }
+
+    /// Shared memory that a block may take.
+    fn room(&self) -> usize {
+        if self.blocks_per_multiprocessor() == 2 { MAX_SHARED_BYTES_OF_TWO } else { MAX_SHARED_BYTES }
+    }
+
+    /// Staging tiles that a warpgroup has: as many as it fills, or as there is room for.
+    fn staging_buffers(&self) -> usize {
+        let room = self.room().saturating_sub(self.other_bytes());
+        self.staging_pieces().min(room / self.warpgroups / (self.staging_tokens() * 128))
+    }
+
+    /// Whether a tile's outputs leave for memory without waiting for each other.
+    pub fn stages_whole_tiles(&self) -> bool {
+        self.staging_buffers() == self.staging_pieces()
+    }
+
+    /// Dynamic shared memory of a block, in bytes.
+    pub fn shared_bytes(&self) -> usize {
+        let staging = self.staging_buffers() * self.staging_tokens() * 128;
+        let inbound = (self.ranks - 1) * self.rows * self.owned_tokens() * 64 * 4;
+        self.other_bytes() + self.warpgroups * staging.max(inbound)
     }
 
     /// Whether the kernel can be compiled.
     pub fn is_valid(&self) -> bool {
-        self.shared_bytes() <= MAX_SHARED_BYTES
+        self.shared_bytes() <= self.room()
+            && self.staging_buffers() >= self.staging_pieces().min(2)
             && self.stages.is_multiple_of(self.splits)
             && (self.tokens / self.cluster).is_multiple_of(8)
             && self.rows * self.tokens <= 256

@@ -132,7 +132,7 @@ pub fn candidates(types: GemmTypes, arch: Arch, m: usize, order: SumOrder) -> Ve
     plans
 }
 
-/// The deepest pipeline that fits; at least 3 stages.
+/// The deepest pipeline that fits, at least 3 stages; where 4 leave room to stage whole tiles, the deepest that does.
 fn with_most_stages(
     types: GemmTypes,
     tokens: usize,
@@ -140,13 +140,14 @@ fn with_most_stages(
     (cluster, ranks): (usize, usize),
 ) -> Option<Sm90Config> {
     // Few tokens: two blocks on a multiprocessor.
-    let (deepest, budget) = if tokens <= 16 { (12, 113 * 1024) } else { (8, 227 * 1024) };
+    let deepest = if tokens <= 16 { 12 } else { 8 };
     // A stage of half as many channels, or of weights for 16-bit activations, is half as large: as many bytes under way are
     // twice as many stages.
-    (3..=deepest * types.activation().bytes() * splits)
-        .rev()
+    let depths = (3..=deepest * types.activation().bytes() * splits).rev();
+    let all = depths
         .map(|stages| Sm90Config { types, tokens, warpgroups, rows: 1, splits, stages, cluster, ranks })
-        .find(|c| c.is_valid() && c.shared_bytes() <= budget)
+        .filter(Sm90Config::is_valid);
+    all.clone().find(|c| c.stages >= 4 && c.stages_whole_tiles()).or_else(|| all.clone().next())
 }
 
 /// The plan for `m` tokens on a device with this many multiprocessors.

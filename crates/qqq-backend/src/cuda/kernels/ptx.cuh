@@ -239,6 +239,11 @@ QQQ_DEVICE void grid_launch_dependents() { asm volatile("griddepcontrol.launch_d
 
 // --- instructions of sm_80 ------------------------------------------------------------------------
 
+// 4 bytes from global to shared memory.
+QQQ_DEVICE void copy_async_4(uint32 target, const void* source) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(target), "l"(source) : "memory");
+}
+
 // 16 bytes from global to shared memory, or zeros if not `valid` (then nothing is read). Without a cache hint: with one,
 // NVRTC 13.0 makes an instruction that the GPU refuses (an odd pair of uniform registers).
 QQQ_DEVICE void copy_async_16(uint32 target, const void* source, bool valid) {

@@ -70,9 +70,19 @@ struct Sm90Config {
     static constexpr int kChunkBytes = Chunk::kBytes;
     static constexpr int kWeightBytes = Rows * Warpgroups * kChunkBytes;
     static constexpr int kStagingBytes = kStagingTokens * 128;
+    // What a warpgroup scales sums by: the tokens' scales, then the channels'.
+    static constexpr int kFactorTokens = A == kInt8 ? kOwnedTokens : 0;
+    static constexpr int kFactorBytes = (kFactorTokens + Rows * 64) * 4;
+    // Barriers, flags and factors.
+    static constexpr int kSmallBytes = Stages * 16 + Warpgroups * (24 + kFactorBytes) + 8;
+    // A warpgroup's staging tiles: as many as a tile fills, or as there is room for. What comes from other ranks lies in the same
+    // place before.
+    static constexpr int kPieces = Rows * kOwnedTokens / kStagingTokens;
+    static constexpr int kRoom = (kBlocks == 2 ? 113 : 227) * 1024 - Stages * (kTokenBytes + kWeightBytes) - kTeamBytes - kSmallBytes;
+    static constexpr int kMostBuffers = kRoom / Warpgroups / kStagingBytes;
+    static constexpr int kBuffers = kPieces < kMostBuffers ? kPieces : kMostBuffers;
+    static constexpr int kWarpgroupBytes = kBuffers * kStagingBytes > kInboundBytes ? kBuffers * kStagingBytes : kInboundBytes;
     static constexpr int kStagingOffset = Stages * kTokenBytes;
-    // A warpgroup's staging tiles; what comes from other ranks lies in the same place before.
-    static constexpr int kWarpgroupBytes = 2 * kStagingBytes > kInboundBytes ? 2 * kStagingBytes : kInboundBytes;
     static constexpr int kWeightOffset = kStagingOffset + Warpgroups * kWarpgroupBytes;
     static constexpr int kTeamOffset = kWeightOffset + Stages * kWeightBytes;
     static constexpr int kBarrierOffset = kTeamOffset + kTeamBytes;
@@ -80,7 +90,9 @@ struct Sm90Config {
     static constexpr int kFlagOffset = kInboundOffset + Warpgroups * 16;
     // A barrier that nobody waits for.
     static constexpr int kNobodyOffset = kFlagOffset + Warpgroups * 8;
-    static constexpr int kSharedBytes = kNobodyOffset + 8;
+    static constexpr int kFactorOffset = kNobodyOffset + 8;
+    static constexpr int kSharedBytes = kFactorOffset + Warpgroups * kFactorBytes;
+    static_assert(kBuffers >= 1 && (kBuffers == kPieces || kBuffers >= 2));
     static_assert(kTokenBytes % 1024 == 0 && kStagingBytes % 1024 == 0 && kChunkBytes % 16 == 0 && kBarrierOffset % 8 == 0);
     static_assert(A == kInt8 || Bfloat == (A == kBfloat16), "16-bit activations give outputs of their own type");
     static_assert(kSharedBytes <= 227 * 1024);

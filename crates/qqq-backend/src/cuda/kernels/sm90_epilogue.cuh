@@ -136,6 +136,30 @@ QQQ_DEVICE bool sm90_exchange(Sums<C>& acc, uint32 shared, const Place& place, i
     return true;
 }
 
+// Has the scales of a tile brought to shared memory, while it is multiplied: from L2 or memory they take as long as a step or two.
+template <class C>
+QQQ_DEVICE void sm90_load_factors(const GemmParameters& p, const Segment& g, uint32 shared, const Place& place, int warpgroup,
+                                  int thread) {
+    const uint32 factors = shared + C::kFactorOffset + warpgroup * C::kFactorBytes;
+    // Those of a stretch before, whose tile another cluster finished, must not come after these.
+    ptx::copy_async_wait<0>();
+#pragma unroll
+    for (int i = 0; i < C::kFactorTokens; i += 128) {
+        if (i + thread >= C::kFactorTokens) break;
+        // Every rank finishes its own tokens.
+        const int token = g.m_tile * C::kTokens + (C::kOwners > 1 ? place.rank * C::kOwnedTokens : 0) + i + thread;
+        ptx::copy_async_4(factors + (i + thread) * 4, p.token_scale + min(token, p.m - 1));
+    }
+#pragma unroll
+    for (int r = 0; r < C::kRows; ++r) {
+        const int block = (g.n_tile * C::kCluster + place.neighbour) * (C::kChannels / 64) + warpgroup * C::kRows + r;
+        // Past the last channels nothing is stored.
+        if (thread >= 64 || block * 64 >= p.n) break;
+        ptx::copy_async_4(factors + (C::kFactorTokens + r * 64 + thread) * 4, p.channel_scale + block * 64 + thread);
+    }
+    ptx::copy_async_commit();
+}
+
 // Scales, converts and stores a finished tile: through shared memory, where rows become tokens.
 template <class C>
 QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& acc, uint32 shared, const Place& place,
@@ -143,69 +167,57 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& a
     const int warp = thread / 32, lane = thread % 32;
     const int token0 = g.m_tile * C::kTokens;
     const uint32 staging = shared + C::kStagingOffset + warpgroup * C::kWarpgroupBytes;
-    constexpr int kPieces = C::kTokens / C::kStagingTokens;
-    // The scales of a thread's tokens of a piece. Where there are registers for two pieces, those of the next one are under way
-    // while this one is stored.
-    constexpr bool kAhead = C::kRanks == 1 && C::kSplits == 1;
-    constexpr int kOwn = C::kStagingTokens / 4;
-    float token_scales[2][kOwn];
-    auto token_scale = [&](int piece, int i) {
-        const int token = token0 + piece * C::kStagingTokens + 8 * (i / 2) + 2 * (lane % 4) + i % 2;
-        return C::A == kInt8 ? __ldg(p.token_scale + min(token, p.m - 1)) : 1.0f;
-    };
-    auto load_scales = [&](int piece) {
-#pragma unroll
-        for (int i = 0; i < kOwn; ++i) token_scales[piece % 2][i] = token_scale(piece, i);
-    };
-    int buffer = 0;
+    const uint32 factors = shared + C::kFactorOffset + warpgroup * C::kFactorBytes;
+    ptx::copy_async_wait<0>();
+    // The tile before is no longer in the buffers, and everybody's part of the factors is there.
+    if (thread == 0) ptx::store_wait_read<0>();
+    ptx::named_barrier(1 + warpgroup, 128);
 #pragma unroll
     for (int r = 0; r < C::kRows; ++r) {
         const int block = (g.n_tile * C::kCluster + place.neighbour) * (C::kChannels / 64) + warpgroup * C::kRows + r;
         if (block * 64 >= p.n) break;
-        const int channel = block * 64 + warp * 16 + lane / 4;
-        const float scale0 = __ldg(p.channel_scale + channel), scale1 = __ldg(p.channel_scale + channel + 8);
+        const int row = warp * 16 + lane / 4, channel = block * 64 + row;
         const bool biased = p.bias != nullptr;
-        if (kAhead) load_scales(0);
         const float bias0 = biased && channel < p.n ? __ldg(p.bias + channel) : 0.0f;
         const float bias1 = biased && channel + 8 < p.n ? __ldg(p.bias + channel + 8) : 0.0f;
+        auto factor = [&](int at) { return __uint_as_float(ptx::load_shared_32(factors + at * 4)); };
+        const float scale0 = factor(C::kFactorTokens + r * 64 + row), scale1 = factor(C::kFactorTokens + r * 64 + row + 8);
 #pragma unroll
-        for (int piece = 0; piece < kPieces; ++piece) {
-            // Every rank finishes its own tokens.
-            if (C::kRanks > 1 && piece * C::kStagingTokens / C::kOwnedTokens != place.rank) continue;
-            const uint32 target = staging + buffer * C::kStagingBytes;
-            buffer ^= 1;
-            if (kAhead && piece + 1 < kPieces) load_scales(piece + 1);
-            // The store before the last one read this buffer. With an odd number of pieces, the last one of the tile before did.
-            if (thread == 0) {
-                if (r == 0 && piece == 0) {
-                    ptx::store_wait_read<0>();
-                } else {
-                    ptx::store_wait_read<1>();
+        for (int piece = 0; piece < C::kTokens / C::kStagingTokens; ++piece) {
+            constexpr int kSteps = C::kStagingTokens / 8, kOwnPieces = C::kOwnedTokens / C::kStagingTokens;
+            if (C::kRanks > 1 && piece / kOwnPieces != place.rank) continue;
+            const int own = piece % kOwnPieces, index = r * kOwnPieces + own;
+            const uint32 target = staging + index % C::kBuffers * C::kStagingBytes;
+            uint2 token_scales[kSteps];
+            if constexpr (C::A == kInt8) {
+#pragma unroll
+                for (int i = 0; i < kSteps; ++i) {
+                    token_scales[i] = ptx::load_shared_64(factors + (own * C::kStagingTokens + 8 * i + 2 * (lane % 4)) * 4);
                 }
             }
-            ptx::named_barrier(1 + warpgroup, 128);
-            auto packed = [&](int j, int half) {
-                const int i = 2 * (j - piece * (C::kStagingTokens / 8));
-                const float t0 = kAhead ? token_scales[piece % 2][i] : token_scale(piece, i);
-                const float t1 = kAhead ? token_scales[piece % 2][i + 1] : token_scale(piece, i + 1);
+            if (index >= C::kBuffers) {
+                if (thread == 0) ptx::store_wait_read<C::kBuffers - 1>();
+                ptx::named_barrier(1 + warpgroup, 128);
+            }
+            // Outputs of tokens 8i.. of the piece, those of this thread, of its first channel or its second.
+            auto outputs = [&](int i, int half) {
+                const int at = 4 * (piece * kSteps + i) + 2 * half;
                 const float scale = half ? scale1 : scale0, bias = half ? bias1 : bias0;
-                float y0 = scale_sum<C::A>(acc[r][4 * j + 2 * half], scale, t0);
-                float y1 = scale_sum<C::A>(acc[r][4 * j + 2 * half + 1], scale, t1);
+                float y0 = scale_sum<C::A>(acc[r][at], scale, __uint_as_float(token_scales[i].x));
+                float y1 = scale_sum<C::A>(acc[r][at + 1], scale, __uint_as_float(token_scales[i].y));
                 if (biased) y0 = __fadd_rn(y0, bias), y1 = __fadd_rn(y1, bias);
                 return pack_floats<C::kBfloat>(y0, y1);
             };
             // Row `token` of the staging tile has 8 chunks of 8 channels, swizzled by the token.
             auto address = [&](int token, int half) { return target + token * 128 + (((2 * warp + half) ^ (token & 7)) << 4); };
-            constexpr int kSteps = C::kStagingTokens / 8;
 #pragma unroll
             for (int i = 0; i + 1 < kSteps; i += 2) {
-                const int j = piece * kSteps + i;
-                ptx::store_matrix_x4_transposed(address(8 * (i + lane / 16) + lane % 8, lane / 8 % 2), packed(j, 0), packed(j, 1),
-                                                packed(j + 1, 0), packed(j + 1, 1));
+                ptx::store_matrix_x4_transposed(address(8 * (i + lane / 16) + lane % 8, lane / 8 % 2), outputs(i, 0), outputs(i, 1),
+                                                outputs(i + 1, 0), outputs(i + 1, 1));
             }
             if constexpr (kSteps % 2 == 1) {
-                const int j = piece * kSteps + kSteps - 1;
-                ptx::store_matrix_x2_transposed(address(8 * (kSteps - 1) + lane % 8, lane / 8 % 2), packed(j, 0), packed(j, 1));
+                ptx::store_matrix_x2_transposed(address(8 * (kSteps - 1) + lane % 8, lane / 8 % 2), outputs(kSteps - 1, 0),
+                                                outputs(kSteps - 1, 1));
             }
             ptx::fence_async_shared();
             ptx::named_barrier(1 + warpgroup, 128);

@@ -114,7 +114,6 @@ template <class C>
 QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place& place, int warpgroup, int team, int thread) {
     const uint32 full = shared + C::kBarrierOffset;
     Segments<C::kRanks> segments(p.schedule, place.cluster, place.clusters, place.rank);
-    Segment g{};
     // Steps are numbered through all stretches; a team takes every kSplits-th of them, so it sees the same stages again. Everything that
     // depends on the stage is counted along: the loop is bound by its instructions where tiles are small.
     int count = 0, stage = team;
@@ -138,10 +137,13 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
         }
     };
 
+    Segment g{}, next{};
+    int more = segments.next(g);
     ptx::grid_dependency_wait();
-    while (segments.next(g)) {
+    for (; more; g = next) {
         const int begin = C::kSplits == 1 ? 0 : (team + C::kSplits - count % C::kSplits) % C::kSplits;
         const int steps = g.last - g.first;
+        if (team == 0) sm90_load_factors<C>(p, g, shared, place, warpgroup, thread);
         sm90_clear<C>(acc);
 #pragma unroll
         for (int r = 0; r < C::kRows; ++r) wgmma::pin(acc[r]);
@@ -195,6 +197,11 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
             chunks += wrap ? -C::kWeightBytes * C::kSplits * (kPasses - 1) : C::kWeightBytes * C::kSplits;
             tokens += wrap ? -(C::kTokenBytes >> 4) * C::kSplits * (kPasses - 1) : (C::kTokenBytes >> 4) * C::kSplits;
         }
+        // The next stretch is found out while this one's last batches are multiplied: it takes a hundred instructions.
+        more = segments.next(next);
+        int found[] = {more, next.tile, next.n_tile, next.m_tile, next.first, next.last};
+        wgmma::pin(found);
+        more = found[0], next = {found[1], found[2], found[3], found[4], found[5]};
         wgmma::wait<0>();
 #pragma unroll
         for (int r = 0; r < C::kRows; ++r) wgmma::pin(acc[r]);
@@ -223,6 +230,8 @@ QQQ_DEVICE void sm90_consume(const GemmParameters& p, uint32 shared, const Place
             sm90_store<C>(p, g, acc, shared, place, warpgroup, thread);
         }
     }
+    // Nothing may come to this block's memory, or be read from it, after its end.
+    if (team == 0) ptx::copy_async_wait<0>();
     if (team == 0 && thread == 0) ptx::store_wait_read<0>();
 }
 

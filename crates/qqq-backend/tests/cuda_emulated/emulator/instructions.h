@@ -44,7 +44,7 @@ uint32_t shuffle_xor(uint32_t value, int mask);
 
 // --- transfers.cpp ----------------------------------------------------------------------------------
 
-void copy_async_16(uint32_t target, const void* source, bool valid);
+void copy_async(uint32_t target, const void* source, uint32_t bytes, bool valid);
 void bulk_load(uint32_t target, const void* source, uint32_t bytes, uint32_t barrier);
 void tensor_load(uint32_t target, const void* map, int column, int row, uint32_t barrier, uint32_t blocks);
 void tensor_store(const void* map, int column, int row, uint32_t source);

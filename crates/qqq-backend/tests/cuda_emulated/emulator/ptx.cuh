@@ -109,7 +109,8 @@ QQQ_DEVICE void grid_launch_dependents() {}
 
 // --- instructions of sm_80 ------------------------------------------------------------------------
 
-QQQ_DEVICE void copy_async_16(uint32 target, const void* source, bool valid) { emulator::copy_async_16(target, source, valid); }
+QQQ_DEVICE void copy_async_4(uint32 target, const void* source) { emulator::copy_async(target, source, 4, true); }
+QQQ_DEVICE void copy_async_16(uint32 target, const void* source, bool valid) { emulator::copy_async(target, source, 16, valid); }
 QQQ_DEVICE void copy_async_commit() { emulator::close_group(&emulator::Thread::copies); }
 template <int Pending>
 QQQ_DEVICE void copy_async_wait() {

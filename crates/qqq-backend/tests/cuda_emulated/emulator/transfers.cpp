@@ -9,10 +9,10 @@ static Transfer start(Transfer::Kind kind, Block& block, uint32_t address, uint3
     return t;
 }
 
-void copy_async_16(uint32_t target, const void* source, bool valid) {
-    if (valid) check_global(source, 16, 16);
-    std::memset(shared_at(target, 16, 16), kPoison, 16);
-    Transfer t = start(Transfer::kCopyAsync, *self->block, target, 16);
+void copy_async(uint32_t target, const void* source, uint32_t bytes, bool valid) {
+    if (valid) check_global(source, bytes, bytes);
+    std::memset(shared_at(target, bytes, bytes), kPoison, bytes);
+    Transfer t = start(Transfer::kCopyAsync, *self->block, target, bytes);
     t.source = source, t.valid = valid, t.thread = self, t.group = self->copies.open % Groups::kMost;
     ++self->copies.outstanding[t.group];
     machine->transfers.push_back(std::move(t));
@@ -139,11 +139,11 @@ static void end_in_group(const Transfer& t, Groups Thread::*member, const char* 
 void complete_transfer(Transfer& t) {
     switch (t.kind) {
         case Transfer::kCopyAsync: {
-            uint8_t* target = shared_of(*t.block, t.address, 16, 16);
+            uint8_t* target = shared_of(*t.block, t.address, t.bytes, t.bytes);
             if (t.valid) {
-                std::memcpy(target, t.source, 16);
+                std::memcpy(target, t.source, t.bytes);
             } else {
-                std::memset(target, 0, 16);
+                std::memset(target, 0, t.bytes);
             }
             end_in_group(t, &Thread::copies, kCopiesWait);
             break;
