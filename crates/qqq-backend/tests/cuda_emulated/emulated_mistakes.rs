@@ -83,7 +83,8 @@ fn mistakes_are_found() {
             (1, 1),
             false,
         ),
-        sm90(epilogue, "ptx::named_barrier(read, 128 * C::kSplits);\n    }\n", "}\n", 32, (1, 1), false),
+        // Seen only where a pipeline is deep enough for a team to be a tile ahead.
+        sm90(epilogue, "ptx::named_barrier(read, 128 * C::kSplits);\n    }\n", "}\n", 8, (1, 1), false),
         // Copies.
         sm90(
             gemm,

@@ -42,7 +42,8 @@ impl Sm90Config {
 
     /// Blocks that a multiprocessor holds at once.
     pub fn blocks_per_multiprocessor(&self) -> usize {
-        if self.tokens * self.rows <= 16 && self.warpgroups * self.splits <= 2 { 2 } else { 1 }
+        let most_of_two = if (self.warpgroups, self.splits) == (1, 2) && self.ranks <= 2 { 48 } else { 16 };
+        if self.tokens * self.rows <= most_of_two && self.warpgroups * self.splits <= 2 { 2 } else { 1 }
     }
 
     /// Threads of a block.

@@ -139,7 +139,7 @@ fn with_most_stages(
     (warpgroups, splits): (usize, usize),
     (cluster, ranks): (usize, usize),
 ) -> Option<Sm90Config> {
-    // Few tokens: two blocks on a multiprocessor.
+    // Small stages: more of them.
     let deepest = if tokens <= 16 { 12 } else { 8 };
     // A stage of half as many channels, or of weights for 16-bit activations, is half as large: as many bytes under way are
     // twice as many stages.
@@ -251,7 +251,10 @@ fn cycles90(p: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize), multipro
     let mut overhead = if p.paired { 5860.0 } else { 6060.0 } * busy;
     overhead += tiles_each * c.rows as f64 * (70.0 + 4.6 * tokens);
     if c.ranks > 1 {
-        overhead += rounds as f64 * (1710.0 + 17.0 * tokens);
+        // Of two blocks one multiplies while the other exchanges; only the last exchange is seen. Up to 16 tokens there is too little to
+        // multiply for that.
+        let seen = if p.paired && c.tokens > 16 { 1 } else { rounds };
+        overhead += seen as f64 * (1710.0 + 17.0 * tokens);
     }
     if shared > 0 {
         overhead += 11500.0;
@@ -329,6 +332,8 @@ mod tests {
         };
         assert_eq!(p(1), (8, 2, false));
         assert_eq!(p(16), (16, 2, false));
+        assert_eq!(p(32), (32, 2, false));
+        assert_eq!(p(48), (48, 2, false));
         assert_eq!(p(64), (64, 1, false));
         assert_eq!(p(128), (128, 2, false));
         assert_eq!(p(256), (128, 1, false));

@@ -86,7 +86,7 @@ QQQ_DEVICE void dequantize(const Words16<A, W, Group>& words, int half, uint32 (
             a[4 * j + i] = values[i];
             if constexpr (W == kGroupHalf4) {
                 const uint32 pair = words.scales[Chunk16<W, Group>::kGroups == 2 ? half : 0];
-                a[4 * j + i] = pair_multiply<A>(values[i], __byte_perm(pair, 0, i % 2 == 0 ? 0x1010 : 0x3232));
+                a[4 * j + i] = pair_multiply<A>(values[i], i % 2 == 0 ? ptx::half2_low(pair) : ptx::half2_high(pair));
             }
         }
     }

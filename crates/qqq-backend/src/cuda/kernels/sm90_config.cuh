@@ -45,8 +45,10 @@ struct Sm90Config {
     static constexpr int kInboundBytes = (Ranks - 1) * Rows * kOwnedTokens * 64 * 4;
     static constexpr int kChannels = 64 * Rows * Warpgroups;
     static constexpr bool kBfloat = Bfloat;
-    // Few tokens leave room for two blocks on a multiprocessor: the next launch can fill its pipeline already.
-    static constexpr int kBlocks = Tokens * Rows <= 16 && Warpgroups * Splits <= 2 ? 2 : 1;
+    // Few tokens leave room for two blocks on a multiprocessor: the next launch can fill its pipeline already. Tiles of 64 channels do
+    // so up to 48 tokens, but not in large clusters, which start late then.
+    static constexpr int kMostOfTwo = Warpgroups == 1 && Splits == 2 && Ranks <= 2 ? 48 : 16;
+    static constexpr int kBlocks = Tokens * Rows <= kMostOfTwo && Warpgroups * Splits <= 2 ? 2 : 1;
     // Registers move from the copying warpgroup to the others.
     static constexpr bool kTrade = Warpgroups * Splits == 2 && kBlocks == 1;
     static constexpr int kCopyRegisters = 56, kRegisters = 224;

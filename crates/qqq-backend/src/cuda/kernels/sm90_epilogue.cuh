@@ -199,14 +199,27 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& a
                 if (thread == 0) ptx::store_wait_read<C::kBuffers - 1>();
                 ptx::named_barrier(1 + warpgroup, 128);
             }
-            // Outputs of tokens 8i.. of the piece, those of this thread, of its first channel or its second.
+            // Sums become outputs, in place. A bias is added apart: as a part of the same, it would take its instructions without one too.
+#pragma unroll
+            for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    int& sum = acc[r][4 * (piece * kSteps + i) + j];
+                    const uint32 token_scale = j % 2 == 0 ? token_scales[i].x : token_scales[i].y;
+                    sum = __float_as_int(scale_sum<C::A>(sum, j < 2 ? scale0 : scale1, __uint_as_float(token_scale)));
+                }
+            }
+            if (biased) {
+#pragma unroll
+                for (int i = 0; i < kSteps * 4; ++i) {
+                    int& sum = acc[r][4 * piece * kSteps + i];
+                    sum = __float_as_int(__fadd_rn(__int_as_float(sum), i % 4 < 2 ? bias0 : bias1));
+                }
+            }
+            // Those of tokens 8i.. of the piece, for the thread's first channel or its second.
             auto outputs = [&](int i, int half) {
                 const int at = 4 * (piece * kSteps + i) + 2 * half;
-                const float scale = half ? scale1 : scale0, bias = half ? bias1 : bias0;
-                float y0 = scale_sum<C::A>(acc[r][at], scale, __uint_as_float(token_scales[i].x));
-                float y1 = scale_sum<C::A>(acc[r][at + 1], scale, __uint_as_float(token_scales[i].y));
-                if (biased) y0 = __fadd_rn(y0, bias), y1 = __fadd_rn(y1, bias);
-                return pack_floats<C::kBfloat>(y0, y1);
+                return pack_floats<C::kBfloat>(__int_as_float(acc[r][at]), __int_as_float(acc[r][at + 1]));
             };
             // Row `token` of the staging tile has 8 chunks of 8 channels, swizzled by the token.
             auto address = [&](int token, int half) { return target + token * 128 + (((2 * warp + half) ^ (token & 7)) << 4); };

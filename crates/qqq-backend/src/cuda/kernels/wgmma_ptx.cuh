@@ -96,39 +96,39 @@ struct mma;
 #define QQQ_VALUES_256 QQQ_VALUES_248, QQQ_FOUR(124)
 
 // The instruction's types and its immediates: signs of A and B, and whether B is transposed. The predicate says that it adds.
-#define QQQ_WGMMA_OF(activations, types, immediates, n, i0, i1, i2, i3, i4, i5)                                      \
+#define QQQ_WGMMA_OF(activations, types, immediates, n, i0, i1, i2, i3, i4)                                          \
     template <>                                                                                                      \
     struct mma<activations, n> {                                                                                     \
         QQQ_DEVICE static void run(int (&d)[n / 2], uint32 a0, uint32 a1, uint32 a2, uint32 a3, uint64 b) {          \
-            asm volatile("{ .reg .pred p; setp.ne.b32 p, %" i5 ", 0;\n"                                              \
+            asm volatile("{ .reg .pred p; setp.eq.b32 p, 0, 0;\n"                                                    \
                          "wgmma.mma_async.sync.aligned.m64n" #n types " {" QQQ_NAMES_##n "},"                        \
                          "{%" i0 ",%" i1 ",%" i2 ",%" i3 "}, %" i4 ", p" immediates "; }"                            \
-                         : QQQ_VALUES_##n : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(1));                     \
+                         : QQQ_VALUES_##n : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                             \
         }                                                                                                            \
     };
 
-#define QQQ_WGMMA(n, i0, i1, i2, i3, i4, i5)                                                                         \
-    QQQ_WGMMA_OF(kInt8, "k32.s32.s8.s8", "", n, i0, i1, i2, i3, i4, i5)                                              \
-    QQQ_WGMMA_OF(kFloat16, "k16.f32.f16.f16", ", 1, 1, 0", n, i0, i1, i2, i3, i4, i5)                                \
-    QQQ_WGMMA_OF(kBfloat16, "k16.f32.bf16.bf16", ", 1, 1, 0", n, i0, i1, i2, i3, i4, i5)
+#define QQQ_WGMMA(n, i0, i1, i2, i3, i4)                                                                             \
+    QQQ_WGMMA_OF(kInt8, "k32.s32.s8.s8", "", n, i0, i1, i2, i3, i4)                                                  \
+    QQQ_WGMMA_OF(kFloat16, "k16.f32.f16.f16", ", 1, 1, 0", n, i0, i1, i2, i3, i4)                                    \
+    QQQ_WGMMA_OF(kBfloat16, "k16.f32.bf16.bf16", ", 1, 1, 0", n, i0, i1, i2, i3, i4)
 
-QQQ_WGMMA(8, "4", "5", "6", "7", "8", "9")
-QQQ_WGMMA(16, "8", "9", "10", "11", "12", "13")
-QQQ_WGMMA(24, "12", "13", "14", "15", "16", "17")
-QQQ_WGMMA(32, "16", "17", "18", "19", "20", "21")
-QQQ_WGMMA(48, "24", "25", "26", "27", "28", "29")
-QQQ_WGMMA(64, "32", "33", "34", "35", "36", "37")
-QQQ_WGMMA(80, "40", "41", "42", "43", "44", "45")
-QQQ_WGMMA(96, "48", "49", "50", "51", "52", "53")
-QQQ_WGMMA(112, "56", "57", "58", "59", "60", "61")
-QQQ_WGMMA(128, "64", "65", "66", "67", "68", "69")
-QQQ_WGMMA(144, "72", "73", "74", "75", "76", "77")
-QQQ_WGMMA(160, "80", "81", "82", "83", "84", "85")
-QQQ_WGMMA(176, "88", "89", "90", "91", "92", "93")
-QQQ_WGMMA(192, "96", "97", "98", "99", "100", "101")
-QQQ_WGMMA(208, "104", "105", "106", "107", "108", "109")
-QQQ_WGMMA(224, "112", "113", "114", "115", "116", "117")
-QQQ_WGMMA(240, "120", "121", "122", "123", "124", "125")
-QQQ_WGMMA(256, "128", "129", "130", "131", "132", "133")
+QQQ_WGMMA(8, "4", "5", "6", "7", "8")
+QQQ_WGMMA(16, "8", "9", "10", "11", "12")
+QQQ_WGMMA(24, "12", "13", "14", "15", "16")
+QQQ_WGMMA(32, "16", "17", "18", "19", "20")
+QQQ_WGMMA(48, "24", "25", "26", "27", "28")
+QQQ_WGMMA(64, "32", "33", "34", "35", "36")
+QQQ_WGMMA(80, "40", "41", "42", "43", "44")
+QQQ_WGMMA(96, "48", "49", "50", "51", "52")
+QQQ_WGMMA(112, "56", "57", "58", "59", "60")
+QQQ_WGMMA(128, "64", "65", "66", "67", "68")
+QQQ_WGMMA(144, "72", "73", "74", "75", "76")
+QQQ_WGMMA(160, "80", "81", "82", "83", "84")
+QQQ_WGMMA(176, "88", "89", "90", "91", "92")
+QQQ_WGMMA(192, "96", "97", "98", "99", "100")
+QQQ_WGMMA(208, "104", "105", "106", "107", "108")
+QQQ_WGMMA(224, "112", "113", "114", "115", "116")
+QQQ_WGMMA(240, "120", "121", "122", "123", "124")
+QQQ_WGMMA(256, "128", "129", "130", "131", "132")
 
 }  // namespace wgmma
