@@ -175,8 +175,10 @@ fn clusters_at_once(multiprocessors: usize, blocks_in_cluster: usize, blocks_eac
 }
 
 /// Estimated clock cycles. The constants were fitted to measurements of int8 activations on an H100 (nine shapes, 1 to 8,192 tokens, every
-/// plan; weights per channel, and in groups of 128 for six of the shapes): its choices take 0.5% longer than the fastest plans on
-/// average, 11% at most. They say which plan is faster, not how long it takes.
+/// plan; weights per channel, and in groups of 128 for six of the shapes): its choices took 0.5% longer than the fastest plans on
+/// average, 11% at most. (Since then the ends of tiles have become shorter, and tiles of 64 channels and up to 48 tokens have become two a
+/// multiprocessor; for those, the choices for six shapes were compared with every plan.) They say which plan is faster, not how long it
+/// takes.
 /// 16-bit matrix instructions take as long for half the columns, so the same product has twice the steps; dequantizing half
 /// the weights is assumed to take as long, because what a step waits for is the same.
 fn cycles(p: &Plan, shape: (usize, usize, usize), multiprocessors: usize) -> f64 {
