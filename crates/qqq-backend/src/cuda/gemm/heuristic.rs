@@ -144,10 +144,10 @@ fn with_most_stages(
     // A stage of half as many channels, or of weights for 16-bit activations, is half as large: as many bytes under way are
     // twice as many stages.
     let depths = (3..=deepest * types.activation().bytes() * splits).rev();
-    let all = depths
+    let mut all = depths
         .map(|stages| Sm90Config { types, tokens, warpgroups, rows: 1, splits, stages, cluster, ranks })
         .filter(Sm90Config::is_valid);
-    all.clone().find(|c| c.stages >= 4 && c.stages_whole_tiles()).or_else(|| all.clone().next())
+    all.clone().find(|c| c.stages >= 4 && c.stages_whole_tiles()).or_else(|| all.next())
 }
 
 /// The plan for `m` tokens on a device with this many multiprocessors.

@@ -108,6 +108,12 @@ struct Place {
     int neighbour, rank;
 };
 
+// The r-th block of 64 channels that a warpgroup has of a tile.
+template <class C>
+QQQ_DEVICE int channel_block(const Segment& g, const Place& place, int warpgroup, int r) {
+    return (g.n_tile * C::kCluster + place.neighbour) * (C::kChannels / 64) + warpgroup * C::kRows + r;
+}
+
 // What a thread of a warpgroup holds of its tile: the registers of wgmma for each block of 64 channels.
 template <class C>
 using Sums = int[C::kRows][C::kTokens / 2];

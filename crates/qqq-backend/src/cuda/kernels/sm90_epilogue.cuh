@@ -152,7 +152,7 @@ QQQ_DEVICE void sm90_load_factors(const GemmParameters& p, const Segment& g, uin
     }
 #pragma unroll
     for (int r = 0; r < C::kRows; ++r) {
-        const int block = (g.n_tile * C::kCluster + place.neighbour) * (C::kChannels / 64) + warpgroup * C::kRows + r;
+        const int block = channel_block<C>(g, place, warpgroup, r);
         // Past the last channels nothing is stored.
         if (thread >= 64 || block * 64 >= p.n) break;
         ptx::copy_async_4(factors + (C::kFactorTokens + r * 64 + thread) * 4, p.channel_scale + block * 64 + thread);
@@ -174,7 +174,7 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& a
     ptx::named_barrier(1 + warpgroup, 128);
 #pragma unroll
     for (int r = 0; r < C::kRows; ++r) {
-        const int block = (g.n_tile * C::kCluster + place.neighbour) * (C::kChannels / 64) + warpgroup * C::kRows + r;
+        const int block = channel_block<C>(g, place, warpgroup, r);
         if (block * 64 >= p.n) break;
         const int row = warp * 16 + lane / 4, channel = block * 64 + row;
         const bool biased = p.bias != nullptr;
@@ -188,7 +188,7 @@ QQQ_DEVICE void sm90_store(const GemmParameters& p, const Segment& g, Sums<C>& a
             if (C::kRanks > 1 && piece / kOwnPieces != place.rank) continue;
             const int own = piece % kOwnPieces, index = r * kOwnPieces + own;
             const uint32 target = staging + index % C::kBuffers * C::kStagingBytes;
-            uint2 token_scales[kSteps];
+            uint2 token_scales[kSteps]{};
             if constexpr (C::A == kInt8) {
 #pragma unroll
                 for (int i = 0; i < kSteps; ++i) {
