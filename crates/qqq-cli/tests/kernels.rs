@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{fs, io::Cursor};
+use std::{fs, io::Cursor, process::ExitCode};
 
 use common::{Place, Run};
 use qqq_backend::cuda::{
@@ -12,6 +12,29 @@ use qqq_backend::cuda::{
     gemm::{Activation, OutputType, WeightKind},
     prebuild::{Selection, kernels},
 };
+use qqq_testing::{Missing, Suite, tests};
+
+fn main() -> ExitCode {
+    Suite::new()
+        .with(compiler, tests![an_archive_takes_the_place_of_the_compiler])
+        .with(no_kernels_of_its_own, tests![without_a_compiler_the_error_names_all_places, a_broken_archive])
+        .tests(tests![lists_for_people, wrong_usage, kernels_in_the_binary])
+        .run()
+}
+
+/// That the binary must look elsewhere for kernels: it was built without the cargo feature `prebuilt-kernels`.
+fn no_kernels_of_its_own() -> Result<(), Missing> {
+    match qqq_backend::cuda::embedded() {
+        None => Ok(()),
+        Some(_) => Err(Missing::Machine("this binary has kernels of its own".into())),
+    }
+}
+
+/// That it compiles them.
+fn compiler() -> Result<(), Missing> {
+    no_kernels_of_its_own()?;
+    Nvrtc::find().map(drop).map_err(|e| Missing::Obtainable(e.to_string()))
+}
 
 const BUILD: &str = "kernels build --arch sm_80 --weights channel --activations int8 --type f16 --tokens 8";
 
@@ -35,15 +58,6 @@ fn kernel() -> ArchivedKernel {
     kernels(Arch::Sm80, &selection).remove(0)
 }
 
-/// Whether the binary has kernels of its own (cargo feature `prebuilt-kernels`): then it needs no compiler.
-fn has_kernels() -> bool {
-    let has = qqq_backend::cuda::embedded().is_some();
-    if has {
-        println!("skipped: this binary has kernels of its own");
-    }
-    has
-}
-
 /// An archive with made-up machine code for a kernel.
 fn fake(place: &Place, file: &str, kernel: ArchivedKernel) {
     let mut out = Cursor::new(Vec::new());
@@ -51,16 +65,7 @@ fn fake(place: &Place, file: &str, kernel: ArchivedKernel) {
     fs::write(place.path(file), out.into_inner()).unwrap();
 }
 
-#[test]
-fn an_archive_takes_the_place_of_the_compiler() {
-    if has_kernels() {
-        return;
-    }
-    if let Err(error) = Nvrtc::find() {
-        assert!(std::env::var_os("CI").is_none(), "{error}");
-        println!("skipped: {error}");
-        return;
-    }
+fn an_archive_takes_the_place_of_the_compiler((): ()) {
     let place = Place::new();
     let built = run(&place, &format!("{BUILD} -o k.zip --json"), &[("QQQ_KERNEL_CACHE", "cache")]).success();
     assert_eq!(built.json()["kernels"], 1);
@@ -95,11 +100,7 @@ fn an_archive_takes_the_place_of_the_compiler() {
     assert_eq!(fs::read(place.path("again.zip")).unwrap(), fs::read(place.path("k.zip")).unwrap());
 }
 
-#[test]
-fn without_a_compiler_the_error_names_all_places() {
-    if has_kernels() {
-        return;
-    }
+fn without_a_compiler_the_error_names_all_places((): ()) {
     let place = Place::new();
     let failed = run(
         &place,
@@ -121,7 +122,6 @@ fn without_a_compiler_the_error_names_all_places() {
     assert_eq!((&json["other_versions"], json["kernels"].as_array().unwrap().len()), (&1.into(), 0));
 }
 
-#[test]
 fn lists_for_people() {
     let place = Place::new();
     fake(&place, "k.zip", kernel());
@@ -131,7 +131,6 @@ fn lists_for_people() {
     assert!(run(&place, "kernels list", &cache).success().stdout.contains("nothing-yet: 0 kernels"));
 }
 
-#[test]
 fn wrong_usage() {
     let place = Place::new();
     run(&place, &format!("{BUILD} -o none/k.zip"), &[]).failure(2, "its folder does not exist");
@@ -140,15 +139,15 @@ fn wrong_usage() {
     run(&place, "kernels build -o k.zip --arch sm_75", &[]).failure(2, "sm_75");
     run(&place, "kernels list text.txt", &[]).failure(2, "text.txt: not a usable archive of kernels");
     run(&place, "kernels list", &[("QQQ_KERNEL_CACHE", "")]).failure(1, "no cache");
-    if has_kernels() {
-        return;
-    }
+}
+
+fn a_broken_archive((): ()) {
+    let place = Place::new();
     let broken = [("QQQ_KERNELS", "text.txt"), ("QQQ_KERNEL_CACHE", "")];
     run(&place, &format!("{BUILD} -o k.zip"), &broken)
         .failure(1, "text.txt: not a usable archive of kernels");
 }
 
-#[test]
 fn kernels_in_the_binary() {
     let place = Place::new();
     let listed = run(&place, "kernels list --embedded --json", &[]);

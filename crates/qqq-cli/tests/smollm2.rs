@@ -2,11 +2,17 @@
 
 mod common;
 
-use common::{Place, TEXT};
+use std::{fs, path::PathBuf, process::ExitCode};
 
-#[test]
-fn smollm2_from_end_to_end() {
-    let Some(model) = common::smollm2() else { return };
+use common::{Place, Run, TEXT};
+use qqq_testing::{Suite, tests};
+
+fn main() -> ExitCode {
+    let model = || qqq_testing::smollm2();
+    Suite::new().with(model, tests![smollm2_from_end_to_end, the_model_is_where_the_variables_say]).run()
+}
+
+fn smollm2_from_end_to_end(model: PathBuf) {
     let place = Place::new();
     let model = model.display();
     let json = |line: String| place.run(&line).success().json();
@@ -39,7 +45,31 @@ fn smollm2_from_end_to_end() {
     for m in [model.to_string(), "out".into()] {
         let mut command = place.command();
         command.args(["generate", &m, "-n", "24", "--json", "--prompt", "What is the capital of France?"]);
-        let answer = common::Run::of(command.output().unwrap()).success().json();
+        let answer = Run::of(command.output().unwrap()).success().json();
         assert!(answer["text"].as_str().unwrap().contains("Paris"), "{m}: {answer}");
+    }
+}
+
+/// What is there is not fetched again: each rule finds the model in a folder of its own.
+fn the_model_is_where_the_variables_say(model: PathBuf) {
+    let place = Place::new();
+    for (folder, variables) in [
+        ("asked", [("QQQ_CACHE", "asked"), ("XDG_CACHE_HOME", "xdg"), ("HOME", "home")]),
+        ("xdg/qqq", [("QQQ_CACHE", ""), ("XDG_CACHE_HOME", "xdg"), ("HOME", "home")]),
+        ("home/.cache/qqq", [("QQQ_CACHE", ""), ("XDG_CACHE_HOME", ""), ("HOME", "home")]),
+    ] {
+        let models = place.path(folder).join("models");
+        fs::create_dir_all(&models).unwrap();
+        let expected = models.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+        fs::hard_link(&model, &expected).or_else(|_| fs::copy(&model, &expected).map(drop)).unwrap();
+        let mut command = place.command();
+        for (name, value) in variables {
+            command.env(name, if value.is_empty() { value.into() } else { place.path(value) });
+        }
+        // No pip: it would be found by this.
+        command.env("PATH", "").args(["demo", "--fetch-only", "--json"]);
+        let found = Run::of(command.output().unwrap()).success().json();
+        assert_eq!(found["path"], expected.to_str().unwrap(), "{variables:?}");
+        fs::remove_file(expected).unwrap();
     }
 }

@@ -1,29 +1,18 @@
 //! The real model: its text makes sense, and a conversation is continued from the cache.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use qqq_backend::{CpuBackend, KvDType};
 use qqq_engine::{FinishReason, GenerateOptions, SamplingOptions, Session, generate};
 use qqq_formats::Checkpoint;
 use qqq_model::{ChatTemplate, Decoder, Message, Tokenizer};
+use qqq_testing::{Suite, tests};
 
-/// The file, where this machine has it.
-fn smollm2() -> Option<PathBuf> {
-    const FILE: &str = ".cache/qqq/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-    let path = match std::env::var_os("QQQ_TEST_SMOLLM2") {
-        Some(path) => Some(PathBuf::from(path)),
-        None => std::env::home_dir().map(|home| home.join(FILE)).filter(|p| p.exists()),
-    };
-    if path.is_none() {
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "no SmolLM2: set QQQ_TEST_SMOLLM2");
-        println!("skipped: no SmolLM2 here (QQQ_TEST_SMOLLM2, ~/{FILE})");
-    }
-    path
+fn main() -> ExitCode {
+    Suite::new().with(qqq_testing::smollm2, tests![text_makes_sense]).run()
 }
 
-#[test]
-fn text_makes_sense() {
-    let Some(path) = smollm2() else { return };
+fn text_makes_sense(path: PathBuf) {
     let checkpoint = Checkpoint::open(&path).unwrap();
     let tokenizer = Tokenizer::load(&checkpoint).unwrap();
     let decoder = Decoder::load(CpuBackend::default(), &checkpoint).unwrap();

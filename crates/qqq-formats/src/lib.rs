@@ -4,6 +4,7 @@
 //! A [`Checkpoint`] is a model as it lies on disk, whatever its container: its configuration and
 //! a [`TensorSource`] whose tensors carry the names that Hugging Face gives them.
 
+pub mod cache;
 pub mod checkpoint;
 pub mod compressed_tensors;
 pub mod config;

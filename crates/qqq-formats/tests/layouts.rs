@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use qqq_formats::{
     QuantizedWeight, Scales, TensorSource, WeightData, compressed_tensors, qqq, safetensors::Safetensors,
 };
+use qqq_testing::golden;
 
 /// A deterministic spread of numbers.
 fn noise(seed: u64) -> impl FnMut() -> u64 {
@@ -59,9 +60,8 @@ fn transpose<T: Copy>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
 
 #[test]
 fn golden_vectors_match_bit_for_bit_both_ways() {
-    let Some(dir) = common::golden() else { return };
     let mut packs = 0;
-    for entry in std::fs::read_dir(dir).unwrap() {
+    for entry in std::fs::read_dir(golden::folder()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         if path.extension().is_none_or(|e| e != "safetensors") {
@@ -122,8 +122,7 @@ fn golden_vectors_match_bit_for_bit_both_ways() {
 fn golden_scales_are_near_our_derivation() {
     // The reference takes the row's maximum over the float16 fake-quantized weight, we over code * scale: a
     // rounding of float16 apart.
-    let Some(dir) = common::golden() else { return };
-    let file = Safetensors::open(&dir.join("pack_group128_k512_n256.safetensors")).unwrap();
+    let file = Safetensors::open(&golden::folder().join("pack_group128_k512_n256.safetensors")).unwrap();
     let (k, n) = (512, 256);
     let codes: Vec<i8> = file.bytes("codes").unwrap().iter().map(|b| *b as i8).collect();
     let scale = file.f32("scale", &[n, k / 128]).unwrap();

@@ -1,4 +1,4 @@
-//! Logits against transformers (float32) for small random models of every family, and for SmolLM2-135M.
+//! Logits against transformers (float32) for small random models of every family.
 //!
 //! `scripts/make_transformers_vectors.py` makes the data. A model's weights follow a formula of tensor name
 //! and index that is repeated here, so that files hold configurations and logits only.
@@ -261,47 +261,6 @@ fn the_vectors_depend_on_every_setting() {
         println!("{name} with another {key}: {error:.1e}");
         assert!(error > 100.0 * TOLERANCE, "{name}: {key} changes the logits by {error:e} only");
     }
-}
-
-#[test]
-fn logits_agree_with_transformers_for_smollm2() {
-    let Some(path) = smollm2() else { return };
-    let file = std::fs::read(data("smollm2.safetensors")).unwrap();
-    let vectors = SafeTensors::deserialize(&file).unwrap();
-    let tensor = |name: &str| vectors.tensor(name).unwrap();
-    let tokens = ints(&tensor("tokens"));
-    let positions = ints(&tensor("positions"));
-    let maxima = floats(&tensor("largest"));
-    let expected = floats(&tensor("every_16th"));
-
-    let decoder = Decoder::load(CpuBackend::default(), &Checkpoint::open(&path).unwrap()).unwrap();
-    let vocab = decoder.config.vocab_size;
-    let mut kv = decoder.kv_cache(KvDType::F32);
-    let slot = decoder.backend.kv_add_slot(&mut kv);
-    let logits = run(&decoder, &tokens, &[Span { slot, start: 0, len: tokens.len() }], &mut kv);
-    for (i, position) in positions.iter().enumerate() {
-        let row = &logits[*position as usize * vocab..][..vocab];
-        let (found_max, max) = (largest(row), maxima[i]);
-        let found: Vec<f32> = row.iter().step_by(16).copied().collect();
-        let error = worst(&found, &expected[i * found.len()..][..found.len()]) / max;
-        println!("position {position}: error {error:.1e}, largest {found_max} vs {max}");
-        assert!(error < TOLERANCE, "position {position}: error {error:e} of the largest logit");
-        assert!((found_max - max).abs() < TOLERANCE * max, "largest logit {found_max} vs {max}");
-    }
-}
-
-/// The real model, where this machine has it.
-fn smollm2() -> Option<PathBuf> {
-    const FILE: &str = ".cache/qqq/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-    let path = match std::env::var_os("QQQ_TEST_SMOLLM2") {
-        Some(path) => Some(PathBuf::from(path)),
-        None => std::env::home_dir().map(|home| home.join(FILE)).filter(|p| p.exists()),
-    };
-    if path.is_none() {
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "no SmolLM2: set QQQ_TEST_SMOLLM2");
-        println!("skipped: no SmolLM2 here (QQQ_TEST_SMOLLM2, ~/{FILE})");
-    }
-    path
 }
 
 /// The message of the error that a change to a model's files leads to.

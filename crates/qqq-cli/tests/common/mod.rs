@@ -255,25 +255,3 @@ impl Run {
         value
     }
 }
-
-/// The real test model: `QQQ_TEST_SMOLLM2`, else where `qqq demo --fetch-only` puts it. Without it a test is skipped,
-/// except in CI, where it must be there.
-pub fn smollm2() -> Option<PathBuf> {
-    let path = match std::env::var_os("QQQ_TEST_SMOLLM2") {
-        Some(path) => PathBuf::from(path),
-        None => {
-            PathBuf::from(std::env::var_os("HOME")?).join(".cache/qqq/models/SmolLM2-135M-Instruct.Q4_1.gguf")
-        }
-    };
-    if path.is_file() {
-        return Some(path);
-    }
-    assert_ne!(
-        std::env::var("CI").as_deref(),
-        Ok("true"),
-        "{} is missing: run `qqq demo --fetch-only`",
-        path.display()
-    );
-    println!("skipped: no model at {} (`qqq demo --fetch-only` obtains it)", path.display());
-    None
-}

@@ -1,23 +1,9 @@
 //! Helpers of the integration tests.
 #![allow(dead_code)] // not every test binary uses all of them
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use serde_json::{Value, json};
-
-/// The golden vectors; `None` where they are not part of the checkout (an error in CI).
-pub fn golden() -> Option<PathBuf> {
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/golden"));
-    if path.is_dir() {
-        return Some(path.into());
-    }
-    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{} is missing", path.display());
-    println!("skipped: no golden vectors at {}", path.display());
-    None
-}
 
 /// A safetensors file in memory: name, type, shape, bytes.
 pub fn safetensors(tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {

@@ -3,7 +3,6 @@
 
 mod common;
 mod refusals;
-mod smollm2;
 mod stream;
 
 use std::collections::HashMap;

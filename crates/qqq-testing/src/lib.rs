@@ -1,0 +1,22 @@
+//! What the tests of several crates share: where the test model lies, the golden vectors, numbers that are the same on
+//! every machine, and a harness that reports a test as ignored where the machine lacks what it needs.
+
+pub mod golden;
+mod need;
+mod suite;
+
+pub use need::{Missing, cxx, in_ci, smollm2};
+pub use suite::Suite;
+
+/// Pseudo-random values in (-1, 1), the same for a seed (xorshift64).
+pub fn values(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
