@@ -2,7 +2,10 @@
 """Makes crates/qqq-formats/tests/data/dequant.gguf: a few random blocks of every tensor type that
 qqq reads, and what the Python package `gguf` (pip install gguf numpy) makes of them.
 
-Tensor `TYPE` holds the blocks, tensor `TYPE.expected` (F32) the values."""
+Tensor `TYPE` holds the blocks, tensor `TYPE.expected` (F32) the values.
+
+Makes split/tiny.gguf there as well, a Llama of one block, and the same model as the package splits it,
+split/tiny-00001-of-00003.gguf and so on."""
 
 from pathlib import Path
 
@@ -29,7 +32,35 @@ def blocks(rng, kind, rows, per_row):
     return raw.reshape(rows, per_row * size)
 
 
+def tiny(path, **split):
+    """A Llama of one block, whole or split."""
+    rng = np.random.default_rng(15)
+    w = gguf.GGUFWriter(path, "llama", **split)
+    w.add_block_count(1)
+    w.add_context_length(64)
+    w.add_embedding_length(8)
+    w.add_feed_forward_length(16)
+    w.add_head_count(2)
+    w.add_head_count_kv(1)
+    w.add_layer_norm_rms_eps(1e-5)
+    shapes = {
+        "token_embd": (10, 8), "output_norm": (8,), "blk.0.attn_norm": (8,), "blk.0.attn_q": (8, 8),
+        "blk.0.attn_k": (4, 8), "blk.0.attn_v": (4, 8), "blk.0.attn_output": (8, 8), "blk.0.ffn_norm": (8,),
+        "blk.0.ffn_gate": (16, 8), "blk.0.ffn_up": (16, 8), "blk.0.ffn_down": (8, 16),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        w.add_tensor(f"{name}.weight", rng.normal(size=shape).astype(np.float32))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
 def main():
+    folder = OUT.parent / "split"
+    folder.mkdir(exist_ok=True)
+    tiny(folder / "tiny.gguf")
+    tiny(folder / "tiny.gguf", split_max_tensors=4)
     rng = np.random.default_rng(20240614)
     writer = gguf.GGUFWriter(OUT, "vectors")
     writer.add_string("test.text", "Grüße, 世界")

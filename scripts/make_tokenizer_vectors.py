@@ -144,6 +144,9 @@ def sentence_piece():
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     out.add_special_tokens([AddedToken(c, special=True, normalized=False) for c in first[:3]])
+    out.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", out.token_to_id("<s>"))]
+    )
     config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
     plain = save("sentence_piece", out, config)
     types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * (len(tokens) - 259)

@@ -131,7 +131,8 @@ pub fn quantize(
         run.count_bytes(index, &quantized);
     }
 
-    let warnings = run.work.finish();
+    // What was guessed of the tokenizer is in the files that are written; it was told when it was loaded.
+    let warnings = tokenizer.notes().iter().cloned().chain(run.work.finish()).collect();
     run.timings.total = started.elapsed().as_secs_f64();
     let report = Report {
         version: env!("CARGO_PKG_VERSION").into(),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{GgufFile, Metadata, Value, names};
+use super::{GgufFile, Metadata, Value, names, split};
 use crate::config::Architecture;
 use crate::{FormatError, ModelConfig, Result, TensorSource};
 
@@ -47,9 +47,10 @@ impl GgufFile {
     pub fn config(&self) -> Result<ModelConfig> {
         let m = self.metadata();
         let arch = m.required("general.architecture", m.string("general.architecture")?)?;
-        if let Some(n) = m.size("split.count")?.filter(|&n| n > 1) {
+        let parts = split::count(m)?;
+        if parts != self.parts.len() {
             return Err(self.unsupported(format!(
-                "is one of {n} parts; join them first (llama-gguf-split --merge FIRST_PART OUT)"
+                "is one of {parts} parts of a split model, which have to be opened together, by the name of one of them"
             )));
         }
         let mut architecture = match arch {

@@ -128,7 +128,7 @@ fn what_is_not_supported_is_refused() {
     let llama = || tiny("llama");
     for (b, words) in [
         (tiny("mamba"), &["architecture \"mamba\"", "llama"][..]),
-        (llama().kv("split.count", Kv::U32(3)), &["one of 3 parts", "--merge"]),
+        (llama().kv("split.count", Kv::U32(3)), &["one of 3 parts", "opened together"]),
         (llama().kv("llama.expert_count", Kv::U32(8)), &["mixtures of experts"]),
         (llama().kv("llama.rope.dimension_count", Kv::U32(2)), &["rope.dimension_count is 2", "4 wide"]),
         (llama().kv("llama.rope.scaling.type", Kv::Str("yarn".into())), &["yarn"]),

@@ -3,6 +3,7 @@
 mod builder;
 mod config;
 mod damaged;
+mod split;
 
 use std::path::{Path, PathBuf};
 

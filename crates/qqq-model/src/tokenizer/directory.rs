@@ -1,5 +1,6 @@
 //! The tokenizer of a Hugging Face directory.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -43,11 +44,13 @@ pub(super) fn load(dir: &Path) -> Result<Parts> {
     if !path.is_file() {
         return Err(missing(dir));
     }
-    let inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| error(&location, e))?;
+    let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| error(&location, e))?;
     check_added_tokens(dir, &inner, &location)?;
     let config = read_json(dir, "tokenizer_config.json")?.unwrap_or_default();
     let map = read_json(dir, "special_tokens_map.json")?.unwrap_or_default();
     let generation = read_json(dir, "generation_config.json")?.unwrap_or_default();
+    let added = read_json(dir, "added_tokens.json")?.unwrap_or_default();
+    add_named_tokens(&mut inner, &config, &map, &added);
 
     let token = |name: &str| content(&config[name]).or_else(|| content(&map[name]));
     let special = SpecialTokens {
@@ -56,18 +59,81 @@ pub(super) fn load(dir: &Path) -> Result<Parts> {
         unk: token("unk_token"),
         pad: token("pad_token"),
     };
-    let add = config["add_bos_token"]
-        .as_bool()
-        .map(|bos| (bos, config["add_eos_token"].as_bool().unwrap_or(false)));
+    let notes = disagreements(&inner, &config, &location)?;
     Ok(Parts {
         inner,
         special,
-        add,
         bos: ids(&generation["bos_token_id"]).first().copied(),
         eos: ids(&generation["eos_token_id"]),
         source: Source::Directory(dir.into()),
         location,
+        twins: HashMap::new(),
+        notes,
     })
+}
+
+/// Tokens that the files beside tokenizer.json name are found in a text as they are, as in transformers 5, though
+/// tokenizer.json may have them as mere text. Those that it does not have at all are left alone: transformers would
+/// give them ids that the model was not trained with.
+fn add_named_tokens(inner: &mut tokenizers::Tokenizer, config: &Value, map: &Value, added: &Value) {
+    let mut tokens = Vec::new();
+    let decoder = config["added_tokens_decoder"].as_object();
+    let declared = decoder.into_iter().flat_map(|d| d.values()).cloned();
+    let listed = added.as_object().into_iter().flat_map(|a| a.keys());
+    let listed = listed.map(|t| serde_json::json!({"content": t, "special": false}));
+    for token in declared.chain(listed) {
+        tokens.push((token.clone(), token["special"].as_bool().unwrap_or(false)));
+    }
+    for object in [config, map] {
+        let named = object.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
+        tokens.extend(named.map(|(_, token)| (token.clone(), true)));
+        for list in ["additional_special_tokens", "extra_special_tokens"] {
+            let list = object[list].as_array().into_iter().flatten();
+            tokens.extend(list.map(|token| (token.clone(), true)));
+        }
+    }
+    for (token, special) in tokens {
+        let Some(text) = content(&token).filter(|t| !t.is_empty()) else { continue };
+        let Some(id) = inner.token_to_id(&text) else { continue };
+        if inner.get_added_tokens_decoder().contains_key(&id) {
+            continue;
+        }
+        let flag = |name: &str| token[name].as_bool().unwrap_or(false);
+        let token = tokenizers::AddedToken::from(text, special)
+            .single_word(flag("single_word"))
+            .lstrip(flag("lstrip"))
+            .rstrip(flag("rstrip"))
+            .normalized(flag("normalized"));
+        if special {
+            inner.add_special_tokens(&[token]);
+        } else {
+            inner.add_tokens(&[token]);
+        }
+    }
+}
+
+/// What tokenizer_config.json says of BOS and EOS and the post-processor of tokenizer.json does otherwise. The
+/// post-processor is followed, as in transformers 5, which does not read these settings where there is a tokenizer.json.
+fn disagreements(inner: &tokenizers::Tokenizer, config: &Value, location: &str) -> Result<Vec<String>> {
+    let encode = |special| {
+        let encoding = inner.encode_fast("a", special).map_err(|e| error(location, e))?;
+        Ok::<_, crate::ModelError>(encoding.get_ids().to_vec())
+    };
+    let (plain, whole) = (encode(false)?, encode(true)?);
+    let spare = whole.len().saturating_sub(plain.len());
+    let before = (0..=spare).find(|&n| whole[n..].starts_with(&plain)).unwrap_or(spare);
+    let mut notes = Vec::new();
+    for (name, end, adds) in [("bos", "beginning", before > 0), ("eos", "end", spare > before)] {
+        let key = format!("add_{name}_token");
+        if let Some(said) = config[&key].as_bool().filter(|&said| said != adds) {
+            let does = if adds { "a token is added" } else { "no token is added" };
+            notes.push(format!(
+                "{key} is {said} in tokenizer_config.json, but by the post-processor of tokenizer.json {does} at the \
+                 {end} of a text; the post-processor is followed, as in transformers 5"
+            ));
+        }
+    }
+    Ok(notes)
 }
 
 /// The `tokenizers` crate renumbers added tokens whose declared ids do not continue the vocabulary, and goes on;

@@ -2,9 +2,9 @@
 
 mod directory;
 mod gguf;
-mod pre;
 mod stream;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use qqq_formats::{Checkpoint, ModelConfig};
@@ -17,15 +17,23 @@ pub use stream::TokenStream;
 /// Tokens that end an assistant's turn in the chat formats of the supported families. Where the
 /// vocabulary has one of them as a special token, it ends a generation: configurations often name
 /// the end of the document only.
-const END_TOKENS: [&str; 9] = [
+const END_TOKENS: [&str; 17] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
     "<|end_of_turn|>",
     "<end_of_turn>",
+    "<turn|>",
     "<|end|>",
     "<|endoftext|>",
     "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<eos>",
+    "<｜end▁of▁sentence｜>",
     "</s>",
 ];
 
@@ -47,35 +55,41 @@ enum Source {
     /// To be copied.
     Directory(PathBuf),
     /// Made from GGUF metadata, besides tokenizer.json: name and content.
-    Made(Vec<(&'static str, String)>),
+    Made(Vec<(String, String)>),
 }
 
 /// What a loader finds out; [`Tokenizer::load`] makes the tokenizer of it.
 struct Parts {
     inner: tokenizers::Tokenizer,
     special: SpecialTokens,
-    /// Whether to add BOS and EOS; `None`: as the tokenizer's own post-processor does.
-    add: Option<(bool, bool)>,
     /// BOS of generation_config.json.
     bos: Option<u32>,
     /// End tokens beyond those of the model's configuration.
     eos: Vec<u32>,
     source: Source,
     location: String,
+    /// Ids without a text of their own, and the ids that have it.
+    twins: HashMap<u32, u32>,
+    /// What a user should know, a sentence each.
+    notes: Vec<String>,
 }
 
 /// A tokenizer with the special tokens of its model.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: SpecialTokens,
-    add: Option<(bool, bool)>,
     bos: Option<u32>,
     eos: Vec<u32>,
     source: Source,
+    twins: HashMap<u32, u32>,
+    notes: Vec<String>,
+    /// Rows of the model's embedding, where added tokens have ids beyond them.
+    rows: Option<usize>,
 }
 
 impl Tokenizer {
-    /// The tokenizer that comes with a checkpoint; checks that it matches the model's vocabulary.
+    /// The tokenizer that comes with a checkpoint; checks that it matches the model's vocabulary. What had to be
+    /// guessed or put right is logged as a warning, and kept in [`Tokenizer::notes`].
     ///
     /// # Errors
     /// There is none, it is damaged or of a kind not supported, or it has ids for which the model
@@ -85,24 +99,15 @@ impl Tokenizer {
             Some(file) => gguf::load(file)?,
             None => directory::load(&checkpoint.path)?,
         };
-        Self::new(parts, &checkpoint.config)
+        let location = parts.location.clone();
+        let tokenizer = Self::new(parts, &checkpoint.config)?;
+        for note in &tokenizer.notes {
+            tracing::warn!("{location}: {note}");
+        }
+        Ok(tokenizer)
     }
 
     fn new(mut parts: Parts, config: &ModelConfig) -> Result<Self> {
-        let vocab = parts.inner.get_vocab(true);
-        let Some((token, &largest)) = vocab.iter().max_by_key(|(_, id)| **id) else {
-            return Err(error(&parts.location, "the vocabulary is empty"));
-        };
-        if largest as usize >= config.vocab_size {
-            return Err(error(
-                &parts.location,
-                format!(
-                    "token {token:?} has id {largest}, but the model has only {} embeddings: \
-                     this tokenizer belongs to another model",
-                    config.vocab_size
-                ),
-            ));
-        }
         // Whole texts are wanted, whatever a training script left in tokenizer.json.
         parts.inner.with_padding(None);
         parts
@@ -110,13 +115,11 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|e| error(&parts.location, format!("cannot disable truncation: {e}")))?;
 
+        let vocab = parts.inner.get_vocab(true);
+        let beyond = Self::check_rows(&mut parts, &vocab, config.vocab_size)?;
         let id = |token: &Option<String>| token.as_ref().and_then(|t| parts.inner.token_to_id(t));
         let bos = id(&parts.special.bos).or(config.bos_token_id).or(parts.bos);
-        if let Some((true, _)) = parts.add
-            && bos.is_none()
-        {
-            return Err(error(&parts.location, "asks for a BOS token (add_bos_token), but names none"));
-        }
+        let bos = bos.filter(|&id| (id as usize) < config.vocab_size);
         let is_special = |id: &u32| parts.inner.get_added_tokens_decoder().get(id).is_some_and(|t| t.special);
         let ends = END_TOKENS.iter().filter_map(|t| vocab.get(*t).copied()).filter(is_special);
         let mut eos: Vec<u32> = Vec::new();
@@ -132,32 +135,90 @@ impl Tokenizer {
                 eos.push(id);
             }
         }
-        let Parts { inner, special, add, source, .. } = parts;
-        Ok(Tokenizer { inner, special, add, bos, eos, source })
+        let Parts { inner, special, source, twins, notes, .. } = parts;
+        Ok(Tokenizer {
+            inner,
+            special,
+            bos,
+            eos,
+            source,
+            twins,
+            notes,
+            rows: beyond.then_some(config.vocab_size),
+        })
     }
 
-    /// Token ids of a text. `special`: add the model's BOS (and EOS) where its configuration says so. Special tokens
+    /// Whether there are tokens without an embedding. Only added ones may be without (a padding token, say), as long as
+    /// no text has them.
+    fn check_rows(parts: &mut Parts, vocab: &HashMap<String, u32>, rows: usize) -> Result<bool> {
+        if vocab.is_empty() {
+            return Err(error(&parts.location, "the vocabulary is empty"));
+        }
+        let added = parts.inner.get_added_tokens_decoder();
+        let mut beyond: Vec<(u32, &str)> =
+            vocab.iter().map(|(t, id)| (*id, t.as_str())).filter(|(id, _)| *id as usize >= rows).collect();
+        beyond.sort_unstable();
+        if let Some((id, token)) = beyond.iter().rfind(|(id, _)| !added.contains_key(id)) {
+            return Err(error(
+                &parts.location,
+                format!(
+                    "token {token:?} has id {id}, but the model has only {rows} embeddings: \
+                     this tokenizer belongs to another model"
+                ),
+            ));
+        }
+        let always = parts.inner.encode_fast("", true).map_err(|e| error(&parts.location, e))?;
+        if let Some(&id) = always.get_ids().iter().find(|&&id| id as usize >= rows) {
+            return Err(error(
+                &parts.location,
+                format!(
+                    "every text gets the token {:?} with id {id}, but the model has only {rows} embeddings: \
+                     this tokenizer belongs to another model",
+                    parts.inner.id_to_token(id).unwrap_or_default()
+                ),
+            ));
+        }
+        if let Some((id, token)) = beyond.first() {
+            parts.notes.push(format!(
+                "{} added tokens have no embedding in the model, which has {rows}: texts must not have them \
+                 (the first is {token:?}, with id {id})",
+                beyond.len()
+            ));
+        }
+        Ok(!beyond.is_empty())
+    }
+
+    /// Token ids of a text. `special`: add what the tokenizer's post-processor adds (BOS, EOS). Special tokens
     /// that are spelled out in the text are recognised.
+    ///
+    /// # Errors
+    /// The text has a token for which the model has no embedding.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let own = special && self.add.is_none();
         let encoding = self
             .inner
-            .encode_fast(text, own)
+            .encode_fast(text, special)
             .map_err(|e| ModelError::Tokenizer(format!("cannot encode: {e}")))?;
-        let mut ids = encoding.get_ids().to_vec();
-        if special && let Some((add_bos, add_eos)) = self.add {
-            if add_bos && let Some(bos) = self.bos {
-                ids.insert(0, bos);
-            }
-            if add_eos && let Some(eos) = self.special_id(&self.special.eos) {
-                ids.push(eos);
-            }
+        let ids = encoding.get_ids().to_vec();
+        if let Some(rows) = self.rows
+            && let Some(&id) = ids.iter().find(|&&id| id as usize >= rows)
+        {
+            return Err(ModelError::Tokenizer(format!(
+                "the text has the token {:?}, whose id is {id}, but the model has only {rows} embeddings",
+                self.inner.id_to_token(id).unwrap_or_default()
+            )));
         }
         Ok(ids)
     }
 
     /// Text of token ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let own: Vec<u32>;
+        let ids = if self.twins.is_empty() {
+            ids
+        } else {
+            own = ids.iter().map(|id| *self.twins.get(id).unwrap_or(id)).collect();
+            &own
+        };
         self.inner.decode(ids, skip_special).map_err(|e| ModelError::Tokenizer(format!("cannot decode: {e}")))
     }
 
@@ -167,7 +228,7 @@ impl Tokenizer {
         TokenStream::new(self)
     }
 
-    /// BOS.
+    /// BOS, if the model has an embedding for it.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
@@ -197,8 +258,9 @@ impl Tokenizer {
         self.len() == 0
     }
 
-    fn special_id(&self, token: &Option<String>) -> Option<u32> {
-        token.as_ref().and_then(|t| self.inner.token_to_id(t))
+    /// What had to be guessed or put right in the model's files, a sentence each. [`Tokenizer::load`] has logged them.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json (copied where the source is a directory,
@@ -212,7 +274,13 @@ impl Tokenizer {
                     .to_string(false)
                     .map_err(|e| ModelError::Tokenizer(format!("cannot be written as JSON: {e}")))?;
                 write(&dir.join("tokenizer.json"), &json)?;
-                files.iter().try_for_each(|(name, content)| write(&dir.join(name), content))
+                files.iter().try_for_each(|(name, content)| {
+                    let path = dir.join(name);
+                    if let Some(folder) = path.parent() {
+                        std::fs::create_dir_all(folder).map_err(|e| io(folder, e))?;
+                    }
+                    write(&path, content)
+                })
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Test data.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qqq_formats::gguf::GgufFile;
+use qqq_formats::gguf::{GgufFile, Value};
 use qqq_formats::{Checkpoint, ModelConfig};
 use qqq_model::Tokenizer;
 
@@ -59,11 +60,60 @@ pub fn with_metadata(name: &str, from: &str, to: &str) -> Checkpoint {
     let bytes = std::fs::read(data(name)).unwrap();
     let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
     let bytes = [&bytes[..at], &to, &bytes[at + from.len()..]].concat();
-    let file = Arc::new(GgufFile::from_bytes("changed.gguf", bytes).unwrap());
+    in_memory("changed.gguf", bytes)
+}
+
+fn in_memory(name: &str, bytes: Vec<u8>) -> Checkpoint {
+    let file = Arc::new(GgufFile::from_bytes(name, bytes).unwrap());
     Checkpoint {
-        path: Path::new("changed.gguf").into(),
+        path: Path::new(name).into(),
         config: config(1000),
         tensors: Box::new(file.clone()),
         gguf: Some(file),
     }
+}
+
+/// A checkpoint of a GGUF file whose metadata were edited.
+pub fn edited(name: &str, edit: impl FnOnce(&mut BTreeMap<String, Value>)) -> Checkpoint {
+    let file = GgufFile::open(&data(name)).unwrap();
+    let mut keys = file.metadata().iter().map(|(k, v)| (k.to_owned(), v.clone())).collect();
+    edit(&mut keys);
+    let mut out = b"GGUF".to_vec();
+    out.extend(3u32.to_le_bytes());
+    out.extend(0u64.to_le_bytes());
+    out.extend((keys.len() as u64).to_le_bytes());
+    let string = |out: &mut Vec<u8>, s: &str| {
+        out.extend((s.len() as u64).to_le_bytes());
+        out.extend(s.as_bytes());
+    };
+    for (key, value) in &keys {
+        string(&mut out, key);
+        let mut list = |kind: u32, n: usize| {
+            out.extend([9u32.to_le_bytes(), kind.to_le_bytes()].concat());
+            out.extend((n as u64).to_le_bytes());
+        };
+        match value {
+            Value::Strings(v) => list(8, v.len()),
+            Value::Integers(v) => list(11, v.len()),
+            Value::Floats(v) => list(12, v.len()),
+            Value::Bools(v) => list(7, v.len()),
+            Value::Bool(_) => out.extend(7u32.to_le_bytes()),
+            Value::String(_) => out.extend(8u32.to_le_bytes()),
+            Value::Unsigned(_) => out.extend(10u32.to_le_bytes()),
+            Value::Signed(_) => out.extend(11u32.to_le_bytes()),
+            Value::Float(_) => out.extend(12u32.to_le_bytes()),
+        }
+        match value {
+            Value::Strings(v) => v.iter().for_each(|s| string(&mut out, s)),
+            Value::Integers(v) => v.iter().for_each(|x| out.extend(x.to_le_bytes())),
+            Value::Floats(v) => v.iter().for_each(|x| out.extend(x.to_le_bytes())),
+            Value::Bools(v) => out.extend(v.iter().map(|&b| u8::from(b))),
+            Value::Bool(b) => out.push((*b).into()),
+            Value::String(s) => string(&mut out, s),
+            Value::Unsigned(x) => out.extend(x.to_le_bytes()),
+            Value::Signed(x) => out.extend(x.to_le_bytes()),
+            Value::Float(x) => out.extend(x.to_le_bytes()),
+        }
+    }
+    in_memory("edited.gguf", out)
 }

@@ -1,9 +1,10 @@
 //! Tokenizers that are missing, damaged or of another model.
 
 use qqq_formats::Checkpoint;
+use qqq_formats::gguf::Value;
 use qqq_model::Tokenizer;
 
-use crate::common::{checkpoint_of, data, with_metadata};
+use crate::common::{checkpoint_of, data, edited, with_metadata};
 
 #[track_caller]
 fn says(checkpoint: &Checkpoint, words: &[&str]) {
@@ -19,10 +20,33 @@ fn says(checkpoint: &Checkpoint, words: &[&str]) {
 #[test]
 fn a_vocabulary_that_is_too_large() {
     for name in ["byte_level", "byte_level.gguf"] {
-        let largest = Tokenizer::load(&checkpoint_of(&data(name), 1000)).unwrap().len() - 1;
-        assert!(Tokenizer::load(&checkpoint_of(&data(name), largest + 1)).is_ok());
-        let words = [&*format!("id {largest}"), &format!("{largest} embeddings"), "another model"];
-        says(&checkpoint_of(&data(name), largest), &words);
+        let usual = Tokenizer::load(&checkpoint_of(&data(name), 1000)).unwrap();
+        let rows = usual.token_to_id("<s>").unwrap() as usize - 1;
+        let (id, embeddings) = (format!("id {rows}"), format!("{rows} embeddings"));
+        says(&checkpoint_of(&data(name), rows), &[&*id, &embeddings, "another model"]);
+        // BOS, which every text gets.
+        says(&checkpoint_of(&data(name), rows + 1), &["\"<s>\"", "every text", "another model"]);
+    }
+}
+
+/// An added token just beyond the embeddings does no harm, as long as no text has it.
+#[test]
+fn a_token_without_an_embedding() {
+    for name in ["byte_level", "byte_level.gguf"] {
+        let usual = Tokenizer::load(&checkpoint_of(&data(name), 1000)).unwrap();
+        let largest = usual.len() - 1;
+        assert_eq!(usual.token_to_id("[INST]").unwrap() as usize, largest);
+        assert!(usual.notes().is_empty());
+        assert!(Tokenizer::load(&checkpoint_of(&data(name), largest + 1)).unwrap().notes().is_empty());
+        let tokenizer = Tokenizer::load(&checkpoint_of(&data(name), largest)).unwrap();
+        let [note] = tokenizer.notes() else { panic!("{:?}", tokenizer.notes()) };
+        assert!(note.contains("[INST]") && note.contains(&format!("has {largest}")), "{note}");
+        assert_eq!(tokenizer.encode("Hi <s>", true).unwrap(), usual.encode("Hi <s>", true).unwrap());
+        let message = tokenizer.encode("Hi [INST]", true).unwrap_err().to_string();
+        assert!(
+            message.contains("\"[INST]\"") && message.contains(&format!("{largest} embeddings")),
+            "{message}"
+        );
     }
 }
 
@@ -38,8 +62,6 @@ fn directories_without_a_usable_tokenizer() {
     std::fs::copy(data("byte_level/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
     write("tokenizer_config.json", "[]");
     says(&checkpoint_of(dir.path(), 1000), &["tokenizer_config.json", "not a JSON object"]);
-    write("tokenizer_config.json", r#"{"add_bos_token": true}"#);
-    says(&checkpoint_of(dir.path(), 1000), &["add_bos_token"]);
 }
 
 #[test]
@@ -47,7 +69,17 @@ fn gguf_tokenizers_that_are_not_supported() {
     let (bytes, pieces) = ("byte_level.gguf", "sentence_piece.gguf");
     let renamed = |name: &str, key: &str| with_metadata(name, key, "renamed");
     says(&with_metadata(bytes, "llama-bpe", "klingon"), &["changed.gguf", "\"klingon\"", "qwen2"]);
-    says(&with_metadata(bytes, "gpt2", "bert"), &["\"bert\"", "not supported"]);
+    for (kind, name) in [
+        ("bert", "WordPiece"),
+        ("t5", "Unigram"),
+        ("rwkv", "RWKV"),
+        ("plamo2", "PLaMo"),
+        ("gemma4", "Gemma"),
+        ("new", "\"new\""),
+    ] {
+        says(&with_metadata(bytes, "gpt2", kind), &[&format!("{kind:?}"), name, "not supported", "gpt2"]);
+    }
+    says(&with_metadata(bytes, "gpt2", "no_vocab"), &["has no tokenizer"]);
     for (name, key) in [
         (bytes, "tokenizer.ggml.model"),
         (bytes, "tokenizer.ggml.tokens"),
@@ -57,5 +89,21 @@ fn gguf_tokenizers_that_are_not_supported() {
     ] {
         says(&renamed(name, key), &["changed.gguf", key, "missing"]);
     }
-    says(&with_metadata(bytes, "e r", "e nothing"), &["changed.gguf", "merge", "nothing"]);
+    for (key, list) in [("token_type", Value::Integers(vec![1; 7])), ("scores", Value::Floats(vec![1.0; 7]))]
+    {
+        let file = edited(pieces, |keys| drop(keys.insert(format!("tokenizer.ggml.{key}"), list)));
+        says(&file, &["edited.gguf", key, "has 7 elements"]);
+    }
+    for name in ["bos", "eos", "eot", "eom"] {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        let file = edited(bytes, |keys| drop(keys.insert(key.clone(), Value::Unsigned(5000))));
+        says(&file, &["edited.gguf", &key, "is 5000", "tokens"]);
+    }
+    for (name, key) in [(bytes, "bos"), (pieces, "eos")] {
+        let file = edited(name, |keys| {
+            keys.remove(&format!("tokenizer.ggml.{key}_token_id"));
+            keys.insert(format!("tokenizer.ggml.add_{key}_token"), Value::Bool(true));
+        });
+        says(&file, &[&format!("add_{key}_token"), &format!("{key}_token_id is missing")]);
+    }
 }

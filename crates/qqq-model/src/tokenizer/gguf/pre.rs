@@ -27,6 +27,9 @@ const DEFAULT: [&str; 4] = [
     r"[0-9][0-9][0-9]",
 ];
 
+/// The name of llama.cpp's rules for files that name none.
+pub(super) const DEFAULT_NAME: &str = "default";
+
 /// Names that [`pre`] knows, for messages.
 pub(super) const KNOWN: &str =
     "default, gpt-2, phi-2, llama-bpe, llama3, llama-v3, smollm, qwen2, deepseek-r1-qwen, tekken";
@@ -49,7 +52,7 @@ pub(super) fn pre(name: &str) -> Option<Pre> {
     let plain =
         |pre_tokenizer| Pre { normalizer: Value::Null, pre_tokenizer, ignore_merges: false, add_bos: false };
     Some(match name {
-        "default" => {
+        DEFAULT_NAME => {
             let mut parts: Vec<Value> = DEFAULT.into_iter().map(split).collect();
             parts.push(byte_level(false));
             plain(sequence(parts))
