@@ -11,6 +11,7 @@ mod metadata;
 mod names;
 mod permutation;
 mod reader;
+mod split;
 mod types;
 
 use std::borrow::Cow;
@@ -22,6 +23,7 @@ use crate::{FormatError, Result, TensorInfo, TensorSource, WeightData};
 use permutation::Permuted;
 
 pub use metadata::{Metadata, Value};
+pub use split::split_parts;
 pub use types::GgmlType;
 
 /// The bytes of a file.
