@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     commands::{bench, chat, demo, eval, generate, inspect, kernels, quantize},
     console::Console,
+    download,
     errors::{self, Failure},
     interrupt,
 };
@@ -22,7 +23,7 @@ Start here:
   qqq chat qwen-w4a8
 
 In every command MODEL is a directory with config.json and safetensors, a .gguf file, or an id on
-the Hugging Face hub (owner/name; owner/name:file.gguf for one GGUF file of a repository).
+the Hugging Face hub (owner/name; owner/name:file.gguf or owner/name:folder/file.gguf for a GGUF file of a repository).
 
 Exit codes: 0 done; 1 failed; 2 wrong usage or bad input; 130 interrupted.
 
@@ -32,7 +33,8 @@ Environment:
   QQQ_CACHE    where `qqq demo` keeps its model [default: qqq in the user's cache directory]
   QQQ_KERNELS  archive of compiled GPU kernels, from `qqq kernels build`
   QQQ_LOG      log filter, as qqq=debug
-  HF_TOKEN, HF_HOME, HF_HUB_OFFLINE  as for the Hugging Face hub's own tools";
+  HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT  as for the Hugging Face hub's own tools
+  HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE  how to reach the hub: a proxy, certificates to trust";
 
 #[derive(Debug, Parser)]
 #[command(name = "qqq",
@@ -90,6 +92,7 @@ fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
     log_to_stderr(cli.global.verbose, cli.global.quiet);
     pool::set_num_threads(cli.global.threads).map_err(|e| errors::bad_input(e.to_string()))?;
     interrupt::install(cli.global.json)?;
+    download::show_on(console);
     match cli.command {
         Command::Quantize(args) => quantize::run(&args, console),
         Command::Generate(args) => generate::run(&args, console),

@@ -7,30 +7,102 @@ use std::{
 };
 
 use anyhow::Context;
+use qqq_formats::writer::Reservation;
 
-use crate::errors::bad_input;
+use crate::{
+    console::Console,
+    errors::{bad_input, bad_input_hint},
+    interrupt::Temporary,
+};
 
 /// Writes a file that appears under its name only when it is complete, replacing one that is there.
 pub fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> anyhow::Result<()> {
     let context = || format!("cannot write {}", path.display());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".qqq-");
-    // As other files: the user's mask decides who may read it.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(parent(path)).with_context(context)?;
+    let mut file = staged(path).with_context(context)?;
     content(file.as_file_mut()).and_then(|()| file.as_file().sync_all()).with_context(context)?;
     file.persist(path).with_context(context)?;
     Ok(())
 }
 
+/// A file beside the one that it will replace.
+fn staged(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".qqq-");
+    // As other files: the user's mask decides who may read it.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(parent(path))
+}
+
 /// Refuses a path that could not be written to, before work is spent on what goes there.
 pub fn check_writable(path: &Path, option: &str) -> anyhow::Result<()> {
-    if path.is_dir() || path.file_name().is_none() {
-        return Err(bad_input(format!("{option} {}: a folder, not a file", path.display())));
+    let refuse = |reason: String| Err(bad_input(format!("{option} {}: {reason}", path.display())));
+    let ends_as_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    if path.is_dir() || path.file_name().is_none() || ends_as_folder {
+        return refuse("a folder, not a file".into());
     }
-    if !parent(path).is_dir() {
-        return Err(bad_input(format!("{option} {}: its folder does not exist", path.display())));
+    // A complete file takes its place, which a device or a pipe would not survive.
+    if path.exists() && !path.is_file() {
+        return refuse("neither a file nor a new name".into());
+    }
+    let folder = parent(path);
+    match std::fs::metadata(&folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return refuse("its folder does not exist".into()),
+        Ok(m) if !m.is_dir() => return refuse(format!("{} is not a folder", folder.display())),
+        _ => {}
+    }
+    // It goes away at once; that it could be made is what counts.
+    match staged(path) {
+        Ok(_) => Ok(()),
+        Err(e) => refuse(format!("its folder cannot be written to: {}", cause(&e))),
+    }
+}
+
+/// An error without the path that was tried.
+fn cause(e: &io::Error) -> io::Error {
+    e.raw_os_error().map_or_else(|| e.kind().into(), io::Error::from_raw_os_error)
+}
+
+/// A directory that only this process may make.
+pub struct Reserved {
+    reservation: Reservation,
+    _lock: Option<Temporary>,
+}
+
+impl Reserved {
+    /// Reserves `path`, and says what killed runs to it have left.
+    ///
+    /// # Errors
+    /// It exists, another process is making it, or nothing can be made there.
+    pub fn new(path: &Path, console: &Console) -> anyhow::Result<Self> {
+        refuse_existing(path)?;
+        let reservation = Reservation::take(path)?;
+        for removed in reservation.removed() {
+            console.note(&format!("removed {}, left by a run that was killed", removed.display()));
+        }
+        for kept in reservation.kept() {
+            console.warn(&format!(
+                "{} may be what a killed run has left; remove it if no other run is writing it",
+                kept.display()
+            ));
+        }
+        let lock = reservation.lock_path().map(Temporary::new);
+        Ok(Self { reservation, _lock: lock })
+    }
+
+    /// For who makes it.
+    pub fn reservation(&self) -> &Reservation {
+        &self.reservation
+    }
+}
+
+/// Refuses a path that something has already.
+pub fn refuse_existing(path: &Path) -> anyhow::Result<()> {
+    if std::fs::symlink_metadata(path).is_ok() {
+        return Err(bad_input_hint(
+            format!("{} exists already", path.display()),
+            "name another output, or remove that one first",
+        ));
     }
     Ok(())
 }
@@ -65,7 +137,21 @@ mod tests {
         let check = |p: &Path| check_writable(p, "--plot").map_err(|e| e.to_string());
         assert!(check(folder.path()).unwrap_err().contains("a folder"));
         assert!(check(&folder.path().join("none/file")).unwrap_err().contains("does not exist"));
+        assert!(check(&folder.path().join("file/")).unwrap_err().contains("a folder"));
         check(&folder.path().join("file")).unwrap();
         check(Path::new("file")).unwrap();
+        std::fs::write(folder.path().join("file"), "old").unwrap();
+        check(&folder.path().join("file")).unwrap();
+        assert!(check(&folder.path().join("file/below")).unwrap_err().contains("is not a folder"));
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1, "a check leaves nothing");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn devices_and_folders_that_take_no_files() {
+        let check = |p: &str| check_writable(Path::new(p), "--plot").unwrap_err().to_string();
+        assert!(check("/dev/null").contains("neither a file"));
+        // Not even root makes files there.
+        assert!(check("/proc/figure.svg").contains("cannot be written to"));
     }
 }

@@ -5,19 +5,29 @@
 
 use std::{
     io::Write,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use crate::errors::{INTERRUPTED, Interrupted};
 
 static GUARDS: AtomicUsize = AtomicUsize::new(0);
 static PRESSED: AtomicBool = AtomicBool::new(false);
+/// Files that must not outlive the process.
+static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Handles SIGINT, SIGTERM and SIGHUP from now on. `json`: an object is due on standard output even then.
 pub fn install(json: bool) -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
         if GUARDS.load(SeqCst) > 0 && !PRESSED.swap(true, SeqCst) {
             return;
+        }
+        // Nothing is dropped when a process ends at once.
+        for path in TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = std::fs::remove_file(path);
         }
         let _ = writeln!(std::io::stderr(), "\nerror: interrupted");
         if json {
@@ -27,6 +37,23 @@ pub fn install(json: bool) -> anyhow::Result<()> {
         std::process::exit(i32::from(INTERRUPTED));
     })?;
     Ok(())
+}
+
+/// While it lives, a Ctrl-C that ends the process at once removes this file.
+pub struct Temporary(PathBuf);
+
+impl Temporary {
+    /// Of a file that its owner removes itself unless the process ends before.
+    pub fn new(path: &Path) -> Self {
+        TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).retain(|p| *p != self.0);
+    }
 }
 
 /// While it lives, Ctrl-C is a request.

@@ -3,6 +3,7 @@
 mod app;
 mod commands;
 mod console;
+mod download;
 mod errors;
 mod files;
 mod format;

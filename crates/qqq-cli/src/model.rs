@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::Context;
-use clap::builder::FalseyValueParser;
 use qqq_backend::CpuBackend;
 use qqq_formats::Checkpoint;
 use qqq_model::{
@@ -11,7 +10,7 @@ use qqq_model::{
     hub::{self, HubOptions},
 };
 
-use crate::errors::bad_input_hint;
+use crate::{download, errors::bad_input_hint};
 
 /// How to use the Hugging Face hub.
 #[derive(Clone, Debug, clap::Args)]
@@ -20,18 +19,24 @@ pub struct HubArgs {
     /// Branch, tag or commit of a hub model [default: main]
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
-    /// Access token for private or gated models [default: the one that the hub's own tools have stored]
-    #[arg(long, value_name = "TOKEN", env = "HF_TOKEN", hide_env_values = true)]
+    // What the environment says is read where the hub's own tools' rules are known, in the model library.
+    /// Access token for private or gated models [default: HF_TOKEN, else the one that the hub's own tools have stored]
+    #[arg(long, value_name = "TOKEN")]
     pub token: Option<String>,
-    /// Never use the network: take what earlier downloads have left in the cache
-    #[arg(long, env = "HF_HUB_OFFLINE", hide_env_values = true, value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    /// Never use the network: take what earlier downloads have left in the cache [default: as HF_HUB_OFFLINE says]
+    #[arg(long)]
     pub offline: bool,
 }
 
 impl HubArgs {
     /// For the model library.
     pub fn options(&self) -> HubOptions {
-        HubOptions { revision: self.revision.clone(), token: self.token.clone(), offline: self.offline }
+        HubOptions {
+            revision: self.revision.clone(),
+            token: self.token.clone(),
+            offline: self.offline,
+            progress: Some(download::show),
+        }
     }
 }
 
@@ -54,17 +59,21 @@ pub fn open(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     if path.exists() {
         return Ok(Checkpoint::open(path)?);
     }
-    let hub_id =
-        !path.is_absolute() && !spec.starts_with('.') && !spec.ends_with('/') && spec.split('/').count() == 2;
-    if !hub_id {
+    if spec.contains("://") {
+        return Err(bad_input_hint(
+            format!("{spec}: an address is not the name of a model"),
+            "a model on the hub is named owner/name; its branch by --revision, a GGUF file of it by owner/name:file.gguf",
+        ));
+    }
+    if !hub::is_id(spec) {
         return Err(bad_input_hint(format!("{spec}: no such file or directory"), MODEL_HINT));
     }
     let path = hub::resolve(spec, &hub.options())?;
     Ok(Checkpoint::open(&path)?)
 }
 
-const MODEL_HINT: &str =
-    "a model is a directory with config.json and safetensors, a .gguf file, or owner/name on the hub";
+const MODEL_HINT: &str = "a model is a directory with config.json and safetensors, a .gguf file, or owner/name on the hub \
+     (owner/name:file.gguf for a GGUF file of it)";
 
 /// Finds a model and loads it whole.
 pub fn load(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {

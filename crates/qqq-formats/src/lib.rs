@@ -14,6 +14,7 @@ mod float;
 pub mod gguf;
 mod json;
 pub mod linear;
+pub mod lock;
 mod module_pattern;
 pub mod qqq;
 pub mod quantization_config;

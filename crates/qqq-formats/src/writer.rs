@@ -1,5 +1,6 @@
 //! Writing a checkpoint directory: staged beside its final name and renamed when complete.
 
+mod reservation;
 mod shard;
 
 use std::{
@@ -12,10 +13,13 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     CheckpointFormat, DType, FormatError, QuantizedWeight, Result, Scales, WeightData, compressed_tensors,
+    lock::FileLock,
     qqq,
     safetensors::{INDEX_FILE, SINGLE_FILE},
 };
 
+pub use reservation::Reservation;
+use reservation::refuse_existing;
 use shard::Shard;
 
 /// Largest shard, in bytes, unless a single tensor is larger: as Hugging Face cuts them.
@@ -24,8 +28,10 @@ const SHARD_BYTES: u64 = 5_000_000_000;
 /// Writes a Hugging Face directory. Nothing appears under the final name before
 /// [`CheckpointWriter::finish`]; dropping the writer removes what was staged.
 pub struct CheckpointWriter {
-    out: PathBuf,
+    reservation: Reservation,
     staging: PathBuf,
+    /// In the staging directory.
+    owner: Option<FileLock>,
     shard_bytes: u64,
     /// Complete shards, then the current one.
     shards: Vec<Shard>,
@@ -37,7 +43,7 @@ impl CheckpointWriter {
     /// Starts a directory that will be called `out`.
     ///
     /// # Errors
-    /// `out` exists, or its parent is missing or not writable.
+    /// As [`Reservation::take`].
     pub fn create(out: &Path) -> Result<Self> {
         Self::with_shard_size(out, SHARD_BYTES)
     }
@@ -47,24 +53,21 @@ impl CheckpointWriter {
     /// # Errors
     /// As [`CheckpointWriter::create`].
     pub fn with_shard_size(out: &Path, shard_bytes: u64) -> Result<Self> {
-        let malformed = |reason: String| FormatError::Malformed { path: out.into(), reason };
-        refuse_existing(out)?;
-        let Some(name) = out.file_name() else {
-            return Err(malformed("this does not name a new directory".into()));
-        };
-        let parent = match out.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        if !parent.is_dir() {
-            return Err(malformed(format!("its parent directory {} does not exist", parent.display())));
-        }
-        let mut staging_name = std::ffi::OsString::from(".");
-        staging_name.push(name);
-        staging_name.push(format!(".partial-{}", std::process::id()));
-        let staging = parent.join(&staging_name);
-        fs::create_dir(&staging).map_err(|source| FormatError::Io { path: staging.clone(), source })?;
-        Ok(Self { out: out.into(), staging, shard_bytes, shards: Vec::new(), written: 0, finished: false })
+        Self::start(&Reservation::take(out)?, shard_bytes)
+    }
+
+    /// Starts the directory that was reserved.
+    ///
+    /// # Errors
+    /// Its parent has gone or is not writable any more.
+    pub fn reserved(reservation: &Reservation) -> Result<Self> {
+        Self::start(reservation, SHARD_BYTES)
+    }
+
+    fn start(reservation: &Reservation, shard_bytes: u64) -> Result<Self> {
+        let (staging, owner) = reservation.stage()?;
+        let reservation = reservation.clone();
+        Ok(Self { reservation, staging, owner, shard_bytes, shards: Vec::new(), written: 0, finished: false })
     }
 
     /// Where other files (config.json, tokenizer.json, ...) are to be put.
@@ -193,12 +196,14 @@ impl CheckpointWriter {
             let text = serde_json::to_vec_pretty(&index).map_err(|e| fail(e.into()))?;
             fs::write(staging.join(INDEX_FILE), text).map_err(fail)?;
         }
+        // It is no part of the checkpoint; until the end the reservation keeps others away.
+        self.owner = None;
         sync_tree(&staging).map_err(fail)?;
-        refuse_existing(&self.out)?;
-        fs::rename(&staging, &self.out)
-            .map_err(|source| FormatError::Io { path: self.out.clone(), source })?;
+        let out = self.reservation.path();
+        refuse_existing(out)?;
+        fs::rename(&staging, out).map_err(|source| FormatError::Io { path: out.into(), source })?;
         self.finished = true;
-        if let Some(parent) = self.out.parent() {
+        if let Some(parent) = out.parent() {
             // The checkpoint is complete and in place; that its name outlives a power failure is a bonus that
             // not every file system offers.
             let _ = sync_directory(if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
@@ -213,21 +218,6 @@ impl Drop for CheckpointWriter {
             // There is nobody to tell if it fails; the name says that it is partial.
             let _ = fs::remove_dir_all(&self.staging);
         }
-    }
-}
-
-/// A symbolic link that leads nowhere counts as existing.
-fn refuse_existing(out: &Path) -> Result<()> {
-    match fs::symlink_metadata(out) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(FormatError::Io { path: out.into(), source }),
-        Ok(_) => Err(FormatError::Io {
-            path: out.into(),
-            source: io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                "it exists already and is not overwritten; choose another name or remove it",
-            ),
-        }),
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod block;
 pub mod chat;
+pub mod companions;
 pub mod decoder;
 pub mod error;
 pub mod hub;

@@ -54,9 +54,10 @@ impl Source {
             Ok(Source::SelfSamples)
         } else if path.is_file() {
             Ok(Source::Files(vec![path.to_owned()]))
-        } else if path.exists() || spec.split('/').count() != 2 || spec.starts_with(['.', '/']) {
+        } else if path.exists() || !hub::is_id(spec) {
             Err(QuantError::Calibration(format!(
-                "{spec} is not a file; give a text, .jsonl or .parquet file, a data set of the hub (owner/name), or \"self\""
+                "{spec} is not a file; give a text, .jsonl or .parquet file, a data set of the hub (owner/name, \
+                 owner/name:config/split), or \"self\""
             )))
         } else {
             Ok(Source::Dataset { name: spec.to_owned(), files: hub::dataset_files(spec, options)? })

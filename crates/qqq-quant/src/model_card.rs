@@ -7,25 +7,61 @@ use crate::{
     report::modules,
 };
 
-/// Writes `README.md` into `dir`. `measured` are results to show, as name and value (perplexities, agreement); a card
-/// can be written again when they are known.
+/// The card's file.
+const FILE: &str = "README.md";
+/// What a card's metadata say of the terms of use.
+const LICENSE_KEYS: [&str; 3] = ["license:", "license_name:", "license_link:"];
+
+/// The lines of metadata about the license in the card of the model in `dir`; none if there is no card, or nothing of
+/// that in it. What is made of a model is under the same terms, and for most models the card is all that states them.
+pub fn license(dir: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(dir.join(FILE)).unwrap_or_default();
+    let mut lines = text.trim_start_matches('\u{feff}').lines().map(str::trim_end);
+    if lines.next() != Some("---") {
+        return Vec::new();
+    }
+    let mut belongs = false;
+    let mut kept = Vec::new();
+    for line in lines {
+        if line == "---" {
+            return kept;
+        }
+        // Others continue the key before them: a list, a block of text.
+        if line.starts_with(|c: char| c.is_alphanumeric() || c == '_') {
+            belongs = LICENSE_KEYS.iter().any(|key| line.starts_with(key));
+        }
+        if belongs && !line.starts_with('#') {
+            kept.push(line.to_owned());
+        }
+    }
+    // Metadata without an end are none.
+    Vec::new()
+}
+
+/// Writes `README.md` into `dir`. `license` are lines of metadata (see [`license`]); `measured` are results to show, as
+/// name and value (perplexities, agreement); a card can be written again when they are known.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write(dir: &Path, report: &Report, measured: &[(String, String)]) -> Result<()> {
-    let path = dir.join("README.md");
-    std::fs::write(&path, render(report, measured)).map_err(|e| output::io(&path, e))
+pub fn write(dir: &Path, report: &Report, license: &[String], measured: &[(String, String)]) -> Result<()> {
+    let path = dir.join(FILE);
+    std::fs::write(&path, render(report, license, measured)).map_err(|e| output::io(&path, e))
 }
 
 /// The card's text.
-pub fn render(report: &Report, measured: &[(String, String)]) -> String {
+pub fn render(report: &Report, license: &[String], measured: &[(String, String)]) -> String {
     let mut card = String::new();
     // Writing to a string cannot fail.
-    let _ = render_into(&mut card, report, measured);
+    let _ = render_into(&mut card, report, license, measured);
     card
 }
 
-fn render_into(card: &mut String, report: &Report, measured: &[(String, String)]) -> std::fmt::Result {
+fn render_into(
+    card: &mut String,
+    report: &Report,
+    license: &[String],
+    measured: &[(String, String)],
+) -> std::fmt::Result {
     let recipe = &report.recipe;
     let weights = match recipe.group_size {
         Some(g) => {
@@ -35,7 +71,11 @@ fn render_into(card: &mut String, report: &Report, measured: &[(String, String)]
         }
         None => "4-bit, one scale per output channel".into(),
     };
-    writeln!(card, "---\ntags:\n- qqq\n- w4a8\n---\n")?;
+    writeln!(card, "---\ntags:\n- qqq\n- w4a8")?;
+    for line in license {
+        writeln!(card, "{line}")?;
+    }
+    writeln!(card, "---\n")?;
     writeln!(card, "# {} in W4A8\n", report.model)?;
     writeln!(
         card,
@@ -137,4 +177,32 @@ fn recipe_rows(recipe: &Recipe) -> Vec<(&'static str, String)> {
         Clip::Output => "least output error",
     };
     vec![("Transformation", transform), ("Rounding", rounding), ("Scales", clip.into())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_license_of_a_card() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |card: &str| {
+            std::fs::write(dir.path().join(FILE), card).unwrap();
+            license(dir.path())
+        };
+        let llama = "---\r\nlanguage:\r\n- en\r\nlicense: llama3\r\nlicense_name: llama3 # theirs\r\n\
+                     license_link: LICENSE\r\nextra_gated_prompt: >-\r\n  license: no\r\n---\r\nlicense: no\r\n";
+        assert_eq!(of(llama), ["license: llama3", "license_name: llama3 # theirs", "license_link: LICENSE"]);
+        assert_eq!(
+            of("---\nlicense:\n- mit\n- apache-2.0\ntags: [x]\n---\n"),
+            ["license:", "- mit", "- apache-2.0"]
+        );
+        assert_eq!(of("\u{feff}---\nlicense: mit\n---\n"), ["license: mit"]);
+        let none: [&str; 0] = [];
+        for card in ["", "license: mit\n", "---\nlicense: mit\n", "---\ntags: [license]\n---\nlicense: mit"] {
+            assert_eq!(of(card), none, "{card:?}");
+        }
+        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+        assert_eq!(license(dir.path()), none);
+    }
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use qqq_formats::{
     Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight, Scales,
-    writer::CheckpointWriter,
+    writer::{CheckpointWriter, Reservation},
 };
-use qqq_model::{Tokenizer, names};
+use qqq_model::{Tokenizer, companions, names};
 use serde_json::{Value, json};
 
 use crate::{
@@ -41,14 +41,19 @@ pub(crate) struct QuantizedBlock {
 }
 
 impl<'a> OutputCheckpoint<'a> {
-    /// Starts a directory.
+    /// Starts the directory that was reserved, with what comes along from the source unchanged.
     pub(crate) fn create(
         checkpoint: &'a Checkpoint,
-        path: &Path,
+        reservation: &Reservation,
         format: CheckpointFormat,
         half: HalfType,
     ) -> Result<Self> {
-        Ok(Self { checkpoint, writer: CheckpointWriter::create(path)?, format, half })
+        let writer = CheckpointWriter::reserved(reservation)?;
+        if checkpoint.gguf.is_none() {
+            // Now rather than at the end, so that a file that cannot be read costs no work.
+            companions::copy(&checkpoint.path, writer.staging())?;
+        }
+        Ok(Self { checkpoint, writer, format, half })
     }
 
     /// Where the files lie until all is done.
@@ -151,7 +156,10 @@ impl<'a> OutputCheckpoint<'a> {
         write_json(&staging.join("config.json"), &self.config_json(report))?;
         let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
         write_json(&staging.join(REPORT_FILE), &value)?;
-        model_card::write(staging, report, &[])?;
+        // A GGUF file's folder may hold anything.
+        let is_directory = self.checkpoint.gguf.is_none();
+        let license = if is_directory { model_card::license(&self.checkpoint.path) } else { Vec::new() };
+        model_card::write(staging, report, &license, &[])?;
         Ok(self.writer.finish()?)
     }
 

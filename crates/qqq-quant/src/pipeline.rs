@@ -1,12 +1,12 @@
 //! Quantizing a checkpoint, block by block.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 use qqq_backend::{
     Backend, CpuBackend,
     cpu::{CpuLinear, matrix::Matrix},
 };
-use qqq_formats::{Checkpoint, CheckpointFormat, LinearWeight, QuantizedWeight};
+use qqq_formats::{Checkpoint, CheckpointFormat, LinearWeight, QuantizedWeight, writer::Reservation};
 use qqq_model::{Block, Decoder, ModelError, Tokenizer, names, rope};
 
 use crate::{
@@ -41,8 +41,8 @@ pub trait Progress {
 /// Where the result goes.
 #[derive(Clone, Debug)]
 pub struct Output<'a> {
-    /// Directory to be made.
-    pub path: &'a Path,
+    /// Directory to be made, reserved before the model was looked for.
+    pub reservation: &'a Reservation,
     /// Form.
     pub format: OutputFormat,
     /// How the user named the model (for model card and report).
@@ -55,7 +55,7 @@ pub struct Output<'a> {
 /// recipe's seed, not on the number of threads. Nothing appears under the output's name unless all is well.
 ///
 /// # Errors
-/// Recipes that do not fit the model and existing outputs (before any work), calibration text that is too short,
+/// Recipes that do not fit the model (before any work), calibration text that is too short,
 /// damaged weights, numerical failures, a full disk, and [`QuantError::Interrupted`].
 pub fn quantize(
     checkpoint: &Checkpoint,
@@ -67,7 +67,7 @@ pub fn quantize(
 ) -> Result<Report> {
     let started = Instant::now();
     let plan = preflight::check(checkpoint, recipe, output.format)?;
-    let mut writer = OutputCheckpoint::create(checkpoint, output.path, plan.format, plan.half)?;
+    let mut writer = OutputCheckpoint::create(checkpoint, output.reservation, plan.format, plan.half)?;
 
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;

@@ -13,7 +13,8 @@ use super::recipe::{AmountArgs, FormatArg, RecipeArgs};
 use crate::{
     console::Console,
     errors::{bad_input, bad_input_hint},
-    files, format,
+    files::{self, Reserved},
+    format,
     interrupt::Guard,
     model::{self, HubArgs},
     progress::Progress,
@@ -67,17 +68,18 @@ struct Outcome {
 /// Runs the command.
 pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let recipe = args.recipe.recipe(&args.amount)?;
-    // What would be found at the end is asked first.
-    refuse_existing(&args.output)?;
+    // What would be found at the end is asked first, before anything is downloaded.
+    let reserved = Reserved::new(&args.output, console)?;
     if let Some(path) = &args.report {
-        refuse_existing(path)?;
+        check_report(path, &args.output)?;
     }
     let checkpoint = model::open(&args.model, &args.hub)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
     let source = source(&args.calibration, &args.hub)?;
 
     let guard = Guard::new();
-    let output = Output { path: &args.output, format: args.format.format(), model_name: &args.model };
+    let output =
+        Output { reservation: reserved.reservation(), format: args.format.format(), model_name: &args.model };
     let mut steps = Steps { progress: Progress::new(console, "quantizing"), guard: &guard };
     let report = qqq_quant::quantize(&checkpoint, &tokenizer, &recipe, &source, &output, &mut steps)?;
     drop(steps);
@@ -107,14 +109,16 @@ impl qqq_quant::Progress for Steps<'_> {
     }
 }
 
-fn refuse_existing(path: &Path) -> anyhow::Result<()> {
-    if std::fs::symlink_metadata(path).is_ok() {
+/// The report's own file is made after the checkpoint.
+fn check_report(path: &Path, output: &Path) -> anyhow::Result<()> {
+    files::refuse_existing(path)?;
+    if std::path::absolute(path)?.starts_with(std::path::absolute(output)?) {
         return Err(bad_input_hint(
-            format!("{} exists already", path.display()),
-            "name another output, or remove that one first",
+            format!("--report {}: {} is what will be made", path.display(), output.display()),
+            format!("leave --report out: {} always has the report", output.display()),
         ));
     }
-    Ok(())
+    files::check_writable(path, "--report")
 }
 
 /// One source of text: files can be several, a data set or "self" stands alone.

@@ -1,30 +1,42 @@
 //! One repository of the hub, online or in the cache, with errors that say what to do.
 
 use std::{
+    cell::OnceCell,
     collections::BTreeSet,
-    path::{Component, Path, PathBuf},
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
 };
 
-use hf_hub::{
-    Cache, Repo, RepoType,
-    api::sync::{Api, ApiBuilder, ApiError},
-};
+use serde::Deserialize;
 
-use super::{HubOptions, error};
+use super::{
+    HubOptions, Kind, Transfer,
+    cache::{Known, RepoCache, files, is_commit, is_inside},
+    download::{Download, retried},
+    environment::Settings,
+    error,
+    http::{Fault, Http, escaped, header},
+};
 use crate::{ModelError, Result};
 
-const HUB: &str = "https://huggingface.co";
+/// Bytes that the list of a repository's files may take.
+const MAX_LIST: u64 = 64 << 20;
 
 /// A repository at a revision.
 pub(super) struct Client {
-    cache: Cache,
-    /// `None`: offline.
-    api: Option<Api>,
-    endpoint: String,
+    cache: RepoCache,
+    /// `None`: offline, as was asked.
+    http: Option<Http>,
+    /// Why the cache alone is used although nobody asked for it.
+    outage: OnceCell<String>,
     repo: String,
-    kind: RepoType,
+    kind: Kind,
     revision: String,
-    has_token: bool,
+    is_default_revision: bool,
+    /// Between two attempts of a request.
+    pub pause: Duration,
+    progress: Option<fn(&Transfer<'_>)>,
 }
 
 /// The files of a repository at a commit.
@@ -50,46 +62,21 @@ impl Snapshot {
     }
 }
 
-impl Client {
-    /// As the environment says: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
-    pub fn from_env(kind: RepoType, repo: &str, options: &HubOptions) -> Result<Self> {
-        let set = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
-        let mut options = options.clone();
-        options.token = options.token.or_else(|| set("HF_TOKEN"));
-        options.offline |=
-            set("HF_HUB_OFFLINE").is_some_and(|v| !["0", "false", "no", "off"].contains(&&*v.to_lowercase()));
-        // hf-hub gives up without a home directory; so say what it needs before it is asked.
-        if set("HF_HOME").is_none() && set("HOME").is_none() && set("USERPROFILE").is_none() {
-            return Err(error(
-                "there is no home directory for the hub's cache; set HF_HOME to a directory".into(),
-            ));
-        }
-        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| HUB.into());
-        Self::new(Cache::from_env(), &endpoint, kind, repo, &options)
-    }
+/// The hub's answer about a repository at a revision.
+#[derive(Deserialize)]
+struct Info {
+    sha: String,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
 
-    pub fn new(
-        cache: Cache,
-        endpoint: &str,
-        kind: RepoType,
-        repo: &str,
-        options: &HubOptions,
-    ) -> Result<Self> {
-        let endpoint = endpoint.trim_end_matches('/').to_owned();
-        let token = options.token.clone().or_else(|| cache.token());
-        let has_token = token.is_some();
-        let api = if options.offline {
-            None
-        } else {
-            let api = ApiBuilder::from_cache(cache.clone())
-                .with_endpoint(endpoint.clone())
-                .with_token(token)
-                .with_retries(3)
-                .with_user_agent("qqq", env!("CARGO_PKG_VERSION"))
-                .build()
-                .map_err(|e| error(format!("cannot set up a client for {endpoint}: {e}")))?;
-            Some(api)
-        };
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+impl Client {
+    pub fn new(settings: &Settings, kind: Kind, repo: &str, options: &HubOptions) -> Result<Self> {
         let revision = options.revision.clone().unwrap_or_else(|| "main".into());
         // It becomes part of paths in the cache and of addresses.
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
@@ -98,7 +85,17 @@ impl Client {
                 "{revision:?} is not a branch, tag or commit of a repository on the hub"
             )));
         }
-        Ok(Self { cache, api, endpoint, repo: repo.into(), kind, revision, has_token })
+        Ok(Self {
+            cache: RepoCache::new(&settings.cache, kind, repo),
+            http: if settings.offline { None } else { Some(Http::new(settings)?) },
+            outage: OnceCell::new(),
+            repo: repo.into(),
+            kind,
+            is_default_revision: revision == "main",
+            revision,
+            pause: Duration::from_millis(300),
+            progress: options.progress,
+        })
     }
 
     /// `owner/name`.
@@ -106,59 +103,106 @@ impl Client {
         &self.repo
     }
 
-    fn at(&self, revision: &str) -> Repo {
-        Repo::with_revision(self.repo.clone(), self.kind, revision.into())
+    /// The hub, unless only the cache is used.
+    fn online(&self) -> Option<&Http> {
+        self.http.as_ref().filter(|_| self.outage.get().is_none())
     }
 
-    /// What to add to an error about something that is not there, offline.
+    /// What to add to an error about something that is not there, where only the cache was looked into.
     pub fn incomplete(&self) -> String {
-        match self.api {
-            Some(_) => String::new(),
-            None => " in the cache; run once with network (without --offline and HF_HUB_OFFLINE) to fetch it"
-                .into(),
+        match (&self.http, self.outage.get()) {
+            (None, _) => {
+                " in the cache; run once with network (without --offline and HF_HUB_OFFLINE) to fetch it"
+                    .into()
+            }
+            (Some(_), Some(outage)) => format!(" in the cache, and {outage}"),
+            (Some(_), None) => String::new(),
         }
     }
 
-    /// The repository's files at the revision.
+    /// The repository's files at the revision: as the hub says, or, where there is no way to it, the cache.
     pub fn snapshot(&self) -> Result<Snapshot> {
-        let Some(api) = &self.api else { return self.cached_snapshot() };
-        let info = api.repo(self.at(&self.revision)).info().map_err(|e| self.explain(e, None))?;
+        let Some(http) = self.online() else { return self.cached_snapshot() };
+        let fault = match retried(self.pause, || self.info(http)) {
+            Ok(info) => return self.listed(http, info),
+            Err(fault) => fault,
+        };
+        let explained = self.explain(http, &fault, None);
+        let Ok(cached) = self.cached_snapshot() else { return Err(explained) };
+        if !fault.is_outage() {
+            return Err(error(format!("{explained}. --offline takes what is in the cache")));
+        }
+        tracing::warn!("{}: {fault}; taking what is in the cache", self.repo);
+        // Nobody else sets it.
+        let _ = self.outage.set(fault.to_string());
+        Ok(cached)
+    }
+
+    fn info(&self, http: &Http) -> Result<Info, Fault> {
+        let address =
+            format!("/api/{}/{}/revision/{}", self.kind.plural(), self.repo, escaped(&self.revision));
+        let mut response = http.get(&address, 0)?;
+        let kind = header(response.headers(), "content-type").unwrap_or("of no named type").to_owned();
+        let text = response.body_mut().with_config().limit(MAX_LIST).read_to_vec();
+        let text = text.map_err(|e| http.fault(e, http.endpoint()))?;
+        serde_json::from_slice(&text).map_err(|e| {
+            Fault::Content(format!(
+                "{} does not answer as a hub does ({kind}: {e}); it may be a page of a proxy or of a network that \
+                 wants a login",
+                http.endpoint()
+            ))
+        })
+    }
+
+    fn listed(&self, http: &Http, info: Info) -> Result<Snapshot> {
         let commit = info.sha;
-        if commit.is_empty() || !commit.chars().all(|c| c.is_ascii_alphanumeric()) {
+        if !is_commit(&commit) {
             return Err(error(format!(
                 "{} names the commit {commit:?} for {}, which makes no sense",
-                self.endpoint, self.repo
+                http.endpoint(),
+                self.repo
             )));
         }
         let names = info.siblings.into_iter().map(|s| s.rfilename).filter(|n| is_inside(n)).collect();
-        let directory = self.cache.repo(self.at(&commit)).pointer_path(&commit);
+        let directory = self.cache.snapshot(&commit);
         Ok(Snapshot { commit, directory, names })
     }
 
     fn cached_snapshot(&self) -> Result<Snapshot> {
-        let repo = self.cache.repo(self.at(&self.revision));
-        let root = repo.pointer_path("");
-        let reference = root.join("../refs").join(&self.revision);
-        let commit = match std::fs::read_to_string(&reference) {
-            Ok(commit) => commit.trim().to_owned(),
-            // A commit names its snapshot itself.
-            Err(_) => self.revision.clone(),
+        let (repo, revision, root) = (&self.repo, &self.revision, self.cache.root().display());
+        let commit = match self.cache.known(revision, self.is_default_revision) {
+            Known::Commit(commit) => commit,
+            Known::Only(commit) => {
+                tracing::warn!(
+                    "{repo}: the cache does not say which commit {revision} is; taking the only one it has, {commit}"
+                );
+                commit
+            }
+            Known::OneOf(commits) if commits.is_empty() => return Err(self.not_cached()),
+            Known::OneOf(commits) => {
+                return Err(error(format!(
+                    "{repo}: the hub's cache ({root}) does not say which commit {revision} is; name one of those it \
+                     has with --revision: {}",
+                    commits.join(", ")
+                )));
+            }
         };
-        let directory = repo.pointer_path(&commit);
-        let mut names = BTreeSet::new();
-        if is_inside(&commit) {
-            list(&directory, &directory, &mut names);
-        }
+        let directory = self.cache.snapshot(&commit);
+        let names = files(&directory);
         if names.is_empty() {
-            return Err(error(format!(
-                "{} at revision {} is not in the hub's cache ({}); run once with network (without --offline and \
-                 HF_HUB_OFFLINE), or name a local path",
-                self.repo,
-                self.revision,
-                self.cache.path().display()
-            )));
+            return Err(self.not_cached());
         }
         Ok(Snapshot { commit, directory, names })
+    }
+
+    fn not_cached(&self) -> ModelError {
+        error(format!(
+            "{} at revision {} is not in the hub's cache ({}); run once with network (without --offline and \
+             HF_HUB_OFFLINE), or name a local path",
+            self.repo,
+            self.revision,
+            self.cache.root().display()
+        ))
     }
 
     /// Local path of a file, downloaded unless the cache has it.
@@ -167,120 +211,156 @@ impl Client {
         if is_inside(name) && local.exists() {
             return Ok(local);
         }
-        let Some(api) = self.api.as_ref().filter(|_| snapshot.has(name)) else {
+        let Some(http) = self.online().filter(|_| snapshot.has(name)) else {
             let similar: Vec<&str> = snapshot.names().filter(|n| same_extension(n, name)).collect();
             let hint = if similar.is_empty() {
                 String::new()
             } else {
-                format!("; there are {}", similar.join(", "))
+                format!("; there are {}", super::listed(&similar))
             };
             return Err(error(format!("{} has no file {name}{}{hint}", self.repo, self.incomplete())));
         };
-        // The commit rather than the branch: files of one model stay together when the branch moves.
-        api.repo(self.at(&snapshot.commit)).download(name).map_err(|e| self.explain(e, Some(name)))
+        let parts: Vec<String> = name.split('/').map(escaped).collect();
+        let download = Download {
+            http,
+            cache: &self.cache,
+            // The commit rather than the branch: files of one model stay together when the branch moves.
+            address: format!(
+                "/{}{}/resolve/{}/{}",
+                self.kind.prefix(),
+                self.repo,
+                snapshot.commit,
+                parts.join("/")
+            ),
+            commit: &snapshot.commit,
+            name,
+            pause: self.pause,
+            progress: self.progress,
+        };
+        download.run().map_err(|fault| self.explain(http, &fault, Some(name)))
     }
 
     /// Notes which commit the revision meant, for use offline.
-    pub fn remember(&self, snapshot: &Snapshot) -> Result<()> {
-        if self.api.is_none() {
-            return Ok(());
+    pub fn remember(&self, snapshot: &Snapshot) {
+        if self.online().is_none() {
+            return;
         }
-        self.cache
-            .repo(self.at(&self.revision))
-            .create_ref(&snapshot.commit)
-            .map_err(|e| self.cache_trouble(&e))
+        // The files are there, which is what was asked for; a shared cache may be read-only.
+        if let Err(e) = self.cache.remember(&self.revision, &snapshot.commit) {
+            tracing::warn!(
+                "{}: the hub's cache does not note the commit of {}: {e}",
+                self.repo,
+                self.revision
+            );
+        }
     }
 
-    fn cache_trouble(&self, e: &std::io::Error) -> ModelError {
-        error(format!(
-            "{}: the hub's cache in {} cannot be written: {e}; free some space, or set HF_HOME to another directory",
-            self.repo,
-            self.cache.path().display()
-        ))
-    }
-
-    /// What a failed request means, and what to do about it.
-    fn explain(&self, e: ApiError, file: Option<&str>) -> ModelError {
-        let Client { repo, revision, endpoint, .. } = self;
+    /// What a failure means, and what to do about it.
+    fn explain(&self, http: &Http, fault: &Fault, file: Option<&str>) -> ModelError {
+        let Client { repo, revision, .. } = self;
+        let endpoint = http.endpoint();
         let what = file.map_or_else(|| repo.clone(), |f| format!("{repo}/{f}"));
-        let page = match self.kind {
-            RepoType::Dataset => format!("{endpoint}/datasets/{repo}"),
-            RepoType::Model | RepoType::Space => format!("{endpoint}/{repo}"),
-        };
-        let token = if self.has_token {
+        let offline = "Without network, name a local path, or use --offline if the cache has it";
+        error(match fault {
+            Fault::Status { status, code, message } => {
+                let reason = self.refusal(http, *status, code.as_deref(), file);
+                match message {
+                    Some(message) => format!("{what}: {reason} (the hub says: {message})"),
+                    None => format!("{what}: {reason}"),
+                }
+            }
+            Fault::Unreachable(_) | Fault::Proxy(_) | Fault::Tls(_) => {
+                format!("{what}: cannot reach {endpoint}: {fault}. {offline}")
+            }
+            Fault::Timeout(_) if file.is_none() => {
+                format!("{what}: cannot reach {endpoint}: {fault}. {offline}")
+            }
+            Fault::Timeout(_) | Fault::Lost(_) => format!(
+                "{what}: {fault}, several times; check the network and run it again, which goes on where a large \
+                 file's download has stopped"
+            ),
+            Fault::Content(reason) if file.is_some() => {
+                format!("{what} at revision {revision}: {reason}. Nothing of it is kept; try again later")
+            }
+            Fault::Content(reason) => format!("{what}: {reason}"),
+            Fault::Disk { path, source } => self.disk_trouble(&what, path, source),
+        })
+    }
+
+    /// What an HTTP status means.
+    fn refusal(&self, http: &Http, status: u16, code: Option<&str>, file: Option<&str>) -> String {
+        let (endpoint, revision) = (http.endpoint(), &self.revision);
+        let page = format!("{endpoint}/{}{}", self.kind.prefix(), self.repo);
+        let token = if http.has_token() {
             "use a token that may read it (the one in use may not, or has expired)"
         } else {
             "give an access token (--token or HF_TOKEN)"
         };
-        let request = match e {
-            ApiError::RequestError(e) => *e,
-            ApiError::TooManyRetries(inner) => return self.explain(*inner, file),
-            ApiError::IoError(e) => return self.cache_trouble(&e),
-            ApiError::LockAcquisition(path) => {
-                return error(format!(
-                    "{what}: another process is downloading it; wait for that one, or remove {} if there is none",
-                    path.display()
-                ));
+        match (status, code) {
+            (401 | 403, Some("GatedRepo")) => format!(
+                "the repository is gated ({status}): accept its terms on {page} with your account, and {token}"
+            ),
+            (401, _) => format!(
+                "{endpoint} refuses access (401). Either the name is mistyped, or the repository is private or gated: \
+                 then accept its terms on {page}, if there are any, and {token}"
+            ),
+            (403, _) => format!(
+                "{endpoint} refuses access (403). The repository is gated or private: accept its terms on {page} with \
+                 your account, and {token}"
+            ),
+            (404, Some("RevisionNotFound")) => {
+                format!("there is no revision {revision} on {endpoint} (404); {page} lists branches and tags")
             }
-            ApiError::InvalidResume => {
-                return error(format!(
-                    "{what}: the partial download in {} is larger than the file; remove its .part files there and \
-                     try again",
-                    self.cache.repo(self.at(revision)).blob_path("").display()
-                ));
-            }
-            other => return error(format!("{what}: {endpoint} does not answer as a hub does: {other}")),
-        };
-        error(match request {
-            ureq::Error::StatusCode(401) => format!(
-                "{what}: {endpoint} refuses access (401). Either the name is mistyped, or the repository is private or \
-                 gated: then accept its terms on {page}, if there are any, and {token}"
-            ),
-            ureq::Error::StatusCode(403) => format!(
-                "{what}: {endpoint} refuses access (403). The repository is gated or private: accept its terms on \
-                 {page} with your account, and {token}"
-            ),
-            ureq::Error::StatusCode(404) => format!(
-                "{what}: not found on {endpoint} at revision {revision} (404); check the spelling of name and \
-                 revision on {page}"
-            ),
-            ureq::Error::StatusCode(429) => {
+            (404, Some("EntryNotFound")) | (404, None) if file.is_some() => {
                 format!(
-                    "{what}: {endpoint} limits the rate of requests (429); wait a few minutes, or {token}"
+                    "the file is not there at revision {revision} on {endpoint} (404); {page} lists what is"
                 )
             }
-            ureq::Error::StatusCode(status) => {
-                format!("{what}: {endpoint} answers with HTTP status {status}; try again later")
-            }
-            other => format!(
-                "{what}: cannot reach {endpoint}: {other}. Without network, name a local path, or use --offline if \
-                 the cache has it"
+            (404, _) => format!(
+                "not found on {endpoint} at revision {revision} (404); check the spelling of name and revision on {page}"
             ),
-        })
+            (407, _) => "the proxy wants a name and a password (407); put them into HTTPS_PROXY, as \
+                         http://name:password@proxy:port"
+                .into(),
+            (429, _) => {
+                format!("{endpoint} limits the rate of requests (429); wait a few minutes, or {token}")
+            }
+            (500.., _) => format!("{endpoint} answers with HTTP status {status}; try again later"),
+            _ => format!("{endpoint} refuses the request with HTTP status {status}"),
+        }
     }
-}
 
-/// Whether a path stays within the directory it is joined to.
-fn is_inside(path: &str) -> bool {
-    !path.is_empty()
-        && !path.contains('\\')
-        && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
+    /// The cache cannot be written.
+    fn disk_trouble(&self, what: &str, path: &Path, e: &io::Error) -> String {
+        use io::ErrorKind as K;
+        let cache = self.cache.root().display();
+        let elsewhere = "set HF_HOME to another directory";
+        // The system names what was asked for, not what stands in its way.
+        let file = path.ancestors().find(|p| fs::metadata(p).is_ok_and(|m| !m.is_dir()));
+        match (e.kind(), file) {
+            (K::StorageFull | K::QuotaExceeded, _) => format!(
+                "{what}: the disk of the hub's cache ({cache}) is full: {e}; free some space, or {elsewhere}"
+            ),
+            (K::FileTooLarge, _) => {
+                format!(
+                    "{what}: the file is too large for the disk of the hub's cache ({cache}): {e}; {elsewhere}"
+                )
+            }
+            (K::PermissionDenied | K::ReadOnlyFilesystem, _) => format!(
+                "{what}: the hub's cache may not be written: {}: {e}; change its permissions, or {elsewhere}",
+                path.display()
+            ),
+            (K::NotADirectory | K::AlreadyExists, Some(file)) => format!(
+                "{what}: the hub's cache cannot be in {cache}, because {} is a file; {elsewhere}",
+                file.display()
+            ),
+            _ => {
+                format!("{what}: the hub's cache cannot be written: {}: {e}; or {elsewhere}", path.display())
+            }
+        }
+    }
 }
 
 fn same_extension(a: &str, b: &str) -> bool {
     Path::new(a).extension() == Path::new(b).extension()
-}
-
-/// Names of all files below `directory`, relative to `root`.
-fn list(root: &Path, directory: &Path, names: &mut BTreeSet<String>) {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            list(root, &path, names);
-        } else if path.exists()
-            && let Some(name) = path.strip_prefix(root).ok().and_then(Path::to_str)
-        {
-            names.insert(name.replace('\\', "/"));
-        }
-    }
 }

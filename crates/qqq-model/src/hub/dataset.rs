@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use super::{Client, error};
+use super::{Client, error, listed};
 use crate::Result;
 
 /// Readable kinds of files, the best first.
@@ -17,7 +17,7 @@ pub(super) fn files(client: &Client, part: Option<&str>) -> Result<Vec<PathBuf>>
     let chosen =
         choose(&names, part).map_err(|reason| error(format!("data set {}: {reason}", client.id())))?;
     let path = client.file(&snapshot, chosen)?;
-    client.remember(&snapshot)?;
+    client.remember(&snapshot);
     Ok(vec![path])
 }
 
@@ -95,12 +95,4 @@ fn in_config(name: &str, config: &str) -> bool {
 fn in_split(name: &str, split: &str) -> bool {
     let (directories, file) = name.rsplit_once('/').unwrap_or(("", name));
     directories.split('/').any(|d| d == split) || file.split(['-', '.', '_']).any(|word| word == split)
-}
-
-fn listed(names: &[&str]) -> String {
-    let mut text = names.iter().take(8).copied().collect::<Vec<_>>().join(", ");
-    if names.len() > 8 {
-        text.push_str(&format!(" and {} more", names.len() - 8));
-    }
-    text
 }

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use qqq_backend::{Backend, CpuBackend, KvDType, Span};
-use qqq_formats::{Checkpoint, DType, writer::CheckpointWriter};
+use qqq_formats::{
+    Checkpoint, DType,
+    writer::{CheckpointWriter, Reservation},
+};
 use qqq_model::{Decoder, Tokenizer};
 use qqq_quant::{
     Calibration, Clip, GroupScales, Output, OutputFormat, Progress, Propagation, Recipe, Report,
@@ -233,7 +236,8 @@ pub fn run(
 ) -> qqq_quant::Result<Report> {
     let checkpoint = Checkpoint::open(dir)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
-    let output = Output { path: out, format, model_name: "tiny" };
+    let reservation = Reservation::take(out)?;
+    let output = Output { reservation: &reservation, format, model_name: "tiny" };
     quantize(&checkpoint, &tokenizer, recipe, source, &output, steps)
 }
 

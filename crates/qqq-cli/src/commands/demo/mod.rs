@@ -11,7 +11,10 @@ use qqq_quant::{Calibration, Output, OutputFormat, Recipe, Report, calibration::
 use serde::Serialize;
 
 use super::{quantize::Steps, recipe::default_recipe};
-use crate::{console::Console, errors::bad_input_hint, format, interrupt::Guard, model, progress::Progress};
+use crate::{
+    console::Console, errors::bad_input_hint, files::Reserved, format, interrupt::Guard, model,
+    progress::Progress,
+};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -59,9 +62,7 @@ struct Outcome {
 /// Runs the command.
 pub fn run(args: &DemoArgs, console: &Console) -> anyhow::Result<()> {
     let guard = Guard::new();
-    if let Some(keep) = args.keep.as_ref().filter(|k| k.exists()) {
-        return Err(bad_input_hint(format!("{} exists already", keep.display()), "name another directory"));
-    }
+    let kept = args.keep.as_ref().map(|keep| Reserved::new(keep, console)).transpose()?;
     let path = match &args.model {
         Some(path) if !path.exists() => {
             return Err(bad_input_hint(
@@ -81,13 +82,14 @@ pub fn run(args: &DemoArgs, console: &Console) -> anyhow::Result<()> {
         .tempdir()
         .context("cannot make a temporary directory")?;
     let out = args.keep.clone().unwrap_or_else(|| temporary.path().join("w4a8"));
-    let report = quantize(&path, &out, console, &guard)?;
+    let reserved = kept.map_or_else(|| Reserved::new(&out, console), Ok)?;
+    let report = quantize(&path, &reserved, console, &guard)?;
     let comparison = compare::compare(&path, &out, console, &guard)?;
     let outcome = Outcome { model: path, kept: args.keep.clone(), report, comparison };
     console.result(&outcome, |o| text(o, console))
 }
 
-fn quantize(path: &Path, out: &Path, console: &Console, guard: &Guard) -> anyhow::Result<Report> {
+fn quantize(path: &Path, out: &Reserved, console: &Console, guard: &Guard) -> anyhow::Result<Report> {
     let recipe = recipe();
     let checkpoint = qqq_formats::Checkpoint::open(path)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
@@ -96,7 +98,7 @@ fn quantize(path: &Path, out: &Path, console: &Console, guard: &Guard) -> anyhow
         "Quantizing {name} to W4A8: rotation, compensation, groups of 64; calibrated on {} samples of the model itself.",
         recipe.calibration.windows
     ));
-    let output = Output { path: out, format: OutputFormat::Auto, model_name: &name };
+    let output = Output { reservation: out.reservation(), format: OutputFormat::Auto, model_name: &name };
     let mut steps = Steps { progress: Progress::new(console, "quantizing"), guard };
     Ok(qqq_quant::quantize(&checkpoint, &tokenizer, &recipe, &Source::SelfSamples, &output, &mut steps)?)
 }

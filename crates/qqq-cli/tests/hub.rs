@@ -1,0 +1,223 @@
+//! Models and data sets of a hub, which is a port of this machine.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use common::{Place, Run, TEXT};
+use serde_json::json;
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// Repositories, as `models/owner/name`: their files.
+type Repos = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
+
+struct Hub {
+    endpoint: String,
+    /// The Authorization headers so far.
+    tokens: Arc<Mutex<Vec<Option<String>>>>,
+}
+
+impl Hub {
+    fn start(repos: Repos) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let tokens = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&tokens);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                answer(&stream, &repos, &seen);
+            }
+        });
+        Self { endpoint, tokens }
+    }
+
+    /// The tiny model, its LICENSE and a data set.
+    fn of(place: &Place) -> Self {
+        let mut model = BTreeMap::new();
+        for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+            model.insert(name.to_owned(), fs::read(place.path("model").join(name)).unwrap());
+        }
+        model.insert("LICENSE".into(), b"terms".to_vec());
+        model.insert("additional_chat_templates/tool_use.jinja".into(), b"{{ x }}".to_vec());
+        let rows: String = TEXT.lines().map(|l| json!({ "text": l }).to_string() + "\n").collect();
+        let ggufs = BTreeMap::from([("BF16/m-BF16.gguf".to_owned(), b"GGUF".to_vec())]);
+        let texts = BTreeMap::from([
+            ("en/test.jsonl".to_owned(), rows.clone().into_bytes()),
+            ("en/train.jsonl".to_owned(), b"{}".to_vec()),
+            ("fr/train.jsonl".to_owned(), b"{}".to_vec()),
+        ]);
+        Self::start(BTreeMap::from([
+            ("models/acme/tiny".to_owned(), model),
+            ("models/acme/ggufs".to_owned(), ggufs),
+            ("datasets/acme/texts".to_owned(), texts),
+        ]))
+    }
+
+    fn command(&self, place: &Place, home: &str) -> Command {
+        let mut command = place.command();
+        for name in [
+            "HUGGING_FACE_HUB_TOKEN",
+            "HF_TOKEN_PATH",
+            "HF_HUB_CACHE",
+            "HUGGINGFACE_HUB_CACHE",
+            "TRANSFORMERS_OFFLINE",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+            "HTTP_PROXY",
+            "http_proxy",
+            "ALL_PROXY",
+            "all_proxy",
+        ] {
+            command.env_remove(name);
+        }
+        command
+            .env("HF_ENDPOINT", &self.endpoint)
+            .env("HF_HOME", place.path(home))
+            .env("HF_HUB_OFFLINE", "0");
+        command
+    }
+
+    fn run(&self, place: &Place, home: &str, variables: &[(&str, &str)], line: &[&str]) -> Run {
+        let mut command = self.command(place, home);
+        Run::of(command.envs(variables.iter().copied()).args(line).output().unwrap())
+    }
+}
+
+fn answer(stream: &TcpStream, repos: &Repos, seen: &Mutex<Vec<Option<String>>>) {
+    let mut reader = BufReader::new(stream);
+    let mut request = String::new();
+    reader.read_line(&mut request).unwrap();
+    let mut token = None;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) <= 2 {
+            break;
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("authorization")
+        {
+            token = Some(value.trim().to_owned());
+        }
+    }
+    seen.lock().unwrap().push(token);
+    let path = request.split(' ').nth(1).unwrap_or_default();
+    let list = |rest: &str| {
+        let (repo, _) = rest.split_once("/revision/")?;
+        let names: Vec<_> = repos.get(repo)?.keys().map(|name| json!({ "rfilename": name })).collect();
+        Some(json!({ "sha": COMMIT, "siblings": names }).to_string().into_bytes())
+    };
+    let body = match path.strip_prefix("/api/") {
+        Some(rest) => list(rest),
+        None => path.trim_start_matches('/').split_once("/resolve/").and_then(|(repo, rest)| {
+            let repo = if repo.starts_with("datasets/") { repo.to_owned() } else { format!("models/{repo}") };
+            repos.get(&repo)?.get(rest.split_once('/')?.1).cloned()
+        }),
+    };
+    let status = if body.is_some() { "200 OK" } else { "404 Not Found" };
+    let body = body.unwrap_or_default();
+    let tag = path.replace('/', "-");
+    let head = format!(
+        "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\netag: \"{tag}\"\r\n\
+         x-repo-commit: {COMMIT}\r\n\r\n",
+        body.len()
+    );
+    let body = if request.starts_with("HEAD") { &[][..] } else { &body[..] };
+    let _ = (&*stream).write_all(&[head.as_bytes(), body].concat());
+}
+
+const INSPECT: [&str; 3] = ["inspect", "--summary", "acme/tiny"];
+
+#[test]
+fn what_is_no_token_is_not_sent() {
+    let place = Place::new();
+    let hub = Hub::of(&place);
+    fs::create_dir(place.path("home")).unwrap();
+    fs::write(place.path("home/token"), "\n").unwrap();
+    let sent = |home: &str, variables: &[(&str, &str)], options: &[&str]| {
+        hub.tokens.lock().unwrap().clear();
+        hub.run(&place, home, variables, &[&INSPECT[..], options].concat()).success();
+        let mut tokens = hub.tokens.lock().unwrap().clone();
+        tokens.dedup();
+        tokens
+    };
+    let bearer = |token: &str| vec![Some(format!("Bearer {token}"))];
+    assert_eq!(sent("home", &[("HF_TOKEN", "")], &[]), [None]);
+    assert_eq!(sent("home", &[("HF_TOKEN", "  ")], &[]), [None]);
+    assert_eq!(sent("home", &[], &["--token", ""]), [None]);
+    assert_eq!(sent("home", &[("HF_TOKEN", "hf_abc\n")], &[]), bearer("hf_abc"));
+    assert_eq!(sent("home", &[("HF_TOKEN", "hf_abc")], &["--token", "hf_given\r\n"]), bearer("hf_given"));
+    fs::write(place.path("home/token"), "hf_file\n").unwrap();
+    assert_eq!(sent("home", &[("HF_TOKEN", "")], &["--token", " "]), bearer("hf_file"));
+
+    let run = hub.run(&place, "home", &[("HF_TOKEN", "hf secret")], &INSPECT);
+    assert!(!run.stderr.contains("secret"), "{}", run.stderr);
+    run.failure(1, "character 3 of 9 is a blank");
+}
+
+#[test]
+fn files_in_folders_are_named_after_a_colon() {
+    let place = Place::new();
+    let hub = Hub::of(&place);
+    // Four bytes are no model; that they are read is what counts.
+    let run = hub.run(&place, "home", &[], &["inspect", "acme/ggufs:BF16/m-BF16.gguf"]);
+    run.failure(2, "m-BF16.gguf: ");
+    // Not the same as a path that was mistyped, nor as an address.
+    hub.run(&place, "home", &[], &["inspect", "acme/tiny/x"]).failure(2, "no such file or directory");
+    let run = hub.run(&place, "home", &[], &["inspect", &format!("{}/acme/tiny", hub.endpoint)]);
+    assert!(run.stderr.contains("owner/name"), "{}", run.stderr);
+    run.failure(2, "an address is not the name of a model");
+}
+
+#[test]
+fn a_model_and_a_data_set_of_the_hub_make_a_checkpoint() {
+    let place = Place::new();
+    let hub = Hub::of(&place);
+    let line = "quantize acme/tiny -o out --windows 2 --window 64 --calibration";
+    let line = |source: &'static str| line.split(' ').chain([source]).collect::<Vec<_>>();
+    let outcome = hub.run(&place, "home", &[], &[&line("acme/texts:en/test")[..], &["--json"]].concat());
+    assert_eq!(outcome.success().json()["report"]["calibration_tokens"], 128);
+    let read = |name: &str| fs::read_to_string(place.path("out").join(name)).unwrap();
+    assert_eq!(read("LICENSE"), "terms");
+    assert_eq!(read("additional_chat_templates/tool_use.jinja"), "{{ x }}");
+    fs::remove_dir_all(place.path("out")).unwrap();
+    hub.run(&place, "home", &[], &line("acme/texts:en/none")).failure(1, "no split \"none\"");
+    hub.run(&place, "home", &[], &line("acme/texts")).failure(1, "en, fr");
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn without_network_the_cache_will_do() {
+    let place = Place::new();
+    let hub = Hub::of(&place);
+    hub.run(&place, "home", &[], &INSPECT).success();
+    let nowhere = format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let run = hub.run(&place, "home", &[("HF_ENDPOINT", &nowhere)], &INSPECT).success();
+    assert!(run.stderr.contains("taking what is in the cache"), "{}", run.stderr);
+    hub.run(&place, "other", &[("HF_ENDPOINT", &nowhere)], &INSPECT).failure(1, "cannot reach");
+
+    // Where else the cache may be, and words for offline; the hub is not asked.
+    hub.tokens.lock().unwrap().clear();
+    let cache = place.path("home/hub");
+    let cache = cache.to_str().unwrap();
+    let offline = [&INSPECT[..], &["--offline"]].concat();
+    hub.run(&place, "other", &[("HF_HUB_CACHE", cache)], &offline).success();
+    hub.run(&place, "other", &[("HUGGINGFACE_HUB_CACHE", cache)], &offline).success();
+    hub.run(&place, "home", &[("HF_HUB_OFFLINE", "YES")], &INSPECT).success();
+    hub.run(&place, "home", &[("HF_HUB_OFFLINE", ""), ("TRANSFORMERS_OFFLINE", "1")], &INSPECT).success();
+    let refs = Path::new(cache).join("models--acme--tiny/refs/main");
+    fs::write(&refs, format!("{COMMIT}\n")).unwrap();
+    hub.run(&place, "home", &[], &offline).success();
+    fs::remove_file(&refs).unwrap();
+    let run = hub.run(&place, "home", &[], &offline).success();
+    assert!(run.stderr.contains(COMMIT), "{}", run.stderr);
+    assert!(hub.tokens.lock().unwrap().is_empty());
+}

@@ -1,0 +1,216 @@
+//! Outputs that could not be written are refused before any work; killed runs leave nothing that stays.
+
+mod common;
+
+use std::{
+    fs,
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{Place, Run};
+
+const QUANTIZE: &str = "quantize model --calibration text.txt --windows 2 --window 64 -o";
+
+/// A run that takes long, when it has begun to write.
+fn started(place: &Place) -> Child {
+    let line = "quantize model -o out --windows 512 --window 512";
+    let child =
+        place.command().args(line.split(' ')).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let staging = place.path(&format!(".out.partial-{}", child.id()));
+    let begun = Instant::now();
+    while !staging.join(".owner").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not begin: {:?}", place.names());
+        thread::sleep(Duration::from_millis(10));
+    }
+    child
+}
+
+fn kill(child: &mut Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn reports_are_known_to_have_a_place() {
+    let place = Place::new();
+    fs::create_dir(place.path("folder")).unwrap();
+    fs::write(place.path("file"), "").unwrap();
+    for (report, says) in [
+        ("none/report.json", "its folder does not exist"),
+        ("file/report.json", "file is not a folder"),
+        ("folder", "exists already"),
+        ("file", "exists already"),
+        ("new/", "a folder, not a file"),
+        ("out/report.json", "out is what will be made"),
+        ("./out", "out is what will be made"),
+    ] {
+        // The model is not even looked for: it is not there.
+        let line = format!("quantize no-model -o out --report {report}");
+        place.run(&line).failure(2, says);
+    }
+    for (line, says) in [
+        ("quantize no-model -o none/out", "none does not exist"),
+        ("quantize no-model -o file/out", "file is not a directory"),
+        ("quantize no-model -o file", "exists already"),
+        ("demo --model model --keep none/out", "none does not exist"),
+        ("demo --model model --keep file", "exists already"),
+        ("kernels build --output folder", "a folder, not a file"),
+        ("kernels build --output none/k.zip", "its folder does not exist"),
+        ("bench gemm --plot none/f.svg", "its folder does not exist"),
+    ] {
+        place.run(line).failure(2, says);
+    }
+    assert_eq!(place.names(), ["file", "folder", "model", "text.txt"]);
+}
+
+/// Not even root makes files in /proc, nor replaces a device.
+#[cfg(target_os = "linux")]
+#[test]
+fn places_that_take_no_files() {
+    let place = Place::new();
+    for line in [
+        "quantize no-model -o out --report /proc/report.json",
+        "kernels build --output /dev/null",
+        "bench gemm --plot /proc/f.svg",
+    ] {
+        let run = place.run(line);
+        let says =
+            if line.contains("/dev") { "neither a file nor a new name" } else { "cannot be written to" };
+        run.failure(2, says);
+    }
+    place.run("quantize no-model -o /proc/out").failure(2, "cannot be written to");
+    assert_eq!(place.names(), ["model", "text.txt"]);
+}
+
+#[test]
+fn one_run_at_a_time_makes_an_output() {
+    let place = Place::new();
+    let mut first = started(&place);
+    let says = format!("process {}", first.id());
+    // By whatever path, and before the model is looked for.
+    for out in ["out", "./out", "model/../out"] {
+        place.run(&format!("quantize no-model -o {out}")).failure(1, &says);
+    }
+    place.run("demo --model model --keep out").failure(1, &says);
+    // Another output is another matter.
+    place.run(&format!("{QUANTIZE} other")).success();
+    assert!(first.try_wait().unwrap().is_none(), "the first goes on");
+    kill(&mut first);
+}
+
+#[test]
+fn what_a_killed_run_has_left_goes_with_the_next() {
+    let place = Place::new();
+    let mut first = started(&place);
+    let left = format!(".out.partial-{}", first.id());
+    kill(&mut first);
+    assert!(place.names().contains(&left), "{:?}", place.names());
+    // The number of its process is another's by now: this one's.
+    let reused = format!(".out.partial-{}", std::process::id());
+    fs::rename(place.path(&left), place.path(&reused)).unwrap();
+    // Of other outputs nothing is touched, nor what only looks so.
+    for name in [".other.partial-1", ".out.partial-x"] {
+        fs::create_dir(place.path(name)).unwrap();
+    }
+    let run = place.run(&format!("{QUANTIZE} out")).success();
+    assert!(
+        run.stderr.contains(&format!("removed ./{reused}")) || run.stderr.contains(&reused),
+        "{}",
+        run.stderr
+    );
+    assert!(run.stderr.contains("killed"), "{}", run.stderr);
+    assert_eq!(place.names(), [".other.partial-1", ".out.partial-x", "model", "out", "text.txt"]);
+    let mut files: Vec<_> = fs::read_dir(place.path("out"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.retain(|f| f.starts_with('.'));
+    assert!(files.is_empty(), "{files:?}");
+}
+
+/// Of a version that took no locks: only the process tells.
+#[cfg(target_os = "linux")]
+#[test]
+fn directories_without_a_lock_stay_while_their_process_lives() {
+    let place = Place::new();
+    // Beyond the largest number that Linux gives (2^22).
+    for process in [4_194_999, std::process::id()] {
+        fs::create_dir(place.path(&format!(".out.partial-{process}"))).unwrap();
+    }
+    let run = place.run(&format!("{QUANTIZE} out")).success();
+    assert!(run.stderr.contains("removed"), "{}", run.stderr);
+    let kept = format!(".out.partial-{}", std::process::id());
+    assert!(run.stderr.contains(&format!("{kept} may be")), "{}", run.stderr);
+    assert_eq!(place.names(), [kept.as_str(), "model", "out", "text.txt"]);
+}
+
+#[test]
+fn failures_leave_no_lock() {
+    let place = Place::new();
+    place.run("quantize no-model -o out").failure(2, "no-model");
+    place.run(&format!("{QUANTIZE} out --group-size 48")).failure(2, "48");
+    assert_eq!(place.names(), ["model", "text.txt"]);
+}
+
+#[test]
+fn licences_and_templates_come_along() {
+    let place = Place::new();
+    let model = place.path("model");
+    fs::create_dir(model.join("additional_chat_templates")).unwrap();
+    for name in [
+        "LICENSE",
+        "NOTICE.txt",
+        "USE_POLICY.md",
+        "additional_chat_templates/tool_use.jinja",
+        "added_tokens.json",
+        "generation_config.json",
+        "vocab.json",
+    ] {
+        fs::write(model.join(name), if name.ends_with("json") { "{}" } else { name }).unwrap();
+    }
+    fs::write(model.join("modeling_own.py"), "import os").unwrap();
+    fs::write(model.join("README.md"), "---\nlicense: apache-2.0\n---\n# The model\n").unwrap();
+    place.run(&format!("{QUANTIZE} out")).success();
+    let out = place.path("out");
+    for name in ["LICENSE", "NOTICE.txt", "USE_POLICY.md", "additional_chat_templates/tool_use.jinja"] {
+        assert_eq!(fs::read_to_string(out.join(name)).unwrap(), name);
+    }
+    for name in ["added_tokens.json", "generation_config.json", "vocab.json"] {
+        assert_eq!(fs::read_to_string(out.join(name)).unwrap(), "{}", "{name}");
+    }
+    assert!(!out.join("modeling_own.py").exists());
+    // The card is our own; its terms are the model's.
+    let card = fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.starts_with("---\ntags:\n- qqq\n- w4a8\nlicense: apache-2.0\n---\n"), "{card}");
+}
+
+#[test]
+fn ctrl_c_while_it_waits_leaves_nothing() {
+    if !cfg!(unix) {
+        return;
+    }
+    let place = Place::new();
+    // A hub that never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let child = place
+        .command()
+        .args("quantize owner/name -o out".split(' '))
+        .env("HF_ENDPOINT", format!("http://{}", silent.local_addr().unwrap()))
+        .env("HF_HOME", place.path("hf"))
+        .env("HF_HUB_OFFLINE", "0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It has asked.
+    let connection = silent.accept().unwrap();
+    assert!(place.names().contains(&".out.lock".to_owned()), "{:?}", place.names());
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let run = Run::of(child.wait_with_output().unwrap());
+    assert_eq!(run.code, Some(130), "{}", run.stderr);
+    assert_eq!(place.names(), ["model", "text.txt"]);
+    drop(connection);
+}

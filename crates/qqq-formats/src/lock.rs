@@ -1,0 +1,131 @@
+//! Advisory locks on files. The system releases them when their process ends, however it ends, so that a lock file
+//! that was left behind locks nothing.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+/// A lock on a file, held until it is dropped, which removes the file.
+#[derive(Debug)]
+pub struct FileLock {
+    path: PathBuf,
+    file: File,
+}
+
+/// What came of the attempt to take a lock.
+#[derive(Debug)]
+pub enum Attempt {
+    /// It is ours.
+    Taken(FileLock),
+    /// Another process has it: what the lock file says of its holder, as `process 4711 on buildhost`.
+    Held(String),
+    /// The file system has no locks (some network file systems).
+    NoLocks(io::Error),
+}
+
+impl FileLock {
+    /// Takes the lock on the file at `path`, which is made if it is not there, without waiting.
+    ///
+    /// # Errors
+    /// The file can be neither made nor opened.
+    pub fn attempt(path: &Path) -> io::Result<Attempt> {
+        loop {
+            let mut file =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(Attempt::Held(holder(path))),
+                Err(TryLockError::Error(e)) => return Ok(Attempt::NoLocks(e)),
+            }
+            // Its last holder may have removed the file after it was opened here: then it locks nothing.
+            if !is_at(&file, path) {
+                continue;
+            }
+            // Whom to name is a courtesy to others; a full disk is no reason to stop here.
+            let _ = file
+                .set_len(0)
+                .and_then(|()| writeln!(file, "process {}{}", std::process::id(), on_this_host()));
+            return Ok(Attempt::Taken(Self { path: path.into(), file }));
+        }
+    }
+
+    /// The lock file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Removed while it is locked: afterwards the file could be another's. Nobody can be told if it fails, and
+        // the file would do no harm.
+        let _ = fs::remove_file(&self.path);
+        let _ = self.file.unlock();
+    }
+}
+
+/// What a lock file says of its holder.
+fn holder(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    match text.lines().next().map(str::trim) {
+        Some(line) if line.starts_with("process ") => line.to_owned(),
+        _ => "another process".into(),
+    }
+}
+
+/// ` on HOST`, where the system says so: outputs on a shared file system can be another machine's.
+fn on_this_host() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or(String::new(), |name| format!(" on {}", name.trim()))
+}
+
+/// Whether an open file is still what its path names.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+/// Elsewhere an open file keeps its name.
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder_at_a_time_who_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let Attempt::Taken(lock) = FileLock::attempt(&path).unwrap() else { panic!("it is free") };
+        assert_eq!(lock.path(), path);
+        let Attempt::Held(by) = FileLock::attempt(&path).unwrap() else { panic!("it is held") };
+        assert!(by.starts_with(&format!("process {}", std::process::id())), "{by}");
+        drop(lock);
+        assert!(!path.exists());
+        assert!(matches!(FileLock::attempt(&path).unwrap(), Attempt::Taken(_)));
+    }
+
+    #[test]
+    fn a_file_that_was_left_behind_locks_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        fs::write(&path, "process 1 on elsewhere, with a longer line than the next one\n").unwrap();
+        let Attempt::Taken(lock) = FileLock::attempt(&path).unwrap() else { panic!("nobody holds it") };
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text, format!("process {}{}\n", std::process::id(), on_this_host()));
+        // What somebody put in its place is another lock.
+        fs::remove_file(&path).unwrap();
+        let Attempt::Taken(other) = FileLock::attempt(&path).unwrap() else { panic!("another file") };
+        drop((lock, other));
+        assert!(FileLock::attempt(&dir.path().join("no/lock")).is_err());
+    }
+}

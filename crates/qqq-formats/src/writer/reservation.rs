@@ -1,0 +1,222 @@
+//! Who may write an output: found out before any work is spent on it.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    FormatError, Result,
+    lock::{Attempt, FileLock},
+};
+
+/// In a staging directory, locked while its process lives.
+const OWNER_FILE: &str = ".owner";
+
+/// The right to write an output that does not exist yet. While it lives, no other process gets it for the same
+/// output: `.NAME.lock` beside the output is locked. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Reservation(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
+    out: PathBuf,
+    parent: PathBuf,
+    /// `.NAME`
+    hidden_name: OsString,
+    /// `None` on a file system without locks.
+    lock: Option<FileLock>,
+    removed: Vec<PathBuf>,
+    kept: Vec<PathBuf>,
+}
+
+impl Reservation {
+    /// Reserves `out`, and removes what earlier runs to it have left that were killed.
+    ///
+    /// # Errors
+    /// `out` exists, another process is writing it, or its parent is missing, no directory, or not writable.
+    pub fn take(out: &Path) -> Result<Self> {
+        let malformed = |reason: String| FormatError::Malformed { path: out.into(), reason };
+        refuse_existing(out)?;
+        let Some(name) = out.file_name() else {
+            return Err(malformed("this does not name a new directory".into()));
+        };
+        let parent = match out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        if !parent.is_dir() {
+            let what = if parent.exists() { "is not a directory" } else { "does not exist" };
+            return Err(malformed(format!("its parent directory {} {what}", parent.display())));
+        }
+        let mut hidden_name = OsString::from(".");
+        hidden_name.push(name);
+        let mut lock_name = hidden_name.clone();
+        lock_name.push(".lock");
+        let attempt = FileLock::attempt(&parent.join(&lock_name)).map_err(|e| {
+            let reason = format!("its parent directory {} cannot be written to: {e}", parent.display());
+            FormatError::Io { path: out.into(), source: io::Error::new(e.kind(), reason) }
+        })?;
+        let lock = match attempt {
+            Attempt::Taken(lock) => Some(lock),
+            Attempt::NoLocks(_) => None,
+            Attempt::Held(by) => {
+                let reason = format!("{by} is writing it; wait for that one, or choose another name");
+                let source = io::Error::new(io::ErrorKind::ResourceBusy, reason);
+                return Err(FormatError::Io { path: out.into(), source });
+            }
+        };
+        // Another run may have finished while this one came for the lock.
+        refuse_existing(out)?;
+        let mut place = Place {
+            out: out.into(),
+            parent: parent.into(),
+            hidden_name,
+            lock,
+            removed: Vec::new(),
+            kept: Vec::new(),
+        };
+        place.clean_up();
+        Ok(Self(Arc::new(place)))
+    }
+
+    /// The output.
+    pub fn path(&self) -> &Path {
+        &self.0.out
+    }
+
+    /// Staging directories of runs that were killed, which [`Reservation::take`] has removed.
+    pub fn removed(&self) -> &[PathBuf] {
+        &self.0.removed
+    }
+
+    /// Directories that look like those, but whose process may still be alive, or that could not be removed.
+    pub fn kept(&self) -> &[PathBuf] {
+        &self.0.kept
+    }
+
+    /// The file that is locked; it is removed with the reservation.
+    pub fn lock_path(&self) -> Option<&Path> {
+        self.0.lock.as_ref().map(FileLock::path)
+    }
+
+    /// Makes the staging directory, with the lock that shows that it has an owner.
+    pub(super) fn stage(&self) -> Result<(PathBuf, Option<FileLock>)> {
+        let mut name = self.0.hidden_name.clone();
+        name.push(format!("{PARTIAL}{}", std::process::id()));
+        let staging = self.0.parent.join(name);
+        let fail = |source| FormatError::Io { path: staging.clone(), source };
+        fs::create_dir(&staging).map_err(fail)?;
+        match FileLock::attempt(&staging.join(OWNER_FILE)).map_err(fail)? {
+            Attempt::Taken(owner) => Ok((staging, Some(owner))),
+            Attempt::Held(_) | Attempt::NoLocks(_) => Ok((staging, None)),
+        }
+    }
+}
+
+/// Between an output's hidden name and its process' number.
+const PARTIAL: &str = ".partial-";
+
+impl Place {
+    /// Removes staging directories that nobody owns any more.
+    fn clean_up(&mut self) {
+        let Some(prefix) = self.hidden_name.to_str().map(|n| format!("{n}{PARTIAL}")) else { return };
+        for entry in fs::read_dir(&self.parent).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(process) = name.to_str().and_then(|n| n.strip_prefix(&prefix)?.parse::<u32>().ok())
+            else {
+                continue;
+            };
+            let path = entry.path();
+            // A link would lead to what is not ours.
+            if !entry.file_type().is_ok_and(|t| t.is_dir()) {
+                continue;
+            }
+            if is_abandoned(&path, process) && fs::remove_dir_all(&path).is_ok() {
+                self.removed.push(path);
+            } else {
+                self.kept.push(path);
+            }
+        }
+    }
+}
+
+/// Whether the run that made a staging directory is gone. The number of its process says little: the system gives it
+/// to others later. The lock in it is released only by the owner's end.
+fn is_abandoned(staging: &Path, process: u32) -> bool {
+    let owner = staging.join(OWNER_FILE);
+    if owner.is_file() {
+        return matches!(FileLock::attempt(&owner), Ok(Attempt::Taken(_)));
+    }
+    // Of a version that took no locks, or killed just before it had one. This process has staged nothing yet.
+    let listed = |process: u32| Path::new("/proc").join(process.to_string()).exists();
+    process == std::process::id() || (listed(std::process::id()) && !listed(process))
+}
+
+/// A symbolic link that leads nowhere counts as existing.
+pub(super) fn refuse_existing(out: &Path) -> Result<()> {
+    match fs::symlink_metadata(out) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A parent that is a file; what follows says so.
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => Ok(()),
+        Err(source) => Err(FormatError::Io { path: out.into(), source }),
+        Ok(_) => Err(FormatError::Io {
+            path: out.into(),
+            source: io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "it exists already and is not overwritten; choose another name or remove it",
+            ),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_has_one_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let first = Reservation::take(&out).unwrap();
+        let again = Reservation::take(&out).unwrap_err().to_string();
+        assert!(again.contains(&format!("process {}", std::process::id())), "{again}");
+        assert!(first.lock_path().is_some_and(Path::exists));
+        let clone = first.clone();
+        drop(first);
+        assert!(Reservation::take(&out).is_err(), "a clone has it");
+        drop(clone);
+        assert!(Reservation::take(&out).is_ok());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_what_nobody_owns_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let staging = |process: u32| dir.path().join(format!(".out.partial-{process}"));
+        for process in [1, 2] {
+            fs::create_dir(staging(process)).unwrap();
+            fs::write(staging(process).join(OWNER_FILE), "process 1\n").unwrap();
+        }
+        let Attempt::Taken(owner) = FileLock::attempt(&staging(2).join(OWNER_FILE)).unwrap() else {
+            panic!("nobody has it")
+        };
+        // Process 1 always runs, but it is not the one that made this.
+        let taken = Reservation::take(&out).unwrap();
+        assert_eq!(taken.removed(), [staging(1)]);
+        assert_eq!(taken.kept(), [staging(2)]);
+        drop(owner);
+        // A link leads to what is not ours.
+        #[cfg(unix)]
+        {
+            fs::remove_dir_all(staging(2)).unwrap();
+            std::os::unix::fs::symlink(dir.path(), staging(3)).unwrap();
+            drop(taken);
+            let taken = Reservation::take(&out).unwrap();
+            assert!(taken.removed().is_empty() && taken.kept().is_empty());
+        }
+    }
+}
