@@ -11,6 +11,7 @@ mod model;
 mod progress;
 mod sampling;
 mod table;
+mod texts;
 
 use std::process::ExitCode;
 

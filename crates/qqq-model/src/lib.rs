@@ -6,8 +6,10 @@ pub mod chat;
 pub mod decoder;
 pub mod error;
 pub mod hub;
+pub mod memory;
 pub mod names;
 pub mod rope;
+pub mod text;
 pub mod tokenizer;
 mod weights;
 
@@ -16,5 +18,6 @@ pub use chat::{ChatTemplate, Message};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use hub::HubOptions;
+pub use text::{TextOptions, TextReader};
 pub use tokenizer::Tokenizer;
 pub use weights::BlockWeights;
