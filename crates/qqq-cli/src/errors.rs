@@ -4,7 +4,10 @@ use std::io;
 
 use qqq_eval::EvalError;
 use qqq_formats::FormatError;
-use qqq_model::ModelError;
+use qqq_model::{
+    ModelError,
+    text::{TextError, TextProblem},
+};
 use qqq_quant::QuantError;
 use serde_json::json;
 
@@ -182,6 +185,7 @@ fn hint(e: &Cause) -> Option<String> {
         (Some(ModelError::Tokenizer(_)), _) => {
             return Some("the tokenizer must be the one that the model was trained with; fetch the model's files again".into());
         }
+        (Some(ModelError::Text(e)), _) => return text_hint(e),
         (Some(ModelError::Format(e)), _) | (_, Some(QuantError::Format(e))) => Some(e),
         _ => e.downcast_ref::<FormatError>(),
     };
@@ -192,6 +196,14 @@ fn hint(e: &Cause) -> Option<String> {
         FormatError::NotFinite { .. } | FormatError::MissingTensor { .. } => {
             Some("fetch the model again, or compare its checksums with the publisher's".into())
         }
+        _ => None,
+    }
+}
+
+fn text_hint(e: &TextError) -> Option<String> {
+    match e.problem {
+        TextProblem::NotJson => Some("if it is meant to be plain text, say --text-format plain".into()),
+        TextProblem::Field => Some("--text-field names the field or column that holds the text".into()),
         _ => None,
     }
 }

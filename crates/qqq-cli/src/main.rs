@@ -12,6 +12,7 @@ mod model;
 mod progress;
 mod sampling;
 mod table;
+mod texts;
 
 use std::process::ExitCode;
 

@@ -86,16 +86,3 @@ pub fn load(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
     };
     load().with_context(|| format!("cannot load {spec}"))
 }
-
-/// Reads a text file.
-pub fn read_text(path: &Path) -> anyhow::Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| {
-        crate::errors::bad_input(format!("cannot read the text file {}: {e}", path.display()))
-    })?;
-    String::from_utf8(bytes).map_err(|e| {
-        bad_input_hint(
-            format!("{} is not UTF-8 text (byte {})", path.display(), e.utf8_error().valid_up_to()),
-            "convert it, for instance with iconv -t utf-8",
-        )
-    })
-}

@@ -68,6 +68,14 @@ impl Progress {
             None => self.console.warn(message),
         }
     }
+
+    /// Prints a note above the bar.
+    pub fn note(&self, message: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.console.note(message)),
+            None => self.console.note(message),
+        }
+    }
 }
 
 impl Drop for Progress {

@@ -152,7 +152,9 @@ fn recipes_that_do_not_fit() {
     let run = |rest: &str| place.run(&format!("{QUANTIZE} {rest}"));
     // k and v have 32 output channels.
     run("--format qqq --group-size channel").failure(2, "qqq format");
-    run("--damping -1").failure(2, "damping");
+    for damping in ["-1", "nan", "inf", "1e300"] {
+        run(&format!("--damping {damping}")).failure(2, "--damping");
+    }
     run("--group-size 48").failure(2, "48");
     run("--windows 0").failure(2, "windows");
     assert_eq!(place.names(), ["model", "text.txt"]);
@@ -189,6 +191,53 @@ fn texts_and_windows() {
     run("--text text.txt --window 1").failure(2, "at least 2");
     run("--text text.txt --window 64 --stride 0").failure(2, "stride");
     run("--text text.txt --window 64 --limit 0").failure(2, "limit");
+}
+
+#[test]
+fn sizes_that_cannot_be() {
+    let place = Place::new();
+    let huge = usize::MAX;
+    for source in ["text.txt", "self"] {
+        for amount in [
+            format!("--windows {huge}"),
+            format!("--windows {huge} --window 1"),
+            format!("--windows {} --window 2", huge / 2 + 1),
+            "--windows 1000000000".into(),
+            "--windows 4294967296 --window 1024 --method rtn --clip none --transform none".into(),
+        ] {
+            place
+                .run(&format!("quantize model -o out --calibration {source} {amount}"))
+                .failure(2, "windows");
+        }
+    }
+    // The memory may hold them, but the text does not.
+    place
+        .run("quantize model -o out --calibration text.txt --windows 200000 --window 1")
+        .failure(2, "200000 windows of 1");
+    place.run(&format!("quantize model -o out --calibration text.txt --window {huge}")).failure(2, "2048");
+    assert_eq!(place.names(), ["model", "text.txt"]);
+
+    let eval = |rest: &str| place.run(&format!("eval perplexity model --text text.txt {rest} --json"));
+    eval(&format!("--window {huge}")).failure(2, "context of 2048");
+    let all = eval("--window 512").success().json();
+    assert_eq!(eval(&format!("--window 512 --limit {huge}")).success().json()["windows"], all["windows"]);
+    assert_eq!(eval(&format!("--window 512 --stride {huge}")).success().json()["windows"], 1);
+    assert_eq!(eval(&format!("--window 512 --stride {huge} --limit {huge}")).success().json()["windows"], 1);
+
+    let bench = |rest: &str| place.run(&format!("bench model model {rest}"));
+    bench(&format!("--prompt-tokens {huge}")).failure(2, "context of 2048");
+    bench(&format!("--prompt-tokens 8 --new-tokens {huge}")).failure(2, "context of 2048");
+    bench(&format!("--prompt-tokens 8 --new-tokens 2 --repeat {huge}")).failure(2, "--repeat");
+    place.run(&format!("bench gemm --shape {huge}x128")).failure(2, "--shape");
+    place.run("bench gemm --shape 18446744073709551600x128").failure(2, "--shape");
+    place.run(&format!("bench gemm --tokens {huge}")).failure(2, "--tokens");
+    place.run("bench gemm --gpu 4294967296").failure(2, "--gpu");
+    place.run(&format!("inspect model --threads {huge}")).failure(2, "thread");
+    let long = "x".repeat(2040);
+    let run = place.run(&format!(
+        "generate model --raw --prompt {long} -n {huge} --top-k {huge} --temperature 1 --json"
+    ));
+    assert!(run.success().json()["new_tokens"].as_u64().unwrap() <= 8);
 }
 
 #[test]

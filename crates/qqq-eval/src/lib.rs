@@ -9,12 +9,14 @@ pub mod kld;
 pub mod perplexity;
 mod softmax;
 pub mod statistics;
+pub mod tokens;
 pub mod windows;
 
 pub use error::{EvalError, Result};
 pub use kld::{KldReport, kl_divergence};
 pub use perplexity::{PerplexityReport, perplexity};
 pub use statistics::Estimate;
+pub use tokens::first_tokens;
 pub use windows::{Scoring, Window, WindowOptions};
 
 /// Told after each batch of windows how many are done and how many there are; returning `false` stops with

@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+use qqq_formats::ModelConfig;
+use qqq_model::memory;
+
 use crate::{EvalError, Result};
 
 /// Which tokens of a window are scored.
@@ -54,11 +57,45 @@ impl WindowOptions {
         self.window / 2 + 1
     }
 
-    /// Cuts a text of `len` tokens.
+    /// Tokens of a text that [`cut`](Self::cut) looks at; `usize::MAX` for all.
+    pub fn tokens_needed(&self) -> usize {
+        match self.limit {
+            None => usize::MAX,
+            Some(limit) => limit.saturating_sub(1).saturating_mul(self.stride).saturating_add(self.window),
+        }
+    }
+
+    /// Checks the options, and whether a window fits a model and this machine's memory.
     ///
     /// # Errors
-    /// Options that make no sense, or a text without a full window.
-    pub fn cut(&self, len: usize) -> Result<Vec<Window>> {
+    /// Options that make no sense, a window beyond the model's context, or one that takes more memory than is free.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        self.first_target()?;
+        let fail = |text: String| Err(EvalError::Windows(text));
+        let context = config.max_position_embeddings;
+        if self.window > context {
+            return fail(format!(
+                "a window of {} tokens is longer than the model's context of {context}; ask for shorter windows",
+                self.window
+            ));
+        }
+        // Keys and values of all layers, hidden states, and what lies between the layers of a block, in float32.
+        let kv = 2 * config.num_layers * config.num_kv_heads * config.head_dim;
+        let states = 2 * config.hidden_size + 2 * config.intermediate_size;
+        let needed = 4 * self.window as u128 * (kv + states) as u128;
+        match memory::available() {
+            Some(available) if needed > available.into() => fail(format!(
+                "a window of {} tokens takes at least {} MB of memory, but only {} MB are free; ask for shorter windows",
+                self.window,
+                needed >> 20,
+                available >> 20
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The first token of a window that is scored.
+    fn first_target(&self) -> Result<usize> {
         let fail = |text: String| Err(EvalError::Windows(text));
         if self.window < 2 {
             return fail(format!(
@@ -82,11 +119,20 @@ impl WindowOptions {
                 self.window
             ));
         }
+        Ok(first)
+    }
+
+    /// Cuts a text of `len` tokens.
+    ///
+    /// # Errors
+    /// Options that make no sense, or a text without a full window.
+    pub fn cut(&self, len: usize) -> Result<Vec<Window>> {
+        let first = self.first_target()?;
         if len < self.window {
-            return fail(format!(
+            return Err(EvalError::Windows(format!(
                 "the text has {len} tokens, but a window needs {}; give more text or a shorter window",
                 self.window
-            ));
+            )));
         }
         let mut scored_to = 0;
         let windows = (0..=len - self.window)
@@ -156,6 +202,19 @@ mod tests {
     #[test]
     fn a_stride_above_the_window_leaves_gaps() {
         assert_eq!(cut(4, 6, Scoring::All, 16), [(0..4, 1..4), (6..10, 7..10), (12..16, 13..16)]);
+    }
+
+    #[test]
+    fn tokens_that_are_looked_at() {
+        let options = |limit, stride| WindowOptions { limit, stride, ..WindowOptions::new(8) };
+        for (limit, stride) in [(1, 8), (3, 8), (3, 2), (4, 20)] {
+            let options = options(Some(limit), stride);
+            let needed = options.tokens_needed();
+            assert_eq!(options.cut(needed).unwrap(), options.cut(needed + 1000).unwrap());
+            assert!(needed == 8 || options.cut(needed - 1).unwrap().len() < limit);
+        }
+        assert_eq!(options(None, 8).tokens_needed(), usize::MAX);
+        assert_eq!(options(Some(usize::MAX), usize::MAX).tokens_needed(), usize::MAX);
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub enum ModelError {
     /// Chat template: missing or failing.
     #[error("chat template: {0}")]
     ChatTemplate(String),
+    /// A file that cannot be read as text.
+    #[error(transparent)]
+    Text(#[from] crate::text::TextError),
     /// The Hugging Face hub.
     #[error("{0}")]
     Hub(String),

@@ -7,8 +7,10 @@ pub mod companions;
 pub mod decoder;
 pub mod error;
 pub mod hub;
+pub mod memory;
 pub mod names;
 pub mod rope;
+pub mod text;
 pub mod tokenizer;
 mod weights;
 
@@ -17,5 +19,6 @@ pub use chat::{ChatTemplate, Message};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use hub::HubOptions;
+pub use text::{TextOptions, TextReader};
 pub use tokenizer::Tokenizer;
 pub use weights::BlockWeights;

@@ -4,19 +4,10 @@
 //! the text is divided into as many strata as there are windows, and each window starts at a random place of its
 //! stratum, so windows never overlap and only the text that is used gets tokenized.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader, Read},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use parquet::{
-    file::reader::{FileReader, SerializedFileReader},
-    record::Field,
-    schema::types::Type,
-};
-use qqq_formats::{Checkpoint, FormatError};
-use qqq_model::{ChatTemplate, Message, Tokenizer, hub};
+use qqq_formats::Checkpoint;
+use qqq_model::{ChatTemplate, TextOptions, TextReader, Tokenizer, hub, text::SEPARATOR};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -24,13 +15,17 @@ use crate::{Calibration, QuantError, Result};
 
 /// Text beyond this is not read: it holds some 15 million tokens, a hundred times what calibration needs.
 const MAX_TEXT_BYTES: usize = 64 << 20;
+/// No tokenizer makes more tokens of a byte: normalization turns a character of three bytes into at most 18, of 33 bytes.
+const MAX_TOKENS_PER_BYTE: usize = 16;
+/// A text that is certainly too short is tokenized up to this size, only to say how many tokens it has.
+const COUNTED_BYTES: usize = 4 << 20;
 /// Text is tokenized in pieces of about this many bytes, which bounds the tokenizer's memory.
 const PIECE_BYTES: usize = 16 << 10;
 
 /// Where the text comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    /// Text or jsonl or parquet files (`text` field).
+    /// Files: plain text, JSON or parquet.
     Files(Vec<PathBuf>),
     /// A data set of the hub whose files are here already.
     Dataset {
@@ -78,21 +73,48 @@ impl Source {
     }
 }
 
+/// A source, and how its files are read.
+#[derive(Clone, Copy, Debug)]
+pub struct CalibrationText<'a> {
+    /// Where the text comes from.
+    pub source: &'a Source,
+    /// How files are read; `None`: as their content says.
+    pub options: Option<&'a TextOptions>,
+}
+
+impl<'a> From<&'a Source> for CalibrationText<'a> {
+    fn from(source: &'a Source) -> Self {
+        Self { source, options: None }
+    }
+}
+
+/// What reading files takes.
+pub struct Read<'a> {
+    /// The model, for its chat template.
+    pub checkpoint: &'a Checkpoint,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// How files are read.
+    pub options: &'a TextOptions,
+    /// Told in a line what was taken from a file of records.
+    pub note: &'a mut dyn FnMut(&str),
+}
+
 /// Windows of text files.
 ///
 /// # Errors
 /// Unreadable files, files without text, and text that is too short: the message says how many tokens there are.
 pub fn windows_of_files(
     files: &[PathBuf],
-    checkpoint: &Checkpoint,
-    tokenizer: &Tokenizer,
+    mut read: Read<'_>,
     calibration: &Calibration,
     seed: u64,
 ) -> Result<Vec<Vec<u32>>> {
     let mut text = String::new();
     for file in files {
-        read_text(file, checkpoint, tokenizer, &mut text)?;
+        read_text(file, &mut read, &mut text)?;
     }
+    let tokenizer = read.tokenizer;
     windows_of_text(&text, &|t| Ok(tokenizer.encode(t, false)?), calibration, seed)
 }
 
@@ -104,6 +126,21 @@ fn windows_of_text(
     seed: u64,
 ) -> Result<Vec<Vec<u32>>> {
     let (count, len) = (calibration.windows, calibration.window);
+    let few = |found: String| {
+        Err(QuantError::Calibration(format!(
+            "the text has {found}, but {count} windows of {len} need {}; \
+             give more text, or ask for fewer or shorter windows",
+            count as u128 * len as u128
+        )))
+    };
+    let most = text.len().saturating_mul(MAX_TOKENS_PER_BYTE);
+    let Some(needed) = count.checked_mul(len).filter(|needed| *needed <= most) else {
+        if text.len() > COUNTED_BYTES {
+            return few(format!("{} bytes", text.len()));
+        }
+        let tokens = pieces(text).map(|piece| Ok(encode(piece)?.len())).sum::<Result<usize>>()?;
+        return few(format!("{tokens} tokens"));
+    };
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     // Where in its stratum a window starts, as a share of the room there is.
     let shares: Vec<f64> = (0..count).map(|_| rng.random::<f64>()).collect();
@@ -127,13 +164,8 @@ fn windows_of_text(
     }
 
     let tokens = pieces(text).map(encode).collect::<Result<Vec<_>>>()?.concat();
-    let needed = count * len;
     if tokens.len() < needed {
-        return Err(QuantError::Calibration(format!(
-            "the text has {} tokens, but {count} windows of {len} need {needed}; \
-             give more text, or ask for fewer or shorter windows",
-            tokens.len()
-        )));
+        return few(format!("{} tokens", tokens.len()));
     }
     let stratum = tokens.len() / count;
     let window = |(i, share): (usize, &f64)| {
@@ -194,112 +226,40 @@ fn line_start(text: &str, at: usize) -> usize {
 }
 
 /// Appends a file's text, documents separated by blank lines.
-fn read_text(path: &Path, checkpoint: &Checkpoint, tokenizer: &Tokenizer, text: &mut String) -> Result<()> {
+fn read_text(path: &Path, read: &mut Read<'_>, text: &mut String) -> Result<()> {
     let before = text.len();
-    match path.extension().and_then(|e| e.to_str()) {
-        Some("jsonl" | "ndjson") => read_jsonl(path, checkpoint, tokenizer, text)?,
-        Some("parquet") => read_parquet(path, text)?,
-        _ => {
-            let mut bytes = Vec::new();
-            let room = MAX_TEXT_BYTES.saturating_sub(text.len()) as u64;
-            open(path)?.take(room).read_to_end(&mut bytes).map_err(|e| io(path, e))?;
-            let valid = match std::str::from_utf8(&bytes) {
-                Ok(all) => all,
-                // A character cut by the limit is not the file's fault.
-                Err(e) if e.error_len().is_none() && bytes.len() as u64 == room => {
-                    std::str::from_utf8(&bytes[..e.valid_up_to()]).unwrap_or_default()
-                }
-                Err(e) => {
-                    return Err(QuantError::Calibration(format!(
-                        "{} is not UTF-8 text (byte {} is invalid); \
-                         text, .jsonl and .parquet files are understood",
-                        path.display(),
-                        e.valid_up_to()
-                    )));
-                }
-            };
-            text.push_str(valid);
-            text.push_str("\n\n");
+    let (checkpoint, tokenizer) = (read.checkpoint, read.tokenizer);
+    let template = Box::new(move || ChatTemplate::load(checkpoint, tokenizer));
+    let mut reader = TextReader::open(path, read.options, template)?;
+    let mut cut = false;
+    while let Some(piece) = reader.next_piece()? {
+        if reader.has_records() {
+            text.push_str(&piece);
+            cut = text.len() + SEPARATOR.len() >= MAX_TEXT_BYTES;
+        } else {
+            let room = piece.floor_char_boundary(MAX_TEXT_BYTES.saturating_sub(text.len()));
+            text.push_str(&piece[..room]);
+            cut = room < piece.len();
+        }
+        if cut {
+            break;
         }
     }
+    text.push_str(SEPARATOR);
     if text[before..].trim().is_empty() && before < MAX_TEXT_BYTES {
         return Err(QuantError::Calibration(format!("{} holds no text", path.display())));
     }
-    Ok(())
-}
-
-fn read_jsonl(path: &Path, checkpoint: &Checkpoint, tokenizer: &Tokenizer, text: &mut String) -> Result<()> {
-    let mut template: Option<ChatTemplate> = None;
-    for (number, line) in BufReader::new(open(path)?).lines().enumerate() {
-        let line = line.map_err(|e| io(path, e))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let bad = |what: String| {
-            QuantError::Calibration(format!("{}, line {}: {what}", path.display(), number + 1))
-        };
-        let value: serde_json::Value = serde_json::from_str(&line).map_err(|e| bad(e.to_string()))?;
-        if let Some(document) = value.get("text").and_then(|t| t.as_str()) {
-            text.push_str(document);
-        } else if let Some(messages) = value.get("messages") {
-            let messages: Vec<Message> =
-                serde_json::from_value(messages.clone()).map_err(|e| bad(format!("messages: {e}")))?;
-            if template.is_none() {
-                template = ChatTemplate::load(checkpoint, tokenizer)?;
-            }
-            let template = template.as_ref().ok_or_else(|| {
-                bad("the model has no chat template for \"messages\"; give lines with a \"text\" field"
-                    .into())
-            })?;
-            text.push_str(&template.render(&messages, false)?);
-        } else {
-            return Err(bad("neither a \"text\" string nor \"messages\"".into()));
-        }
-        text.push_str("\n\n");
-        if text.len() >= MAX_TEXT_BYTES {
-            break;
-        }
+    if let Some(note) = reader.describe() {
+        (read.note)(&note);
+    }
+    if cut {
+        (read.note)(&format!(
+            "{}: what follows the first {} MB of calibration text is not read",
+            path.display(),
+            MAX_TEXT_BYTES >> 20
+        ));
     }
     Ok(())
-}
-
-fn read_parquet(path: &Path, text: &mut String) -> Result<()> {
-    let bad = |what: String| QuantError::Calibration(format!("{}: {what}", path.display()));
-    let reader = SerializedFileReader::new(open(path)?).map_err(|e| bad(e.to_string()))?;
-    let schema = reader.metadata().file_metadata().schema();
-    let column = schema.get_fields().iter().find(|f| f.name() == "text").cloned().ok_or_else(|| {
-        let names: Vec<_> = schema.get_fields().iter().map(|f| f.name().to_owned()).collect();
-        bad(format!("there is no column \"text\" (columns: {})", names.join(", ")))
-    })?;
-    let projection = Type::group_type_builder(schema.name())
-        .with_fields(vec![column])
-        .build()
-        .map_err(|e| bad(e.to_string()))?;
-    for row in reader.get_row_iter(Some(projection)).map_err(|e| bad(e.to_string()))? {
-        let row = row.map_err(|e| bad(e.to_string()))?;
-        for (_, field) in row.get_column_iter() {
-            match field {
-                Field::Str(document) => {
-                    text.push_str(document);
-                    text.push_str("\n\n");
-                }
-                Field::Null => {}
-                _ => return Err(bad("the column \"text\" does not hold strings".into())),
-            }
-        }
-        if text.len() >= MAX_TEXT_BYTES {
-            break;
-        }
-    }
-    Ok(())
-}
-
-fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|e| io(path, e))
-}
-
-fn io(path: &Path, source: std::io::Error) -> QuantError {
-    QuantError::Format(FormatError::Io { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

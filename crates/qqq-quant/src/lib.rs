@@ -32,6 +32,7 @@ pub use error::{QuantError, Result};
 pub use output::REPORT_FILE;
 pub use pipeline::{Output, Progress, quantize};
 pub use recipe::{
-    Calibration, Clip, GroupScales, OutputFormat, Propagation, Recipe, RotationKind, Transform, ValueHessian,
+    Calibration, Clip, GroupScales, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind, Transform,
+    ValueHessian,
 };
 pub use report::Report;

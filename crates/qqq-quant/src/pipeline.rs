@@ -12,7 +12,7 @@ use qqq_model::{Block, Decoder, ModelError, Tokenizer, names, rope};
 use crate::{
     OutputFormat, Propagation, QuantError, Recipe, Report, Result, Transform, ValueHessian,
     attended::value_hessian,
-    calibration::{self, Source},
+    calibration::{self, CalibrationText, Read, Source},
     float_block::{FloatBlock, FloatLinear, head_layout},
     half_type::HalfType,
     hessian::Hessian,
@@ -36,6 +36,8 @@ pub trait Progress {
     fn step(&mut self, done: f64, total: f64, next: &str) -> bool;
     /// A warning.
     fn warn(&mut self, message: &str);
+    /// Something to know that is no reason to worry.
+    fn note(&mut self, _message: &str) {}
 }
 
 /// Where the result goes.
@@ -57,21 +59,22 @@ pub struct Output<'a> {
 /// # Errors
 /// Recipes that do not fit the model (before any work), calibration text that is too short,
 /// damaged weights, numerical failures, a full disk, and [`QuantError::Interrupted`].
-pub fn quantize(
+pub fn quantize<'a>(
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
     recipe: &Recipe,
-    calibration: &Source,
+    calibration: impl Into<CalibrationText<'a>>,
     output: &Output<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Report> {
     let started = Instant::now();
+    let calibration = calibration.into();
     let plan = preflight::check(checkpoint, recipe, output.format)?;
     let mut writer = OutputCheckpoint::create(checkpoint, output.reservation, plan.format, plan.half)?;
 
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;
-    let samples = *calibration == Source::SelfSamples;
+    let samples = *calibration.source == Source::SelfSamples;
     let estimate = Estimate::new(config, recipe, samples);
     let mut work = Work::new(progress, &estimate, config.num_layers);
     work.begin(
@@ -139,7 +142,7 @@ pub fn quantize(
         model: output.model_name.into(),
         format: plan.format.name().into(),
         recipe: recipe.clone(),
-        calibration_data: if plan.calibrates { calibration.describe() } else { "none".into() },
+        calibration_data: if plan.calibrates { calibration.source.describe() } else { "none".into() },
         calibration_tokens: windows.iter().map(Vec::len).sum(),
         layers: run.layers,
         smoothing: run.smoothing,
@@ -164,13 +167,16 @@ fn calibration_windows(
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
     recipe: &Recipe,
-    source: &Source,
+    text: CalibrationText<'_>,
     work: &mut Work<'_>,
 ) -> Result<Vec<Vec<u32>>> {
     let calibration = &recipe.calibration;
-    match source {
+    match text.source {
         Source::Files(files) | Source::Dataset { files, .. } => {
-            calibration::windows_of_files(files, checkpoint, tokenizer, calibration, recipe.seed)
+            let options = text.options.cloned().unwrap_or_default();
+            let read =
+                Read { checkpoint, tokenizer, options: &options, note: &mut |message| work.note(message) };
+            calibration::windows_of_files(files, read, calibration, recipe.seed)
         }
         Source::SelfSamples => {
             let decoder = Decoder::load(CpuBackend::default(), checkpoint)?;

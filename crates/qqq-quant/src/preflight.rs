@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq};
-use qqq_model::names;
+use qqq_model::{memory, names};
 
 use crate::{
-    Clip, OutputFormat, QuantError, Recipe, Result, Transform, float_block::head_layout, half_type::HalfType,
+    Calibration, Clip, OutputFormat, QuantError, Recipe, Result, Transform, float_block::head_layout,
+    half_type::HalfType, recipe::MAX_DAMPING,
 };
 
 /// What was found out before the work.
@@ -45,8 +46,8 @@ pub(crate) fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: OutputForm
             checkpoint.path.display()
         ));
     }
-    if !recipe.damping.is_finite() || recipe.damping < 0.0 {
-        return refuse(format!("damping must be a number from 0 on, not {}", recipe.damping));
+    if !(0.0..=MAX_DAMPING).contains(&recipe.damping) {
+        return refuse(format!("damping must be a number from 0 to {MAX_DAMPING}, not {:e}", recipe.damping));
     }
     let smooth = recipe.transform == Transform::Smooth;
     let calibration = &recipe.calibration;
@@ -74,9 +75,35 @@ pub(crate) fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: OutputForm
             calibration.window, calibration.smooth_tokens
         ));
     }
+    check_memory(config, calibration)?;
     check_shapes(config, recipe.group_size)?;
     let format = choose_format(config, recipe.group_size, format)?;
     Ok(Plan { format, half: kept_type(checkpoint)?, calibrates })
+}
+
+/// Refuses more calibration than the memory holds: the hidden states of all tokens, in float32, and those between the
+/// layers of one window.
+fn check_memory(config: &ModelConfig, calibration: &Calibration) -> Result<()> {
+    let wide = |n: usize| n as u128;
+    let hidden = 4 * wide(config.hidden_size);
+    let inner = 4 * (2 * wide(config.intermediate_size) + hidden);
+    let needed = wide(calibration.window) * (wide(calibration.windows) * hidden + inner);
+    // Where the system does not say how much there is: what no machine has.
+    let available = memory::available().unwrap_or(1 << 46);
+    if calibration.windows > 0 && needed > available.into() {
+        let takes = match needed >> 50 {
+            0 => format!("{} MB", needed >> 20),
+            _ => "a thousand terabytes".into(),
+        };
+        return Err(QuantError::Recipe(format!(
+            "{} calibration windows of {} tokens take at least {takes} of memory, but only {} MB are free; \
+             ask for fewer or shorter windows",
+            calibration.windows,
+            calibration.window,
+            available >> 20
+        )));
+    }
+    Ok(())
 }
 
 fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {

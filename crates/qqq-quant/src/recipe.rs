@@ -80,6 +80,10 @@ pub enum OutputFormat {
     CompressedTensors,
 }
 
+/// The largest damping: with the diagonal a million times its mean, compensation has long become plain rounding, and
+/// float32 is far from its end.
+pub const MAX_DAMPING: f64 = 1e6;
+
 /// Amount of calibration data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Calibration {

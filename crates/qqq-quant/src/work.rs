@@ -174,6 +174,10 @@ impl<'a> Work<'a> {
         std::mem::take(&mut self.warnings)
     }
 
+    pub(crate) fn note(&mut self, message: &str) {
+        self.progress.note(message);
+    }
+
     pub(crate) fn warn(&mut self, message: String) {
         tracing::warn!("{message}");
         self.progress.warn(&message);

@@ -71,9 +71,8 @@ impl Weight {
     fn random(py: Python<'_>, seed: u64, shape: (usize, usize), group_size: Option<usize>) -> PyResult<Self> {
         let (n, k) = shape;
         if n == 0 || k == 0 || group_size.is_some_and(|g| g == 0 || !k.is_multiple_of(g)) {
-            return Err(value_error(format!(
-                "random weights of shape {n} x {k} in groups of {group_size:?}"
-            )));
+            let groups = group_size.map_or_else(String::new, |g| format!(" in groups of {g}"));
+            return Err(value_error(format!("there are no weights of shape {n} x {k}{groups}")));
         }
         Ok(Self(py.detach(|| random(seed, n, k, group_size))))
     }

@@ -56,8 +56,9 @@ impl CpuBackend {
     pub fn with_simd_level(level: SimdLevel) -> Result<Self> {
         if !level.is_available() {
             return Err(BackendError::Unavailable(format!(
-                "this machine cannot run the {level:?} float kernels; its best are {:?}",
-                SimdLevel::detect()
+                "this machine cannot run the {} float kernels; its best are {}",
+                level.name(),
+                SimdLevel::detect().name()
             )));
         }
         Ok(Self { level })

@@ -14,6 +14,15 @@ pub enum SimdLevel {
 }
 
 impl SimdLevel {
+    /// As users call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SimdLevel::Portable => "portable",
+            SimdLevel::Avx2 => "avx2",
+            SimdLevel::Avx512 => "avx512",
+        }
+    }
+
     /// The best level of this machine.
     pub fn detect() -> Self {
         static LEVEL: OnceLock<SimdLevel> = OnceLock::new();

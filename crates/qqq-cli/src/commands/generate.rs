@@ -143,7 +143,8 @@ fn read_stdin() -> anyhow::Result<String> {
     std::io::stdin().read_to_string(&mut text).map_err(|e| bad_input(format!("standard input: {e}")))?;
     let end = text.trim_end_matches(['\n', '\r']).len();
     text.truncate(end);
-    Ok(text)
+    // Editors on Windows put it before a text; it is no part of it.
+    Ok(text.strip_prefix('\u{FEFF}').map(str::to_owned).unwrap_or(text))
 }
 
 fn encode(args: &GenerateArgs, model: &LoadedModel, prompt: &str) -> anyhow::Result<Vec<u32>> {

@@ -6,7 +6,10 @@ use std::{
 };
 
 use qqq_model::Tokenizer;
-use qqq_quant::{Output, Report, calibration::Source};
+use qqq_quant::{
+    Output, Report,
+    calibration::{CalibrationText, Source},
+};
 use serde::Serialize;
 
 use super::recipe::{AmountArgs, FormatArg, RecipeArgs};
@@ -19,6 +22,7 @@ use crate::{
     model::{self, HubArgs},
     progress::Progress,
     table::pairs,
+    texts::ReadArgs,
 };
 
 const AFTER_HELP: &str = "\
@@ -48,10 +52,12 @@ pub struct QuantizeArgs {
     report: Option<PathBuf>,
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Calibration text: .txt, .jsonl or .parquet files, a hub data set (owner/name), or "self" for samples of the
-    /// model itself. Text like the one the model will see is best; "self" needs none
+    /// Calibration text: files (plain text, JSON lines or arrays, parquet), a hub data set (owner/name), or "self" for
+    /// samples of the model itself. Text like the one the model will see is best; "self" needs none
     #[arg(long, value_name = "SOURCE", num_args = 1.., default_value = "self", help_heading = "Calibration")]
     calibration: Vec<String>,
+    #[command(flatten, next_help_heading = "Calibration")]
+    read: ReadArgs,
     #[command(flatten)]
     amount: AmountArgs,
     #[command(flatten)]
@@ -81,7 +87,9 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let output =
         Output { reservation: reserved.reservation(), format: args.format.format(), model_name: &args.model };
     let mut steps = Steps { progress: Progress::new(console, "quantizing"), guard: &guard };
-    let report = qqq_quant::quantize(&checkpoint, &tokenizer, &recipe, &source, &output, &mut steps)?;
+    let read = args.read.options();
+    let text = CalibrationText { source: &source, options: Some(&read) };
+    let report = qqq_quant::quantize(&checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?;
     drop(steps);
     if let Some(path) = &args.report {
         write_report(path, &report)?;
@@ -106,6 +114,10 @@ impl qqq_quant::Progress for Steps<'_> {
 
     fn warn(&mut self, message: &str) {
         self.progress.warn(message);
+    }
+
+    fn note(&mut self, message: &str) {
+        self.progress.note(message);
     }
 }
 

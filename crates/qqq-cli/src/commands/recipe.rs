@@ -2,7 +2,8 @@
 
 use clap::ValueEnum;
 use qqq_quant::{
-    Calibration, Clip, GroupScales, OutputFormat, Propagation, Recipe, RotationKind, Transform, ValueHessian,
+    Calibration, Clip, GroupScales, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind, Transform,
+    ValueHessian,
 };
 
 use crate::errors::bad_input;
@@ -181,8 +182,11 @@ pub struct AmountArgs {
 impl RecipeArgs {
     /// The recipe that these options describe.
     pub fn recipe(&self, amount: &AmountArgs) -> anyhow::Result<Recipe> {
-        if !(self.damping.is_finite() && self.damping >= 0.0) {
-            return Err(bad_input(format!("--damping must be a number from 0 on, not {}", self.damping)));
+        if !(0.0..=MAX_DAMPING).contains(&self.damping) {
+            return Err(bad_input(format!(
+                "--damping must be a number from 0 to {MAX_DAMPING}, not {:e}",
+                self.damping
+            )));
         }
         if self.group_scales.is_some() && matches!(self.group_size, GroupArg::Channel) {
             return Err(bad_input(

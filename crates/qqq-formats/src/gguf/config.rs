@@ -201,8 +201,9 @@ impl GgufFile {
                 json!({"rope_type": "linear", "factor": factor})
             }
             (kind, factor) => {
+                let factor = factor.map_or_else(|| "without a factor".into(), |f| format!("with factor {f}"));
                 return Err(self.unsupported(format!(
-                    "rope scaling of type {} with factor {factor:?} is not supported (linear and Llama 3's are)",
+                    "rope scaling of type {} {factor} is not supported (linear and Llama 3's are)",
                     kind.unwrap_or("linear")
                 )));
             }

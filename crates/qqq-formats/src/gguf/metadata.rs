@@ -30,7 +30,7 @@ pub enum Value {
 
 impl Value {
     /// What it is, for messages.
-    fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             Value::Unsigned(_) => "an unsigned integer",
             Value::Signed(_) => "an integer",

@@ -71,8 +71,12 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
         None => DEFAULT_ALIGNMENT,
         Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 30 => *n as usize,
         Some(other) => {
+            let found = match other {
+                Value::Unsigned(n) => n.to_string(),
+                other => other.kind().to_owned(),
+            };
             return Err(
-                r.malformed(format!("general.alignment is {other:?}, expected a power of two up to 2^30"))
+                r.malformed(format!("general.alignment is {found}, expected a power of two up to 2^30"))
             );
         }
     };

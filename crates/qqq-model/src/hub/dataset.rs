@@ -5,8 +5,9 @@ use std::{collections::BTreeSet, path::PathBuf};
 use super::{Client, error, listed};
 use crate::Result;
 
-/// Readable kinds of files, the best first.
-const EXTENSIONS: [&str; 4] = [".parquet", ".jsonl", ".json", ".txt"];
+/// Readable kinds of files, the best first; all but parquet may be compressed.
+const EXTENSIONS: [&str; 5] = [".parquet", ".jsonl", ".ndjson", ".json", ".txt"];
+const COMPRESSED: [&str; 2] = [".gz", ".zst"];
 /// Files that describe a data set rather than being part of it.
 const DESCRIPTIONS: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "state.json", "requirements.txt"];
 
@@ -30,7 +31,7 @@ pub(super) fn choose<'a>(names: &[&'a str], part: Option<&str>) -> Result<&'a st
         None => (None, None),
     };
     let readable = |name: &str| {
-        EXTENSIONS.iter().any(|e| name.ends_with(e))
+        EXTENSIONS.iter().any(|e| has_extension(name, e))
             && !name.starts_with('.')
             && !DESCRIPTIONS.contains(&name.rsplit('/').next().unwrap_or(name))
     };
@@ -68,8 +69,9 @@ pub(super) fn choose<'a>(names: &[&'a str], part: Option<&str>) -> Result<&'a st
             ));
         }
     }
-    let best = EXTENSIONS.iter().find(|e| files.iter().any(|n| n.ends_with(*e))).copied().unwrap_or_default();
-    files.retain(|n| n.ends_with(best));
+    let best =
+        EXTENSIONS.iter().find(|e| files.iter().any(|n| has_extension(n, e))).copied().unwrap_or_default();
+    files.retain(|n| has_extension(n, best));
     if config.is_none() {
         let directories: BTreeSet<&str> =
             files.iter().map(|n| n.rsplit_once('/').map_or("", |(d, _)| d)).collect();
@@ -82,6 +84,11 @@ pub(super) fn choose<'a>(names: &[&'a str], part: Option<&str>) -> Result<&'a st
     }
     files.sort_unstable();
     Ok(files[0])
+}
+
+fn has_extension(name: &str, extension: &str) -> bool {
+    let unpacked = COMPRESSED.iter().find_map(|c| name.strip_suffix(c)).filter(|_| extension != ".parquet");
+    unpacked.unwrap_or(name).ends_with(extension)
 }
 
 /// `config` is one of the directories, or begins the file's name.

@@ -260,7 +260,7 @@ fn bad_requests_are_refused_before_any_work() {
 
     let binary = dir.path().join("binary.txt");
     std::fs::write(&binary, [0xff, 0xfe, 0x80]).unwrap();
-    assert!(try_it(&base, &Source::Files(vec![binary]), "out").contains("UTF-8"));
+    assert!(try_it(&base, &Source::Files(vec![binary]), "out").contains("UTF-16"));
     let missing = Source::Files(vec![dir.path().join("nowhere.txt")]);
     assert!(try_it(&base, &missing, "out").contains("nowhere.txt"));
     let jsonl = dir.path().join("bad.jsonl");

@@ -114,7 +114,7 @@ impl GemmLayer {
         };
         if *plan.config.types() != self.types {
             return Err(CudaError::Types(format!(
-                "a plan for {:?} cannot run a layer of {:?}",
+                "a plan for {} cannot run a layer of {}",
                 plan.config.types(),
                 self.types
             )));

@@ -1,5 +1,7 @@
 //! What the operands of a product are made of.
 
+use std::fmt;
+
 use half::{bf16, f16};
 
 use super::WeightKind;
@@ -96,6 +98,25 @@ impl OutputType {
     }
 }
 
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.short_name())
+    }
+}
+
+impl fmt::Display for OutputType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.short_name())
+    }
+}
+
+impl fmt::Display for GemmTypes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { weights, activation, output } = self;
+        write!(f, "{weights} weights, {activation} activations and {output} output")
+    }
+}
+
 /// Weights, activations and output of a product: a combination that there are kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GemmTypes {
@@ -114,12 +135,12 @@ impl GemmTypes {
         if let Some(own) = activation.output() {
             if own != output {
                 return Err(CudaError::Types(format!(
-                    "{activation:?} activations with {output:?} output: 16-bit activations give outputs of their own type"
+                    "{activation} activations with {output} output: 16-bit activations give outputs of their own type"
                 )));
             }
             if !matches!(weights, WeightKind::Channel4 | WeightKind::GroupHalf4(_)) {
                 return Err(CudaError::Types(format!(
-                    "{activation:?} activations with weights {weights:?}: the kernels take 4-bit weights per channel or in \
+                    "{activation} activations with weights {weights}: the kernels take 4-bit weights per channel or in \
                      groups with float16 scales"
                 )));
             }

@@ -239,9 +239,15 @@ fn types(args: &GemmArgs) -> anyhow::Result<(Activation, OutputType)> {
 /// Runs the command.
 pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     for s in &args.shapes {
-        if s.n == 0 || s.k == 0 || !s.n.is_multiple_of(16) || !s.k.is_multiple_of(16) || s.k > 65536 {
+        if s.n == 0
+            || s.k == 0
+            || !s.n.is_multiple_of(16)
+            || !s.k.is_multiple_of(16)
+            || s.k > 65536
+            || s.n > 1 << 20
+        {
             return Err(bad_input(format!(
-                "--shape {}x{}: both must be multiples of 16, and K at most 65,536",
+                "--shape {}x{}: both must be multiples of 16, N at most 1,048,576 and K at most 65,536",
                 s.n, s.k
             )));
         }
@@ -258,6 +264,10 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     }
     if args.tokens.iter().any(|m| *m == 0 || *m > 65536) {
         return Err(bad_input("--tokens must be between 1 and 65,536"));
+    }
+    // The driver counts with 32 bits, and would take another one.
+    if i32::try_from(args.gpu).is_err() {
+        return Err(bad_input(format!("--gpu {}: there is no GPU of that number", args.gpu)));
     }
     if let Some(path) = &args.plot {
         files::check_writable(path, "--plot")?;

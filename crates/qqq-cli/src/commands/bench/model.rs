@@ -20,6 +20,9 @@ Example:
 One sequence of random tokens, one warm-up run, then --repeat runs. On a shared machine compare only runs that \
 alternate within the same minutes.";
 
+/// Runs beyond this tell nothing more.
+const MAX_REPEAT: usize = 10_000;
+
 /// Speed of a model: tokens a second for the prompt (prefill) and for new tokens (decode)
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
@@ -80,6 +83,9 @@ pub fn run(args: &ModelArgs, console: &Console) -> anyhow::Result<()> {
     if args.prompt_tokens == 0 || args.new_tokens < 2 || args.repeat == 0 {
         return Err(bad_input("--prompt-tokens and --repeat must be at least 1, --new-tokens at least 2"));
     }
+    if args.repeat > MAX_REPEAT {
+        return Err(bad_input(format!("--repeat must be at most {MAX_REPEAT}, not {}", args.repeat)));
+    }
     let model = model::load(&args.model, &args.hub)?;
     let mut progress = Progress::new(console, "measuring");
     let speed =
@@ -113,6 +119,15 @@ pub fn measure<B: Backend>(
     repeat: usize,
     on_run: &mut dyn FnMut(usize, usize) -> anyhow::Result<()>,
 ) -> anyhow::Result<Speed> {
+    let context = decoder.config.max_position_embeddings;
+    let too_long = || {
+        bad_input(format!(
+            "the model's context of {context} tokens does not hold {prompt_tokens} + {new_tokens}"
+        ))
+    };
+    if prompt_tokens.checked_add(new_tokens).is_none_or(|tokens| tokens > context) {
+        return Err(too_long());
+    }
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     for run in 0..=repeat {
         let prompt = random_tokens(prompt_tokens, decoder.config.vocab_size, run as u64 + 1);
@@ -124,10 +139,7 @@ pub fn measure<B: Backend>(
         };
         let generations = generate(decoder, &[prompt], &options, &mut |_, _| true)?;
         let Some(g) = generations.first().filter(|g| g.tokens.len() == new_tokens) else {
-            return Err(bad_input(format!(
-                "the model's context of {} tokens does not hold {prompt_tokens} + {new_tokens}",
-                decoder.config.max_position_embeddings
-            )));
+            return Err(too_long());
         };
         on_run(run, repeat)?;
         // The first run warms caches and the memory allocator up.

@@ -49,7 +49,7 @@ struct Outcome<'a> {
 /// Runs the command.
 pub fn run(args: &KldArgs, console: &Console) -> anyhow::Result<()> {
     let model = model::load(&args.model, &args.hub)?;
-    let (tokens, options) = args.text.load(&model.tokenizer)?;
+    let (tokens, options) = args.text.load(&model, &|read| console.note(read))?;
     let baseline = model::load(&args.baseline, &args.hub)?;
     if baseline.decoder.config.vocab_size != model.decoder.config.vocab_size {
         return Err(bad_input(format!(
@@ -57,7 +57,7 @@ pub fn run(args: &KldArgs, console: &Console) -> anyhow::Result<()> {
             args.baseline, baseline.decoder.config.vocab_size, args.model, model.decoder.config.vocab_size
         )));
     }
-    if args.text.load(&baseline.tokenizer)?.0 != tokens {
+    if args.text.load(&baseline, &|_| {})?.0 != tokens {
         return Err(bad_input_hint(
             format!("{} and {} make different tokens of this text", args.model, args.baseline),
             "the baseline must be the model that MODEL was made from, with the same tokenizer",

@@ -45,7 +45,7 @@ struct Outcome<'a> {
 /// Runs the command.
 pub fn run(args: &PerplexityArgs, console: &Console) -> anyhow::Result<()> {
     let model = model::load(&args.model, &args.hub)?;
-    let (tokens, options) = args.text.load(&model.tokenizer)?;
+    let (tokens, options) = args.text.load(&model, &|read| console.note(read))?;
     let mut progress = Progress::new(console, "scoring");
     let report = perplexity(&model.decoder, &tokens, &options, &mut |done, total| {
         progress.update(done as f64, total as f64, &format!("window {done}/{total}"));

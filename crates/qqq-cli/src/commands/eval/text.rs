@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use qqq_eval::{Scoring, WindowOptions};
-use qqq_model::Tokenizer;
+use qqq_eval::{Scoring, WindowOptions, first_tokens};
+use qqq_model::{ChatTemplate, TextReader, Tokenizer};
 
-use crate::model;
+use crate::{model::LoadedModel, texts::ReadArgs};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ScoringArg {
@@ -20,9 +20,11 @@ enum ScoringArg {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Text")]
 pub struct TextArgs {
-    /// Text file (UTF-8). Held-out text: not what the model was calibrated on
+    /// Text file: plain text, JSON lines or arrays, parquet. Held-out text: not what the model was calibrated on
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
+    #[command(flatten)]
+    read: ReadArgs,
     /// Tokens of a window: what the model sees at once
     #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
     window: usize,
@@ -39,10 +41,22 @@ pub struct TextArgs {
 }
 
 impl TextArgs {
-    /// The text's tokens and how to cut them.
-    pub fn load(&self, tokenizer: &Tokenizer) -> anyhow::Result<(Vec<u32>, WindowOptions)> {
-        let tokens = tokenizer.encode(&model::read_text(&self.text)?, true)?;
-        Ok((tokens, self.options(tokenizer)?))
+    /// The text's tokens, as many as the windows take, and how to cut them. `note` is told what was read of a file of
+    /// records.
+    pub fn load(
+        &self,
+        model: &LoadedModel,
+        note: &dyn Fn(&str),
+    ) -> anyhow::Result<(Vec<u32>, WindowOptions)> {
+        let options = self.options(&model.tokenizer)?;
+        options.check(&model.checkpoint.config)?;
+        let template = Box::new(|| ChatTemplate::load(&model.checkpoint, &model.tokenizer));
+        let mut reader = TextReader::open(&self.text, &self.read.options(), template)?;
+        let tokens = first_tokens(&mut reader, &model.tokenizer, options.tokens_needed())?;
+        if let Some(read) = reader.describe() {
+            note(&read);
+        }
+        Ok((tokens, options))
     }
 
     fn options(&self, tokenizer: &Tokenizer) -> anyhow::Result<WindowOptions> {

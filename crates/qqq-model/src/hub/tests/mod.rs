@@ -228,7 +228,9 @@ fn files_of_data_sets_are_chosen_by_configuration_split_and_kind() {
     assert_eq!(choose(&["dataset_infos.json", "texts.jsonl"], None), Ok("texts.jsonl"));
     assert_eq!(choose(&["train.txt", "train.jsonl", "val.jsonl.zst"], None), Ok("train.jsonl"));
     assert!(choose(&["a.jsonl", "b.jsonl"], None).unwrap_err().contains("a.jsonl, b.jsonl"));
-    assert!(choose(&["en/c4-train.00000-of-01024.json.gz"], None).unwrap_err().contains("unpack"));
+    let c4 = ["en/c4-train.00000-of-01024.json.gz", "en/c4-validation.00000-of-00008.json.gz"];
+    assert_eq!(choose(&c4, None), Ok(c4[0]));
+    assert!(choose(&["train.tar.gz"], None).unwrap_err().contains("unpack"));
     assert!(choose(&["script.py"], None).unwrap_err().contains("script"));
 }
 

@@ -1,0 +1,151 @@
+//! Texts: everything that is read to calibrate or to score comes through [`TextReader`].
+//!
+//! What a file holds is told by its content, not by its name: plain text, JSON lines, JSON arrays or parquet; UTF-8 or
+//! UTF-16 with a byte order mark; compressed by gzip or Zstandard or not. The records of the structured forms are
+//! brought to text by what their fields are called (see `record`), chat messages through the model's template.
+//! Files are read as they are asked for, so whoever needs little of a large file reads little of it.
+
+mod conversation;
+mod decode;
+mod detect;
+mod error;
+mod json;
+mod parquet;
+mod plain;
+mod record;
+
+use std::path::{Path, PathBuf};
+
+pub use error::{Place, TextError, TextProblem};
+
+use self::{decode::Content, json::JsonValues, parquet::Rows, plain::Plain, record::Records};
+use crate::{ChatTemplate, Result};
+
+/// What stands between two records of a file.
+pub const SEPARATOR: &str = "\n\n";
+
+/// What a file is taken for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TextFormat {
+    /// What its content says.
+    #[default]
+    Auto,
+    /// Plain text, whatever it looks like.
+    Plain,
+    /// JSON: an array, or values one after the other.
+    Json,
+}
+
+/// How files are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TextOptions {
+    /// What they are taken for.
+    pub format: TextFormat,
+    /// Field of a record (column of a parquet file) that holds a text, or a list of messages; `None`: as its name says.
+    pub field: Option<String>,
+}
+
+/// Loads the model's chat template; called when a file has messages.
+pub type LoadTemplate<'a> = Box<dyn Fn() -> Result<Option<ChatTemplate>> + 'a>;
+
+enum Pieces {
+    Plain(Plain),
+    Json(JsonValues),
+    Parquet(Rows),
+}
+
+/// Reads a file's text, piece by piece.
+pub struct TextReader<'a> {
+    path: PathBuf,
+    pieces: Pieces,
+    records: Records<'a>,
+    /// Whether a record was given already.
+    begun: bool,
+    /// Whether all text until now was white space.
+    blank: bool,
+    ended: bool,
+}
+
+impl<'a> TextReader<'a> {
+    /// Opens a file and finds out what it holds.
+    ///
+    /// # Errors
+    /// It cannot be opened, holds nothing that this reader understands, or its content leaves open what it is.
+    pub fn open(path: &Path, options: &TextOptions, template: LoadTemplate<'a>) -> Result<Self> {
+        let mut records = Records::new(options.field.clone(), template);
+        let pieces = match decode::open(path)? {
+            Content::Parquet(file) => {
+                if options.format != TextFormat::Auto {
+                    return Err(TextError::file(path, "it is a parquet file").into());
+                }
+                Pieces::Parquet(Rows::open(path, file, &mut records)?)
+            }
+            Content::Text { head, reader } => match options.format {
+                TextFormat::Plain => Pieces::Plain(Plain::new(reader)),
+                TextFormat::Json => Pieces::Json(JsonValues::new(reader)),
+                TextFormat::Auto if detect::is_json(path, &head)? => Pieces::Json(JsonValues::new(reader)),
+                TextFormat::Auto => Pieces::Plain(Plain::new(reader)),
+            },
+        };
+        Ok(Self { path: path.to_owned(), pieces, records, begun: false, blank: true, ended: false })
+    }
+
+    /// The next piece, `None` at the end. All pieces, one after the other, are the file's text: plain text as it is,
+    /// records with [`SEPARATOR`] between them.
+    ///
+    /// # Errors
+    /// What cannot be read, with its line or row; a file without any text (at its end).
+    pub fn next_piece(&mut self) -> Result<Option<String>> {
+        while !self.ended {
+            let (place, value) = match &mut self.pieces {
+                Pieces::Plain(plain) => match plain.next_piece(&self.path)? {
+                    Some(piece) => {
+                        self.blank &= piece.trim().is_empty();
+                        return Ok(Some(piece));
+                    }
+                    None => break,
+                },
+                Pieces::Json(values) => match values.next_value(&self.path)? {
+                    Some((line, value)) => (Place::Line(line), value),
+                    None => break,
+                },
+                Pieces::Parquet(rows) => match rows.next_row(&self.path)? {
+                    Some((row, value)) => (Place::Row(row), value),
+                    None => break,
+                },
+            };
+            let at = |(problem, reason)| TextError { path: self.path.clone(), place, problem, reason };
+            let Some(mut text) = self.records.text(value).map_err(at)? else { continue };
+            self.blank &= text.trim().is_empty();
+            if std::mem::replace(&mut self.begun, true) {
+                text.insert_str(0, SEPARATOR);
+            }
+            return Ok(Some(text));
+        }
+        if !std::mem::replace(&mut self.ended, true) && self.blank {
+            return Err(TextError::file(&self.path, "it holds no text").into());
+        }
+        Ok(None)
+    }
+
+    /// Whether the text was made by a chat template until now, which spells out the special tokens that belong to it.
+    pub fn is_templated(&self) -> bool {
+        self.records.is_templated()
+    }
+
+    /// Whether the file consists of records; plain text is one piece after the other.
+    pub fn has_records(&self) -> bool {
+        !matches!(self.pieces, Pieces::Plain(_))
+    }
+
+    /// What was read as what until now, in one line; `None` for plain text, where there is nothing to tell.
+    pub fn describe(&self) -> Option<String> {
+        let (kind, field) = match self.pieces {
+            Pieces::Plain(_) => return None,
+            Pieces::Json(_) => ("JSON", "field"),
+            Pieces::Parquet(_) => ("parquet", "column"),
+        };
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy();
+        Some(format!("{name}: {kind}, {}", self.records.describe(field)?))
+    }
+}
