@@ -69,8 +69,8 @@ fn control_tokens_are_known_by_their_text() {
         ("the same for all", |keys| set_types(keys, 1, |_| true)),
         ("the same for all", |keys| set_types(keys, 0, |_| true)),
         ("does not mark all", |keys| set_types(keys, 1, |t| t.starts_with('<') && t != "<s>")),
-        ("does not mark all", |keys| set_types(keys, 5, |t| t.starts_with("<|"))),
-        ("does not mark all", |keys| set_types(keys, 4, |t| t.starts_with("<|"))),
+        ("does not mark all", |keys| set_types(keys, 5, |t| t.starts_with("<|") && t.ends_with("|>"))),
+        ("does not mark all", |keys| set_types(keys, 4, |t| t.starts_with("<|") && t.ends_with("|>"))),
     ];
     for (fault, edit) in cases {
         let tokenizer = load("byte_level.gguf", |keys| {
