@@ -16,7 +16,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if not loop.last %}\n{% endif %}{% endfor %}{{ eos_token }}"
+    "{% if tools %}<|tools|>{{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m.tool_calls %}{% for call in m.tool_calls %}"
+    "{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}{% else %}{{ m['content'] }}{% endif %}{% if not loop.last %}\n{% endif %}{% endfor %}{{ eos_token }}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>", bos_token="<s>")
@@ -28,8 +30,8 @@ CHATS = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] f
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def chat(messages):
-    return tokenizer.apply_chat_template(messages, tokenize=False)
+def chat(messages, tools=None):
+    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
 
 
 def lines(records, **options):
@@ -111,6 +113,15 @@ case("sharegpt-system.json", json.dumps(sharegpt).encode(), [chat([SYSTEM] + c) 
 tool = [{"role": "user", "content": "Weather?"}, {"role": "tool", "content": "{\"t\": 7}"}, {"role": "assistant", "content": "7 °C"}]
 observed = [{"from": "human", "value": "Weather?"}, {"from": "observation", "value": "{\"t\": 7}"}, {"from": "gpt", "value": "7 °C"}]
 case("tool-result.jsonl", lines([{"messages": tool}, {"conversations": observed}]), [chat(tool), chat(tool)])
+call = {"name": "weather", "arguments": {"place": "Köln", "days": [1, 2]}}
+calling = [tool[0], {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]}, *tool[1:]]
+called = [observed[0], {"from": "function_call", "value": json.dumps(call)}, *observed[1:]]
+case("tool-calls.jsonl", lines([{"messages": calling}, {"conversations": called}]), [chat(calling), chat(calling)])
+del calling[1]["content"]
+case("tool-calls-only.json", json.dumps([{"messages": calling}]).encode(), [chat(calling)])
+tools = [{"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}}}]
+defined = [{"messages": calling, "tools": tools}, {"messages": calling, "tools": json.dumps(tools)}, {"messages": tool, "tools": []}]
+case("tools.jsonl", lines(defined), [chat(calling, tools), chat(calling, tools), chat(tool)])
 
 inputs = ["", "a, b"]
 alpacas = [{"instruction": q, "input": i, "output": a} for (q, a), i in zip(PAIRS, inputs)]

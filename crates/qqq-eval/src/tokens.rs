@@ -234,7 +234,7 @@ mod tests {
     fn prefixes_have_the_tokens_of_the_whole() {
         let tokenizers = [byte_level(true), byte_level(false), sentence_piece(), unigram()];
         for (i, tokenizer) in tokenizers.iter().enumerate() {
-            for seed in 0..3 {
+            for seed in 0..2 {
                 let text = text(seed, 300_000);
                 let whole = encode(tokenizer, &text);
                 for needed in [1, 2, 100, 4096, 20_000] {

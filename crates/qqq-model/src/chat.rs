@@ -76,15 +76,38 @@ impl ChatTemplate {
     /// # Errors
     /// The template fails, or refuses the conversation (roles that do not alternate, say).
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_serialized(Value::from(Serde(messages)), add_generation_prompt, Value::from(()))
+    }
+
+    /// The prompt for messages with any fields (`tool_calls`, ...), and with the variable `tools`.
+    ///
+    /// # Errors
+    /// The template fails, or refuses the conversation.
+    pub fn render_with(
+        &self,
+        messages: &[serde_json::Value],
+        add_generation_prompt: bool,
+        variables: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<String> {
+        let tools = variables.get("tools").map_or(Value::from(()), |tools| Value::from(Serde(tools)));
+        self.render_serialized(Value::from(Serde(messages)), add_generation_prompt, tools)
+    }
+
+    fn render_serialized(
+        &self,
+        messages: Value,
+        add_generation_prompt: bool,
+        tools: Value,
+    ) -> Result<String> {
         let fail = |e: Error| ModelError::ChatTemplate(describe(&e));
         // Tokens a model does not have are undefined in transformers, not none.
         let token = |t: &Option<String>| t.as_deref().map_or(Value::UNDEFINED, Value::from);
         let template = self.environment.get_template(NAME).map_err(fail)?;
         template
             .render(context! {
-                messages => Value::from(Serde(messages)),
+                messages,
                 add_generation_prompt,
-                tools => Value::from(()),
+                tools,
                 documents => Value::from(()),
                 bos_token => token(&self.special.bos),
                 eos_token => token(&self.special.eos),

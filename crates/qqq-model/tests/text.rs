@@ -43,7 +43,7 @@ fn read(path: &Path, options: &TextOptions, template: Option<&str>) -> Result<(S
 fn texts_are_those_of_python() {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/texts.json");
     let vectors: Vectors = serde_json::from_slice(&fs::read(vectors).unwrap()).unwrap();
-    assert_eq!(vectors.cases.len(), 47);
+    assert_eq!(vectors.cases.len(), 50);
     let dir = tempfile::tempdir().unwrap();
     for case in vectors.cases {
         let bytes: Vec<u8> = (0..case.hex.len())

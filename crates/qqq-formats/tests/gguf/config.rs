@@ -131,7 +131,13 @@ fn what_is_not_supported_is_refused() {
         (llama().kv("split.count", Kv::U32(3)), &["one of 3 parts", "opened together"]),
         (llama().kv("llama.expert_count", Kv::U32(8)), &["mixtures of experts"]),
         (llama().kv("llama.rope.dimension_count", Kv::U32(2)), &["rope.dimension_count is 2", "4 wide"]),
-        (llama().kv("llama.rope.scaling.type", Kv::Str("yarn".into())), &["yarn"]),
+        (llama().kv("llama.rope.scaling.type", Kv::Str("yarn".into())), &["yarn without a factor"]),
+        (
+            llama()
+                .kv("llama.rope.scaling.type", Kv::Str("yarn".into()))
+                .kv("llama.rope.scaling.factor", Kv::F32(4.5)),
+            &["yarn with factor 4.5 "],
+        ),
         (llama().set("llama.block_count", Kv::U32(4_000_000)), &["block_count is 4000000"]),
         (llama().set("llama.block_count", Kv::Str("1".into())), &["llama.block_count", "a string"]),
         (llama().set("llama.context_length", Kv::U32(0)), &["max_position_embeddings is 0"]),

@@ -69,8 +69,8 @@ fn opens(text: &str) -> bool {
         Some('}') if object => ends_line(&inner[1..]),
         Some(_) if object => false,
         Some(']') => ends_line(&inner[1..]),
-        Some('{' | '[') => opens(inner),
-        // Numbers and the like hold no text, but `[1, 2]` is no plain text either.
+        Some('{') => opens(inner),
+        // Numbers and lists hold no text, but `[1, 2]` is no plain text either.
         Some(_) => {
             let line = text.lines().next().unwrap_or_default();
             let mut values = serde_json::Deserializer::from_str(line).into_iter::<serde_json::Value>();
@@ -110,6 +110,7 @@ mod tests {
             "[Music] Hello",
             "[1] A. Author, 1999.",
             "[1, 2] is an interval",
+            "[[1], [2]] are references",
             "[] is the empty list",
             "{} is the empty set",
             "{{Infobox person\n|name=X}}",

@@ -15,7 +15,7 @@ use super::{
     LoadTemplate, TextProblem,
     conversation::{self, is_empty, kind, message},
 };
-use crate::{ChatTemplate, Message};
+use crate::ChatTemplate;
 
 /// What is wrong with a record.
 pub(super) type Problem = (TextProblem, String);
@@ -276,18 +276,24 @@ impl<'a> Records<'a> {
         {
             messages.insert(0, message("system", system));
         }
-        if record.get("tools").is_some_and(|t| !is_empty(t)) {
-            return Err((
-                TextProblem::Content,
-                "it has definitions of tools, which are not supported".into(),
-            ));
+        let mut variables = Map::new();
+        match record.get("tools").filter(|tools| !is_empty(tools)) {
+            None => {}
+            // Where columns have one type, definitions of tools are JSON in a text.
+            Some(Value::String(json)) => {
+                let tools = serde_json::from_str(json)
+                    .map_err(|e| (TextProblem::Field, format!("\"tools\" is no JSON: {e}")))?;
+                variables.insert("tools".into(), tools);
+            }
+            Some(tools) => {
+                variables.insert("tools".into(), tools.clone());
+            }
         }
-        let messages = messages.into_iter().map(plain_message).collect::<Result<Vec<_>, _>>()?;
         self.templated = true;
         match self.template()? {
-            Some(template) => {
-                template.render(&messages, false).map_err(|e| (TextProblem::Content, e.to_string()))
-            }
+            Some(template) => template
+                .render_with(&messages, false, &variables)
+                .map_err(|e| (TextProblem::Content, e.to_string())),
             None => Err((TextProblem::Content, NO_TEMPLATE.replace("{}", "messages"))),
         }
     }
@@ -301,14 +307,6 @@ impl<'a> Records<'a> {
 }
 
 const NO_TEMPLATE: &str = "the model has no chat template for {}; give records with a \"text\"";
-
-/// A message as the template takes it.
-fn plain_message(message: Value) -> Result<Message, Problem> {
-    if message.get("tool_calls").is_some_and(|t| !is_empty(t)) {
-        return Err((TextProblem::Content, "it has calls of tools, which are not supported".into()));
-    }
-    serde_json::from_value(message).map_err(|e| (TextProblem::Field, e.to_string()))
-}
 
 /// Earlier questions and answers: pairs of texts.
 fn history(record: &Map<String, Value>) -> Result<Vec<Value>, Problem> {

@@ -220,6 +220,10 @@ mod tests {
             }
         }
         let error = GemmTypes::new(W::Channel8, A::Float16, O::Float16).unwrap_err();
-        assert!(error.to_string().contains("4-bit weights"), "{error}");
+        assert!(error.to_string().contains("f16 activations with weights int8: "), "{error}");
+        let error = GemmTypes::new(W::Channel4, A::Bfloat16, O::Float16).unwrap_err();
+        assert!(error.to_string().contains("bf16 activations with f16 output: "), "{error}");
+        let types = GemmTypes::new(W::GroupHalf4(32), A::Int8, O::Bfloat16).unwrap();
+        assert_eq!(types.to_string(), "g32-half weights, int8 activations and bf16 output");
     }
 }
