@@ -33,7 +33,7 @@ Environment:
   QQQ_CACHE    where `qqq demo` keeps its model [default: qqq in the user's cache directory]
   QQQ_KERNELS  archive of compiled GPU kernels, from `qqq kernels build`
   QQQ_LOG      log filter, as qqq=debug
-  HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT  as for the Hugging Face hub's own tools
+  HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT  as for the hub's own tools
   HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE  how to reach the hub: a proxy, certificates to trust";
 
 #[derive(Debug, Parser)]

@@ -19,6 +19,8 @@ use super::{
 
 /// Failures in a row, without a byte between them, after which a download is given up.
 const MAX_FAILURES: u32 = 5;
+/// How often content that cannot be the file's is taken for a passing fault.
+const MAX_WRONG: u32 = 2;
 /// Between two looks at a lock that another process holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -95,21 +97,22 @@ impl Download<'_> {
     fn receive_whole(&self, remote: &Remote, path: &Path) -> Result<(), Fault> {
         // Only of what has a hash can it be told whether the beginning that an earlier run has left is right.
         let mut part = Part::open(path, remote.sha256.is_some())?;
-        let mut is_resumed = part.length > 0;
-        let mut failures = 0;
+        let (mut failures, mut wrong) = (0, 0);
         loop {
             let before = part.length;
             let outcome = self.receive(remote, &mut part).and_then(|()| part.check(remote));
             failures = if part.length > before { 1 } else { failures + 1 };
             match outcome {
                 Ok(()) => return part.file.sync_all().map_err(Fault::disk(path)),
-                Err(Fault::Content(reason)) if is_resumed => {
-                    tracing::warn!(
-                        "{}: the partial download is of no use ({reason}); from the beginning",
-                        self.name
-                    );
-                    is_resumed = false;
-                    part.restart()?;
+                // A page of a busy hub or proxy goes away; content that does not match, from an earlier run or on
+                // the way, is fetched from the beginning.
+                Err(Fault::Content(reason)) if wrong < MAX_WRONG => {
+                    tracing::warn!("{}: {reason}; again", self.name);
+                    wrong += 1;
+                    if remote.size.is_none_or(|size| part.length >= size) {
+                        part.restart()?;
+                    }
+                    thread::sleep(self.pause);
                 }
                 Err(fault) if fault.is_passing() && failures < MAX_FAILURES => {
                     tracing::info!("{}: {fault}; again", self.name);

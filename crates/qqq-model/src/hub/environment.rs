@@ -55,14 +55,17 @@ impl Settings {
             ));
         };
         let token_file = path("HF_TOKEN_PATH").or_else(|| home.map(|dir| dir.join("token")));
+        let endpoint =
+            text("HF_ENDPOINT").unwrap_or_else(|| HUB.into()).trim().trim_end_matches('/').to_owned();
+        if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
+            return Err(error(format!(
+                "HF_ENDPOINT: {endpoint:?} is no address, which begins with https://"
+            )));
+        }
         let patience = text("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|v| v.trim().parse().ok()).filter(|s| *s > 0);
         Ok(Self {
             cache,
-            endpoint: text("HF_ENDPOINT")
-                .unwrap_or_else(|| HUB.into())
-                .trim()
-                .trim_end_matches('/')
-                .to_owned(),
+            endpoint,
             token: token(options, &set, token_file.as_deref())?,
             offline: options.offline
                 || is_true(set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE"))),
@@ -235,6 +238,16 @@ mod tests {
         assert!(offline(&[("HF_HUB_OFFLINE", ""), ("TRANSFORMERS_OFFLINE", "1")]));
         let asked = HubOptions { offline: true, ..HubOptions::default() };
         assert!(settings(&asked, &[("HOME", "/u"), ("HF_HUB_OFFLINE", "0")]).unwrap().offline);
+    }
+
+    #[test]
+    fn other_hubs() {
+        let endpoint = |e: &str| {
+            settings(&HubOptions::default(), &[("HOME", "/u"), ("HF_ENDPOINT", e)]).map(|s| s.endpoint)
+        };
+        assert_eq!(endpoint("").unwrap(), HUB);
+        assert_eq!(endpoint(" https://mirror.example/hf/ ").unwrap(), "https://mirror.example/hf");
+        assert!(endpoint("mirror.example").unwrap_err().to_string().contains("HF_ENDPOINT"));
     }
 
     #[test]

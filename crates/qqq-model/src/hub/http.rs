@@ -169,20 +169,17 @@ impl Http {
     /// Sorts out an error of the client.
     pub fn fault(&self, e: ureq::Error, url: &str) -> Fault {
         let host = host(url);
-        let through = match self.agent.config().proxy() {
-            Some(proxy) if !url.parse::<Uri>().is_ok_and(|u| proxy.is_no_proxy(&u)) => {
-                format!(
-                    " through the proxy {}:{} (HTTPS_PROXY, HTTP_PROXY or ALL_PROXY)",
-                    proxy.host(),
-                    proxy.port()
-                )
-            }
-            _ => String::new(),
-        };
+        let proxy = self.agent.config().proxy();
+        let proxy = proxy.filter(|p| !url.parse::<Uri>().is_ok_and(|u| p.is_no_proxy(&u)));
+        // Who was connected to, without the name and password that its address may hold.
+        let peer = proxy.map_or(host.clone(), |p| {
+            format!("the proxy {}:{} (HTTPS_PROXY, HTTP_PROXY or ALL_PROXY)", p.host(), p.port())
+        });
+        let through = if proxy.is_some() { format!(" through {peer}") } else { String::new() };
         match e {
             ureq::Error::Timeout(_) => Fault::Timeout(format!("{host} does not answer in time{through}")),
-            ureq::Error::HostNotFound => Fault::Unreachable(format!("the name {host} is not known{through}")),
-            ureq::Error::Io(e) => io_fault(&e, &host, &through),
+            ureq::Error::HostNotFound => Fault::Unreachable(format!("the name of {peer} is not known")),
+            ureq::Error::Io(e) => io_fault(&e, &host, &peer, &through),
             ureq::Error::InvalidProxyUrl | ureq::Error::ConnectProxyFailed(_) => {
                 Fault::Proxy(format!("cannot connect to {host}{through}: {e}"))
             }
@@ -196,7 +193,8 @@ impl Http {
     }
 }
 
-fn io_fault(e: &io::Error, host: &str, through: &str) -> Fault {
+/// What an error of a connection means; `peer` is who was connected to, for `host`.
+fn io_fault(e: &io::Error, host: &str, peer: &str, through: &str) -> Fault {
     use io::ErrorKind as K;
     let text = e.to_string();
     match e.kind() {
@@ -204,21 +202,23 @@ fn io_fault(e: &io::Error, host: &str, through: &str) -> Fault {
             Fault::Lost(format!("the connection to {host}{through} was lost: {e}"))
         }
         K::TimedOut | K::WouldBlock => Fault::Timeout(format!("{host} does not answer in time{through}")),
-        K::ConnectionRefused => Fault::Unreachable(format!("{host} refuses connections{through}: {e}")),
+        K::ConnectionRefused => Fault::Unreachable(format!("{peer} refuses connections: {e}")),
         K::InvalidData => tls_fault(e, host),
         // The standard library has no kind for it.
-        _ if text.contains("lookup address") || text.contains("resolve") => {
-            Fault::Unreachable(format!("the name {host} is not known{through}: {e}"))
+        _ if text.contains("lookup address") => {
+            Fault::Unreachable(format!("the name of {peer} is not known: {e}"))
         }
         _ => Fault::Unreachable(format!("no connection to {host}{through}: {e}")),
     }
 }
 
 fn tls_fault(e: &dyn std::error::Error, host: &str) -> Fault {
-    Fault::Tls(format!(
-        "no secure connection to {host}: {e}; if this network inspects its traffic, name the file of its certificates \
-         with SSL_CERT_FILE"
-    ))
+    let way_out = if e.to_string().contains("certificate") {
+        "if this network inspects its traffic, name the file of its certificates with SSL_CERT_FILE"
+    } else {
+        "it may not speak https"
+    };
+    Fault::Tls(format!("no secure connection to {host}: {e}; {way_out}"))
 }
 
 /// Certificates of a PEM file.
@@ -319,14 +319,18 @@ mod tests {
 
     #[test]
     fn causes() {
-        let fault = |kind: io::ErrorKind| io_fault(&io::Error::from(kind), "h", "");
+        let fault = |kind: io::ErrorKind| io_fault(&io::Error::from(kind), "h", "h", "");
         assert!(matches!(fault(io::ErrorKind::ConnectionReset), Fault::Lost(_)));
         assert!(matches!(fault(io::ErrorKind::TimedOut), Fault::Timeout(_)));
         assert!(matches!(fault(io::ErrorKind::ConnectionRefused), Fault::Unreachable(_)));
         let no_name = io::Error::other("failed to lookup address information: Name or service not known");
-        assert!(io_fault(&no_name, "h", "").to_string().contains("name h is not known"));
+        assert!(io_fault(&no_name, "h", "h", "").to_string().contains("name of h is not known"));
         let bad = io::Error::new(io::ErrorKind::InvalidData, "invalid peer certificate: UnknownIssuer");
-        assert!(io_fault(&bad, "h", "").to_string().contains("SSL_CERT_FILE"));
+        assert!(io_fault(&bad, "h", "h", "").to_string().contains("SSL_CERT_FILE"));
+        // A proxy that is down is not the hub's fault.
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let text = io_fault(&refused, "h", "the proxy p", " through the proxy p").to_string();
+        assert!(text.starts_with("the proxy p refuses connections"), "{text}");
         let status = |status| Fault::Status { status, code: None, message: None };
         assert!(status(503).is_passing() && status(503).is_outage());
         assert!(!status(429).is_passing() && status(429).is_outage());

@@ -87,13 +87,17 @@ fn a_damaged_beginning_is_found_and_fetched_again() {
 #[test]
 fn wrong_content_is_refused_and_not_kept() {
     let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
-    hub.faults.page.store(1, SeqCst);
+    hub.faults.page.store(100, SeqCst);
     let e = fetch(&hub, cache.path()).unwrap_err();
     assert!(e.contains("17 bytes (text/html)") && e.contains(&format!("{} bytes", LONG.len())), "{e}");
-    hub.faults.wrong.store(1, SeqCst);
+    hub.faults.page.store(0, SeqCst);
+    hub.faults.wrong.store(100, SeqCst);
     let e = fetch(&hub, cache.path()).unwrap_err();
     assert!(e.contains("SHA-256") && e.contains(&sha256(LONG.as_bytes())), "{e}");
     assert!(!part(cache.path()).exists());
+    // Once is no harm: neither a page, also in the middle, nor a byte that changed on the way.
+    hub.faults.page.store(1, SeqCst);
+    hub.faults.wrong.store(1, SeqCst);
     assert_eq!(weights(&fetch(&hub, cache.path()).unwrap()), LONG);
 }
 

@@ -123,7 +123,7 @@ fn a_revision_is_a_model_of_its_own() {
     assert!(e.contains("404") && e.contains("revision v9"), "{e}");
     for bad in ["../../x", "", "a b", "/root"] {
         let options = HubOptions { revision: Some(bad.into()), ..offline() };
-        let settings = Settings::read(&options, &|_| Some("/none".into())).unwrap();
+        let settings = Settings::read(&options, &|name| (name == "HOME").then(|| "/none".into())).unwrap();
         assert!(Client::new(&settings, Kind::Model, "a/b", &options).is_err(), "{bad:?}");
     }
 }
