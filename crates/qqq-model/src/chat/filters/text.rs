@@ -234,8 +234,7 @@ fn xml_attributes(value: &Value, autospace: bool) -> Result<String> {
             continue;
         }
         let name = text(key, "xmlattr")?;
-        if name.contains(|c: char| matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c' | '/' | '>' | '='))
-        {
+        if name.contains([' ', '\t', '\n', '\r', '\x0b', '\x0c', '/', '>', '=']) {
             return fail(format!("Invalid character in attribute name: {}", repr::string(name)));
         }
         let escaped = |v: &Value| soft_str(v).map(|s| if v.is_safe() { s } else { escape(&s) });

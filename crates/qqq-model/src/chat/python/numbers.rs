@@ -129,7 +129,7 @@ pub fn grouped(digits: &str, separator: char, size: usize) -> String {
     let count = digits.len();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (count - i) % size == 0 {
+        if i > 0 && (count - i).is_multiple_of(size) {
             out.push(separator);
         }
         out.push(c);
