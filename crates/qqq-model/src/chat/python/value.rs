@@ -130,7 +130,7 @@ pub fn check_size(size: usize) -> Result<usize> {
 
 /// An error for what `Undefined` cannot do.
 pub fn undefined<T>(what: &str) -> Result<T> {
-    Err(Error::new(ErrorKind::UndefinedError, format!("{what} of an undefined value")))
+    Err(Error::new(ErrorKind::UndefinedError, format!("cannot use {what} of an undefined value")))
 }
 
 /// The items of a value, as `iter` gives them.
