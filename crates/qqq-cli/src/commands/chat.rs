@@ -104,17 +104,25 @@ pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
         console.note("/exit or Ctrl-D ends, /reset forgets, /system TEXT sets the system message, Ctrl-C stops an answer");
     }
     let mut input = std::io::stdin().lock();
-    let mut line = String::new();
+    let mut bytes = Vec::new();
     loop {
         if terminal {
             console.raw("> ")?;
         }
-        line.clear();
-        let read = input.read_line(&mut line).map_err(|e| bad_input(format!("standard input: {e}")))?;
+        bytes.clear();
+        let read =
+            input.read_until(b'\n', &mut bytes).map_err(|e| bad_input(format!("standard input: {e}")))?;
         if read == 0 {
             return if terminal { console.line("") } else { Ok(()) };
         }
-        match Input::parse(&line) {
+        let line = match text_of(&bytes) {
+            Ok(line) => line,
+            Err(reason) => {
+                console.warn(&reason);
+                continue;
+            }
+        };
+        match Input::parse(line) {
             Input::Nothing => {}
             Input::Exit => return Ok(()),
             Input::Reset => chat.reset(),
@@ -140,15 +148,33 @@ struct Chat<'a> {
 }
 
 impl Chat<'_> {
+    /// Whether the template would take the conversation if it had no system message.
+    fn refuses_system(&self) -> bool {
+        self.system.is_some() && self.template.render(&self.messages[1..], true).is_ok()
+    }
+
     fn reset(&mut self) {
         self.session.clear();
         self.messages = self.system.iter().map(|text| message("system", text)).collect();
     }
 
-    /// One message and its answer. A request that the model cannot serve is told, and forgotten.
+    /// One message and its answer. A request that the template refuses or the model cannot serve is told,
+    /// and forgotten.
     fn turn(&mut self, text: &str, console: &Console) -> anyhow::Result<()> {
         self.messages.push(message("user", text));
-        let prompt = self.template.render(&self.messages, true)?;
+        let prompt = match self.template.render(&self.messages, true) {
+            Ok(prompt) => prompt,
+            Err(e) => {
+                let hint = if self.refuses_system() {
+                    "it is the system message that it does not take: /system without a text removes it"
+                } else {
+                    "the message is left out of the conversation"
+                };
+                self.messages.pop();
+                console.warn(&format!("{e}; {hint}"));
+                return Ok(());
+            }
+        };
         let ids = self.model.tokenizer.encode(&prompt, false)?;
         let guard = Guard::new();
         let mut answer = String::new();
@@ -181,6 +207,14 @@ impl Chat<'_> {
     }
 }
 
+/// A line of input as text.
+fn text_of(line: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(line).map_err(|e| {
+        let at = e.valid_up_to();
+        format!("this line is not UTF-8 (byte {} is {:#04x}) and is left out", at + 1, line[at])
+    })
+}
+
 fn push(stream: &mut TokenStream<'_>, id: u32, answer: &mut String, console: &Console) -> anyhow::Result<()> {
     if let Some(piece) = stream.push(id)? {
         *answer += &piece;
@@ -205,5 +239,12 @@ mod tests {
         assert_eq!(Input::parse("/system"), Input::System(""));
         assert_eq!(Input::parse("/rest"), Input::Unknown("/rest"));
         assert_eq!(Input::parse("  \n"), Input::Nothing);
+    }
+
+    #[test]
+    fn lines_that_are_no_text() {
+        assert_eq!(text_of("é\n".as_bytes()), Ok("é\n"));
+        let reason = text_of(b"ab\xff\xfe\n").unwrap_err();
+        assert!(reason.contains("not UTF-8 (byte 3 is 0xff)"), "{reason}");
     }
 }

@@ -1,0 +1,69 @@
+//! `qqq chat` with messages that cannot be answered: it says so and goes on.
+
+mod common;
+
+use std::io::Write;
+use std::process::Stdio;
+
+use common::{Place, Run};
+
+/// A chat with a template, on lines of input.
+fn chat(template: &str, lines: &[u8]) -> Run {
+    let place = Place::new();
+    let alone = place.path("model").join("chat_template.jinja");
+    std::fs::write(alone, template).unwrap();
+    let mut child = place
+        .command()
+        .args(["chat", "model", "-n", "2", "--temperature", "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(lines).unwrap();
+    Run::of(child.wait_with_output().unwrap()).success()
+}
+
+/// Numbers of tokens of the prompts that were answered.
+fn prompts(run: &Run) -> Vec<usize> {
+    let numbers = run.stderr.lines().filter_map(|l| l.strip_prefix("[prompt: ")?.split(' ').next());
+    numbers.map(|n| n.parse().unwrap()).collect()
+}
+
+const TEMPLATE: &str = "{% for m in messages %}\
+    {% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}\
+    {% if 'secret' in m.content %}{{ raise_exception('not that') }}{% endif %}\
+    {{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+
+#[test]
+fn a_refused_message_is_left_out() {
+    let run = chat(TEMPLATE, b"Hello\nthe secret\nHello\n/reset\nHello\n");
+    assert!(run.stderr.contains("not that"), "{}", run.stderr);
+    assert!(run.stderr.contains("left out of the conversation"), "{}", run.stderr);
+    let plain = prompts(&chat(TEMPLATE, b"Hello\nHello\n/reset\nHello\n"));
+    assert_eq!(prompts(&run), plain);
+    assert_eq!(plain.len(), 3);
+}
+
+#[test]
+fn a_refused_system_message_is_named() {
+    let run = chat(TEMPLATE, b"/system Be brief.\nHello\n/system\nHello\n");
+    assert!(run.stderr.contains("System role not supported"), "{}", run.stderr);
+    assert!(run.stderr.contains("/system without a text removes it"), "{}", run.stderr);
+    assert_eq!(prompts(&run), prompts(&chat(TEMPLATE, b"Hello\n")));
+}
+
+#[test]
+fn a_template_that_fails_is_told_for_each_message() {
+    let run = chat("{{ messages[0].content.nosuch() }}", b"Hello\nAgain\n");
+    assert_eq!(run.stderr.matches("has no attribute 'nosuch'").count(), 2, "{}", run.stderr);
+    assert!(prompts(&run).is_empty());
+}
+
+#[test]
+fn a_line_that_is_no_text_is_left_out() {
+    let run = chat(TEMPLATE, b"Hello\n\xff\xfe\ncaf\xe9\nHello\n");
+    assert!(run.stderr.contains("not UTF-8 (byte 1 is 0xff)"), "{}", run.stderr);
+    assert!(run.stderr.contains("not UTF-8 (byte 4 is 0xe9)"), "{}", run.stderr);
+    assert_eq!(prompts(&run), prompts(&chat(TEMPLATE, b"Hello\nHello\n")));
+}
