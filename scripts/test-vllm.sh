@@ -17,7 +17,7 @@ case $version in
     ;;
 esac
 
-venv=${QQQ_VLLM_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/qqq/vllm-$version}
+venv=${QQQ_VLLM_VENV:-${QQQ_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qqq}/vllm-$version}
 if [ ! -e "$venv/complete" ]; then
     rm -rf "$venv"
     python3 -m venv "$venv"

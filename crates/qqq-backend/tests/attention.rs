@@ -1,28 +1,33 @@
 //! Rotary embedding, KV cache and attention of the CPU backend against their definitions in f64, on every instruction
-//! set of this machine.
+//! set; those that this machine lacks are reported as ignored.
+
+#[path = "common/backend.rs"]
+mod backend;
+
+use std::process::ExitCode;
 
 use half::f16;
 use qqq_backend::cpu::{CpuBackend, CpuKvCache, SimdLevel, matrix::Matrix};
 use qqq_backend::{Backend, HeadLayout, KvDType, KvLayout, Span, WindowedCausal};
+use qqq_testing::{Suite, tests, values};
 
-fn backends() -> Vec<CpuBackend> {
-    [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512]
-        .into_iter()
-        .filter_map(|level| CpuBackend::with_simd_level(level).ok())
-        .collect()
-}
-
-/// Pseudo-random values in (-1, 1), the same for a seed.
-fn values(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
+fn main() -> ExitCode {
+    let mut suite = Suite::new().tests(tests![truncated_and_reused_slots, a_gap_in_the_cache_is_refused]);
+    for level in SimdLevel::ALL {
+        suite = suite.on(
+            &format!("{level:?}"),
+            move || backend::of_level(level),
+            tests![
+                head_shapes,
+                several_spans_and_many_pieces,
+                sliding_windows,
+                half_precision_cache,
+                head_norms,
+                long_decode
+            ],
+        );
+    }
+    suite.run()
 }
 
 fn inv_freq(head_dim: usize) -> Vec<f32> {
@@ -155,7 +160,7 @@ impl Case {
     }
 
     /// Sequences in pieces of the given lengths, all together as spans of one batch.
-    fn run(&self, sequences: &[&[usize]]) {
+    fn run(&self, b: &CpuBackend, sequences: &[&[usize]]) {
         let inputs: Vec<Matrix> = sequences
             .iter()
             .enumerate()
@@ -165,75 +170,64 @@ impl Case {
         let norms = norms.as_ref().map(|(q, k, eps)| (q.as_slice(), k.as_slice(), *eps));
         let references: Vec<Reference> =
             inputs.iter().map(|x| Reference::new(x, self.heads, norms, self.dtype)).collect();
-        for b in backends() {
-            let mut kv = self.cache(&b);
-            let slots: Vec<usize> = inputs.iter().map(|_| b.kv_add_slot(&mut kv)).collect();
-            let mut starts = vec![0; inputs.len()];
-            for step in 0..sequences.iter().map(|pieces| pieces.len()).max().unwrap() {
-                // The sequences that have a piece left, in reverse order.
-                let active: Vec<usize> =
-                    (0..inputs.len()).rev().filter(|&i| step < sequences[i].len()).collect();
-                let parts: Vec<(&Matrix, Span)> = active
-                    .iter()
-                    .map(|&i| {
-                        (&inputs[i], Span { slot: slots[i], start: starts[i], len: sequences[i][step] })
-                    })
-                    .collect();
-                let out = self.step(&b, &mut kv, &parts);
-                let mut row = 0;
-                for (&i, (_, span)) in active.iter().zip(&parts) {
-                    for p in span.start..span.start + span.len {
-                        let what = format!("{:?} {:?} sequence {i} position {p}", b.simd_level(), self.heads);
-                        self.check(out.row(row), &references[i].attention(p, self.mask), &what);
-                        row += 1;
-                    }
-                    starts[i] += span.len;
+        let mut kv = self.cache(b);
+        let slots: Vec<usize> = inputs.iter().map(|_| b.kv_add_slot(&mut kv)).collect();
+        let mut starts = vec![0; inputs.len()];
+        for step in 0..sequences.iter().map(|pieces| pieces.len()).max().unwrap() {
+            // The sequences that have a piece left, in reverse order.
+            let active: Vec<usize> = (0..inputs.len()).rev().filter(|&i| step < sequences[i].len()).collect();
+            let parts: Vec<(&Matrix, Span)> = active
+                .iter()
+                .map(|&i| (&inputs[i], Span { slot: slots[i], start: starts[i], len: sequences[i][step] }))
+                .collect();
+            let out = self.step(b, &mut kv, &parts);
+            let mut row = 0;
+            for (&i, (_, span)) in active.iter().zip(&parts) {
+                for p in span.start..span.start + span.len {
+                    let what = format!("{:?} {:?} sequence {i} position {p}", b.simd_level(), self.heads);
+                    self.check(out.row(row), &references[i].attention(p, self.mask), &what);
+                    row += 1;
                 }
-                assert_eq!(row, out.rows);
+                starts[i] += span.len;
             }
+            assert_eq!(row, out.rows);
         }
     }
 }
 
-#[test]
-fn head_shapes() {
+fn head_shapes(b: CpuBackend) {
     for (heads, kv_heads, d) in [(9, 3, 64), (4, 4, 32), (6, 2, 80), (4, 1, 128), (14, 2, 64), (2, 2, 6)] {
-        Case::new(heads, kv_heads, d).run(&[&[70, 1, 1, 63, 30]]);
+        Case::new(heads, kv_heads, d).run(&b, &[&[70, 1, 1, 63, 30]]);
     }
 }
 
-#[test]
-fn several_spans_and_many_pieces() {
-    Case::new(6, 2, 32).run(&[&[1, 1, 1, 200, 1], &[300, 1, 1, 7], &[33], &[31, 1, 1, 95, 1, 128, 1]]);
+fn several_spans_and_many_pieces(b: CpuBackend) {
+    Case::new(6, 2, 32).run(&b, &[&[1, 1, 1, 200, 1], &[300, 1, 1, 7], &[33], &[31, 1, 1, 95, 1, 128, 1]]);
 }
 
-#[test]
-fn sliding_windows() {
+fn sliding_windows(b: CpuBackend) {
     for window in [1, 2, 31, 128, 130, 1000] {
         let mask = WindowedCausal { window: Some(window) };
-        Case { mask, ..Case::new(4, 2, 32) }.run(&[&[290, 1, 1, 40], &[5, 1]]);
+        Case { mask, ..Case::new(4, 2, 32) }.run(&b, &[&[290, 1, 1, 40], &[5, 1]]);
     }
 }
 
-#[test]
-fn half_precision_cache() {
-    Case { dtype: KvDType::F16, ..Case::new(9, 3, 64) }.run(&[&[200, 1, 1, 90], &[1, 1, 40]]);
-    Case { dtype: KvDType::F16, ..Case::new(2, 1, 80) }.run(&[&[40, 1, 1, 300, 1]]);
+fn half_precision_cache(b: CpuBackend) {
+    Case { dtype: KvDType::F16, ..Case::new(9, 3, 64) }.run(&b, &[&[200, 1, 1, 90], &[1, 1, 40]]);
+    Case { dtype: KvDType::F16, ..Case::new(2, 1, 80) }.run(&b, &[&[40, 1, 1, 300, 1]]);
 }
 
-#[test]
-fn head_norms() {
-    Case { qk_norm: true, ..Case::new(4, 2, 64) }.run(&[&[50, 1, 3]]);
+fn head_norms(b: CpuBackend) {
+    Case { qk_norm: true, ..Case::new(4, 2, 64) }.run(&b, &[&[50, 1, 3]]);
 }
 
 /// A decode step over a long cache splits the positions; so does a short prefill.
-#[test]
-fn long_decode() {
-    Case::new(3, 1, 64).run(&[&[700, 1, 1, 20, 1]]);
-    Case { mask: WindowedCausal { window: Some(300) }, ..Case::new(3, 1, 64) }.run(&[&[700, 1, 1, 20, 1]]);
+fn long_decode(b: CpuBackend) {
+    Case::new(3, 1, 64).run(&b, &[&[700, 1, 1, 20, 1]]);
+    Case { mask: WindowedCausal { window: Some(300) }, ..Case::new(3, 1, 64) }
+        .run(&b, &[&[700, 1, 1, 20, 1]]);
 }
 
-#[test]
 fn truncated_and_reused_slots() {
     let case = Case::new(4, 2, 32);
     let b = CpuBackend::default();
@@ -278,12 +272,15 @@ fn truncated_and_reused_slots() {
     );
 }
 
-#[test]
-#[should_panic(expected = "holds 0 positions, not 5")]
 fn a_gap_in_the_cache_is_refused() {
-    let case = Case::new(2, 1, 32);
-    let b = CpuBackend::default();
-    let mut kv = case.cache(&b);
-    let slot = b.kv_add_slot(&mut kv);
-    case.step(&b, &mut kv, &[(&case.sequence(8, 80), Span { slot, start: 5, len: 1 })]);
+    let panic = std::panic::catch_unwind(|| {
+        let case = Case::new(2, 1, 32);
+        let b = CpuBackend::default();
+        let mut kv = case.cache(&b);
+        let slot = b.kv_add_slot(&mut kv);
+        case.step(&b, &mut kv, &[(&case.sequence(8, 80), Span { slot, start: 5, len: 1 })]);
+    });
+    let message = panic.expect_err("a gap is refused");
+    let message = message.downcast_ref::<String>().expect("a message with numbers");
+    assert!(message.contains("holds 0 positions, not 5"), "{message}");
 }

@@ -3,10 +3,18 @@
 //! products with one of its two types of output, which takes minutes; a selection elsewhere; `QQQ_COMPILE=all` compiles
 //! both.
 
+use std::process::ExitCode;
+
 use qqq_backend::cpu::pool::parallel_for;
 use qqq_backend::cuda::archive::ArchivedKernel;
 use qqq_backend::cuda::prebuild::{self, Selection};
 use qqq_backend::cuda::{Arch, Nvrtc, Resources};
+use qqq_testing::{Missing, Suite, in_ci, tests};
+
+fn main() -> ExitCode {
+    let nvrtc = || Nvrtc::find().map_err(|e| Missing::Obtainable(e.to_string()));
+    Suite::new().with(nvrtc, tests![every_kernel_compiles_cleanly]).run()
+}
 
 /// Whether this is the type of output that stands for both: the type changes how results are rounded, after the main
 /// loop, where a kernel has registers to spare. Either type comes up for every kind of product.
@@ -30,22 +38,13 @@ fn kernels() -> Vec<ArchivedKernel> {
         return kernels;
     }
     kernels.retain(|k| stands_for_both(&k.source.name));
-    if std::env::var_os("CI").is_none() {
+    if !in_ci() {
         kernels = kernels.into_iter().step_by(17).collect();
     }
     kernels
 }
 
-#[test]
-fn every_kernel_compiles_cleanly() {
-    let nvrtc = match Nvrtc::find() {
-        Ok(nvrtc) => nvrtc,
-        Err(error) if std::env::var_os("CI").is_none() => {
-            eprintln!("skipped: {error}");
-            return;
-        }
-        Err(error) => panic!("{error}"),
-    };
+fn every_kernel_compiles_cleanly(nvrtc: Nvrtc) {
     let kernels = kernels();
     let problems = std::sync::Mutex::new(Vec::new());
     parallel_for(kernels.len(), |i| {

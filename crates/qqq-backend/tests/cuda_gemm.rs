@@ -1,5 +1,6 @@
 //! The GPU's matrix products of int8 activations against exact sums on the host, bit for bit: every instance of both
-//! kernels, shapes at every edge, the golden vectors, and repeats. Needs a Hopper GPU; says so and ends well without one.
+//! kernels, shapes at every edge, the golden vectors, and repeats. Needs a Hopper
+//! GPU: the tests are reported as ignored without one.
 
 #[path = "common/compile.rs"]
 mod compile;
@@ -10,7 +11,8 @@ mod products_int8;
 #[path = "common/random.rs"]
 mod random;
 
-use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
 
 use cudarc::driver::DevicePtr;
 use half::f16;
@@ -19,11 +21,25 @@ use qqq_backend::cuda::gemm::{
 };
 use qqq_backend::cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
 use qqq_backend::cuda::{Arch, Device};
-use qqq_formats::{QuantizedWeight, Scales};
-use safetensors::SafeTensors;
+use qqq_testing::{Suite, golden, tests};
 
 use products::{POISON, device, plans};
 use products_int8::{Problem, Weights};
+
+fn main() -> ExitCode {
+    Suite::new()
+        .with(
+            device,
+            tests![
+                every_instance_gives_exact_sums,
+                chosen_instances_on_larger_shapes,
+                overlapping_chains_wait_for_what_they_read,
+                plans_load_on_any_thread,
+                golden_vectors
+            ],
+        )
+        .run()
+}
 
 /// What the GPU gives, `repeats` times.
 fn run(
@@ -51,9 +67,7 @@ fn run(
         .collect()
 }
 
-#[test]
-fn every_instance_gives_exact_sums() {
-    let Some(device) = device() else { return };
+fn every_instance_gives_exact_sums(device: Arc<Device>) {
     let mut checked = 0;
     for kind in WeightKind::ALL {
         for output in OutputType::ALL {
@@ -89,9 +103,7 @@ fn every_instance_gives_exact_sums() {
     println!("{checked} products checked, twice each");
 }
 
-#[test]
-fn chosen_instances_on_larger_shapes() {
-    let Some(device) = device() else { return };
+fn chosen_instances_on_larger_shapes(device: Arc<Device>) {
     for kind in [WeightKind::Channel4, WeightKind::GroupInteger4(128), WeightKind::GroupHalf4(64)] {
         for (n, k) in [(1280, 8192), (4096, 1024)] {
             let weights = Weights::random(kind, n, k);
@@ -117,9 +129,7 @@ fn chosen_instances_on_larger_shapes() {
 }
 
 /// Products and quantizations in turns, each beginning while the one before ends, as in a model: the bits of those that wait.
-#[test]
-fn overlapping_chains_wait_for_what_they_read() {
-    let Some(device) = device() else { return };
+fn overlapping_chains_wait_for_what_they_read(device: Arc<Device>) {
     let stream = device.stream();
     let (n, most) = (2064, 300);
     let weights: Vec<_> =
@@ -173,9 +183,7 @@ fn overlapping_chains_wait_for_what_they_read() {
 }
 
 /// Kernels that one shape has loaded are found by another, on threads that have not used the device before.
-#[test]
-fn plans_load_on_any_thread() {
-    let Some(device) = device() else { return };
+fn plans_load_on_any_thread(device: Arc<Device>) {
     let arch = device.arch().unwrap();
     let types = GemmTypes::int8(WeightKind::Channel4, OutputType::Float16);
     for n in [4096, 8192] {
@@ -186,57 +194,15 @@ fn plans_load_on_any_thread() {
     }
 }
 
-#[test]
-fn golden_vectors() {
-    let Some(device) = device() else { return };
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/golden");
-    let folder = std::env::var_os("QQQ_GOLDEN").map_or_else(|| PathBuf::from(beside), PathBuf::from);
-    if !folder.is_dir() {
-        println!("skipped: no golden vectors beside this checkout");
-        return;
-    }
-    for (name, n, k, group) in
-        [("gemm_channel_m5_k128_n128", 128, 128, None), ("gemm_group128_m5_k256_n128", 128, 256, Some(128))]
-    {
-        let data = std::fs::read(folder.join(name).with_extension("safetensors")).expect(name);
-        let file = SafeTensors::deserialize(&data).expect(name);
-        let bytes = |tensor: &str| file.tensor(tensor).expect(tensor).data().to_vec();
-        let floats = |tensor: &str| -> Vec<f32> {
-            bytes(tensor).chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-        };
-        let halves = |tensor: &str| -> Vec<u16> {
-            bytes(tensor).chunks(2).map(|b| u16::from_le_bytes(b.try_into().unwrap())).collect()
-        };
-        // `codes` is K x N.
-        let codes = bytes("codes");
-        let codes = (0..n * k).map(|i| codes[i % k * n + i / k] as i8).collect();
-        // The scales' order in the file: golden vectors' description.
-        let s_channel = floats("s_channel");
-        let mut channel = vec![0.0; n];
-        for (i, s) in s_channel.iter().enumerate() {
-            channel[i / 32 * 32 + 2 * (i % 32 / 8) + [0, 1, 8, 9, 16, 17, 24, 25][i % 8]] = *s;
-        }
-        let scales = match group {
-            None => Scales::PerChannel(channel.iter().map(|s| s * 16.0).collect()),
-            Some(group_size) => {
-                let packed = halves("s_group");
-                let groups = k / group_size;
-                let mut group = vec![f16::ZERO; n * groups];
-                for (i, s) in packed.iter().enumerate() {
-                    let (g, j) = (i / n, i % n);
-                    group[(j / 64 * 64 + j % 64 / 8 + 8 * (j % 8)) * groups + g] = f16::from_bits(*s);
-                }
-                Scales::PerGroup { group_size, channel, group }
-            }
-        };
-        let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
-        let x: Vec<i8> = bytes("a").iter().map(|b| *b as i8).collect();
-        let m = x.len() / k;
-        let expected = halves("out");
-        let layer = GemmLayer::new(&device, &PackedWeights::new(&weight).unwrap(), None, OutputType::Float16)
-            .unwrap();
-        let problem = Problem { m, n, x, scale: floats("s1"), sums: vec![0; m * n], channel: vec![0.0; n] };
-        assert_eq!(run(&problem, &device, &layer, None, 1)[0], expected, "{name}");
-        println!("{name}: {} outputs equal", expected.len());
+fn golden_vectors(device: Arc<Device>) {
+    for product in golden::products() {
+        let (n, k) = (product.weight.out_features, product.weight.in_features);
+        let packed = PackedWeights::new(&product.weight).unwrap();
+        let layer = GemmLayer::new(&device, &packed, None, OutputType::Float16).unwrap();
+        let m = product.token_scales.len();
+        let (x, scale) = (product.x, product.token_scales);
+        let problem = Problem { m, n, x, scale, sums: vec![0; m * n], channel: vec![0.0; n] };
+        assert_eq!(problem.x.len(), m * k);
+        assert_eq!(run(&problem, &device, &layer, None, 1)[0], product.y_f16, "{}", product.name);
     }
 }

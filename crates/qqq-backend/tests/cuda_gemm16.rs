@@ -1,6 +1,6 @@
 //! The GPU's matrix products of 16-bit activations against the host's: every instance of both kernels, bit for bit where
 //! sums are exact and within what rounding explains where they are not, shapes at every edge, repeats, and independence of
-//! the batch. Needs a Hopper GPU; says so and ends well without one.
+//! the batch. Needs a Hopper GPU: the tests are reported as ignored without one.
 
 #[path = "common/compile.rs"]
 mod compile;
@@ -11,12 +11,22 @@ mod products_half;
 #[path = "common/random.rs"]
 mod random;
 
+use std::process::ExitCode;
+use std::sync::Arc;
+
 use cudarc::driver::DevicePtr;
 use qqq_backend::cuda::gemm::{GemmLayer, Plan, SumOrder};
 use qqq_backend::cuda::{Arch, Device};
+use qqq_testing::{Suite, tests};
 
 use products::{POISON, device, plans};
 use products_half::{Numbers, Problem, Weights, all_types};
+
+fn main() -> ExitCode {
+    Suite::new()
+        .with(device, tests![every_instance, batch_invariant_plans, chosen_instances_on_larger_shapes])
+        .run()
+}
 
 /// What the GPU gives, `repeats` times.
 fn run(problem: &Problem, device: &Device, layer: &GemmLayer, plan: Plan, repeats: usize) -> Vec<Vec<u16>> {
@@ -37,9 +47,7 @@ fn run(problem: &Problem, device: &Device, layer: &GemmLayer, plan: Plan, repeat
         .collect()
 }
 
-#[test]
-fn every_instance() {
-    let Some(device) = device() else { return };
+fn every_instance(device: Arc<Device>) {
     let mut checked = 0;
     for types in all_types() {
         let plans = plans(types);
@@ -81,9 +89,7 @@ fn every_instance() {
 }
 
 /// Every plan in one order gives a token the same bits: whatever the tile, the number of tokens and the token's place.
-#[test]
-fn batch_invariant_plans() {
-    let Some(device) = device() else { return };
+fn batch_invariant_plans(device: Arc<Device>) {
     for types in all_types() {
         let plans = plans(types);
         let weights = Weights::random(types, 336, 2048 + 128, Numbers::Real);
@@ -117,9 +123,7 @@ fn arch_of(plan: &Plan) -> Arch {
     if plan.config.source().name.starts_with("sm90") { Arch::Sm90a } else { Arch::Sm80 }
 }
 
-#[test]
-fn chosen_instances_on_larger_shapes() {
-    let Some(device) = device() else { return };
+fn chosen_instances_on_larger_shapes(device: Arc<Device>) {
     for types in all_types() {
         for (n, k) in [(1280, 8192), (4096, 1024)] {
             let weights = Weights::random(types, n, k, Numbers::Real);

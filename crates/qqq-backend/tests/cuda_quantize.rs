@@ -1,6 +1,6 @@
 //! What the GPU makes of activations and weights before a product: int8 activations against float64 on the host, every
 //! instance of the kernel; prepacked weights against those of the host, byte for byte. Needs a GPU that there are kernels
-//! for; says so and ends well without one.
+//! for: the tests are reported as ignored without one.
 
 #[path = "common/compile.rs"]
 mod compile;
@@ -11,6 +11,7 @@ mod quantized;
 #[path = "common/uniform.rs"]
 mod uniform;
 
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, DevicePtr};
@@ -20,19 +21,22 @@ use qqq_backend::cuda::gemm::{OutputType, PrepackKernel, PrepackOperands, Weight
 use qqq_backend::cuda::quantize::{
     NormType, Operation, Precision, QuantizeConfig, QuantizeKernel, QuantizeOperands,
 };
+use qqq_testing::{Missing, Suite, tests};
 
 use compile::compile;
 use packing::{Packing, PackingOutputs};
 use quantized::{Case, EPSILON, Outputs, Residual};
 
-fn device() -> Option<Arc<Device>> {
-    match Device::new(0).and_then(|d| d.arch().map(|_| d)) {
-        Ok(device) => Some(device),
-        Err(error) => {
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
+fn main() -> ExitCode {
+    Suite::new()
+        .with(device, tests![activations_are_those_of_float64, weights_are_packed_as_on_the_host])
+        .run()
+}
+
+/// The GPU, if there are kernels for it.
+fn device() -> Result<Arc<Device>, Missing> {
+    let device = Device::new(0).and_then(|d| d.arch().map(|_| d));
+    device.map_err(|e| Missing::Machine(e.to_string()))
 }
 
 fn run(device: &Device, case: &Case, norm_type: NormType) {
@@ -74,9 +78,7 @@ fn run(device: &Device, case: &Case, norm_type: NormType) {
     case.check(&outputs, norm_type);
 }
 
-#[test]
-fn activations_are_those_of_float64() {
-    let Some(device) = device() else { return };
+fn activations_are_those_of_float64(device: Arc<Device>) {
     let configs = QuantizeConfig::all();
     let sources: Vec<_> = configs.iter().map(QuantizeConfig::source).collect();
     compile(&sources, device.arch().unwrap());
@@ -107,9 +109,7 @@ fn activations_are_those_of_float64() {
     println!("{checked} operations checked");
 }
 
-#[test]
-fn weights_are_packed_as_on_the_host() {
-    let Some(device) = device() else { return };
+fn weights_are_packed_as_on_the_host(device: Arc<Device>) {
     let kinds = WeightKind::ALL;
     let sources = |direction| kinds.iter().map(move |k| prepack::source(*k, direction));
     let sources: Vec<_> = sources(Direction::Pack).chain(sources(Direction::Unpack)).collect();

@@ -1,6 +1,11 @@
-//! The float operations of the CPU backend against their definitions in f64, on every instruction set
-//! of this machine. Tolerances are bounds on float32 rounding: a sum of `n` products in any order
+//! The float operations of the CPU backend against their definitions in f64, on every instruction set;
+//! those that this machine lacks are reported as ignored. Tolerances are bounds on float32 rounding: a sum of `n` products in any order
 //! is within `n * 2^-24 * sum |a_i b_i|` of the exact one.
+
+#[path = "common/backend.rs"]
+mod backend;
+
+use std::process::ExitCode;
 
 use half::{bf16, f16};
 use qqq_backend::cpu::{
@@ -8,28 +13,29 @@ use qqq_backend::cpu::{
 };
 use qqq_backend::{Backend, InputKind};
 use qqq_formats::{LinearWeight, WeightData};
+use qqq_testing::{Suite, tests, values};
 
 const EPSILON: f64 = 1.0 / (1 << 24) as f64;
 
-/// Backends on every instruction set that this machine has.
-fn backends() -> Vec<CpuBackend> {
-    [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512]
-        .into_iter()
-        .filter_map(|level| CpuBackend::with_simd_level(level).ok())
-        .collect()
-}
-
-/// Pseudo-random values in (-1, 1), the same for a seed.
-fn values(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
+fn main() -> ExitCode {
+    let mut suite =
+        Suite::new().tests(tests![no_rows, wrong_lengths_are_refused, rows_are_selected_in_order]);
+    for level in SimdLevel::ALL {
+        suite = suite.on(
+            &format!("{level:?}"),
+            move || backend::of_level(level),
+            tests![
+                linear_with_few_rows,
+                linear_with_many_rows,
+                linear_in_column_blocks,
+                nan_reaches_the_output,
+                embedding_and_tied_head,
+                rms_norm_float_and_int8,
+                silu_mul_float_and_int8
+            ],
+        );
+    }
+    suite.run()
 }
 
 fn weights(len: usize, seed: u64) -> [WeightData; 3] {
@@ -60,109 +66,96 @@ fn linear_weight(b: &CpuBackend, n: usize, k: usize, data: WeightData, bias: Opt
 }
 
 /// Checks `linear`, with and without bias, and `linear_add` for one shape.
-fn check_linear(m: usize, n: usize, k: usize) {
+fn check_linear(b: &CpuBackend, m: usize, n: usize, k: usize) {
     let x = Matrix { rows: m, cols: k, data: values(m * k, 1) };
     let bias = values(n, 2);
     let start = values(m * n, 3);
     for data in weights(n * k, 4) {
         let wide = data.clone().into_f32();
-        for b in backends() {
-            let plain = linear_weight(&b, n, k, data.clone(), None);
-            let biased = linear_weight(&b, n, k, data.clone(), Some(bias.clone()));
-            let input = CpuActivation::Float(x.clone());
-            let product = b.linear(&input, &plain);
-            let with_bias = b.linear(&input, &biased);
-            let mut sum = Matrix { rows: m, cols: n, data: start.clone() };
-            b.linear_add(&mut sum, &input, &biased);
-            assert_eq!((product.rows, product.cols), (m, n));
-            for i in 0..m {
-                for j in 0..n {
-                    let terms =
-                        || x.row(i).iter().zip(&wide[j * k..]).map(|(&x, &w)| f64::from(x) * f64::from(w));
-                    let (want, size): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
-                    let at = i * n + j;
-                    let (bias, start) = (f64::from(bias[j]), f64::from(start[at]));
-                    let bound = (k + 3) as f64 * EPSILON * (size + bias.abs() + start.abs());
-                    for (got, want) in
-                        [(&product, want), (&with_bias, want + bias), (&sum, want + bias + start)]
-                    {
-                        let got = f64::from(got.data[at]);
-                        let level = b.simd_level();
-                        assert!(
-                            (got - want).abs() <= bound,
-                            "{level:?} {m}x{n}x{k} ({i}, {j}): {got}, not {want}"
-                        );
-                    }
+        let plain = linear_weight(b, n, k, data.clone(), None);
+        let biased = linear_weight(b, n, k, data.clone(), Some(bias.clone()));
+        let input = CpuActivation::Float(x.clone());
+        let product = b.linear(&input, &plain);
+        let with_bias = b.linear(&input, &biased);
+        let mut sum = Matrix { rows: m, cols: n, data: start.clone() };
+        b.linear_add(&mut sum, &input, &biased);
+        assert_eq!((product.rows, product.cols), (m, n));
+        for i in 0..m {
+            for j in 0..n {
+                let terms =
+                    || x.row(i).iter().zip(&wide[j * k..]).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                let (want, size): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
+                let at = i * n + j;
+                let (bias, start) = (f64::from(bias[j]), f64::from(start[at]));
+                let bound = (k + 3) as f64 * EPSILON * (size + bias.abs() + start.abs());
+                for (got, want) in [(&product, want), (&with_bias, want + bias), (&sum, want + bias + start)]
+                {
+                    let got = f64::from(got.data[at]);
+                    let level = b.simd_level();
+                    assert!(
+                        (got - want).abs() <= bound,
+                        "{level:?} {m}x{n}x{k} ({i}, {j}): {got}, not {want}"
+                    );
                 }
             }
         }
     }
 }
 
-#[test]
-fn linear_with_few_rows() {
+fn linear_with_few_rows(b: CpuBackend) {
     for m in 1..=9 {
-        check_linear(m, 37, 48);
+        check_linear(&b, m, 37, 48);
     }
-    check_linear(1, 300, 577);
-    check_linear(3, 5, 7);
-    check_linear(7, 1, 1);
-    check_linear(32, 66, 129);
+    check_linear(&b, 1, 300, 577);
+    check_linear(&b, 3, 5, 7);
+    check_linear(&b, 7, 1, 1);
+    check_linear(&b, 32, 66, 129);
 }
 
-#[test]
-fn linear_with_many_rows() {
-    check_linear(33, 64, 48);
-    check_linear(47, 31, 16);
-    check_linear(113, 97, 33);
-    check_linear(40, 1000, 5);
+fn linear_with_many_rows(b: CpuBackend) {
+    check_linear(&b, 33, 64, 48);
+    check_linear(&b, 47, 31, 16);
+    check_linear(&b, 113, 97, 33);
+    check_linear(&b, 40, 1000, 5);
     // The inner dimension in three pieces; more jobs than one.
-    check_linear(230, 70, 1300);
+    check_linear(&b, 230, 70, 1300);
 }
 
 /// More weights than are packed at a time.
-#[test]
-fn linear_in_column_blocks() {
+fn linear_in_column_blocks(b: CpuBackend) {
     let (m, n, k) = (34, 4500, 512);
-    for b in backends() {
-        // One-hot rows pick columns of the weight: exact, and sensitive to any misplaced block.
-        let mut x = Matrix::zeros(m, k);
-        for i in 0..m {
-            x.row_mut(i)[(i * 97) % k] = 1.0;
-        }
-        let w = values(n * k, 5);
-        let weight = linear_weight(&b, n, k, WeightData::F32(w.clone()), None);
-        let y = b.linear(&CpuActivation::Float(x), &weight);
-        for i in 0..m {
-            for j in 0..n {
-                assert_eq!(y.row(i)[j], w[j * k + (i * 97) % k], "({i}, {j})");
-            }
+    // One-hot rows pick columns of the weight: exact, and sensitive to any misplaced block.
+    let mut x = Matrix::zeros(m, k);
+    for i in 0..m {
+        x.row_mut(i)[(i * 97) % k] = 1.0;
+    }
+    let w = values(n * k, 5);
+    let weight = linear_weight(&b, n, k, WeightData::F32(w.clone()), None);
+    let y = b.linear(&CpuActivation::Float(x), &weight);
+    for i in 0..m {
+        for j in 0..n {
+            assert_eq!(y.row(i)[j], w[j * k + (i * 97) % k], "({i}, {j})");
         }
     }
 }
 
-#[test]
 fn no_rows() {
     let b = CpuBackend::default();
     let weight = linear_weight(&b, 4, 8, WeightData::F32(vec![1.0; 32]), None);
     assert_eq!(b.linear(&CpuActivation::Float(Matrix::zeros(0, 8)), &weight), Matrix::zeros(0, 4));
 }
 
-#[test]
-fn nan_reaches_the_output() {
-    for b in backends() {
-        for m in [1, 40] {
-            let weight = linear_weight(&b, 3, 20, WeightData::F32(vec![0.0; 60]), None);
-            let mut x = Matrix::zeros(m, 20);
-            x.data[19] = f32::NAN;
-            let y = b.linear(&CpuActivation::Float(x), &weight);
-            assert!(y.row(0).iter().all(|v| v.is_nan()));
-            assert!(y.data[3..].iter().all(|&v| v == 0.0));
-        }
+fn nan_reaches_the_output(b: CpuBackend) {
+    for m in [1, 40] {
+        let weight = linear_weight(&b, 3, 20, WeightData::F32(vec![0.0; 60]), None);
+        let mut x = Matrix::zeros(m, 20);
+        x.data[19] = f32::NAN;
+        let y = b.linear(&CpuActivation::Float(x), &weight);
+        assert!(y.row(0).iter().all(|v| v.is_nan()));
+        assert!(y.data[3..].iter().all(|&v| v == 0.0));
     }
 }
 
-#[test]
 fn wrong_lengths_are_refused() {
     let b = CpuBackend::default();
     let weight = |n, k, len, bias: Option<usize>| {
@@ -182,77 +175,67 @@ fn wrong_lengths_are_refused() {
     assert!(b.embedding(10, 4, WeightData::F32(vec![0.0; 39])).is_err());
 }
 
-#[test]
-fn embedding_and_tied_head() {
+fn embedding_and_tied_head(b: CpuBackend) {
     let (vocab, hidden) = (50, 24);
     for data in weights(vocab * hidden, 6) {
         let wide = data.clone().into_f32();
-        for b in backends() {
-            let table = b.embedding(vocab, hidden, data.clone()).unwrap();
-            let rows = b.embed(&table, &[3, 0, 49, 3]);
-            for (row, id) in [3, 0, 49, 3].into_iter().enumerate() {
-                assert_eq!(rows.row(row), &wide[id * hidden..(id + 1) * hidden]);
-            }
-            let head = b.tied_head(&table).unwrap();
-            let CpuLinear::Float(float) = &head else { panic!("a tied head is float") };
-            assert!(std::ptr::eq(float.data(), table.data()), "the head has values of its own");
-            let logits = b.linear(&CpuActivation::Float(rows), &head);
-            assert_eq!((logits.rows, logits.cols), (4, vocab));
-            assert_eq!(logits.row(0), logits.row(3));
+        let table = b.embedding(vocab, hidden, data.clone()).unwrap();
+        let rows = b.embed(&table, &[3, 0, 49, 3]);
+        for (row, id) in [3, 0, 49, 3].into_iter().enumerate() {
+            assert_eq!(rows.row(row), &wide[id * hidden..(id + 1) * hidden]);
         }
+        let head = b.tied_head(&table).unwrap();
+        let CpuLinear::Float(float) = &head else { panic!("a tied head is float") };
+        assert!(std::ptr::eq(float.data(), table.data()), "the head has values of its own");
+        let logits = b.linear(&CpuActivation::Float(rows), &head);
+        assert_eq!((logits.rows, logits.cols), (4, vocab));
+        assert_eq!(logits.row(0), logits.row(3));
     }
 }
 
-#[test]
-fn rms_norm_float_and_int8() {
+fn rms_norm_float_and_int8(b: CpuBackend) {
     for (rows, cols) in [(1, 576), (5, 33), (300, 100), (2, 1)] {
         let x = Matrix { rows, cols, data: values(rows * cols, 7).iter().map(|v| v * 30.0).collect() };
         let w = values(cols, 8);
         let eps = 1e-5f32;
-        for b in backends() {
-            let weight = b.vector(w.clone());
-            let y = float(b.rms_norm(&x, &weight, eps, InputKind::Float));
-            for i in 0..rows {
-                let mean = x.row(i).iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / cols as f64;
-                let scale = 1.0 / (mean + f64::from(eps)).sqrt();
-                for ((&got, &x), &w) in y.row(i).iter().zip(x.row(i)).zip(&w) {
-                    let want = f64::from(x) * scale * f64::from(w);
-                    assert!((f64::from(got) - want).abs() <= 1e-6 * want.abs(), "{got}, not {want}");
-                }
+        let weight = b.vector(w.clone());
+        let y = float(b.rms_norm(&x, &weight, eps, InputKind::Float));
+        for i in 0..rows {
+            let mean = x.row(i).iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / cols as f64;
+            let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+            for ((&got, &x), &w) in y.row(i).iter().zip(x.row(i)).zip(&w) {
+                let want = f64::from(x) * scale * f64::from(w);
+                assert!((f64::from(got) - want).abs() <= 1e-6 * want.abs(), "{got}, not {want}");
             }
-            let q = int8(b.rms_norm(&x, &weight, eps, InputKind::Int8));
-            assert_eq!(q, Int8Activations::quantize(&y));
-            assert_eq!(int8(b.activation(y.clone(), InputKind::Int8)), q);
-            assert_eq!(float(b.activation(y.clone(), InputKind::Float)), y);
         }
+        let q = int8(b.rms_norm(&x, &weight, eps, InputKind::Int8));
+        assert_eq!(q, Int8Activations::quantize(&y));
+        assert_eq!(int8(b.activation(y.clone(), InputKind::Int8)), q);
+        assert_eq!(float(b.activation(y.clone(), InputKind::Float)), y);
     }
 }
 
-#[test]
-fn silu_mul_float_and_int8() {
+fn silu_mul_float_and_int8(b: CpuBackend) {
     for (rows, inner) in [(1, 1536), (9, 50), (200, 64)] {
         let mut data: Vec<f32> = values(rows * 2 * inner, 9).iter().map(|v| v * 20.0).collect();
         (data[0], data[1], data[2]) = (-200.0, 200.0, 0.0);
         let x = Matrix { rows, cols: 2 * inner, data };
-        for b in backends() {
-            let y = float(b.silu_mul(x.clone(), InputKind::Float));
-            assert_eq!((y.rows, y.cols), (rows, inner));
-            for i in 0..rows {
-                let (gate, up) = x.row(i).split_at(inner);
-                for ((&got, &g), &u) in y.row(i).iter().zip(gate).zip(up) {
-                    let g = f64::from(g);
-                    let want = g / (1.0 + (-g).exp()) * f64::from(u);
-                    // e^200 is beyond f32: the result is tiny rather than exact.
-                    let bound = 1e-6 * want.abs() + 1e-33;
-                    assert!((f64::from(got) - want).abs() <= bound, "silu({g}) * {u} = {got}, not {want}");
-                }
+        let y = float(b.silu_mul(x.clone(), InputKind::Float));
+        assert_eq!((y.rows, y.cols), (rows, inner));
+        for i in 0..rows {
+            let (gate, up) = x.row(i).split_at(inner);
+            for ((&got, &g), &u) in y.row(i).iter().zip(gate).zip(up) {
+                let g = f64::from(g);
+                let want = g / (1.0 + (-g).exp()) * f64::from(u);
+                // e^200 is beyond f32: the result is tiny rather than exact.
+                let bound = 1e-6 * want.abs() + 1e-33;
+                assert!((f64::from(got) - want).abs() <= bound, "silu({g}) * {u} = {got}, not {want}");
             }
-            assert_eq!(int8(b.silu_mul(x.clone(), InputKind::Int8)), Int8Activations::quantize(&y));
         }
+        assert_eq!(int8(b.silu_mul(x.clone(), InputKind::Int8)), Int8Activations::quantize(&y));
     }
 }
 
-#[test]
 fn rows_are_selected_in_order() {
     let b = CpuBackend::default();
     let x = b.tensor(3, 2, vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);

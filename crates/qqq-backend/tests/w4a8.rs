@@ -1,19 +1,41 @@
-//! The W4A8 kernels: every path of this machine against an independent loop and the golden vectors.
+//! The W4A8 kernels: every path against an independent loop and the golden vectors. Those that this machine cannot run
+//! are reported as ignored.
 
 #[path = "common/random.rs"]
 mod random;
 
-use std::path::Path;
+use std::process::ExitCode;
 
 use half::f16;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use qqq_backend::cpu::isa::Isa;
 use qqq_backend::cpu::matrix::Matrix;
 use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
 use qqq_formats::{QuantizedWeight, Scales};
-use safetensors::SafeTensors;
+use qqq_testing::{Missing, Suite, golden, tests};
 
 use random::Random;
+
+fn main() -> ExitCode {
+    let mut suite = Suite::new().tests(tests![weights_that_the_kernels_cannot_hold_are_refused]);
+    for isa in Isa::ALL {
+        suite = suite.on(
+            isa.name(),
+            move || isa.checked().map_err(|e| Missing::Machine(e.to_string())),
+            tests![
+                row_counts_at_every_edge,
+                smallest_shapes,
+                several_row_parts_of_a_product,
+                extreme_values,
+                the_largest_k_does_not_overflow,
+                any_shape,
+                golden_vectors
+            ],
+        );
+    }
+    suite.run()
+}
 
 /// Random codes and scales; group scales reach the limit |int8 weight| = 127 and include ties
 /// (halves), zero and negative values.
@@ -92,63 +114,53 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// Compares every path with the definition: accumulators and the four kinds of output.
-fn check(weight: &QuantizedWeight, a: &Int8Activations) {
+/// Compares a path with the definition: accumulators and the four kinds of output.
+fn check(isa: Isa, weight: &QuantizedWeight, a: &Int8Activations) {
     let n = weight.out_features;
     let expected = naive(weight, a);
     let bias: Vec<f32> = (0..n).map(|i| i as f32 * 0.37 - 2.0).collect();
-    for isa in Isa::available() {
-        let linear = W4A8Linear::with_isa(weight, isa).expect("a valid weight");
-        let what = format!("{isa}: {} rows, N {n}, K {}", a.rows, weight.in_features);
-        assert!(linear.accumulators(a) == expected, "accumulators, {what}");
-        for (bias, add) in [(None, false), (Some(&bias[..]), false), (None, true), (Some(&bias[..]), true)] {
-            let start: Vec<f32> = (0..a.rows * n).map(|i| (i % 7) as f32 - 3.0).collect();
-            let mut out = Matrix { rows: a.rows, cols: n, data: start.clone() };
-            linear.matmul(a, bias, add, &mut out);
-            let mut expected_out = start;
-            finish(weight, a, &expected, bias, add, &mut expected_out);
-            assert!(
-                bits(&out.data) == bits(&expected_out),
-                "output, bias {}, add {add}, {what}",
-                bias.is_some()
-            );
-        }
+    let linear = W4A8Linear::with_isa(weight, isa).expect("a valid weight");
+    let what = format!("{isa}: {} rows, N {n}, K {}", a.rows, weight.in_features);
+    assert!(linear.accumulators(a) == expected, "accumulators, {what}");
+    for (bias, add) in [(None, false), (Some(&bias[..]), false), (None, true), (Some(&bias[..]), true)] {
+        let start: Vec<f32> = (0..a.rows * n).map(|i| (i % 7) as f32 - 3.0).collect();
+        let mut out = Matrix { rows: a.rows, cols: n, data: start.clone() };
+        linear.matmul(a, bias, add, &mut out);
+        let mut expected_out = start;
+        finish(weight, a, &expected, bias, add, &mut expected_out);
+        assert!(bits(&out.data) == bits(&expected_out), "output, bias {}, add {add}, {what}", bias.is_some());
     }
 }
 
 const MODES: [Option<usize>; 4] = [None, Some(32), Some(64), Some(128)];
 
-#[test]
-fn row_counts_at_every_edge() {
+fn row_counts_at_every_edge(isa: Isa) {
     let mut random = Random(1);
     for mode in MODES {
         let weight = weight(&mut random, 144, 256, mode);
         for rows in (0..=20).chain([31, 33, 64, 65, 131]) {
-            check(&weight, &activations(rows, 256, || random.int(-128, 127) as i8));
+            check(isa, &weight, &activations(rows, 256, || random.int(-128, 127) as i8));
         }
     }
 }
 
-#[test]
-fn smallest_shapes() {
+fn smallest_shapes(isa: Isa) {
     let mut random = Random(2);
     for (n, k) in [(16, 16), (16, 32), (32, 16), (16, 48), (48, 80), (80, 112)] {
         let weight = weight(&mut random, n, k, None);
         for rows in [1, 2, 3, 4, 5, 8, 9, 17, 33] {
-            check(&weight, &activations(rows, k, || random.int(-128, 127) as i8));
+            check(isa, &weight, &activations(rows, k, || random.int(-128, 127) as i8));
         }
     }
 }
 
-#[test]
-fn several_row_parts_of_a_product() {
+fn several_row_parts_of_a_product(isa: Isa) {
     let mut random = Random(3);
     let weight = weight(&mut random, 80, 2048, Some(64));
-    check(&weight, &activations(301, 2048, || random.int(-128, 127) as i8));
+    check(isa, &weight, &activations(301, 2048, || random.int(-128, 127) as i8));
 }
 
-#[test]
-fn extreme_values() {
+fn extreme_values(isa: Isa) {
     for mode in MODES {
         for (code, scale) in [
             (-8, 15.875),
@@ -173,15 +185,14 @@ fn extreme_values() {
                 let weight =
                     QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
                 for rows in [1, 10] {
-                    check(&weight, &activations(rows, k, || activation));
+                    check(isa, &weight, &activations(rows, k, || activation));
                 }
             }
         }
     }
 }
 
-#[test]
-fn the_largest_k_does_not_overflow() {
+fn the_largest_k_does_not_overflow(isa: Isa) {
     let (n, k) = (16, 65536);
     for activation in [-128, 127] {
         for mode in [None, Some(128)] {
@@ -196,14 +207,13 @@ fn the_largest_k_does_not_overflow() {
                 };
                 let weight =
                     QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
-                check(&weight, &activations(1, k, || activation));
-                check(&weight, &activations(9, k, || activation));
+                check(isa, &weight, &activations(1, k, || activation));
+                check(isa, &weight, &activations(9, k, || activation));
             }
         }
     }
 }
 
-#[test]
 fn weights_that_the_kernels_cannot_hold_are_refused() {
     let refused = |weight: &QuantizedWeight, part: &str| {
         let error = W4A8Linear::with_isa(weight, Isa::Portable).expect_err(part).to_string();
@@ -255,86 +265,37 @@ fn weights_that_the_kernels_cannot_hold_are_refused() {
     refused(&group(64, f32::NAN, 64), "out of -127..=127");
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-    #[test]
-    fn any_shape(n in 1usize..14, k in 1usize..24, mode in 0usize..4, rows in 1usize..40, seed: u64) {
+fn any_shape(isa: Isa) {
+    let mut runner =
+        TestRunner::new(ProptestConfig { source_file: Some(file!()), ..ProptestConfig::with_cases(64) });
+    let cases = (1usize..14, 1usize..24, 0usize..4, 1usize..40, any::<u64>());
+    let result = runner.run(&cases, |(n, k, mode, rows, seed)| {
         let k = k * 16;
         let k = MODES[mode].map_or(k, |group| k.next_multiple_of(group));
         let mut random = Random(seed);
         let weight = weight(&mut random, n * 16, k, MODES[mode]);
-        check(&weight, &activations(rows, k, || random.int(-128, 127) as i8));
-    }
+        check(isa, &weight, &activations(rows, k, || random.int(-128, 127) as i8));
+        Ok(())
+    });
+    result.unwrap_or_else(|e| panic!("{e}"));
 }
 
-/// Natural order of the scales of a packed checkpoint: `packed[8 * i + m] = natural[from(i, m)]` in blocks of `block`.
-fn natural<T: Copy>(packed: &[T], block: usize, from: impl Fn(usize, usize) -> usize) -> Vec<T> {
-    let mut out = packed.to_vec();
-    for (packed, out) in packed.chunks_exact(block).zip(out.chunks_exact_mut(block)) {
-        for (j, &value) in packed.iter().enumerate() {
-            out[from(j / 8, j % 8)] = value;
-        }
-    }
-    out
-}
-
-fn values<T, const B: usize>(file: &SafeTensors, name: &str, convert: impl Fn([u8; B]) -> T) -> Vec<T> {
-    file.tensor(name).expect(name).data().as_chunks().0.iter().map(|&bytes| convert(bytes)).collect()
-}
-
-fn transposed<T: Copy>(data: &[T], rows: usize, cols: usize) -> Vec<T> {
-    (0..rows * cols).map(|i| data[i % rows * cols + i / rows]).collect()
-}
-
-#[test]
-fn golden_vectors() {
-    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/golden"));
-    if !folder.is_dir() {
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "the golden vectors are missing");
-        println!("skipped: no golden vectors beside this checkout");
-        return;
-    }
-    for (name, n, k, group_size) in
-        [("gemm_channel_m5_k128_n128", 128, 128, None), ("gemm_group128_m5_k256_n128", 128, 256, Some(128))]
-    {
-        let data = std::fs::read(folder.join(name).with_extension("safetensors")).expect(name);
-        let file = SafeTensors::deserialize(&data).expect(name);
-        let codes = transposed(&values(&file, "codes", |[b]| b as i8), k, n);
-        let s_channel = natural(&values(&file, "s_channel", f32::from_le_bytes), 32, |i, m| {
-            2 * i + [0, 1, 8, 9, 16, 17, 24, 25][m]
-        });
-        // Per channel the reference multiplies 16 * code, and keeps the scale / 16.
-        let factor = if group_size.is_none() { 16 } else { 1 };
-        let scales = match group_size {
-            None => Scales::PerChannel(s_channel.iter().map(|s| s * 16.0).collect()),
-            Some(group_size) => {
-                let group = natural(&values(&file, "s_group", f16::from_le_bytes), 64, |i, m| i + 8 * m);
-                Scales::PerGroup {
-                    group_size,
-                    channel: s_channel,
-                    group: transposed(&group, k / group_size, n),
-                }
-            }
-        };
-        let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
-        let int8_weights: Vec<i32> = weight.int8_weights().iter().map(|&w| i32::from(w) * factor).collect();
-        let w8: Vec<i32> = values(&file, "w8", |[b]| i32::from(b as i8));
-        assert_eq!(transposed(&w8, k, n), int8_weights, "{name}: int8 weights");
-
-        let codes = values(&file, "a", |[b]| b as i8);
-        let rows = codes.len() / k;
-        let sums = codes.chunks(k).map(|row| row.iter().map(|&c| i32::from(c)).sum()).collect();
-        let a =
-            Int8Activations { rows, cols: k, codes, scales: values(&file, "s1", f32::from_le_bytes), sums };
-        let acc: Vec<i32> = values(&file, "acc", i32::from_le_bytes);
-        let out_f32: Vec<f32> = values(&file, "out_f32", f32::from_le_bytes);
-        for isa in Isa::available() {
-            let linear = W4A8Linear::with_isa(&weight, isa).expect(name);
-            let got: Vec<i32> = linear.accumulators(&a).iter().map(|acc| acc * factor).collect();
-            assert_eq!(got, acc, "{name}, {isa}: accumulators");
-            let mut out = Matrix::zeros(rows, n);
-            linear.matmul(&a, None, false, &mut out);
-            assert_eq!(bits(&out.data), bits(&out_f32), "{name}, {isa}: output");
-        }
+fn golden_vectors(isa: Isa) {
+    for product in golden::products() {
+        let (name, k) = (product.name, product.weight.in_features);
+        assert_eq!(
+            product.weight.int8_weights().iter().map(|&w| i32::from(w) * product.factor).collect::<Vec<_>>(),
+            product.int8_weights.iter().map(|&w| i32::from(w)).collect::<Vec<_>>(),
+            "{name}: int8 weights"
+        );
+        let sums = product.x.chunks(k).map(|row| row.iter().map(|&c| i32::from(c)).sum()).collect();
+        let rows = product.token_scales.len();
+        let a = Int8Activations { rows, cols: k, codes: product.x, scales: product.token_scales, sums };
+        let linear = W4A8Linear::with_isa(&product.weight, isa).expect(name);
+        let got: Vec<i32> = linear.accumulators(&a).iter().map(|acc| acc * product.factor).collect();
+        assert_eq!(got, product.accumulators, "{name}: accumulators");
+        let mut out = Matrix::zeros(rows, product.weight.out_features);
+        linear.matmul(&a, None, false, &mut out);
+        assert_eq!(bits(&out.data), bits(&product.y), "{name}: output");
     }
 }

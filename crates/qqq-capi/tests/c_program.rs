@@ -2,11 +2,23 @@
 
 use std::mem::offset_of;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode, Output};
+use std::sync::OnceLock;
 
 use qqq_capi::{
     qqq_gemm_operands, qqq_gemm_shape, qqq_quantize_operands, qqq_quantize_shape, qqq_weight_operands,
 };
+use qqq_testing::{Missing, Suite, tests};
+
+/// What the program ends with where there is no GPU.
+const NO_GPU: i32 = 77;
+
+fn main() -> ExitCode {
+    Suite::new()
+        .with(program, tests![mistakes_are_errors_and_layouts_are_the_same])
+        .with(products, tests![products_are_equal])
+        .run()
+}
 
 /// The folder with `libqqq_capi.so`, which Cargo builds beside the tests.
 fn library_folder() -> PathBuf {
@@ -17,12 +29,16 @@ fn library_folder() -> PathBuf {
     folder.to_owned()
 }
 
-#[test]
-fn a_c_program_compiles_links_and_runs() {
+/// The program, compiled and linked once.
+fn program() -> Result<PathBuf, Missing> {
+    static PROGRAM: OnceLock<Result<PathBuf, Missing>> = OnceLock::new();
+    PROGRAM.get_or_init(|| qqq_testing::cc().map(|cc| compiled(Command::new(cc)))).clone()
+}
+
+fn compiled(mut compiler: Command) -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi_program");
-    let libraries = library_folder();
-    let compiled = Command::new(std::env::var("CC").unwrap_or_else(|_| String::from("cc")))
+    let output = compiler
         .args(["-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O1", "-Wall", "-Wextra", "-Werror"])
         .arg("-I")
         .arg(here.join("include"))
@@ -30,15 +46,22 @@ fn a_c_program_compiles_links_and_runs() {
         .arg("-o")
         .arg(&program)
         .arg("-L")
-        .arg(&libraries)
+        .arg(library_folder())
         .args(["-lqqq_capi", "-ldl", "-lm"])
         .output()
         .expect("a C compiler");
-    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-    let run = Command::new(&program).env("LD_LIBRARY_PATH", &libraries).output().expect("the program");
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let printed = String::from_utf8_lossy(&run.stdout);
-    println!("{printed}");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    program
+}
+
+fn run(program: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    command.args(arguments).env("LD_LIBRARY_PATH", library_folder()).output().expect("the program")
+}
+
+fn mistakes_are_errors_and_layouts_are_the_same(program: PathBuf) {
+    let output = run(&program, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let layouts = [
         size_of::<qqq_gemm_shape>(),
         offset_of!(qqq_gemm_shape, n),
@@ -51,5 +74,20 @@ fn a_c_program_compiles_links_and_runs() {
         offset_of!(qqq_quantize_operands, overlap),
     ];
     let layouts = layouts.map(|n| n.to_string()).join(" ");
+    let printed = String::from_utf8_lossy(&output.stdout);
     assert_eq!(printed.lines().next(), Some(format!("layouts {layouts}").as_str()));
+}
+
+/// What the program gives on a GPU.
+fn products() -> Result<Output, Missing> {
+    let output = run(&program()?, &["gpu"]);
+    if output.status.code() == Some(NO_GPU) {
+        return Err(Missing::Machine(String::from_utf8_lossy(&output.stdout).trim().to_owned()));
+    }
+    Ok(output)
+}
+
+fn products_are_equal(output: Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    println!("{}", String::from_utf8_lossy(&output.stdout));
 }

@@ -1,5 +1,5 @@
 /* A program that uses the library as any other would: with the header alone, and the CUDA driver found at run time.
- * Checks mistakes everywhere, and products bit by bit where there is a GPU. */
+ * Checks mistakes and layouts; with the argument `gpu`, products bit by bit on a GPU, or ends with NO_GPU. */
 #include "qqq.h"
 
 #include <dlfcn.h>
@@ -16,6 +16,9 @@
             exit(1);                                                                              \
         }                                                                                         \
     } while (0)
+
+/* The status that test programs end with when they were not run. */
+enum { NO_GPU = 77 };
 
 static void mistakes(void) {
     CHECK(strlen(qqq_version()) > 0);
@@ -191,15 +194,13 @@ static void layer(const qqq_device *device, qqq_weights weights) {
     qqq_gemm_destroy(gemm);
 }
 
-int main(void) {
-    mistakes();
-    layouts();
+static int products(void) {
     qqq_device *device = NULL;
     const qqq_status status = qqq_device_open(0, &device);
     if (status == QQQ_ERROR_DEVICE) {
         CHECK(device == NULL && strlen(qqq_last_error()) > 0);
-        printf("no GPU: %s\n", qqq_last_error());
-        return 0;
+        printf("%s\n", qqq_last_error());
+        return NO_GPU;
     }
     CHECK(status == QQQ_OK);
     open_driver();
@@ -212,5 +213,12 @@ int main(void) {
     layer(device, QQQ_GROUP_INTEGER_INT4);
     layer(device, QQQ_CHANNEL_INT8);
     qqq_device_close(device);
+    return 0;
+}
+
+int main(int count, char **arguments) {
+    if (count == 2 && strcmp(arguments[1], "gpu") == 0) return products();
+    mistakes();
+    layouts();
     return 0;
 }

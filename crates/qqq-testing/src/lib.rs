@@ -5,7 +5,7 @@ pub mod golden;
 mod need;
 mod suite;
 
-pub use need::{Missing, cxx, in_ci, smollm2};
+pub use need::{Missing, cc, cxx, in_ci, smollm2};
 pub use suite::Suite;
 
 /// Pseudo-random values in (-1, 1), the same for a seed (xorshift64).

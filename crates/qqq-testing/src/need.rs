@@ -57,17 +57,29 @@ pub fn smollm2() -> Result<PathBuf, Missing> {
     }
 }
 
+/// The host's C compiler: `CC`, else `cc`.
+///
+/// # Errors
+/// It cannot be run.
+pub fn cc() -> Result<OsString, Missing> {
+    compiler("CC", "cc", "gcc")
+}
+
 /// The host's C++ compiler: `CXX`, else `c++`.
 ///
 /// # Errors
 /// It cannot be run.
 pub fn cxx() -> Result<OsString, Missing> {
-    let asked = std::env::var_os("CXX");
-    let name = asked.clone().unwrap_or_else(|| OsString::from("c++"));
+    compiler("CXX", "c++", "g++")
+}
+
+fn compiler(variable: &str, usual: &str, package: &str) -> Result<OsString, Missing> {
+    let asked = std::env::var_os(variable);
+    let name = asked.clone().unwrap_or_else(|| OsString::from(usual));
     match Command::new(&name).arg("--version").output() {
         Ok(_) => Ok(name),
         Err(error) => {
-            let reason = format!("no C++ compiler {name:?} ({error}): install g++, or set CXX");
+            let reason = format!("no compiler {name:?} ({error}): install {package}, or set {variable}");
             Err(if asked.is_some() { Missing::Asked(reason) } else { Missing::Obtainable(reason) })
         }
     }

@@ -211,7 +211,7 @@ mod tests {
     use crate::ranking::largest;
 
     fn levels() -> impl Iterator<Item = SimdLevel> {
-        [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512].into_iter().filter(|l| l.is_available())
+        SimdLevel::ALL.into_iter().filter(|l| l.is_available())
     }
 
     fn random(count: usize, seed: u64) -> Vec<f32> {

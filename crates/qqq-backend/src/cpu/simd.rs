@@ -14,6 +14,9 @@ pub enum SimdLevel {
 }
 
 impl SimdLevel {
+    /// Every level, slowest first.
+    pub const ALL: [SimdLevel; 3] = [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512];
+
     /// As users call it.
     pub fn name(self) -> &'static str {
         match self {
@@ -163,7 +166,7 @@ mod tests {
             }
         }
         let x: Vec<f32> = (0..1_000_000).map(|i| i as f32 * 1.75e-4 - 87.25).collect();
-        for level in [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512] {
+        for level in SimdLevel::ALL {
             if !level.is_available() {
                 continue;
             }

@@ -4,20 +4,20 @@ use std::sync::Arc;
 
 use qqq_backend::cuda::gemm::{GemmTypes, Plan, instances};
 use qqq_backend::cuda::{Arch, Device};
+use qqq_testing::Missing;
 
 use crate::compile::compile;
 
 /// A NaN that no conversion makes, in float16 and in bfloat16.
 pub const POISON: u16 = 0x7FAB;
 
-/// The GPU, if there is one that the kernels are for.
-pub fn device() -> Option<Arc<Device>> {
+/// The GPU, if it is one that all kernels are for.
+pub fn device() -> Result<Arc<Device>, Missing> {
     match Device::new(0).and_then(|d| d.arch().map(|arch| (d, arch))) {
-        Ok((device, Arch::Sm90a)) => return Some(device),
-        Ok((device, _)) => eprintln!("skipped: {} is no Hopper GPU", device.name()),
-        Err(error) => eprintln!("skipped: {error}"),
+        Ok((device, Arch::Sm90a)) => Ok(device),
+        Ok((device, _)) => Err(Missing::Machine(format!("{} is no Hopper GPU", device.name()))),
+        Err(error) => Err(Missing::Machine(error.to_string())),
     }
-    None
 }
 
 /// Every plan of both kernels, which the cache holds afterwards. For slow tools such as compute-sanitizer,

@@ -1,10 +1,11 @@
 //! Every kind of product, bit for bit where sums are exact.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::emulator::{self, Emulator};
+use crate::emulator::Emulator;
 use crate::product::{Case, product};
 use crate::products_half::{self, Numbers, Problem, Weights};
 use crate::{everything, products_int8, seed};
@@ -62,13 +63,12 @@ fn select(types: &[GemmTypes], every: usize) -> Vec<Case> {
 }
 
 /// Runs cases on all cores and reports all that fail.
-fn check(cases: &[Case], run: impl Fn(&Emulator, &Case) -> Result<(), String> + Sync) {
-    let Some(compiler) = emulator::compiler() else { return };
+fn check(compiler: &OsString, cases: &[Case], run: impl Fn(&Emulator, &Case) -> Result<(), String> + Sync) {
     let emulators = ["sm90_gemm.cuh", "sm80_gemm.cuh"].map(|header| {
         let mut sources: Vec<_> = cases.iter().map(|c| c.launch.plan.config.source()).collect();
         sources.retain(|s| s.text.contains(header));
         sources.dedup();
-        Emulator::new(&compiler, sources)
+        Emulator::new(compiler, sources)
     });
     let problems = Mutex::new(Vec::new());
     parallel_for(cases.len(), |i| {
@@ -96,11 +96,10 @@ impl<K: Eq + Hash, V> Cache<K, V> {
     }
 }
 
-#[test]
-fn products_of_int8_activations() {
+pub fn products_of_int8_activations(compiler: OsString) {
     let types: Vec<_> = GemmTypes::all().into_iter().filter(|t| t.activation() == Activation::Int8).collect();
     let cache = Cache::new();
-    check(&select(&types, 17), |emulator, case| {
+    check(&compiler, &select(&types, 17), |emulator, case| {
         let (kind, (n, k)) = (case.types().weights(), case.shape());
         let make = || {
             let weights = products_int8::Weights::random(kind, n, k);
@@ -116,11 +115,10 @@ fn products_of_int8_activations() {
     });
 }
 
-#[test]
-fn products_of_16_bit_activations() {
+pub fn products_of_16_bit_activations(compiler: OsString) {
     let types: Vec<_> = products_half::all_types().collect();
     let cache = Cache::new();
-    check(&select(&types, 9), |emulator, case| {
+    check(&compiler, &select(&types, 9), |emulator, case| {
         let (n, k) = case.shape();
         let numbers = if case.biased { Numbers::Real } else { Numbers::Exact };
         let make = || Weights::random(case.types(), n, k, numbers);
@@ -134,9 +132,7 @@ fn products_of_16_bit_activations() {
 }
 
 /// Every plan in one order gives a token the same bits: whatever the tile, the number of tokens and the token's place.
-#[test]
-fn batch_invariant_plans() {
-    let Some(compiler) = emulator::compiler() else { return };
+pub fn batch_invariant_plans(compiler: OsString) {
     let types =
         GemmTypes::new(WeightKind::GroupHalf4(64), Activation::Bfloat16, OutputType::Bfloat16).unwrap();
     for arch in [Arch::Sm90a, Arch::Sm80] {

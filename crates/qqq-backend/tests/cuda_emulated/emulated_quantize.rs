@@ -1,6 +1,8 @@
 //! The kernels that quantize activations, and those that pack weights.
 
-use crate::emulator::{self, Emulator, Memory, Region, Shape};
+use std::ffi::OsString;
+
+use crate::emulator::{Emulator, Memory, Region, Shape};
 use crate::everything;
 use crate::packing::{Packing, PackingOutputs};
 use crate::quantized::{Case, EPSILON, Outputs, Residual};
@@ -18,9 +20,7 @@ fn raw<T>(parameters: &T) -> (*const std::ffi::c_void, usize) {
     ((&raw const *parameters).cast(), size_of::<T>())
 }
 
-#[test]
-fn activations_are_those_of_float64() {
-    let Some(compiler) = emulator::compiler() else { return };
+pub fn activations_are_those_of_float64(compiler: OsString) {
     // Seven widths for each operation, type and precision: every third meets all of them.
     let step = if everything() { 1 } else { 3 };
     let configs: Vec<_> = QuantizeConfig::all().into_iter().step_by(step).collect();
@@ -77,9 +77,7 @@ fn run(emulator: &Emulator, case: &Case, norm_type: NormType, seed: u64) {
     case.check(&outputs, norm_type);
 }
 
-#[test]
-fn weights_are_packed_as_on_the_host() {
-    let Some(compiler) = emulator::compiler() else { return };
+pub fn weights_are_packed_as_on_the_host(compiler: OsString) {
     let kinds = WeightKind::ALL;
     let sources = |direction| kinds.iter().map(move |k| prepack::source(*k, direction));
     let sources: Vec<_> = sources(Direction::Pack).chain(sources(Direction::Unpack)).collect();

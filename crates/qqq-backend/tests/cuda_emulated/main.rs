@@ -24,6 +24,26 @@ mod emulated_quantize;
 mod emulator;
 mod product;
 
+use std::process::ExitCode;
+
+use qqq_testing::{Suite, tests};
+
+fn main() -> ExitCode {
+    Suite::new()
+        .with(
+            qqq_testing::cxx,
+            tests![
+                emulated_mistakes::mistakes_are_found,
+                emulated_products::products_of_int8_activations,
+                emulated_products::products_of_16_bit_activations,
+                emulated_products::batch_invariant_plans,
+                emulated_quantize::activations_are_those_of_float64,
+                emulated_quantize::weights_are_packed_as_on_the_host
+            ],
+        )
+        .run()
+}
+
 /// Whether everything is run.
 fn everything() -> bool {
     std::env::var("QQQ_EMULATE").is_ok_and(|v| v == "all")

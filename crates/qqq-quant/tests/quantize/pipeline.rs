@@ -138,6 +138,32 @@ fn compensation_beats_rounding_to_nearest() {
     assert!(losses[1] < losses[0], "{losses:?}");
 }
 
+/// Weights with outliers are what smoothing mends in part and rotation better still. Neither would if it did nothing: the
+/// function is kept by no rotation at all, too.
+#[test]
+fn outliers_cost_less_after_smoothing_and_least_after_rotation() {
+    let dir = TempDir::new().unwrap();
+    let source = files(&dir, 4000);
+    for kv_heads in [2, 4] {
+        let tiny = Tiny { tied: false, outliers: true, kv_heads, ..Tiny::default() };
+        let model = tiny.write(dir.path(), &format!("model{kv_heads}"));
+        let float = logits(&model);
+        for compensate in [false, true] {
+            let [none, smooth, rotate] =
+                [Transform::None, Transform::Smooth, Transform::Rotate].map(|transform| {
+                    let calibration = Calibration { windows: 30, window: 128, smooth_tokens: 64 };
+                    let recipe = Recipe { compensate, transform, calibration, ..recipe() };
+                    let out = dir.path().join(format!("out{kv_heads}{compensate}{transform:?}"));
+                    run(&model, &source, &out, &recipe, OutputFormat::Auto, &mut Steps::default()).unwrap();
+                    distance(&logits(&out), &float)
+                });
+            println!("{kv_heads} KV heads, compensation {compensate}: {none} {smooth} {rotate}");
+            assert!(smooth < 0.8 * none, "{kv_heads} KV heads: none {none}, smooth {smooth}");
+            assert!(rotate < 0.8 * smooth, "{kv_heads} KV heads: smooth {smooth}, rotate {rotate}");
+        }
+    }
+}
+
 #[test]
 fn formats_agree_with_what_was_asked() {
     let dir = TempDir::new().unwrap();

@@ -27,12 +27,16 @@ pub struct Tiny {
     pub attention_bias: bool,
     pub mlp_bias: bool,
     pub dtype: DType,
+    /// Whether the layers that read the residual stream have weights 1 / [`OUTLIER`] times as large for a few of its
+    /// channels, which are as much smaller.
+    pub outliers: bool,
 }
 
 pub const HIDDEN: usize = 128;
 pub const INNER: usize = 256;
 pub const HEAD_DIM: usize = 32;
 pub const VOCAB: usize = 96;
+pub const OUTLIER: f32 = 0.125;
 
 impl Default for Tiny {
     fn default() -> Self {
@@ -45,6 +49,7 @@ impl Default for Tiny {
             attention_bias: false,
             mlp_bias: false,
             dtype: DType::F32,
+            outliers: false,
         }
     }
 }
@@ -101,11 +106,12 @@ impl Tiny {
                     let x = rng.random::<f32>() + rng.random::<f32>() - 1.0;
                     if name.ends_with("norm.weight") {
                         // A few channels of the stream stand out, as in real models.
-                        if i % 41 == 5 && width == HIDDEN { 6.0 } else { 1.0 + 0.3 * x }
+                        let weight = if i % 41 == 5 && width == HIDDEN { 6.0 } else { 1.0 + 0.3 * x };
+                        weight * self.outlier_factor(&name, i)
                     } else if name.ends_with("bias") {
                         0.3 * x
                     } else {
-                        x * 2.0 / (width as f32).sqrt()
+                        x * 2.0 / (width as f32).sqrt() * self.outlier_factor(&name, i % width)
                     }
                 })
                 .collect();
@@ -130,6 +136,23 @@ impl Tiny {
         );
         writer.finish().unwrap();
         dir
+    }
+
+    /// What the weight of a channel of the stream is multiplied by to make outliers.
+    fn outlier_factor(&self, name: &str, channel: usize) -> f32 {
+        let is_outlier = |channel: usize| channel % 41 == 17;
+        let factor = if is_outlier(channel) { OUTLIER } else { 1.0 };
+        if !self.outliers || ["o_proj", "down_proj", "q_norm", "k_norm"].iter().any(|n| name.contains(n)) {
+            1.0
+        } else if name.contains("embed_tokens") {
+            // Large beside what the blocks add.
+            factor * 14.0
+        } else if name.ends_with("norm.weight") {
+            let count = (0..HIDDEN).filter(|c| is_outlier(*c)).count() as f32;
+            (1.0 + count / HIDDEN as f32 * (OUTLIER * OUTLIER - 1.0)).sqrt()
+        } else {
+            factor.recip()
+        }
     }
 
     /// Names and shapes of all tensors.

@@ -21,19 +21,6 @@ const FILES: [&str; 6] = ["machine", "fiber", "memory", "barriers", "transfers",
 /// Kernels of a translation unit: more share the headers, fewer share the cores.
 const UNIT: usize = 6;
 
-/// The compiler, unless there is none.
-pub fn compiler() -> Option<OsString> {
-    let name = std::env::var_os("CXX").unwrap_or_else(|| OsString::from("c++"));
-    match Command::new(&name).arg("--version").output() {
-        Ok(_) => Some(name),
-        Err(error) if std::env::var_os("CI").is_none() => {
-            eprintln!("skipped: no C++ compiler {name:?} ({error}); install g++ or set CXX");
-            None
-        }
-        Err(error) => panic!("no C++ compiler {name:?} ({error}); install g++ or set CXX"),
-    }
-}
-
 struct Kernel {
     source: Source,
     enter: unsafe extern "C" fn(*const c_void),
