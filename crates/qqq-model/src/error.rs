@@ -24,6 +24,9 @@ pub enum ModelError {
     /// Chat template: missing or failing.
     #[error("chat template: {0}")]
     ChatTemplate(String),
+    /// Numbers that are NaN or infinite.
+    #[error(transparent)]
+    NotFinite(#[from] crate::NotFinite),
     /// The Hugging Face hub.
     #[error("{0}")]
     Hub(String),
