@@ -263,8 +263,10 @@ fn what_half_precision_cannot_hold_is_kept() {
             for (keys, values) in [(large, large), (small, small), (large, small), (small, large)] {
                 assert_eq!(run(&half, keys, values), float, "{:?}: {keys}, {values}", b.simd_level());
             }
-            // Of moderate size they are rounded as ever.
-            assert_eq!(run(&half, 64.0, 1024.0), rounded);
+            // Of moderate size they are rounded as ever (but for the digits of components among the subnormals).
+            let moderate = run(&half, 64.0, 1024.0);
+            let difference = moderate.iter().zip(&rounded).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
+            assert!(difference < 2e-6, "{difference}");
         }
     }
 }

@@ -162,11 +162,7 @@ fn logits_that_are_not_finite_are_an_error_that_says_where() {
         SamplingOptions { repetition_penalty: 1.3, ..SamplingOptions::default() },
     ];
     for (before, end, module) in [
-        (
-            "layers.1.self_attn.v_proj.weight",
-            "layers.1.self_attn.o_proj.weight",
-            "model.layers.1.self_attn",
-        ),
+        ("layers.1.self_attn.v_proj.weight", "layers.1.self_attn.o_proj.weight", "model.layers.1.self_attn"),
         ("layers.0.mlp.up_proj.weight", "layers.0.mlp.down_proj.weight", "model.layers.0.mlp"),
         ("model.norm.weight", "lm_head.weight", "lm_head"),
     ] {

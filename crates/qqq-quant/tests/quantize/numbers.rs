@@ -113,7 +113,10 @@ fn a_model_that_overflows_is_an_error_that_names_the_layer() {
                 run(&bad, source, &out, &recipe, OutputFormat::Auto, &mut Steps::default()).unwrap_err();
             assert!(error.to_string().contains(layer), "{tensor}: {error}");
             let of_the_text = matches!(error, QuantError::Calibration(_));
-            assert!(of_the_text || matches!(error, QuantError::NotFinite { .. } | QuantError::Numerics { .. }), "{error:?}");
+            assert!(
+                of_the_text || matches!(error, QuantError::NotFinite { .. } | QuantError::Numerics { .. }),
+                "{error:?}"
+            );
             assert_eq!(of_the_text, *source == Source::SelfSamples, "{error}");
             assert!(!out.exists());
         }
