@@ -66,12 +66,13 @@ impl Batch<'_> {
 
     /// The error of a row whose logits are not finite; `model` says whose they are.
     pub fn not_finite<B: Backend>(&self, decoder: &Decoder<B>, model: &'static str, row: &Row) -> EvalError {
-        // The window up to the token whose logits they are.
-        let sequence = &self.tokens[row.row + 1 - row.context..=row.row];
+        // The whole window: what is not finite behind a token spoils its attention as well, for 0 times it is NaN.
+        let start = row.row + 1 - row.context;
+        let sequence = &self.tokens[start..start + self.windows[row.window - self.first].tokens.len()];
         let place = match decoder.first_not_finite(sequence) {
             Ok(place) => place.unwrap_or_else(|| NotFinite {
                 module: names::LM_HEAD_MODULE.into(),
-                position: sequence.len() - 1,
+                position: row.context - 1,
             }),
             Err(e) => return e.into(),
         };
