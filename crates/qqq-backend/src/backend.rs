@@ -65,7 +65,8 @@ pub struct WindowedCausal {
 pub enum KvDType {
     /// 32-bit.
     F32,
-    /// IEEE half.
+    /// IEEE half. What it cannot stand for (numbers beyond its range, keys so large that their rounding would be felt, heads
+    /// so small that it loses their digits) is kept in 32 bits.
     F16,
 }
 
@@ -142,7 +143,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// `x W^T + bias`; shape `rows x N`.
     fn linear(&self, x: &Self::Activation, weight: &Self::Linear) -> Self::Tensor;
     /// The `count` largest elements of each row of [`linear`](Self::linear), largest first, with their columns: exactly
-    /// those, in the order of [`descending`](crate::descending). NaN counts as minus infinity.
+    /// those, in the order of [`descending`](crate::descending). Of a row with elements that are not finite, the first of
+    /// these alone.
     fn linear_top(&self, x: &Self::Activation, weight: &Self::Linear, count: usize) -> Vec<Vec<(f32, u32)>>;
     /// `acc += x W^T + bias`.
     fn linear_add(&self, acc: &mut Self::Tensor, x: &Self::Activation, weight: &Self::Linear);

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
                 several_spans_and_many_pieces,
                 sliding_windows,
                 half_precision_cache,
+                what_half_precision_cannot_hold_is_kept,
                 head_norms,
                 long_decode
             ],
@@ -64,7 +65,15 @@ impl Reference {
                     }
                 }
                 if dtype == KvDType::F16 {
-                    row[heads.q_width()..].iter_mut().for_each(|v| *v = f64::from(f16::from_f64(*v)));
+                    let (keys, values) = row[heads.q_width()..].split_at_mut(heads.kv_width());
+                    for (part, limit) in [(keys, 512.0), (values, 65504.0)] {
+                        for head in part.chunks_exact_mut(d) {
+                            let largest = head.iter().fold(0.0f64, |max, v| max.max(v.abs()));
+                            if largest < limit && largest >= 2f64.powi(-14) {
+                                head.iter_mut().for_each(|v| *v = f64::from(f16::from_f64(*v)));
+                            }
+                        }
+                    }
                 }
                 row
             })
@@ -215,6 +224,45 @@ fn sliding_windows(b: CpuBackend) {
 fn half_precision_cache(b: CpuBackend) {
     Case { dtype: KvDType::F16, ..Case::new(9, 3, 64) }.run(&b, &[&[200, 1, 1, 90], &[1, 1, 40]]);
     Case { dtype: KvDType::F16, ..Case::new(2, 1, 80) }.run(&b, &[&[40, 1, 1, 300, 1]]);
+}
+
+/// What float16 cannot hold is kept as it is: a model that is the same but for powers of two between queries and keys, and
+/// behind the values, gives the same bits as one whose cache is float32.
+fn what_half_precision_cannot_hold_is_kept(b: CpuBackend) {
+    for (heads, kv_heads, d) in [(9, 3, 64), (4, 1, 50)] {
+        let half = Case { dtype: KvDType::F16, ..Case::new(heads, kv_heads, d) };
+        let exact = Case::new(heads, kv_heads, d);
+        let (plain, q_width) = (exact.sequence(330, 90), exact.heads.q_width());
+        let kv_width = exact.heads.kv_width();
+        let run = |case: &Case, keys: f32, values: f32| {
+            let mut x = plain.clone();
+            for row in x.data.chunks_exact_mut(plain.cols) {
+                row[..q_width].iter_mut().for_each(|q| *q /= keys);
+                row[q_width..q_width + kv_width].iter_mut().for_each(|k| *k *= keys);
+                row[q_width + kv_width..].iter_mut().for_each(|v| *v *= values);
+            }
+            let mut kv = case.cache(&b);
+            let slot = b.kv_add_slot(&mut kv);
+            let mut out: Vec<f32> = Vec::new();
+            let mut start = 0;
+            for len in [200, 1, 1, 60, 1, 67] {
+                out.extend(case.step(&b, &mut kv, &[(&x, Span { slot, start, len })]).data.iter());
+                start += len;
+            }
+            out.iter_mut().for_each(|v| *v /= values);
+            out
+        };
+        let (float, rounded) = (run(&exact, 1.0, 1.0), run(&half, 1.0, 1.0));
+        assert_ne!(float, rounded);
+        let (large, small) = (2f32.powi(20), 2f32.powi(-20));
+        for (keys, values) in [(large, large), (small, small), (large, small), (small, large)] {
+            assert_eq!(run(&half, keys, values), float, "{:?}: {keys}, {values}", b.simd_level());
+        }
+        // Of moderate size they are rounded as ever (but for the digits of components among the subnormals).
+        let moderate = run(&half, 64.0, 1024.0);
+        let difference = moderate.iter().zip(&rounded).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
+        assert!(difference < 2e-6, "{difference}");
+    }
 }
 
 fn head_norms(b: CpuBackend) {

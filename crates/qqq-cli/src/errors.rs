@@ -155,7 +155,7 @@ fn exit_code(e: &Cause) -> Option<u8> {
 fn model_exit_code(e: &ModelError) -> Option<u8> {
     match e {
         ModelError::Format(e) => format_exit_code(e),
-        ModelError::Hub(_) => Some(FAILED),
+        ModelError::Hub(_) | ModelError::NotFinite(_) => Some(FAILED),
         _ => Some(BAD_INPUT),
     }
 }
@@ -170,6 +170,10 @@ fn format_exit_code(e: &FormatError) -> Option<u8> {
     }
 }
 
+/// What to do about a model that overflows.
+const NOT_FINITE: &str = "fetch the model again, or compare its checksums with the publisher's; a checkpoint of 4-bit weights: \
+                          quantize the float model again";
+
 fn hint(e: &Cause) -> Option<String> {
     if let Some(e) = e.downcast_ref::<Explained>() {
         return e.hint.clone();
@@ -178,10 +182,15 @@ fn hint(e: &Cause) -> Option<String> {
         (Some(QuantError::Numerics { .. }), _) => {
             return Some("give more calibration text (--windows), or a larger --damping".into());
         }
+        (Some(QuantError::NotFinite { .. } | QuantError::Model(ModelError::NotFinite(_))), _)
+        | (_, Some(EvalError::NotFinite { .. } | EvalError::Overflow { .. })) => {
+            return Some(NOT_FINITE.into());
+        }
         (Some(QuantError::Model(e)), _) | (_, Some(EvalError::Model(e))) => Some(e),
         _ => e.downcast_ref::<ModelError>(),
     };
     let format = match (model, e.downcast_ref::<QuantError>()) {
+        (Some(ModelError::NotFinite(_)), _) => return Some(NOT_FINITE.into()),
         (Some(ModelError::Tokenizer(_)), _) => {
             return Some("the tokenizer must be the one that the model was trained with; fetch the model's files again".into());
         }

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use qqq_backend::{Backend, Span};
-use qqq_model::{Decoder, ModelError, Result};
+use qqq_model::{Decoder, ModelError, NotFinite, Result, names};
 
-use crate::{FinishReason, GenerateOptions, Generation, Sampler, SamplingOptions};
+use crate::{BadLogit, FinishReason, GenerateOptions, Generation, Sampler, SamplingOptions};
 
 /// Tokens of a prefill pass, over all sequences: bounds the memory of activations, and is enough for the matrix
 /// kernels to run at full speed.
@@ -213,7 +213,7 @@ fn step<B: Backend>(
     let last = decoder.backend.select_rows(&hidden, &ends);
     let sampled: Vec<&Work> = work.iter().filter(|w| w.ends).collect();
     // All sequences share their options.
-    let next: Vec<u32> = match sequences[sampled[0].index].sampler.top_needed() {
+    let next: Vec<Result<u32, BadLogit>> = match sequences[sampled[0].index].sampler.top_needed() {
         Some(count) => {
             let rows = decoder.top_logits(&last, count);
             sampled.iter().zip(rows).map(|(w, row)| sequences[w.index].sampler.sample_top(&row)).collect()
@@ -230,7 +230,21 @@ fn step<B: Backend>(
     };
     let context = decoder.config.max_position_embeddings;
     for (w, id) in sampled.into_iter().zip(next) {
-        sequences[w.index].advance(id, options, context, &mut |id| on_token(w.index, id));
+        let s = &mut sequences[w.index];
+        let id = id.map_err(|BadLogit { .. }| not_finite(decoder, s.cached_tokens()))?;
+        s.advance(id, options, context, &mut |id| on_token(w.index, id));
     }
     Ok(())
+}
+
+/// The error of a sequence whose last token has a logit that is not finite: names where it comes from.
+fn not_finite<B: Backend>(decoder: &Decoder<B>, sequence: &[u32]) -> ModelError {
+    match decoder.first_not_finite(sequence) {
+        Ok(Some(place)) => place.into(),
+        Ok(None) => {
+            NotFinite { module: names::LM_HEAD_MODULE.into(), position: sequence.len().saturating_sub(1) }
+                .into()
+        }
+        Err(e) => e,
+    }
 }

@@ -56,7 +56,7 @@ pub struct Generation {
 ///
 /// # Errors
 /// Sampling options without sense, an empty prompt, one that fills the model's context, token ids outside the
-/// vocabulary.
+/// vocabulary, logits that are not finite ([`ModelError::NotFinite`](qqq_model::ModelError::NotFinite)).
 pub fn generate<B: Backend>(
     decoder: &Decoder<B>,
     prompts: &[Vec<u32>],

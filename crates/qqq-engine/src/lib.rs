@@ -6,5 +6,5 @@ pub mod sampling;
 pub mod session;
 
 pub use generate::{FinishReason, GenerateOptions, Generation, generate};
-pub use sampling::{Sampler, SamplingOptions};
+pub use sampling::{BadLogit, Sampler, SamplingOptions};
 pub use session::Session;

@@ -1,6 +1,6 @@
 //! Choosing the next token.
 
-use qqq_backend::descending;
+use qqq_backend::{descending, first_not_finite};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -50,6 +50,16 @@ impl SamplingOptions {
     }
 }
 
+/// A logit that is NaN or infinite: there is nothing to choose by.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("the logit of token {token} is {value}")]
+pub struct BadLogit {
+    /// Its token.
+    pub token: u32,
+    /// Its value.
+    pub value: f32,
+}
+
 /// Samples tokens; holds the random state.
 ///
 /// The order is that of transformers: repetition penalty (Keskar et al., arXiv 1909.05858), temperature, top-k,
@@ -75,16 +85,20 @@ impl Sampler {
     }
 
     /// Next token from logits; `history` are the tokens so far (for the repetition penalty).
-    /// NaN counts as minus infinity. Among equal logits the lowest id comes first.
-    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
+    /// Among equal logits the lowest id comes first.
+    ///
+    /// # Errors
+    /// A logit that is not finite.
+    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, BadLogit> {
+        if let Some(bad) = first_not_finite(logits) {
+            return Err(BadLogit { token: bad as u32, value: logits[bad] });
+        }
         let o = &self.options;
         self.candidates.clear();
-        self.candidates.extend(
-            logits.iter().zip(0..).map(|(l, id)| (if l.is_nan() { f32::NEG_INFINITY } else { *l }, id)),
-        );
+        self.candidates.extend(logits.iter().copied().zip(0..));
         penalize(&mut self.candidates, history, o.repetition_penalty);
         if self.is_greedy() {
-            return likeliest(&self.candidates);
+            return Ok(likeliest(&self.candidates));
         }
         if o.top_k > 0 {
             if o.top_k < self.candidates.len() {
@@ -94,7 +108,7 @@ impl Sampler {
             // In the order of `sample_top`, so that both draw alike.
             self.candidates.sort_unstable_by(descending);
         }
-        self.draw()
+        Ok(self.draw())
     }
 
     /// How many of the largest logits decide, so that [`sample_top`](Self::sample_top) serves; `None` if all may.
@@ -110,13 +124,19 @@ impl Sampler {
 
     /// The token that [`sample`](Self::sample) would give, from the largest logits alone: at least as many as
     /// [`top_needed`](Self::top_needed) says (or all), with their ids, in the order of [`descending`].
-    pub fn sample_top(&mut self, top: &[(f32, u32)]) -> u32 {
+    ///
+    /// # Errors
+    /// A logit that is not finite.
+    pub fn sample_top(&mut self, top: &[(f32, u32)]) -> Result<u32, BadLogit> {
+        if let Some(&(value, token)) = top.iter().find(|(value, _)| !value.is_finite()) {
+            return Err(BadLogit { token, value });
+        }
         self.candidates.clear();
         match self.top_needed() {
             Some(count) => self.candidates.extend_from_slice(&top[..count.min(top.len())]),
             None => self.candidates.extend_from_slice(top),
         }
-        if self.is_greedy() { likeliest(&self.candidates) } else { self.draw() }
+        Ok(if self.is_greedy() { likeliest(&self.candidates) } else { self.draw() })
     }
 
     fn is_greedy(&self) -> bool {
@@ -128,10 +148,6 @@ impl Sampler {
         let o = &self.options;
         let top = likeliest(&self.candidates);
         let max = logit_of(&self.candidates, top);
-        if !max.is_finite() {
-            // Nothing to weigh: all are impossible, or one is infinitely likely.
-            return top;
-        }
         // Logits become weights, relative to the likeliest.
         for (value, _) in &mut self.candidates {
             *value = ((*value - max) / o.temperature).exp();
@@ -163,7 +179,8 @@ impl Sampler {
     }
 }
 
-/// Divides positive and multiplies negative logits of tokens seen before by `penalty`, once each.
+/// Divides positive and multiplies negative logits of tokens seen before by `penalty`, once each. What would be beyond the
+/// range of numbers becomes the largest: an extreme penalty makes tokens certain or impossible, but no logit infinite.
 fn penalize(candidates: &mut [(f32, u32)], history: &[u32], penalty: f32) {
     if penalty == 1.0 {
         return;
@@ -173,7 +190,8 @@ fn penalize(candidates: &mut [(f32, u32)], history: &[u32], penalty: f32) {
     seen.dedup();
     for id in seen {
         if let Some((logit, _)) = candidates.get_mut(id as usize) {
-            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            let penalized = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            *logit = penalized.clamp(f32::MIN, f32::MAX);
         }
     }
 }
@@ -199,7 +217,7 @@ mod tests {
         let mut sampler = Sampler::new(options);
         let mut counts = vec![0usize; logits.len()];
         for _ in 0..draws {
-            counts[sampler.sample(logits, history) as usize] += 1;
+            counts[sampler.sample(logits, history).unwrap() as usize] += 1;
         }
         counts.into_iter().map(|c| c as f64 / draws as f64).collect()
     }
@@ -286,28 +304,48 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_first_of_equals_and_ignores_nan() {
+    fn greedy_takes_the_first_of_equals() {
         let mut greedy = Sampler::new(SamplingOptions::default());
-        assert_eq!(greedy.sample(&[1.0, f32::NAN, 3.0, 3.0], &[]), 2);
-        assert_eq!(greedy.sample(&[f32::NAN, f32::NEG_INFINITY], &[]), 0);
-        assert_eq!(greedy.sample(&[0.0, f32::INFINITY], &[]), 1);
+        assert_eq!(greedy.sample(&[1.0, -2.0, 3.0, 3.0], &[]), Ok(2));
+        assert_eq!(greedy.sample(&[f32::MIN, f32::MAX], &[]), Ok(1));
     }
 
     #[test]
-    fn nan_and_infinities_never_get_drawn_or_panic() {
-        let found = shares(options(), &[f32::NAN, 1.0, f32::NEG_INFINITY], &[], 100);
-        assert_eq!(found, [0.0, 1.0, 0.0]);
-        let found = shares(options(), &[1.0, f32::INFINITY, 2.0], &[], 10);
-        assert_eq!(found, [0.0, 1.0, 0.0]);
-        let mut sampler = Sampler::new(SamplingOptions { top_p: 0.9, top_k: 2, min_p: 0.1, ..options() });
-        sampler.sample(&[f32::NAN; 4], &[]);
+    fn a_logit_that_is_not_finite_is_an_error() {
+        let ways = [
+            SamplingOptions::default(),
+            options(),
+            SamplingOptions { top_p: 0.9, top_k: 2, min_p: 0.1, ..options() },
+            SamplingOptions { temperature: 0.0, repetition_penalty: 1.3, ..options() },
+        ];
+        for options in ways {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut sampler = Sampler::new(options.clone());
+                let error = sampler.sample(&[1.0, bad, 2.0], &[1]).unwrap_err();
+                assert_eq!((error.token, error.value.to_bits()), (1, bad.to_bits()), "{options:?}");
+                assert!(sampler.sample_top(&[(bad, 1)]).is_err(), "{options:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_options_choose_among_the_likeliest() {
+        let coldest = SamplingOptions { temperature: f32::from_bits(1), ..options() };
+        assert_eq!(shares(coldest, &[1.0, 3.0, f32::MIN], &[], 100), [0.0, 1.0, 0.0]);
+        let hottest = SamplingOptions { temperature: f32::MAX, ..options() };
+        assert_shares(&shares(hottest, &[1e30, -1e30], &[], 20_000), &[0.5, 0.5]);
+        // Infinite, were it not held back.
+        let favoured = SamplingOptions { repetition_penalty: f32::from_bits(1), ..options() };
+        assert_eq!(shares(favoured, &[1.0, 3.0, 2.0], &[2], 100), [0.0, 0.0, 1.0]);
+        let banned = SamplingOptions { repetition_penalty: 3e38, ..options() };
+        assert_shares(&shares(banned, &[-1e3, -1e30, -1e3], &[1], 20_000), &[0.5, 0.0, 0.5]);
     }
 
     #[test]
     fn a_seed_fixes_the_draws_and_sequences_differ() {
         let draw = |seed, sequence| {
             let mut s = Sampler::for_sequence(SamplingOptions { seed, ..options() }, sequence);
-            (0..64).map(|_| s.sample(&[0.0; 50], &[])).collect::<Vec<_>>()
+            (0..64).map(|_| s.sample(&[0.0; 50], &[]).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(1, 0), draw(1, 0));
         assert_ne!(draw(1, 0), draw(2, 0));

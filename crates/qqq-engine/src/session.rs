@@ -1,7 +1,7 @@
 //! One sequence whose KV cache outlives a generation: the turns of a chat.
 
 use qqq_backend::Backend;
-use qqq_model::{Decoder, Result};
+use qqq_model::{Decoder, ModelError, Result};
 
 use crate::{
     GenerateOptions, Generation,
@@ -57,6 +57,10 @@ impl<'a, B: Backend> Session<'a, B> {
             batch::run(self.decoder, &mut self.kv, &mut sequence, &self.options, &mut |_, id| on_token(id));
         let [sequence] = sequence;
         self.cached = sequence.cached_tokens().to_vec();
+        if let Err(ModelError::NotFinite(_)) = result {
+            // Keys and values of such a run are worth nothing.
+            self.clear();
+        }
         result.map(|()| sequence.into_generation())
     }
 }

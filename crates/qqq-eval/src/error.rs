@@ -17,12 +17,25 @@ pub enum EvalError {
     #[error("{0}")]
     Mismatch(String),
     /// Logits that are NaN or infinite.
-    #[error(
-        "the logits after token {position} are not finite: the model's weights are damaged or overflow on this text"
-    )]
+    #[error("the logits of the {model} for token {position} of the text are not finite: {place}")]
     NotFinite {
+        /// Which of the models: "model" or "baseline".
+        model: &'static str,
         /// Index in the text's tokens.
         position: usize,
+        /// Where it begins; the sequence is the token's window.
+        place: qqq_model::NotFinite,
+    },
+    /// A perplexity that is no number.
+    #[error(
+        "the {model} finds this text so unlikely ({nll:.0} nats a token) that its perplexity is beyond any number: its \
+         logits are far too large, or its tokenizer belongs to another model"
+    )]
+    Overflow {
+        /// Which of the models.
+        model: &'static str,
+        /// Mean negative log-likelihood of a token.
+        nll: f64,
     },
     /// The caller stopped it.
     #[error("interrupted")]

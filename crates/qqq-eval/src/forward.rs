@@ -1,7 +1,7 @@
 //! Running windows through a decoder, and its logits in chunks of rows.
 
 use qqq_backend::{Backend, KvDType, Span};
-use qqq_model::Decoder;
+use qqq_model::{Decoder, NotFinite, names};
 
 use crate::{EvalError, Progress, Result, Window, WindowOptions};
 
@@ -62,6 +62,21 @@ impl Batch<'_> {
             .map(|w| Span { slot: decoder.backend.kv_add_slot(&mut kv), start: 0, len: w.tokens.len() })
             .collect();
         Ok(decoder.hidden(&self.tokens, &spans, &mut kv)?)
+    }
+
+    /// The error of a row whose logits are not finite; `model` says whose they are.
+    pub fn not_finite<B: Backend>(&self, decoder: &Decoder<B>, model: &'static str, row: &Row) -> EvalError {
+        // The whole window: what is not finite behind a token spoils its attention as well, for 0 times it is NaN.
+        let start = row.row + 1 - row.context;
+        let sequence = &self.tokens[start..start + self.windows[row.window - self.first].tokens.len()];
+        let place = match decoder.first_not_finite(sequence) {
+            Ok(place) => place.unwrap_or_else(|| NotFinite {
+                module: names::LM_HEAD_MODULE.into(),
+                position: row.context - 1,
+            }),
+            Err(e) => return e.into(),
+        };
+        EvalError::NotFinite { model, position: row.position, place }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, cpu::pool::parallel_chunks_mut};
+use qqq_backend::{Backend, cpu::pool::parallel_chunks_mut, first_not_finite};
 use qqq_model::Decoder;
 
 use crate::{
@@ -63,9 +63,13 @@ pub fn kl_divergence<A: Backend, B: Backend>(
                 let row = i * vocab..(i + 1) * vocab;
                 out[0] = Some(compare(&p[row.clone()], &q[row], rows[i].target));
             });
-            for (row, pair) in rows.iter().zip(pairs.into_iter().flatten()) {
+            let pairs = pairs.into_iter().flatten().zip(p.chunks_exact(vocab));
+            for (row, (pair, p)) in rows.iter().zip(pairs) {
                 if !pair.is_finite() {
-                    return Err(EvalError::NotFinite { position: row.position });
+                    return Err(match first_not_finite(p) {
+                        Some(_) => batch.not_finite(baseline, "baseline", row),
+                        None => batch.not_finite(model, "model", row),
+                    });
                 }
                 WindowSum::add(&mut kl, row.window, pair.kl);
                 WindowSum::add(&mut agree, row.window, f64::from(u8::from(pair.agree)));
@@ -75,8 +79,15 @@ pub fn kl_divergence<A: Backend, B: Backend>(
         }
         Ok(())
     })?;
-    let baseline_perplexity = estimate(&base_nll).exp().mean;
-    let perplexity_ratio = estimate(&log_ratio).exp();
+    let (baseline_nll, log_ratio) = (estimate(&base_nll), estimate(&log_ratio));
+    let baseline_perplexity = baseline_nll.exp().mean;
+    let perplexity_ratio = log_ratio.exp();
+    if !baseline_perplexity.is_finite() {
+        return Err(EvalError::Overflow { model: "baseline", nll: baseline_nll.mean });
+    }
+    if !(baseline_perplexity * perplexity_ratio.mean).is_finite() {
+        return Err(EvalError::Overflow { model: "model", nll: baseline_nll.mean + log_ratio.mean });
+    }
     Ok(KldReport {
         kl_divergence: estimate(&kl),
         top1_agreement: estimate(&agree),

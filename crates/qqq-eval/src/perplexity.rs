@@ -36,7 +36,7 @@ pub struct PerplexityReport {
 ///
 /// # Errors
 /// Options that leave nothing to score, a window beyond the model's context, tokens outside its vocabulary, logits that
-/// are not finite, or `progress` returned `false`.
+/// are not finite, a perplexity that is not, or `progress` returned `false`.
 pub fn perplexity<B: Backend>(
     decoder: &Decoder<B>,
     tokens: &[u32],
@@ -59,7 +59,7 @@ pub fn perplexity<B: Backend>(
             });
             for (row, nll) in rows.iter().zip(nll) {
                 if !nll.is_finite() {
-                    return Err(EvalError::NotFinite { position: row.position });
+                    return Err(batch.not_finite(decoder, "model", row));
                 }
                 WindowSum::add(&mut sums, row.window, nll);
                 if whole && row.context >= options.second_half() {
@@ -69,7 +69,11 @@ pub fn perplexity<B: Backend>(
         }
         Ok(())
     })?;
-    let mean = estimate(&sums).exp();
+    let nll = estimate(&sums);
+    let mean = nll.exp();
+    if !mean.mean.is_finite() {
+        return Err(EvalError::Overflow { model: "model", nll: nll.mean });
+    }
     Ok(PerplexityReport {
         perplexity: mean.mean,
         standard_error: mean.standard_error,

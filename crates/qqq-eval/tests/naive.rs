@@ -205,3 +205,26 @@ fn refusals() {
     let overflow = perplexity(&model(1, VOCAB, f32::MAX), &tokens, &WindowOptions::new(16), &mut |_, _| true);
     assert!(matches!(overflow, Err(EvalError::NotFinite { .. })), "{overflow:?}");
 }
+
+#[test]
+fn numbers_that_are_not_finite_say_whose_and_where() {
+    let (p, tokens) = (model(1, VOCAB, 0.3), text(100));
+    let (mut bad, options) = (model(1, VOCAB, 0.3), WindowOptions::new(16));
+    let at = tokens.iter().position(|t| *t == tokens[5]).expect("it is there");
+    let mut embedding = Random(3).vec(VOCAB * HIDDEN, 1.0);
+    embedding[tokens[5] as usize * HIDDEN] = f32::INFINITY;
+    bad.embedding = bad.backend.embedding(VOCAB, HIDDEN, WeightData::F32(embedding)).unwrap();
+
+    let alone = perplexity(&bad, &tokens, &options, &mut |_, _| true).unwrap_err();
+    let as_model = kl_divergence(&p, &bad, &tokens, &options, &mut |_, _| true).unwrap_err();
+    let as_baseline = kl_divergence(&bad, &p, &tokens, &options, &mut |_, _| true).unwrap_err();
+    for (error, whose) in [(alone, "model"), (as_model, "model"), (as_baseline, "baseline")] {
+        let EvalError::NotFinite { model, place, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((*model, place.position), (whose, at));
+        assert_eq!(place.module, "model.embed_tokens.weight");
+        assert!(error.to_string().contains(whose), "{error}");
+    }
+    // Logits that are finite, but so large that the perplexity is not.
+    let certain = perplexity(&model(1, VOCAB, 1e4), &tokens, &options, &mut |_, _| true);
+    assert!(matches!(certain, Err(EvalError::Overflow { .. })), "{certain:?}");
+}

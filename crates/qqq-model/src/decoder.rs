@@ -81,7 +81,7 @@ impl<B: Backend> Decoder<B> {
         Ok(hidden)
     }
 
-    fn check(&self, tokens: &[u32], spans: &[Span]) -> Result<()> {
+    pub(crate) fn check(&self, tokens: &[u32], spans: &[Span]) -> Result<()> {
         let vocab = self.config.vocab_size;
         if let Some((i, id)) = tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
             return Err(ModelError::Request(format!(
@@ -115,7 +115,8 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The `count` largest logits of each row with their tokens, largest first, lower ids first among equals. They are
-    /// those of [`logits`](Self::logits), but may take far less time.
+    /// those of [`logits`](Self::logits), but may take far less time. Of a row with logits that are not finite, the first of
+    /// these alone.
     pub fn top_logits(&self, hidden: &B::Tensor, count: usize) -> Vec<Vec<(f32, u32)>> {
         self.backend.linear_top(&self.head_input(hidden), &self.head, count)
     }

@@ -27,6 +27,9 @@ pub enum ModelError {
     /// A file that cannot be read as text.
     #[error(transparent)]
     Text(#[from] crate::text::TextError),
+    /// Numbers that are NaN or infinite.
+    #[error(transparent)]
+    NotFinite(#[from] crate::NotFinite),
     /// The Hugging Face hub.
     #[error("{0}")]
     Hub(String),

@@ -3,7 +3,7 @@
 /// Result with a [`QuantError`].
 pub type Result<T, E = QuantError> = std::result::Result<T, E>;
 
-/// What can go wrong.
+/// What can go wrong. Errors of numbers name the layer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuantError {
@@ -19,6 +19,14 @@ pub enum QuantError {
     /// A recipe that cannot be carried out on this model.
     #[error("{0}")]
     Recipe(String),
+    /// Numbers that are NaN or infinite, or that a type cannot hold: of the model, not of the method.
+    #[error("{layer}: {reason}")]
+    NotFinite {
+        /// Layer or tensor concerned.
+        layer: String,
+        /// What happened, and what to do.
+        reason: String,
+    },
     /// A numerical failure that raising the damping did not cure.
     #[error("{layer}: {reason}")]
     Numerics {

@@ -62,9 +62,16 @@ impl HalfType {
                 }
             };
             if !finite {
-                return Err(QuantError::Numerics {
+                return Err(QuantError::NotFinite {
                     layer: name.to_owned(),
-                    reason: format!("the value {x} is beyond the range of {}", self.config_name()),
+                    reason: format!(
+                        "the value {x} is beyond the range of {}, in which it is to be stored{}",
+                        self.config_name(),
+                        match self {
+                            HalfType::F16 => "; save the model as bfloat16 first, or leave it unrotated",
+                            HalfType::BF16 => "",
+                        }
+                    ),
                 });
             }
             out.extend_from_slice(&bits.to_le_bytes());

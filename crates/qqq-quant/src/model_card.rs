@@ -3,8 +3,8 @@
 use std::{fmt::Write as _, path::Path};
 
 use crate::{
-    Clip, GroupScales, Propagation, Recipe, Report, Result, RotationKind, Transform, ValueHessian, output,
-    report::modules,
+    Clip, GroupScales, Propagation, Report, Result, RotationKind, Transform, ValueHessian, output,
+    report::modules, rotation::Family,
 };
 
 /// The card's file.
@@ -87,7 +87,7 @@ fn render_into(
     writeln!(card, "| Weights | {weights} |")?;
     writeln!(card, "| Activations | int8, one scale per token, found at run time |")?;
     writeln!(card, "| Format | {} |", report.format)?;
-    for (name, value) in recipe_rows(recipe) {
+    for (name, value) in recipe_rows(report) {
         writeln!(card, "| {name} | {value} |")?;
     }
     let calibration = &recipe.calibration;
@@ -146,8 +146,12 @@ fn render_into(
     Ok(())
 }
 
-fn recipe_rows(recipe: &Recipe) -> Vec<(&'static str, String)> {
+fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
+    let recipe = &report.recipe;
     let transform = match (recipe.transform, recipe.rotation) {
+        (Transform::Rotate, _) if report.rotation.is_some_and(|r| r.stream == Family::Hartley) => {
+            "rotation by a randomised Hartley matrix".into()
+        }
         (Transform::None, _) => "none".into(),
         (Transform::Smooth, _) => {
             format!("adaptive smoothing on {} tokens", recipe.calibration.smooth_tokens)

@@ -19,8 +19,8 @@ use crate::{
     nearest::round_scaled,
     output::{OutputCheckpoint, QuantizedBlock, weight_bytes},
     preflight,
-    report::{LayerReport, SmoothReport, Timings, modules},
-    rotation::Rotation,
+    report::{LayerReport, RotationReport, SmoothReport, Timings, modules},
+    rotation::{Family, Rotation},
     self_samples,
     smooth::SearchOptions,
     smooth_sites::SmoothContext,
@@ -91,6 +91,9 @@ pub fn quantize<'a>(
     let mut timings = Timings { calibrate: started.elapsed().as_secs_f64(), ..Timings::default() };
     let clock = Instant::now();
     let rotations = Rotations::new(checkpoint, recipe)?;
+    for note in rotations.iter().flat_map(Rotations::notes) {
+        work.warn(note);
+    }
     let embedding = writer.add_ends(rotations.as_ref().map(|r| &r.stream))?;
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embed = |ids: &[u32]| embed(ids, &embedding, vocab, hidden, plan.half);
@@ -146,6 +149,7 @@ pub fn quantize<'a>(
         calibration_tokens: windows.iter().map(Vec::len).sum(),
         layers: run.layers,
         smoothing: run.smoothing,
+        rotation: run.rotations.as_ref().map(Rotations::report),
         warnings,
         timings: run.timings,
         linear_bytes: run.bytes,
@@ -224,7 +228,31 @@ impl Rotations {
         }
         let config = &checkpoint.config;
         let stream = Rotation::new(recipe.rotation, config.hidden_size, recipe.seed)?;
-        Ok(Some(Self { stream, head: Rotation::head(config.head_dim)? }))
+        Ok(Some(Self { stream, head: Rotation::head(config.head_dim) }))
+    }
+
+    fn report(&self) -> RotationReport {
+        RotationReport {
+            stream: self.stream.family,
+            hidden_size: self.stream.width,
+            head: self.head.family,
+            head_dim: self.head.width,
+        }
+    }
+
+    /// What the user should know about the matrices.
+    fn notes(&self) -> Vec<String> {
+        let parts = [("the residual stream", &self.stream), ("heads", &self.head)];
+        parts
+            .into_iter()
+            .filter(|(_, rotation)| rotation.family == Family::Hartley)
+            .map(|(what, rotation)| {
+                format!(
+                    "no Hadamard matrix of width {} can be built; a Hartley matrix, which is nearly as flat, rotates {what}",
+                    rotation.width
+                )
+            })
+            .collect()
     }
 }
 

@@ -6,8 +6,8 @@ use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq};
 use qqq_model::{memory, names};
 
 use crate::{
-    Calibration, Clip, OutputFormat, QuantError, Recipe, Result, Transform, float_block::head_layout,
-    half_type::HalfType, recipe::MAX_DAMPING,
+    Calibration, Clip, OutputFormat, QuantError, Recipe, Result, Transform, clip::Grid,
+    float_block::head_layout, half_type::HalfType, recipe::MAX_DAMPING,
 };
 
 /// What was found out before the work.
@@ -199,7 +199,8 @@ pub(crate) fn check_space(config: &ModelConfig, recipe: &Recipe, directory: &Pat
     Ok(())
 }
 
-/// The source's own 16-bit type; float16 for other sources, unless a value is beyond its range.
+/// The source's own 16-bit type; float16 for other sources, unless it cannot stand for some of the values or of the scales
+/// that they will take.
 fn kept_type(checkpoint: &Checkpoint) -> Result<HalfType> {
     let tensors = &checkpoint.tensors;
     match tensors.info(names::EMBEDDING).map(|t| t.dtype) {
@@ -208,13 +209,21 @@ fn kept_type(checkpoint: &Checkpoint) -> Result<HalfType> {
         _ => {}
     }
     let linear = |name: &String| names::LINEARS.iter().any(|m| name.ends_with(&format!("{m}.weight")));
-    for name in tensors.names().iter().filter(|n| !linear(n)) {
-        let Some(info) = tensors.info(name) else { continue };
-        if matches!(info.dtype, DType::I8 | DType::U8 | DType::I32 | DType::I64) {
-            continue;
-        }
-        let values = tensors.f32(name, &info.shape)?;
-        if values.iter().any(|x| !half::f16::from_f32(*x).is_finite()) {
+    for name in tensors.names() {
+        let Some(info) = tensors.info(&name) else { continue };
+        // Scales of 4-bit weights: a seventh of the largest of a channel or group. Sources of narrower types are taken to be in
+        // the range of theirs.
+        let share = match (linear(&name), info.dtype) {
+            (_, DType::I8 | DType::U8 | DType::I32 | DType::I64) => continue,
+            (true, DType::F32) => Grid::CHANNEL.reach,
+            (true, _) => continue,
+            (false, _) => 1.0,
+        };
+        let values = tensors.f32(&name, &info.shape)?;
+        let largest = values.iter().fold(0.0f32, |max, x| max.max(x.abs())) / share;
+        // A bias may be nothing but noise around zero; of a weight so small float16 would lose digits.
+        let small = largest > 0.0 && largest < half::f16::MIN_POSITIVE.to_f32() && !name.ends_with(".bias");
+        if small || !half::f16::from_f32(largest).is_finite() {
             return Ok(HalfType::BF16);
         }
     }

@@ -18,7 +18,7 @@ pub enum Transform {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RotationKind {
-    /// Randomised Hadamard matrix; needs a width for which one can be built.
+    /// Randomised Hadamard matrix; a randomised Hartley matrix for widths for which none can be built.
     Hadamard,
     /// Random orthogonal matrix (Q of a Gaussian's QR decomposition).
     Orthogonal,

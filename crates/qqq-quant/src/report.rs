@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Recipe;
+use crate::{Recipe, rotation::Family};
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
 /// two.
@@ -52,6 +52,29 @@ pub struct SmoothReport {
     pub loss_after: f64,
 }
 
+/// The matrices of a rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationReport {
+    /// Of the residual stream: its rows have random signs.
+    pub stream: Family,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Of each head of v and o.
+    pub head: Family,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl std::fmt::Display for RotationReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "residual stream by a {} matrix of width {}, heads by a {} matrix of width {}",
+            self.stream, self.hidden_size, self.head, self.head_dim
+        )
+    }
+}
+
 /// Seconds spent.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Timings {
@@ -86,6 +109,9 @@ pub struct Report {
     pub layers: Vec<LayerReport>,
     /// Smoothing sites.
     pub smoothing: Vec<SmoothReport>,
+    /// Rotation, where there is one (and the report is not of a version that did not say).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationReport>,
     /// Things the user should know (damping raised, ...).
     pub warnings: Vec<String>,
     /// Timings.

@@ -6,7 +6,7 @@
 
 use qqq_backend::{Backend, KvDType};
 use qqq_engine::{GenerateOptions, SamplingOptions, generate};
-use qqq_model::{Decoder, Tokenizer};
+use qqq_model::{Decoder, ModelError, Tokenizer};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -20,7 +20,7 @@ const BATCH: usize = 8;
 /// Samples windows; `on_token` is called for every token and stops by an error.
 ///
 /// # Errors
-/// Those of generation and of `on_token`.
+/// Those of generation (a model whose logits are not finite has no samples to give) and of `on_token`.
 pub fn sample_windows<B: Backend>(
     decoder: &Decoder<B>,
     tokenizer: &Tokenizer,
@@ -63,7 +63,12 @@ pub fn sample_windows<B: Backend>(
                     false
                 }
             };
-            let generated = generate(decoder, windows, &options, &mut token)?;
+            let generated = generate(decoder, windows, &options, &mut token).map_err(|e| match e {
+                ModelError::NotFinite(place) => {
+                    QuantError::Calibration(format!("the model cannot write its own: {place}"))
+                }
+                other => other.into(),
+            })?;
             if let Some(e) = stopped {
                 return Err(e);
             }

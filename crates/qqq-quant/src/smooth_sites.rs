@@ -8,17 +8,18 @@
 use qqq_backend::{
     Backend, HeadLayout, InputKind, KvDType, KvLayout, Span,
     cpu::{CpuActivation, CpuBackend, matrix::Matrix, w4a8::Int8Activations},
+    first_not_finite,
 };
 use qqq_formats::{LinearWeight, ModelConfig};
-use qqq_model::{Block, ModelError};
+use qqq_model::{Block, ModelError, names};
 
 use crate::{
-    Result,
+    QuantError, Result,
     float_block::{FloatBlock, FloatLinear},
     half_type::HalfType,
     nearest::round_scaled,
     parallel,
-    report::SmoothReport,
+    report::{SmoothReport, modules},
     smooth::{self, SearchOptions, SmoothChoice},
     transform,
 };
@@ -44,7 +45,7 @@ impl SmoothContext<'_> {
     /// they leave it as the states after the block. `sites` names the site that is begun.
     ///
     /// # Errors
-    /// A weight that the backend refuses, and those of `on_site`.
+    /// A weight that the backend refuses, inputs or outputs of a site that are not finite, and those of `on_site`.
     pub fn smooth_block(
         &self,
         index: usize,
@@ -55,10 +56,12 @@ impl SmoothContext<'_> {
         let b = self.backend;
         let heads = crate::float_block::head_layout(self.config);
         let float = Block::new(b, self.config, index, block.to_weights())?;
+        let [qkv, o, gate_up, down] = [modules::QKV, modules::O, modules::GATE_UP, modules::DOWN]
+            .map(|site| names::linear(index, site));
         let mut reports = Vec::new();
         let mut push = |site: &str, choice: &SmoothChoice| {
             reports.push(SmoothReport {
-                site: format!("model.layers.{index}.{site}"),
+                site: site.to_owned(),
                 sigma: choice.sigma,
                 smoothed_channels: choice.scales.iter().filter(|&&s| s > 1.0).count(),
                 loss_before: choice.loss_before,
@@ -76,46 +79,49 @@ impl SmoothContext<'_> {
         };
         let attn = attend(b.linear(&CpuActivation::Float(x.clone()), &float.qkv));
         on_site()?;
-        let choice = self.search(&x, &block.qkv, &attn, &attend)?;
+        let choice = self.search(&qkv, &x, &block.qkv, &attn, &attend)?;
         transform::smooth_qkv(block, &choice.scales, self.half);
-        push("self_attn.qkv_proj", &choice);
+        push(&qkv, &choice);
 
         let attn = CpuActivation::Float(attn);
         let out = b.linear(&attn, &float.o);
         add(hidden, &out);
         if heads.num_heads == heads.num_kv_heads {
             on_site()?;
-            let choice = self.search(&float_rows(attn), &block.o, &out, &|y| y)?;
+            let choice = self.search(&o, &float_rows(attn), &block.o, &out, &|y| y)?;
             transform::smooth_o(block, &choice.scales, heads);
-            push("self_attn.o_proj", &choice);
+            push(&o, &choice);
         }
 
         let x = float_rows(float.mlp_input(b, hidden));
         let activate = |y: Matrix| float_rows(b.silu_mul(y, InputKind::Float));
         let inner = activate(b.linear(&CpuActivation::Float(x.clone()), &float.gate_up));
         on_site()?;
-        let choice = self.search(&x, &block.gate_up, &inner, &activate)?;
+        let choice = self.search(&gate_up, &x, &block.gate_up, &inner, &activate)?;
         transform::smooth_gate_up(block, &choice.scales, self.half);
-        push("mlp.gate_up_proj", &choice);
+        push(&gate_up, &choice);
 
         let inner = CpuActivation::Float(inner);
         let out = b.linear(&inner, &float.down);
         add(hidden, &out);
         on_site()?;
-        let choice = self.search(&float_rows(inner), &block.down, &out, &|y| y)?;
+        let choice = self.search(&down, &float_rows(inner), &block.down, &out, &|y| y)?;
         transform::smooth_down(block, &choice.scales);
-        push("mlp.down_proj", &choice);
+        push(&down, &choice);
         Ok(reports)
     }
 
     /// Searches the scales of one site: `x` enters `linear`, and `finish` of its output should be `reference`.
     fn search(
         &self,
+        site: &str,
         x: &Matrix,
         linear: &FloatLinear,
         reference: &Matrix,
         finish: &dyn Fn(Matrix) -> Matrix,
     ) -> Result<SmoothChoice> {
+        check(site, "input", x)?;
+        check(site, "output", reference)?;
         let (max, min) = channel_range(x);
         let power: f64 = reference.data.iter().map(|&y| f64::from(y) * f64::from(y)).sum();
         let mut failure = None;
@@ -127,7 +133,18 @@ impl SmoothContext<'_> {
             }
         };
         let choice = smooth::search(&max, &min, loss, &self.options);
-        failure.map_or(Ok(choice), Err)
+        if let Some(e) = failure {
+            return Err(e);
+        }
+        match choice.loss_before.is_finite() && choice.loss_after.is_finite() {
+            true => Ok(choice),
+            false => Err(QuantError::NotFinite {
+                layer: site.to_owned(),
+                reason: "its quantized output overflows on the calibration text: the model's weights or activations are \
+                         too large for 32-bit floats"
+                    .into(),
+            }),
+        }
     }
 
     /// The W4A8 layer's output when its input channels are divided by `s` and its columns multiplied.
@@ -147,6 +164,20 @@ impl SmoothContext<'_> {
         let codes = Int8Activations::quantize(&scaled);
         Ok(self.backend.linear(&CpuActivation::Int8(codes), &packed))
     }
+}
+
+/// What the search cannot see: the range of a channel and comparisons of losses leave NaN out.
+fn check(site: &str, what: &str, x: &Matrix) -> Result<()> {
+    let Some(first) = first_not_finite(&x.data) else { return Ok(()) };
+    Err(QuantError::NotFinite {
+        layer: site.to_owned(),
+        reason: format!(
+            "its float {what} becomes {} at token {} of the calibration text; the model's weights are damaged or overflow \
+             on this text",
+            x.data[first],
+            first / x.cols.max(1)
+        ),
+    })
 }
 
 /// A cache for one layer of calibration.

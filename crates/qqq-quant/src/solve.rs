@@ -9,10 +9,10 @@ mod rows;
 use std::sync::Mutex;
 
 use half::{bf16, f16};
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::{cpu::pool::parallel_for, first_not_finite};
 use qqq_formats::{QuantizedWeight, Scales};
 
-use crate::{Clip, GroupScales, QuantError, Result};
+use crate::{Clip, GroupScales, QuantError, Result, clip::Grid};
 use factor::Factor;
 use rows::{RowSolution, Task};
 
@@ -104,7 +104,8 @@ pub struct Solved {
 /// choice of scales, and neither give nor receive compensation.
 ///
 /// # Errors
-/// Sizes that do not fit, weights or Hessian that are not finite, a Hessian that stays indefinite at any damping.
+/// Sizes that do not fit, weights or Hessian or results that are not finite, scales beyond their type, a Hessian that stays
+/// indefinite at any damping.
 pub fn solve(
     layer: &str,
     weights: &[f32],
@@ -127,7 +128,9 @@ pub fn solve(
                 let task =
                     Task { weights, k, hessian, diagonal: &diagonal, factor: factor.as_ref(), options };
                 match solve_rows(&task, n) {
-                    Some(rows) => return Ok(assemble(rows, n, k, damping, dead_channels, options)),
+                    Some(rows) => {
+                        return finished(layer, assemble(rows, n, k, damping, dead_channels, options));
+                    }
                     None => "the compensated weights overflow".to_owned(),
                 }
             }
@@ -150,6 +153,28 @@ pub fn solve(
 
 fn numerics(layer: &str, reason: String) -> QuantError {
     QuantError::Numerics { layer: layer.to_owned(), reason }
+}
+
+fn not_finite(layer: &str, reason: String) -> QuantError {
+    QuantError::NotFinite { layer: layer.to_owned(), reason }
+}
+
+/// Lets nothing out that no reader could use.
+fn finished(layer: &str, solved: Solved) -> Result<Solved> {
+    let scales = solved.weight.channel_scales();
+    if let Some(row) = first_not_finite(scales) {
+        return Err(not_finite(layer, format!("the scale of output channel {row} is {}", scales[row])));
+    }
+    match [solved.loss_nearest, solved.loss].into_iter().find(|loss| !loss.is_finite()) {
+        None => Ok(solved),
+        Some(loss) => Err(not_finite(
+            layer,
+            format!(
+                "the relative error of its output is {loss}: its weights or inputs are too large for 32-bit sums; the \
+                 model's weights may be damaged"
+            ),
+        )),
+    }
 }
 
 fn check(
@@ -180,13 +205,25 @@ fn check(
         )));
     }
     if let Some(i) = first_not_finite(weights) {
-        return Err(numerics(layer, format!("weight [{}, {}] is {}", i / k, i % k, weights[i])));
+        return Err(not_finite(layer, format!("weight [{}, {}] is {}", i / k, i % k, weights[i])));
     }
-    if let Some(i) = first_not_finite(hessian) {
-        return Err(numerics(
+    let grid = if options.group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
+    let largest = weights.iter().fold(0.0f32, |max, w| max.max(w.abs()));
+    if options.scale_dtype == ScaleDType::F16 && largest / grid.reach > f16::MAX.to_f32() {
+        return Err(not_finite(
             layer,
             format!(
-                "Hessian [{}, {}] is {}: activations overflowed during calibration",
+                "weights of up to {largest} take scales beyond float16, the type of the model's 16-bit tensors; save the \
+                 model as bfloat16 first, or choose the qqq format, whose scales are float32"
+            ),
+        ));
+    }
+    if let Some(i) = first_not_finite(hessian) {
+        return Err(not_finite(
+            layer,
+            format!(
+                "Hessian [{}, {}] is {}: the layer's inputs overflowed during calibration; the model's weights are damaged, \
+                 or too large for 32-bit floats",
                 i / k,
                 i % k,
                 hessian[i]
@@ -200,13 +237,6 @@ fn check(
         ));
     }
     Ok(())
-}
-
-/// Index of the first NaN or infinite value. Looks at whole chunks first, which needs no branch a value.
-fn first_not_finite(values: &[f32]) -> Option<usize> {
-    const CHUNK: usize = 1024;
-    let bad = values.chunks(CHUNK).position(|c| c.iter().fold(false, |bad, v| bad | !v.is_finite()))?;
-    values[bad * CHUNK..].iter().position(|v| !v.is_finite()).map(|i| bad * CHUNK + i)
 }
 
 /// Solves all rows; `None` if numbers overflowed.
@@ -251,7 +281,11 @@ fn assemble(
         None => Scales::PerChannel(channels),
         Some(group_size) => Scales::PerGroup { group_size, channel: channels, group: groups },
     };
-    let relative = |error: f64| if energy > 0.0 { error / energy } else { 0.0 };
+    let relative = |error: f64| match energy {
+        0.0 => 0.0,
+        _ if energy.is_finite() => error / energy,
+        _ => f64::NAN,
+    };
     Solved {
         weight: QuantizedWeight { out_features: n, in_features: k, codes, scales },
         loss_nearest: relative(nearest),

@@ -8,6 +8,7 @@
 use qqq_backend::{
     Backend, InputKind, Span,
     cpu::{CpuActivation, CpuBackend, CpuKvCache, matrix::Matrix, w4a8::Int8Activations},
+    first_not_finite,
 };
 use qqq_model::Block;
 
@@ -369,13 +370,14 @@ fn attend(
 }
 
 fn check(name: &str, hidden: &Matrix) -> Result<()> {
-    if hidden.data.iter().all(|x| x.is_finite()) {
-        return Ok(());
-    }
-    Err(QuantError::Numerics {
+    let Some(first) = first_not_finite(&hidden.data) else { return Ok(()) };
+    Err(QuantError::NotFinite {
         layer: name.to_owned(),
-        reason: "the hidden states of the calibration tokens become NaN or infinite here; \
-                 the model's weights are damaged or overflow on this text"
-            .into(),
+        reason: format!(
+            "the hidden states of the calibration tokens become {} here (token {} of a window); the model's weights are \
+             damaged or overflow on this text",
+            hidden.data[first],
+            first / hidden.cols.max(1)
+        ),
     })
 }

@@ -3,17 +3,37 @@
 //! A slot grows by chunks of [`CHUNK`] positions, which never move. Within a chunk, every key/value
 //! head has its keys, then its values. Keys lie in blocks of 32 positions, `[head_dim][32]`: the form in which
 //! the tile kernel takes `K^T`, both for one query and for many. Values are `[position][value_stride]`.
+//!
+//! A cache of [`KvDType::F16`] rounds to float16 what float16 can stand for. The keys (or values) of a head at a position
+//! that it cannot ([`fits`]) stay as they are, and their chunk becomes one of float32, in which all others keep their rounded
+//! values: what the cache holds of a position does not depend on its neighbours, nor on what was appended together.
 
-use std::mem::size_of;
+use std::{
+    mem::size_of,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use half::f16;
 
-use super::{element::Element, shared::SharedMut, simd::SimdLevel, tile::NR};
+use super::{
+    element::Element,
+    shared::SharedMut,
+    simd::{SimdLevel, multiversion},
+    tile::NR,
+};
 use crate::{KvDType, KvLayout};
 
 /// Positions of a chunk.
 pub(crate) const CHUNK: usize = 128;
 const _: () = assert!(CHUNK.is_multiple_of(NR));
+
+/// Keys from here on stay float32: float16 numbers are half a unit apart, and the softmax turns an error of its scores,
+/// however small beside them, into as large a relative error of the weights.
+const LARGEST_KEY: f32 = 512.0;
+/// The largest finite float16. Values are averaged, so that their relative error counts, which is the same for all sizes.
+const LARGEST_VALUE: f32 = 65504.0;
+/// The least float16 with all digits. A head whose largest component lies below it would lose some, or all.
+const SMALLEST: f32 = 6.103_515_6e-5;
 
 /// Keys and values of several sequences (slots), all layers.
 #[derive(Debug)]
@@ -29,7 +49,8 @@ pub(crate) struct LayerCache {
     chunks: Vec<Chunk>,
 }
 
-/// Memory of [`CHUNK`] positions, all heads.
+/// Memory of [`CHUNK`] positions, all heads. In a cache of float16, a chunk of float32 is one that holds something that
+/// does not fit.
 #[derive(Debug)]
 pub(crate) enum Chunk {
     F32(Box<[f32]>),
@@ -118,15 +139,29 @@ impl CpuKvCache {
 
     /// Writable views of a layer's chunks.
     pub(crate) fn writers(&mut self, slot: usize, layer: usize) -> Vec<ChunkWriter<'_>> {
+        let rounds = self.layout.dtype == KvDType::F16;
         let cache = &mut self.slots[slot].as_mut().expect("a KV slot in use")[layer];
         cache
             .chunks
             .iter_mut()
             .map(|chunk| match chunk {
-                Chunk::F32(data) => ChunkWriter::F32(SharedMut::new(data)),
-                Chunk::F16(data) => ChunkWriter::F16(SharedMut::new(data)),
+                Chunk::F32(data) => {
+                    let data = SharedMut::new(data);
+                    if rounds { ChunkWriter::Mixed(data) } else { ChunkWriter::F32(data) }
+                }
+                Chunk::F16(data) => ChunkWriter::F16(SharedMut::new(data), AtomicBool::new(false)),
             })
             .collect()
+    }
+
+    /// Makes a chunk of float16 one of float32, of the same values.
+    pub(crate) fn widen_chunk(&mut self, level: SimdLevel, slot: usize, layer: usize, chunk: usize) {
+        let chunk = &mut self.slots[slot].as_mut().expect("a KV slot in use")[layer].chunks[chunk];
+        if let Chunk::F16(data) = chunk {
+            let mut wide = vec![0.0; data.len()].into_boxed_slice();
+            f16::widen(level, data, &mut wide);
+            *chunk = Chunk::F32(wide);
+        }
     }
 
     /// Bytes that the cache holds.
@@ -178,10 +213,28 @@ impl LayerCache {
     }
 }
 
+multiversion! {
+    /// Bits of the largest magnitude: they are in the order of the numbers, infinities and NaNs above all.
+    fn largest_bits(x: &[f32]) -> u32 {
+        x.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff))
+    }
+}
+
+/// Whether float16 can stand for the keys or values of a head at a position: no component is beyond `largest` (or not
+/// a number), and their largest is not below the numbers with all digits, unless all are 0.
+fn fits(level: SimdLevel, head: &[f32], largest: f32) -> bool {
+    let found = f32::from_bits(largest_bits(level, head));
+    found == 0.0 || (SMALLEST..=largest).contains(&found)
+}
+
 /// A chunk that several jobs write, each its own positions.
 pub(crate) enum ChunkWriter<'a> {
+    /// Of a cache of float32.
     F32(SharedMut<'a, f32>),
-    F16(SharedMut<'a, f16>),
+    /// Of float16. The flag is set when something does not fit: widen the chunk and write the positions again.
+    F16(SharedMut<'a, f16>, AtomicBool),
+    /// Of a cache of float16, widened.
+    Mixed(SharedMut<'a, f32>),
 }
 
 /// Keys and values of a head at consecutive positions.
@@ -199,23 +252,63 @@ pub(crate) struct NewPositions<'a> {
     pub stride: usize,
 }
 
+impl NewPositions<'_> {
+    /// Whether the keys of each position fit float16, and the values.
+    fn fit(&self, level: SimdLevel, head_dim: usize) -> [[bool; NR]; 2] {
+        let mut fit = [[false; NR]; 2];
+        let parts = [(self.keys, LARGEST_KEY.next_down()), (self.values, LARGEST_VALUE)];
+        for (fit, (data, largest)) in fit.iter_mut().zip(parts) {
+            for (fit, row) in fit.iter_mut().zip(data.chunks(self.stride)).take(self.count) {
+                *fit = fits(level, &row[..head_dim], largest);
+            }
+        }
+        fit
+    }
+}
+
 impl ChunkWriter<'_> {
     /// Writes positions.
     ///
     /// # Safety
     /// No other job may use these positions of the head.
-    pub(crate) unsafe fn write(&self, layout: ChunkLayout, new: NewPositions) {
+    pub(crate) unsafe fn write(&self, level: SimdLevel, layout: ChunkLayout, new: NewPositions) {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                ChunkWriter::F32(data) => write(data, |v| v, layout, new),
-                ChunkWriter::F16(data) => write(data, f16::from_f32, layout, new),
+                ChunkWriter::F32(data) => write(data, [|_, v| v; 2], layout, new),
+                ChunkWriter::F16(data, overflow) => {
+                    let fit = new.fit(level, layout.head_dim);
+                    if fit.iter().any(|fit| !fit[..new.count].iter().all(|fit| *fit)) {
+                        overflow.store(true, Ordering::Relaxed);
+                    }
+                    write(data, [|_, v| f16::from_f32(v); 2], layout, new);
+                }
+                ChunkWriter::Mixed(data) => {
+                    let fit = new.fit(level, layout.head_dim);
+                    let stored = |fit: [bool; NR]| {
+                        move |i: usize, v: f32| if fit[i] { f16::from_f32(v).to_f32() } else { v }
+                    };
+                    write(data, fit.map(stored), layout, new);
+                }
             }
         }
     }
+
+    /// Whether something that was written did not fit.
+    pub(crate) fn overflowed(&self) -> bool {
+        matches!(self, ChunkWriter::F16(_, overflow) if overflow.load(Ordering::Relaxed))
+    }
 }
 
-unsafe fn write<T>(data: &SharedMut<T>, narrow: impl Fn(f32) -> T, layout: ChunkLayout, new: NewPositions) {
+/// Writes positions: `narrow`, of keys and of values, makes of a position (counted from the first) and a component what is
+/// stored.
+unsafe fn write<T>(
+    data: &SharedMut<T>,
+    narrow: [impl Fn(usize, f32) -> T; 2],
+    layout: ChunkLayout,
+    new: NewPositions,
+) {
+    let [narrow_key, narrow_value] = narrow;
     let (block, lane) = (new.first / NR, new.first % NR);
     assert!(lane + new.count <= NR && new.first + new.count <= CHUNK);
     let start = new.head * layout.head_size;
@@ -225,7 +318,7 @@ unsafe fn write<T>(data: &SharedMut<T>, narrow: impl Fn(f32) -> T, layout: Chunk
         // SAFETY: the caller's promise.
         let lanes = unsafe { data.slice(at..at + new.count) };
         for (i, lane) in lanes.iter_mut().enumerate() {
-            *lane = narrow(new.keys[i * new.stride + d]);
+            *lane = narrow_key(i, new.keys[i * new.stride + d]);
         }
     }
     for i in 0..new.count {
@@ -233,7 +326,7 @@ unsafe fn write<T>(data: &SharedMut<T>, narrow: impl Fn(f32) -> T, layout: Chunk
         // SAFETY: the caller's promise.
         let row = unsafe { data.slice(at..at + layout.head_dim) };
         for (v, &x) in row.iter_mut().zip(&new.values[i * new.stride..]) {
-            *v = narrow(x);
+            *v = narrow_value(i, x);
         }
     }
 }

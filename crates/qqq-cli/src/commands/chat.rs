@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal};
 
 use qqq_backend::{CpuBackend, KvDType};
 use qqq_engine::{GenerateOptions, Session};
-use qqq_model::{ChatTemplate, Message, tokenizer::TokenStream};
+use qqq_model::{ChatTemplate, Message, ModelError, tokenizer::TokenStream};
 
 use super::generate::{Answer, statistics};
 use crate::{
@@ -190,6 +190,8 @@ impl Chat<'_> {
         outcome?;
         let generation = match generation {
             Ok(generation) => generation,
+            // Of a model that is broken no other message gets an answer.
+            Err(e @ ModelError::NotFinite(_)) => return Err(e.into()),
             Err(e) => {
                 self.messages.pop();
                 console.warn(&format!("{e}; /reset makes room"));

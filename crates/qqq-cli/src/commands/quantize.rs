@@ -176,6 +176,9 @@ fn summary(report: &Report, output: &Path) -> String {
             ),
         ),
     ];
+    if let Some(rotation) = &report.rotation {
+        rows.push(("rotation", rotation.to_string()));
+    }
     if let Some(worst) = worst {
         rows.push(("worst layer", format!("{} ({})", worst.name, format::significant(worst.loss, 3))));
     }

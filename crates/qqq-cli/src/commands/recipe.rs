@@ -40,7 +40,7 @@ enum TransformArg {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum RotationArg {
-    /// Randomised Hadamard matrix (needs a hidden size that one exists for)
+    /// Randomised Hadamard matrix; a Hartley matrix, nearly as flat, for a hidden size that has none
     Hadamard,
     /// Random orthogonal matrix (any hidden size)
     Orthogonal,

@@ -1,3 +1,4 @@
+use super::hadamard::{Factor, GaloisField, plan};
 use super::*;
 
 /// Largest deviation of `Q Q^T` from the identity, in f64.
@@ -42,11 +43,21 @@ fn widths_of_real_models() {
 }
 
 #[test]
-fn impossible_widths_are_named() {
-    for width in [3, 6, 577, 92] {
-        let error = Rotation::new(RotationKind::Hadamard, width, 0).expect_err("no such matrix").to_string();
-        assert!(error.contains(&width.to_string()) && error.contains("orthogonal"), "{error}");
+fn widths_without_a_hadamard_matrix_take_one_that_is_nearly_as_flat() {
+    for width in [3, 6, 34, 50, 75, 92, 94, 577, 944] {
+        for rotation in
+            [Rotation::head(width), Rotation::new(RotationKind::Hadamard, width, 3).expect("any width")]
+        {
+            assert_eq!(rotation.family, Family::Hartley, "width {width}");
+            assert!(deviation(rotation.matrix(), width) < 1e-5, "width {width}");
+            let largest = rotation.matrix().iter().fold(0.0f32, |max, v| max.max(v.abs()));
+            assert!(largest * (width as f32).sqrt() <= 1.414_214, "width {width}: {largest}");
+        }
     }
+    for width in [1, 2, 36, 64, 576] {
+        assert_eq!(Rotation::head(width).family, Family::Hadamard);
+    }
+    assert!(Rotation::new(RotationKind::Hadamard, 0, 0).is_err());
 }
 
 #[test]
@@ -101,8 +112,10 @@ fn random(len: usize, seed: u64) -> Vec<f32> {
 
 #[test]
 fn rotating_both_sides_changes_nothing() {
-    let (width, rows, inner) = (36, 300, 20);
-    for kind in [RotationKind::Hadamard, RotationKind::Orthogonal] {
+    let (rows, inner) = (300, 20);
+    for (kind, width) in
+        [(RotationKind::Hadamard, 36), (RotationKind::Hadamard, 34), (RotationKind::Orthogonal, 36)]
+    {
         let q = Rotation::new(kind, width, 1).expect("buildable");
         // A layer that writes the stream, and one that reads it.
         let (x, mut writer, mut bias, mut reader) =
@@ -125,8 +138,14 @@ fn rotating_both_sides_changes_nothing() {
 
 #[test]
 fn heads_turn_one_by_one() {
-    let (heads, head_dim, hidden, rows) = (3, 12, 8, 10);
-    let q = Rotation::head(head_dim).expect("12 is an order");
+    for head_dim in [12, 36, 50, 75, 94] {
+        turn_heads(head_dim);
+    }
+}
+
+fn turn_heads(head_dim: usize) {
+    let (heads, hidden, rows) = (3, 8, 10);
+    let q = Rotation::head(head_dim);
     let (x, mut v, mut o) = (
         random(rows * hidden, 1),
         random(heads * head_dim * hidden, 2),

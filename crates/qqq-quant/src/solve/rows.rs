@@ -209,7 +209,11 @@ fn quadratic_forms(rows: &[f32], hessian: &[f32], k: usize) -> Vec<f64> {
     product
         .chunks_exact(k)
         .zip(rows.chunks_exact(k))
-        .map(|(p, v)| weighted_dot(p, v, &diagonal).max(0.0))
+        .map(|(p, v)| {
+            let form = weighted_dot(p, v, &diagonal);
+            // Not `max`, to which NaN is less than 0.
+            if form < 0.0 { 0.0 } else { form }
+        })
         .collect()
 }
 

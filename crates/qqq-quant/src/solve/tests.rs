@@ -367,6 +367,32 @@ fn scales_are_rounded_before_weights_are() {
     }
 }
 
+#[test]
+fn results_that_no_reader_could_use_are_errors() {
+    let (n, k) = (8, 32);
+    let (w, h) = (normal(n * k, 18), correlated(k, 100, 19));
+    let large: Vec<f32> = w.iter().map(|v| v * 1e6).collect();
+    for group_size in [None, Some(16)] {
+        let options = |scale_dtype| SolveOptions {
+            group_size,
+            scale_dtype,
+            clip: Clip::Output,
+            ..SolveOptions::default()
+        };
+        // Scales of some 5e5.
+        for dtype in [ScaleDType::F32, ScaleDType::BF16] {
+            solve("layer", &large, n, k, &h, &options(dtype)).expect("scales within range");
+        }
+        let error = solve("layer", &large, n, k, &h, &options(ScaleDType::F16)).unwrap_err().to_string();
+        assert!(error.contains("layer") && error.contains("bfloat16"), "{error}");
+        // Quadratic forms beyond float32.
+        let (huge, much) =
+            (w.iter().map(|v| v * 1e20).collect::<Vec<_>>(), h.iter().map(|v| v * 1e30).collect::<Vec<_>>());
+        let error = solve("layer", &huge, n, k, &much, &options(ScaleDType::F32)).unwrap_err();
+        assert!(error.to_string().contains("layer"), "{error}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

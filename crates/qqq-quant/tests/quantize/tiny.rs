@@ -16,11 +16,13 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-/// What varies between the small models. Hidden width 128, MLP 256, heads of 32.
+/// What varies between the small models. MLP 256 wide; [`HIDDEN`] and [`HEAD_DIM`] unless said otherwise.
 #[derive(Clone)]
 pub struct Tiny {
     pub architecture: &'static str,
     pub layers: usize,
+    pub hidden: usize,
+    pub head_dim: usize,
     pub heads: usize,
     pub kv_heads: usize,
     pub tied: bool,
@@ -43,6 +45,8 @@ impl Default for Tiny {
         Self {
             architecture: "LlamaForCausalLM",
             layers: 2,
+            hidden: HIDDEN,
+            head_dim: HEAD_DIM,
             heads: 4,
             kv_heads: 2,
             tied: true,
@@ -76,12 +80,12 @@ impl Tiny {
                 _ => "llama",
             },
             "hidden_act": "silu",
-            "hidden_size": HIDDEN,
+            "hidden_size": self.hidden,
             "intermediate_size": INNER,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
-            "head_dim": HEAD_DIM,
+            "head_dim": self.head_dim,
             "vocab_size": VOCAB,
             "max_position_embeddings": 256,
             "rms_norm_eps": 1e-5,
@@ -106,7 +110,7 @@ impl Tiny {
                     let x = rng.random::<f32>() + rng.random::<f32>() - 1.0;
                     if name.ends_with("norm.weight") {
                         // A few channels of the stream stand out, as in real models.
-                        let weight = if i % 41 == 5 && width == HIDDEN { 6.0 } else { 1.0 + 0.3 * x };
+                        let weight = if i % 41 == 5 && width == self.hidden { 6.0 } else { 1.0 + 0.3 * x };
                         weight * self.outlier_factor(&name, i)
                     } else if name.ends_with("bias") {
                         0.3 * x
@@ -148,8 +152,8 @@ impl Tiny {
             // Large beside what the blocks add.
             factor * 14.0
         } else if name.ends_with("norm.weight") {
-            let count = (0..HIDDEN).filter(|c| is_outlier(*c)).count() as f32;
-            (1.0 + count / HIDDEN as f32 * (OUTLIER * OUTLIER - 1.0)).sqrt()
+            let count = (0..self.hidden).filter(|c| is_outlier(*c)).count() as f32;
+            (1.0 + count / self.hidden as f32 * (OUTLIER * OUTLIER - 1.0)).sqrt()
         } else {
             factor.recip()
         }
@@ -157,32 +161,32 @@ impl Tiny {
 
     /// Names and shapes of all tensors.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (q, kv) = (self.heads * HEAD_DIM, self.kv_heads * HEAD_DIM);
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut out = vec![
-            ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN]),
-            ("model.norm.weight".to_owned(), vec![HIDDEN]),
+            ("model.embed_tokens.weight".to_owned(), vec![VOCAB, self.hidden]),
+            ("model.norm.weight".to_owned(), vec![self.hidden]),
         ];
         if !self.tied {
-            out.push(("lm_head.weight".to_owned(), vec![VOCAB, HIDDEN]));
+            out.push(("lm_head.weight".to_owned(), vec![VOCAB, self.hidden]));
         }
         for i in 0..self.layers {
             let mut add =
                 |name: &str, shape: Vec<usize>| out.push((format!("model.layers.{i}.{name}"), shape));
-            add("input_layernorm.weight", vec![HIDDEN]);
-            add("post_attention_layernorm.weight", vec![HIDDEN]);
+            add("input_layernorm.weight", vec![self.hidden]);
+            add("post_attention_layernorm.weight", vec![self.hidden]);
             if self.architecture == "Qwen3ForCausalLM" {
-                add("self_attn.q_norm.weight", vec![HEAD_DIM]);
-                add("self_attn.k_norm.weight", vec![HEAD_DIM]);
+                add("self_attn.q_norm.weight", vec![self.head_dim]);
+                add("self_attn.k_norm.weight", vec![self.head_dim]);
             }
             let qkv_bias = self.attention_bias || self.architecture == "Qwen2ForCausalLM";
             for (name, n, k, bias) in [
-                ("self_attn.q_proj", q, HIDDEN, qkv_bias),
-                ("self_attn.k_proj", kv, HIDDEN, qkv_bias),
-                ("self_attn.v_proj", kv, HIDDEN, qkv_bias),
-                ("self_attn.o_proj", HIDDEN, q, self.attention_bias),
-                ("mlp.gate_proj", INNER, HIDDEN, self.mlp_bias),
-                ("mlp.up_proj", INNER, HIDDEN, self.mlp_bias),
-                ("mlp.down_proj", HIDDEN, INNER, self.mlp_bias),
+                ("self_attn.q_proj", q, self.hidden, qkv_bias),
+                ("self_attn.k_proj", kv, self.hidden, qkv_bias),
+                ("self_attn.v_proj", kv, self.hidden, qkv_bias),
+                ("self_attn.o_proj", self.hidden, q, self.attention_bias),
+                ("mlp.gate_proj", INNER, self.hidden, self.mlp_bias),
+                ("mlp.up_proj", INNER, self.hidden, self.mlp_bias),
+                ("mlp.down_proj", self.hidden, INNER, self.mlp_bias),
             ] {
                 add(&format!("{name}.weight"), vec![n, k]);
                 if bias {

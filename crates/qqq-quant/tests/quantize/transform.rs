@@ -14,7 +14,7 @@ use qqq_quant::{
 };
 use tempfile::TempDir;
 
-use crate::tiny::{HEAD_DIM, HIDDEN, Tiny, VOCAB, largest_error, logits};
+use crate::tiny::{HIDDEN, Tiny, VOCAB, largest_error, logits};
 
 /// Changes the embedding, the final norm and the head.
 type Ends<'a> = dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>) + 'a;
@@ -23,20 +23,21 @@ type Ends<'a> = dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>) + 'a;
 fn rewrite(model: &Path, out: &Path, untie: bool, change: &dyn Fn(usize, &mut FloatBlock), ends: &Ends) {
     let checkpoint = Checkpoint::open(model).unwrap();
     let config = &checkpoint.config;
+    let (hidden, head_dim) = (config.hidden_size, config.head_dim);
     let mut writer = CheckpointWriter::create(out).unwrap();
     let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-    let mut embedding = checkpoint.tensors.f32(names::EMBEDDING, &[VOCAB, HIDDEN]).unwrap();
-    let mut norm = checkpoint.tensors.f32(names::FINAL_NORM, &[HIDDEN]).unwrap();
+    let mut embedding = checkpoint.tensors.f32(names::EMBEDDING, &[VOCAB, hidden]).unwrap();
+    let mut norm = checkpoint.tensors.f32(names::FINAL_NORM, &[hidden]).unwrap();
     let mut head = match config.tie_word_embeddings {
         true => embedding.clone(),
-        false => checkpoint.tensors.f32(names::LM_HEAD, &[VOCAB, HIDDEN]).unwrap(),
+        false => checkpoint.tensors.f32(names::LM_HEAD, &[VOCAB, hidden]).unwrap(),
     };
     ends(&mut embedding, &mut norm, &mut head);
-    writer.add(names::EMBEDDING, DType::F32, &[VOCAB, HIDDEN], &bytes(&embedding)).unwrap();
-    writer.add(names::FINAL_NORM, DType::F32, &[HIDDEN], &bytes(&norm)).unwrap();
+    writer.add(names::EMBEDDING, DType::F32, &[VOCAB, hidden], &bytes(&embedding)).unwrap();
+    writer.add(names::FINAL_NORM, DType::F32, &[hidden], &bytes(&norm)).unwrap();
     let tied = config.tie_word_embeddings && !untie;
     if !tied {
-        writer.add(names::LM_HEAD, DType::F32, &[VOCAB, HIDDEN], &bytes(&head)).unwrap();
+        writer.add(names::LM_HEAD, DType::F32, &[VOCAB, hidden], &bytes(&head)).unwrap();
     }
     for i in 0..config.num_layers {
         let mut block = FloatBlock::read(&checkpoint, i).unwrap();
@@ -44,11 +45,11 @@ fn rewrite(model: &Path, out: &Path, untie: bool, change: &dyn Fn(usize, &mut Fl
         let mut add = |name: &str, shape: &[usize], v: &[f32]| {
             writer.add(&format!("model.layers.{i}.{name}"), DType::F32, shape, &bytes(v)).unwrap();
         };
-        add("input_layernorm.weight", &[HIDDEN], &block.input_norm);
-        add("post_attention_layernorm.weight", &[HIDDEN], &block.post_norm);
+        add("input_layernorm.weight", &[hidden], &block.input_norm);
+        add("post_attention_layernorm.weight", &[hidden], &block.post_norm);
         if let Some((q, k)) = &block.qk_norm {
-            add("self_attn.q_norm.weight", &[HEAD_DIM], q);
-            add("self_attn.k_norm.weight", &[HEAD_DIM], k);
+            add("self_attn.q_norm.weight", &[head_dim], q);
+            add("self_attn.k_norm.weight", &[head_dim], k);
         }
         let mut split = |linear: &FloatLinear, parts: &[(&str, usize)]| {
             let mut first = 0;
@@ -61,11 +62,11 @@ fn rewrite(model: &Path, out: &Path, untie: bool, change: &dyn Fn(usize, &mut Fl
                 first += rows;
             }
         };
-        let (q, kv) = (config.num_heads * HEAD_DIM, config.num_kv_heads * HEAD_DIM);
+        let (q, kv) = (config.num_heads * head_dim, config.num_kv_heads * head_dim);
         split(&block.qkv, &[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)]);
-        split(&block.o, &[("self_attn.o_proj", HIDDEN)]);
+        split(&block.o, &[("self_attn.o_proj", hidden)]);
         split(&block.gate_up, &[("mlp.gate_proj", block.down.k), ("mlp.up_proj", block.down.k)]);
-        split(&block.down, &[("mlp.down_proj", HIDDEN)]);
+        split(&block.down, &[("mlp.down_proj", hidden)]);
     }
     let mut raw = config.raw.clone();
     raw.insert("tie_word_embeddings".into(), tied.into());
@@ -74,40 +75,57 @@ fn rewrite(model: &Path, out: &Path, untie: bool, change: &dyn Fn(usize, &mut Fl
 }
 
 fn heads(tiny: &Tiny) -> HeadLayout {
-    HeadLayout { num_heads: tiny.heads, num_kv_heads: tiny.kv_heads, head_dim: HEAD_DIM }
+    HeadLayout { num_heads: tiny.heads, num_kv_heads: tiny.kv_heads, head_dim: tiny.head_dim }
 }
 
 #[test]
 fn rotation_keeps_the_function() {
     let dir = TempDir::new().unwrap();
     for (m, tiny) in Tiny::families().into_iter().enumerate() {
-        let model = tiny.write(dir.path(), &format!("model{m}"));
-        let before = logits(&model);
         for kind in [RotationKind::Hadamard, RotationKind::Orthogonal] {
-            let stream = Rotation::new(kind, HIDDEN, 5).unwrap();
-            let head = Rotation::head(HEAD_DIM).unwrap();
-            let out = dir.path().join(format!("rotated{m}{kind:?}"));
-            rewrite(
-                &model,
-                &out,
-                true,
-                &|_, block| {
-                    transform::fold_norms(block);
-                    transform::rotate(block, &stream, &head, heads(&tiny));
-                },
-                &|embedding, norm, lm_head| {
-                    for row in lm_head.chunks_exact_mut(HIDDEN) {
-                        row.iter_mut().zip(norm.iter()).for_each(|(w, n)| *w *= n);
-                    }
-                    norm.fill(1.0);
-                    stream.apply_rows(embedding);
-                    stream.apply_rows(lm_head);
-                },
-            );
-            let error = largest_error(&logits(&out), &before);
-            assert!(error < 1e-5, "model {m}, {kind:?}: {error}");
+            check_rotation(dir.path(), &format!("{m}{kind:?}"), &tiny, kind);
         }
     }
+}
+
+#[test]
+fn rotation_keeps_the_function_whatever_the_widths() {
+    let dir = TempDir::new().unwrap();
+    // Heads of v and o, or the residual stream, of widths for which there is no Hadamard matrix (but for 36).
+    for (hidden, head_dim) in [(128, 36), (128, 50), (94, 94), (150, 30), (92, 46), (944, 2)] {
+        for (b, biased) in [false, true].into_iter().enumerate() {
+            let tiny = Tiny { hidden, head_dim, attention_bias: biased, mlp_bias: biased, ..Tiny::default() };
+            check_rotation(dir.path(), &format!("{hidden}x{head_dim}{b}"), &tiny, RotationKind::Hadamard);
+        }
+    }
+}
+
+/// Rotates a model, and compares its logits with those of before.
+fn check_rotation(dir: &Path, name: &str, tiny: &Tiny, kind: RotationKind) {
+    let model = tiny.write(dir, &format!("model{name}"));
+    let before = logits(&model);
+    let stream = Rotation::new(kind, tiny.hidden, 5).unwrap();
+    let head = Rotation::head(tiny.head_dim);
+    let out = dir.join(format!("rotated{name}"));
+    rewrite(
+        &model,
+        &out,
+        true,
+        &|_, block| {
+            transform::fold_norms(block);
+            transform::rotate(block, &stream, &head, heads(tiny));
+        },
+        &|embedding, norm, lm_head| {
+            for row in lm_head.chunks_exact_mut(tiny.hidden) {
+                row.iter_mut().zip(norm.iter()).for_each(|(w, n)| *w *= n);
+            }
+            norm.fill(1.0);
+            stream.apply_rows(embedding);
+            stream.apply_rows(lm_head);
+        },
+    );
+    let error = largest_error(&logits(&out), &before);
+    assert!(error < 1e-5, "model {name}: {error}");
 }
 
 #[test]
