@@ -17,4 +17,4 @@ pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use hub::HubOptions;
 pub use tokenizer::Tokenizer;
-pub use weights::BlockWeights;
+pub use weights::{BlockWeights, check_tensors};
