@@ -118,7 +118,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn tied_head(&self, embedding: &Self::Embedding) -> Result<Self::Linear>;
     /// Rotary embedding for inverse frequencies of length `head_dim / 2`, half-split ("neox")
     /// pairing: component `i` turns with component `i + head_dim / 2`.
-    fn rope(&self, inv_freq: &[f32], max_positions: usize) -> Self::Rope;
+    fn rope(&self, inv_freq: &[f32], max_positions: usize) -> Self::Rope {
+        self.scaled_rope(inv_freq, 1.0, max_positions)
+    }
+    /// Like [`Backend::rope`], with cosines and sines multiplied by `factor`, which makes queries and keys longer.
+    fn scaled_rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Self::Rope;
     /// An empty cache without slots.
     fn kv_cache(&self, layout: KvLayout) -> Self::KvCache;
     /// Adds an empty slot and returns its index (indices of removed slots are reused).

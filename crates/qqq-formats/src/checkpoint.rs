@@ -8,12 +8,18 @@ use std::{
 use half::f16;
 
 use crate::{
-    CheckpointFormat, DType, FormatError, LinearWeight, ModelConfig, QuantizedWeight, Result, TensorSource,
-    WeightData, compressed_tensors,
+    CodeLayout, DType, FormatError, LayerScheme, LinearWeight, ModelConfig, QuantizedWeight, Result,
+    TensorSource, WeightData, compressed_tensors,
     gguf::GgufFile,
     qqq,
+    renamed::Renamed,
     safetensors::{self, Safetensors},
 };
+
+/// Embedding table.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Output head.
+const LM_HEAD: &str = "lm_head.weight";
 
 /// A model as it lies on disk: configuration and tensors.
 pub struct Checkpoint {
@@ -68,7 +74,7 @@ impl Checkpoint {
                 )));
             }
         }
-        let tensors = Box::new(Safetensors::open(path)?);
+        let tensors = tied(&config, Box::new(Safetensors::open(path)?));
         Ok(Self { path: path.into(), config, tensors, gguf: None })
     }
 
@@ -96,13 +102,14 @@ impl Checkpoint {
     /// int8.
     pub fn linear(&self, prefix: &str, out_features: usize, in_features: usize) -> Result<LinearWeight> {
         let (n, k) = (out_features, in_features);
-        let Some(config) = self.config.quantization.as_ref().filter(|q| !q.ignores(prefix)) else {
+        let config = self.config.quantization.as_ref();
+        let Some(scheme) = config.map(|q| q.scheme(prefix)).transpose()?.flatten() else {
             let data = self.tensors.float(&format!("{prefix}.weight"), &[n, k])?;
             return Ok(LinearWeight::Float { out_features, in_features, data });
         };
-        let weight = match config.format {
-            CheckpointFormat::Qqq => self.qqq_linear(prefix, n, k, config.group_size)?,
-            CheckpointFormat::CompressedTensors => self.compressed_linear(prefix, n, k, config.group_size)?,
+        let weight = match scheme.layout {
+            CodeLayout::Tiles => self.qqq_linear(prefix, n, k, scheme.group_size)?,
+            CodeLayout::Packed | CodeLayout::Bytes => self.compressed_linear(prefix, n, k, scheme)?,
         };
         Ok(LinearWeight::Quantized(weight))
     }
@@ -152,7 +159,7 @@ impl Checkpoint {
         prefix: &str,
         n: usize,
         k: usize,
-        group_size: Option<usize>,
+        LayerScheme { group_size, layout }: LayerScheme,
     ) -> Result<QuantizedWeight> {
         let location = self.tensors.location();
         let at = |reason: &str| FormatError::Layout(format!("{location}: {prefix}: {reason}"));
@@ -183,9 +190,16 @@ impl Checkpoint {
             return Err(at(&format!("{k} input channels are not a multiple of the group size {g}")));
         }
         let groups = group_size.map_or(1, |g| k / g);
+        let name = format!("{location}: {prefix}");
+        if layout == CodeLayout::Bytes {
+            let bytes = self.stored(&format!("{prefix}.weight"), DType::I8, &[n, k])?;
+            let codes = bytes.iter().map(|b| b.cast_signed()).collect();
+            let scales = self.tensors.f32(&format!("{prefix}.weight_scale"), &[n, groups])?;
+            return compressed_tensors::from_codes(&name, codes, scales, n, k, group_size);
+        }
         let words = self.i32s(&format!("{prefix}.weight_packed"), &[n, compressed_tensors::row_words(k)])?;
         let scales = self.tensors.f32(&format!("{prefix}.weight_scale"), &[n, groups])?;
-        compressed_tensors::unpack(&format!("{location}: {prefix}"), &words, scales, n, k, group_size)
+        compressed_tensors::unpack(&name, &words, scales, n, k, group_size)
     }
 
     /// The bytes of a tensor that must have this type and shape.
@@ -229,4 +243,14 @@ impl Checkpoint {
             }),
         }
     }
+}
+
+/// A tied model may be saved with either of the two tensors that have the same values: one with its head alone goes by the
+/// embedding's name.
+fn tied(config: &ModelConfig, source: Box<dyn TensorSource>) -> Box<dyn TensorSource> {
+    let head_alone = source.info(EMBEDDING).is_none() && source.info(LM_HEAD).is_some();
+    if config.tie_word_embeddings && head_alone {
+        return Box::new(Renamed { source, stored: LM_HEAD, name: EMBEDDING });
+    }
+    source
 }

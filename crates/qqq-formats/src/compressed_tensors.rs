@@ -1,8 +1,9 @@
-//! compressed-tensors' `pack-quantized` layout of int4 weights.
+//! compressed-tensors' layouts of int4 weights.
 //!
-//! A layer `prefix` is stored as `prefix.weight_packed` (I32, `N x ceil(K/8)`: eight nibbles of `code + 8` a
+//! In `pack-quantized` a layer `prefix` is stored as `prefix.weight_packed` (I32, `N x ceil(K/8)`: eight nibbles of `code + 8` a
 //! word, the lowest first, zeros behind the last), `prefix.weight_scale` (float, `N x G`, or `N x 1` per
-//! channel) and `prefix.weight_shape` (I64, `[N, K]`). The float weight is `code * scale`.
+//! channel) and `prefix.weight_shape` (I64, `[N, K]`); in `int-quantized` as `prefix.weight` (I8, `N x K`, a code in a byte)
+//! and `prefix.weight_scale`. The float weight is `code * scale`.
 //!
 //! The format has one scale per group, our kernels two levels ([`Scales::PerGroup`]). The second level is
 //! derived by [`Scales::from_effective`] from the stored scales, so it comes out the same on every load;
@@ -191,13 +192,35 @@ fn hit_channel(codes: &[i8], scales: &[f32], group_size: usize, channel: f32) ->
     out
 }
 
-/// Builds a weight from what is stored: `words` `N x ceil(K/8)`, `scales` `N x G` (`N x 1` per channel).
+/// Builds a weight from what `pack-quantized` stores: `words` `N x ceil(K/8)`, `scales` `N x G` (`N x 1` per channel).
 ///
 /// # Errors
 /// Lengths that do not agree, a group size that does not divide `k`, scales out of range.
 pub fn unpack(
     name: &str,
     words: &[i32],
+    scales: Vec<f32>,
+    n: usize,
+    k: usize,
+    group_size: Option<usize>,
+) -> Result<QuantizedWeight> {
+    if words.len() != n * row_words(k) {
+        return Err(FormatError::Layout(format!(
+            "{name}: {} words do not make {n} output and {k} input channels",
+            words.len()
+        )));
+    }
+    from_codes(name, unpack_codes(words, k), scales, n, k, group_size)
+}
+
+/// Builds a weight from what `int-quantized` stores: `codes` `N x K`, `scales` `N x G` (`N x 1` per channel).
+///
+/// # Errors
+/// Lengths that do not agree, a group size that does not divide `k`, codes that are no signed 4-bit numbers, scales out of
+/// range.
+pub fn from_codes(
+    name: &str,
+    codes: Vec<i8>,
     scales: Vec<f32>,
     n: usize,
     k: usize,
@@ -210,14 +233,19 @@ pub fn unpack(
         )));
     }
     let per_row = group_size.map_or(1, |g| k / g);
-    if n == 0 || k == 0 || words.len() != n * row_words(k) || scales.len() != n * per_row {
+    if n == 0 || k == 0 || codes.len() != n * k || scales.len() != n * per_row {
         return Err(FormatError::Layout(format!(
-            "{name}: {} words and {} scales do not make {n} output and {k} input channels",
-            words.len(),
+            "{name}: {} codes and {} scales do not make {n} output and {k} input channels",
+            codes.len(),
             scales.len()
         )));
     }
-    let codes = unpack_codes(words, k);
+    if let Some(i) = codes.iter().position(|c| !(-8..=7).contains(c)) {
+        return Err(FormatError::Layout(format!(
+            "{name}: code {} at index {i} is not a signed 4-bit number",
+            codes[i]
+        )));
+    }
     let scales = match group_size {
         None => Scales::PerChannel(scales),
         Some(group_size) => Scales::from_effective(&codes, n, k, group_size, &scales),

@@ -7,8 +7,11 @@ use serde_json::{Map, Value};
 use crate::{FormatError, QuantizationConfig, Result};
 
 mod fields;
+mod model_keys;
+mod rope;
 
 use fields::Fields;
+pub use rope::RopeScaling;
 
 /// Model family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,34 +24,6 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3 (dense): RMS norms on the heads of q and k.
     Qwen3,
-}
-
-/// Rotary embedding frequencies' scaling.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// None.
-    None,
-    /// Positions divided by a factor.
-    Linear {
-        /// Divisor.
-        factor: f64,
-    },
-    /// Llama 3.1's piecewise scaling by wavelength.
-    Llama3 {
-        /// `factor`.
-        factor: f64,
-        /// `low_freq_factor`.
-        low_freq_factor: f64,
-        /// `high_freq_factor`.
-        high_freq_factor: f64,
-        /// `original_max_position_embeddings`.
-        original_max_position_embeddings: f64,
-    },
-    /// One divisor for each of the `head_dim / 2` inverse frequencies: `inv_freq[i] / factors[i]`
-    /// (llama.cpp's `rope_freqs.weight`, for a GGUF file whose factors are not those of a known
-    /// Llama 3 setting). In `config.json` this is `rope_type: longrope` with equal short and long
-    /// factors and `attention_factor: 1`.
-    Factors(Vec<f32>),
 }
 
 /// What a decoder needs to know, read from `config.json` or from GGUF metadata.
@@ -78,6 +53,8 @@ pub struct ModelConfig {
     pub rope_theta: f64,
     /// Scaling of the rotary embedding.
     pub rope_scaling: RopeScaling,
+    /// Factor of the rotary embedding's cosines and sines: 1, but for the scalings that sharpen attention in long contexts.
+    pub rope_attention_factor: f64,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
     /// Bias on q, k and v.
@@ -175,14 +152,19 @@ impl ModelConfig {
     ///
     /// # Errors
     /// Unknown architectures, fields that are missing or out of range, and what this crate would compute
-    /// wrongly if it went on: other activations, rope types or attention windows than those it knows, and
-    /// quantization that is not W4A8.
+    /// wrongly if it went on: other activations, rope types or attention windows than those it knows,
+    /// quantization that is not W4A8, and keys that are not known.
     pub fn from_value(path: &Path, value: Value) -> Result<Self> {
         let Value::Object(raw) = value else {
             return Err(FormatError::Malformed { path: path.into(), reason: "not a JSON object".into() });
         };
         let f = Fields::new(path, "", &raw);
         let architecture = Architecture::detect(&f)?;
+        f.check_known(
+            &model_keys::KEYS,
+            "a key that is not known here and may change what the model computes; if it does not, remove it from the \
+             file",
+        )?;
         use Architecture::{Llama, Mistral, Qwen2, Qwen3};
 
         let num_heads = f.size("num_attention_heads", None, limit::HEADS)?;
@@ -229,15 +211,6 @@ impl ModelConfig {
                 )));
             }
         }
-        let (rope_theta, rope_scaling) = rope(&f)?;
-        if let RopeScaling::Factors(factors) = &rope_scaling
-            && factors.len() != head_dim / 2
-        {
-            return Err(f.malformed(&format!(
-                "rope scaling: {} divisors for heads of width {head_dim}, but there must be half as many",
-                factors.len()
-            )));
-        }
         let rms_norm_eps = f.number("rms_norm_eps")?.unwrap_or(1e-6) as f32;
         if !rms_norm_eps.is_finite() || rms_norm_eps < 0.0 {
             return Err(f.malformed(&format!("rms_norm_eps is {rms_norm_eps}")));
@@ -247,6 +220,9 @@ impl ModelConfig {
             Mistral => 131_072,
             Qwen2 | Qwen3 => 32_768,
         };
+        let max_position_embeddings =
+            f.size("max_position_embeddings", Some(default_positions), limit::POSITIONS)?;
+        let rope = rope::read(&f, head_dim, max_position_embeddings)?;
         let attention_bias = matches!(architecture, Llama | Qwen3) && f.flag("attention_bias", false)?;
         let quantization = ["quantization_config", "compression_config"]
             .iter()
@@ -269,14 +245,11 @@ impl ModelConfig {
             num_kv_heads,
             head_dim,
             vocab_size: f.size("vocab_size", None, limit::VOCAB)?,
-            max_position_embeddings: f.size(
-                "max_position_embeddings",
-                Some(default_positions),
-                limit::POSITIONS,
-            )?,
+            max_position_embeddings,
             rms_norm_eps,
-            rope_theta,
-            rope_scaling,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            rope_attention_factor: rope.attention_factor,
             tie_word_embeddings: f.flag("tie_word_embeddings", false)?,
             qkv_bias: architecture == Qwen2 || attention_bias,
             o_bias: attention_bias,
@@ -287,80 +260,6 @@ impl ModelConfig {
             quantization,
             raw,
         })
-    }
-}
-
-/// Base and scaling of the rotary embedding: `rope_theta` and `rope_scaling` beside each other, or both in
-/// `rope_parameters` (transformers 5).
-fn rope(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
-    let scaling = fields.object("rope_scaling")?;
-    let parameters = fields.object("rope_parameters")?;
-    let mut theta = None;
-    for place in [parameters.as_ref(), scaling.as_ref(), Some(fields)].into_iter().flatten() {
-        if let (None, Some(found)) = (theta, place.number("rope_theta")?) {
-            theta = Some(found);
-        }
-        if let Some(part) = place.number("partial_rotary_factor")?.filter(|p| *p != 1.0) {
-            return Err(FormatError::Unsupported(format!(
-                "{}: partial_rotary_factor {part} is not supported; supported is 1",
-                fields.path().display()
-            )));
-        }
-    }
-    let theta = theta.unwrap_or(10_000.0);
-    if theta <= 0.0 {
-        return Err(fields.malformed(&format!("rope_theta is {theta}")));
-    }
-    let Some(f) = scaling.or(parameters) else {
-        return Ok((theta, RopeScaling::None));
-    };
-    let kind = match f.string("rope_type")? {
-        Some(kind) => Some(kind),
-        None => f.string("type")?,
-    };
-    let scaling = match kind {
-        None | Some("default") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear { factor: f.positive("factor")? },
-        Some("llama3") => {
-            let low_freq_factor = f.positive("low_freq_factor")?;
-            let high_freq_factor = f.positive("high_freq_factor")?;
-            if high_freq_factor <= low_freq_factor {
-                return Err(fields.malformed(&format!(
-                    "rope scaling: high_freq_factor {high_freq_factor} is not above low_freq_factor {low_freq_factor}"
-                )));
-            }
-            RopeScaling::Llama3 {
-                factor: f.positive("factor")?,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings: f.positive("original_max_position_embeddings")?,
-            }
-        }
-        Some("longrope") => factors(&f)?,
-        Some(other) => {
-            return Err(FormatError::Unsupported(format!(
-                "{}: rope type {other:?} is not supported; supported are \"default\", \"linear\" and \"llama3\"",
-                fields.path().display()
-            )));
-        }
-    };
-    Ok((theta, scaling))
-}
-
-/// `longrope` whose factors are the same for short and long texts and that leaves the attention's
-/// scale alone: divisors of the frequencies.
-fn factors(f: &Fields<'_>) -> Result<RopeScaling> {
-    let (short, long) = (f.numbers("short_factor")?, f.numbers("long_factor")?);
-    if short != long || f.number("attention_factor")? != Some(1.0) {
-        return Err(FormatError::Unsupported(format!(
-            "{}: rope type \"longrope\" is supported only with short_factor equal to long_factor and attention_factor 1",
-            f.path().display()
-        )));
-    }
-    let factors: Vec<f32> = short.into_iter().map(|x| x as f32).collect();
-    match factors.iter().find(|x| !x.is_finite() || **x <= 0.0) {
-        Some(bad) => Err(f.malformed(&format!("rope scaling: short_factor holds {bad}"))),
-        None => Ok(RopeScaling::Factors(factors)),
     }
 }
 
@@ -378,8 +277,9 @@ fn sliding_window(
         fields.size("sliding_window", Some(4096), limit::POSITIONS).map(Some)
     };
     match architecture {
-        Architecture::Llama => Ok(None),
-        Architecture::Mistral => window(),
+        // These classes do not look at layer_types, so they must say what the class does.
+        Architecture::Llama => same_layers(fields, None),
+        Architecture::Mistral => same_layers(fields, window()?),
         Architecture::Qwen2 | Architecture::Qwen3 => {
             if !fields.flag("use_sliding_window", false)? {
                 return Ok(None);
@@ -404,5 +304,17 @@ fn sliding_window(
                 ))),
             }
         }
+    }
+}
+
+/// `window`, if `layer_types` does not say otherwise.
+fn same_layers(fields: &Fields<'_>, window: Option<usize>) -> Result<Option<usize>> {
+    let kind = if window.is_some() { "sliding_attention" } else { "full_attention" };
+    match fields.strings("layer_types")?.iter().find(|found| **found != kind) {
+        None => Ok(window),
+        Some(found) => Err(FormatError::Unsupported(format!(
+            "{}: layer_types holds {found:?}, but all layers of this class have {kind:?} (sliding_window)",
+            fields.path().display()
+        ))),
     }
 }

@@ -1,90 +1,101 @@
-//! Names of modules in the `ignore` list of compressed-tensors: literal, or a regular expression after
-//! `re:` that must match from the first character on (Python's `re.match`). Of regular expressions this knows
-//! what such lists contain: literals, escaped punctuation, `.`, `.*`, a leading `^` and a trailing `$`.
+//! Which modules an entry of a quantization configuration means: a module's full name, a regular expression, or
+//! all linear layers.
 
-/// A parsed entry.
-#[derive(Debug, PartialEq)]
-pub(crate) enum ModulePattern<'a> {
-    Name(&'a str),
-    Regex { tokens: Vec<Token>, to_end: bool },
+use std::fmt;
+
+use fancy_regex::Regex;
+
+/// A parsed entry. Expressions are Python's `re.match`: they must match from the first character on, but not to the last.
+#[derive(Clone)]
+pub(crate) struct ModulePattern {
+    text: String,
+    kind: Kind,
 }
 
-/// A part of a regular expression.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Token {
-    Literal(char),
-    Any,
-    /// `.*`
-    AnyRun,
+#[derive(Clone)]
+enum Kind {
+    Name,
+    Regex(Regex),
+    /// The class of all linear layers, or of all modules.
+    EveryLinear,
 }
 
-impl<'a> ModulePattern<'a> {
-    /// `None` for regular expressions that are not understood.
-    pub fn parse(entry: &'a str) -> Option<Self> {
-        let Some(regex) = entry.strip_prefix("re:") else {
-            return Some(Self::Name(entry));
+impl ModulePattern {
+    /// An entry of `targets` or `ignore` of compressed-tensors: a class, a name, or an expression after `re:`.
+    ///
+    /// # Errors
+    /// Why an expression is none.
+    pub fn entry(text: &str) -> Result<Self, String> {
+        let kind = match text.strip_prefix("re:") {
+            Some(regex) => Kind::Regex(compile(regex)?),
+            None if ["Linear", "Module"].contains(&text) => Kind::EveryLinear,
+            None => Kind::Name,
         };
-        let mut chars = regex.strip_prefix('^').unwrap_or(regex).chars().peekable();
-        let mut tokens = Vec::new();
-        let mut to_end = false;
-        while let Some(c) = chars.next() {
-            tokens.push(match c {
-                '.' if chars.next_if_eq(&'*').is_some() => Token::AnyRun,
-                '.' => Token::Any,
-                '\\' => match chars.next()? {
-                    c if c.is_ascii_punctuation() => Token::Literal(c),
-                    _ => return None,
-                },
-                '$' if chars.peek().is_none() => {
-                    to_end = true;
-                    break;
-                }
-                '*' | '+' | '?' | '[' | ']' | '(' | ')' | '{' | '}' | '|' | '^' | '$' => {
-                    return None;
-                }
-                c => Token::Literal(c),
-            });
-        }
-        // A quantifier after a literal ("a*") is refused above when it is met.
-        Some(Self::Regex { tokens, to_end })
+        Ok(Self { text: text.into(), kind })
     }
 
-    /// Whether a module's name matches.
-    pub fn matches(&self, name: &str) -> bool {
-        match self {
-            Self::Name(n) => *n == name,
-            Self::Regex { tokens, to_end } => {
-                // reached[i]: the tokens before i match the characters read so far.
-                let mut reached = vec![false; tokens.len() + 1];
-                reached[0] = true;
-                spread(tokens, &mut reached);
-                for c in name.chars() {
-                    if !*to_end && reached[tokens.len()] {
-                        return true;
-                    }
-                    let mut next = vec![false; tokens.len() + 1];
-                    for (i, token) in tokens.iter().enumerate() {
-                        match token {
-                            Token::AnyRun => next[i] |= reached[i],
-                            Token::Any => next[i + 1] |= reached[i],
-                            Token::Literal(l) => next[i + 1] |= reached[i] && *l == c,
-                        }
-                    }
-                    spread(tokens, &mut next);
-                    reached = next;
-                }
-                reached[tokens.len()]
-            }
+    /// A regular expression that stands as `text` in its configuration.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn regex(regex: &str, text: &str) -> Result<Self, String> {
+        Ok(Self { text: text.into(), kind: Kind::Regex(compile(regex)?) })
+    }
+
+    /// The module of this name.
+    pub fn name(text: &str) -> Self {
+        Self { text: text.into(), kind: Kind::Name }
+    }
+
+    /// Every linear layer.
+    pub fn every_linear() -> Self {
+        Self { text: "Linear".into(), kind: Kind::EveryLinear }
+    }
+
+    /// As it stands in the configuration.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// How specific the entry is: names come before expressions, those before classes.
+    pub fn rank(&self) -> u8 {
+        match self.kind {
+            Kind::Name => 0,
+            Kind::Regex(_) => 1,
+            Kind::EveryLinear => 2,
+        }
+    }
+
+    /// Whether the linear layer `name` is meant.
+    ///
+    /// # Errors
+    /// An expression that takes too long to match.
+    pub fn matches(&self, name: &str) -> Result<bool, String> {
+        match &self.kind {
+            Kind::Name => Ok(self.text == name),
+            Kind::EveryLinear => Ok(true),
+            Kind::Regex(regex) => regex
+                .is_match(name)
+                .map_err(|e| format!("{:?} cannot be matched with {name}: {e}", self.text)),
         }
     }
 }
 
-/// A run may be empty: what lies behind it is reached as soon as it is.
-fn spread(tokens: &[Token], reached: &mut [bool]) {
-    for (i, token) in tokens.iter().enumerate() {
-        if *token == Token::AnyRun && reached[i] {
-            reached[i + 1] = true;
-        }
+fn compile(regex: &str) -> Result<Regex, String> {
+    Regex::new(&format!("^(?:{regex})")).map_err(|e| e.to_string())
+}
+
+impl PartialEq for ModulePattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text && self.rank() == other.rank()
+    }
+}
+
+impl Eq for ModulePattern {}
+
+impl fmt::Debug for ModulePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ModulePattern").field(&self.text).finish()
     }
 }
 
@@ -93,28 +104,53 @@ mod tests {
     use super::*;
 
     fn matches(pattern: &str, name: &str) -> bool {
-        ModulePattern::parse(pattern).unwrap().matches(name)
+        ModulePattern::entry(pattern).unwrap().matches(name).unwrap()
     }
 
+    /// Expected values from Python's `re.match`.
     #[test]
-    fn names_and_expressions() {
-        assert!(matches("lm_head", "lm_head"));
-        assert!(!matches("lm_head", "model.lm_head"));
-        assert!(matches("re:.*lm_head", "lm_head"));
-        assert!(matches("re:.*lm_head", "model.lm_head.x"));
-        assert!(!matches("re:.*lm_head$", "model.lm_head.x"));
-        assert!(matches("re:^model\\.layers\\.0\\..*", "model.layers.0.mlp.up_proj"));
-        assert!(!matches("re:model\\.layers\\.0\\..*", "model.layers.10.mlp.up_proj"));
-        assert!(!matches("re:model\\.layers", "modelxlayers"));
-        assert!(matches("re:model.layers", "modelxlayers"));
-        assert!(matches("re:", "anything"));
-        assert!(!matches("re:$", "anything"));
-    }
-
-    #[test]
-    fn what_is_not_understood_is_not_guessed() {
-        for pattern in ["re:a+", "re:(a|b)", "re:[0-9]", "re:\\d", "re:a*", "re:a$b", "re:x\\"] {
-            assert!(ModulePattern::parse(pattern).is_none(), "{pattern}");
+    fn names_classes_and_expressions() {
+        let down = "model.layers.10.mlp.down_proj";
+        for (pattern, name, expected) in [
+            ("lm_head", "lm_head", true),
+            ("lm_head", "model.lm_head", false),
+            ("Linear", down, true),
+            ("LlamaMLP", down, false),
+            ("re:.*lm_head", "lm_head", true),
+            ("re:.*lm_head", "model.lm_head.x", true),
+            ("re:.*lm_head$", "model.lm_head.x", false),
+            ("re:^model\\.layers\\.0\\..*", "model.layers.0.mlp.up_proj", true),
+            ("re:model\\.layers\\.0\\..*", down, false),
+            ("re:model\\.layers", "modelxlayers", false),
+            ("re:model.layers", "modelxlayers", true),
+            ("re:", "anything", true),
+            ("re:$", "anything", false),
+            ("re:layers", down, false),
+            ("re:model.layers.(0|10).mlp.down_proj", down, true),
+            ("re:lm_head|model.*down_proj", down, true),
+            ("re:.*layers\\.1\\d\\.mlp", down, true),
+            ("re:.*layers\\.[2-9]\\d?\\.", down, false),
+            ("re:(?!.*down_proj).*", down, false),
+            ("re:(?!.*up_proj).*mlp", down, true),
+            ("re:(?i)MODEL\\.", down, true),
+            ("re:.*\\b(up|gate)_proj\\Z", down, false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn what_is_no_expression_is_refused() {
+        for pattern in ["re:(a", "re:a{2", "re:[z-a]", "re:*", "re:x\\"] {
+            // Python takes "a{2" for literals.
+            let refused = ModulePattern::entry(pattern).is_err();
+            assert_eq!(refused, pattern != "re:a{2", "{pattern}");
+        }
+    }
+
+    #[test]
+    fn an_expression_that_takes_for_ever_is_an_error() {
+        let pattern = ModulePattern::entry("re:(?:(a|a)+)+\\1$").unwrap();
+        assert!(pattern.matches(&"a".repeat(60).replace("aaaaaaaaaa", "aaaaaaaaab")).is_err());
     }
 }

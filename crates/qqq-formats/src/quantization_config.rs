@@ -1,17 +1,22 @@
-//! `quantization_config` of `config.json`.
+//! `quantization_config` of `config.json`: which layers are quantized, and how each of them is stored.
 
-use std::slice;
+use serde_json::{Map, Value};
 
-use serde_json::{Map, Value, json};
+use crate::{
+    FormatError, Result,
+    keys::{KnownKeys, shown},
+    module_pattern::ModulePattern,
+};
 
-use crate::{FormatError, Result, module_pattern::ModulePattern};
+mod compressed_tensors;
+mod qqq;
 
 /// On-disk form of a W4A8 checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckpointFormat {
     /// The QQQ reference's tiles (`B`, `s_channel`, `s_group`).
     Qqq,
-    /// compressed-tensors `pack-quantized` int4 weights with dynamic per-token int8 activations.
+    /// compressed-tensors: int4 weights with dynamic per-token int8 activations.
     CompressedTensors,
 }
 
@@ -25,192 +30,119 @@ impl CheckpointFormat {
     }
 }
 
-/// How the linear layers of the blocks are stored.
+/// How the codes of a layer lie in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeLayout {
+    /// QQQ tiles.
+    Tiles,
+    /// Eight codes in a word (compressed-tensors' `pack-quantized`).
+    Packed,
+    /// A code in a byte (compressed-tensors' `int-quantized`).
+    Bytes,
+}
+
+/// How one linear layer is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerScheme {
+    /// Input channels that share a scale; `None`: one scale per output channel.
+    pub group_size: Option<usize>,
+    /// How the codes lie in the file.
+    pub layout: CodeLayout,
+}
+
+/// How the linear layers of a checkpoint are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuantizationConfig {
     /// On-disk form.
     pub format: CheckpointFormat,
-    /// `None`: per channel.
-    pub group_size: Option<usize>,
-    /// Modules kept in float (`lm_head`): full names, or regular expressions after `re:`.
-    pub ignore: Vec<String>,
+    /// The first that matches a layer counts; a layer that none matches is float.
+    rules: Vec<Rule>,
+}
+
+/// What holds for the layers that a pattern names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rule {
+    pattern: ModulePattern,
+    /// `None`: float.
+    scheme: Option<LayerScheme>,
 }
 
 /// Group sizes that the kernels take.
 const GROUP_SIZES: [u64; 3] = [32, 64, 128];
 
+/// The module that stays float where nothing else is said.
+const HEAD: &str = "lm_head";
+
 /// What the error messages say is possible.
 const SUPPORTED: &str = "supported are quant_method \"qqq\" (wbits or bits 4, group_size -1 or 128) and \
-    \"compressed-tensors\" in the form pack-quantized with symmetric int4 weights (per channel, or groups of 32, 64 \
-    or 128) and dynamic symmetric per-token int8 input activations";
+    \"compressed-tensors\" in the forms pack-quantized and int-quantized with symmetric int4 weights (per channel, or \
+    groups of 32, 64 or 128) and dynamic symmetric per-token int8 input activations";
 
 impl QuantizationConfig {
+    /// All linear layers alike, but for the output head, which is float: what the quantizer writes.
+    pub fn uniform(format: CheckpointFormat, group_size: Option<usize>) -> Self {
+        let layout = match format {
+            CheckpointFormat::Qqq => CodeLayout::Tiles,
+            CheckpointFormat::CompressedTensors => CodeLayout::Packed,
+        };
+        let rules = vec![
+            Rule { pattern: ModulePattern::name(HEAD), scheme: None },
+            Rule { pattern: ModulePattern::every_linear(), scheme: Some(LayerScheme { group_size, layout }) },
+        ];
+        Self { format, rules }
+    }
+
     /// Reads the value of `quantization_config`.
     ///
     /// # Errors
-    /// [`FormatError::Unsupported`] for everything that would not run exactly as it says.
+    /// [`FormatError::Unsupported`] for everything that would not run exactly as it says, keys that are not known
+    /// among them.
     pub fn from_value(value: &Value) -> Result<Self> {
         let map =
             value.as_object().ok_or_else(|| unsupported(format_args!("it is not an object: {value}")))?;
         match map.get("quant_method").and_then(Value::as_str) {
-            Some("qqq") => Self::from_qqq(map),
-            Some("compressed-tensors") => Self::from_compressed_tensors(map),
+            Some("qqq") => qqq::read(map),
+            Some("compressed-tensors") => compressed_tensors::read(map),
             Some(other) => Err(unsupported(format_args!("quant_method is {other:?}"))),
             None => Err(unsupported(format_args!("it names no quant_method"))),
         }
     }
 
-    fn from_qqq(map: &Map<String, Value>) -> Result<Self> {
-        // GPTQModel's name for it, and what else its configuration may ask for. Its order of columns (desc_act) leaves no
-        // trace in the layout.
-        let bits = if map.contains_key("wbits") { "wbits" } else { "bits" };
-        expect(map, "", bits, &[json!(4)], None)?;
-        let (null, no, yes) = (Value::Null, json!(false), json!(true));
-        expect(map, "", "sym", &[null.clone(), yes], Some(&null))?;
-        expect(map, "", "lm_head", &[null.clone(), no], Some(&null))?;
-        for key in ["format", "checkpoint_format"] {
-            expect(map, "", key, &[null.clone(), json!("qqq")], Some(&null))?;
-        }
-        expect(map, "", "dynamic", &[null.clone(), json!({})], Some(&null))?;
-        let group_size = match map.get("group_size").and_then(Value::as_i64) {
-            Some(-1) => None,
-            Some(128) => Some(128),
-            _ => {
-                return Err(unsupported(format_args!("group_size is {}", found(map, "group_size"))));
-            }
-        };
-        Ok(Self { format: CheckpointFormat::Qqq, group_size, ignore: vec!["lm_head".into()] })
-    }
-
-    fn from_compressed_tensors(map: &Map<String, Value>) -> Result<Self> {
-        let null = Value::Null;
-        expect(map, "", "format", &[json!("pack-quantized")], None)?;
-        expect(map, "", "quantization_status", &[json!("compressed"), null.clone()], Some(&null))?;
-        expect(map, "", "kv_cache_scheme", slice::from_ref(&null), Some(&null))?;
-        // Sparse weights, or rotations that would have to be applied at run time.
-        for key in ["sparsity_config", "transform_config"] {
-            expect(map, "", key, &[null.clone(), json!({})], Some(&null))?;
-        }
-
-        let groups = map.get("config_groups").and_then(Value::as_object);
-        let (name, group) = match groups.map(|g| (g.len(), g.iter().next())) {
-            Some((1, Some((name, Value::Object(group))))) => (name, group),
-            _ => {
-                return Err(unsupported(format_args!(
-                    "config_groups must hold one group for all linear layers, but is {}",
-                    found(map, "config_groups")
-                )));
-            }
-        };
-        let at = format!("config_groups.{name}.");
-        expect(group, &at, "targets", &[json!(["Linear"])], None)?;
-        expect(group, &at, "format", &[json!("pack-quantized"), null.clone()], Some(&null))?;
-        expect(group, &at, "output_activations", slice::from_ref(&null), Some(&null))?;
-
-        let weights = section(group, &at, "weights", "weights are not quantized")?;
-        let at_weights = format!("{at}weights.");
-        expect(weights, &at_weights, "num_bits", &[json!(4)], None)?;
-        expect(weights, &at_weights, "type", &[json!("int")], Some(&json!("int")))?;
-        expect(weights, &at_weights, "symmetric", &[json!(true)], Some(&json!(true)))?;
-        expect(weights, &at_weights, "dynamic", &[json!(false)], Some(&json!(false)))?;
-        // Act-order with static groups leaves columns where they were; the other kind permutes the groups.
-        let orders = [null.clone(), json!(false), json!("weight"), json!("static")];
-        expect(weights, &at_weights, "actorder", &orders, Some(&null))?;
-        let size = weights.get("group_size").filter(|v| !v.is_null());
-        let strategy = weights.get("strategy").filter(|v| !v.is_null());
-        let per_group = match (strategy.and_then(Value::as_str), size.and_then(Value::as_i64)) {
-            (Some("channel"), None | Some(-1)) | (None, Some(-1)) => false,
-            (Some("group"), Some(1..)) | (None, Some(1..)) => true,
-            _ => {
-                return Err(unsupported(format_args!(
-                    "{at_weights}strategy is {} with group_size {}",
-                    found(weights, "strategy"),
-                    found(weights, "group_size")
-                )));
-            }
-        };
-        let group_size = match size.and_then(Value::as_u64) {
-            Some(g) if per_group && GROUP_SIZES.contains(&g) => Some(g as usize),
-            _ if !per_group => None,
-            _ => {
-                return Err(unsupported(format_args!(
-                    "{at_weights}group_size is {}",
-                    found(weights, "group_size")
-                )));
-            }
-        };
-
-        let inputs = section(group, &at, "input_activations", "this is a weight-only (W4A16) checkpoint")?;
-        let at_inputs = format!("{at}input_activations.");
-        expect(inputs, &at_inputs, "num_bits", &[json!(8)], None)?;
-        expect(inputs, &at_inputs, "type", &[json!("int")], Some(&json!("int")))?;
-        expect(inputs, &at_inputs, "symmetric", &[json!(true)], Some(&json!(true)))?;
-        expect(inputs, &at_inputs, "strategy", &[json!("token")], None)?;
-        expect(inputs, &at_inputs, "dynamic", &[json!(true)], None)?;
-
-        let mut ignore = Vec::new();
-        if let Some(list) = map.get("ignore").filter(|v| !v.is_null()) {
-            let list = list.as_array().ok_or_else(|| unsupported(format_args!("ignore is {list}")))?;
-            for entry in list {
-                let entry =
-                    entry.as_str().ok_or_else(|| unsupported(format_args!("ignore holds {entry}")))?;
-                if ModulePattern::parse(entry).is_none() {
-                    return Err(unsupported(format_args!(
-                        "ignore holds the regular expression {entry:?}; only literals, '.', '.*', '^' and '$' are \
-                         understood"
-                    )));
-                }
-                ignore.push(entry.to_owned());
-            }
-        }
-        Ok(Self { format: CheckpointFormat::CompressedTensors, group_size, ignore })
-    }
-
     /// The value of `quantization_config`, as other readers of the format expect it.
     pub fn to_value(&self) -> Value {
         match self.format {
-            CheckpointFormat::Qqq => json!({
-                "quant_method": "qqq",
-                "wbits": 4,
-                "group_size": self.group_size.map_or(json!(-1), |g| json!(g)),
-            }),
-            CheckpointFormat::CompressedTensors => json!({
-                "quant_method": "compressed-tensors",
-                "format": "pack-quantized",
-                "quantization_status": "compressed",
-                "config_groups": {
-                    "group_0": {
-                        "targets": ["Linear"],
-                        "weights": {
-                            "num_bits": 4,
-                            "type": "int",
-                            "symmetric": true,
-                            "strategy": if self.group_size.is_some() { "group" } else { "channel" },
-                            "group_size": self.group_size,
-                            "dynamic": false,
-                            "actorder": null,
-                        },
-                        "input_activations": {
-                            "num_bits": 8,
-                            "type": "int",
-                            "symmetric": true,
-                            "strategy": "token",
-                            "group_size": null,
-                            "dynamic": true,
-                            "actorder": null,
-                        },
-                        "output_activations": null,
-                    },
-                },
-                "ignore": self.ignore,
-                "kv_cache_scheme": null,
-            }),
+            CheckpointFormat::Qqq => qqq::write(&self.rules),
+            CheckpointFormat::CompressedTensors => compressed_tensors::write(&self.rules),
         }
     }
 
-    /// Whether the module `name` (`lm_head`, `model.layers.0.mlp.down_proj`) is kept in float.
+    /// How the linear layer `module` (`lm_head`, `model.layers.0.mlp.down_proj`) is stored; `None` if it is float.
+    ///
+    /// # Errors
+    /// A regular expression of the configuration that takes too long to match.
+    pub fn scheme(&self, module: &str) -> Result<Option<LayerScheme>> {
+        for rule in &self.rules {
+            if rule.pattern.matches(module).map_err(|e| unsupported(format_args!("{e}")))? {
+                return Ok(rule.scheme);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the module `name` is kept in float.
     pub fn ignores(&self, name: &str) -> bool {
-        self.ignore.iter().filter_map(|entry| ModulePattern::parse(entry)).any(|p| p.matches(name))
+        matches!(self.scheme(name), Ok(None))
+    }
+
+    /// The kinds of quantized layers that the configuration names, each once.
+    pub fn schemes(&self) -> Vec<LayerScheme> {
+        let mut schemes = Vec::new();
+        for scheme in self.rules.iter().filter_map(|rule| rule.scheme) {
+            if !schemes.contains(&scheme) {
+                schemes.push(scheme);
+            }
+        }
+        schemes
     }
 }
 
@@ -220,7 +152,7 @@ fn unsupported(what: std::fmt::Arguments<'_>) -> FormatError {
 
 /// The value of `key` for a message.
 fn found(map: &Map<String, Value>, key: &str) -> String {
-    map.get(key).map_or_else(|| "missing".into(), Value::to_string)
+    map.get(key).map_or_else(|| "missing".into(), shown)
 }
 
 /// Checks that `key` (or `default`, where it is missing) is one of `allowed`.
@@ -237,16 +169,14 @@ fn expect(
     }
 }
 
-/// The object under `key`; `missing` says what it means that there is none.
-fn section<'a>(
-    map: &'a Map<String, Value>,
-    at: &str,
-    key: &str,
-    missing: &str,
-) -> Result<&'a Map<String, Value>> {
-    match map.get(key) {
-        Some(Value::Object(section)) => Ok(section),
-        None | Some(Value::Null) => Err(unsupported(format_args!("{at}{key} is missing: {missing}"))),
-        Some(other) => Err(unsupported(format_args!("{at}{key} is {other}"))),
+/// Refuses keys that are not known.
+fn expect_known(map: &Map<String, Value>, at: &str, keys: &KnownKeys) -> Result<()> {
+    match keys.first_unknown(map) {
+        None => Ok(()),
+        Some((key, value)) => Err(unsupported(format_args!(
+            "{at}{key} is {}, a key that is not known here and may change what the weights mean (remove it if it \
+             does not)",
+            shown(value)
+        ))),
     }
 }

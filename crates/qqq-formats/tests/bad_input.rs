@@ -167,11 +167,7 @@ fn compressed(name: &str, dtype: &str, shape: &[usize], bytes: Vec<u8>) -> Check
     if !shape.is_empty() {
         tensors.push((name, dtype, shape, bytes));
     }
-    let quantization = QuantizationConfig {
-        format: CheckpointFormat::CompressedTensors,
-        group_size: Some(32),
-        ignore: vec![],
-    };
+    let quantization = QuantizationConfig::uniform(CheckpointFormat::CompressedTensors, Some(32));
     let mut config = common::llama();
     config["quantization_config"] = quantization.to_value();
     let dir = tempfile::tempdir().unwrap();

@@ -7,8 +7,8 @@ use std::{fs, path::Path};
 use common::message;
 use half::{bf16, f16};
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, DType, LinearWeight, QuantizationConfig, QuantizedWeight, Scales,
-    TensorSource, WeightData, safetensors::Safetensors, writer::CheckpointWriter,
+    Checkpoint, CheckpointFormat, CodeLayout, DType, LayerScheme, LinearWeight, QuantizationConfig,
+    QuantizedWeight, Scales, TensorSource, WeightData, safetensors::Safetensors, writer::CheckpointWriter,
 };
 use serde_json::Value;
 
@@ -33,8 +33,7 @@ fn weight(group_size: Option<usize>) -> QuantizedWeight {
 fn write(dir: &Path, weight: &QuantizedWeight, format: CheckpointFormat, group_size: Option<usize>) {
     let mut writer = CheckpointWriter::create(dir).unwrap();
     let mut config = common::llama();
-    config["quantization_config"] =
-        QuantizationConfig { format, group_size, ignore: vec!["lm_head".into()] }.to_value();
+    config["quantization_config"] = QuantizationConfig::uniform(format, group_size).to_value();
     fs::write(writer.staging().join("config.json"), config.to_string()).unwrap();
     writer.add_linear(LAYER, weight, format).unwrap();
     let bias = vec![f16::from_f32(0.5); 128];
@@ -176,4 +175,89 @@ fn what_cannot_be_written_is_refused() {
     assert!(message(writer.add_linear("l", &odd, CheckpointFormat::Qqq)).contains("groups of 64"));
     odd.codes[0] = 8;
     assert!(message(writer.add_linear("l", &odd, CheckpointFormat::CompressedTensors)).contains("code 8"));
+}
+
+/// As llm-compressor writes W4A8 today: int8 `weight` that holds 4-bit codes.
+#[test]
+fn a_code_in_a_byte_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (n, k) = (3, 64);
+    let codes: Vec<i8> = (0..n * k).map(|i| (i * 5 % 16) as i8 - 8).collect();
+    let scale = |i: usize| 0.25 * (1 + i % 5) as f32;
+    let config = |size: Option<usize>| {
+        let mut value = QuantizationConfig::uniform(CheckpointFormat::CompressedTensors, size).to_value();
+        value["format"] = "int-quantized".into();
+        value["config_groups"]["group_0"]["format"] = Value::Null;
+        let read = QuantizationConfig::from_value(&value).unwrap();
+        assert_eq!(read.schemes(), [LayerScheme { group_size: size, layout: CodeLayout::Bytes }]);
+        let mut config = common::llama();
+        config["quantization_config"] = value;
+        config
+    };
+    let open = |name: &str, size: Option<usize>, codes: &[i8], zero: Option<u8>| {
+        let groups = size.map_or(1, |g| k / g);
+        let shape = [n, groups];
+        let bytes = codes.iter().map(|c| c.cast_unsigned()).collect();
+        let scales: Vec<f32> = (0..n * groups).map(scale).collect();
+        let weight = format!("{LAYER}.weight");
+        let (scale, zero_point) = (format!("{LAYER}.weight_scale"), format!("{LAYER}.weight_zero_point"));
+        let mut tensors = vec![
+            (weight.as_str(), "I8", &[3, 64][..], bytes),
+            (scale.as_str(), "F32", &shape[..], common::f32s(&scales)),
+        ];
+        if let Some(zero) = zero {
+            tensors.push((zero_point.as_str(), "I8", &shape[..], vec![zero; n * groups]));
+        }
+        let file = common::safetensors(&tensors);
+        let out = dir.path().join(name);
+        common::model_dir(&out, &config(size), &[("model.safetensors", &file)]);
+        Checkpoint::open(&out).unwrap()
+    };
+    for (name, size) in [("channel", None), ("groups", Some(32))] {
+        let LinearWeight::Quantized(weight) = open(name, size, &codes, Some(0)).linear(LAYER, n, k).unwrap()
+        else {
+            panic!("float")
+        };
+        let group = size.unwrap_or(k);
+        let expected: Vec<f32> =
+            codes.iter().enumerate().map(|(i, c)| f32::from(*c) * scale(i / group)).collect();
+        assert_eq!(weight.codes, codes);
+        assert_eq!(weight.dequantize(), expected, "{name}: these scales have a common divisor");
+    }
+    let mut wide = codes.clone();
+    wide[70] = 8;
+    assert!(message(open("wide", None, &wide, None).linear(LAYER, n, k)).contains("code 8 at index 70"));
+    assert!(message(open("zero", None, &codes, Some(1)).linear(LAYER, n, k)).contains("weight_zero_point"));
+    let other = open("shape", None, &codes, None);
+    assert!(message(other.linear(LAYER, n, 32)).contains("[3, 64]"));
+    assert!(message(other.linear("model.layers.1.mlp.up_proj", n, k)).contains("no tensor"));
+}
+
+/// A tied model may be saved with either of its two equal tensors; the head alone goes by the embedding's name.
+#[test]
+fn a_tied_model_with_its_head_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let values: Vec<f32> = (0..8).map(|i| i as f32).collect();
+    let open = |name: &str, tied: bool, tensors: &[&str]| {
+        let mut config = common::llama();
+        config["tie_word_embeddings"] = tied.into();
+        let tensors: Vec<(&str, &str, &[usize], Vec<u8>)> =
+            tensors.iter().map(|name| (*name, "F32", &[2, 4][..], common::f32s(&values))).collect();
+        let out = dir.path().join(name);
+        common::model_dir(&out, &config, &[("model.safetensors", &common::safetensors(&tensors))]);
+        Checkpoint::open(&out).unwrap().tensors
+    };
+    let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
+    let alone = open("alone", true, &["a", head]);
+    assert_eq!(alone.names(), ["a", embedding]);
+    assert_eq!(alone.f32(embedding, &[2, 4]).unwrap(), values);
+    assert_eq!(&*alone.bytes(embedding).unwrap(), common::f32s(&values));
+    assert_eq!(alone.info(embedding).unwrap().shape, [2, 4]);
+    assert!(alone.info(head).is_none() && alone.f32(head, &[2, 4]).is_err());
+    assert_eq!(alone.f32("a", &[2, 4]).unwrap(), values);
+
+    assert_eq!(open("both", true, &[head, embedding]).names(), [head, embedding]);
+    let untied = open("untied", false, &[head]);
+    assert_eq!(untied.names(), [head]);
+    assert!(message(untied.f32(embedding, &[2, 4])).contains(embedding));
 }

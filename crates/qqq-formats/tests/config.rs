@@ -142,17 +142,145 @@ fn rope_scaling_of_both_generations() {
     })));
     assert_eq!(c.unwrap().rope_theta, 1e6);
 
-    for kind in ["yarn", "dynamic", "longrope", "su", "mrope"] {
+    for kind in ["su", "mrope", "axial"] {
         assert!(error(json!({"rope_scaling": {"type": kind, "factor": 2.0}})).contains(kind));
         assert!(error(json!({"rope_parameters": {"rope_type": kind}})).contains(kind));
     }
     assert!(error(json!({"rope_scaling": {"type": "linear"}})).contains("rope_scaling.factor is missing"));
     assert!(error(json!({"rope_scaling": {"type": "linear", "factor": 0}})).contains("above 0"));
+    assert!(error(json!({"rope_scaling": {"type": "dynamic"}})).contains("rope_scaling.factor is missing"));
+    assert!(error(json!({"rope_scaling": {"type": "yarn"}})).contains("rope_scaling.factor is missing"));
     assert!(error(json!({"rope_scaling": 2})).contains("an object"));
     assert!(error(json!({"partial_rotary_factor": 0.5})).contains("partial_rotary_factor"));
     let mut inverted = llama3;
     inverted["high_freq_factor"] = json!(1.0);
     assert!(error(json!({"rope_scaling": inverted})).contains("high_freq_factor"));
+}
+
+/// What counts where fields disagree; expected values from transformers 5.24 (`config.rope_parameters` after loading).
+#[test]
+fn rope_fields_beside_each_other() {
+    let default = |theta: f64| json!({"rope_type": "default", "rope_theta": theta});
+    let linear = json!({"rope_type": "linear", "factor": 4.0});
+    for (scaling, parameters, top, theta, expected) in [
+        (json!({"rope_type": "default"}), default(5e5), json!("-"), 1e4, RopeScaling::None),
+        (linear.clone(), default(5e5), json!("-"), 1e4, RopeScaling::Linear { factor: 4.0 }),
+        (linear.clone(), default(5e5), json!(2e4), 2e4, RopeScaling::Linear { factor: 4.0 }),
+        (default(3e4), default(5e5), json!(2e4), 3e4, RopeScaling::None),
+        (json!(null), default(5e5), json!(2e4), 5e5, RopeScaling::None),
+        (json!({}), default(5e5), json!(null), 5e5, RopeScaling::None),
+        (json!("-"), linear.clone(), json!(2e4), 2e4, RopeScaling::Linear { factor: 4.0 }),
+        (json!("-"), json!({}), json!(2e4), 2e4, RopeScaling::None),
+        (json!("-"), json!(null), json!(2e4), 2e4, RopeScaling::None),
+        (json!("-"), json!({"rope_type": "dynamic", "factor": 2.0}), json!("-"), 1e4, RopeScaling::None),
+        (json!("-"), json!({"rope_type": "proportional"}), json!("-"), 1e4, RopeScaling::None),
+    ] {
+        let fields = json!({"rope_scaling": scaling, "rope_parameters": parameters, "rope_theta": top});
+        let c = parse(&with(fields.clone())).unwrap();
+        assert_eq!(
+            (c.rope_theta, c.rope_scaling, c.rope_attention_factor),
+            (theta, expected, 1.0),
+            "{fields}"
+        );
+    }
+    for (fields, words) in [
+        (json!({"rope_theta": null}), "rope_theta is null"),
+        (json!({"rope_parameters": {"rope_theta": null}}), "rope_theta is null"),
+        (json!({"rope_scaling": linear, "rope_theta": null}), "rope_theta is null"),
+        (json!({"rope_parameters": {"full_attention": default(5e5)}}), "rope_parameters.full_attention is"),
+        (json!({"rope_scaling": {"type": "default", "factor": 4.0}}), "rope_scaling.factor is 4.0"),
+        (json!({"rope_scaling": {"factor": 4.0}}), "rope_scaling.factor is 4.0"),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 2, "beta_fast": 8}}),
+            "rope_scaling.beta_fast is 8",
+        ),
+        (json!({"rope_scaling": {"type": "yarn", "factor": 2, "attn_factor": 0.8}}), "attn_factor is 0.8"),
+        (json!({"rope_parameters": {"partial_rotary_factor": 0.5}}), "partial_rotary_factor"),
+    ] {
+        let error = error(fields);
+        assert!(error.contains(words), "{error}");
+    }
+    // Models that have it beside the parameters mean that one.
+    let llama3 = json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4});
+    let original = |fields: Value| match parse(&with(fields)).unwrap().rope_scaling {
+        RopeScaling::Llama3 { original_max_position_embeddings, .. } => original_max_position_embeddings,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(original(json!({"rope_scaling": llama3})), 256.0);
+    assert_eq!(original(json!({"rope_scaling": llama3, "original_max_position_embeddings": 64})), 64.0);
+}
+
+#[test]
+fn long_ropes_serve_the_whole_context_or_are_refused() {
+    let longrope = |short: f64, long: f64, original: u32| {
+        json!({
+            "rope_type": "longrope", "short_factor": vec![short; 8], "long_factor": vec![long; 8],
+            "original_max_position_embeddings": original
+        })
+    };
+    // A context of 256.
+    let c = parse(&with(json!({"rope_scaling": longrope(1.5, 3.0, 256)}))).unwrap();
+    assert_eq!((c.rope_scaling, c.rope_attention_factor), (RopeScaling::Factors(vec![1.5; 8]), 1.0));
+    let c = parse(&with(json!({"rope_scaling": longrope(2.0, 2.0, 64)}))).unwrap();
+    // sqrt(1 + log(4) / log(64))
+    assert_eq!(c.rope_scaling, RopeScaling::Factors(vec![2.0; 8]));
+    assert!((c.rope_attention_factor - 1.154_700_538_379_251_5).abs() < 1e-15);
+    let refused = error(json!({"rope_scaling": longrope(1.5, 3.0, 64)}));
+    assert!(refused.contains("max_position_embeddings is 256") && refused.contains("64"), "{refused}");
+    let mut short = longrope(1.0, 1.0, 64);
+    short["short_factor"] = json!([1.0, 2.0]);
+    assert!(error(json!({"rope_scaling": short})).contains("short_factor holds 2 divisors"));
+}
+
+/// Keys that change what is computed are refused, wherever transformers' class would not look at them.
+#[test]
+fn unknown_keys_are_named() {
+    for (key, value) in [
+        ("attn_logit_softcapping", json!(50.0)),
+        ("logit_scale", json!(0.0625)),
+        ("residual_multiplier", json!(0.22)),
+        ("embedding_multiplier", json!(12.0)),
+        ("use_qk_norm", json!(true)),
+        ("no_rope_layers", json!([1, 1, 0, 1])),
+        ("attention_chunk_size", json!(8192)),
+        ("is_causal", json!(false)),
+        ("rope_interleaved", json!(true)),
+        ("num_experts", json!(8)),
+        ("pruned_heads", json!({"0": [1]})),
+        ("per_layer_config", json!({"0": {"hidden_size": 32}})),
+        ("quantization", json!({"bits": 4, "group_size": 64})),
+        ("layer_types", json!(["full_attention", "sliding_attention"])),
+        ("something_new", json!("yes")),
+    ] {
+        let error = error(json!({key: value}));
+        let shown = value.to_string();
+        assert!(error.contains(key) && (key == "layer_types" || error.contains(&shown)), "{key}: {error}");
+        assert!(error.starts_with("config.json: "), "{error}");
+    }
+}
+
+/// Published configurations: all their keys are known.
+#[test]
+fn keys_of_published_models_are_known() {
+    let plain = parse(&common::llama()).unwrap();
+    for fields in [
+        json!({"_name_or_path": "x", "use_cache": true, "torch_dtype": "bfloat16", "transformers_version": "4.40.0",
+            "attention_dropout": 0.0, "initializer_range": 0.041666666666666664, "pretraining_tp": 1,
+            "pad_token_id": 2, "is_llama_config": true, "rope_interleaved": false, "rope_scaling": null,
+            "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}}),
+        json!({"auto_map": {"AutoModel": "m.M"}, "unsloth_version": "2025.12.5", "dtype": "bfloat16",
+            "_attn_implementation_autoset": true, "max_sequence_length": 2048, "temperature": 0.6, "top_p": 0.9,
+            "do_sample": true, "id2label": {"0": "a"}, "label2id": {"a": 0}, "task_specific_params": null}),
+        json!({"logit_scale": 1.0, "attn_logit_softcapping": null, "use_qk_norm": false, "no_rope_layers": [1, 1],
+            "is_causal": true, "layer_types": ["full_attention", "full_attention"], "sliding_window": 32,
+            "alibi": false, "pruned_heads": {}, "chunk_size_feed_forward": 0, "cross_attention_hidden_size": null}),
+    ] {
+        let mut c = parse(&with(fields.clone())).unwrap_or_else(|e| panic!("{e}"));
+        c.raw = plain.raw.clone();
+        assert_eq!(c, plain, "{fields}");
+    }
+    let qwen = json!({"max_window_layers": 21, "sliding_window": 32768, "use_sliding_window": false, "use_mrope": false});
+    assert!(parse(&family("Qwen2ForCausalLM", qwen)).is_ok());
 }
 
 #[test]
@@ -163,6 +291,10 @@ fn sliding_windows() {
     assert_eq!(mistral(json!({"sliding_window": 16})), Some(16));
     assert_eq!(mistral(json!({"sliding_window": null})), None);
     assert_eq!(mistral(json!({})), Some(4096));
+    let sliding = json!(["sliding_attention", "sliding_attention"]);
+    assert_eq!(mistral(json!({"sliding_window": 16, "layer_types": sliding})), Some(16));
+    let full = window("MistralForCausalLM", json!({"sliding_window": 16, "layer_types": ["full_attention"]}));
+    assert!(full.unwrap_err().to_string().contains("layer_types"));
 
     for class in ["Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
         let qwen = |fields| window(class, fields);

@@ -4,29 +4,35 @@ mod common;
 
 use std::path::Path;
 
-use qqq_formats::{CheckpointFormat, FormatError, ModelConfig, QuantizationConfig};
+use qqq_formats::{CheckpointFormat, CodeLayout, FormatError, LayerScheme, ModelConfig, QuantizationConfig};
 use serde_json::{Value, json};
 
 #[test]
 fn both_quantization_formats_come_back_as_written() {
-    for (format, group_size, ignore) in [
-        (CheckpointFormat::Qqq, None, vec!["lm_head".to_owned()]),
-        (CheckpointFormat::Qqq, Some(128), vec!["lm_head".to_owned()]),
-        (CheckpointFormat::CompressedTensors, None, vec!["lm_head".to_owned()]),
-        (CheckpointFormat::CompressedTensors, Some(32), vec![]),
-        (CheckpointFormat::CompressedTensors, Some(64), vec!["lm_head".into(), "re:.*up_proj".into()]),
-        (CheckpointFormat::CompressedTensors, Some(128), vec!["lm_head".to_owned()]),
+    for (format, group_size) in [
+        (CheckpointFormat::Qqq, None),
+        (CheckpointFormat::Qqq, Some(128)),
+        (CheckpointFormat::CompressedTensors, None),
+        (CheckpointFormat::CompressedTensors, Some(32)),
+        (CheckpointFormat::CompressedTensors, Some(64)),
+        (CheckpointFormat::CompressedTensors, Some(128)),
     ] {
-        let config = QuantizationConfig { format, group_size, ignore };
+        let config = QuantizationConfig::uniform(format, group_size);
         assert_eq!(QuantizationConfig::from_value(&config.to_value()).unwrap(), config);
+        let layout = if format == CheckpointFormat::Qqq { CodeLayout::Tiles } else { CodeLayout::Packed };
+        assert_eq!(config.schemes(), [LayerScheme { group_size, layout }]);
+        assert!(config.ignores("lm_head") && !config.ignores("model.layers.0.mlp.down_proj"));
         let mut model = common::llama();
         model["quantization_config"] = config.to_value();
         let model = ModelConfig::from_value(Path::new("config.json"), model).unwrap();
         assert_eq!(model.quantization, Some(config));
     }
-    let value =
-        QuantizationConfig { format: CheckpointFormat::Qqq, group_size: None, ignore: vec![] }.to_value();
+    let value = QuantizationConfig::uniform(CheckpointFormat::Qqq, None).to_value();
     assert_eq!(value, json!({"quant_method": "qqq", "wbits": 4, "group_size": -1}));
+    // Without it, compressed-tensors since 0.15 takes the weights for int-quantized.
+    let value = QuantizationConfig::uniform(CheckpointFormat::CompressedTensors, None).to_value();
+    assert_eq!(value.pointer("/config_groups/group_0/format"), Some(&json!("pack-quantized")));
+    assert_eq!(value["ignore"], json!(["lm_head"]));
 }
 
 /// What GPTQModel writes beside its QQQ tiles.
@@ -40,13 +46,39 @@ fn gptqmodel() -> Value {
 #[test]
 fn gptqmodels_configuration_is_read() {
     let config = QuantizationConfig::from_value(&gptqmodel()).unwrap();
-    assert_eq!((config.format, config.group_size), (CheckpointFormat::Qqq, Some(128)));
+    assert_eq!((config.format, sizes(&config)), (CheckpointFormat::Qqq, vec![Some(128)]));
     for (key, value) in [
+        ("true_sequential", json!(true)),
+        ("static_groups", json!(false)),
+        ("damp_percent", json!(0.05)),
+        ("method", json!("qqq")),
+        ("rotation", json!(null)),
+        ("adapter", json!({})),
+        ("zero_point", json!(false)),
+    ] {
+        let mut good = gptqmodel();
+        good[key] = value;
+        assert_eq!(QuantizationConfig::from_value(&good).unwrap(), config, "{key}");
+    }
+    for (key, value) in [
+        ("rotation", json!("hadamard")),
+        ("adapter", json!({"name": "lora", "path": "x", "rank": 64})),
+        ("activation", json!({"bits": 8})),
+        ("pack_dtype", json!("int16")),
+        ("zero_point", json!(true)),
+        ("weight_bits", json!(3)),
+        ("version", json!("gemm")),
+        ("wbits", json!(8)),
+        ("modules_in_block_to_quantize", json!([["self_attn.q_proj"]])),
         ("bits", json!(8)),
         ("sym", json!(false)),
         ("lm_head", json!(true)),
         ("checkpoint_format", json!("gptq")),
-        ("dynamic", json!({"-:.*down.*": {}})),
+        ("dynamic", json!({"-:(.*down": {}})),
+        ("dynamic", json!({"+:.*down.*": {"bits": 8}})),
+        ("dynamic", json!({".*down.*": {"group_size": 64}})),
+        ("dynamic", json!({".*down.*": {"adapter": {"rank": 8}}})),
+        ("dynamic", json!([".*down.*"])),
         ("group_size", json!(64)),
     ] {
         let mut bad = gptqmodel();
@@ -54,6 +86,36 @@ fn gptqmodels_configuration_is_read() {
         let error = QuantizationConfig::from_value(&bad).unwrap_err();
         assert!(error.to_string().contains(key), "{error}");
     }
+}
+
+fn sizes(config: &QuantizationConfig) -> Vec<Option<usize>> {
+    config.schemes().iter().map(|s| s.group_size).collect()
+}
+
+/// The group size of a layer; "float" for one that is not quantized.
+fn size(config: &QuantizationConfig, module: &str) -> String {
+    config.scheme(module).unwrap().map_or("float".into(), |s| format!("{:?} {:?}", s.layout, s.group_size))
+}
+
+#[test]
+fn overrides_of_gptqmodel_hold_for_the_modules_that_they_name() {
+    let mut value = gptqmodel();
+    value["dynamic"] = json!({
+        "-:model\\.layers\\.0\\.mlp\\.down": {},
+        "+:.*down_proj": {"group_size": -1, "desc_act": false},
+        ".*mlp": {"bits": 4, "sym": true}
+    });
+    let config = QuantizationConfig::from_value(&value).unwrap();
+    for (module, expected) in [
+        ("model.layers.0.mlp.down_proj", "float"),
+        ("model.layers.1.mlp.down_proj", "Tiles None"),
+        ("model.layers.0.mlp.up_proj", "Tiles Some(128)"),
+        ("model.layers.0.self_attn.q_proj", "Tiles Some(128)"),
+        ("lm_head", "float"),
+    ] {
+        assert_eq!(size(&config, module), expected, "{module}");
+    }
+    assert_eq!(QuantizationConfig::from_value(&config.to_value()).unwrap(), config);
 }
 
 /// What llm-compressor writes for its W4A8 preset, with all the fields of its pydantic models.
@@ -91,8 +153,87 @@ fn llm_compressor() -> Value {
 #[test]
 fn llm_compressor_checkpoints_are_read() {
     let config = QuantizationConfig::from_value(&llm_compressor()).unwrap();
-    assert_eq!(config.group_size, Some(128));
+    assert_eq!(sizes(&config), [Some(128)]);
     assert!(config.ignores("lm_head") && !config.ignores("model.layers.0.mlp.down_proj"));
+}
+
+/// As llm-compressor writes it since compressed-tensors 0.15: `int-quantized`, fewer fields.
+#[test]
+fn a_code_in_a_byte() {
+    let group = |format: Value| {
+        json!({
+            "targets": ["Linear"], "format": format, "output_activations": null,
+            "input_activations": {
+                "dynamic": true, "group_size": null, "num_bits": 8, "strategy": "token", "symmetric": true, "type": "int"
+            },
+            "weights": {
+                "dynamic": false, "group_size": 128, "num_bits": 4, "strategy": "group", "symmetric": true, "type": "int"
+            }
+        })
+    };
+    for (format, own) in [
+        ("int-quantized", json!("int-quantized")),
+        ("int-quantized", json!(null)),
+        ("mixed-precision", json!("int-quantized")),
+        ("naive-quantized", json!("naive-quantized")),
+    ] {
+        let value = json!({
+            "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed",
+            "config_groups": {"group_0": group(own)}, "ignore": ["lm_head"], "version": "0.20.0",
+            "sparsity_config": {"format": "dense", "global_sparsity": 0.1}, "transform_config": {"config_groups": {}},
+            "moe_sparsity_config": null
+        });
+        let config = QuantizationConfig::from_value(&value).unwrap();
+        assert_eq!(size(&config, "model.layers.0.mlp.up_proj"), "Bytes Some(128)", "{format}");
+        assert_eq!(QuantizationConfig::from_value(&config.to_value()).unwrap(), config);
+    }
+    let preset = json!({
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"W4A8": ["Linear"]},
+    });
+    let config = QuantizationConfig::from_value(&preset).unwrap();
+    assert_eq!(size(&config, "lm_head"), "Packed Some(128)", "nothing is ignored");
+}
+
+/// Which group counts, as `match_targets` of compressed-tensors 0.20 finds it: names before expressions (in the order of
+/// their texts) before classes; nothing for modules that no group targets.
+#[test]
+fn groups_of_layers() {
+    let group = |targets: Value, format: &str, size: Value| {
+        let mut group = llm_compressor()["config_groups"]["group_0"].clone();
+        group["targets"] = targets;
+        group["format"] = json!(format);
+        group["weights"]["strategy"] = json!(if size.is_null() { "channel" } else { "group" });
+        group["weights"]["group_size"] = size;
+        group
+    };
+    let mut value = llm_compressor();
+    value["format"] = json!("mixed-precision");
+    value["ignore"] = json!(["lm_head", "re:.*layers\\.(2|3)\\.mlp"]);
+    value["config_groups"] = json!({
+        "group_0": group(json!(["re:.*self_attn.*", "re:.*layers.1.*"]), "pack-quantized", json!(32)),
+        "group_1": group(json!(["model.layers.0.self_attn.o_proj", "re:.*down_proj"]), "int-quantized", json!(null)),
+        "group_2": group(json!(["re:.*(up|gate)_proj$"]), "int-quantized", json!(64)),
+    });
+    let config = QuantizationConfig::from_value(&value).unwrap();
+    for (module, expected) in [
+        ("model.layers.0.self_attn.q_proj", "Packed Some(32)"),
+        ("model.layers.0.self_attn.o_proj", "Bytes None"),
+        ("model.layers.0.mlp.up_proj", "Bytes Some(64)"),
+        ("model.layers.0.mlp.down_proj", "Bytes None"),
+        // "re:.*(" comes before "re:.*d" and that before "re:.*l".
+        ("model.layers.1.mlp.up_proj", "Bytes Some(64)"),
+        ("model.layers.1.mlp.down_proj", "Bytes None"),
+        ("model.layers.2.mlp.down_proj", "float"),
+        ("model.layers.2.self_attn.k_proj", "Packed Some(32)"),
+        ("lm_head", "float"),
+        ("other", "float"),
+    ] {
+        assert_eq!(size(&config, module), expected, "{module}");
+    }
+    assert_eq!(QuantizationConfig::from_value(&config.to_value()).unwrap(), config);
+    value["config_groups"]["group_3"] = group(json!(["Linear"]), "pack-quantized", json!(128));
+    let config = QuantizationConfig::from_value(&value).unwrap();
+    assert_eq!(size(&config, "other"), "Packed Some(128)");
 }
 
 #[test]
@@ -106,14 +247,25 @@ fn what_would_run_as_something_else_is_refused() {
     for (path, value, words) in [
         ("/quant_method", json!("gptq"), "quant_method is \"gptq\""),
         ("/quant_method", json!("awq"), "quant_method is \"awq\""),
-        ("/format", json!("int-quantized"), "format is \"int-quantized\""),
+        ("/format", json!("marlin-24"), "format is \"marlin-24\""),
+        ("/format", json!("float-quantized"), "format is \"float-quantized\""),
+        ("/format", json!("nvfp4-pack-quantized"), "format is \"nvfp4-pack-quantized\""),
         ("/quantization_status", json!("frozen"), "quantization_status"),
         ("/kv_cache_scheme", json!({"num_bits": 8}), "kv_cache_scheme"),
         ("/transform_config", json!({"config_groups": {"u": {}}}), "transform_config"),
         ("/sparsity_config", json!({"format": "sparse-24-bitmask"}), "sparsity_config"),
         ("/config_groups", json!({}), "config_groups"),
-        ("/ignore", json!(["re:(a|b)"]), "re:(a|b)"),
-        (&format!("{group}/targets"), json!(["re:.*mlp.*"]), "targets"),
+        ("/ignore", json!(["re:(a|b"]), "re:(a|b"),
+        ("/ignore", json!("lm_head"), "ignore is \"lm_head\""),
+        (&format!("{group}/targets"), json!(["re:*"]), "targets"),
+        (&format!("{group}/targets"), json!([3]), "targets"),
+        (&format!("{group}/format"), json!("float-quantized"), "group_0.format is \"float-quantized\""),
+        (&format!("{group}/weights/block_structure"), json!([16, 16]), "weights.block_structure is [16,16]"),
+        (
+            &format!("{group}/input_activations/dynamic"),
+            json!("local"),
+            "input_activations.dynamic is \"local\"",
+        ),
         (&format!("{group}/input_activations"), json!(null), "W4A16"),
         (&format!("{group}/output_activations"), json!({"num_bits": 8}), "output_activations"),
         (&format!("{group}/weights"), json!(null), "weights"),
@@ -139,9 +291,19 @@ fn what_would_run_as_something_else_is_refused() {
             other => panic!("{path}: {other:?}"),
         }
     }
+    for (at, key) in
+        [("", "rotation"), (group, "input_transform"), (&format!("{group}/weights"), "zero_points")]
+    {
+        let mut value = llm_compressor();
+        value.pointer_mut(at).unwrap()[key] = json!("x");
+        let error = QuantizationConfig::from_value(&value).unwrap_err().to_string();
+        assert!(error.contains(&format!("{key} is \"x\"")), "{error}");
+    }
     let mut two = llm_compressor();
     two["config_groups"]["group_1"] = two["config_groups"]["group_0"].clone();
-    assert!(QuantizationConfig::from_value(&two).is_err());
+    two["config_groups"]["group_1"]["weights"]["num_bits"] = json!(8);
+    let error = QuantizationConfig::from_value(&two).unwrap_err().to_string();
+    assert!(error.contains("config_groups.group_1.weights.num_bits is 8"), "{error}");
     for value in [
         json!({"quant_method": "qqq", "wbits": 8, "group_size": -1}),
         json!({"quant_method": "qqq", "wbits": 4, "group_size": 64}),

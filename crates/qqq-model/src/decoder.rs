@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use qqq_backend::{Backend, KvDType, KvLayout, Span};
-use qqq_formats::{Checkpoint, FormatError, ModelConfig};
+use qqq_formats::{Checkpoint, ModelConfig};
 
 use crate::{Block, BlockWeights, ModelError, Result, block::at, names, rope, weights};
 
@@ -36,12 +36,11 @@ impl<B: Backend> Decoder<B> {
     /// it is true; weights that the backend refuses.
     pub fn load(backend: B, checkpoint: &Checkpoint) -> Result<Self> {
         let config = Arc::new(checkpoint.config.clone());
-        weights::check_names(checkpoint)?;
+        weights::check_tensors(checkpoint)?;
         let (vocab, width) = (config.vocab_size, config.hidden_size);
         let embedding = checkpoint.tensors.float(names::EMBEDDING, &[vocab, width])?;
         let embedding = backend.embedding(vocab, width, embedding).map_err(|e| at(names::EMBEDDING, e))?;
         let head = if config.tie_word_embeddings {
-            check_tied(checkpoint)?;
             backend.tied_head(&embedding)
         } else {
             backend.linear_weight(checkpoint.linear(names::LM_HEAD_MODULE, vocab, width)?, None)
@@ -51,7 +50,7 @@ impl<B: Backend> Decoder<B> {
         let blocks = (0..config.num_layers)
             .map(|i| Block::new(&backend, &config, i, BlockWeights::read(checkpoint, i)?))
             .collect::<Result<_>>()?;
-        let rope = backend.rope(&rope::inv_freq(&config), config.max_position_embeddings);
+        let rope = rope::embedding(&backend, &config, config.max_position_embeddings);
         Ok(Self { backend, config, embedding, blocks, final_norm, head, rope })
     }
 
@@ -125,23 +124,4 @@ impl<B: Backend> Decoder<B> {
         let kind = self.backend.input_kind(&self.head);
         self.backend.rms_norm(hidden, &self.final_norm, self.config.rms_norm_eps, kind)
     }
-}
-
-/// A tied model may come with a head of its own, as long as it holds the same values.
-fn check_tied(checkpoint: &Checkpoint) -> Result<()> {
-    let tensors = &checkpoint.tensors;
-    let Some(head) = tensors.info(names::LM_HEAD) else { return Ok(()) };
-    let same = tensors.info(names::EMBEDDING).is_some_and(|e| e.shape == head.shape && e.dtype == head.dtype)
-        && tensors.bytes(names::EMBEDDING)? == tensors.bytes(names::LM_HEAD)?;
-    if same {
-        return Ok(());
-    }
-    Err(FormatError::Unsupported(format!(
-        "{}: config.json says tie_word_embeddings, but {} is there and differs from {}; set tie_word_embeddings to \
-         false if the head is to be used, else remove the tensor",
-        tensors.location(),
-        names::LM_HEAD,
-        names::EMBEDDING
-    ))
-    .into())
 }

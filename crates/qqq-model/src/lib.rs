@@ -23,4 +23,4 @@ pub use finite::NotFinite;
 pub use hub::HubOptions;
 pub use text::{TextOptions, TextReader};
 pub use tokenizer::Tokenizer;
-pub use weights::BlockWeights;
+pub use weights::{BlockWeights, check_tensors};

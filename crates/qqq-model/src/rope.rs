@@ -3,7 +3,13 @@
 
 use std::f32::consts::TAU;
 
+use qqq_backend::Backend;
 use qqq_formats::{ModelConfig, config::RopeScaling};
+
+/// The rotary embedding of a model, for so many positions.
+pub fn embedding<B: Backend>(backend: &B, config: &ModelConfig, positions: usize) -> B::Rope {
+    backend.scaled_rope(&inv_freq(config), config.rope_attention_factor as f32, positions)
+}
 
 /// `head_dim / 2` inverse frequencies, `theta^(-2i / head_dim)`, scaled as the configuration says.
 ///
@@ -12,10 +18,11 @@ use qqq_formats::{ModelConfig, config::RopeScaling};
 /// the platform's `powf`.
 pub fn inv_freq(config: &ModelConfig) -> Vec<f32> {
     let theta = f64::from(config.rope_theta as f32);
-    let base = |i: usize| {
+    let power = |i: usize| {
         let exponent = (2 * i) as f32 / config.head_dim as f32;
-        1.0 / theta.powf(f64::from(exponent)) as f32
+        theta.powf(f64::from(exponent)) as f32
     };
+    let base = |i: usize| 1.0 / power(i);
     let half = 0..config.head_dim / 2;
     match &config.rope_scaling {
         RopeScaling::None => half.map(base).collect(),
@@ -34,14 +41,23 @@ pub fn inv_freq(config: &ModelConfig) -> Vec<f32> {
             };
             half.map(|i| scaling.apply(base(i))).collect()
         }
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_position_embeddings, truncate } => {
+            let scaling = Yarn {
+                factor: *factor as f32,
+                range: yarn_range(
+                    config,
+                    *original_max_position_embeddings,
+                    *beta_fast,
+                    *beta_slow,
+                    *truncate,
+                ),
+            };
+            half.map(|i| scaling.apply(i, power(i))).collect()
+        }
         // The divisor goes into the denominator, as for transformers' long-context factors.
-        RopeScaling::Factors(factors) => half
-            .zip(factors)
-            .map(|(i, factor)| {
-                let exponent = (2 * i) as f32 / config.head_dim as f32;
-                1.0 / (factor * theta.powf(f64::from(exponent)) as f32)
-            })
-            .collect(),
+        RopeScaling::Factors(factors) => {
+            half.zip(factors).map(|(i, factor)| 1.0 / (factor * power(i))).collect()
+        }
     }
 }
 
@@ -66,6 +82,45 @@ impl Llama3 {
             (1.0 - smooth) * inv_freq / self.factor + smooth * inv_freq
         }
     }
+}
+
+/// YaRN's scaling: frequencies before the range stay, those behind it are divided by `factor`, and in it the two are
+/// blended.
+struct Yarn {
+    factor: f32,
+    range: (f64, f64),
+}
+
+impl Yarn {
+    /// `power` is the reciprocal of frequency `i`.
+    fn apply(&self, i: usize, power: f32) -> f32 {
+        let (low, high) = self.range;
+        let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        let kept = 1.0 - ramp;
+        1.0 / (self.factor * power) * (1.0 - kept) + 1.0 / power * kept
+    }
+}
+
+/// The frequencies between which YaRN blends: those that turn `beta_fast` and `beta_slow` times within the original
+/// context.
+fn yarn_range(
+    config: &ModelConfig,
+    context: f64,
+    beta_fast: f64,
+    beta_slow: f64,
+    truncate: bool,
+) -> (f64, f64) {
+    let width = config.head_dim as f64;
+    let place = |turns: f64| {
+        width * (context / (turns * std::f64::consts::TAU)).ln() / (2.0 * config.rope_theta.ln())
+    };
+    let (mut low, mut high) = (place(beta_fast), place(beta_slow));
+    if truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    (low, high) = (low.max(0.0), high.min(width - 1.0));
+    // An empty range would divide by zero.
+    if low == high { (low, high + 0.001) } else { (low, high) }
 }
 
 #[cfg(test)]
@@ -117,6 +172,106 @@ mod tests {
             assert!(plain[i] / 8.0 < f[i] && f[i] < plain[i], "index {i} is blended");
         }
         assert_close(&[f[30], f[63]], &[1.371_893_7e-3, 3.068_926e-7]);
+    }
+
+    /// Expected frequencies and attention factors from transformers 5.24 (`ROPE_INIT_FUNCTIONS`).
+    #[test]
+    fn scalings_of_long_contexts() {
+        let cases: [(f64, Value, [f32; 8], f64); 6] = [
+            (
+                1e6,
+                json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}),
+                [
+                    1.0,
+                    0.177_827_94,
+                    0.031_622_78,
+                    0.004_217_56,
+                    5e-4,
+                    4.445_698_5e-5,
+                    7.905_693_6e-6,
+                    1.405_853_4e-6,
+                ],
+                1.138_629_436_111_989,
+            ),
+            (
+                1e4,
+                json!({
+                    "type": "yarn", "factor": 8, "original_max_position_embeddings": 512, "beta_fast": 16,
+                    "beta_slow": 2, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": false
+                }),
+                [
+                    1.0,
+                    0.316_227_76,
+                    0.071_608_46,
+                    0.007_324_998_3,
+                    0.001_25,
+                    3.952_847_3e-4,
+                    1.25e-4,
+                    3.952_847_3e-5,
+                ],
+                1.094_179_988_101_349,
+            ),
+            (
+                1e4,
+                json!({
+                    "rope_type": "yarn", "factor": null, "original_max_position_embeddings": 1024,
+                    "attention_factor": 1.25
+                }),
+                [
+                    1.0,
+                    0.316_227_76,
+                    0.081_25,
+                    0.019_764_237,
+                    0.004_375,
+                    7.905_694_7e-4,
+                    2.5e-4,
+                    7.905_694_7e-5,
+                ],
+                1.25,
+            ),
+            (
+                1e4,
+                json!({"rope_type": "dynamic", "factor": 2.0}),
+                [1.0, 0.316_227_76, 0.1, 0.031_622_78, 0.01, 0.003_162_277_9, 0.001, 3.162_277_9e-4],
+                1.0,
+            ),
+            (
+                1e4,
+                json!({
+                    "rope_type": "longrope", "original_max_position_embeddings": 1024,
+                    "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
+                    "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]
+                }),
+                [
+                    1.0,
+                    0.210_818_5,
+                    0.05,
+                    0.012_649_111,
+                    0.003_333_333_4,
+                    9.035_079e-4,
+                    2.5e-4,
+                    7.027_283_6e-5,
+                ],
+                1.095_445_115_010_332_1,
+            ),
+            (
+                1e4,
+                json!({"rope_type": "proportional", "factor": 2.0}),
+                [0.5, 0.158_113_88, 0.05, 0.015_811_39, 0.005, 0.001_581_138_9, 5e-4, 1.581_138_9e-4],
+                1.0,
+            ),
+        ];
+        for (theta, scaling, frequencies, attention_factor) in cases {
+            let positions = if theta == 1e6 { 131_072 } else { 4096 };
+            let value = json!({
+                "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 64,
+                "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8,
+                "max_position_embeddings": positions, "rope_theta": theta, "rope_scaling": scaling,
+            });
+            let config = ModelConfig::from_value(Path::new("config.json"), value).unwrap();
+            assert_close(&inv_freq(&config), &frequencies);
+            assert!((config.rope_attention_factor - attention_factor).abs() < 1e-14, "{scaling}");
+        }
     }
 
     #[test]

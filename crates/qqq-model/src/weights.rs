@@ -155,6 +155,35 @@ fn append(a: WeightData, b: WeightData) -> WeightData {
     }
 }
 
+/// Checks that a checkpoint's tensors are those of its configuration, as far as that shows without reading the blocks.
+///
+/// # Errors
+/// Tensors that the architecture does not know; an output head that differs from the embedding though
+/// `tie_word_embeddings` is true.
+pub fn check_tensors(checkpoint: &Checkpoint) -> Result<()> {
+    check_names(checkpoint)?;
+    if checkpoint.config.tie_word_embeddings { check_tied(checkpoint) } else { Ok(()) }
+}
+
+/// A tied model may come with a head of its own, as long as it holds the same values.
+fn check_tied(checkpoint: &Checkpoint) -> Result<()> {
+    let tensors = &checkpoint.tensors;
+    let Some(head) = tensors.info(names::LM_HEAD) else { return Ok(()) };
+    let same = tensors.info(names::EMBEDDING).is_some_and(|e| e.shape == head.shape && e.dtype == head.dtype)
+        && tensors.bytes(names::EMBEDDING)? == tensors.bytes(names::LM_HEAD)?;
+    if same {
+        return Ok(());
+    }
+    Err(FormatError::Unsupported(format!(
+        "{}: config.json says tie_word_embeddings, but {} is there and differs from {}; set tie_word_embeddings to \
+         false if the head is to be used, else remove the tensor",
+        tensors.location(),
+        names::LM_HEAD,
+        names::EMBEDDING
+    ))
+    .into())
+}
+
 /// Refuses tensors that this architecture has no use for: they mean that the model computes something else than its
 /// configuration says (a Qwen3 model called Llama, more blocks than `num_hidden_layers`).
 ///
@@ -163,7 +192,7 @@ fn append(a: WeightData, b: WeightData) -> WeightData {
 ///
 /// # Errors
 /// Names of unknown tensors, the first of them spelled out.
-pub(crate) fn check_names(checkpoint: &Checkpoint) -> Result<()> {
+fn check_names(checkpoint: &Checkpoint) -> Result<()> {
     let unknown: Vec<String> =
         checkpoint.tensors.names().into_iter().filter(|name| !is_known(&checkpoint.config, name)).collect();
     let shown: Vec<&str> = unknown.iter().take(5).map(String::as_str).collect();

@@ -166,11 +166,7 @@ impl<'a> OutputCheckpoint<'a> {
     fn config_json(&self, report: &Report) -> Value {
         let config = &self.checkpoint.config;
         let mut raw = config.raw.clone();
-        let quantization = QuantizationConfig {
-            format: self.format,
-            group_size: report.recipe.group_size,
-            ignore: vec!["lm_head".into()],
-        };
+        let quantization = QuantizationConfig::uniform(self.format, report.recipe.group_size);
         raw.insert("quantization_config".into(), quantization.to_value());
         let rotated = report.recipe.transform == crate::Transform::Rotate;
         raw.insert("tie_word_embeddings".into(), json!(config.tie_word_embeddings && !rotated));

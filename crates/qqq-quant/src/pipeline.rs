@@ -109,7 +109,7 @@ pub fn quantize<'a>(
 
     let backend = CpuBackend::default();
     let positions = recipe.calibration.window.max(1);
-    let rope = backend.rope(&rope::inv_freq(config), positions);
+    let rope = rope::embedding(&backend, config, positions);
     let mut run = Run {
         checkpoint,
         recipe,

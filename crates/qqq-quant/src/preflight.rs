@@ -77,6 +77,7 @@ pub(crate) fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: OutputForm
     }
     check_memory(config, calibration)?;
     check_shapes(config, recipe.group_size)?;
+    qqq_model::check_tensors(checkpoint)?;
     let format = choose_format(config, recipe.group_size, format)?;
     Ok(Plan { format, half: kept_type(checkpoint)?, calibrates })
 }

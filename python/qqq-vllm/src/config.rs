@@ -1,7 +1,7 @@
 //! `quantization_config` of a checkpoint.
 
 use pyo3::prelude::*;
-use qqq_formats::QuantizationConfig;
+use qqq_formats::{CodeLayout, QuantizationConfig};
 
 use crate::value_error;
 
@@ -19,6 +19,14 @@ impl Config {
     fn new(json: &str) -> PyResult<Self> {
         let value = serde_json::from_str(json).map_err(value_error)?;
         let config = QuantizationConfig::from_value(&value).map_err(value_error)?;
+        // The Python side reads all layers alike.
+        let schemes = config.schemes();
+        if schemes.len() > 1 || schemes.iter().any(|s| s.layout == CodeLayout::Bytes) {
+            return Err(value_error(
+                "quantization_config: qqq-vllm reads checkpoints whose layers are all stored alike, in QQQ tiles or \
+                 pack-quantized; these are int-quantized or differ from layer to layer (the qqq binary runs them)",
+            ));
+        }
         Ok(Self { json: json.to_owned(), config })
     }
 
@@ -36,7 +44,7 @@ impl Config {
     /// Input channels of a group; None per channel.
     #[getter]
     fn group_size(&self) -> Option<usize> {
-        self.config.group_size
+        self.config.schemes().first().and_then(|s| s.group_size)
     }
 
     /// Whether a module stays in float.

@@ -170,8 +170,8 @@ impl Backend for CpuBackend {
         embedding.tied_head().map(CpuLinear::Float)
     }
 
-    fn rope(&self, inv_freq: &[f32], max_positions: usize) -> CpuRope {
-        CpuRope::new(inv_freq, max_positions)
+    fn scaled_rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> CpuRope {
+        CpuRope::new(inv_freq, factor, max_positions)
     }
 
     fn kv_cache(&self, layout: KvLayout) -> CpuKvCache {

@@ -21,15 +21,17 @@ const PAGE: usize = 256;
 #[derive(Debug)]
 pub struct CpuRope {
     inv_freq: Vec<f32>,
+    /// Factor of all cosines and sines.
+    factor: f32,
     max_positions: usize,
     /// Per position, the cosines, then the sines.
     pages: Vec<OnceLock<Box<[f32]>>>,
 }
 
 impl CpuRope {
-    pub(crate) fn new(inv_freq: &[f32], max_positions: usize) -> Self {
+    pub(crate) fn new(inv_freq: &[f32], factor: f32, max_positions: usize) -> Self {
         let pages = (0..max_positions.div_ceil(PAGE)).map(|_| OnceLock::new()).collect();
-        Self { inv_freq: inv_freq.to_vec(), max_positions, pages }
+        Self { inv_freq: inv_freq.to_vec(), factor, max_positions, pages }
     }
 
     /// Cosines and sines of a position, `head_dim / 2` each.
@@ -41,8 +43,8 @@ impl CpuRope {
             for p in first..first + PAGE {
                 // The angle is rounded to f32 first, as transformers does.
                 let angles = self.inv_freq.iter().map(|f| f64::from(p as f32 * f));
-                page.extend(angles.clone().map(|a| a.cos() as f32));
-                page.extend(angles.map(|a| a.sin() as f32));
+                page.extend(angles.clone().map(|a| a.cos() as f32 * self.factor));
+                page.extend(angles.map(|a| a.sin() as f32 * self.factor));
             }
             page.into_boxed_slice()
         });

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::{FormatError, Result};
+use crate::{
+    FormatError, Result,
+    keys::{KnownKeys, shown},
+};
 
 /// A JSON object of a configuration file. A field that is null counts as missing.
 pub(super) struct Fields<'a> {
@@ -28,11 +31,7 @@ impl<'a> Fields<'a> {
     }
 
     fn wrong(&self, key: &str, value: &Value, wanted: &str) -> FormatError {
-        let mut shown = value.to_string();
-        if shown.len() > 80 {
-            shown = shown.chars().take(80).chain("...".chars()).collect();
-        }
-        self.malformed(&format!("{}{key} is {shown}, but must be {wanted}", self.at))
+        self.malformed(&format!("{}{key} is {}, but must be {wanted}", self.at, shown(value)))
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {
@@ -42,6 +41,34 @@ impl<'a> Fields<'a> {
     /// Whether the field is there and null.
     pub fn is_null(&self, key: &str) -> bool {
         self.map.get(key).is_some_and(Value::is_null)
+    }
+
+    /// Whether the field is there, null or not.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    /// Whether the field is there and not null.
+    pub fn is_there(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// Whether there are no fields.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Refuses fields that are not known; `why` ends the sentence "KEY is VALUE, ...".
+    pub fn check_known(&self, keys: &KnownKeys, why: &str) -> Result<()> {
+        match keys.first_unknown(self.map) {
+            None => Ok(()),
+            Some((key, value)) => Err(FormatError::Unsupported(format!(
+                "{}: {}{key} is {}, {why}",
+                self.path.display(),
+                self.at,
+                shown(value)
+            ))),
+        }
     }
 
     /// An integer from 1 to `max`.

@@ -79,7 +79,7 @@ fn check_files(out: &Path, tiny: &Tiny, recipe: &Recipe, report: &Report) {
     let checkpoint = Checkpoint::open(out).unwrap();
     let config = &checkpoint.config;
     let quantization = config.quantization.as_ref().unwrap();
-    assert_eq!(quantization.group_size, recipe.group_size);
+    assert_eq!(quantization.schemes().iter().map(|s| s.group_size).collect::<Vec<_>>(), [recipe.group_size]);
     assert_eq!(quantization.format.name(), report.format);
     assert_eq!(config.tie_word_embeddings, tiny.tied && recipe.transform != Transform::Rotate);
     assert_eq!(checkpoint.tensors.info(names::LM_HEAD).is_some(), !config.tie_word_embeddings);

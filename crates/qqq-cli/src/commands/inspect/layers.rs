@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use qqq_formats::{Checkpoint, CheckpointFormat, FormatError, TensorInfo};
+use qqq_formats::{Checkpoint, CodeLayout, FormatError, TensorInfo};
 use qqq_model::names;
 use serde::Serialize;
 
@@ -45,11 +45,13 @@ pub fn modules(checkpoint: &Checkpoint) -> Result<Vec<Module>, FormatError> {
 }
 
 fn module(checkpoint: &Checkpoint, name: &str, parts: &Parts) -> Result<Module, FormatError> {
-    let packed = |format| (checkpoint.config.quantization.as_ref().filter(|q| q.format == format)).is_some();
-    let group = checkpoint.config.quantization.as_ref().and_then(|q| q.group_size);
+    let config = checkpoint.config.quantization.as_ref();
+    let scheme = config.map(|q| q.scheme(name)).transpose()?.flatten();
+    let stored = |layout| scheme.is_some_and(|s| s.layout == layout);
+    let group = scheme.and_then(|s| s.group_size);
     let tensors = &checkpoint.tensors;
     let mut storage = format!("int4, {}", group.map_or("per channel".into(), |g| format!("groups of {g}")));
-    let (shape, scales) = if let (true, Some(b)) = (packed(CheckpointFormat::Qqq), parts.get("B")) {
+    let (shape, scales) = if let (true, Some(b)) = (stored(CodeLayout::Tiles), parts.get("B")) {
         // K / 16 rows of 2 N words.
         let shape = match b.shape[..] {
             [rows, words] => vec![words / 2, rows * 16],
@@ -63,9 +65,12 @@ fn module(checkpoint: &Checkpoint, name: &str, parts: &Parts) -> Result<Module, 
             scales.iter_mut().for_each(|s| *s *= 16.0);
         }
         (shape, Some(scales))
-    } else if let (true, Some(words)) =
-        (packed(CheckpointFormat::CompressedTensors), parts.get("weight_packed"))
+    } else if let (true, Some(codes), Some(scale)) =
+        (stored(CodeLayout::Bytes), parts.get("weight"), parts.get("weight_scale"))
     {
+        storage += ", a byte each";
+        (codes.shape.clone(), Some(tensors.f32(&format!("{name}.weight_scale"), &scale.shape)?))
+    } else if let (true, Some(words)) = (stored(CodeLayout::Packed), parts.get("weight_packed")) {
         let stored = parts.get("weight_scale").map(|i| i.shape.clone()).unwrap_or_default();
         let scales = tensors.f32(&format!("{name}.weight_scale"), &stored)?;
         let shape = match &unpacked_shape(checkpoint, name, parts)?[..] {

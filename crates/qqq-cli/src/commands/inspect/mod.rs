@@ -2,7 +2,7 @@
 
 mod layers;
 
-use qqq_formats::{Checkpoint, config::RopeScaling};
+use qqq_formats::{Checkpoint, QuantizationConfig, config::RopeScaling};
 use serde::Serialize;
 
 use crate::{
@@ -62,7 +62,35 @@ struct Inspection {
 #[derive(Serialize)]
 struct Quantization {
     format: &'static str,
+    /// That of all layers, or of the first kind of them.
     group_size: Option<usize>,
+    /// Of every kind of layers, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    group_sizes: Vec<Option<usize>>,
+}
+
+impl Quantization {
+    fn of(config: &QuantizationConfig) -> Self {
+        let mut group_sizes: Vec<Option<usize>> = config.schemes().iter().map(|s| s.group_size).collect();
+        group_sizes.dedup();
+        let group_size = group_sizes.first().copied().flatten();
+        if group_sizes.len() < 2 {
+            group_sizes.clear();
+        }
+        Self { format: config.format.name(), group_size, group_sizes }
+    }
+
+    fn text(&self) -> String {
+        let one = |group_size: Option<usize>| match group_size {
+            None => "one scale per output channel".into(),
+            Some(g) => format!("groups of {g}"),
+        };
+        let kinds: Vec<String> = match &self.group_sizes[..] {
+            [] => vec![one(self.group_size)],
+            sizes => sizes.iter().map(|size| one(*size)).collect(),
+        };
+        format!("W4A8, {}, {}", self.format, kinds.join(" or "))
+    }
 }
 
 #[derive(Serialize)]
@@ -102,14 +130,12 @@ fn inspect(args: &InspectArgs, checkpoint: &Checkpoint, modules: Vec<Module>) ->
             RopeScaling::None => "none".into(),
             RopeScaling::Linear { factor } => format!("linear, factor {factor}"),
             RopeScaling::Llama3 { factor, .. } => format!("llama3, factor {factor}"),
+            RopeScaling::Yarn { factor, .. } => format!("yarn, factor {factor}"),
             RopeScaling::Factors(_) => "a factor for each frequency".into(),
         },
         sliding_window: c.sliding_window,
         tied_embeddings: c.tie_word_embeddings,
-        quantization: c
-            .quantization
-            .as_ref()
-            .map(|q| Quantization { format: q.format.name(), group_size: q.group_size }),
+        quantization: c.quantization.as_ref().map(Quantization::of),
         totals: totals(&modules),
         modules: (!args.summary).then_some(modules),
     }
@@ -152,16 +178,7 @@ fn text(i: &Inspection, console: &Console) -> String {
         ),
         ("rotary embedding", format!("base {}, scaling: {}", i.rope_theta, i.rope_scaling)),
         ("output head", if i.tied_embeddings { "tied to the embedding" } else { "its own" }.into()),
-        (
-            "quantization",
-            match &i.quantization {
-                None => "none".into(),
-                Some(q) => match q.group_size {
-                    None => format!("W4A8, {}, one scale per output channel", q.format),
-                    Some(g) => format!("W4A8, {}, groups of {g}", q.format),
-                },
-            },
-        ),
+        ("quantization", i.quantization.as_ref().map_or("none".into(), Quantization::text)),
     ];
     if let Some(window) = i.sliding_window {
         rows.push(("attention", format!("sliding window of {window}")));

@@ -1,0 +1,267 @@
+//! The rotary embedding in `config.json`: `rope_theta` and `rope_scaling` beside each other, or both in
+//! `rope_parameters` (transformers 5). What counts where they disagree is as in transformers' `modeling_rope_utils`.
+
+use super::fields::Fields;
+use crate::{
+    FormatError, Result,
+    keys::{KnownKeys, Neutral},
+};
+
+/// Rotary embedding frequencies' scaling.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// None.
+    None,
+    /// Positions divided by a factor.
+    Linear {
+        /// Divisor.
+        factor: f64,
+    },
+    /// Llama 3.1's piecewise scaling by wavelength.
+    Llama3 {
+        /// `factor`.
+        factor: f64,
+        /// `low_freq_factor`.
+        low_freq_factor: f64,
+        /// `high_freq_factor`.
+        high_freq_factor: f64,
+        /// `original_max_position_embeddings`.
+        original_max_position_embeddings: f64,
+    },
+    /// YaRN (Peng et al., arXiv 2309.00071): high frequencies stay, low ones are divided, those in between are blended.
+    Yarn {
+        /// `factor`.
+        factor: f64,
+        /// Turns within the original context from which on a frequency stays: `beta_fast`.
+        beta_fast: f64,
+        /// Turns within the original context up to which a frequency is divided: `beta_slow`.
+        beta_slow: f64,
+        /// `original_max_position_embeddings`.
+        original_max_position_embeddings: f64,
+        /// Whether the ends of the blend are rounded to whole frequencies.
+        truncate: bool,
+    },
+    /// One divisor for each of the `head_dim / 2` inverse frequencies: `inv_freq[i] / factors[i]`
+    /// (`rope_type: longrope` within a context for which one of its lists counts; llama.cpp's `rope_freqs.weight`,
+    /// for a GGUF file whose factors are not those of a known Llama 3 setting).
+    Factors(Vec<f32>),
+}
+
+/// Base and scaling.
+pub(super) struct Rope {
+    pub theta: f64,
+    pub scaling: RopeScaling,
+    /// Factor of the cosines and sines.
+    pub attention_factor: f64,
+}
+
+/// Keys that every type has.
+const COMMON: &[&str] = &[
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    // Without a meaning in types that do not scale by it.
+    "original_max_position_embeddings",
+];
+/// What some tools note of the training.
+const NOTES: &[&str] = &["finetuned"];
+/// YaRN's own.
+const YARN: &[&str] =
+    &["factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"];
+/// YaRN's early names of factors that transformers does not have.
+const EARLY: &[(&str, Neutral)] = &[("attn_factor", Neutral::One), ("extrapolation_factor", Neutral::One)];
+
+/// The types, with their own keys.
+const TYPES: [(&str, KnownKeys); 7] = [
+    ("default", keys(&[COMMON])),
+    ("linear", keys(&[COMMON, &["factor"]])),
+    ("dynamic", keys(&[COMMON, &["factor"]])),
+    ("proportional", keys(&[COMMON, &["factor"]])),
+    ("llama3", keys(&[COMMON, &["factor", "low_freq_factor", "high_freq_factor"]])),
+    ("longrope", keys(&[COMMON, &["factor", "attention_factor", "short_factor", "long_factor"]])),
+    ("yarn", keys(&[COMMON, YARN])),
+];
+
+const fn keys(own: &'static [&'static [&'static str]]) -> KnownKeys {
+    KnownKeys { read: own, harmless: &[NOTES], neutral: EARLY }
+}
+
+/// Reads the rotary embedding of heads of width `head_dim` in a model of so many positions.
+pub(super) fn read(config: &Fields<'_>, head_dim: usize, positions: usize) -> Result<Rope> {
+    // An object without entries counts as missing. `rope_scaling` replaces `rope_parameters` as a whole.
+    let object = |key| config.object(key).map(|o| o.filter(|o| !o.is_empty()));
+    let (scaling, parameters) = (object("rope_scaling")?, object("rope_parameters")?);
+    let own = scaling.or(parameters);
+    let theta = theta(config, own.as_ref())?;
+    partial(config)?;
+    let Some(f) = own else {
+        return Ok(Rope { theta, scaling: RopeScaling::None, attention_factor: 1.0 });
+    };
+    partial(&f)?;
+    let kind = match f.string("rope_type")? {
+        Some(kind) => kind,
+        None => f.string("type")?.unwrap_or("default"),
+    };
+    let Some((kind, known)) = TYPES.iter().find(|(name, _)| *name == kind) else {
+        let supported: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();
+        return Err(unsupported(
+            config,
+            format_args!("rope type {kind:?} is not supported; supported are {}", supported.join(", ")),
+        ));
+    };
+    f.check_known(known, &format!("a key that rope type {kind:?} does not know; it would have no effect"))?;
+    let original = || -> Result<f64> {
+        // Some models have it beside the parameters; it counts more there.
+        let found = match config.number("original_max_position_embeddings")? {
+            Some(found) => Some(found),
+            None => f.number("original_max_position_embeddings")?,
+        };
+        match found.unwrap_or(positions as f64) {
+            found if found >= 1.0 => Ok(found),
+            found => Err(f.malformed(&format!("rope scaling: original_max_position_embeddings is {found}"))),
+        }
+    };
+    let (scaling, attention_factor) = match *kind {
+        // The base of "dynamic" grows with sequences that are longer than the context, which are refused.
+        "default" => (RopeScaling::None, 1.0),
+        "dynamic" => {
+            f.positive("factor")?;
+            (RopeScaling::None, 1.0)
+        }
+        "linear" => (RopeScaling::Linear { factor: f.positive("factor")? }, 1.0),
+        // All of the head is rotated (partial_rotary_factor is 1).
+        "proportional" if f.is_there("factor") => {
+            (RopeScaling::Linear { factor: f.positive("factor")? }, 1.0)
+        }
+        "proportional" => (RopeScaling::None, 1.0),
+        "llama3" => (llama3(&f, original()?)?, 1.0),
+        "longrope" => longrope(&f, original()?, head_dim, positions)?,
+        _ => yarn(&f, original()?, positions)?,
+    };
+    Ok(Rope { theta, scaling, attention_factor })
+}
+
+fn unsupported(f: &Fields<'_>, what: std::fmt::Arguments<'_>) -> FormatError {
+    FormatError::Unsupported(format!("{}: {what}", f.path().display()))
+}
+
+/// The base: that of the parameters, else the one beside them, else 10000.
+fn theta(config: &Fields<'_>, own: Option<&Fields<'_>>) -> Result<f64> {
+    const DEFAULT: f64 = 10_000.0;
+    let holder = own.filter(|f| f.has("rope_theta")).unwrap_or(config);
+    if !holder.has("rope_theta") {
+        return Ok(DEFAULT);
+    }
+    match holder.number("rope_theta")? {
+        Some(theta) if theta > 0.0 => Ok(theta),
+        Some(theta) => Err(holder.malformed(&format!("rope_theta is {theta}"))),
+        None => Err(holder.malformed(
+            "rope_theta is null, which says no base for the rotary embedding; write the number that the model was trained \
+             with (10000 for most older models)",
+        )),
+    }
+}
+
+fn partial(f: &Fields<'_>) -> Result<()> {
+    match f.number("partial_rotary_factor")?.filter(|p| *p != 1.0) {
+        None => Ok(()),
+        Some(part) => {
+            Err(unsupported(f, format_args!("partial_rotary_factor {part} is not supported; supported is 1")))
+        }
+    }
+}
+
+fn llama3(f: &Fields<'_>, original: f64) -> Result<RopeScaling> {
+    let low_freq_factor = f.positive("low_freq_factor")?;
+    let high_freq_factor = f.positive("high_freq_factor")?;
+    if high_freq_factor <= low_freq_factor {
+        return Err(f.malformed(&format!(
+            "rope scaling: high_freq_factor {high_freq_factor} is not above low_freq_factor {low_freq_factor}"
+        )));
+    }
+    Ok(RopeScaling::Llama3 {
+        factor: f.positive("factor")?,
+        low_freq_factor,
+        high_freq_factor,
+        original_max_position_embeddings: original,
+    })
+}
+
+/// The divisor: `factor`, or, where that is null (or missing, if it `may`), how much longer the context has become.
+fn divisor(f: &Fields<'_>, original: f64, positions: usize, may_miss: bool) -> Result<f64> {
+    if f.is_there("factor") || !(may_miss || f.has("factor")) {
+        return f.positive("factor");
+    }
+    Ok(positions as f64 / original)
+}
+
+/// Short factors count up to the original context, long ones in sequences beyond it: for all positions of these, which a
+/// decoder that keeps earlier keys cannot do. So one of the lists must serve all of the model's context.
+fn longrope(f: &Fields<'_>, original: f64, head_dim: usize, positions: usize) -> Result<(RopeScaling, f64)> {
+    let (short, long) = (f.numbers("short_factor")?, f.numbers("long_factor")?);
+    let factor = divisor(f, original, positions, true)?;
+    for (name, list) in [("short_factor", &short), ("long_factor", &long)] {
+        if list.len() != head_dim / 2 {
+            return Err(f.malformed(&format!(
+                "rope scaling: {name} holds {} divisors for heads of width {head_dim}, but there must be half as many",
+                list.len()
+            )));
+        }
+        if let Some(bad) = list.iter().find(|x| !(**x as f32).is_finite() || **x as f32 <= 0.0) {
+            return Err(f.malformed(&format!("rope scaling: {name} holds {bad}")));
+        }
+    }
+    if short != long && positions as f64 > original {
+        return Err(unsupported(
+            f,
+            format_args!(
+                "rope type \"longrope\" with a short_factor that differs from long_factor is supported only up to \
+                 original_max_position_embeddings {original}, but max_position_embeddings is {positions}; set that to \
+                 {original} (and \"factor\" to {factor}, if there is none) for texts of that length"
+            ),
+        ));
+    }
+    let attention_factor = match f.number("attention_factor")? {
+        Some(given) => given,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / original.ln()).sqrt(),
+    };
+    let factors = short.into_iter().map(|x| x as f32).collect();
+    Ok((RopeScaling::Factors(factors), checked(f, attention_factor)?))
+}
+
+fn yarn(f: &Fields<'_>, original: f64, positions: usize) -> Result<(RopeScaling, f64)> {
+    let factor = divisor(f, original, positions, false)?;
+    let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    // Zero counts as missing for these.
+    let given = |key: &str| Ok::<_, FormatError>(f.number(key)?.filter(|x| *x != 0.0));
+    let attention_factor = match (f.number("attention_factor")?, given("mscale")?, given("mscale_all_dim")?) {
+        (Some(given), ..) => given,
+        (None, Some(mscale), Some(all)) => scale(mscale) / scale(all),
+        (None, ..) => scale(1.0),
+    };
+    let (beta_fast, beta_slow) = (given("beta_fast")?.unwrap_or(32.0), given("beta_slow")?.unwrap_or(1.0));
+    if !(beta_slow > 0.0 && beta_fast >= beta_slow) {
+        return Err(f.malformed(&format!(
+            "rope scaling: beta_slow {beta_slow} and beta_fast {beta_fast} must be above 0, and the second not below \
+             the first"
+        )));
+    }
+    let truncate = if f.has("truncate") { f.flag("truncate", false)? } else { true };
+    let scaling = RopeScaling::Yarn {
+        factor,
+        beta_fast,
+        beta_slow,
+        original_max_position_embeddings: original,
+        truncate,
+    };
+    Ok((scaling, checked(f, attention_factor)?))
+}
+
+fn checked(f: &Fields<'_>, attention_factor: f64) -> Result<f64> {
+    if attention_factor.is_finite() && attention_factor > 0.0 {
+        return Ok(attention_factor);
+    }
+    Err(f.malformed(&format!("rope scaling: attention_factor is {attention_factor}")))
+}

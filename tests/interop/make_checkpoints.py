@@ -1,0 +1,42 @@
+"""Makes what the tests of this folder read, in the folder that the command line names: tiny models, and what `qqq quantize`
+makes of them, with the perplexities that `qqq eval` finds. Needs no compressed-tensors."""
+
+import json
+import sys
+from pathlib import Path
+
+from tiny import FAMILIES, qqq, qqq_perplexity, write_model, write_text
+
+# Group size, kind of group scales, transform.
+RECIPES = {
+    "channel": ("channel", None, "rotate"),
+    "g32-integer": ("32", "integer", "rotate"),
+    "g32-half": ("32", "half", "smooth"),
+    "g128-integer": ("128", "integer", "smooth"),
+    "g128-half": ("128", "half", "rotate"),
+}
+
+
+def main(root: Path) -> None:
+    write_text(root / "calibration.txt", seed=1, words=1200)
+    write_text(root / "evaluation.txt", seed=2, words=600)
+    perplexities = {}
+    for family in FAMILIES:
+        source = root / family
+        write_model(source, family)
+        for name, (group_size, scales, transform) in RECIPES.items():
+            out = root / f"{family}-{name}"
+            options = ["--group-size", group_size, "--transform", transform]
+            if scales is not None:
+                options += ["--group-scales", scales]
+            result = qqq(
+                "quantize", source, "-o", out, "--format", "compressed-tensors", "--calibration",
+                root / "calibration.txt", "--windows", 4, "--window", 256, *options,
+            )  # fmt: skip
+            assert "error" not in result, result
+            perplexities[out.name] = qqq_perplexity(out, root / "evaluation.txt")
+    (root / "perplexities.json").write_text(json.dumps(perplexities, indent=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
