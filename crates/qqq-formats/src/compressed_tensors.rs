@@ -32,14 +32,26 @@ pub fn pack_codes(codes: &[i8], k: usize) -> Vec<i32> {
 
 /// Reverses [`pack_codes`]: `N x ceil(K/8)` words to `N x K` codes.
 pub fn unpack_codes(words: &[i32], k: usize) -> Vec<i8> {
-    words
-        .chunks(row_words(k).max(1))
-        .flat_map(|row| {
-            row.iter()
-                .flat_map(|word| (0..PER_WORD).map(move |i| (word.cast_unsigned() >> (4 * i) & 15) as i8 - 8))
-                .take(k)
-        })
-        .collect()
+    let width = row_words(k).max(1);
+    let mut codes = vec![0i8; words.len() / width * k];
+    for (words, codes) in words.chunks_exact(width).zip(codes.chunks_exact_mut(k.max(1))) {
+        for (word, codes) in words.iter().zip(codes.chunks_mut(PER_WORD)) {
+            codes.copy_from_slice(&unpack_word(word.cast_unsigned())[..codes.len()]);
+        }
+    }
+    codes
+}
+
+/// The eight codes of a word, in its order.
+fn unpack_word(word: u32) -> [i8; PER_WORD] {
+    // Nibbles to bytes, by halves.
+    let spread = |bits: u64, shift: u32, mask: u64| (bits | bits << shift) & mask;
+    let bits = spread(u64::from(word), 16, 0x0000_ffff_0000_ffff);
+    let bits = spread(bits, 8, 0x00ff_00ff_00ff_00ff);
+    let nibbles = spread(bits, 4, 0x0f0f_0f0f_0f0f_0f0f);
+    // Less 8 in each byte, which borrows from a bit that is set for that.
+    let codes = ((nibbles | 0x8080_8080_8080_8080) - 0x0808_0808_0808_0808) ^ 0x8080_8080_8080_8080;
+    codes.to_le_bytes().map(u8::cast_signed)
 }
 
 /// Scales to store for a weight, shape `N x G` (`N x 1` per channel), in the narrowest of bf16, f16 and f32

@@ -89,8 +89,13 @@ impl Scales {
         if k == 0 {
             return Scales::PerGroup { group_size, channel: vec![1.0; n], group };
         }
+        // Looked at many times below.
+        let mut largest = vec![0f32; groups];
         for (codes, effective) in codes.chunks_exact(k).zip(effective.chunks_exact(groups)) {
-            let largest = codes.chunks_exact(group_size).map(largest_code);
+            for (largest, codes) in largest.iter_mut().zip(codes.chunks_exact(group_size)) {
+                *largest = largest_code(codes);
+            }
+            let largest = largest.iter().copied();
             let c = common_scale(largest.clone().zip(effective.iter().copied())).unwrap_or_else(|| {
                 let max = largest.clone().zip(effective).fold(0f32, |m, (c, s)| m.max((c * s).abs()));
                 // Below the normal range the division would lose the digits that the bound rests on.
@@ -110,7 +115,7 @@ impl Scales {
 }
 
 /// Columns of a row-major matrix.
-fn columns<T: Copy>(values: &[T], width: usize, range: Range<usize>) -> Vec<T> {
+pub(crate) fn columns<T: Copy>(values: &[T], width: usize, range: Range<usize>) -> Vec<T> {
     values.chunks_exact(width.max(1)).flat_map(|row| row[range.clone()].iter().copied()).collect()
 }
 
@@ -175,7 +180,9 @@ impl QuantizedWeight {
         if n.checked_mul(k) != Some(self.codes.len()) || self.codes.is_empty() {
             return fail(format!("{} codes for {n} output and {k} input channels", self.codes.len()));
         }
-        if let Some(i) = self.codes.iter().position(|c| !(-8..=7).contains(c)) {
+        // Without an early exit, so that it is vectorized.
+        if self.codes.iter().fold(false, |bad, c| bad | !(-8..=7).contains(c)) {
+            let i = self.codes.iter().position(|c| !(-8..=7).contains(c)).unwrap_or_default();
             return fail(format!("code {} at index {i} is not a signed 4-bit number", self.codes[i]));
         }
         let channel = self.channel_scales();

@@ -8,9 +8,11 @@
 //!   `16 kt + 4 (t % 4) + r` and output channels `64 c + 16 j + t / 4 + 8 b`, for `r` in 0..4 and `b` in 0..2.
 //! - Which nibble holds which `(b, r)` depends on the mode: [`Mode`].
 
+use std::ops::Range;
+
 use half::f16;
 
-use crate::linear::largest_code;
+use crate::linear::{columns, largest_code};
 use crate::{FormatError, QuantizedWeight, Result, Scales};
 
 /// Input channels of a group, where there are groups.
@@ -149,13 +151,13 @@ pub fn unpack(packed: &Packed, n: usize, k: usize, group_size: Option<usize>) ->
             packed.s_group.len()
         )));
     }
-    let mut channel = restore_channel(&packed.s_channel);
     let (codes, scales) = match group_size {
         None => {
-            let scales = Scales::PerChannel(channel.iter().map(|s| s * 16.0).collect());
+            let scales = Scales::PerChannel(channel_scales(&packed.s_channel));
             (unpack_codes(&packed.b, n, k, Mode::PerChannel), scales)
         }
         Some(group_size) => {
+            let mut channel = restore_channel(&packed.s_channel);
             let mut group = restore_group(&packed.s_group, n);
             let codes = unpack_codes(&packed.b, n, k, Mode::PerGroup);
             for (row, channel) in channel.iter_mut().enumerate() {
@@ -168,6 +170,29 @@ pub fn unpack(packed: &Packed, n: usize, k: usize, group_size: Option<usize>) ->
     let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
     weight.check("packed weight")?;
     Ok(weight)
+}
+
+impl Packed {
+    /// The tensors of output channels `rows` of a layer of `n`, as those of a layer of their own: blocks of 64 channels
+    /// stand side by side in every tensor. `b`, `s_channel` and `s_group` are as in [`Packed`]. `None` where they are not
+    /// whole blocks, or a tensor is shorter.
+    pub fn of_rows(
+        b: &[i32],
+        s_channel: &[f32],
+        s_group: &[f16],
+        n: usize,
+        rows: Range<usize>,
+    ) -> Option<Packed> {
+        let fits = rows.start <= rows.end && rows.end <= n && n == s_channel.len();
+        if !fits || !rows.start.is_multiple_of(CHUNK) || !rows.end.is_multiple_of(CHUNK) {
+            return None;
+        }
+        Some(Packed {
+            b: columns(b, 2 * n, 2 * rows.start..2 * rows.end),
+            s_channel: s_channel[rows.clone()].to_vec(),
+            s_group: columns(s_group, n, rows),
+        })
+    }
 }
 
 /// Moves a part of a channel's group scales to its channel scale if an int8 weight would overflow otherwise.
@@ -251,6 +276,11 @@ fn group_source(p: usize) -> usize {
 
 fn permute_channel(natural: &[f32]) -> Vec<f32> {
     (0..natural.len()).map(|p| natural[channel_source(p)]).collect()
+}
+
+/// The scales of a per-channel layer, or of whole blocks of 64 of its channels, from its `s_channel`.
+pub fn channel_scales(s_channel: &[f32]) -> Vec<f32> {
+    restore_channel(s_channel).iter().map(|s| s * 16.0).collect()
 }
 
 fn restore_channel(packed: &[f32]) -> Vec<f32> {

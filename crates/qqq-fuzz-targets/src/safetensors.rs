@@ -38,7 +38,7 @@ fn read_layer(
     n: usize,
     k: usize,
 ) -> Outcome {
-    let quantization = QuantizationConfig { format, group_size, ignore: vec![] };
+    let quantization = QuantizationConfig::uniform(format, group_size);
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
         "num_attention_heads": 1, "vocab_size": 8, "quantization_config": quantization.to_value()

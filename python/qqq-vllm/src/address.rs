@@ -20,6 +20,11 @@ impl Span {
         Ok(if len == 0 { std::ptr::dangling_mut() } else { address as *mut T })
     }
 
+    /// The number of elements.
+    pub fn len(self) -> usize {
+        self.1
+    }
+
     /// The elements.
     ///
     /// # Safety

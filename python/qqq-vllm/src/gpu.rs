@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUstream;
 use pyo3::prelude::*;
-use qqq_backend::cuda::gemm::{GemmOperands, GemmPlans, GemmTypes, OutputType};
+use qqq_backend::cuda::gemm::prepack::Direction;
+use qqq_backend::cuda::gemm::{
+    GemmOperands, GemmPlans, GemmTypes, OutputType, PrepackKernel, PrepackOperands, WeightKind,
+};
 use qqq_backend::cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
 use qqq_backend::cuda::{Arch, CudaError, Device};
 
@@ -110,6 +113,50 @@ impl Gemm {
         // SAFETY: the Python side has checked types, sizes and device, and PyTorch's allocator keeps the memory until the
         // stream has passed. Weights, scales and bias were written long before: the launch may overlap the one before.
         unsafe { self.0.launch(stream as CUstream, &operands, workspace, true) }.map_err(error)
+    }
+}
+
+/// Weights to the chunks that products read.
+#[pyclass(frozen, module = "qqq_vllm._native")]
+pub struct Prepack {
+    kernel: PrepackKernel,
+    kind: WeightKind,
+}
+
+#[pymethods]
+impl Prepack {
+    /// Compiles (or takes from the cache) and loads.
+    #[new]
+    fn new(py: Python<'_>, gpu: PyRef<'_, Gpu>, weights: &str) -> PyResult<Self> {
+        let kind = weights.parse().map_err(value_error)?;
+        let device = &gpu.device;
+        py.detach(|| PrepackKernel::new(device, kind, Direction::Pack))
+            .map(|kernel| Self { kernel, kind })
+            .map_err(error)
+    }
+
+    /// Bytes of the chunks of so many output and input channels.
+    fn chunks_bytes(&self, n: usize, k: usize) -> usize {
+        PrepackKernel::chunks_bytes(self.kind, n, k)
+    }
+
+    /// Launches on `stream`: codes (int8, `N x K`), group scales (of the kind's type; 0 without groups) and channel scales
+    /// (float32) to chunks and padded channel scales (`ceil(N / 64) * 64`).
+    #[allow(clippy::too_many_arguments)]
+    fn launch(
+        &self,
+        stream: usize,
+        shape: (usize, usize),
+        codes: u64,
+        scales: u64,
+        channel_scale: u64,
+        chunks: u64,
+        padded_scale: u64,
+    ) -> PyResult<()> {
+        let (n, k) = shape;
+        let operands = PrepackOperands { codes, scales, chunks, channel_scale, padded_scale, n, k };
+        // SAFETY: as for products.
+        unsafe { self.kernel.launch(stream as CUstream, &operands) }.map_err(error)
     }
 }
 

@@ -6,6 +6,7 @@ mod address;
 mod config;
 mod cpu;
 mod gpu;
+mod stored;
 mod weight;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -19,9 +20,11 @@ mod _native {
     #[pymodule_export]
     use super::cpu::{CpuLinear, use_openmp};
     #[pymodule_export]
-    use super::gpu::{Gemm, Gpu, Quantize};
+    use super::gpu::{Gemm, Gpu, Prepack, Quantize};
     #[pymodule_export]
-    use super::weight::Weight;
+    use super::stored::Stored;
+    #[pymodule_export]
+    use super::weight::{Weight, copy_bytes, random_words, read_scales};
 }
 
 /// What a user can mend: bad files, shapes and values.

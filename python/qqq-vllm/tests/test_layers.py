@@ -1,59 +1,14 @@
 """Layers as vLLM makes, loads and calls them, rank by rank, without a model around them."""
 
-import json
-
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from qqq_vllm import _native
-from qqq_vllm.linear import QQQLinearMethod
+from layers import load, make, random_codes, tensors, tiles
 
 PREFIX = "model.layers.0.self_attn.qkv_proj"
 NAMES = [f"model.layers.0.self_attn.{x}_proj" for x in "qkv"]
-
-
-def config(group_size: int | None) -> _native.Config:
-    weights = {"num_bits": 4, "strategy": "group" if group_size else "channel", "group_size": group_size}
-    inputs = {"num_bits": 8, "strategy": "token", "dynamic": True}
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
-    return _native.Config(
-        json.dumps(
-            {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": group}}
-        )
-    )
-
-
-def tensors(n: int, k: int, group_size: int | None, seed: int) -> dict[str, torch.Tensor]:
-    """A layer's tensors as compressed-tensors stores them, and the float weight that they stand for."""
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(-7, 8, (n, k), generator=generator)
-    groups = k // group_size if group_size else 1
-    scale = (torch.rand(n, groups, generator=generator) * 0.01 + 0.001).half()
-    nibbles = (codes + 8).reshape(n, k // 8, 8)
-    words = (nibbles << (4 * torch.arange(8))).sum(-1)
-    packed = torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
-    weight = codes * scale.float().repeat_interleave(k // groups, 1)
-    return {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor([n, k]), "float": weight}
-
-
-def make(names, inputs, outputs, whole_inputs, group_size, rank=0, ranks=1, dtype=torch.float32, prefix=PREFIX):
-    layer = torch.nn.Module()
-    layer.tp_rank, layer.tp_size = rank, ranks
-    method = QQQLinearMethod(config(group_size), prefix, names)
-    method.create_weights(layer, inputs, outputs, whole_inputs, sum(outputs) * ranks, dtype, weight_loader=None)
-    return layer, method
-
-
-def load(layer, method, shards):
-    for shard, stored in shards:
-        for key, tensor in stored.items():
-            if key != "float":
-                parameter = getattr(layer, key)
-                arguments = (parameter, tensor) if shard is None else (parameter, tensor, shard)
-                parameter.weight_loader(*arguments)
-    method.process_weights_after_loading(layer)
 
 
 def reference(x, weight):
@@ -188,3 +143,106 @@ def test_what_would_run_as_something_else_is_refused():
     asked = QQQConfig.override_quantization_method({"quant_method": "compressed-tensors"}, "qqq", hf_config=None)
     others = QQQConfig.override_quantization_method({"quant_method": "compressed-tensors"}, None)
     assert (asked, others) == ("qqq", None)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("group_size", [None, 128])
+def test_qqq_tiles(group_size, ranks):
+    """A rank's channels need not be whole tiles."""
+    n, k, name = 192, 256, "model.layers.0.mlp.up_proj"
+    codes, scale = random_codes(n, k, group_size, 4)
+    if group_size is None:
+        stored = tiles(codes, scale[:, 0].float(), None)
+        weight = codes * scale.float()
+    else:
+        # One channel goes beyond int8, as other writers make them.
+        group = (scale * 1500).half()
+        group[5, 0] = 40
+        codes[5, 0] = 7
+        stored = tiles(codes, torch.full((n,), 0.01), group)
+        weight = codes * 0.01 * group.float().repeat_interleave(128, 1)
+    x = torch.randn(3, k, generator=torch.Generator().manual_seed(2))
+    expected = reference(x, weight)
+    for rank in range(ranks):
+        layer, method = make([name], k, [n // ranks], k, group_size, rank, ranks, layout="qqq")
+        load(layer, method, [(None, stored)])
+        part = expected[:, rank * n // ranks :][:, : n // ranks]
+        assert (method.apply(layer, x).double() - part).norm() < (1e-5 if group_size is None else 0.02) * part.norm()
+
+
+@pytest.mark.parametrize("group_size", [None, 32])
+def test_codes_of_a_byte(group_size):
+    """compressed-tensors' int-quantized layout holds 4-bit codes as int8."""
+    name = "model.layers.0.mlp.up_proj"
+    codes, scale = random_codes(64, 128, group_size, 8)
+    packed, method = make([name], 128, [64], 128, group_size)
+    load(packed, method, [(None, tensors(64, 128, group_size, 8))])
+    plain, method = make([name], 128, [64], 128, group_size)
+    load(plain, method, [(None, {"weight": codes.to(torch.int8), "weight_scale": scale})])
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(method.apply(plain, x), method.apply(packed, x))
+    codes[17, 3] = 9
+    layer, method = make([name], 128, [64], 128, group_size)
+    says = error(load, layer, method, [(None, {"weight": codes.to(torch.int8), "weight_scale": scale})])
+    assert says == f"{name}: code 9 at index {17 * 128 + 3} is not a signed 4-bit number"
+    layer, method = make([name], 128, [64], 128, group_size)
+    assert f"{name}.weight is of type torch.float16" in error(
+        load, layer, method, [(None, {"weight": codes.half(), "weight_scale": scale})]
+    )
+
+
+def test_errors_count_channels_of_the_whole_layer():
+    stored = tensors(256, 128, 64, 1)
+    stored["weight_scale"][200, 1] = float("nan")
+    for rank in range(2):
+        layer, method = make(["down_proj"], 64, [256], 128, 64, rank, 2)
+        assert "output channel 200, group 1 is NaN" in error(load, layer, method, [(None, stored)])
+    stored = tensors(256, 128, None, 1)
+    stored["weight_scale"][77] = float("inf")
+    layer, method = make(["up_proj"], 128, [128], 128, None, 0, 2)
+    assert error(load, layer, method, [(None, stored)]) == "up_proj: the scale of output channel 77 is inf"
+
+
+@pytest.mark.parametrize("group_size", [None, 64])
+def test_random_weights(group_size, monkeypatch):
+    from qqq_vllm import linear
+
+    load_config = type("LoadConfig", (), {"load_format": "dummy"})
+    config = type("VllmConfig", (), {"load_config": load_config})
+    monkeypatch.setattr(linear, "get_current_vllm_config", lambda: config)
+    layer, method = make(NAMES, 256, [128, 64, 64], 256, group_size)
+    method.process_weights_after_loading(layer)
+    y = method.apply(layer, torch.randn(64, 256, generator=torch.Generator().manual_seed(1)))
+    # As large as the inputs.
+    assert y.shape == (64, 256) and 0.8 < float(y.std()) < 1.25
+    assert not list(layer.parameters())
+
+
+def test_placeholders_have_the_types_of_the_tensors():
+    """Where these differ some versions of vLLM warn, once for each tensor."""
+    for layout, stored in [
+        ("qqq", tiles(*(lambda c, s: (c, torch.ones(64), s))(*random_codes(64, 256, 128, 1)))),
+        ("compressed-tensors", tensors(64, 256, 128, 1)),
+    ]:
+        layer, _ = make(["up_proj"], 256, [64], 256, 128, layout=layout)
+        for key, tensor in stored.items():
+            if key == "weight_scale":
+                # Any float is widened to it, which is nothing to warn of.
+                assert layer.weight_scale.dtype == torch.float32
+            elif key != "float":
+                assert getattr(layer, key).dtype == tensor.dtype, key
+
+
+def test_vllm_loads_without_a_warning():
+    from vllm.model_executor.models import utils
+
+    layer, method = make(["up_proj"], 256, [64], 256, 128)
+    model = torch.nn.Module()
+    model.up_proj = layer
+    said = []
+    stored = {f"up_proj.{k}": v for k, v in tensors(64, 256, 128, 1).items() if k != "float"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils.logger, "warning", lambda *arguments: said.append(arguments))
+        assert utils.AutoWeightsLoader(model).load_weights(stored.items()) == set(stored)
+    method.process_weights_after_loading(layer)
+    assert said == []

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import vllm
 from vllm.config import get_current_vllm_config
+from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -13,6 +14,8 @@ from vllm.platforms import current_platform
 
 from qqq_vllm import _native, versions
 from qqq_vllm.linear import QQQLinearMethod
+
+logger = init_logger("vllm.plugins.qqq")
 
 
 class QQQConfig(QuantizationConfig):
@@ -45,7 +48,8 @@ class QQQConfig(QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "QQQConfig":
-        versions.check(vllm.__version__)
+        if note := versions.note(vllm.__version__):
+            logger.warning_once(note)
         return cls(_native.Config(json.dumps({"quant_method": "qqq"} | config)))
 
     @classmethod

@@ -7,8 +7,9 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearMethodBase
 from vllm.platforms import current_platform
 
-from qqq_vllm import _native, fusion, ops
-from qqq_vllm.weights import FORMATS, LayerLoader
+from qqq_vllm import _native, fusion, ops, prepack, proof
+from qqq_vllm.formats import FORMATS, Part
+from qqq_vllm.weights import LayerLoader
 
 logger = init_logger("vllm.plugins.qqq")
 
@@ -47,7 +48,6 @@ class QQQLinearMethod(LinearMethodBase):
         self._check_shape(names, input_size_per_partition, output_partition_sizes, input_size, ranks)
         device = torch.empty(0).device
         layer.qqq_outputs = sum(output_partition_sizes)
-        layer.qqq_inputs = input_size_per_partition
         layer.qqq_dtype = params_dtype
         if device.type == "cuda":
             fusion.install(get_current_vllm_config(), params_dtype)
@@ -62,12 +62,12 @@ class QQQLinearMethod(LinearMethodBase):
             whole_output_sizes=_whole_output_sizes(layer, output_partition_sizes, ranks),
             rank=rank,
             ranks=ranks,
-            on_complete=lambda weight: self._prepack(layer, weight, device),
+            on_complete=lambda parts: self._prepack(layer, parts, device),
         )
         layer.qqq_loader = loader
-        for key in (*layout.needed, *layout.others):
-            # Only a name under which vLLM finds the function that takes the tensor.
-            placeholder = Parameter(torch.empty(0), requires_grad=False)
+        for key, dtype in layout.types.items():
+            # Only a name under which vLLM finds the function that takes the tensor, and the type that it expects.
+            placeholder = Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
             placeholder.weight_loader = _weight_loader(loader, key)
             layer.register_parameter(key, placeholder)
 
@@ -88,20 +88,23 @@ class QQQLinearMethod(LinearMethodBase):
                     f"{name}: {size} output channels{split}; the int8 kernels take multiples of {_MULTIPLE}"
                 )
 
-    def _prepack(self, layer: torch.nn.Module, weight: _native.Weight, device: torch.device) -> None:
-        n, k = weight.shape
+    def _prepack(self, layer: torch.nn.Module, parts: list[Part], device: torch.device) -> None:
+        n, k = sum(part.shape[0] for part in parts), parts[0].shape[1]
+        token_counts: list[int] = []
         if device.type == "cpu":
-            handle, kernel = ops.cpu_linear(weight)
+            handle, kernel = ops.cpu_linear(parts)
             layer.register_buffer("qqq_handle", handle, persistent=False)
         elif device.type == "cuda":
-            weights, chunks, scales = weight.prepack()
+            scales = prepack.read_scales(parts)
+            layer.qqq_weights = scales[0]
+            chunks, padded = prepack.prepack(parts, scales, *ops.prepacker(device, scales[0]), device)
             most_tokens = get_current_vllm_config().scheduler_config.max_num_batched_tokens
-            kernel = ops.prepare_gpu(device, weights, layer.qqq_dtype, n, k, most_tokens)
-            layer.qqq_weights = weights
-            layer.register_buffer("qqq_weight", _to_device(chunks, torch.uint8, device), persistent=False)
-            layer.register_buffer("qqq_scale", _to_device(scales, torch.float32, device), persistent=False)
+            kernel, token_counts = ops.prepare_gpu(device, scales[0], layer.qqq_dtype, n, k, most_tokens)
+            layer.register_buffer("qqq_weight", chunks, persistent=False)
+            layer.register_buffer("qqq_scale", padded, persistent=False)
         else:
             raise ValueError(f"{self.prefix}: qqq-vllm has no kernels for devices of type {device.type}")
+        proof.check(self.prefix, kernel, parts, layer.qqq_dtype, device, lambda x: self.apply(layer, x), token_counts)
         self._say(n, k, kernel)
 
     def _say(self, n: int, k: int, kernel: str) -> None:
@@ -115,12 +118,11 @@ class QQQLinearMethod(LinearMethodBase):
         if loader is None:
             return
         if not loader.has_begun() and get_current_vllm_config().load_config.load_format == "dummy":
-            shape = (layer.qqq_outputs, layer.qqq_inputs)
-            loader.on_complete(_native.Weight.random(len(self.prefix), shape, self.config.group_size))
+            loader.fill(seed=len(self.prefix))
         elif missing := loader.missing():
             raise ValueError(f"the checkpoint has no {', '.join(missing)}")
         del layer.qqq_loader
-        for key in (*loader.format.needed, *loader.format.others):
+        for key in loader.format.types:
             delattr(layer, key)
         # The kernels add the bias in float32.
         bias = getattr(layer, "bias", None)
@@ -159,7 +161,3 @@ def _weight_loader(loader: LayerLoader, key: str):
         loader.load(key, loaded_weight, _QKV[shard_id] if isinstance(shard_id, str) else shard_id)
 
     return load
-
-
-def _to_device(data: bytes, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=dtype).to(device)

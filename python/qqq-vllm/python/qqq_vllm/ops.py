@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from qqq_vllm import _native, openmp
-from qqq_vllm.weights import span
+from qqq_vllm.formats import Part, span
+from qqq_vllm.prepack import Uploader
 
 _library = torch.library.Library("qqq", "FRAGMENT")
 
@@ -17,10 +18,11 @@ _library = torch.library.Library("qqq", "FRAGMENT")
 _cpu_linears: list[_native.CpuLinear] = []
 
 
-def cpu_linear(weight: _native.Weight) -> tuple[torch.Tensor, str]:
-    """Prepacks; gives the handle that the operator takes, and the name of the instructions that run it."""
+def cpu_linear(parts: list[Part]) -> tuple[torch.Tensor, str]:
+    """Prepacks parts of layers that lie one below the other; gives the handle that the operator takes, and the name of the
+    instructions that run it."""
     openmp.share_threads()
-    linear = _native.CpuLinear(weight)
+    linear = _native.CpuLinear(_native.Weight.read([part.native for part in parts]))
     _cpu_linears.append(linear)
     return torch.tensor([len(_cpu_linears) - 1], dtype=torch.int64, device="cpu"), linear.isa
 
@@ -52,6 +54,8 @@ class _Gpu:
     native: _native.Gpu
     gemms: dict[tuple[str, torch.dtype, int, int], _native.Gemm] = field(default_factory=dict)
     quantizers: dict[tuple[str, torch.dtype, int], _native.Quantize] = field(default_factory=dict)
+    prepackers: dict[str, _native.Prepack] = field(default_factory=dict)
+    uploader: Uploader | None = None
     # One for all products: they run one after the other, on vLLM's one stream for the model.
     workspace: torch.Tensor | None = None
     # Kept for graphs that were captured with them.
@@ -62,18 +66,34 @@ class _Gpu:
 _gpus: dict[int, _Gpu] = {}
 
 
-def prepare_gpu(device: torch.device, weights: str, dtype: torch.dtype, n: int, k: int, most_tokens: int) -> str:
-    """Loads what products of this shape need, so that running them neither compiles nor allocates; gives the name of the
-    kernel for one token."""
+def _gpu(device: torch.device) -> _Gpu:
     index = torch.cuda.current_device() if device.index is None else device.index
     if index not in _gpus:
-        _gpus[index] = _Gpu(_native.Gpu(index))
-    gpu = _gpus[index]
+        _gpus[index] = _Gpu(_native.Gpu(index), uploader=Uploader(device))
+    return _gpus[index]
+
+
+def prepacker(device: torch.device, weights: str) -> tuple[_native.Prepack, Uploader]:
+    """The kernel that prepacks such weights, and what brings tensors to the GPU."""
+    gpu = _gpu(device)
+    if weights not in gpu.prepackers:
+        gpu.prepackers[weights] = _native.Prepack(gpu.native, weights)
+    assert gpu.uploader is not None
+    return gpu.prepackers[weights], gpu.uploader
+
+
+def prepare_gpu(
+    device: torch.device, weights: str, dtype: torch.dtype, n: int, k: int, most_tokens: int
+) -> tuple[str, list[int]]:
+    """Loads what products of this shape need, so that running them neither compiles nor allocates; gives the name of the
+    kernel for one token, and where the shape is a new one, numbers of tokens that run on the other kernels."""
+    gpu = _gpu(device)
     if gpu.most_tokens == 0:
         gpu.most_tokens = most_tokens
     name = str(dtype).removeprefix("torch.")
     key = (weights, dtype, n, k)
-    if key not in gpu.gemms:
+    is_new = key not in gpu.gemms
+    if is_new:
         gpu.gemms[key] = _native.Gemm(gpu.native, weights, name, (n, k), gpu.most_tokens)
     # Which operation comes before a layer is known only when the model is compiled, and then nothing may be loaded.
     for operation in ("plain", "norm", "gated"):
@@ -83,8 +103,13 @@ def prepare_gpu(device: torch.device, weights: str, dtype: torch.dtype, n: int, 
     if gpu.workspace is None or gpu.workspace.numel() < size:
         if gpu.workspace is not None:
             gpu.old_workspaces.append(gpu.workspace)
-        gpu.workspace = torch.zeros(size, dtype=torch.uint8, device=torch.device("cuda", index))
-    return gpu.gemms[key].kernel(1)
+        gpu.workspace = torch.zeros(size, dtype=torch.uint8, device=device)
+    gemm = gpu.gemms[key]
+    kernels: dict[str, int] = {}
+    if is_new:
+        for tokens in (2**i for i in range(gpu.most_tokens.bit_length())):
+            kernels.setdefault(gemm.kernel(tokens), tokens)
+    return gemm.kernel(1), sorted(kernels.values())
 
 
 def _quantizer(operation: str, x: torch.Tensor, k: int) -> tuple[_native.Quantize, int]:

@@ -84,12 +84,12 @@ impl PackedWeight {
             Scales::PerChannel(_) => None,
             Scales::PerGroup { group_size, group, .. } => {
                 let count = k / group_size;
-                let scales = (0..n * count)
-                    .map(|i| {
-                        let (block, g, channel) = (i / (count * BLOCK), i / BLOCK % count, i % BLOCK);
-                        group[(block * BLOCK + channel) * count + g]
-                    })
-                    .collect();
+                let mut scales = vec![f16::ZERO; n * count];
+                parallel_chunks_mut(&mut scales, count * BLOCK, |block, scales| {
+                    for (i, scale) in scales.iter_mut().enumerate() {
+                        *scale = group[(block * BLOCK + i % BLOCK) * count + i / BLOCK];
+                    }
+                });
                 Some(GroupScales { size: *group_size, scales })
             }
         };
@@ -162,8 +162,9 @@ fn check(weight: &QuantizedWeight) -> Result<()> {
     }
     for (i, (codes, scale)) in weight.codes.chunks_exact(*group_size).zip(group).enumerate() {
         let scale = f32::from(*scale);
+        let largest = codes.iter().fold(0, |m: u8, c| m.max(c.unsigned_abs()));
         // Not finite is not below either.
-        let fits = codes.iter().all(|&c| (f32::from(c) * scale).round_ties_even().abs() <= 127.0);
+        let fits = (f32::from(largest) * scale).round_ties_even().abs() <= 127.0;
         if !fits {
             let (channel, g) = (i / (k / group_size), i % (k / group_size));
             return fail(format!(

@@ -45,6 +45,21 @@ impl WeightKind {
         WeightKind::Channel8,
     ];
 
+    /// How 4-bit weights with these scales are stored. Group scales that are all integers of at most 16 are stored as such:
+    /// the kernel for them is faster, and its int8 weights are the same.
+    pub fn of(scales: &Scales) -> Self {
+        let Scales::PerGroup { group_size, group, .. } = scales else { return WeightKind::Channel4 };
+        let integer = |s: &f16| {
+            let s = f32::from(*s);
+            (0.0..=16.0).contains(&s) && s.fract() == 0.0
+        };
+        if group.iter().all(integer) {
+            WeightKind::GroupInteger4(*group_size)
+        } else {
+            WeightKind::GroupHalf4(*group_size)
+        }
+    }
+
     /// Input channels of a group, if any.
     pub fn group_size(self) -> Option<usize> {
         match self {
@@ -133,25 +148,17 @@ pub struct PackedWeights {
 }
 
 impl PackedWeights {
-    /// Packs a weight in the neutral form for int8 activations. Group scales that are all integers of at most 16 are stored as such: the kernel
-    /// for them is faster, and its int8 weights are the same.
+    /// Packs a weight in the neutral form for int8 activations, stored as [`WeightKind::of`] says.
     ///
     /// # Errors
     /// [`BackendError::Shape`] when K or N is no multiple of 16, K exceeds 65,536, or the group size is none of 32, 64, 128.
     pub fn new(weight: &QuantizedWeight) -> Result<Self> {
         check(weight)?;
         let (n, k) = (weight.out_features, weight.in_features);
-        let (kind, groups) = match &weight.scales {
-            Scales::PerChannel(_) => (WeightKind::Channel4, None),
-            Scales::PerGroup { group_size, group, .. } => {
-                let integer = |s: &f16| (0..=16).any(|i| *s == f16::from_f32(i as f32));
-                let kind = if group.iter().all(integer) {
-                    WeightKind::GroupInteger4(*group_size)
-                } else {
-                    WeightKind::GroupHalf4(*group_size)
-                };
-                (kind, Some(group.as_slice()))
-            }
+        let kind = WeightKind::of(&weight.scales);
+        let groups = match &weight.scales {
+            Scales::PerChannel(_) => None,
+            Scales::PerGroup { group, .. } => Some(group.as_slice()),
         };
         // The kernel multiplies 16 x code where there are no groups.
         let factor = if kind == WeightKind::Channel4 { 1.0 / 16.0 } else { 1.0 };
