@@ -198,7 +198,7 @@ mod tests {
     fn append(level: SimdLevel, dtype: KvDType, x: &Matrix, pieces: &[usize]) -> (usize, Vec<Vec<f32>>) {
         let HeadLayout { num_kv_heads, head_dim, .. } = HEADS;
         let mut kv = CpuKvCache::new(KvLayout { num_layers: 1, num_kv_heads, head_dim, dtype });
-        let rope = CpuRope::new(&vec![0.3; head_dim / 2], LEN);
+        let rope = CpuRope::new(&vec![0.3; head_dim / 2], 1.0, LEN);
         let slot = kv.add_slot();
         let mut start = 0;
         for &len in pieces {
