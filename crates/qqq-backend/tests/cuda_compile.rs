@@ -12,7 +12,7 @@ use qqq_backend::cuda::{Arch, Nvrtc, Resources};
 use qqq_testing::{Missing, Suite, in_ci, tests};
 
 fn main() -> ExitCode {
-    let nvrtc = || Nvrtc::find().map_err(|e| Missing::Obtainable(e.to_string()));
+    let nvrtc = || Nvrtc::find().map_err(|e| Missing::tool("QQQ_NVRTC", e));
     Suite::new().with(nvrtc, tests![every_kernel_compiles_cleanly]).run()
 }
 

@@ -33,7 +33,7 @@ fn no_kernels_of_its_own() -> Result<(), Missing> {
 /// That it compiles them.
 fn compiler() -> Result<(), Missing> {
     no_kernels_of_its_own()?;
-    Nvrtc::find().map(drop).map_err(|e| Missing::Obtainable(e.to_string()))
+    Nvrtc::find().map(drop).map_err(|e| Missing::tool("QQQ_NVRTC", e))
 }
 
 const BUILD: &str = "kernels build --arch sm_80 --weights channel --activations int8 --type f16 --tokens 8";

@@ -16,6 +16,12 @@ pub enum Missing {
 }
 
 impl Missing {
+    /// A program or a library that the environment may name by a variable.
+    pub fn tool(variable: &str, reason: impl ToString) -> Self {
+        let asked = std::env::var_os(variable).is_some();
+        (if asked { Self::Asked } else { Self::Obtainable })(reason.to_string())
+    }
+
     /// What it is, and how to get it.
     pub fn reason(&self) -> &str {
         match self {
@@ -74,15 +80,13 @@ pub fn cxx() -> Result<OsString, Missing> {
 }
 
 fn compiler(variable: &str, usual: &str, package: &str) -> Result<OsString, Missing> {
-    let asked = std::env::var_os(variable);
-    let name = asked.clone().unwrap_or_else(|| OsString::from(usual));
-    match Command::new(&name).arg("--version").output() {
-        Ok(_) => Ok(name),
-        Err(error) => {
-            let reason = format!("no compiler {name:?} ({error}): install {package}, or set {variable}");
-            Err(if asked.is_some() { Missing::Asked(reason) } else { Missing::Obtainable(reason) })
-        }
-    }
+    let name = std::env::var_os(variable).unwrap_or_else(|| OsString::from(usual));
+    let missing = |error| {
+        let reason = format!("no compiler {name:?} ({error}): install {package}, or set {variable}");
+        Missing::tool(variable, reason)
+    };
+    Command::new(&name).arg("--version").output().map_err(missing)?;
+    Ok(name)
 }
 
 #[cfg(test)]

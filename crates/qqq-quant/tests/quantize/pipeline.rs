@@ -395,8 +395,9 @@ fn states_that_overflow_name_the_block() {
 
 /// Not a test of its own: quantizes for [`bits_do_not_depend_on_threads_or_runs`] in a process with its own pool.
 #[test]
+#[ignore = "a part of bits_do_not_depend_on_threads_or_runs, which runs it"]
 fn child_of_the_determinism_test() {
-    let Some(out) = std::env::var_os("QQQ_TEST_CHILD_OUT") else { return };
+    let out = std::env::var_os("QQQ_TEST_CHILD_OUT").expect("it is run by the other test");
     let dir = TempDir::new().unwrap();
     let model = Tiny { kv_heads: 4, ..Tiny::default() }.write(dir.path(), "model");
     for (name, transform, propagation) in [
@@ -417,7 +418,7 @@ fn bits_do_not_depend_on_threads_or_runs() {
         let out = dir.path().join(i.to_string());
         std::fs::create_dir(&out).unwrap();
         let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "pipeline::child_of_the_determinism_test", "-q"])
+            .args(["--ignored", "--exact", "pipeline::child_of_the_determinism_test", "-q"])
             .env("QQQ_TEST_CHILD_OUT", &out)
             .env("QQQ_THREADS", threads)
             .stdout(std::process::Stdio::null())
