@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tests compressed-tensors checkpoints with the libraries that others read and write them with: what the qqq binary writes is
-# loaded by transformers, and what compressed-tensors writes by qqq. Usage: scripts/test-transformers.sh [pytest arguments]
+# loaded by transformers, and what compressed-tensors writes by qqq. Usage: scripts/test-transformers.sh [pytest arguments], or
+# --install: only makes the environments.
 #
 # Each set of versions has a virtual environment (some 350 MB), which is kept in the cache folder. PyTorch (5 GB) they
 # share: that of scripts/test-vllm.sh's environment if there is one, else one of their own.
@@ -11,7 +12,7 @@ torch=2.11.0
 # The newest, the oldest that transformers 5 takes, and the last ones before it: name, transformers, compressed-tensors, others.
 sets=("newest 5.24.0 0.20.0" "oldest 5.24.0 0.15.0" "before-5 4.57.3 0.12.2 accelerate==1.12.0")
 
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/qqq
+cache=${QQQ_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qqq}
 site() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
 venv() { # venv DIRECTORY PACKAGE...: makes an environment unless it is complete
@@ -39,6 +40,13 @@ shared=$(site "$base")
 # Found in the shared folder, so not installed again.
 overrides='torch; python_version < "3"'
 
+for set in "${sets[@]}"; do
+    read -r name transformers compressed_tensors others <<<"$set"
+    venv "$cache/transformers-$transformers-$compressed_tensors" \
+        "transformers==$transformers" "compressed-tensors==$compressed_tensors" "pytest>=8" $others
+done
+[ "${1:-}" != --install ] || exit 0
+
 if [ -z "${QQQ_BIN:-}" ]; then
     cargo build --quiet --locked -p qqq-cli
     export QQQ_BIN=${CARGO_TARGET_DIR:-$PWD/target}/debug/qqq
@@ -48,9 +56,8 @@ export QQQ_INTEROP PYTHONDONTWRITEBYTECODE=1
 trap 'rm -rf "$QQQ_INTEROP"' EXIT
 
 for set in "${sets[@]}"; do
-    read -r name transformers compressed_tensors others <<<"$set"
+    read -r name transformers compressed_tensors _ <<<"$set"
     directory=$cache/transformers-$transformers-$compressed_tensors
-    venv "$directory" "transformers==$transformers" "compressed-tensors==$compressed_tensors" "pytest>=8" $others
     echo "== $name: transformers $transformers, compressed-tensors $compressed_tensors"
     tests=(tests/interop/test_written.py)
     if [ "$name" = newest ]; then

