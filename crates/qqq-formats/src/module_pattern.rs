@@ -141,16 +141,14 @@ mod tests {
 
     #[test]
     fn what_is_no_expression_is_refused() {
-        for pattern in ["re:(a", "re:a{2", "re:[z-a]", "re:*", "re:x\\"] {
-            // Python takes "a{2" for literals.
-            let refused = ModulePattern::entry(pattern).is_err();
-            assert_eq!(refused, pattern != "re:a{2", "{pattern}");
+        for pattern in ["re:(a", "re:[z-a]", "re:*", "re:x\\"] {
+            assert!(ModulePattern::entry(pattern).is_err(), "{pattern}");
         }
     }
 
     #[test]
     fn an_expression_that_takes_for_ever_is_an_error() {
         let pattern = ModulePattern::entry("re:(?:(a|a)+)+\\1$").unwrap();
-        assert!(pattern.matches(&"a".repeat(60).replace("aaaaaaaaaa", "aaaaaaaaab")).is_err());
+        assert!(pattern.matches(&("a".repeat(40) + "b")).is_err());
     }
 }
