@@ -282,6 +282,16 @@ proptest! {
         let packed = qqq::pack(&weight).unwrap();
         prop_assert_eq!(packed.b.len(), k / 16 * 2 * n);
         prop_assert!(qqq::unpack(&packed, n, k, group_size).unwrap() == weight);
+        // Blocks of channels stand for themselves.
+        for start in (0..n).step_by(64) {
+            let rows = qqq::Packed::of_rows(&packed.b, &packed.s_channel, &packed.s_group, n, start..start + 64).unwrap();
+            prop_assert!(Some(qqq::unpack(&rows, 64, k, group_size).unwrap()) == weight.rows(start..start + 64));
+        }
+        let cut = qqq::Packed::of_rows(&packed.b, &packed.s_channel, &packed.s_group, n, 0..32);
+        prop_assert!(cut.is_none());
+        if group_size.is_none() {
+            prop_assert_eq!(qqq::channel_scales(&packed.s_channel), weight.channel_scales());
+        }
     }
 
     #[test]

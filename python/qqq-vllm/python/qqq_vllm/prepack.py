@@ -10,8 +10,9 @@ from qqq_vllm.formats import Part, Upload, span
 
 # Output channels of a chunk, whose rows no two launches may share.
 _CHUNK = 64
-#: Bytes of codes (int8) that are unpacked at a time.
-BLOCK_BYTES = 32 << 20
+#: Bytes of codes (int8) that are unpacked at a time: less than what vLLM keeps PyTorch from splitting while it loads (20 MB), so that
+#: no weight comes to lie in such a block and takes all of it.
+BLOCK_BYTES = 16 << 20
 
 
 class Kernel(Protocol):
