@@ -76,7 +76,7 @@ pub(super) fn read(map: &Map<String, Value>) -> Result<QuantizationConfig> {
     }
     let (null, four) = (Value::Null, json!(4));
     for name in names {
-        expect(map, "", name, &[four.clone()], Some(&four))?;
+        expect(map, "", name, std::slice::from_ref(&four), Some(&four))?;
     }
     expect(map, "", "sym", &[null.clone(), json!(true)], Some(&null))?;
     expect(map, "", "lm_head", &[null.clone(), json!(false)], Some(&null))?;
