@@ -267,7 +267,7 @@ fn weights_that_the_kernels_cannot_hold_are_refused() {
 
 fn any_shape(isa: Isa) {
     let mut runner =
-        TestRunner::new(ProptestConfig { source_file: Some(file!()), ..ProptestConfig::with_cases(64) });
+        TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) });
     let cases = (1usize..14, 1usize..24, 0usize..4, 1usize..40, any::<u64>());
     let result = runner.run(&cases, |(n, k, mode, rows, seed)| {
         let k = k * 16;
