@@ -6,7 +6,7 @@ use qqq_formats::{
     Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight, Scales,
     writer::{CheckpointWriter, Reservation},
 };
-use qqq_model::{Tokenizer, companions, names};
+use qqq_model::{Tokenizer, names};
 use serde_json::{Value, json};
 
 use crate::{
@@ -44,15 +44,14 @@ impl<'a> OutputCheckpoint<'a> {
     /// Starts the directory that was reserved, with what comes along from the source unchanged.
     pub(crate) fn create(
         checkpoint: &'a Checkpoint,
+        tokenizer: &Tokenizer,
         reservation: &Reservation,
         format: CheckpointFormat,
         half: HalfType,
     ) -> Result<Self> {
         let writer = CheckpointWriter::reserved(reservation)?;
-        if checkpoint.gguf.is_none() {
-            // Now rather than at the end, so that a file that cannot be read costs no work.
-            companions::copy(&checkpoint.path, writer.staging())?;
-        }
+        // Now rather than at the end, so that a file that cannot be read costs no work.
+        tokenizer.save(writer.staging())?;
         Ok(Self { checkpoint, writer, format, half })
     }
 
@@ -150,9 +149,8 @@ impl<'a> OutputCheckpoint<'a> {
     }
 
     /// Writes everything else and gives the directory its name.
-    pub(crate) fn finish(self, tokenizer: &Tokenizer, report: &Report) -> Result<()> {
+    pub(crate) fn finish(self, report: &Report) -> Result<()> {
         let staging = self.writer.staging();
-        tokenizer.save(staging)?;
         write_json(&staging.join("config.json"), &self.config_json(report))?;
         let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
         write_json(&staging.join(REPORT_FILE), &value)?;
@@ -168,6 +166,8 @@ impl<'a> OutputCheckpoint<'a> {
         let mut raw = config.raw.clone();
         let quantization = QuantizationConfig::uniform(self.format, report.recipe.group_size);
         raw.insert("quantization_config".into(), quantization.to_value());
+        // The code that it names does not come along, and nothing here needs it.
+        raw.remove("auto_map");
         let rotated = report.recipe.transform == crate::Transform::Rotate;
         raw.insert("tie_word_embeddings".into(), json!(config.tie_word_embeddings && !rotated));
         // Newer configurations say "dtype" where older ones say "torch_dtype".

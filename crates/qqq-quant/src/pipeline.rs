@@ -70,7 +70,7 @@ pub fn quantize<'a>(
     let started = Instant::now();
     let calibration = calibration.into();
     let plan = preflight::check(checkpoint, recipe, output.format)?;
-    let mut writer = OutputCheckpoint::create(checkpoint, output.reservation, plan.format, plan.half)?;
+    let mut writer = OutputCheckpoint::create(checkpoint, tokenizer, output.reservation, plan.format, plan.half)?;
 
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;
@@ -154,7 +154,7 @@ pub fn quantize<'a>(
         timings: run.timings,
         linear_bytes: run.bytes,
     };
-    writer.finish(tokenizer, &report)?;
+    writer.finish(&report)?;
     Ok(report)
 }
 

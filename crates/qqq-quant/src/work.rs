@@ -179,7 +179,6 @@ impl<'a> Work<'a> {
     }
 
     pub(crate) fn warn(&mut self, message: String) {
-        tracing::warn!("{message}");
         self.progress.warn(&message);
         self.warnings.push(message);
     }

@@ -1,7 +1,9 @@
 //! `quantization_config` of a checkpoint.
 
+use std::collections::BTreeSet;
+
 use pyo3::prelude::*;
-use qqq_formats::{CodeLayout, QuantizationConfig};
+use qqq_formats::QuantizationConfig;
 
 use crate::value_error;
 
@@ -19,12 +21,12 @@ impl Config {
     fn new(json: &str) -> PyResult<Self> {
         let value = serde_json::from_str(json).map_err(value_error)?;
         let config = QuantizationConfig::from_value(&value).map_err(value_error)?;
-        // The Python side reads all layers alike.
-        let schemes = config.schemes();
-        if schemes.len() > 1 || schemes.iter().any(|s| s.layout == CodeLayout::Bytes) {
+        // The Python side reads all layers alike; whether codes are packed, it sees by their tensors.
+        let groups = config.schemes().iter().map(|s| s.group_size).collect::<BTreeSet<_>>();
+        if groups.len() > 1 {
             return Err(value_error(
-                "quantization_config: qqq-vllm reads checkpoints whose layers are all stored alike, in QQQ tiles or \
-                 pack-quantized; these are int-quantized or differ from layer to layer (the qqq binary runs them)",
+                "quantization_config: qqq-vllm reads checkpoints whose layers all have groups of one size; these differ \
+                 from layer to layer (the qqq binary runs them)",
             ));
         }
         Ok(Self { json: json.to_owned(), config })

@@ -1,5 +1,7 @@
 """Layers as vLLM makes, loads and calls them, rank by rank, without a model around them."""
 
+import json
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -189,6 +191,29 @@ def test_codes_of_a_byte(group_size):
     assert f"{name}.weight is of type torch.float16" in error(
         load, layer, method, [(None, {"weight": codes.half(), "weight_scale": scale})]
     )
+
+
+def test_configurations_of_one_and_of_several_group_sizes():
+    from qqq_vllm import _native
+
+    def group(targets, form, size):
+        strategy = {"strategy": "channel"} if size is None else {"strategy": "group", "group_size": size}
+        weights = {"num_bits": 4, "type": "int", "symmetric": True, "dynamic": False, **strategy}
+        inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        return {"targets": targets, "format": form, "weights": weights, "input_activations": inputs}
+
+    def config(*groups):
+        groups = {f"group_{i}": g for i, g in enumerate(groups)}
+        return _native.Config(
+            json.dumps({"quant_method": "compressed-tensors", "ignore": ["lm_head"], "config_groups": groups})
+        )
+
+    plain = config(group(["Linear"], "int-quantized", 64))
+    assert (plain.format, plain.group_size, plain.ignores("lm_head")) == ("compressed-tensors", 64, True)
+    both = config(group(["re:.*mlp.*"], "int-quantized", None), group(["Linear"], "pack-quantized", None))
+    assert both.group_size is None and not both.ignores("model.layers.0.mlp.up_proj")
+    says = error(config, group(["re:.*mlp.*"], "int-quantized", 32), group(["Linear"], "int-quantized", 128))
+    assert "these differ from layer to layer" in says
 
 
 def test_errors_count_channels_of_the_whole_layer():

@@ -8,20 +8,6 @@ use serde_json::Value;
 use super::{Parts, Source, SpecialTokens, error, io};
 use crate::Result;
 
-/// Files that belong to a tokenizer, copied with it where they exist.
-const FILES: [&str; 10] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-];
-
 /// Reads a JSON object, `None` where the file does not exist.
 pub(crate) fn read_json(dir: &Path, name: &str) -> Result<Option<Value>> {
     let path = dir.join(name);
@@ -183,18 +169,4 @@ fn missing(dir: &Path) -> crate::ModelError {
         ),
         None => error(&location, "has no tokenizer.json"),
     }
-}
-
-/// Copies the tokenizer's files.
-pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
-    for name in FILES {
-        let source = from.join(name);
-        if source.is_file() {
-            // Not fs::copy: the permissions of a read-only cache must not come along.
-            let bytes = std::fs::read(&source).map_err(|e| io(&source, e))?;
-            let target = to.join(name);
-            std::fs::write(&target, bytes).map_err(|e| io(&target, e))?;
-        }
-    }
-    Ok(())
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use qqq_formats::{Checkpoint, ModelConfig};
 
-use crate::{ModelError, Result};
+use crate::{ModelError, Result, companions};
 
 pub(crate) use directory::read_json;
 pub use stream::TokenStream;
@@ -267,7 +267,7 @@ impl Tokenizer {
     /// made from the GGUF metadata otherwise), chat_template.jinja and generation_config.json into `dir`.
     pub fn save(&self, dir: &Path) -> Result<()> {
         match &self.source {
-            Source::Directory(from) => directory::copy(from, dir),
+            Source::Directory(from) => companions::copy(from, dir),
             Source::Made(files) => {
                 let json = self
                     .inner
