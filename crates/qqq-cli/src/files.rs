@@ -1,19 +1,35 @@
-//! Writing files.
+//! Writing files, and telling them apart.
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use qqq_formats::writer::Reservation;
+use sha2::{Digest, Sha256};
 
 use crate::{
     console::Console,
     errors::{bad_input, bad_input_hint},
     interrupt::Temporary,
 };
+
+/// SHA-256 of a file, in hexadecimal.
+pub fn sha256(path: &Path) -> anyhow::Result<String> {
+    let context = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(context)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).with_context(context)? {
+            0 => break,
+            n => hash.update(&buffer[..n]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
 
 /// Writes a file that appears under its name only when it is complete, replacing one that is there.
 pub fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use common::{Place, Run, TinyModel};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[test]
 fn quantize_writes_a_checkpoint_that_runs() {
@@ -85,6 +85,8 @@ fn perplexity() {
     let report = json("eval perplexity model --text text.txt --window 256 --json");
     // 6968 tokens: 27 full windows, 255 scored tokens each. A random model is near the size of its vocabulary.
     assert_eq!(report["windows"], 27);
+    let text = &report["text"];
+    assert_eq!((&text["path"], text["sha256"].as_str().unwrap().len()), (&json!("text.txt"), 64));
     assert_eq!(report["tokens"], 27 * 255);
     let value = report["perplexity"].as_f64().unwrap();
     assert!((150.0..600.0).contains(&value), "{value}");
@@ -95,7 +97,11 @@ fn perplexity() {
     assert_eq!(sliding["tokens"], 255 + 2 * 64);
     let human = place.run("eval perplexity model --text text.txt --window 256").success();
     assert!(
-        human.stdout.starts_with("perplexity") && human.stdout.contains("27 windows of 256"),
+        human.stdout.starts_with("perplexity")
+            && human.stdout.contains("27 windows of 256")
+            && human
+                .stdout
+                .contains(&format!("text.txt, SHA-256 {}", &text["sha256"].as_str().unwrap()[..16])),
         "{}",
         human.stdout
     );

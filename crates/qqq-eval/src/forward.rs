@@ -70,10 +70,9 @@ impl Batch<'_> {
         let start = row.row + 1 - row.context;
         let sequence = &self.tokens[start..start + self.windows[row.window - self.first].tokens.len()];
         let place = match decoder.first_not_finite(sequence) {
-            Ok(place) => place.unwrap_or_else(|| NotFinite {
-                module: names::LM_HEAD_MODULE.into(),
-                position: row.context - 1,
-            }),
+            // The search looks at the last token's logits alone.
+            Ok(Some(place)) if place.module != names::LM_HEAD_MODULE => place,
+            Ok(_) => NotFinite { module: names::LM_HEAD_MODULE.into(), position: row.context - 1 },
             Err(e) => return e.into(),
         };
         EvalError::NotFinite { model, position: row.position, place }

@@ -224,12 +224,19 @@ impl ModelConfig {
             f.size("max_position_embeddings", Some(default_positions), limit::POSITIONS)?;
         let rope = rope::read(&f, head_dim, max_position_embeddings)?;
         let attention_bias = matches!(architecture, Llama | Qwen3) && f.flag("attention_bias", false)?;
-        let quantization = ["quantization_config", "compression_config"]
-            .iter()
-            .find_map(|key| raw.get(*key).filter(|v| !v.is_null()))
-            .map(QuantizationConfig::from_value)
-            .transpose()
-            .map_err(|e| match e {
+        // The second is an older name of the first.
+        let [current, older] =
+            ["quantization_config", "compression_config"].map(|key| raw.get(key).filter(|v| !v.is_null()));
+        if let (Some(a), Some(b)) = (current, older)
+            && a != b
+        {
+            return Err(FormatError::Unsupported(format!(
+                "{}: quantization_config and compression_config disagree; remove the one that is not meant",
+                path.display()
+            )));
+        }
+        let quantization =
+            current.or(older).map(QuantizationConfig::from_value).transpose().map_err(|e| match e {
                 FormatError::Unsupported(text) => {
                     FormatError::Unsupported(format!("{}: {text}", path.display()))
                 }
@@ -281,13 +288,11 @@ fn sliding_window(
         Architecture::Llama => same_layers(fields, None),
         Architecture::Mistral => same_layers(fields, window()?),
         Architecture::Qwen2 | Architecture::Qwen3 => {
-            if !fields.flag("use_sliding_window", false)? {
-                return Ok(None);
-            }
-            let Some(window) = window()? else {
-                return Ok(None);
+            let window = if fields.flag("use_sliding_window", false)? { window()? } else { None };
+            let types = layer_types(fields, num_layers)?;
+            let Some(window) = window else {
+                return same_layers(fields, None);
             };
-            let types = fields.strings("layer_types")?;
             let sliding = if types.is_empty() {
                 let first = fields.count("max_window_layers")?.unwrap_or(28);
                 num_layers.saturating_sub(first)
@@ -304,6 +309,23 @@ fn sliding_window(
                 ))),
             }
         }
+    }
+}
+
+/// `layer_types`: none, or one for each layer.
+fn layer_types<'a>(fields: &Fields<'a>, num_layers: usize) -> Result<Vec<&'a str>> {
+    let types = fields.strings("layer_types")?;
+    let refuse = |what: String| {
+        Err(FormatError::Unsupported(format!("{}: layer_types {what}", fields.path().display())))
+    };
+    if !types.is_empty() && types.len() != num_layers {
+        return refuse(format!("has {} entries for {num_layers} layers", types.len()));
+    }
+    match types.iter().find(|t| !["full_attention", "sliding_attention"].contains(*t)) {
+        Some(other) => {
+            refuse(format!("holds {other:?}; supported are \"full_attention\" and \"sliding_attention\""))
+        }
+        None => Ok(types),
     }
 }
 

@@ -3,9 +3,14 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
 };
+
+/// How a lock file begins; the number of its holder follows.
+const MARK: &str = "process ";
+/// Files are replaced under their names now and then, but not for ever.
+const ATTEMPTS: usize = 100;
 
 /// A lock on a file, held until it is dropped, which removes the file.
 #[derive(Debug)]
@@ -31,24 +36,36 @@ impl FileLock {
     /// # Errors
     /// The file can be neither made nor opened.
     pub fn attempt(path: &Path) -> io::Result<Attempt> {
-        loop {
-            let mut file =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        for _ in 0..ATTEMPTS {
+            let (mut file, is_new) = open(path)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(Attempt::Held(holder(path))),
-                Err(TryLockError::Error(e)) => return Ok(Attempt::NoLocks(e)),
+                Err(TryLockError::Error(e)) => {
+                    if is_new {
+                        let _ = fs::remove_file(path);
+                    }
+                    return Ok(Attempt::NoLocks(e));
+                }
             }
             // Its last holder may have removed the file after it was opened here: then it locks nothing.
             if !is_at(&file, path) {
                 continue;
             }
+            let mut text = [0; MARK.len()];
+            let length = file.read(&mut text)?;
+            if length > 0 && text[..length] != *MARK.as_bytes() {
+                let reason = format!("{} is a file of another kind; move it away", path.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, reason));
+            }
             // Whom to name is a courtesy to others; a full disk is no reason to stop here.
             let _ = file
                 .set_len(0)
-                .and_then(|()| writeln!(file, "process {}{}", std::process::id(), on_this_host()));
+                .and_then(|()| file.rewind())
+                .and_then(|()| writeln!(file, "{MARK}{}{}", std::process::id(), on_this_host()));
             return Ok(Attempt::Taken(Self { path: path.into(), file }));
         }
+        Ok(Attempt::NoLocks(io::Error::other("what is opened there is never what the path names")))
     }
 
     /// The lock file.
@@ -66,11 +83,40 @@ impl Drop for FileLock {
     }
 }
 
+/// Opens a lock file, or makes it: whether it is new. A link is not followed: it would lead to what is no lock. A file
+/// that another user has left may be locked, though not written.
+fn open(path: &Path) -> io::Result<(File, bool)> {
+    let options = |write: bool| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(write);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(
+            &mut options,
+            rustix::fs::OFlags::NOFOLLOW.bits() as i32,
+        );
+        options
+    };
+    match options(true).create_new(true).open(path) {
+        Ok(file) => return Ok((file, true)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e),
+    }
+    let existing = match options(true).open(path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => options(false).open(path),
+        // Removed meanwhile.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            options(true).create(true).truncate(false).open(path)
+        }
+        other => other,
+    };
+    existing.map(|file| (file, false))
+}
+
 /// What a lock file says of its holder.
 fn holder(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     match text.lines().next().map(str::trim) {
-        Some(line) if line.starts_with("process ") => line.to_owned(),
+        Some(line) if line.starts_with(MARK) => line.to_owned(),
         _ => "another process".into(),
     }
 }
@@ -122,10 +168,31 @@ mod tests {
         let Attempt::Taken(lock) = FileLock::attempt(&path).unwrap() else { panic!("nobody holds it") };
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text, format!("process {}{}\n", std::process::id(), on_this_host()));
+        assert!(matches!(FileLock::attempt(&path).unwrap(), Attempt::Held(_)));
         // What somebody put in its place is another lock.
         fs::remove_file(&path).unwrap();
         let Attempt::Taken(other) = FileLock::attempt(&path).unwrap() else { panic!("another file") };
         drop((lock, other));
         assert!(FileLock::attempt(&dir.path().join("no/lock")).is_err());
+    }
+
+    #[test]
+    fn what_is_no_lock_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        fs::write(&path, "precious").unwrap();
+        let says = FileLock::attempt(&path).unwrap_err().to_string();
+        assert!(says.contains("is a file of another kind"), "{says}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        // Neither is a link to one, or to nothing.
+        #[cfg(unix)]
+        for target in ["lock", "nowhere"] {
+            let link = dir.path().join(format!("link to {target}"));
+            std::os::unix::fs::symlink(dir.path().join(target), &link).unwrap();
+            assert!(FileLock::attempt(&link).is_err());
+            assert!(link.symlink_metadata().unwrap().is_symlink());
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        assert!(!dir.path().join("nowhere").exists());
     }
 }

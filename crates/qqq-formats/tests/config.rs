@@ -250,6 +250,7 @@ fn unknown_keys_are_named() {
         ("per_layer_config", json!({"0": {"hidden_size": 32}})),
         ("quantization", json!({"bits": 4, "group_size": 64})),
         ("layer_types", json!(["full_attention", "sliding_attention"])),
+        ("activation", json!("gelu")),
         ("something_new", json!("yes")),
     ] {
         let error = error(json!({key: value}));
@@ -271,6 +272,9 @@ fn keys_of_published_models_are_known() {
         json!({"auto_map": {"AutoModel": "m.M"}, "unsloth_version": "2025.12.5", "dtype": "bfloat16",
             "_attn_implementation_autoset": true, "max_sequence_length": 2048, "temperature": 0.6, "top_p": 0.9,
             "do_sample": true, "id2label": {"0": "a"}, "label2id": {"a": 0}, "task_specific_params": null}),
+        json!({"activation": "swiglu", "use_swiglu": true, "causal": true, "eot_token_id": 5, "n_ctx": 2048,
+            "dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192},
+            "rope_scaling": {"type": "default", "factor": 1.0, "mrope_section": [16, 24, 24]}}),
         json!({"logit_scale": 1.0, "attn_logit_softcapping": null, "use_qk_norm": false, "no_rope_layers": [1, 1],
             "is_causal": true, "layer_types": ["full_attention", "full_attention"], "sliding_window": 32,
             "alibi": false, "pruned_heads": {}, "chunk_size_feed_forward": 0, "cross_attention_hidden_size": null}),
@@ -310,6 +314,16 @@ fn sliding_windows() {
         assert_eq!(qwen(layers(full, full)).unwrap(), None);
         assert_eq!(qwen(layers(sliding, sliding)).unwrap(), Some(16));
         assert!(qwen(layers(full, sliding)).is_err());
+        // Every layer has a type that is known, and says what the window says.
+        let refused = |fields: Value| qwen(fields).unwrap_err().to_string();
+        let four = json!({"use_sliding_window": true, "sliding_window": 16, "layer_types": [full, full, sliding, sliding]});
+        assert!(refused(four).contains("has 4 entries for 2 layers"));
+        assert!(refused(layers(full, "linear_attention")).contains("linear_attention"));
+        assert!(refused(json!({"layer_types": [full, "chunked_attention"]})).contains("chunked_attention"));
+        assert!(
+            refused(json!({"use_sliding_window": false, "layer_types": [sliding, sliding]}))
+                .contains(sliding)
+        );
     }
 }
 

@@ -47,13 +47,18 @@ const TERMS: [&str; 12] = [
 /// What a file of terms is not, whatever its name.
 const OTHER_KINDS: [&str; 8] = [".py", ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".so", ".sh"];
 
+/// Whether the model cannot be used without that file of it, if it has it: that of a tokenizer, say, and not a license.
+pub fn is_needed(name: &str) -> bool {
+    NAMES.contains(&name)
+}
+
 /// Whether a file of a model, named by its path within it, is one of those.
 pub fn is_companion(name: &str) -> bool {
     match name.split_once('/') {
         Some((folder, file)) => {
             !file.contains('/') && FOLDERS.iter().any(|(f, end)| *f == folder && file.ends_with(end))
         }
-        None => NAMES.contains(&name) || are_terms(name),
+        None => is_needed(name) || are_terms(name),
     }
 }
 

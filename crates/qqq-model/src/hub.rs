@@ -21,7 +21,10 @@ use std::{
 use qqq_formats::gguf;
 use serde_json::Value;
 
-use crate::{ModelError, Result, companions::is_companion};
+use crate::{
+    ModelError, Result,
+    companions::{is_companion, is_needed},
+};
 use client::{Client, Snapshot};
 use environment::Settings;
 
@@ -177,7 +180,13 @@ fn model_files(client: &Client, file: Option<&str>) -> Result<PathBuf> {
     }
     let weights = weight_files(client, &snapshot, &ggufs)?;
     for name in snapshot.names().filter(|name| [CONFIG, CARD].contains(name) || is_companion(name)) {
-        client.file(&snapshot, name)?;
+        match client.file(&snapshot, name) {
+            // A model runs without its license at hand.
+            Err(fault) if name != CONFIG && !is_needed(name) => {
+                tracing::warn!("{fault}; going on without it");
+            }
+            other => drop(other?),
+        }
     }
     for name in &weights {
         client.file(&snapshot, name)?;

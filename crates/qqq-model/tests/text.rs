@@ -59,6 +59,27 @@ fn texts_are_those_of_python() {
     }
 }
 
+/// A template that knows parts of a content gets them (transformers 5 gives this text); one that does not gets their text.
+#[test]
+fn contents_in_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("parts.jsonl");
+    let content = r#"[{"type": "text", "text": " a "}, {"type": "text", "text": "b"}]"#;
+    fs::write(&path, format!(r#"{{"messages": [{{"role": "user", "content": {content}}}], "tools": []}}"#))
+        .unwrap();
+    for (template, expected) in [
+        (
+            "{% for m in messages %}{% for p in m.content %}[{{ p.type }}:{{ p.text|trim }}]{% endfor %}{% endfor %}",
+            "[text:a][text:b]",
+        ),
+        ("{% for m in messages %}<{{ m.content }}>{% endfor %}", "< a b>"),
+        ("{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}", "< a b>"),
+        ("{% if tools is none %}none{% else %}{{ tools|length }}{% endif %}", "0"),
+    ] {
+        assert_eq!(read(&path, &TextOptions::default(), Some(template)).unwrap().0, expected);
+    }
+}
+
 /// What is wrong with a file of this name and content.
 fn error(name: &str, content: &[u8], options: &TextOptions) -> (Place, TextProblem, String) {
     let dir = tempfile::tempdir().unwrap();
@@ -102,7 +123,7 @@ fn what_cannot_be_read_is_an_error_with_its_line() {
             "expected value",
         ),
         ("missing.jsonl", text(2) + "{\"txt\": \"a\"}", line(3), Field, "fields: txt"),
-        ("numbers.json", "[1,\n 2]".into(), line(1), Field, "a number where"),
+        ("numbers.json", "[1,\n 2]".into(), line(1), NotJson, "a number where"),
         ("list.jsonl", "{\"text\": [\"a\"]}".into(), line(1), Field, "\"text\" is a list"),
         ("data.json", "{\"data\": [{\"text\": \"a\"}]}".into(), line(1), Field, "fields: data"),
         (

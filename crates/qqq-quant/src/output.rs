@@ -167,7 +167,9 @@ impl<'a> OutputCheckpoint<'a> {
         let quantization = QuantizationConfig::uniform(self.format, report.recipe.group_size);
         raw.insert("quantization_config".into(), quantization.to_value());
         // The code that it names does not come along, and nothing here needs it.
-        raw.remove("auto_map");
+        for code in ["auto_map", "custom_pipelines"] {
+            raw.remove(code);
+        }
         let rotated = report.recipe.transform == crate::Transform::Rotate;
         raw.insert("tie_word_embeddings".into(), json!(config.tie_word_embeddings && !rotated));
         // Newer configurations say "dtype" where older ones say "torch_dtype".

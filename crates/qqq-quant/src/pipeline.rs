@@ -70,7 +70,8 @@ pub fn quantize<'a>(
     let started = Instant::now();
     let calibration = calibration.into();
     let plan = preflight::check(checkpoint, recipe, output.format)?;
-    let mut writer = OutputCheckpoint::create(checkpoint, tokenizer, output.reservation, plan.format, plan.half)?;
+    let mut writer =
+        OutputCheckpoint::create(checkpoint, tokenizer, output.reservation, plan.format, plan.half)?;
 
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;

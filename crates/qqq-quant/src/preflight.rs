@@ -47,7 +47,7 @@ pub(crate) fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: OutputForm
         ));
     }
     if !(0.0..=MAX_DAMPING).contains(&recipe.damping) {
-        return refuse(format!("damping must be a number from 0 to {MAX_DAMPING}, not {:e}", recipe.damping));
+        return refuse(format!("damping must be a number from 0 to {MAX_DAMPING}, not {:?}", recipe.damping));
     }
     let smooth = recipe.transform == Transform::Smooth;
     let calibration = &recipe.calibration;

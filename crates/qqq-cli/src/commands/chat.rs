@@ -175,7 +175,15 @@ impl Chat<'_> {
                 return Ok(());
             }
         };
-        let ids = self.model.tokenizer.encode(&prompt, false)?;
+        let ids = match self.model.tokenizer.encode(&prompt, false) {
+            Ok(ids) => ids,
+            // A token that the model has no embedding of, say.
+            Err(e) => {
+                self.messages.pop();
+                console.warn(&format!("{e}; the message is left out of the conversation"));
+                return Ok(());
+            }
+        };
         let guard = Guard::new();
         let mut answer = String::new();
         let mut stream = self.model.tokenizer.stream();
@@ -194,7 +202,9 @@ impl Chat<'_> {
             Err(e @ ModelError::NotFinite(_)) => return Err(e.into()),
             Err(e) => {
                 self.messages.pop();
-                console.warn(&format!("{e}; /reset makes room"));
+                let is_first = self.messages.len() == usize::from(self.system.is_some());
+                let hint = if is_first { "the message is left out" } else { "/reset makes room" };
+                console.warn(&format!("{e}; {hint}"));
                 return Ok(());
             }
         };

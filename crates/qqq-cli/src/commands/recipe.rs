@@ -184,7 +184,7 @@ impl RecipeArgs {
     pub fn recipe(&self, amount: &AmountArgs) -> anyhow::Result<Recipe> {
         if !(0.0..=MAX_DAMPING).contains(&self.damping) {
             return Err(bad_input(format!(
-                "--damping must be a number from 0 to {MAX_DAMPING}, not {:e}",
+                "--damping must be a number from 0 to {MAX_DAMPING}, not {:?}",
                 self.damping
             )));
         }

@@ -54,6 +54,8 @@ const RUNNING: &[&str] = &[
     "chunk_size_feed_forward",
     "compute_dtype",
     "custom_pipelines",
+    // transformers does not look at it; inside a chunk it changes nothing.
+    "dual_chunk_attention_config",
     "dtype",
     "experts_implementation",
     "flash_attn",
@@ -66,6 +68,7 @@ const RUNNING: &[&str] = &[
     "output_hidden_states",
     "output_router_logits",
     "params_dtype",
+    "pp_size",
     "pretraining_tp",
     "paddlenlp_version",
     "return_dict",
@@ -74,6 +77,7 @@ const RUNNING: &[&str] = &[
     "tie_last_hidden_states",
     "torch_dtype",
     "torchscript",
+    "tp_size",
     "transformers.js_config",
     "transformers_version",
     "use_bfloat16",
@@ -83,8 +87,11 @@ const RUNNING: &[&str] = &[
     "use_flash_attn",
     "use_fused_rms_norm",
     "use_fused_rope",
+    "use_liger_kernel",
+    "use_memory_efficient_attention",
     "use_return_dict",
     "use_sdpa",
+    "use_xformers",
     "virtual_pp_degree",
 ];
 
@@ -151,9 +158,11 @@ const GENERATION: &[&str] = &[
     "forced_bos_token_id",
     "forced_eos_token_id",
     "generation_config",
+    "guidance_scale",
     "length_penalty",
     "max_length",
     "max_new_tokens",
+    "max_time",
     "min_length",
     "min_new_tokens",
     "min_p",
@@ -166,8 +175,11 @@ const GENERATION: &[&str] = &[
     "output_scores",
     "penalty_alpha",
     "remove_invalid_values",
+    "renormalize_logits",
     "repetition_penalty",
     "return_dict_in_generate",
+    "stop_strings",
+    "stop_token_ids",
     "suppress_tokens",
     "target_lookbehind",
     "temperature",
@@ -180,22 +192,31 @@ const GENERATION: &[&str] = &[
 const TOKENS: &[&str] = &[
     "add_bos_token",
     "add_eos_token",
+    "assistant_token_id",
     "bos_token",
     "chat_template",
     "cls_token_id",
     "decoder_start_token_id",
     "eos_token",
+    "eot_token_id",
+    "image_token_id",
     "mask_token_id",
     "model_max_length",
     "pad_token",
     "pad_token_id",
     "prefix",
     "sep_token_id",
+    "system_token_id",
     "tokenizer_class",
     "tokenizer_model_max_length",
     "tokenizer_padding_side",
     "unk_token",
     "unk_token_id",
+    "user_token_id",
+    "video_token_id",
+    "vision_end_token_id",
+    "vision_start_token_id",
+    "vision_token_id",
 ];
 
 /// Heads for other tasks, whose tensors are left alone.
@@ -210,14 +231,19 @@ const TASKS: &[&str] = &[
     "task_specific_params",
 ];
 
-/// Notes: names, dates, sizes of other programs.
+/// Notes: names, dates, sizes as other classes and programs call them.
 const NOTES: &[&str] = &[
     "author",
     "base_model",
     "created",
+    "created_at",
+    "datasets",
     "description",
+    "head_size",
     "is_llama_config",
     "language",
+    "layer_norm_eps",
+    "library_name",
     "license",
     "max_context_length",
     "max_seq_len",
@@ -228,10 +254,19 @@ const NOTES: &[&str] = &[
     "model_name",
     "name",
     "name_or_path",
+    "n_ctx",
+    "n_layers",
+    "n_positions",
+    "norm_eps",
     "notes",
+    "num_layers",
     "org",
     "original_vocab_size",
+    "padded_vocab_size",
+    "pipeline_tag",
+    "revision",
     "seq_length",
+    "tags",
     "version",
 ];
 
@@ -250,8 +285,10 @@ const BIASES: &[&str] = &[
 
 /// Variants that are not implemented, and the values that mean that they are not used.
 const VARIANTS: &[(&str, Neutral)] = &[
+    ("activation", Neutral::Names(&["swiglu", "silu"])),
     ("attention_multiplier", Neutral::One),
     ("attn_logit_softcapping", Neutral::Zero),
+    ("causal", Neutral::True),
     ("clip_qkv", Neutral::Zero),
     ("embedding_multiplier", Neutral::One),
     ("final_logit_softcapping", Neutral::Zero),
@@ -273,8 +310,10 @@ const VARIANTS: &[(&str, Neutral)] = &[
     ("rotary_pct", Neutral::One),
     ("scale_emb", Neutral::One),
     ("use_rms_norm", Neutral::True),
+    ("use_rmsnorm", Neutral::True),
     ("use_rope", Neutral::True),
     ("use_rotary_embeddings", Neutral::True),
+    ("use_swiglu", Neutral::True),
 ];
 
 /// All keys.

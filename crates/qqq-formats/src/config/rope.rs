@@ -74,7 +74,15 @@ const EARLY: &[(&str, Neutral)] = &[("attn_factor", Neutral::One), ("extrapolati
 
 /// The types, with their own keys.
 const TYPES: [(&str, KnownKeys); 7] = [
-    ("default", keys(&[COMMON])),
+    (
+        "default",
+        KnownKeys {
+            read: &[COMMON],
+            // Of models that see: for text, its sections are one.
+            harmless: &[NOTES, &["mrope_section"]],
+            neutral: &[("factor", Neutral::One), EARLY[0], EARLY[1]],
+        },
+    ),
     ("linear", keys(&[COMMON, &["factor"]])),
     ("dynamic", keys(&[COMMON, &["factor"]])),
     ("proportional", keys(&[COMMON, &["factor"]])),

@@ -27,6 +27,8 @@ const KEYS: KnownKeys = KnownKeys {
     ]],
     // What wrote the file and how much smaller it became; how transformers is asked to hold the weights.
     harmless: &[&[
+        "autoround_version",
+        "provider",
         "version",
         "global_compression_ratio",
         "run_compressed",
@@ -174,7 +176,7 @@ fn group_scheme(group: &Map<String, Value>, at: &str, general: Option<CodeLayout
     integers(inputs, &at_inputs, 8)?;
     expect(inputs, &at_inputs, "dynamic", &[json!(true)], None)?;
     expect(inputs, &at_inputs, "strategy", &[json!("token")], None)?;
-    expect(inputs, &at_inputs, "group_size", &[Value::Null], Some(&Value::Null))?;
+    expect(inputs, &at_inputs, "group_size", &[Value::Null, json!(-1)], Some(&Value::Null))?;
 
     let weights = section(group, at, "weights", "weights are not quantized")?;
     let at_weights = format!("{at}weights.");

@@ -55,8 +55,12 @@ impl Reservation {
         hidden_name.push(name);
         let mut lock_name = hidden_name.clone();
         lock_name.push(".lock");
-        let attempt = FileLock::attempt(&parent.join(&lock_name)).map_err(|e| {
-            let reason = format!("its parent directory {} cannot be written to: {e}", parent.display());
+        let lock_path = parent.join(&lock_name);
+        let attempt = FileLock::attempt(&lock_path).map_err(|e| {
+            let reason = match fs::symlink_metadata(&lock_path) {
+                Ok(_) => format!("its lock {} cannot be taken: {e}", lock_path.display()),
+                Err(_) => format!("its parent directory {} cannot be written to: {e}", parent.display()),
+            };
             FormatError::Io { path: out.into(), source: io::Error::new(e.kind(), reason) }
         })?;
         let lock = match attempt {
@@ -71,7 +75,8 @@ impl Reservation {
         // Another run may have finished while this one came for the lock.
         refuse_existing(out)?;
         let mut place = Place {
-            out: out.into(),
+            // Without what may follow the name, as in `out/.`: nothing can be renamed to that.
+            out: out.with_file_name(name),
             parent: parent.into(),
             hidden_name,
             lock,
@@ -104,9 +109,17 @@ impl Reservation {
 
     /// Makes the staging directory, with the lock that shows that it has an owner.
     pub(super) fn stage(&self) -> Result<(PathBuf, Option<FileLock>)> {
-        let mut name = self.0.hidden_name.clone();
-        name.push(format!("{PARTIAL}{}", std::process::id()));
-        let staging = self.0.parent.join(name);
+        let directory = |number: u32| {
+            let mut name = self.0.hidden_name.clone();
+            name.push(format!("{PARTIAL}{number}"));
+            self.0.parent.join(name)
+        };
+        let mut number = std::process::id();
+        // In containers every run can have the same number, and what another has left was kept if nobody knew whose.
+        while fs::symlink_metadata(directory(number)).is_ok() && number < u32::MAX - PROCESSES {
+            number += PROCESSES;
+        }
+        let staging = directory(number);
         let fail = |source| FormatError::Io { path: staging.clone(), source };
         fs::create_dir(&staging).map_err(fail)?;
         match FileLock::attempt(&staging.join(OWNER_FILE)).map_err(fail)? {
@@ -118,6 +131,8 @@ impl Reservation {
 
 /// Between an output's hidden name and its process' number.
 const PARTIAL: &str = ".partial-";
+/// More than there are processes at a time (Linux: 2^22 on 64-bit machines).
+const PROCESSES: u32 = 1 << 22;
 
 impl Place {
     /// Removes staging directories that nobody owns any more.
@@ -134,7 +149,7 @@ impl Place {
             if !entry.file_type().is_ok_and(|t| t.is_dir()) {
                 continue;
             }
-            if is_abandoned(&path, process) && fs::remove_dir_all(&path).is_ok() {
+            if is_abandoned(&path, process % PROCESSES) && fs::remove_dir_all(&path).is_ok() {
                 self.removed.push(path);
             } else {
                 self.kept.push(path);
@@ -218,5 +233,21 @@ mod tests {
             let taken = Reservation::take(&out).unwrap();
             assert!(taken.removed().is_empty() && taken.kept().is_empty());
         }
+    }
+
+    #[test]
+    fn names_end_at_the_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Reservation::take(&dir.path().join("out/.")).unwrap();
+        assert_eq!(place.path(), dir.path().join("out"));
+        // What a process of the same number has left, where it cannot be known whose it is, is not in the way.
+        let other = dir.path().join(format!(".out.partial-{}", std::process::id()));
+        fs::create_dir(&other).unwrap();
+        let (staging, owner) = place.stage().unwrap();
+        assert_ne!(staging, other);
+        drop(owner);
+        drop(place);
+        let place = Reservation::take(&dir.path().join("out")).unwrap();
+        assert_eq!((place.removed().len(), place.kept().len()), (2, 0));
     }
 }

@@ -128,7 +128,13 @@ impl Client {
             Err(fault) => fault,
         };
         let explained = self.explain(http, &fault, None);
-        let Ok(cached) = self.cached_snapshot() else { return Err(explained) };
+        let cached = match self.cached_snapshot() {
+            Ok(cached) => cached,
+            Err(reason) if fault.is_outage() && self.has_several() => {
+                return Err(error(format!("{explained}. {reason}")));
+            }
+            Err(_) => return Err(explained),
+        };
         if !fault.is_outage() {
             return Err(error(format!("{explained}. --offline takes what is in the cache")));
         }
@@ -166,6 +172,12 @@ impl Client {
         let names = info.siblings.into_iter().map(|s| s.rfilename).filter(|n| is_inside(n)).collect();
         let directory = self.cache.snapshot(&commit);
         Ok(Snapshot { commit, directory, names })
+    }
+
+    /// Whether the cache has the repository, but does not say which of its commits is meant.
+    fn has_several(&self) -> bool {
+        let known = self.cache.known(&self.revision, self.is_default_revision);
+        matches!(known, Known::OneOf(commits) if !commits.is_empty())
     }
 
     fn cached_snapshot(&self) -> Result<Snapshot> {

@@ -55,9 +55,12 @@ impl Settings {
             ));
         };
         let token_file = path("HF_TOKEN_PATH").or_else(|| home.map(|dir| dir.join("token")));
+        let offline =
+            options.offline || is_true(set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")));
         let endpoint =
             text("HF_ENDPOINT").unwrap_or_else(|| HUB.into()).trim().trim_end_matches('/').to_owned();
-        if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
+        // Offline nobody is asked.
+        if !offline && !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
             return Err(error(format!(
                 "HF_ENDPOINT: {endpoint:?} is no address, which begins with https://"
             )));
@@ -66,9 +69,8 @@ impl Settings {
         Ok(Self {
             cache,
             endpoint,
-            token: token(options, &set, token_file.as_deref())?,
-            offline: options.offline
-                || is_true(set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE"))),
+            token: if offline { None } else { token(options, &set, token_file.as_deref())? },
+            offline,
             patience: patience.map_or(PATIENCE, Duration::from_secs),
             certificates: ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
                 .into_iter()

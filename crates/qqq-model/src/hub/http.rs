@@ -124,7 +124,11 @@ impl Http {
     /// The headers of `path` on the hub. Redirections within the hub are followed, others are not: their headers
     /// tell of the file, those of a store behind it do not.
     pub fn head(&self, path: &str) -> Result<Response<Body>, Fault> {
-        self.request(path, true, None)
+        match self.request(path, true, None) {
+            // A server that knows no HEAD says the same before the content.
+            Err(Fault::Status { status: 405 | 501, .. }) => self.request(path, false, None),
+            other => other,
+        }
     }
 
     /// The content of `path` on the hub, from byte `start` if the server can.

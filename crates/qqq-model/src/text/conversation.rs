@@ -43,32 +43,44 @@ fn with_role(message: &Map<String, Value>) -> Result<Value, String> {
     if !message["role"].is_string() {
         return Err(format!("its role is {}, not a text", kind(&message["role"])));
     }
-    let mut message = message.clone();
     let calls = message.get("tool_calls").is_some_and(|calls| !is_empty(calls));
-    match message.get_mut("content") {
-        Some(content @ Value::Array(_)) => *content = Value::String(parts(content)?),
+    match message.get("content") {
+        // Templates that know parts may write something between them: they are given as they are.
+        Some(Value::Array(parts)) => parts.iter().try_for_each(is_text)?,
         Some(Value::String(_)) => {}
         // A message that only calls tools has none.
         None | Some(Value::Null) if calls => {}
         None => return Err("it has no content".into()),
         Some(other) => return Err(format!("its content is {}, not a text", kind(other))),
     }
-    Ok(Value::Object(message))
+    Ok(Value::Object(message.clone()))
 }
 
-/// The text of content in parts; templates of language models write them one after the other.
-fn parts(content: &Value) -> Result<String, String> {
-    let mut text = String::new();
-    for part in content.as_array().into_iter().flatten() {
-        match (part, part.get("text")) {
-            (Value::String(part), _) | (_, Some(Value::String(part))) => text += part,
-            _ => {
-                let kind = part.get("type").and_then(Value::as_str).unwrap_or("unknown");
-                return Err(format!("its content has a part of type {kind}, which is no text"));
-            }
-        }
+/// Checks that a part of a content is text, for a language model.
+fn is_text(part: &Value) -> Result<(), String> {
+    if part.is_string() || part.get("text").is_some_and(Value::is_string) {
+        return Ok(());
     }
-    Ok(text)
+    let kind = part.get("type").and_then(Value::as_str).unwrap_or("unknown");
+    Err(format!("its content has a part of type {kind}, which is no text"))
+}
+
+/// Messages whose contents in parts are their texts, one after the other; `None` where no content has parts.
+pub(super) fn joined(messages: &[Value]) -> Option<Vec<Value>> {
+    let mut found = false;
+    let join = |message: &Value| {
+        let mut message = message.clone();
+        if let Some(content @ Value::Array(_)) = message.get_mut("content") {
+            let texts = content.as_array().into_iter().flatten();
+            let text =
+                texts.filter_map(|p| p.as_str().or_else(|| p.get("text")?.as_str())).collect::<String>();
+            *content = text.into();
+            found = true;
+        }
+        message
+    };
+    let messages = messages.iter().map(join).collect();
+    found.then_some(messages)
 }
 
 fn with_speaker(message: &Map<String, Value>) -> Result<Value, String> {

@@ -51,7 +51,13 @@ fn kind(path: &Path) -> String {
 
 /// Whether a text opens as a JSON object or array does; `true` where it ends before that shows.
 fn opens(text: &str) -> bool {
+    opens_value(text, false)
+}
+
+/// The same of a text that may stand within an array, where more follows on the line.
+fn opens_value(text: &str, in_array: bool) -> bool {
     let Some(inner) = text.strip_prefix(['{', '[']) else { return false };
+    let ends = |rest: &str| ends_line(rest) || (in_array && rest.trim_start().starts_with([',', ']']));
     let inner = inner.trim_start();
     let object = text.starts_with('{');
     match inner.chars().next() {
@@ -66,10 +72,10 @@ fn opens(text: &str) -> bool {
                 }
             }
         }),
-        Some('}') if object => ends_line(&inner[1..]),
+        Some('}') if object => ends(&inner[1..]),
         Some(_) if object => false,
         Some(']') => ends_line(&inner[1..]),
-        Some('{') => opens(inner),
+        Some('{') => opens_value(inner, true),
         // Numbers and lists hold no text, but `[1, 2]` is no plain text either.
         Some(_) => {
             let line = text.lines().next().unwrap_or_default();
@@ -134,6 +140,7 @@ mod tests {
             "{}\n{}",
             "[\n{\"a\":",
             "[{\"a\"",
+            "[{}, {\"text\": \"a\"}]",
             "[\"one\", \"two\"]",
             "[\"a \\\" quote\" , 1]",
             "[\"a long document without an end",

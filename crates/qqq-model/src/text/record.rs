@@ -184,7 +184,7 @@ impl<'a> Records<'a> {
             Value::Object(record) => record,
             other => {
                 let reason = format!("{} where a text, or an object with one, is expected", kind(&other));
-                return Err((TextProblem::Field, reason));
+                return Err((TextProblem::NotJson, reason));
             }
         };
         let names = || record.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -277,8 +277,10 @@ impl<'a> Records<'a> {
             messages.insert(0, message("system", system));
         }
         let mut variables = Map::new();
-        match record.get("tools").filter(|tools| !is_empty(tools)) {
-            None => {}
+        // An empty list is a list: templates may tell it from none.
+        match record.get("tools") {
+            None | Some(Value::Null) => {}
+            Some(Value::String(blank)) if blank.trim().is_empty() => {}
             // Where columns have one type, definitions of tools are JSON in a text.
             Some(Value::String(json)) => {
                 let tools = serde_json::from_str(json)
@@ -291,9 +293,17 @@ impl<'a> Records<'a> {
         }
         self.templated = true;
         match self.template()? {
-            Some(template) => template
-                .render_with(&messages, false, &variables)
-                .map_err(|e| (TextProblem::Content, e.to_string())),
+            Some(template) => {
+                let mut rendered = template.render_with(&messages, false, &variables);
+                // A template that knows nothing of parts fails, or writes them as Python would print a list.
+                let is_wrong = |text: &String| text.contains("[{'type'") || text.contains("[{'text'");
+                if !rendered.as_ref().is_ok_and(|text| !is_wrong(text))
+                    && let Some(joined) = conversation::joined(&messages)
+                {
+                    rendered = template.render_with(&joined, false, &variables);
+                }
+                rendered.map_err(|e| (TextProblem::Content, e.to_string()))
+            }
             None => Err((TextProblem::Content, NO_TEMPLATE.replace("{}", "messages"))),
         }
     }

@@ -18,6 +18,10 @@ from qqq_vllm.linear import QQQLinearMethod
 logger = init_logger("vllm.plugins.qqq")
 
 
+#: What vLLM adds to every quantization_config.
+_ADDED = ("total_num_heads", "total_num_kv_heads")
+
+
 class QQQConfig(QuantizationConfig):
     """``quantization_config`` of a W4A8 checkpoint: QQQ tiles or compressed-tensors."""
 
@@ -50,7 +54,8 @@ class QQQConfig(QuantizationConfig):
     def from_config(cls, config: dict[str, Any]) -> "QQQConfig":
         if note := versions.note(vllm.__version__):
             logger.warning_once(note)
-        return cls(_native.Config(json.dumps({"quant_method": "qqq"} | config)))
+        given = {key: value for key, value in config.items() if key not in _ADDED}
+        return cls(_native.Config(json.dumps({"quant_method": "qqq"} | given)))
 
     @classmethod
     def override_quantization_method(cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, **_: Any) -> str | None:

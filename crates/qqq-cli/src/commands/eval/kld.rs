@@ -3,7 +3,7 @@
 use qqq_eval::{KldReport, WindowOptions, kl_divergence};
 use serde::Serialize;
 
-use super::text::TextArgs;
+use super::text::{TextArgs, TextName};
 use crate::{
     console::Console,
     errors::{bad_input, bad_input_hint},
@@ -41,6 +41,7 @@ pub struct KldArgs {
 struct Outcome<'a> {
     model: &'a str,
     baseline: &'a str,
+    text: TextName,
     options: WindowOptions,
     #[serde(flatten)]
     report: KldReport,
@@ -69,10 +70,12 @@ pub fn run(args: &KldArgs, console: &Console) -> anyhow::Result<()> {
         true
     })?;
     drop(progress);
-    let outcome = Outcome { model: &args.model, baseline: &args.baseline, options, report };
+    let text = args.text.name()?;
+    let outcome = Outcome { model: &args.model, baseline: &args.baseline, text, options, report };
     console.result(&outcome, |o| {
         let r = &o.report;
         let mut all = rows(r, console.fancy_out());
+        all.push(o.text.row());
         all.push(("scored", format!("{} tokens in {} windows of {}", r.tokens, r.windows, o.options.window)));
         all.push(("time", format::seconds(r.seconds)));
         pairs(all)

@@ -3,7 +3,7 @@
 use qqq_eval::{PerplexityReport, WindowOptions, perplexity};
 use serde::Serialize;
 
-use super::text::TextArgs;
+use super::text::{TextArgs, TextName};
 use crate::{
     console::Console,
     format,
@@ -37,6 +37,7 @@ pub struct PerplexityArgs {
 #[derive(Serialize)]
 struct Outcome<'a> {
     model: &'a str,
+    text: TextName,
     options: WindowOptions,
     #[serde(flatten)]
     report: PerplexityReport,
@@ -52,11 +53,13 @@ pub fn run(args: &PerplexityArgs, console: &Console) -> anyhow::Result<()> {
         true
     })?;
     drop(progress);
-    console.result(&Outcome { model: &args.model, options, report }, |o| {
+    let outcome = Outcome { model: &args.model, text: args.text.name()?, options, report };
+    console.result(&outcome, |o| {
         let r = &o.report;
         let halves = r.second_half_perplexity.map(|p| ("second halves", format::significant(p, 5)));
         let perplexity = format::estimate(r.perplexity, r.standard_error, console.fancy_out());
         let rows = [("perplexity", perplexity)].into_iter().chain(halves).chain([
+            o.text.row(),
             ("scored", format!("{} tokens in {} windows of {}", r.tokens, r.windows, o.options.window)),
             (
                 "time",

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use qqq_eval::{Scoring, WindowOptions, first_tokens};
 use qqq_model::{ChatTemplate, TextReader, Tokenizer};
+use serde::Serialize;
 
-use crate::{model::LoadedModel, texts::ReadArgs};
+use crate::{files, model::LoadedModel, texts::ReadArgs};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ScoringArg {
@@ -40,7 +41,33 @@ pub struct TextArgs {
     limit: Option<usize>,
 }
 
+/// Which text was scored: figures of different texts cannot be compared.
+#[derive(Debug, Serialize)]
+pub struct TextName {
+    path: PathBuf,
+    /// SHA-256 of the file; none of what can be read once only (a pipe).
+    sha256: Option<String>,
+}
+
+impl TextName {
+    /// For a table.
+    pub fn row(&self) -> (&'static str, String) {
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str()).display();
+        let hash = self.sha256.as_ref().map(|h| format!(", SHA-256 {}...", &h[..16])).unwrap_or_default();
+        ("text", format!("{name}{hash}"))
+    }
+}
+
 impl TextArgs {
+    /// Names the text.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn name(&self) -> anyhow::Result<TextName> {
+        let sha256 = self.text.is_file().then(|| files::sha256(&self.text)).transpose()?;
+        Ok(TextName { path: self.text.clone(), sha256 })
+    }
+
     /// The text's tokens, as many as the windows take, and how to cut them. `note` is told what was read of a file of
     /// records.
     pub fn load(

@@ -121,6 +121,13 @@ fn content_that_is_here_is_not_fetched_for_another_revision() {
 }
 
 #[test]
+fn servers_without_head_are_asked_for_the_content() {
+    let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+    hub.faults.no_head.store(1000, SeqCst);
+    assert_eq!(weights(&fetch(&hub, cache.path()).unwrap()), LONG);
+}
+
+#[test]
 fn several_at_once_fetch_a_file_once() {
     let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
     std::thread::scope(|scope| {

@@ -47,6 +47,8 @@ pub struct Faults {
     pub wrong: AtomicUsize,
     /// Ranges are ignored.
     pub whole: AtomicUsize,
+    /// HEAD is not known, for whatever file.
+    pub no_head: AtomicUsize,
 }
 
 pub struct Hub {
@@ -181,6 +183,9 @@ fn answer(stream: &TcpStream, repos: &Repos, seen: &Mutex<Vec<(String, String, S
         repos.0.iter().find(|(key, (commit, _))| key.starts_with(&format!("{repo}@")) && *commit == revision);
     let body = found.and_then(|(_, (_, files))| files.iter().find(|(name, _)| *name == file));
     let Some((_, body)) = body else { return reply("404 Not Found", "", b"") };
+    if method == "HEAD" && due(&faults.no_head) {
+        return reply("501 Not Implemented", "", b"");
+    }
     let is_large = file.ends_with(".safetensors");
     if is_large && method == "GET" {
         if due(&faults.busy) {

@@ -83,7 +83,7 @@ pub(super) fn load(file: &GgufFile) -> Result<Parts> {
     let text = serde_json::to_vec(&json).map_err(|e| error(&location, e))?;
     let inner = tokenizers::Tokenizer::from_bytes(text)
         .map_err(|e| error(&location, format!("its vocabulary and merges make no tokenizer: {e}")))?;
-    let files = v.files(&special, &v.recovered_ends(&ends)?)?;
+    let files = v.files(&special, &v.control_ends(&ends))?;
     let notes = v.notes;
     Ok(Parts {
         inner,
@@ -195,15 +195,13 @@ impl<'a> Vocabulary<'a> {
         }
     }
 
-    /// Ids of the tokens that end a turn or text by their text alone, where that had to be recovered; and of those
-    /// that the metadata name (`named`), which are listed in any case.
-    fn recovered_ends(&self, named: &[Option<String>]) -> Result<Vec<u32>> {
-        let types = self.metadata.integers("tokenizer.ggml.token_type")?.unwrap_or(&[]);
+    /// Ids of the control tokens that end a turn or text: by their text, and those that the metadata name (`named`).
+    /// [`Tokenizer::eos`](crate::Tokenizer::eos) has them too; other readers of the files end at what these list.
+    fn control_ends(&self, named: &[Option<String>]) -> Vec<u32> {
         let ids = self.ids();
-        let said = |id: u32| types.get(id as usize).map_or(Kind::Normal, |&n| Kind::from_number(n));
         let texts = END_TOKENS.into_iter().chain(named.iter().flatten().map(String::as_str));
         let ends = texts.filter_map(|text| ids.get(text).copied());
-        Ok(ends.filter(|&id| self.kind(id as usize) == Kind::Control && said(id) != Kind::Control).collect())
+        ends.filter(|&id| self.kind(id as usize) == Kind::Control).collect()
     }
 
     /// Ids by text. Of equal texts the last one counts, as in llama.cpp.
