@@ -203,10 +203,14 @@ def test_configurations_of_one_and_of_several_group_sizes():
         return {"targets": targets, "format": form, "weights": weights, "input_activations": inputs}
 
     def config(*groups):
-        groups = {f"group_{i}": g for i, g in enumerate(groups)}
-        return _native.Config(
-            json.dumps({"quant_method": "compressed-tensors", "ignore": ["lm_head"], "config_groups": groups})
-        )
+        forms = {g["format"] for g in groups}
+        whole = {
+            "quant_method": "compressed-tensors",
+            "format": forms.pop() if len(forms) == 1 else "mixed-precision",
+            "ignore": ["lm_head"],
+            "config_groups": {f"group_{i}": g for i, g in enumerate(groups)},
+        }
+        return _native.Config(json.dumps(whole))
 
     plain = config(group(["Linear"], "int-quantized", 64))
     assert (plain.format, plain.group_size, plain.ignores("lm_head")) == ("compressed-tensors", 64, True)
