@@ -140,7 +140,8 @@ fn what_float16_cannot_stand_for_is_kept_in_bfloat16() {
             values.iter_mut().for_each(|v| *v *= 1e-6);
         }
     };
-    let cases: [(&str, &dyn Fn(&str, &mut [f32]), DType); 6] = [
+    type Change<'a> = &'a dyn Fn(&str, &mut [f32]);
+    let cases: [(&str, Change<'_>, DType); 6] = [
         ("plain", &|_, _| {}, DType::F16),
         // Its largest weights are beyond float16, their scales are not.
         ("weights", &with("v_proj.weight", 2f32.powi(20)), DType::F16),
