@@ -65,9 +65,8 @@ fn is_text(part: &Value) -> Result<(), String> {
     Err(format!("its content has a part of type {kind}, which is no text"))
 }
 
-/// Messages whose contents in parts are their texts, one after the other; `None` where no content has parts.
-pub(super) fn joined(messages: &[Value]) -> Option<Vec<Value>> {
-    let mut found = false;
+/// Messages whose contents in parts are their texts, one after the other.
+pub(super) fn joined(messages: &[Value]) -> Vec<Value> {
     let join = |message: &Value| {
         let mut message = message.clone();
         if let Some(content @ Value::Array(_)) = message.get_mut("content") {
@@ -75,12 +74,10 @@ pub(super) fn joined(messages: &[Value]) -> Option<Vec<Value>> {
             let text =
                 texts.filter_map(|p| p.as_str().or_else(|| p.get("text")?.as_str())).collect::<String>();
             *content = text.into();
-            found = true;
         }
         message
     };
-    let messages = messages.iter().map(join).collect();
-    found.then_some(messages)
+    messages.iter().map(join).collect()
 }
 
 fn with_speaker(message: &Map<String, Value>) -> Result<Value, String> {

@@ -297,10 +297,10 @@ impl<'a> Records<'a> {
                 let mut rendered = template.render_with(&messages, false, &variables);
                 // A template that knows nothing of parts fails, or writes them as Python would print a list.
                 let is_wrong = |text: &String| text.contains("[{'type'") || text.contains("[{'text'");
-                if !rendered.as_ref().is_ok_and(|text| !is_wrong(text))
-                    && let Some(joined) = conversation::joined(&messages)
+                if messages.iter().any(|m| m["content"].is_array())
+                    && rendered.as_ref().map_or(true, is_wrong)
                 {
-                    rendered = template.render_with(&joined, false, &variables);
+                    rendered = template.render_with(&conversation::joined(&messages), false, &variables);
                 }
                 rendered.map_err(|e| (TextProblem::Content, e.to_string()))
             }
