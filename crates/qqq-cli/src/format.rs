@@ -35,6 +35,16 @@ pub fn seconds(s: f64) -> String {
     if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m}:{s:02}") }
 }
 
+/// Seconds that are not known well: `under a minute`, `about 7 minutes`, `about 3.5 hours`.
+pub fn about(seconds: f64) -> String {
+    match seconds {
+        s if s < 45.0 => "under a minute".into(),
+        s if s < 90.0 => "about a minute".into(),
+        s if s < 5400.0 => format!("about {:.0} minutes", s / 60.0),
+        s => format!("about {:.1} hours", s / 3600.0),
+    }
+}
+
 /// `value ± error`, with the digits that the error leaves sensible.
 pub fn estimate(value: f64, error: Option<f64>, unicode: bool) -> String {
     let Some(error) = error else { return significant(value, 5) };
@@ -68,6 +78,10 @@ mod tests {
         assert_eq!(seconds(187.0), "3:07");
         assert_eq!(seconds(3750.4), "1:02:30");
         assert_eq!(seconds(f64::NAN), "?");
+        assert_eq!(about(30.0), "under a minute");
+        assert_eq!(about(80.0), "about a minute");
+        assert_eq!(about(400.0), "about 7 minutes");
+        assert_eq!(about(12_600.0), "about 3.5 hours");
     }
 
     #[test]

@@ -38,19 +38,35 @@ impl Progress {
 
     /// `done` of `total`, in any unit that grows with time; `what` is being done now.
     pub fn update(&mut self, done: f64, total: f64, what: &str) {
-        let interval = if self.bar.is_some() { DRAW_INTERVAL } else { LINE_INTERVAL };
-        if self.shown.elapsed() < interval {
+        if !self.is_due() {
             return;
         }
-        self.shown = Instant::now();
         let share = if total > 0.0 { (done / total).clamp(0.0, 1.0) } else { 0.0 };
         let elapsed = self.started.elapsed().as_secs_f64();
         // The first moments say little about the rest.
-        let left = if share > 0.005 && elapsed > 2.0 {
-            format!("{} left", format::seconds(elapsed * (1.0 - share) / share))
-        } else {
-            String::new()
-        };
+        let left = (share > 0.005 && elapsed > 2.0).then(|| elapsed * (1.0 - share) / share);
+        self.show(share, left, what);
+    }
+
+    /// `done` seconds of work are done, about `left` are left; `what` is being done now.
+    pub fn update_seconds(&mut self, done: f64, left: f64, what: &str) {
+        if self.is_due() {
+            let total = done + left;
+            self.show(if total > 0.0 { done / total } else { 0.0 }, Some(left), what);
+        }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let interval = if self.bar.is_some() { DRAW_INTERVAL } else { LINE_INTERVAL };
+        let due = self.shown.elapsed() >= interval;
+        if due {
+            self.shown = Instant::now();
+        }
+        due
+    }
+
+    fn show(&mut self, share: f64, left: Option<f64>, what: &str) {
+        let left = left.map(|s| format!("{} left", format::seconds(s))).unwrap_or_default();
         let message = [what, &left].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(", ");
         match &self.bar {
             Some(bar) => {

@@ -70,12 +70,58 @@ fn every_recipe_gives_a_checkpoint_close_to_the_float_model() {
 fn self_calibration_needs_no_data_and_repeats() {
     let place = Place::new();
     for out in ["a", "b"] {
-        place.run(&format!("quantize model -o {out} --windows 2 --window 64 --seed 3")).success();
+        let line = format!("quantize model -o {out} --calibration self --windows 2 --window 64 --seed 3");
+        place.run(&line).success();
     }
     let weights = |out: &str| std::fs::read(place.path(out).join("model.safetensors")).unwrap();
     assert_eq!(weights("a"), weights("b"));
-    place.run("quantize model -o c --windows 2 --window 64 --seed 4").success();
+    place.run("quantize model -o c --calibration self --windows 2 --window 64 --seed 4").success();
     assert_ne!(weights("a"), weights("c"));
+}
+
+#[test]
+fn the_built_in_text_is_the_default_and_the_first_line_says_so() {
+    let place = Place::new();
+    let run = place.run("quantize model -o default --windows 2 --window 64").success();
+    let first = run.stderr.lines().next().unwrap();
+    let says = "calibrating on the built-in text, 2 windows of 64 tokens: under a minute on";
+    assert!(first.starts_with(says) && first.contains("--calibration FILE"), "{first}");
+    place.run("quantize model -o named --calibration built-in --windows 2 --window 64").success();
+    let weights = |out: &str| std::fs::read(place.path(out).join("model.safetensors")).unwrap();
+    assert_eq!(weights("default"), weights("named"));
+    // More than it has.
+    place.run("quantize model -o out --windows 1000 --window 2048").failure(2, "the built-in text has");
+}
+
+#[test]
+fn the_demo_quantizes_once() {
+    let place = Place::new();
+    let cache = place.path("cache");
+    let demo = |options: &str| {
+        let mut command = place.command();
+        command.env("QQQ_CACHE", &cache).args("demo --model model --json".split(' '));
+        let run = Run::of(command.args(options.split_whitespace()).output().unwrap()).success();
+        let kept: Vec<_> =
+            std::fs::read_dir(cache.join("demo")).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(kept.len(), 1, "one result is kept: {kept:?}");
+        (run.json()["from_cache"].as_bool().unwrap(), kept[0].clone())
+    };
+    let (from_cache, made) = demo("");
+    assert!(!from_cache);
+    assert_eq!(demo("--keep mine"), (true, made.clone()));
+    for entry in std::fs::read_dir(&made).unwrap() {
+        let name = entry.unwrap().file_name();
+        let [a, b] = [&made, &place.path("mine")].map(|dir| std::fs::read(dir.join(&name)).unwrap());
+        assert!(a == b, "{name:?}");
+    }
+    place.run("inspect mine").success();
+    assert_eq!(demo("--again"), (false, made.clone()));
+    // Another model: another result, and the old one goes.
+    let weights = place.path("model").join("model.safetensors");
+    std::fs::copy(&weights, place.path("copy")).unwrap();
+    std::fs::rename(place.path("copy"), weights).unwrap();
+    let (from_cache, other) = demo("");
+    assert!(!from_cache && other != made, "{other:?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ const QUANTIZE: &str = "quantize model --calibration text.txt --windows 2 --wind
 
 /// A run that takes long, when it has begun to write.
 fn started(place: &Place) -> Child {
-    let line = "quantize model -o out --windows 512 --window 512";
+    let line = "quantize model -o out --calibration self --windows 512 --window 512";
     let child =
         place.command().args(line.split(' ')).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let staging = place.path(&format!(".out.partial-{}", child.id()));

@@ -11,6 +11,7 @@ pub mod config;
 pub mod dtype;
 pub mod error;
 mod float;
+pub mod generation_config;
 pub mod gguf;
 mod json;
 mod keys;

@@ -22,9 +22,15 @@ const COUNTED_BYTES: usize = 4 << 20;
 /// Text is tokenized in pieces of about this many bytes, which bounds the tokenizer's memory.
 const PIECE_BYTES: usize = 16 << 10;
 
+/// The text that is part of this crate: English of several kinds, some of 16 other languages, some code; public domain, or
+/// under this project's own licence. `calibration/SOURCES.md` says where each part is from.
+pub const BUILT_IN: &str = include_str!("calibration/text.txt");
+
 /// Where the text comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
+    /// The text that is part of this crate.
+    BuiltIn,
     /// Files: plain text, JSON or parquet.
     Files(Vec<PathBuf>),
     /// A data set of the hub whose files are here already.
@@ -39,20 +45,22 @@ pub enum Source {
 }
 
 impl Source {
-    /// `self`, the path of a file, or a data set of the hub (`owner/name`, which is downloaded).
+    /// `built-in`, `self`, the path of a file, or a data set of the hub (`owner/name`, which is downloaded).
     ///
     /// # Errors
     /// Neither a file nor a data set of that name.
     pub fn parse(spec: &str, options: &hub::HubOptions) -> Result<Self> {
         let path = Path::new(spec);
-        if spec == "self" {
+        if spec == "built-in" {
+            Ok(Source::BuiltIn)
+        } else if spec == "self" {
             Ok(Source::SelfSamples)
         } else if path.is_file() {
             Ok(Source::Files(vec![path.to_owned()]))
         } else if path.exists() || !hub::is_id(spec) {
             Err(QuantError::Calibration(format!(
                 "{spec} is not a file; give a text, .jsonl or .parquet file, a data set of the hub (owner/name, \
-                 owner/name:config/split), or \"self\""
+                 owner/name:config/split), \"built-in\" or \"self\""
             )))
         } else {
             Ok(Source::Dataset { name: spec.to_owned(), files: hub::dataset_files(spec, options)? })
@@ -68,6 +76,7 @@ impl Source {
                 .collect::<Vec<_>>()
                 .join(", "),
             Source::Dataset { name, .. } => format!("{name} (hub data set)"),
+            Source::BuiltIn => "the built-in text".into(),
             Source::SelfSamples => "the model's own samples".into(),
         }
     }
@@ -115,11 +124,24 @@ pub fn windows_of_files(
         read_text(file, &mut read, &mut text)?;
     }
     let tokenizer = read.tokenizer;
-    windows_of_text(&text, &|t| Ok(tokenizer.encode(t, false)?), calibration, seed)
+    windows_of_text("the text", &text, &|t| Ok(tokenizer.encode(t, false)?), calibration, seed)
 }
 
-/// Windows of a text; `encode` makes tokens of it.
+/// Windows of the [built-in text](BUILT_IN).
+///
+/// # Errors
+/// More tokens are asked for than it has: the message says how many there are.
+pub fn windows_of_built_in(
+    tokenizer: &Tokenizer,
+    calibration: &Calibration,
+    seed: u64,
+) -> Result<Vec<Vec<u32>>> {
+    windows_of_text("the built-in text", BUILT_IN, &|t| Ok(tokenizer.encode(t, false)?), calibration, seed)
+}
+
+/// Windows of a text; `encode` makes tokens of it, `name` is for messages.
 fn windows_of_text(
+    name: &str,
     text: &str,
     encode: &dyn Fn(&str) -> Result<Vec<u32>>,
     calibration: &Calibration,
@@ -128,7 +150,7 @@ fn windows_of_text(
     let (count, len) = (calibration.windows, calibration.window);
     let few = |found: String| {
         Err(QuantError::Calibration(format!(
-            "the text has {found}, but {count} windows of {len} need {}; \
+            "{name} has {found}, but {count} windows of {len} need {}; \
              give more text, or ask for fewer or shorter windows",
             count as u128 * len as u128
         )))
@@ -283,21 +305,23 @@ mod tests {
     fn windows_are_disjoint_and_consecutive() {
         for n in [700, 90_000] {
             let text = numbers(n);
-            let windows = windows_of_text(&text, &words, &calibration(7, 100), 3).unwrap();
+            let windows = windows_of_text("the text", &text, &words, &calibration(7, 100), 3).unwrap();
             assert_eq!(windows.len(), 7);
             let all = windows.concat();
             assert!(all.windows(2).all(|p| p[0] < p[1]), "{n}: in order, never twice");
             assert!(windows.iter().all(|w| w.len() == 100 && w[99] == w[0] + 99), "{n}: no gaps");
-            assert_eq!(windows, windows_of_text(&text, &words, &calibration(7, 100), 3).unwrap());
+            assert_eq!(windows, windows_of_text("the text", &text, &words, &calibration(7, 100), 3).unwrap());
         }
         let text = numbers(90_000);
-        let other = windows_of_text(&text, &words, &calibration(7, 100), 4).unwrap();
-        assert_ne!(other, windows_of_text(&text, &words, &calibration(7, 100), 3).unwrap());
+        let other = windows_of_text("the text", &text, &words, &calibration(7, 100), 4).unwrap();
+        assert_ne!(other, windows_of_text("the text", &text, &words, &calibration(7, 100), 3).unwrap());
     }
 
     #[test]
     fn short_text_is_an_error_with_both_numbers() {
-        let error = windows_of_text(&numbers(650), &words, &calibration(7, 100), 0).unwrap_err().to_string();
+        let error = windows_of_text("the text", &numbers(650), &words, &calibration(7, 100), 0)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("650") && error.contains("700"), "{error}");
     }
 
@@ -309,6 +333,6 @@ mod tests {
         }
         let wide = "日本語テキスト ".repeat(20_000);
         let encode = |t: &str| Ok(t.chars().map(|c| c as u32).collect::<Vec<_>>());
-        assert_eq!(windows_of_text(&wide, &encode, &calibration(3, 50), 1).unwrap().len(), 3);
+        assert_eq!(windows_of_text("the text", &wide, &encode, &calibration(3, 50), 1).unwrap().len(), 3);
     }
 }

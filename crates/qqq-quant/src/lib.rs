@@ -8,6 +8,7 @@ pub mod attended;
 pub mod calibration;
 pub mod clip;
 pub mod error;
+mod estimate;
 pub mod float_block;
 pub mod half_type;
 pub mod hessian;

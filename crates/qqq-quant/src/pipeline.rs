@@ -13,6 +13,7 @@ use crate::{
     OutputFormat, Propagation, QuantError, Recipe, Report, Result, Transform, ValueHessian,
     attended::value_hessian,
     calibration::{self, CalibrationText, Read, Source},
+    estimate::{Estimate, Units},
     float_block::{FloatBlock, FloatLinear, head_layout},
     half_type::HalfType,
     hessian::Hessian,
@@ -27,12 +28,14 @@ use crate::{
     solve::{ScaleDType, SolveOptions, solve},
     stages::Stages,
     transform,
-    work::{Estimate, Work},
+    work::Work,
 };
 
 /// Told what happens; returning `false` from [`Progress::step`] interrupts.
 pub trait Progress {
-    /// `done` of `total` units of work are done (units are rough seconds); `next` is what is being worked on.
+    /// Told once, before any work: about how many seconds it will take.
+    fn planned(&mut self, _seconds: f64) {}
+    /// `done` seconds of work are done, and there will be about `total` in all; `next` is what is being worked on.
     fn step(&mut self, done: f64, total: f64, next: &str) -> bool;
     /// A warning.
     fn warn(&mut self, message: &str);
@@ -76,10 +79,10 @@ pub fn quantize<'a>(
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;
     let samples = *calibration.source == Source::SelfSamples;
-    let estimate = Estimate::new(config, recipe, samples);
+    let estimate = Estimate::new(config, recipe, calibration.source);
     let mut work = Work::new(progress, &estimate, config.num_layers);
     work.begin(
-        estimate.prepare,
+        estimate.text,
         if samples { "sampling calibration text" } else { "reading calibration text" },
     )?;
     let windows = if plan.calibrates {
@@ -91,6 +94,7 @@ pub fn quantize<'a>(
 
     let mut timings = Timings { calibrate: started.elapsed().as_secs_f64(), ..Timings::default() };
     let clock = Instant::now();
+    work.begin(estimate.ends, "embedding and output head")?;
     let rotations = Rotations::new(checkpoint, recipe)?;
     for note in rotations.iter().flat_map(Rotations::notes) {
         work.warn(note);
@@ -183,6 +187,7 @@ fn calibration_windows(
                 Read { checkpoint, tokenizer, options: &options, note: &mut |message| work.note(message) };
             calibration::windows_of_files(files, read, calibration, recipe.seed)
         }
+        Source::BuiltIn => calibration::windows_of_built_in(tokenizer, calibration, recipe.seed),
         Source::SelfSamples => {
             let decoder = Decoder::load(CpuBackend::default(), checkpoint)?;
             let total = (calibration.windows * calibration.window) as f64;
@@ -284,6 +289,8 @@ impl Run<'_> {
     /// Reads a block and applies the recipe's transformation.
     fn transformed_block(&mut self, index: usize) -> Result<FloatBlock> {
         let clock = Instant::now();
+        let label = self.label(index, "reading");
+        self.work.begin(self.estimate.read, label)?;
         let config = &self.checkpoint.config;
         let mut block = FloatBlock::read(self.checkpoint, index)?;
         if let Some(rotations) = &self.rotations {
@@ -416,7 +423,7 @@ impl Run<'_> {
     fn stage<T>(
         &mut self,
         index: usize,
-        units: f64,
+        units: Units,
         what: &str,
         run: impl FnOnce(&mut dyn FnMut(f64) -> Result<()>) -> Result<T>,
     ) -> Result<T> {

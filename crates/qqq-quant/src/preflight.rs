@@ -51,7 +51,7 @@ pub(crate) fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: OutputForm
     }
     let smooth = recipe.transform == Transform::Smooth;
     let calibration = &recipe.calibration;
-    let calibrates = calibration.windows > 0;
+    let calibrates = recipe.calibrates();
     if !calibrates && (recipe.compensate || smooth || recipe.clip == Clip::Output) {
         return refuse(
             "smoothing, compensation and clipping by output error need calibration windows; \

@@ -124,3 +124,10 @@ pub struct Recipe {
     /// Seed of everything random.
     pub seed: u64,
 }
+
+impl Recipe {
+    /// Whether calibration text is looked at.
+    pub fn calibrates(&self) -> bool {
+        self.calibration.windows > 0
+    }
+}

@@ -1,168 +1,124 @@
-//! How much work is done, and how much there is: rough seconds, so that the time left can be told.
+//! How long a run has taken and will take, told after each step.
+//!
+//! Time left is, for each kind of work, what is left of it times what a unit of it has taken so far. Before a kind was seen, a unit
+//! is taken to cost what the other kinds' units cost on average, and before any was, what a short trial says.
 
-use qqq_backend::HeadLayout;
-use qqq_formats::ModelConfig;
+use std::time::Instant;
+
+use qqq_backend::{
+    Backend, CpuBackend,
+    cpu::{CpuActivation, matrix::Matrix, w4a8::Int8Activations},
+};
+use qqq_formats::LinearWeight;
 
 use crate::{
-    Progress, Propagation, QuantError, Recipe, Result, Transform, ValueHessian, attended::QUERIES,
-    float_block::head_layout,
+    Progress, QuantError, Result,
+    estimate::{Estimate, Kind, Units, int8_product, rank_k},
+    float_block::FloatLinear,
+    hessian::Hessian,
+    nearest::round_scaled,
 };
 
-/// Operations a second, relative to each other, of the kinds of work (measured on two AVX-512 cores).
-mod rate {
-    pub const FLOAT: f64 = 170e9;
-    pub const INT8: f64 = 700e9;
-    pub const RANK_K: f64 = 170e9;
-    pub const ATTENTION: f64 = 100e9;
-    pub const SOLVE: f64 = 40e9;
-    pub const SAMPLE: f64 = 60e9;
+/// What was done of each kind, what it took, and what there is.
+#[derive(Clone, Debug)]
+struct Ledger {
+    plan: [f64; Kind::COUNT],
+    done: [f64; Kind::COUNT],
+    seconds: [f64; Kind::COUNT],
+    /// Seconds a unit where nothing was measured yet.
+    trial: f64,
 }
 
-/// Estimates for the stages of one block, and for what comes before the blocks.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Estimate {
-    /// Calibration text (or the model's own samples) and embeddings.
-    pub prepare: f64,
-    /// Smoothing search of a block, per site (four of them).
-    pub smooth_site: f64,
-    /// Calibration stages of a block of quantized layers.
-    pub stages: StageEstimate,
-    /// A calibration pass of a float block.
-    pub float_pass: f64,
-    /// Solving all layers of a block.
-    solves: f64,
-    /// Whether layers are compensated.
-    compensate: bool,
-    /// Rotation or rounding, packing and writing of a block.
-    pub pack: f64,
-}
-
-impl Estimate {
-    pub(crate) fn new(config: &ModelConfig, recipe: &Recipe, samples: bool) -> Self {
-        let heads = head_layout(config);
-        let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
-        let HeadLayout { num_heads, head_dim, .. } = heads;
-        let (q, qkv) = (heads.q_width() as f64, heads.qkv_width() as f64);
-        // n, k of the four stacked layers.
-        let shapes = [(qkv, hidden), (hidden, q), (2.0 * inner, hidden), (hidden, inner)];
-        let (windows, window) = (recipe.calibration.windows as f64, recipe.calibration.window as f64);
-        let tokens = windows * window;
-        let linear = |i: usize, rate: f64| 2.0 * shapes[i].0 * shapes[i].1 * tokens / rate;
-        let rank_k = |i: usize| shapes[i].1 * shapes[i].1 * tokens / rate::RANK_K;
-        let attention = |window: f64| 2.0 * (num_heads * head_dim) as f64 * window * window;
-        let attend = windows * attention(window) / rate::ATTENTION;
-        let averages = match recipe.value_hessian {
-            ValueHessian::Input => 0.0,
-            // Of some queries of every head: half of the window's inputs on average, and the second moment.
-            ValueHessian::Attention => {
-                let queries = windows * num_heads as f64 * window.min(QUERIES as f64);
-                queries * (window * hidden + hidden * hidden) / rate::RANK_K
-            }
-        };
-        let quantized = StageEstimate {
-            qkv: rank_k(0),
-            attended: if averages > 0.0 { averages + linear(0, rate::INT8) } else { 0.0 },
-            o: linear(0, rate::INT8) + attend + rank_k(1),
-            gate_up: linear(1, rate::INT8) + rank_k(2),
-            down: linear(2, rate::INT8) + rank_k(3),
-            finish: linear(3, rate::INT8),
-        };
-        let float = (0..4).map(|i| linear(i, rate::FLOAT) + rank_k(i)).sum::<f64>() + attend + averages;
-        let (stages, float_pass) = match recipe.propagation {
-            _ if tokens == 0.0 => (StageEstimate::default(), 0.0),
-            Propagation::Quantized => (quantized, 0.0),
-            Propagation::Float => (StageEstimate::default(), float),
-        };
-        let compensate = recipe.compensate;
-        let [qkv, others @ ..] = shapes;
-        let v = heads.kv_width() as f64;
-        // Two solutions of one width take two factorizations.
-        let solved = match recipe.value_hessian {
-            _ if tokens == 0.0 => vec![qkv],
-            ValueHessian::Input => vec![qkv],
-            ValueHessian::Attention => vec![(qkv.0 - v, qkv.1), (v, qkv.1)],
-        };
-        let solves = solved.into_iter().chain(others).map(|(n, k)| solve(n, k, compensate)).sum();
-        let weights: f64 = shapes.iter().map(|(n, k)| n * k).sum();
-        let smooth = recipe.calibration.smooth_tokens as f64;
-        let search =
-            30.0 * (weights * (2.0 * smooth / rate::INT8 + 4e-9) + attention(smooth) / rate::ATTENTION) / 4.0;
-        let prepare = (config.vocab_size as f64 * hidden + tokens * hidden) * 4e-9
-            + if samples { 2.0 * weights * config.num_layers as f64 * tokens / rate::SAMPLE } else { 1.0 };
-        Self {
-            prepare,
-            smooth_site: if recipe.transform == Transform::Smooth { search } else { 0.0 },
-            stages,
-            float_pass,
-            solves,
-            compensate,
-            pack: weights * 2e-8,
-        }
+impl Ledger {
+    fn new(plan: [f64; Kind::COUNT], trial: f64) -> Self {
+        Self { plan, done: [0.0; Kind::COUNT], seconds: [0.0; Kind::COUNT], trial }
     }
 
-    fn block(&self) -> f64 {
-        4.0 * self.smooth_site + self.stages.sum() + self.float_pass + self.solves + self.pack
+    fn record(&mut self, units: Units, share: f64, seconds: f64) {
+        self.done[units.kind as usize] += units.amount * share;
+        self.seconds[units.kind as usize] += seconds;
     }
 
-    /// Solving a layer of `n` outputs and `k` inputs.
-    pub(crate) fn solve(&self, n: usize, k: usize) -> f64 {
-        solve(n as f64, k as f64, self.compensate)
+    /// Seconds a unit of a kind.
+    fn rate(&self, kind: usize) -> f64 {
+        // The first moments of a kind say little: a unit is counted as if a hundredth of it had been seen at the others' rate.
+        let expected = self.others();
+        let prior = self.plan[kind] / 100.0;
+        let (done, seconds) = (self.done[kind] + prior, self.seconds[kind] + prior * expected);
+        if done > 0.0 { seconds / done } else { expected }
     }
-}
 
-fn solve(n: f64, k: f64, compensate: bool) -> f64 {
-    let compensate = if compensate { k * k * k + 2.0 * n * k * k } else { 2.0 * n * k };
-    (compensate + 2.0 * n * k * k) / rate::SOLVE
-}
+    /// Seconds a unit of the blocks' kinds together.
+    fn others(&self) -> f64 {
+        let sum = |values: &[f64; Kind::COUNT]| values[Kind::Ends as usize + 1..].iter().sum::<f64>();
+        let prior = sum(&self.plan) / 1000.0;
+        let done = sum(&self.done) + prior;
+        if done > 0.0 { (sum(&self.seconds) + prior * self.trial) / done } else { self.trial }
+    }
 
-/// Calibration stages of a block of quantized layers, named for the layer whose input they make.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct StageEstimate {
-    pub qkv: f64,
-    /// The input of v, averaged by attention.
-    pub attended: f64,
-    pub o: f64,
-    pub gate_up: f64,
-    pub down: f64,
-    /// The states after the block.
-    pub finish: f64,
-}
-
-impl StageEstimate {
-    fn sum(&self) -> f64 {
-        self.qkv + self.attended + self.o + self.gate_up + self.down + self.finish
+    /// Seconds left.
+    fn left(&self) -> f64 {
+        (0..Kind::COUNT).map(|k| (self.plan[k] - self.done[k]).max(0.0) * self.rate(k)).sum()
     }
 }
 
 /// Counts work and tells it.
 pub(crate) struct Work<'a> {
     progress: &'a mut dyn Progress,
-    done: f64,
-    total: f64,
-    /// Work at which the running stage began, and its extent.
-    stage: (f64, f64),
+    ledger: Ledger,
+    started: Instant,
+    stage: Option<Units>,
+    stage_started: Instant,
     label: String,
     warnings: Vec<String>,
 }
 
 impl<'a> Work<'a> {
+    /// Begins a run over `blocks` blocks and tells how long it will be.
     pub(crate) fn new(progress: &'a mut dyn Progress, estimate: &Estimate, blocks: usize) -> Self {
-        let total = estimate.prepare + blocks as f64 * estimate.block();
-        Self { progress, done: 0.0, total, stage: (0.0, 0.0), label: String::new(), warnings: Vec::new() }
+        let now = Instant::now();
+        let ledger = Ledger::new(estimate.plan(blocks), trial());
+        progress.planned(ledger.left());
+        Self {
+            progress,
+            ledger,
+            started: now,
+            stage: None,
+            stage_started: now,
+            label: String::new(),
+            warnings: Vec::new(),
+        }
     }
 
     /// The last stage is done; begins one of `units`.
-    pub(crate) fn begin(&mut self, units: f64, label: impl Into<String>) -> Result<()> {
-        self.stage = (self.stage.0 + self.stage.1, units);
+    pub(crate) fn begin(&mut self, units: Units, label: impl Into<String>) -> Result<()> {
+        self.close();
+        self.stage = Some(units);
         self.label = label.into();
         self.at(0.0)
     }
 
+    fn close(&mut self) {
+        if let Some(stage) = self.stage.take() {
+            let seconds = self.stage_started.elapsed().as_secs_f64();
+            self.ledger.record(stage, 1.0, seconds);
+            tracing::trace!(kind = ?stage.kind, units = stage.amount, seconds, "stage");
+        }
+        self.stage_started = Instant::now();
+    }
+
     /// `share` of the running stage is done.
     pub(crate) fn at(&mut self, share: f64) -> Result<()> {
-        // Estimates may not add up to the last digit: never go back, never beyond the end.
-        self.done = (self.stage.0 + share * self.stage.1).min(self.total).max(self.done);
-        match self.progress.step(self.done, self.total, &self.label) {
+        let mut ledger = self.ledger.clone();
+        if let Some(stage) = self.stage {
+            ledger.record(stage, share, self.stage_started.elapsed().as_secs_f64());
+        }
+        self.tell(ledger.left())
+    }
+
+    fn tell(&mut self, left: f64) -> Result<()> {
+        let done = self.started.elapsed().as_secs_f64();
+        match self.progress.step(done, done + left, &self.label) {
             true => Ok(()),
             false => Err(QuantError::Interrupted),
         }
@@ -170,7 +126,9 @@ impl<'a> Work<'a> {
 
     /// All is done.
     pub(crate) fn finish(&mut self) -> Vec<String> {
-        self.progress.step(self.total, self.total, "done");
+        self.close();
+        let done = self.started.elapsed().as_secs_f64();
+        self.progress.step(done, done, "done");
         std::mem::take(&mut self.warnings)
     }
 
@@ -181,5 +139,102 @@ impl<'a> Work<'a> {
     pub(crate) fn warn(&mut self, message: String) {
         self.progress.warn(&message);
         self.warnings.push(message);
+    }
+}
+
+/// Seconds that a unit takes here now, by a short trial of what takes most of calibration: int8 products and the second moments
+/// of int8 activations.
+fn trial() -> f64 {
+    const WIDTH: usize = 512;
+    const TOKENS: usize = 2048;
+    const REPEAT: usize = 5;
+    // A linear congruential generator (Knuth's constants): any codes that are not all alike.
+    let mut state = 1u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    let weights = FloatLinear {
+        n: WIDTH,
+        k: WIDTH,
+        weight: (0..WIDTH * WIDTH).map(|_| random()).collect(),
+        bias: None,
+    };
+    let input = Matrix { rows: TOKENS, cols: WIDTH, data: (0..TOKENS * WIDTH).map(|_| random()).collect() };
+    let backend = CpuBackend::default();
+    let quantized = LinearWeight::Quantized(round_scaled(&weights, &[1.0; WIDTH], None));
+    let Ok(layer) = backend.linear_weight(quantized, None) else { return 1.0 };
+    let activations = Int8Activations::quantize(&input);
+    let moments = activations.clone();
+    let activations = CpuActivation::Int8(activations);
+    let clock = Instant::now();
+    for _ in 0..REPEAT {
+        std::hint::black_box(backend.linear(&activations, &layer));
+        std::hint::black_box(Hessian::of_int8(WIDTH, &[&moments]));
+    }
+    let (width, tokens) = (WIDTH as f64, (REPEAT * TOKENS) as f64);
+    clock.elapsed().as_secs_f64() / (int8_product(width, width, tokens) + rank_k(width, tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn units(kind: Kind, amount: f64) -> Units {
+        Units { kind, amount }
+    }
+
+    /// Two blocks of solving (4 units each) and packing (1 each), and 1 of embedding and head.
+    fn ledger() -> Ledger {
+        let mut plan = [0.0; Kind::COUNT];
+        for (kind, amount) in [(Kind::Ends, 1.0), (Kind::Solve, 8.0), (Kind::Pack, 2.0)] {
+            plan[kind as usize] = amount;
+        }
+        Ledger::new(plan, 3.0)
+    }
+
+    fn near(value: f64, want: f64) {
+        assert!((value / want - 1.0).abs() < 0.05, "{value} instead of {want}");
+    }
+
+    #[test]
+    fn before_anything_was_seen_the_trial_counts() {
+        near(ledger().left(), 33.0);
+    }
+
+    #[test]
+    fn what_comes_before_the_blocks_says_nothing_about_them() {
+        let mut ledger = ledger();
+        ledger.record(units(Kind::Ends, 1.0), 1.0, 300.0);
+        near(ledger.left(), 30.0);
+    }
+
+    #[test]
+    fn kinds_have_rates_of_their_own() {
+        let mut ledger = ledger();
+        ledger.record(units(Kind::Ends, 1.0), 1.0, 300.0);
+        ledger.record(units(Kind::Solve, 4.0), 1.0, 40.0);
+        // Solving takes 10 a unit; packing was not seen and is taken to be alike.
+        near(ledger.left(), 40.0 + 20.0);
+        ledger.record(units(Kind::Pack, 1.0), 1.0, 1.0);
+        near(ledger.left(), 40.0 + 1.0);
+    }
+
+    #[test]
+    fn a_part_of_a_stage_counts_as_much_as_it_is() {
+        let mut ledger = ledger();
+        ledger.record(units(Kind::Ends, 1.0), 1.0, 1.0);
+        ledger.record(units(Kind::Solve, 4.0), 0.5, 14.0);
+        // Two of eight units took 14 seconds.
+        near(ledger.left(), 6.0 * 7.0 + 2.0 * 7.0);
+    }
+
+    #[test]
+    fn more_than_was_planned_leaves_nothing() {
+        let mut ledger = ledger();
+        for kind in [Kind::Ends, Kind::Solve, Kind::Pack] {
+            ledger.record(units(kind, 10.0), 1.0, 1.0);
+        }
+        assert_eq!(ledger.left(), 0.0);
     }
 }

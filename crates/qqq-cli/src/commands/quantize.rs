@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use qqq_backend::cpu::pool;
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Output, Report,
+    Output, Recipe, Report,
     calibration::{CalibrationText, Source},
 };
 use serde::Serialize;
@@ -52,9 +53,10 @@ pub struct QuantizeArgs {
     report: Option<PathBuf>,
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Calibration text: files (plain text, JSON lines or arrays, parquet), a hub data set (owner/name), or "self" for
-    /// samples of the model itself. Text like the one the model will see is best; "self" needs none
-    #[arg(long, value_name = "SOURCE", num_args = 1.., default_value = "self", help_heading = "Calibration")]
+    /// Calibration text: files (plain text, JSON lines or arrays, parquet), a hub data set (owner/name), "built-in" (425 kB of
+    /// English of several kinds, some of other languages and code), or "self" for samples of the model itself, which take far
+    /// longer than the rest. Text like the one the model will see is best
+    #[arg(long, value_name = "SOURCE", num_args = 1.., default_value = "built-in", help_heading = "Calibration")]
     calibration: Vec<String>,
     #[command(flatten, next_help_heading = "Calibration")]
     read: ReadArgs,
@@ -86,7 +88,8 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let guard = Guard::new();
     let output =
         Output { reservation: reserved.reservation(), format: args.format.format(), model_name: &args.model };
-    let mut steps = Steps { progress: Progress::new(console, "quantizing"), guard: &guard };
+    let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
+    steps.plan = Some(plan(&recipe, &source));
     let read = args.read.options();
     let text = CalibrationText { source: &source, options: Some(&read) };
     let report = qqq_quant::quantize(&checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?;
@@ -98,17 +101,64 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     console.result(&outcome, |o| summary(&o.report, &o.output))
 }
 
+/// What a run will do, and what would be better or faster.
+fn plan(recipe: &Recipe, source: &Source) -> Plan {
+    let calibration = &recipe.calibration;
+    let calibrates = recipe.calibrates();
+    let how = if calibrates {
+        format!(
+            "calibrating on {}, {} windows of {} tokens",
+            source.describe(),
+            calibration.windows,
+            calibration.window
+        )
+    } else {
+        "rounding to nearest, without calibration".into()
+    };
+    let advice = match source {
+        _ if !calibrates => "--method gptq keeps more of the quality",
+        Source::SelfSamples => {
+            "the built-in text is as good and takes none to write (--calibration built-in)"
+        }
+        Source::BuiltIn => {
+            "text like what the model will see is better (--calibration FILE), fewer windows are faster (--windows 16)"
+        }
+        Source::Files(_) | Source::Dataset { .. } => "fewer windows are faster (--windows 16)",
+    };
+    Plan { how, advice }
+}
+
+/// For the first line of a run.
+pub struct Plan {
+    how: String,
+    advice: &'static str,
+}
+
 /// Passes what the library tells on to the terminal, and Ctrl-C to the library.
 pub struct Steps<'a> {
-    /// Where progress is shown.
-    pub progress: Progress,
-    /// Ctrl-C.
-    pub guard: &'a Guard,
+    progress: Progress,
+    guard: &'a Guard,
+    /// Told with the time that the work will take.
+    plan: Option<Plan>,
+}
+
+impl<'a> Steps<'a> {
+    /// Progress is shown, Ctrl-C stops.
+    pub fn new(progress: Progress, guard: &'a Guard) -> Self {
+        Self { progress, guard, plan: None }
+    }
 }
 
 impl qqq_quant::Progress for Steps<'_> {
+    fn planned(&mut self, seconds: f64) {
+        if let Some(Plan { how, advice }) = &self.plan {
+            let time = format::about(seconds);
+            self.progress.note(&format!("{how}: {time} on {} threads; {advice}", pool::num_threads()));
+        }
+    }
+
     fn step(&mut self, done: f64, total: f64, next: &str) -> bool {
-        self.progress.update(done, total, next);
+        self.progress.update_seconds(done, total - done, next);
         !self.guard.pressed()
     }
 

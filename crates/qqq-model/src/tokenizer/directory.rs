@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use qqq_formats::generation_config;
 use serde_json::Value;
 
 use super::{Parts, Source, SpecialTokens, error, io};
@@ -36,6 +37,7 @@ pub(super) fn load(dir: &Path) -> Result<Parts> {
     let map = read_json(dir, "special_tokens_map.json")?.unwrap_or_default();
     let generation = read_json(dir, "generation_config.json")?.unwrap_or_default();
     let added = read_json(dir, "added_tokens.json")?.unwrap_or_default();
+    check_settings(&config, dir)?;
     add_named_tokens(&mut inner, &config, &map, &added);
 
     let token = |name: &str| content(&config[name]).or_else(|| content(&map[name]));
@@ -55,7 +57,29 @@ pub(super) fn load(dir: &Path) -> Result<Parts> {
         location,
         twins: HashMap::new(),
         notes,
+        generation: generation
+            .as_object()
+            .and_then(generation_config::not_supported)
+            .map(|reason| format!("{}: {reason}", dir.join("generation_config.json").display())),
     })
+}
+
+/// Of tokenizer_config.json, transformers 5 reads only special tokens, the chat template and these two settings where there
+/// is a tokenizer.json, which says all the rest.
+fn check_settings(config: &Value, dir: &Path) -> Result<()> {
+    let effects = [
+        ("split_special_tokens", "special tokens in a text are to be taken for text"),
+        ("fix_mistral_regex", "the way in which tokenizer.json splits a text is to be replaced"),
+    ];
+    for (key, effect) in effects {
+        if config[key] == Value::Bool(true) {
+            let location = dir.join("tokenizer_config.json").display().to_string();
+            let reason =
+                format!("{key} is true ({effect}), which is not supported; remove it if that is not needed");
+            return Err(error(&location, reason));
+        }
+    }
+    Ok(())
 }
 
 /// Tokens that the files beside tokenizer.json name are found in a text as they are, as in transformers 5, though

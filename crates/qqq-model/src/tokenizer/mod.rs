@@ -72,6 +72,8 @@ struct Parts {
     twins: HashMap<u32, u32>,
     /// What a user should know, a sentence each.
     notes: Vec<String>,
+    /// What generation_config.json asks for and generation does not do.
+    generation: Option<String>,
 }
 
 /// A tokenizer with the special tokens of its model.
@@ -83,6 +85,7 @@ pub struct Tokenizer {
     source: Source,
     twins: HashMap<u32, u32>,
     notes: Vec<String>,
+    generation: Option<String>,
     /// Rows of the model's embedding, where added tokens have ids beyond them.
     rows: Option<usize>,
 }
@@ -135,7 +138,7 @@ impl Tokenizer {
                 eos.push(id);
             }
         }
-        let Parts { inner, special, source, twins, notes, .. } = parts;
+        let Parts { inner, special, source, twins, notes, generation, .. } = parts;
         Ok(Tokenizer {
             inner,
             special,
@@ -144,6 +147,7 @@ impl Tokenizer {
             source,
             twins,
             notes,
+            generation,
             rows: beyond.then_some(config.vocab_size),
         })
     }
@@ -231,6 +235,14 @@ impl Tokenizer {
     /// BOS, if the model has an embedding for it.
     pub fn bos(&self) -> Option<u32> {
         self.bos
+    }
+
+    /// Whether generation does all that the model's generation_config.json asks for; sampling is the caller's to choose.
+    ///
+    /// # Errors
+    /// It forbids, forces or weighs tokens, or has a key that is not known: named.
+    pub fn check_generation(&self) -> Result<()> {
+        self.generation.as_ref().map_or(Ok(()), |reason| Err(ModelError::Tokenizer(reason.clone())))
     }
 
     /// Ids that end a generation (config.json, generation_config.json, tokenizer, chat end tokens).

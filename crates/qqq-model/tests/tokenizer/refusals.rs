@@ -107,3 +107,29 @@ fn gguf_tokenizers_that_are_not_supported() {
         says(&file, &[&format!("add_{key}_token"), &format!("{key}_token_id is missing")]);
     }
 }
+
+/// Settings that transformers acts on and this tokenizer does not.
+#[test]
+fn settings_beside_the_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    std::fs::copy(data("byte_level/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    for key in ["split_special_tokens", "fix_mistral_regex"] {
+        write("tokenizer_config.json", &format!("{{\"{key}\": true}}"));
+        says(
+            &checkpoint_of(dir.path(), 1000),
+            &["tokenizer_config.json", &format!("{key} is true"), "remove it"],
+        );
+    }
+    write(
+        "tokenizer_config.json",
+        r#"{"split_special_tokens": false, "clean_up_tokenization_spaces": true}"#,
+    );
+    write("generation_config.json", r#"{"temperature": 0.6, "eos_token_id": 2}"#);
+    Tokenizer::load(&checkpoint_of(dir.path(), 1000)).unwrap().check_generation().unwrap();
+    // It is no matter for who only tokenizes.
+    write("generation_config.json", r#"{"temperature": 0.6, "suppress_tokens": [5]}"#);
+    let tokenizer = Tokenizer::load(&checkpoint_of(dir.path(), 1000)).unwrap();
+    let message = tokenizer.check_generation().unwrap_err().to_string();
+    assert!(message.contains("generation_config.json: suppress_tokens is [5]"), "{message}");
+}

@@ -236,11 +236,18 @@ pub struct Steps {
     pub count: usize,
     pub stop_at: Option<usize>,
     pub last: (f64, f64),
+    pub planned: f64,
     pub warnings: Vec<String>,
 }
 
 impl Progress for Steps {
+    fn planned(&mut self, seconds: f64) {
+        assert_eq!(self.count, 0, "told before any work");
+        self.planned = seconds;
+    }
+
     fn step(&mut self, done: f64, total: f64, _next: &str) -> bool {
+        assert!(self.planned > 0.0, "the time was told before");
         assert!(done >= self.last.0 && done <= total, "{done} of {total} after {:?}", self.last);
         self.last = (done, total);
         self.count += 1;

