@@ -16,6 +16,8 @@ use crate::errors::{INTERRUPTED, Interrupted};
 
 static GUARDS: AtomicUsize = AtomicUsize::new(0);
 static PRESSED: AtomicBool = AtomicBool::new(false);
+/// What is said at the first Ctrl-C, where what it asks for takes a while.
+static NOTICE: Mutex<Option<&'static str>> = Mutex::new(None);
 /// Files that must not outlive the process.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
@@ -23,6 +25,9 @@ static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 pub fn install(json: bool) -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
         if GUARDS.load(SeqCst) > 0 && !PRESSED.swap(true, SeqCst) {
+            if let Some(notice) = *NOTICE.lock().unwrap_or_else(PoisonError::into_inner) {
+                let _ = writeln!(std::io::stderr(), "\n{notice}");
+            }
             return;
         }
         // Nothing is dropped when a process ends at once.
@@ -68,6 +73,13 @@ impl Guard {
         Self(())
     }
 
+    /// As [`new`](Self::new); the first Ctrl-C is answered by a line on standard error.
+    pub fn telling(notice: &'static str) -> Self {
+        let guard = Self::new();
+        *NOTICE.lock().unwrap_or_else(PoisonError::into_inner) = Some(notice);
+        guard
+    }
+
     /// Whether Ctrl-C was pressed.
     pub fn pressed(&self) -> bool {
         PRESSED.load(SeqCst)
@@ -81,6 +93,8 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        GUARDS.fetch_sub(1, SeqCst);
+        if GUARDS.fetch_sub(1, SeqCst) == 1 {
+            *NOTICE.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 }

@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use crate::{
     console::Console,
+    device::DeviceArgs,
     errors::bad_input,
     model::{self, HubArgs},
+    numbers,
     progress::Progress,
     table::table,
 };
@@ -31,14 +33,16 @@ pub struct ModelArgs {
     #[arg(value_name = "MODEL")]
     model: String,
     /// Tokens of the prompt
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true, value_parser = numbers::count)]
     prompt_tokens: usize,
     /// New tokens
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, allow_negative_numbers = true, value_parser = numbers::count)]
     new_tokens: usize,
     /// Measured runs
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = numbers::count)]
     repeat: usize,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -80,8 +84,8 @@ struct Outcome<'a> {
 
 /// Runs the command.
 pub fn run(args: &ModelArgs, console: &Console) -> anyhow::Result<()> {
-    if args.prompt_tokens == 0 || args.new_tokens < 2 || args.repeat == 0 {
-        return Err(bad_input("--prompt-tokens and --repeat must be at least 1, --new-tokens at least 2"));
+    if args.new_tokens < 2 {
+        return Err(bad_input("--new-tokens must be at least 2: the first comes out of the prompt"));
     }
     if args.repeat > MAX_REPEAT {
         return Err(bad_input(format!("--repeat must be at most {MAX_REPEAT}, not {}", args.repeat)));
