@@ -110,7 +110,7 @@ fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
     }
     logging::start(console, cli.global.verbose)?;
     settings(cli.global.threads)?;
-    interrupt::install(cli.global.json)?;
+    interrupt::install(console.clone())?;
     download::show_on(console);
     match cli.command {
         Command::Quantize(args) => quantize::run(&args, console),

@@ -40,7 +40,7 @@ pub fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> 
     Ok(())
 }
 
-/// As [`write`], of a file that must not be there yet.
+/// As [`write()`], of a file that must not be there yet.
 pub fn write_new(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> anyhow::Result<()> {
     let context = || format!("cannot write {}", path.display());
     let mut file = staged(path).with_context(context)?;

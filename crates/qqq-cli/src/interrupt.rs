@@ -12,7 +12,10 @@ use std::{
     },
 };
 
-use crate::errors::{INTERRUPTED, Interrupted};
+use crate::{
+    console::Console,
+    errors::{Failure, INTERRUPTED, Interrupted},
+};
 
 static GUARDS: AtomicUsize = AtomicUsize::new(0);
 static PRESSED: AtomicBool = AtomicBool::new(false);
@@ -21,8 +24,8 @@ static NOTICE: Mutex<Option<&'static str>> = Mutex::new(None);
 /// Files that must not outlive the process.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Handles SIGINT, SIGTERM and SIGHUP from now on. `json`: an object is due on standard output even then.
-pub fn install(json: bool) -> anyhow::Result<()> {
+/// Handles SIGINT, SIGTERM and SIGHUP from now on. The console is told, for an object may be due even then.
+pub fn install(console: Console) -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
         if GUARDS.load(SeqCst) > 0 && !PRESSED.swap(true, SeqCst) {
             if let Some(notice) = *NOTICE.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -34,11 +37,9 @@ pub fn install(json: bool) -> anyhow::Result<()> {
         for path in TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = std::fs::remove_file(path);
         }
-        let _ = writeln!(std::io::stderr(), "\nerror: interrupted");
-        if json {
-            let failure = crate::errors::Failure::of(&Interrupted.into());
-            let _ = writeln!(std::io::stdout(), "{}", failure.to_json());
-        }
+        // Behind the terminal's ^C, or what is left of a bar.
+        let _ = writeln!(std::io::stderr());
+        console.failure(&Failure::of(&Interrupted.into()));
         std::process::exit(i32::from(INTERRUPTED));
     })?;
     Ok(())

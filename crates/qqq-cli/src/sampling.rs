@@ -5,6 +5,7 @@ use qqq_engine::SamplingOptions;
 use crate::{
     console::Console,
     errors::bad_input,
+    given::Given,
     numbers::{self, Seed},
 };
 
@@ -12,6 +13,9 @@ use crate::{
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
+    // First: it sees what comes after it.
+    #[command(flatten)]
+    given: Given,
     /// 0 takes the likeliest token each time; 1 samples from the model's own distribution; higher is wilder
     /// [default: 0 for generate, 0.7 for chat]
     #[arg(long, allow_negative_numbers = true, value_name = "T")]
@@ -47,6 +51,14 @@ impl SamplingArgs {
         };
         if let Some(problem) = options.problem() {
             return Err(bad_input(problem));
+        }
+        if options.temperature == 0.0 && self.temperature.is_none() {
+            for option in ["top-k", "top-p", "min-p", "seed"].into_iter().filter(|o| self.given.has(o)) {
+                console.warn(&format!(
+                    "--{option} does nothing at temperature 0, the default here: the likeliest token is taken each time; give a \
+                     --temperature to sample"
+                ));
+            }
         }
         if is_drawn {
             console.drawn_seed(seed);

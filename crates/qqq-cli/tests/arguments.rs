@@ -47,10 +47,28 @@ fn minus_one_means_what_it_means_elsewhere() {
     assert_eq!((windows("--limit -1"), windows("--limit 2")), (windows(""), json!(2)));
     place.run("inspect model --summary --threads -1").success();
     with(&place, &[("QQQ_THREADS", "-1")], "inspect model --summary").success();
+    // Before the command or behind it, the last counts.
+    let bench =
+        "--threads 2 bench model model --prompt-tokens 4 --new-tokens 2 --repeat 1 --json --threads 1";
+    assert_eq!(place.run(bench).success().json()["threads"], 1);
 
     let quantized =
         place.run("quantize model -o out --windows 2 --window 64 --seed -1 --json").success().json();
     assert_eq!(quantized["seed"], quantized["report"]["recipe"]["seed"]);
+}
+
+#[test]
+fn sampling_options_without_sampling_are_told() {
+    let place = Place::new();
+    let warnings = |options: &str| {
+        let line = format!("generate model --prompt x -n 1 --json {options}");
+        place.run(&line).success().json()["warnings"].as_array().unwrap().len()
+    };
+    assert_eq!(warnings("--top-p 0.9 --seed 3"), 2);
+    // Whoever says 0 means it.
+    for options in ["", "--top-p 0.9 --temperature 0", "--top-p 0.9 --seed 3 --temperature 1"] {
+        assert_eq!(warnings(options), 0, "{options}");
+    }
 }
 
 #[test]
@@ -290,7 +308,10 @@ fn a_text_is_read_once() {
     }
     let place = Place::new();
     place.quantize("out", "");
-    let line = "eval kld out --baseline model --window 256 --json --text";
+    // Of several pieces, but not all of them.
+    let text = common::TEXT.repeat(40);
+    fs::write(place.path("text.txt"), &text).unwrap();
+    let line = "eval kld out --baseline model --window 256 --limit 40 --json --text";
     let whole = place.run(&format!("{line} text.txt")).success().json();
     // Through a pipe there is nothing to read a second time.
     let mut child = place
@@ -301,7 +322,8 @@ fn a_text_is_read_once() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(common::TEXT.as_bytes()).unwrap();
+    // Who has read enough reads no further.
+    let _ = child.stdin.take().unwrap().write_all(text.as_bytes());
     let piped = Run::of(child.wait_with_output().unwrap()).success().json();
     assert_eq!(piped["kl_divergence"], whole["kl_divergence"]);
     assert_eq!(piped["text"]["sha256"], Value::Null);
@@ -328,22 +350,27 @@ fn figures_are_the_same_in_the_table_and_in_json() {
     }
 }
 
-/// Ctrl-C after some windows: what was scored until then, marked as a part.
+/// Ctrl-C after some windows or runs: what was measured until then, marked as a part.
 #[cfg(unix)]
 #[test]
-fn an_interrupted_evaluation_tells_what_it_has() {
+fn an_interrupted_measurement_tells_what_it_has() {
     let place = Place::new();
     fs::write(place.path("long.txt"), common::TEXT.repeat(120)).unwrap();
     for (line, figure) in [
         ("eval perplexity model --text long.txt --window 2048", "perplexity"),
         ("eval kld model --baseline model --text long.txt --window 2048", "kl_divergence"),
+        ("bench model model --prompt-tokens 400 --new-tokens 400 --repeat 10000", ""),
     ] {
         for json in [true, false] {
             let run = interrupted(&place, &format!("{line}{}", if json { " --json" } else { "" }));
             assert_eq!(run.code, Some(130), "{}", run.stderr);
             assert!(run.stderr.contains("error: interrupted"), "{}", run.stderr);
             assert!(run.stderr.contains("Ctrl-C again ends at once"), "{}", run.stderr);
-            if json {
+            if json && figure.is_empty() {
+                let outcome = run.json();
+                let repeat = outcome["repeat"].as_u64().unwrap();
+                assert!((1..10_000).contains(&repeat) && outcome["partial"] == true, "{outcome}");
+            } else if json {
                 let outcome = run.json();
                 let (windows, planned) = (outcome["windows"].as_u64(), outcome["planned_windows"].as_u64());
                 assert!(windows >= Some(1) && windows < planned, "{outcome}");
@@ -358,7 +385,7 @@ fn an_interrupted_evaluation_tells_what_it_has() {
     }
 }
 
-/// Starts an evaluation and interrupts it when it has scored something.
+/// Starts a measurement and interrupts it when it has something.
 #[cfg(unix)]
 fn interrupted(place: &Place, line: &str) -> Run {
     use std::io::{BufRead, BufReader, Read};

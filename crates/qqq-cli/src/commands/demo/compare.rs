@@ -98,7 +98,7 @@ fn side(model: &LoadedModel, linear_bytes: u64, console: &Console, guard: &Guard
     let mut progress = Progress::new(console, "measuring speed");
     let speed = bench::measure(&model.decoder, PROMPT_TOKENS, NEW_TOKENS, REPEAT, &mut |done, total| {
         progress.update(done as f64, total as f64, "");
-        guard.check()
+        guard.check().map(|()| true)
     })?;
     drop(progress);
     let prompt = match ChatTemplate::load(&model.checkpoint, &model.tokenizer)? {
