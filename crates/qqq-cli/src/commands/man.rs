@@ -106,6 +106,9 @@ fn file_name(command: &Command) -> String {
     format!("{}.1", command.get_display_name().unwrap_or_else(|| command.get_name()))
 }
 
+/// How the library tells old roffs what an apostrophe is.
+const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
+
 /// The page of a command: what clap knows, then the sections of what its help ends with.
 fn page(command: &Command) -> anyhow::Result<String> {
     let man = Man::new(command.clone())
@@ -125,7 +128,12 @@ fn page(command: &Command) -> anyhow::Result<String> {
     if let Some(help) = command.get_after_help() {
         sections(help).to_writer(&mut text)?;
     }
-    Ok(String::from_utf8(text)?)
+    let text = String::from_utf8(text)?;
+    // Every part begins with it; once is enough.
+    Ok(match text.strip_prefix(PREAMBLE) {
+        Some(rest) => format!("{PREAMBLE}{}", rest.replace(PREAMBLE, "")),
+        None => text,
+    })
 }
 
 /// Paragraphs whose first line ends with a colon are sections of that name, whose lines stay as they are; the others are
@@ -197,6 +205,7 @@ mod tests {
         for command in commands {
             // Without what keeps hyphens from being dashes.
             let text = page(command).unwrap().replace("\\-", "-");
+            assert_eq!(text.matches(".ds Aq '").count(), 1, "{text}");
             let name = command.get_bin_name().unwrap();
             assert!(text.contains(&format!("\\fB{name}\\fR")), "{name}: {text}");
             assert!(text.contains("--threads"), "{name}: options of all commands are missing");

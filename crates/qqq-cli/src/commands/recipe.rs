@@ -176,7 +176,8 @@ pub struct RecipeArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Calibration")]
 pub struct AmountArgs {
-    /// Windows of text for calibration
+    /// Windows of text for calibration; 0: none, which --method rtn can do without unless --clip output or --transform
+    /// smooth need it
     #[arg(long, value_name = "N", default_value_t = DEFAULT.calibration.windows, allow_negative_numbers = true,
         value_parser = numbers::whole)]
     windows: usize,
