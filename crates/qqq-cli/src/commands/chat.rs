@@ -9,9 +9,11 @@ use qqq_model::{ChatTemplate, Message, ModelError, tokenizer::TokenStream};
 use super::generate::{Answer, statistics};
 use crate::{
     console::Console,
+    device::DeviceArgs,
     errors::{bad_input, bad_input_hint},
     interrupt::Guard,
     model::{self, HubArgs, LoadedModel},
+    numbers,
     sampling::SamplingArgs,
 };
 
@@ -33,11 +35,14 @@ pub struct ChatArgs {
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Tokens of an answer at most
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
+    /// Tokens of an answer at most; -1: until the model ends it or its context is full
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true,
+        value_parser = numbers::new_tokens)]
     max_new_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -73,10 +78,7 @@ pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
     if console.json() {
         return Err(bad_input_hint("a chat is not one JSON object", "use `qqq generate --json`"));
     }
-    if args.max_new_tokens == 0 {
-        return Err(bad_input("--max-new-tokens must be at least 1"));
-    }
-    let sampling = args.sampling.options(0.7)?;
+    let sampling = args.sampling.options(0.7, console)?;
     let model = model::load(&args.model, &args.hub)?;
     let Some(template) = ChatTemplate::load(&model.checkpoint, &model.tokenizer)? else {
         return Err(bad_input_hint(

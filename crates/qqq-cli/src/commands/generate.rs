@@ -9,10 +9,12 @@ use serde::Serialize;
 
 use crate::{
     console::Console,
+    device::DeviceArgs,
     errors::{Interrupted, bad_input, bad_input_hint},
     format,
     interrupt::Guard,
     model::{self, HubArgs, LoadedModel},
+    numbers,
     sampling::SamplingArgs,
 };
 
@@ -34,8 +36,9 @@ pub struct GenerateArgs {
     /// Prompt; "-" reads it from standard input [default: standard input, if it is not a terminal]
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// New tokens at most
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    /// New tokens at most; -1: until the model ends or its context is full
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256, allow_negative_numbers = true,
+        value_parser = numbers::new_tokens)]
     max_new_tokens: usize,
     /// Continue the prompt as it is, without the chat template
     #[arg(long, conflicts_with_all = ["chat", "system"])]
@@ -48,6 +51,8 @@ pub struct GenerateArgs {
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -94,10 +99,7 @@ impl Answer {
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
-    let sampling = args.sampling.options(0.0)?;
-    if args.max_new_tokens == 0 {
-        return Err(bad_input("--max-new-tokens must be at least 1"));
-    }
+    let sampling = args.sampling.options(0.0, console)?;
     let prompt = read_prompt(args.prompt.as_deref())?;
     let model = model::load(&args.model, &args.hub)?;
     let ids = encode(args, &model, &prompt)?;
@@ -119,7 +121,7 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
         console.line("")?;
     }
     let answer = answer?;
-    console.note(&statistics(&answer));
+    console.status(&statistics(&answer));
     if console.json() { console.result(&answer, |_| String::new()) } else { Ok(()) }
 }
 

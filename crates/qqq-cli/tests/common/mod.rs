@@ -205,7 +205,17 @@ impl Place {
 
 /// Takes away what the environment could change.
 pub fn clean(command: &mut Command) {
-    for name in ["HF_TOKEN", "QQQ_LOG", "QQQ_ISA", "QQQ_THREADS", "RUST_BACKTRACE", "RUST_LOG"] {
+    for name in [
+        "HF_TOKEN",
+        "QQQ_LOG",
+        "QQQ_ISA",
+        "QQQ_THREADS",
+        "RUST_BACKTRACE",
+        "RUST_LOG",
+        "NO_COLOR",
+        "CLICOLOR",
+        "CLICOLOR_FORCE",
+    ] {
         command.env_remove(name);
     }
     // No test may reach for the network.

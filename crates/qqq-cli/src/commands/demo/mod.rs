@@ -11,7 +11,10 @@ use qqq_quant::{Calibration, Recipe, Report};
 use serde::Serialize;
 
 use super::recipe::default_recipe;
-use crate::{console::Console, errors::bad_input_hint, files::Reserved, format, interrupt::Guard, model};
+use crate::{
+    console::Console, device::DeviceArgs, errors::bad_input_hint, files::Reserved, format, interrupt::Guard,
+    model,
+};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -40,6 +43,8 @@ pub struct DemoArgs {
     /// Only obtain the model, and print where it is
     #[arg(long, conflicts_with_all = ["keep", "model", "again"])]
     fetch_only: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Few windows: the demo is to end in a couple of minutes on two cores.
@@ -102,7 +107,7 @@ fn text(o: &Outcome, console: &Console) -> String {
     text += "\nNext:\n";
     match &o.kept {
         Some(dir) => {
-            let dir = dir.display();
+            let dir = format::shell_word(dir);
             text += &format!("  qqq chat {dir}\n  qqq inspect {dir}\n");
         }
         None => text += "  qqq demo --keep smol-w4a8 && qqq chat smol-w4a8\n",
