@@ -8,8 +8,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/build"
 "$work/build/bin/pip" install --quiet --disable-pip-version-check "maturin>=1.9,<2"
-# The profile of the tests: what is compiled already is not compiled again.
-(cd crates/qqq-cli && CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-../../target} \
+# A folder of its own: for one package cargo selects other features than for the workspace, so nothing could be shared. What is
+# tested is how the binary gets to a user, so it need not be fast.
+(cd crates/qqq-cli && CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-../../target}/wheel \
+    CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0 \
     "$work/build/bin/maturin" build --quiet --locked --profile dev --out "$work/wheels")
 
 python3 -m venv "$work/user"
