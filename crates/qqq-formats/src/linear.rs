@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use bytemuck::allocation::zeroed_vec;
 use half::{bf16, f16};
 
 use crate::{FormatError, Result};
@@ -18,6 +19,15 @@ pub enum WeightData {
 }
 
 impl WeightData {
+    /// `len` zeros of the type that tensors of type `stored` are read as.
+    pub fn zeros(stored: crate::DType, len: usize) -> Self {
+        match stored {
+            crate::DType::F16 => WeightData::F16(zeroed_vec(len)),
+            crate::DType::BF16 => WeightData::BF16(zeroed_vec(len)),
+            _ => WeightData::F32(zeroed_vec(len)),
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
