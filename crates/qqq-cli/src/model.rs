@@ -10,7 +10,7 @@ use qqq_model::{
     hub::{self, HubOptions},
 };
 
-use crate::{console::Console, download, errors::bad_input_hint, loading::Loading};
+use crate::{console::Console, download, errors::bad_input_hint, interrupt, loading::Loading};
 
 /// How to use the Hugging Face hub.
 #[derive(Clone, Debug, clap::Args)]
@@ -84,7 +84,8 @@ pub fn load(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
         let mut loading = Loading::new(download::console().unwrap_or(&quiet));
         let mut decoder = Decoder::load_with(CpuBackend::default(), &checkpoint, &mut |done, total| {
             loading.update(done, total, spec);
-            true
+            // Without a guard the process has ended by now.
+            !interrupt::requested()
         })?;
         loading.finish(spec, &mut decoder);
         anyhow::Ok(LoadedModel { checkpoint, tokenizer, decoder })

@@ -116,7 +116,7 @@ impl InputFile {
                 format!("it was truncated from {} to {n} bytes", self.stamp.bytes)
             }
             n if n > self.stamp.bytes => format!("it grew from {} to {n} bytes", self.stamp.bytes),
-            n => format!("it has {n} bytes as before, but was written to"),
+            n => format!("it still has {n} bytes, but its time of modification is another"),
         };
         Err(FormatError::Changed { path: self.path.clone(), what })
     }
@@ -217,6 +217,15 @@ impl Content {
         }
     }
 
+    /// Fills `out` with those from `offset` on, which must lie within.
+    pub(crate) fn read_into(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        match self {
+            Content::File(file) => file.read_at(offset as u64, out)?,
+            Content::Memory(bytes) => out.copy_from_slice(&bytes[offset..offset + out.len()]),
+        }
+        Ok(())
+    }
+
     /// Those of a range that lies within.
     pub(crate) fn read(&self, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
         Ok(match self {
@@ -312,7 +321,7 @@ mod tests {
         for (change, says) in [
             (truncate, "from 10 to 4 bytes"),
             (grow, "grew from 10 to 12 bytes"),
-            (rewrite, "10 bytes as before, but was written to"),
+            (rewrite, "still has 10 bytes, but its time"),
         ] {
             let (_dir, path) = written("0123456789");
             let file = InputFile::open(&path).unwrap();

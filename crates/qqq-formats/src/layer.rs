@@ -134,14 +134,14 @@ impl<'a> LayerReader<'a> {
             Stored::Codes { layout, scales, group_size } => {
                 let per_row = group_size.map_or(1, |g| k / g);
                 let scales = scales[rows.start * per_row..rows.end * per_row].to_vec();
-                let bytes = |tensor: &str, row: usize| {
-                    self.tensors.bytes_at(&source.name(tensor), rows.start * row..rows.end * row)
-                };
                 if *layout == CodeLayout::Bytes {
-                    let codes = bytes("weight", k)?.iter().map(|b| b.cast_signed()).collect();
+                    let mut codes = vec![0; n * k];
+                    let bytes = bytemuck::cast_slice_mut(&mut codes);
+                    self.tensors.read_into(&source.name("weight"), rows.start * k, bytes)?;
                     compressed_tensors::from_codes(&location, codes, scales, n, k, *group_size)?
                 } else {
-                    let words = i32s(&bytes("weight_packed", 4 * compressed_tensors::row_words(k))?);
+                    let width = compressed_tensors::row_words(k);
+                    let words = source.i32s(&source.name("weight_packed"), rows.start * width, n * width)?;
                     compressed_tensors::unpack(&location, &words, scales, n, k, *group_size)?
                 }
             }
@@ -181,7 +181,7 @@ impl Source<'_> {
         let b = self.name("B");
         self.check(&b, DType::I32, &[k / 16, 2 * n])?;
         Ok(qqq::Packed {
-            b: i32s(&self.tensors.bytes(&b)?),
+            b: self.i32s(&b, 0, k / 16 * 2 * n)?,
             s_channel: self.tensors.f32(&self.name("s_channel"), &[1, n])?,
             s_group,
         })
@@ -252,6 +252,16 @@ impl Source<'_> {
         Ok(())
     }
 
+    /// `count` words of an I32 tensor.
+    fn i32s(&self, name: &str, first: usize, count: usize) -> Result<Vec<i32>> {
+        let mut words = vec![0; count];
+        self.tensors.read_into(name, 4 * first, bytemuck::cast_slice_mut(&mut words))?;
+        if cfg!(target_endian = "big") {
+            words.iter_mut().for_each(|word: &mut i32| *word = i32::from_le(*word));
+        }
+        Ok(words)
+    }
+
     fn f16s(&self, name: &str, shape: &[usize]) -> Result<Vec<f16>> {
         match self.tensors.float(name, shape)? {
             WeightData::F16(values) => Ok(values),
@@ -263,8 +273,4 @@ impl Source<'_> {
             }),
         }
     }
-}
-
-fn i32s(bytes: &[u8]) -> Vec<i32> {
-    bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect()
 }

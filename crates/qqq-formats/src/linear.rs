@@ -42,6 +42,15 @@ impl WeightData {
         self.len() == 0
     }
 
+    /// The values as they lie in memory.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            WeightData::F32(v) => bytemuck::cast_slice_mut(v),
+            WeightData::F16(v) => bytemuck::cast_slice_mut(v),
+            WeightData::BF16(v) => bytemuck::cast_slice_mut(v),
+        }
+    }
+
     /// The values widened to f32 (exact).
     pub fn into_f32(self) -> Vec<f32> {
         match self {

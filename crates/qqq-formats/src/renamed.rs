@@ -42,6 +42,10 @@ impl TensorSource for Renamed {
         self.source.bytes_at(self.stored(name), range)
     }
 
+    fn read_into(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.source.read_into(self.stored(name), offset, out)
+    }
+
     fn float_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<WeightData> {
         self.source.float_rows(self.stored(name), shape, rows)
     }

@@ -205,6 +205,15 @@ impl TensorSource for Safetensors {
         self.files[entry.file].read(entry.range.start + range.start..entry.range.start + range.end)
     }
 
+    fn read_into(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<()> {
+        let entry = self.located(name)?;
+        let range = offset..offset.saturating_add(out.len());
+        if range.end > entry.range.len() {
+            return Err(beyond(&self.location(), name, &range));
+        }
+        self.files[entry.file].read_into(entry.range.start + offset, out)
+    }
+
     fn float_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<WeightData> {
         let entry = self.located(name)?;
         let location = self.location();
@@ -218,7 +227,9 @@ impl TensorSource for Safetensors {
         }
         let range =
             row_range(shape, entry.range.len(), &rows).ok_or_else(|| beyond(&location, name, &rows))?;
-        float::decode(&location, name, entry.info.dtype, &self.bytes_at(name, range)?)
+        float::read(&location, name, entry.info.dtype, range.len(), |out| {
+            self.read_into(name, range.start, out)
+        })
     }
 
     fn location(&self) -> String {

@@ -31,6 +31,15 @@ pub trait TensorSource: Send + Sync {
     /// A missing tensor, a range that does not lie within it, a file that cannot be read or was changed.
     fn bytes_at(&self, name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>>;
 
+    /// Fills `out` with the stored bytes from `offset` on, as [`TensorSource::bytes_at`] gives them.
+    ///
+    /// # Errors
+    /// As [`TensorSource::bytes_at`].
+    fn read_into(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<()> {
+        out.copy_from_slice(&self.bytes_at(name, offset..offset + out.len())?);
+        Ok(())
+    }
+
     /// All of the stored bytes, as [`TensorSource::bytes_at`].
     ///
     /// # Errors
@@ -76,6 +85,10 @@ impl<T: TensorSource + ?Sized> TensorSource for std::sync::Arc<T> {
 
     fn bytes_at(&self, name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
         (**self).bytes_at(name, range)
+    }
+
+    fn read_into(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<()> {
+        (**self).read_into(name, offset, out)
     }
 
     fn float_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<WeightData> {
