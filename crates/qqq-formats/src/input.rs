@@ -120,6 +120,26 @@ impl InputFile {
         };
         Err(FormatError::Changed { path: self.path.clone(), what })
     }
+
+    /// Whether the name that it was opened by is another file's by now, or nobody's. Where the system does not tell files
+    /// apart: no.
+    #[cfg(unix)]
+    pub fn is_replaced(&self) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let identity = |m: Metadata| (m.dev(), m.ino());
+        match (self.file.metadata(), std::fs::metadata(&self.path)) {
+            (Ok(opened), Ok(named)) => identity(opened) != identity(named),
+            (Ok(_), Err(e)) => e.kind() == io::ErrorKind::NotFound,
+            (Err(_), _) => false,
+        }
+    }
+
+    /// Whether the name that it was opened by is another file's by now, or nobody's. Where the system does not tell files
+    /// apart: no.
+    #[cfg(not(unix))]
+    pub fn is_replaced(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(unix)]
@@ -191,6 +211,12 @@ impl Inputs {
     pub fn check(&self) -> Result<()> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.values().try_for_each(|file| file.check())
+    }
+
+    /// The files whose names are others' by now, or nobody's. What was read is what they were.
+    pub fn replaced(&self) -> Vec<PathBuf> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.values().filter(|file| file.is_replaced()).map(|file| file.path().to_owned()).collect()
     }
 }
 
@@ -342,12 +368,15 @@ mod tests {
         let (dir, path) = written("old");
         let inputs = Inputs::default();
         assert_eq!(inputs.read(&path).unwrap(), b"old");
+        assert_eq!(inputs.replaced(), [] as [PathBuf; 0]);
         fs::write(dir.path().join("new"), "newer").unwrap();
         fs::rename(dir.path().join("new"), &path).unwrap();
         inputs.check().unwrap();
         assert_eq!(inputs.read(&path).unwrap(), b"old", "as it was the first time");
+        assert_eq!(inputs.replaced(), if cfg!(unix) { vec![path.clone()] } else { vec![] });
         fs::remove_file(&path).unwrap();
         inputs.check().unwrap();
+        assert_eq!(inputs.replaced(), if cfg!(unix) { vec![path.clone()] } else { vec![] });
         assert_eq!(inputs.read_if_there(&path).unwrap().as_deref(), Some(&b"old"[..]));
         assert_eq!(inputs.read_if_there(&dir.path().join("none")).unwrap(), None);
     }

@@ -138,6 +138,12 @@ pub fn quantize<'a>(
         run.count_bytes(index, &quantized);
     }
 
+    for path in checkpoint.inputs.replaced() {
+        run.work.note(&format!(
+            "{} was replaced or removed meanwhile; the result is made of the file as it was at the start",
+            path.display()
+        ));
+    }
     // What was guessed of the tokenizer is in the files that are written; it was told when it was loaded.
     let warnings = tokenizer.notes().iter().cloned().chain(run.work.finish()).collect();
     run.timings.total = started.elapsed().as_secs_f64();

@@ -17,11 +17,13 @@ use tempfile::TempDir;
 use crate::tiny::{Tiny, logits, recipe, text};
 
 const WEIGHTS: &str = "model.safetensors";
+const REPLACED: &str = "something else";
 
 /// Does something at the first step whose label begins so.
 struct At<'a> {
     label: &'a str,
     action: Option<&'a dyn Fn()>,
+    notes: Vec<String>,
 }
 
 impl Progress for At<'_> {
@@ -35,6 +37,10 @@ impl Progress for At<'_> {
     }
 
     fn warn(&mut self, _message: &str) {}
+
+    fn note(&mut self, message: &str) {
+        self.notes.push(message.to_owned());
+    }
 }
 
 /// Writes into the file itself, so that its size stays what it was.
@@ -56,7 +62,7 @@ fn truncate(path: &Path) {
 /// Another file under the same name, as the hub's client and this project's writer replace them.
 fn replace(path: &Path) {
     let new = path.with_extension("new");
-    fs::write(&new, "something else").unwrap();
+    fs::write(&new, REPLACED).unwrap();
     fs::rename(new, path).unwrap();
 }
 
@@ -84,9 +90,14 @@ impl Case {
         let output = Output { reservation: &reservation, format: OutputFormat::Auto, model_name: "tiny" };
         let path = self.model.join(file);
         let action = || action(&path);
-        let mut steps = At { label, action: Some(&action) };
+        let mut steps = At { label, action: Some(&action), notes: Vec::new() };
         let report = quantize(&checkpoint, &tokenizer, recipe, &self.source, &output, &mut steps);
         assert!(steps.action.is_none(), "there is a step {label:?}");
+        if cfg!(unix) {
+            let replaced = steps.notes.iter().filter(|n| n.contains("was replaced or removed")).count();
+            let expected = report.is_ok() && fs::metadata(&path).unwrap().len() == REPLACED.len() as u64;
+            assert_eq!(replaced, usize::from(expected), "{:?}", steps.notes);
+        }
         report.map(|_| out)
     }
 
