@@ -10,6 +10,7 @@ mod files;
 mod format;
 mod given;
 mod interrupt;
+mod loading;
 mod logging;
 mod model;
 mod numbers;

@@ -132,6 +132,7 @@ pub(crate) fn run<B: Backend>(
         return Ok(());
     }
     let start = Instant::now();
+    decoder.begin_prefill(sequences.iter().map(|s| s.prompt_len - s.cached).sum());
     let mut waiting = 0;
     while waiting < sequences.len() {
         let work = prefill_pass(sequences, waiting);

@@ -142,6 +142,12 @@ pub fn quantize<'a>(
         run.count_bytes(index, &quantized);
     }
 
+    for path in checkpoint.inputs.replaced() {
+        run.work.note(&format!(
+            "{} was replaced or removed meanwhile; the result is made of the file as it was at the start",
+            path.display()
+        ));
+    }
     // What was guessed of the tokenizer is in the files that are written; it was told when it was loaded.
     let warnings = tokenizer.notes().iter().cloned().chain(run.work.finish()).collect();
     run.timings.total = started.elapsed().as_secs_f64();
@@ -159,6 +165,7 @@ pub fn quantize<'a>(
         timings: run.timings,
         linear_bytes: run.bytes,
     };
+    checkpoint.inputs.check()?;
     writer.finish(&report)?;
     Ok(report)
 }
@@ -189,7 +196,13 @@ fn calibration_windows(
         }
         Source::BuiltIn => calibration::windows_of_built_in(tokenizer, calibration, recipe.seed),
         Source::SelfSamples => {
-            let decoder = Decoder::load(CpuBackend::default(), checkpoint)?;
+            // The time that it takes is not among the units; Ctrl-C works all the same.
+            let decoder =
+                Decoder::load_with(CpuBackend::default(), checkpoint, &mut |_, _| work.at(0.0).is_ok());
+            let decoder = decoder.map_err(|e| match e {
+                ModelError::Interrupted => QuantError::Interrupted,
+                e => e.into(),
+            })?;
             let total = (calibration.windows * calibration.window) as f64;
             let mut done = 0.0;
             self_samples::sample_windows(&decoder, tokenizer, calibration, recipe.seed, &mut || {
