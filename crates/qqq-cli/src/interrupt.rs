@@ -7,7 +7,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -19,6 +19,9 @@ static PRESSED: AtomicBool = AtomicBool::new(false);
 /// Files that must not outlive the process.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
+/// Undoes what must not outlive the process.
+static BEFORE_EXIT: OnceLock<fn()> = OnceLock::new();
+
 /// Handles SIGINT, SIGTERM and SIGHUP from now on. `json`: an object is due on standard output even then.
 pub fn install(json: bool) -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
@@ -29,6 +32,9 @@ pub fn install(json: bool) -> anyhow::Result<()> {
         for path in TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = std::fs::remove_file(path);
         }
+        if let Some(undo) = BEFORE_EXIT.get() {
+            undo();
+        }
         let _ = writeln!(std::io::stderr(), "\nerror: interrupted");
         if json {
             let failure = crate::errors::Failure::of(&Interrupted.into());
@@ -37,6 +43,11 @@ pub fn install(json: bool) -> anyhow::Result<()> {
         std::process::exit(i32::from(INTERRUPTED));
     })?;
     Ok(())
+}
+
+/// Has a signal that ends the process at once call this first. There is one such call in a process.
+pub fn before_exit(undo: fn()) {
+    let _ = BEFORE_EXIT.set(undo);
 }
 
 /// While it lives, a Ctrl-C that ends the process at once removes this file.
