@@ -67,3 +67,35 @@ fn a_line_that_is_no_text_is_left_out() {
     assert!(run.stderr.contains("not UTF-8 (byte 4 is 0xe9)"), "{}", run.stderr);
     assert_eq!(prompts(&run), prompts(&chat(TEMPLATE, b"Hello\nHello\n")));
 }
+
+#[test]
+fn commands_say_what_they_did() {
+    let run = chat(TEMPLATE, b"/reset\nHello\n/reset\n/system Be brief.\n/system\n/system\n/help\n/halp\n");
+    for said in [
+        "(there was no conversation yet)",
+        "(the conversation of 2 messages is forgotten)",
+        "(the system message is set; the conversation begins anew)",
+        "(the system message is removed; the conversation begins anew)",
+        "(there is no system message; the conversation begins anew)",
+        "/system TEXT  set the system message",
+        "(/halp is unknown, /help tells what there is",
+    ] {
+        assert!(run.stderr.contains(said), "{said:?} is not in {}", run.stderr);
+    }
+    assert_eq!(prompts(&run).len(), 1);
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_first_message() {
+    let run = chat(TEMPLATE, b"\xEF\xBB\xBFHello\n");
+    assert_eq!(prompts(&run), prompts(&chat(TEMPLATE, b"Hello\n")));
+    let run = chat(TEMPLATE, b"\xEF\xBB\xBF/reset\n");
+    assert!(run.stderr.contains("(there was no conversation yet)"), "{}", run.stderr);
+}
+
+#[test]
+fn lines_of_a_pipe_are_not_cut() {
+    let long = "x".repeat(1500);
+    let run = chat(TEMPLATE, format!("{long}\n").as_bytes());
+    assert_eq!(prompts(&run), ["user: \nassistant: ".len() + long.len()]);
+}

@@ -2,21 +2,23 @@
 
 /// The commands, for `/help`.
 pub const COMMANDS: &str = "\
-/help           this text
-/reset          forget the conversation; the system message stays
-/system TEXT    set the system message, and forget the conversation
-/system         remove the system message, and forget the conversation
-/exit           leave, as /quit, /bye or Ctrl-D";
+/help         this text
+/reset        forget the conversation; the system message stays
+/system TEXT  set the system message, and forget the conversation
+/system       remove the system message, and forget the conversation
+/exit         leave, as /quit and /bye";
 
 /// The keys of the line editor, for `/help`.
 pub const KEYS: &str = "\
-Enter           send the message
-Alt-Enter       a new line in the message, as Ctrl-J; a pasted text stays one message, however many lines it has
-Up, Down        lines of the message, then earlier messages; Ctrl-R searches them
-Ctrl-A, Ctrl-E  to the beginning, to the end; Ctrl-W, Ctrl-U, Ctrl-K cut, Ctrl-Y pastes what was cut
-Ctrl-L          clear the screen
-Ctrl-C          stop the answer; at the prompt: drop what is typed, a second time leave
-Ctrl-Z          suspend, until the shell's fg";
+Enter         send the message
+Alt-Enter     begin a new line, as Ctrl-J; a pasted text stays one message
+Up, Down      lines of the message, then earlier messages; Ctrl-R searches
+Ctrl-A, -E    go to the beginning or the end of the line
+Ctrl-W, -U    cut the word or the line before the cursor; Ctrl-Y pastes it
+Ctrl-C        stop the answer; at the prompt: drop what is typed, twice: leave
+Ctrl-D        leave
+Ctrl-L        clear the screen
+Ctrl-Z        suspend, until the shell's fg";
 
 /// A message, or a command.
 #[derive(Debug, PartialEq)]
@@ -76,6 +78,11 @@ mod tests {
         assert_eq!(Input::parse("/help"), Input::Help);
         assert_eq!(Input::parse("/rest"), Input::Unknown("/rest"));
         assert_eq!(Input::parse("  \n"), Input::Nothing);
+    }
+
+    #[test]
+    fn help_fits_a_terminal() {
+        assert!([COMMANDS, KEYS].iter().all(|text| text.lines().all(|line| line.len() < 80)));
     }
 
     #[test]

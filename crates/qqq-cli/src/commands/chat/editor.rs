@@ -1,7 +1,13 @@
 //! The line editor: reedline with the keys of a chat.
 
-use std::borrow::Cow;
-use std::path::Path;
+use std::{
+    borrow::Cow,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use anyhow::Context;
 use crossterm::event::{Event, KeyEvent};
@@ -14,14 +20,12 @@ use reedline::{
 use super::{history, terminal::Terminal};
 use crate::console::Console;
 
-/// What keys ask of the program.
-const LEAVE: &str = "leave";
-const SUSPEND: &str = "suspend";
-
 /// Reads messages from a terminal.
 pub struct Editor {
     line: Reedline,
     terminal: Terminal,
+    /// Set by a second Ctrl-C: keys that come at once after the first, the editor drops.
+    leave: Arc<AtomicBool>,
     /// Whether messages are written to a file.
     kept: bool,
 }
@@ -30,8 +34,9 @@ impl Editor {
     /// Takes the terminal. `history`: the file of earlier messages.
     pub fn new(history: Option<&Path>, console: &Console) -> anyhow::Result<Self> {
         let terminal = Terminal::take().context("cannot set the terminal up")?;
+        let leave = Arc::new(AtomicBool::new(false));
         let mut line = Reedline::create()
-            .with_edit_mode(Box::new(Keys::new()))
+            .with_edit_mode(Box::new(Keys::new(Arc::clone(&leave))))
             .use_bracketed_paste(true)
             .with_ansi_colors(false)
             // As in shells: what begins with a space is not kept.
@@ -48,7 +53,7 @@ impl Editor {
         if let Some(history) = file.map_or_else(|| FileBackedHistory::new(history::MESSAGES).ok(), Some) {
             line = line.with_history(Box::new(history));
         }
-        Ok(Self { line, terminal, kept })
+        Ok(Self { line, terminal, leave, kept })
     }
 
     /// The next message, `None` to leave.
@@ -56,16 +61,19 @@ impl Editor {
         loop {
             let signal = self.line.read_line(&ChatPrompt);
             self.terminal.mark_pastes();
-            match signal.context("cannot read from the terminal")? {
+            let signal = signal.context("cannot read from the terminal")?;
+            if self.leave.load(Relaxed) {
+                return Ok(None);
+            }
+            match signal {
                 Signal::Success(text) => {
                     self.keep(console);
                     return Ok(Some(text));
                 }
                 Signal::CtrlC => console.note("(Ctrl-C again leaves, as Ctrl-D and /exit do)"),
-                Signal::HostCommand(what) if what == SUSPEND => self.terminal.suspend(),
                 Signal::HostCommand(_) => {
                     console.line("")?;
-                    return Ok(None);
+                    self.terminal.suspend();
                 }
                 _ => return Ok(None),
             }
@@ -98,19 +106,20 @@ struct Keys {
     emacs: Emacs,
     /// Whether the last key was Ctrl-C.
     interrupted: bool,
+    leave: Arc<AtomicBool>,
 }
 
 impl Keys {
-    fn new() -> Self {
+    fn new(leave: Arc<AtomicBool>) -> Self {
         let mut keys = default_emacs_keybindings();
         // Every terminal can send this one, Alt-Enter not.
         let newline = ReedlineEvent::Edit(vec![EditCommand::InsertNewline]);
         keys.add_binding(KeyModifiers::CONTROL, KeyCode::Char('j'), newline);
         if cfg!(unix) {
-            let suspend = ReedlineEvent::ExecuteHostCommand(SUSPEND.into());
+            let suspend = ReedlineEvent::ExecuteHostCommand("suspend".into());
             keys.add_binding(KeyModifiers::CONTROL, KeyCode::Char('z'), suspend);
         }
-        Self { emacs: Emacs::new(keys), interrupted: false }
+        Self { emacs: Emacs::new(keys), interrupted: false, leave }
     }
 }
 
@@ -126,7 +135,7 @@ impl EditMode for Keys {
             _ => false,
         };
         if is_ctrl_c && again {
-            return ReedlineEvent::ExecuteHostCommand(LEAVE.into());
+            self.leave.store(true, Relaxed);
         }
         match ReedlineRawEvent::try_from(event) {
             Ok(event) => self.emacs.parse_event(event),

@@ -22,7 +22,10 @@ pub use unix::Terminal;
 mod unix {
     use std::{
         io,
-        sync::{Mutex, PoisonError},
+        sync::{
+            Arc, Mutex, PoisonError,
+            atomic::{AtomicBool, Ordering::SeqCst},
+        },
         thread,
         time::Duration,
     };
@@ -35,12 +38,16 @@ mod unix {
         InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr,
     };
     use signal_hook::{
-        consts::SIGTSTP,
+        consts::{SIGCONT, SIGTSTP},
+        flag,
         iterator::{Handle, Signals},
     };
 
     use super::{PASTES_MARKED, PASTES_NOT_MARKED, print};
     use crate::interrupt;
+
+    /// How long the system may take to stop the process.
+    const PATIENCE: Duration = Duration::from_millis(500);
 
     /// The modes of the terminal before the chat, while it has it.
     static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -117,16 +124,26 @@ mod unix {
         let (Some(before), Ok(now)) = (before, tcgetattr(io::stdin())) else { return };
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
         print(PASTES_NOT_MARKED);
+        let continued = Arc::new(AtomicBool::new(false));
+        let watch = flag::register(SIGCONT, Arc::clone(&continued));
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         // SAFETY: the default action runs no code of this process.
         let handler = unsafe { sigaction(Signal::SIGTSTP, &default) };
         // Not SIGSTOP: where no shell could continue the process, the system does not stop it by this one.
         let _ = kill(whom, Signal::SIGTSTP);
         // Another thread may be the one that takes it, a moment later.
-        thread::sleep(Duration::from_millis(50));
+        let pause = Duration::from_millis(5);
+        let mut waited = Duration::ZERO;
+        while !continued.load(SeqCst) && waited < PATIENCE {
+            thread::sleep(pause);
+            waited += pause;
+        }
         if let Ok(handler) = handler {
             // SAFETY: it was installed until now.
             let _ = unsafe { sigaction(Signal::SIGTSTP, &handler) };
+        }
+        if let Ok(watch) = watch {
+            signal_hook::low_level::unregister(watch);
         }
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &now);
         print(PASTES_MARKED);
