@@ -214,8 +214,7 @@ pub(crate) fn run<B: Backend>(
             started = work.last().map_or(joined, |last| last.index + usize::from(last.ends));
         }
         let cancelled = next != Next::Go;
-        for index in 0..sequences.len() {
-            let s = &mut sequences[index];
+        for (index, s) in sequences.iter_mut().enumerate() {
             if cancelled {
                 s.finish.get_or_insert(FinishReason::Cancelled);
             }

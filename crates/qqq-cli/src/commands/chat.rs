@@ -17,7 +17,7 @@ use self::{
     editor::Editor,
     plain::Lines,
 };
-use super::generate::{Answer, Reading, StopArgs, statistics};
+use super::generate::{Answer, StopArgs, statistics};
 use crate::{
     console::Console,
     errors::{bad_input, bad_input_hint},
@@ -219,10 +219,8 @@ impl Chat<'_> {
             }
         };
         let guard = Guard::new();
-        let mut reading = Reading::new(console);
         let mut printed = Ok(());
         let result = self.session.generate_text(&self.model.tokenizer, &ids, &self.stop, &mut |event| {
-            reading.tell(&event);
             if let TextEvent::Text { piece, .. } = event
                 && printed.is_ok()
             {
@@ -230,7 +228,6 @@ impl Chat<'_> {
             }
             printed.is_ok() && !guard.pressed()
         });
-        drop(reading);
         printed?;
         let answer = match result {
             Ok(result) => Answer::new(ids.len(), result),

@@ -21,7 +21,6 @@ use crate::{
     format,
     interrupt::Guard,
     model::{self, HubArgs},
-    progress::Progress,
     sampling::SamplingArgs,
 };
 
@@ -191,9 +190,7 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
     let tokens = encoder.text(&text)?;
     let guard = Guard::new();
     let streaming = !console.json();
-    let mut reading = Reading::new(console);
     let answer = one(&run, tokens, &mut |event| {
-        reading.tell(&event);
         if let TextEvent::Text { piece, .. } = event
             && streaming
         {
@@ -201,7 +198,6 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
         }
         guard.check()
     });
-    drop(reading);
     if streaming {
         console.line("")?;
     }
@@ -227,31 +223,6 @@ fn read_prompt(args: &GenerateArgs) -> anyhow::Result<String> {
         }
     };
     if text.is_empty() && !args.batch { Err(bad_input("the prompt is empty")) } else { Ok(text) }
-}
-
-/// Shows how far a long prompt is.
-pub struct Reading {
-    console: Console,
-    progress: Option<Progress>,
-}
-
-impl Reading {
-    /// Nothing is shown until the model runs for a while.
-    pub fn new(console: &Console) -> Self {
-        Self { console: console.clone(), progress: None }
-    }
-
-    /// Looks at what happens; the bar is gone before there is text.
-    pub fn tell(&mut self, event: &TextEvent<'_>) {
-        match *event {
-            TextEvent::Pass { computed, total } if computed < total => {
-                let progress =
-                    self.progress.get_or_insert_with(|| Progress::new(&self.console, "reading the prompt"));
-                progress.update(computed as f64, total as f64, &format!("{computed} of {total} tokens"));
-            }
-            _ => self.progress = None,
-        }
-    }
 }
 
 /// Generates an answer; `on_text` gets each piece of text (or "" where none is complete), and stops the generation by

@@ -296,6 +296,28 @@ fn ctrl_z_gives_the_terminal_to_the_shell_and_fg_back_to_the_chat() {
 }
 
 #[test]
+fn a_line_that_a_terminal_has_cut_is_left_out() {
+    let chat = Chat::new();
+    let command = chat.place.command();
+    let mut shell = std::process::Command::new("sh");
+    common::clean(&mut shell);
+    shell.current_dir(chat.place.path("")).env("QQQ", command.get_program());
+    // Without the editor, which draws where answers do not go to a terminal.
+    shell.args(["-c", "$QQQ chat model -n 3 --temperature 0 | tr a-z A-Z"]);
+    let mut terminal = Terminal::run(&mut shell, 40, 120);
+    terminal.type_in("Hello\r");
+    terminal.wait_for("length limit]");
+    terminal.type_in(format!("{}\r", "x".repeat(5000)));
+    terminal.wait_for("this line is left out: a terminal cuts lines at 4095 bytes");
+    terminal.type_in("Again\r");
+    terminal.wait_for("[prompt: ");
+    let tokens: usize = terminal.wait_for(" ").trim().parse().unwrap();
+    assert_eq!(tokens, said("Hello") + 3 + "\n".len() + said("Again"));
+    terminal.type_in("\x04");
+    terminal.wait_for_end();
+}
+
+#[test]
 fn nothing_is_coloured() {
     let chat = Chat::new();
     let mut terminal = chat.plain();

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
@@ -18,6 +18,8 @@ use rustix::{
 
 /// After this long a test has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Shows nothing, and says that all before it has come.
+const END: &[u8] = b"\x1b]0;end\x07";
 /// How a program asks where the cursor is.
 const WHERE: &[u8] = b"\x1b[6n";
 
@@ -63,7 +65,7 @@ impl Terminal {
         }
         let child = command.spawn().unwrap();
         let (sender, output) = mpsc::channel();
-        let mut reader = File::from(OwnedFd::from(master.try_clone().unwrap()));
+        let mut reader = File::from(master.try_clone().unwrap());
         thread::spawn(move || {
             let mut buffer = vec![0; 1 << 16];
             // An error is what the end looks like.
@@ -135,7 +137,11 @@ impl Terminal {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                while self.output.try_recv().map(|bytes| self.take(&bytes)).is_ok() {}
+                (&self.slave).write_all(END).unwrap();
+                while !self.raw.ends_with(END) {
+                    self.pump();
+                }
+                self.raw.truncate(self.raw.len() - END.len());
                 return status.code();
             }
             self.pump();
