@@ -5,7 +5,7 @@ mod common;
 use std::io::Write;
 use std::process::Stdio;
 
-use common::{Place, Run};
+use common::{Place, Run, TinyModel};
 
 /// A chat with a template, on lines of input.
 fn chat(template: &str, lines: &[u8]) -> Run {
@@ -98,4 +98,33 @@ fn lines_of_a_pipe_are_not_cut() {
     let long = "x".repeat(1500);
     let run = chat(TEMPLATE, format!("{long}\n").as_bytes());
     assert_eq!(prompts(&run), ["user: \nassistant: ".len() + long.len()]);
+}
+
+#[test]
+fn answers_end_before_stop_strings_too() {
+    let place = Place::new();
+    TinyModel::new().that_says(b"ab").write(&place.path("model"));
+    let answer = |stop: &[&str]| {
+        let mut child = place
+            .command()
+            .args(["chat", "model", "-n", "60", "--temperature", "0.9", "--top-k", "1"])
+            .args(stop)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"Hello\nHello\n").unwrap();
+        Run::of(child.wait_with_output().unwrap()).success()
+    };
+    let free = answer(&[]);
+    let first = free.stdout.lines().next().unwrap();
+    let stop = &first[first.len() - 8..];
+    let stopped = answer(&["--stop", "???", "--stop", stop]);
+    let before = first.split(stop).next().unwrap();
+    assert_eq!(stopped.stdout.lines().next().unwrap(), before);
+    assert!(stopped.stderr.lines().next().unwrap().ends_with("; stop string]"), "{}", stopped.stderr);
+    // The conversation goes on from what was printed.
+    let hello = "user: Hello\nassistant: ".len();
+    assert_eq!(prompts(&stopped), [hello, hello + before.len() + "\n".len() + hello]);
 }
