@@ -1,17 +1,19 @@
 //! The command line as a whole: global options, dispatch, exit codes.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
-use qqq_backend::cpu::pool;
-use tracing_subscriber::EnvFilter;
+use qqq_backend::cpu::{isa::Isa, pool};
 
 use crate::{
-    commands::{bench, chat, demo, eval, generate, inspect, kernels, quantize},
-    console::Console,
+    commands::{bench, chat, completions, demo, eval, generate, inspect, kernels, man, quantize},
+    console::{Console, wants_colour},
     download,
     errors::{self, Failure},
-    interrupt,
+    interrupt, logging, numbers,
 };
 
 const ABOUT: &str = "Quantize language models to W4A8 (4-bit weights, 8-bit activations), measure, run";
@@ -29,16 +31,20 @@ Exit codes: 0 done; 1 failed; 2 wrong usage or bad input; 130 interrupted.
 
 Environment:
   QQQ_THREADS  number of threads, as --threads
-  QQQ_ISA      kernel path: avx512-vnni, avx-vnni, avx2, neon-dot or portable [default: the best here]
-  QQQ_CACHE    where `qqq demo` keeps its model [default: qqq in the user's cache directory]
+  QQQ_ISA      kernels: avx512-vnni, avx-vnni, avx2, neon-dot or portable [default: the best]
+  QQQ_CACHE    folder for what can be made again [default: qqq in the user's cache folder]
+  QQQ_KERNEL_CACHE  folder of compiled GPU kernels [default: kernels in QQQ_CACHE; empty: none]
   QQQ_KERNELS  archive of compiled GPU kernels, from `qqq kernels build`
-  QQQ_LOG      log filter, as qqq=debug
+  QQQ_NVRTC    what compiles GPU kernels: the library or its folder [default: looked for]
+  QQQ_LOG      log filter: a level (debug), or levels of modules (warn,qqq_model=trace)
+  NO_COLOR, CLICOLOR, CLICOLOR_FORCE  whether messages are coloured
   HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT  as for the hub's own tools
-  HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE  how to reach the hub: a proxy, certificates to trust";
+  HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE  how to reach the hub: a proxy, certificates to trust
+  A variable that is empty counts as not set.";
 
 #[derive(Debug, Parser)]
 #[command(name = "qqq",
-    bin_name = "qqq", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100, disable_help_subcommand = true)]
+    bin_name = "qqq", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100, args_override_self = true)]
 struct Cli {
     #[command(flatten)]
     global: GlobalArgs,
@@ -52,8 +58,8 @@ struct GlobalArgs {
     /// Print exactly one JSON object on standard output (also on failure), and nothing else there
     #[arg(long, global = true)]
     json: bool,
-    /// Number of threads [default: QQQ_THREADS, else all cores]
-    #[arg(long, global = true, value_name = "N")]
+    /// Number of threads; -1: all cores [default: QQQ_THREADS, else all cores]
+    #[arg(long, global = true, value_name = "N", allow_negative_numbers = true, value_parser = numbers::threads)]
     threads: Option<usize>,
     /// No progress and no notes on standard error; errors remain
     #[arg(short, long, global = true, conflicts_with = "verbose")]
@@ -73,6 +79,13 @@ enum Command {
     Bench(bench::BenchArgs),
     Kernels(kernels::KernelsArgs),
     Demo(demo::DemoArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
+}
+
+/// Every command with its options, for what is made of them.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses, runs, and turns the outcome into an exit code.
@@ -89,9 +102,15 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
-    log_to_stderr(cli.global.verbose, cli.global.quiet);
-    pool::set_num_threads(cli.global.threads).map_err(|e| errors::bad_input(e.to_string()))?;
-    interrupt::install(cli.global.json)?;
+    // What a shell runs when it starts is not stopped by a variable that has nothing to do with it.
+    match &cli.command {
+        Command::Completions(args) => return completions::run(args, console),
+        Command::Man(args) => return man::run(args, console),
+        _ => {}
+    }
+    logging::start(console, cli.global.verbose)?;
+    settings(cli.global.threads)?;
+    interrupt::install(console.clone())?;
     download::show_on(console);
     match cli.command {
         Command::Quantize(args) => quantize::run(&args, console),
@@ -102,7 +121,18 @@ fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args, console),
         Command::Kernels(args) => kernels::run(&args, console),
         Command::Demo(args) => demo::run(&args, console),
+        Command::Completions(args) => completions::run(&args, console),
+        Command::Man(args) => man::run(&args, console),
     }
+}
+
+/// Starts the threads, and looks at what the environment asks of the kernels: a name that is none is an error even where
+/// nothing would be run by it.
+fn settings(threads: Option<usize>) -> anyhow::Result<()> {
+    let option = if threads.is_some() { "--threads: " } else { "" };
+    pool::set_num_threads(threads).map_err(|e| errors::bad_input(format!("{option}{e}")))?;
+    Isa::selected().map_err(|e| errors::bad_input(e.to_string()))?;
+    Ok(())
 }
 
 fn report(console: &Console, error: &anyhow::Error) -> ExitCode {
@@ -118,36 +148,25 @@ fn report(console: &Console, error: &anyhow::Error) -> ExitCode {
 /// clap's own errors, and `--help` and `--version`.
 fn usage_error(error: &clap::Error) -> ExitCode {
     let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-    if !asked_for && std::env::args_os().any(|a| a == "--json") {
-        let text = error.render().to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        Console::new(true, true).failure(&Failure::usage(message));
-        return ExitCode::from(errors::BAD_INPUT);
-    }
-    // A closed pipe is no reason to fail here either.
-    let _ = error.print();
-    ExitCode::from(if asked_for { 0 } else { errors::BAD_INPUT })
-}
-
-fn log_to_stderr(verbose: u8, quiet: bool) {
-    let level = match (quiet, verbose) {
-        (true, _) => "error",
-        (false, 0) => "warn",
-        (false, 1) => "info",
-        (false, 2) => "debug",
-        (false, _) => "trace",
+    let json = !asked_for && std::env::args_os().any(|a| a == "--json");
+    let text = error.render();
+    let is_terminal =
+        if error.use_stderr() { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
+    let shown = match wants_colour(is_terminal, &|name| std::env::var_os(name)) {
+        true => text.ansi().to_string(),
+        false => text.to_string(),
     };
-    let filter = std::env::var("QQQ_LOG")
-        .ok()
-        .and_then(|text| EnvFilter::try_new(text).ok())
-        .unwrap_or_else(|| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .without_time()
-        .with_target(false)
-        .init();
+    // A closed pipe is no reason to fail here either.
+    let _ = match error.use_stderr() {
+        true => io::stderr().write_all(shown.as_bytes()),
+        false => io::stdout().write_all(shown.as_bytes()),
+    };
+    if json {
+        let text = text.to_string();
+        let message = text.trim().trim_start_matches("error: ");
+        Console::new(true, true).failure_object(&Failure::usage(message));
+    }
+    ExitCode::from(if asked_for { 0 } else { errors::BAD_INPUT })
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 //! Standard output and standard error.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal, Write},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use serde::Serialize;
 
@@ -13,17 +17,56 @@ pub struct Console {
     quiet: bool,
     fancy_out: bool,
     fancy_err: bool,
+    colour_err: bool,
+    told: Arc<Mutex<Told>>,
+}
+
+/// What the user was told beside the result; every JSON object has it.
+#[derive(Debug, Default, Serialize)]
+struct Told {
+    warnings: Vec<String>,
+    notes: Vec<String>,
+    /// That was drawn because none was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct WithTold<'a, T> {
+    #[serde(flatten)]
+    value: &'a T,
+    #[serde(flatten)]
+    told: Told,
+}
+
+/// What takes warnings that are not the command's own: those of the log.
+#[derive(Clone, Debug)]
+pub struct Warnings(Arc<Mutex<Told>>);
+
+impl Warnings {
+    /// Keeps a warning that was printed.
+    pub fn add(&self, text: String) {
+        lock(&self.0).warnings.push(text);
+    }
+}
+
+fn lock(told: &Mutex<Told>) -> std::sync::MutexGuard<'_, Told> {
+    // A list to which a panic came in between is a list still.
+    told.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Console {
     /// `json`: results as one JSON object; `quiet`: no notes.
     pub fn new(json: bool, quiet: bool) -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        let err_is_terminal = io::stderr().is_terminal();
         Self {
             json,
             quiet,
             fancy_out: !dumb && io::stdout().is_terminal(),
-            fancy_err: !dumb && io::stderr().is_terminal(),
+            fancy_err: !dumb && err_is_terminal,
+            colour_err: wants_colour(err_is_terminal, &|name| std::env::var_os(name)),
+            told: Arc::default(),
         }
     }
 
@@ -47,10 +90,26 @@ impl Console {
         self.fancy_err
     }
 
-    /// Prints the result: `value` as JSON, or what `text` makes of it.
+    /// Whether standard error gets colours.
+    pub fn colour_err(&self) -> bool {
+        self.colour_err
+    }
+
+    /// For the log.
+    pub fn warnings(&self) -> Warnings {
+        Warnings(self.told.clone())
+    }
+
+    /// Prints the result: `value` (a struct or a map) as a JSON object, with the warnings and notes until now, or what
+    /// `text` makes of it.
     pub fn result<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
-        let line = if self.json { serde_json::to_string(value)? } else { text(value) };
+        let line = if self.json { self.object(value)? } else { text(value) };
         self.line(&line)
+    }
+
+    fn object<T: Serialize>(&self, value: &T) -> serde_json::Result<String> {
+        let told = std::mem::take(&mut *lock(&self.told));
+        serde_json::to_string(&WithTold { value, told })
     }
 
     /// Prints a line on standard output.
@@ -68,30 +127,109 @@ impl Console {
         }
     }
 
-    /// Prints a line on standard error, unless quiet.
+    /// Prints a line on standard error, unless quiet; it is part of the JSON object as well.
     pub fn note(&self, text: &str) {
+        lock(&self.told).notes.push(text.to_owned());
+        self.status(text);
+    }
+
+    /// As [`note`](Self::note), of what is only worth knowing now (progress), or is in the result already.
+    pub fn status(&self, text: &str) {
         if !self.quiet {
             // Nobody can be told if standard error is gone.
             let _ = writeln!(io::stderr(), "{text}");
         }
     }
 
-    /// A line that the user must see.
+    /// A line that the user must see; it is part of the JSON object as well.
     pub fn warn(&self, text: &str) {
+        lock(&self.told).warnings.push(text.to_owned());
         let _ = writeln!(io::stderr(), "warning: {text}");
     }
 
-    /// Prints a failure: a line (and a hint) on standard error, and the JSON object if one was asked for.
+    /// Tells the seed that was drawn for what `--seed -1` asks for.
+    pub fn drawn_seed(&self, seed: u64) {
+        lock(&self.told).seed = Some(seed);
+        self.status(&format!("seed: {seed} (drawn; --seed {seed} gives the same again)"));
+    }
+
+    /// Prints a failure: what went wrong (and a hint) on standard error, and the JSON object if one was asked for.
     pub fn failure(&self, failure: &Failure) {
         let mut err = io::stderr();
         let (red, blue, reset) =
-            if self.fancy_err { ("\x1b[1;31m", "\x1b[1;34m", "\x1b[0m") } else { ("", "", "") };
+            if self.colour_err { ("\x1b[1;31m", "\x1b[1;34m", "\x1b[0m") } else { ("", "", "") };
         let _ = writeln!(err, "{red}error:{reset} {}", failure.message);
         if let Some(hint) = &failure.hint {
             let _ = writeln!(err, "{blue}hint:{reset} {hint}");
         }
-        if self.json && !failure.is_answered() {
-            let _ = self.line(&failure.to_json().to_string());
+        self.failure_object(failure);
+    }
+
+    /// The JSON object of a failure, if one was asked for and is due still.
+    pub fn failure_object(&self, failure: &Failure) {
+        if self.json
+            && !failure.is_answered()
+            && let Ok(object) = self.object(&failure.to_json())
+        {
+            let _ = self.line(&object);
         }
+    }
+}
+
+/// Whether a stream gets colours, by the variables that programs have agreed on (<https://no-color.org>,
+/// <https://bixense.com/clicolors>). `get` gives the variables of the environment; what is set to nothing counts as not
+/// set.
+pub fn wants_colour(is_terminal: bool, get: &dyn Fn(&str) -> Option<OsString>) -> bool {
+    let set = |name: &str| get(name).filter(|v| !v.is_empty());
+    if set("NO_COLOR").is_some() {
+        return false;
+    }
+    if set("CLICOLOR_FORCE").is_some_and(|v| v != "0") {
+        return true;
+    }
+    is_terminal && set("CLICOLOR").is_none_or(|v| v != "0") && set("TERM").is_none_or(|v| v != "dumb")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_as_the_variables_say() {
+        let wants = |is_terminal: bool, variables: &[(&str, &str)]| {
+            let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
+            wants_colour(is_terminal, &get)
+        };
+        assert!(wants(true, &[]) && !wants(false, &[]));
+        assert!(!wants(true, &[("NO_COLOR", "1")]) && !wants(true, &[("NO_COLOR", "0")]));
+        assert!(wants(true, &[("NO_COLOR", ""), ("CLICOLOR", ""), ("TERM", "xterm")]));
+        assert!(!wants(true, &[("CLICOLOR", "0")]) && wants(true, &[("CLICOLOR", "1")]));
+        assert!(!wants(false, &[("CLICOLOR", "1")]));
+        assert!(wants(false, &[("CLICOLOR_FORCE", "1")]));
+        assert!(wants(false, &[("CLICOLOR_FORCE", "1"), ("CLICOLOR", "0"), ("TERM", "dumb")]));
+        assert!(!wants(false, &[("CLICOLOR_FORCE", "0")]) && !wants(false, &[("CLICOLOR_FORCE", "")]));
+        assert!(!wants(false, &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+        assert!(!wants(true, &[("TERM", "dumb")]));
+    }
+
+    #[test]
+    fn objects_have_what_was_told() {
+        #[derive(Serialize)]
+        struct Result {
+            small: f32,
+        }
+        let console = Console::new(true, true);
+        console.note("read");
+        console.status("50%");
+        console.drawn_seed(7);
+        console.warnings().add("old".into());
+        assert_eq!(
+            console.object(&Result { small: 0.1 }).unwrap(),
+            r#"{"small":0.1,"warnings":["old"],"notes":["read"],"seed":7}"#
+        );
+        assert_eq!(
+            console.object(&Result { small: 1.0 }).unwrap(),
+            r#"{"small":1.0,"warnings":[],"notes":[]}"#
+        );
     }
 }

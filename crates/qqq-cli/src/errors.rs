@@ -1,4 +1,5 @@
-//! Errors as the user sees them: one line, a hint where there is a way out, an exit code.
+//! Errors as the user sees them: what went wrong (a line, or the lines of a list), a hint where there is a way out, an
+//! exit code.
 
 use std::io;
 
@@ -60,7 +61,7 @@ pub fn failed_hint(message: impl Into<String>, hint: impl Into<String>) -> anyho
 /// An error, ready to be shown.
 #[derive(Debug)]
 pub struct Failure {
-    /// The chain of causes, on one line.
+    /// The chain of causes; lines as they are in the messages.
     pub message: String,
     /// A way out.
     pub hint: Option<String>,
@@ -110,11 +111,13 @@ impl Failure {
     }
 }
 
-/// The messages of all causes on one line; a cause that the message before it already spells out is left out.
+/// The messages of all causes, one after the other; a cause that the message before it already spells out is left out.
+/// Their lines stay lines: lists of places and the compiler's words are unreadable as one.
 fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
-        let message = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        let message = cause.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+        let message = message.trim().to_owned();
         if text.is_empty() {
             text = message;
         } else if !text.contains(&message) {
@@ -191,6 +194,9 @@ fn hint(e: &Cause) -> Option<String> {
     };
     let format = match (model, e.downcast_ref::<QuantError>()) {
         (Some(ModelError::NotFinite(_)), _) => return Some(NOT_FINITE.into()),
+        (Some(ModelError::NoEmbedding { token, .. }), _) => {
+            return Some(format!("leave {token:?} out of the text, or use a model that was trained with it"));
+        }
         (Some(ModelError::Tokenizer(_)), _) => {
             return Some("the tokenizer must be the one that the model was trained with; fetch the model's files again".into());
         }
@@ -222,13 +228,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_joined_once_and_on_one_line() {
-        let cause = io::Error::new(io::ErrorKind::NotFound, "no such\nfile");
+    fn causes_are_joined_once_and_keep_their_lines() {
+        let cause = io::Error::new(io::ErrorKind::NotFound, "no such file\r\n  looked at x  \n");
         let error =
             anyhow::Error::from(ModelError::Format(FormatError::Io { path: "a/b".into(), source: cause }))
                 .context("loading the baseline");
         let failure = Failure::of(&error);
-        assert_eq!(failure.message, "loading the baseline: a/b: no such file");
+        assert_eq!(failure.message, "loading the baseline: a/b: no such file\n  looked at x");
         assert_eq!(failure.exit_code, BAD_INPUT);
     }
 

@@ -40,6 +40,15 @@ pub fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> 
     Ok(())
 }
 
+/// As [`write()`], of a file that must not be there yet.
+pub fn write_new(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> anyhow::Result<()> {
+    let context = || format!("cannot write {}", path.display());
+    let mut file = staged(path).with_context(context)?;
+    content(file.as_file_mut()).and_then(|()| file.as_file().sync_all()).with_context(context)?;
+    file.persist_noclobber(path).with_context(context)?;
+    Ok(())
+}
+
 /// A file beside the one that it will replace.
 fn staged(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
@@ -79,7 +88,7 @@ fn cause(e: &io::Error) -> io::Error {
     e.raw_os_error().map_or_else(|| e.kind().into(), io::Error::from_raw_os_error)
 }
 
-/// A directory that only this process may make.
+/// A directory or a file that only this process may make.
 pub struct Reserved {
     reservation: Reservation,
     _lock: Option<Temporary>,
@@ -104,6 +113,11 @@ impl Reserved {
         }
         let lock = reservation.lock_path().map(Temporary::new);
         Ok(Self { reservation, _lock: lock })
+    }
+
+    /// What will be made.
+    pub fn path(&self) -> &Path {
+        self.reservation.path()
     }
 
     /// For who makes it.
@@ -144,7 +158,10 @@ mod tests {
             write(&path, |f| f.write_all(text.as_bytes())).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
+        assert!(write_new(&path, |f| f.write_all(b"3rd")).is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "2nd");
         assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+        write_new(&folder.path().join("new"), |f| f.write_all(b"new")).unwrap();
     }
 
     #[test]

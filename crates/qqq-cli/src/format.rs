@@ -1,4 +1,6 @@
-//! Numbers as people read them.
+//! Numbers as people read them, and paths as shells do.
+
+use std::path::Path;
 
 /// Bytes in decimal units.
 pub fn bytes(n: u64) -> String {
@@ -35,12 +37,44 @@ pub fn seconds(s: f64) -> String {
     if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m}:{s:02}") }
 }
 
-/// `value ± error`, with the digits that the error leaves sensible.
-pub fn estimate(value: f64, error: Option<f64>, unicode: bool) -> String {
-    let Some(error) = error else { return significant(value, 5) };
-    let digits = if error > 0.0 { (1.0 - error.log10().floor()).clamp(0.0, 8.0) as usize } else { 4 };
-    let sign = if unicode { "±" } else { "+-" };
-    format!("{value:.digits$} {sign} {error:.digits$}")
+/// Digits after the standard error's first one that are printed. Two recipes are compared on the same text, where most of
+/// the error is common to both: they differ by far less than it says.
+const BEYOND_ERROR: i32 = 4;
+/// Significant digits where there is no standard error.
+const WITHOUT_ERROR: i32 = 7;
+
+/// `value ± error`, both down to the fourth decimal place after that of the standard error's first significant digit:
+/// `21.65342 ± 0.48123`. Without an error: seven significant digits.
+pub fn estimate(value: f64, error: Option<f64>) -> String {
+    match error {
+        Some(error) if error > 0.0 && error.is_finite() => {
+            // A float has 17 digits at most.
+            let places = (BEYOND_ERROR - exponent(error)).clamp(0, 17) as usize;
+            format!("{value:.places$} ± {error:.places$}")
+        }
+        // All windows agree.
+        Some(error) => format!("{} ± {error}", significant(value, WITHOUT_ERROR)),
+        None => significant(value, WITHOUT_ERROR),
+    }
+}
+
+/// The power of ten of the first significant digit.
+fn exponent(value: f64) -> i32 {
+    // Exact, unlike a logarithm: 0.001 has -3.
+    let text = format!("{value:e}");
+    text.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0)
+}
+
+/// A path as a word of a shell's command line, to be copied from what is printed.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    // A dash would begin an option.
+    let text = if text.starts_with('-') { format!("./{text}") } else { text };
+    match shlex::try_quote(&text) {
+        Ok(word) => word.into_owned(),
+        // A zero byte, which no path has.
+        Err(_) => text,
+    }
 }
 
 /// With a number of significant digits.
@@ -72,11 +106,45 @@ mod tests {
 
     #[test]
     fn digits() {
-        assert_eq!(estimate(19.60812, Some(0.1234), true), "19.61 ± 0.12");
-        assert_eq!(estimate(0.012345, Some(0.00012), false), "0.01235 +- 0.00012");
-        assert_eq!(estimate(19.60812, None, true), "19.608");
         assert_eq!(significant(0.000123456, 3), "0.000123");
         assert_eq!(significant(1.5e-9, 3), "1.50e-9");
         assert_eq!(significant(123456.0, 3), "123456");
+    }
+
+    #[test]
+    fn estimates_end_four_places_after_the_errors_first_digit() {
+        for (value, error, text) in [
+            (21.653_421_9, 0.481_234_5, "21.65342 ± 0.48123"),
+            (0.012_345_678_9, 0.000_123_456, "0.01234568 ± 0.00012346"),
+            (19.5, 0.001, "19.5000000 ± 0.0010000"),
+            (1_234.567_89, 12.345_67, "1234.568 ± 12.346"),
+            (123_456.7, 34_567.8, "123457 ± 34568"),
+            (9.9e9, 2.5e6, "9900000000 ± 2500000"),
+            (5.0, 9.999_99, "5.0000 ± 10.0000"),
+            (2.0, 0.0, "2.000000 ± 0"),
+        ] {
+            assert_eq!(estimate(value, Some(error)), text);
+        }
+        assert_eq!(estimate(19.608_123_45, None), "19.60812");
+        // Recipes whose difference is a fiftieth of the error can be told apart.
+        assert_ne!(estimate(21.65, Some(0.5)), estimate(21.66, Some(0.5)));
+    }
+
+    #[test]
+    fn paths_are_words_of_a_shell() {
+        for (path, word) in [
+            ("out", "out"),
+            ("/tmp/qwen-w4a8", "/tmp/qwen-w4a8"),
+            ("my model", "'my model'"),
+            ("$HOME/x", "'$HOME/x'"),
+            ("-rf", "./-rf"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_word(Path::new(path)), word);
+        }
+        // Whatever it is, a shell reads it back.
+        for path in ["it's", "a\"b", "a\nb", "*;&|", "~", "é ü"] {
+            assert_eq!(shlex::split(&shell_word(Path::new(path))).unwrap(), [path]);
+        }
     }
 }

@@ -12,20 +12,28 @@ use std::{
     },
 };
 
-use crate::errors::{INTERRUPTED, Interrupted};
+use crate::{
+    console::Console,
+    errors::{Failure, INTERRUPTED, Interrupted},
+};
 
 static GUARDS: AtomicUsize = AtomicUsize::new(0);
 static PRESSED: AtomicBool = AtomicBool::new(false);
+/// What is said at the first Ctrl-C, where what it asks for takes a while.
+static NOTICE: Mutex<Option<&'static str>> = Mutex::new(None);
 /// Files that must not outlive the process.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Undoes what must not outlive the process.
 static BEFORE_EXIT: OnceLock<fn()> = OnceLock::new();
 
-/// Handles SIGINT, SIGTERM and SIGHUP from now on. `json`: an object is due on standard output even then.
-pub fn install(json: bool) -> anyhow::Result<()> {
+/// Handles SIGINT, SIGTERM and SIGHUP from now on. The console is told, for an object may be due even then.
+pub fn install(console: Console) -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
         if GUARDS.load(SeqCst) > 0 && !PRESSED.swap(true, SeqCst) {
+            if let Some(notice) = *NOTICE.lock().unwrap_or_else(PoisonError::into_inner) {
+                let _ = writeln!(std::io::stderr(), "\n{notice}");
+            }
             return;
         }
         // Nothing is dropped when a process ends at once.
@@ -35,11 +43,9 @@ pub fn install(json: bool) -> anyhow::Result<()> {
         if let Some(undo) = BEFORE_EXIT.get() {
             undo();
         }
-        let _ = writeln!(std::io::stderr(), "\nerror: interrupted");
-        if json {
-            let failure = crate::errors::Failure::of(&Interrupted.into());
-            let _ = writeln!(std::io::stdout(), "{}", failure.to_json());
-        }
+        // Behind the terminal's ^C, or what is left of a bar.
+        let _ = writeln!(std::io::stderr());
+        console.failure(&Failure::of(&Interrupted.into()));
         std::process::exit(i32::from(INTERRUPTED));
     })?;
     Ok(())
@@ -79,6 +85,13 @@ impl Guard {
         Self(())
     }
 
+    /// As [`new`](Self::new); the first Ctrl-C is answered by a line on standard error.
+    pub fn telling(notice: &'static str) -> Self {
+        let guard = Self::new();
+        *NOTICE.lock().unwrap_or_else(PoisonError::into_inner) = Some(notice);
+        guard
+    }
+
     /// Whether Ctrl-C was pressed.
     pub fn pressed(&self) -> bool {
         PRESSED.load(SeqCst)
@@ -92,6 +105,8 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        GUARDS.fetch_sub(1, SeqCst);
+        if GUARDS.fetch_sub(1, SeqCst) == 1 {
+            *NOTICE.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 }

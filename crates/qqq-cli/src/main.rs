@@ -3,12 +3,16 @@
 mod app;
 mod commands;
 mod console;
+mod device;
 mod download;
 mod errors;
 mod files;
 mod format;
+mod given;
 mod interrupt;
+mod logging;
 mod model;
+mod numbers;
 mod progress;
 mod sampling;
 mod table;

@@ -57,7 +57,7 @@ impl Progress {
                 bar.set_position((share * STEPS) as u64);
                 bar.set_message(message);
             }
-            None => self.console.note(&format!("{}: {:.0}%  {message}", self.title, share * 100.0)),
+            None => self.console.status(&format!("{}: {:.0}%  {message}", self.title, share * 100.0)),
         }
     }
 

@@ -3,6 +3,8 @@
 use clap::ValueEnum;
 use qqq_model::{TextOptions, text::TextFormat};
 
+use crate::errors::bad_input;
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum FormatArg {
     /// What their content says: plain text, JSON lines or arrays, parquet; UTF-8 or UTF-16, packed by gzip, zstd or not
@@ -27,14 +29,22 @@ pub struct ReadArgs {
 
 impl ReadArgs {
     /// For the model library.
-    pub fn options(&self) -> TextOptions {
-        TextOptions {
+    ///
+    /// # Errors
+    /// A field of what has none.
+    pub fn options(&self) -> anyhow::Result<TextOptions> {
+        if let (FormatArg::Plain, Some(field)) = (self.text_format, &self.text_field) {
+            return Err(bad_input(format!(
+                "--text-field {field} does nothing with --text-format plain: plain text has no fields"
+            )));
+        }
+        Ok(TextOptions {
             format: match self.text_format {
                 FormatArg::Auto => TextFormat::Auto,
                 FormatArg::Plain => TextFormat::Plain,
                 FormatArg::Json => TextFormat::Json,
             },
             field: self.text_field.clone(),
-        }
+        })
     }
 }

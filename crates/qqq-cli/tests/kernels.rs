@@ -107,16 +107,27 @@ fn without_a_compiler_the_error_names_all_places((): ()) {
         &format!("{BUILD} -o k.zip"),
         &[("QQQ_NVRTC", "/no/nvrtc"), ("QQQ_KERNEL_CACHE", "no/cache")],
     );
-    for says in ["no/cache", "in this binary", "QQQ_KERNELS", "/no/nvrtc"] {
+    for says in ["no/cache", "in this binary", "QQQ_KERNELS", "/no/nvrtc", "(QQQ_NVRTC names it)"] {
         assert!(failed.stderr.contains(says), "{}", failed.stderr);
     }
+    // Empty is not set: it is looked for, and found or not.
+    let empty = [("QQQ_NVRTC", ""), ("QQQ_KERNEL_CACHE", "")];
+    let looked = run(&place, &format!("{BUILD} -o k.zip"), &empty);
+    assert!(!looked.stderr.contains("names it"), "{}", looked.stderr);
+    let _ = fs::remove_file(place.path("k.zip"));
     failed.failure(1, "is not there and cannot be compiled");
     // An archive of another version does not help, and is not used.
     let mut old = kernel();
     old.key = "0".repeat(64);
     fake(&place, "old.zip", old);
     let with_old = [("QQQ_NVRTC", "/no/nvrtc"), ("QQQ_KERNEL_CACHE", ""), ("QQQ_KERNELS", "old.zip")];
-    run(&place, &format!("{BUILD} -o k.zip"), &with_old).failure(1, "was it made by this very version?");
+    let failed = run(&place, &format!("{BUILD} -o k.zip"), &with_old);
+    // A place a line.
+    let line = failed.stderr.lines().find(|l| l.contains("old.zip")).unwrap();
+    assert!(
+        line.starts_with("  QQQ_KERNELS, ") && line.ends_with("was it made by this very version?"),
+        "{line}"
+    );
     assert!(!place.path("k.zip").exists());
     let json = run(&place, "kernels list old.zip --json", &[]).success().json();
     assert_eq!((&json["other_versions"], json["kernels"].as_array().unwrap().len()), (&1.into(), 0));
@@ -139,13 +150,15 @@ fn wrong_usage() {
     run(&place, "kernels build -o k.zip --arch sm_75", &[]).failure(2, "sm_75");
     run(&place, "kernels list text.txt", &[]).failure(2, "text.txt: not a usable archive of kernels");
     run(&place, "kernels list", &[("QQQ_KERNEL_CACHE", "")]).failure(1, "no cache");
+    let follows = run(&place, "kernels list --json", &[("QQQ_CACHE", "cache-of-all")]).success().json();
+    assert_eq!(follows["place"], "cache-of-all/kernels");
 }
 
 fn a_broken_archive((): ()) {
     let place = Place::new();
     let broken = [("QQQ_KERNELS", "text.txt"), ("QQQ_KERNEL_CACHE", "")];
     run(&place, &format!("{BUILD} -o k.zip"), &broken)
-        .failure(1, "text.txt: not a usable archive of kernels");
+        .failure(1, "QQQ_KERNELS, text.txt: not a usable archive of kernels");
 }
 
 fn kernels_in_the_binary() {

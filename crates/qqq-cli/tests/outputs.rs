@@ -15,7 +15,11 @@ const QUANTIZE: &str = "quantize model --calibration text.txt --windows 2 --wind
 
 /// A run that takes long, when it has begun to write.
 fn started(place: &Place) -> Child {
-    let line = "quantize model -o out --windows 512 --window 512";
+    started_with(place, "")
+}
+
+fn started_with(place: &Place, options: &str) -> Child {
+    let line = format!("quantize model -o out --windows 512 --window 512{options}");
     let child =
         place.command().args(line.split(' ')).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let staging = place.path(&format!(".out.partial-{}", child.id()));
@@ -98,6 +102,24 @@ fn one_run_at_a_time_makes_an_output() {
     place.run(&format!("{QUANTIZE} other")).success();
     assert!(first.try_wait().unwrap().is_none(), "the first goes on");
     kill(&mut first);
+}
+
+#[test]
+fn one_run_at_a_time_makes_a_report() {
+    let place = Place::new();
+    let mut first = started_with(&place, " --report report.json");
+    let says = format!("process {}", first.id());
+    for report in ["report.json", "./report.json", "model/../report.json"] {
+        place.run(&format!("quantize no-model -o other --report {report}")).failure(1, &says);
+    }
+    place.run(&format!("{QUANTIZE} other --report another.json")).success();
+    assert!(first.try_wait().unwrap().is_none(), "the first goes on");
+    kill(&mut first);
+    // A killed run has it no more, and what it has left is no report.
+    let run = place.run(&format!("{QUANTIZE} third --report report.json")).success();
+    assert!(place.path("report.json").is_file(), "{}", run.stderr);
+    let hidden: Vec<_> = place.names().into_iter().filter(|n| n.contains("report.json.")).collect();
+    assert!(hidden.is_empty(), "{hidden:?}");
 }
 
 #[test]

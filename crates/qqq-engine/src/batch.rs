@@ -105,15 +105,19 @@ impl Sequence {
         }
     }
 
-    fn check(&self, index: usize, context: usize) -> Result<()> {
+    fn check(&self, index: usize, of: usize, context: usize) -> Result<()> {
+        // One prompt has no number; several are counted from 1.
+        let prompt = || if of == 1 { "the prompt".into() } else { format!("prompt {} of {of}", index + 1) };
         if self.prompt_len == 0 {
             return Err(ModelError::Request(format!(
-                "prompt {index} has no tokens; a model needs at least one (its BOS token, if it has one)"
+                "{} has no tokens; a model needs at least one (its BOS token, if it has one)",
+                prompt()
             )));
         }
         if self.prompt_len >= context {
             return Err(ModelError::Request(format!(
-                "prompt {index} has {} tokens; the model's context of {context} leaves no room for an answer",
+                "{} has {} tokens; the model's context of {context} leaves no room for an answer",
+                prompt(),
                 self.prompt_len
             )));
         }
@@ -167,7 +171,7 @@ pub(crate) fn run<B: Backend>(
     }
     let context = decoder.config.max_position_embeddings;
     for (i, s) in sequences.iter().enumerate() {
-        s.check(i, context)?;
+        s.check(i, sequences.len(), context)?;
     }
     if options.max_new_tokens == 0 {
         return Ok(());

@@ -37,7 +37,7 @@ pub enum EvalError {
         /// Mean negative log-likelihood of a token.
         nll: f64,
     },
-    /// The caller stopped it.
+    /// The caller stopped it before anything was scored.
     #[error("interrupted")]
     Interrupted,
 }

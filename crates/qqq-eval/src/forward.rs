@@ -79,16 +79,27 @@ impl Batch<'_> {
     }
 }
 
-/// Cuts `tokens` into windows, and calls `run` with every batch and the rows it scores. Returns the number of windows.
+/// How many windows were scored, of how many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scored {
+    pub windows: usize,
+    pub planned: usize,
+}
+
+/// Cuts `tokens` into windows, and calls `run` with every batch and the rows it scores, until `progress` stops it.
+///
+/// # Errors
+/// As those of `run`, options that leave nothing to score, and being stopped before anything was scored.
 pub(crate) fn for_each_batch(
     tokens: &[u32],
     options: &WindowOptions,
     progress: &mut Progress<'_>,
     mut run: impl FnMut(&Batch<'_>, &[Row]) -> Result<()>,
-) -> Result<usize> {
+) -> Result<Scored> {
     let windows = options.cut(tokens.len())?;
+    let planned = windows.len();
     let mut done = 0;
-    if !progress(0, windows.len()) {
+    if !progress(0, planned) {
         return Err(EvalError::Interrupted);
     }
     for windows_of_batch in windows.chunks((BATCH_TOKENS / options.window).max(1)) {
@@ -102,11 +113,11 @@ pub(crate) fn for_each_batch(
         }
         run(&batch, &batch.rows(tokens))?;
         done += windows_of_batch.len();
-        if !progress(done, windows.len()) {
-            return Err(EvalError::Interrupted);
+        if !progress(done, planned) {
+            break;
         }
     }
-    Ok(windows.len())
+    Ok(Scored { windows: done, planned })
 }
 
 /// Rows of logits that are made at a time, for a vocabulary.

@@ -25,8 +25,12 @@ pub struct KldReport {
     pub baseline_perplexity: f64,
     /// Perplexity of the model.
     pub perplexity: f64,
-    /// Windows.
+    /// Windows that were scored.
     pub windows: usize,
+    /// Windows that were to be scored: more where `progress` stopped it.
+    pub planned_windows: usize,
+    /// Whether it was stopped: the figures are those of the first windows only.
+    pub partial: bool,
     /// Scored tokens.
     pub tokens: usize,
     /// Seconds.
@@ -54,7 +58,7 @@ pub fn kl_divergence<A: Backend, B: Backend>(
     }
     crate::windows::check_tokens(tokens, vocab)?;
     let [mut kl, mut agree, mut log_ratio, mut base_nll] = [const { Vec::new() }; 4];
-    let windows = for_each_batch(tokens, options, progress, |batch, rows| {
+    let scored = for_each_batch(tokens, options, progress, |batch, rows| {
         let (hidden_p, hidden_q) = (batch.hidden(baseline)?, batch.hidden(model)?);
         for rows in rows.chunks(chunk_rows(vocab)) {
             let (p, q) = (logits(baseline, &hidden_p, rows), logits(model, &hidden_q, rows));
@@ -94,7 +98,9 @@ pub fn kl_divergence<A: Backend, B: Backend>(
         perplexity_ratio,
         baseline_perplexity,
         perplexity: baseline_perplexity * perplexity_ratio.mean,
-        windows,
+        windows: scored.windows,
+        planned_windows: scored.planned,
+        partial: scored.windows < scored.planned,
         tokens: kl.iter().map(|w| w.tokens).sum(),
         seconds: start.elapsed().as_secs_f64(),
     })

@@ -16,9 +16,9 @@ pub use error::{EvalError, Result};
 pub use kld::{KldReport, kl_divergence};
 pub use perplexity::{PerplexityReport, perplexity};
 pub use statistics::Estimate;
-pub use tokens::first_tokens;
+pub use tokens::{Text, first_tokens};
 pub use windows::{Scoring, Window, WindowOptions};
 
-/// Told after each batch of windows how many are done and how many there are; returning `false` stops with
-/// [`EvalError::Interrupted`].
+/// Told before the first and after each batch of windows how many are done and how many there are; returning `false` stops
+/// with what was scored until then, or with [`EvalError::Interrupted`] if that is nothing.
 pub type Progress<'a> = dyn FnMut(usize, usize) -> bool + 'a;

@@ -24,8 +24,12 @@ pub struct PerplexityReport {
     /// [`Scoring::SecondHalf`] (with the same first tokens).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub second_half_perplexity: Option<f64>,
-    /// Windows.
+    /// Windows that were scored.
     pub windows: usize,
+    /// Windows that were to be scored: more where `progress` stopped it.
+    pub planned_windows: usize,
+    /// Whether it was stopped: the figures are those of the first windows only.
+    pub partial: bool,
     /// Scored tokens.
     pub tokens: usize,
     /// Seconds.
@@ -36,7 +40,8 @@ pub struct PerplexityReport {
 ///
 /// # Errors
 /// Options that leave nothing to score, a window beyond the model's context, tokens outside its vocabulary, logits that
-/// are not finite, a perplexity that is not, or `progress` returned `false`.
+/// are not finite, a perplexity that is not, or `progress` returned `false` before anything was scored. Stopped later, it
+/// gives what was scored until then.
 pub fn perplexity<B: Backend>(
     decoder: &Decoder<B>,
     tokens: &[u32],
@@ -49,7 +54,7 @@ pub fn perplexity<B: Backend>(
     let (mut sums, mut halves) = (Vec::new(), Vec::new());
     // Windows that overlap score parts that say nothing about halves.
     let whole = options.scoring == Scoring::All && options.stride >= options.window;
-    let windows = for_each_batch(tokens, options, progress, |batch, rows| {
+    let scored = for_each_batch(tokens, options, progress, |batch, rows| {
         let hidden = batch.hidden(decoder)?;
         for rows in rows.chunks(chunk_rows(vocab)) {
             let logits = logits(decoder, &hidden, rows);
@@ -78,7 +83,9 @@ pub fn perplexity<B: Backend>(
         perplexity: mean.mean,
         standard_error: mean.standard_error,
         second_half_perplexity: (!halves.is_empty()).then(|| estimate(&halves).mean.exp()),
-        windows,
+        windows: scored.windows,
+        planned_windows: scored.planned,
+        partial: scored.windows < scored.planned,
         tokens: sums.iter().map(|w| w.tokens).sum(),
         seconds: start.elapsed().as_secs_f64(),
     })

@@ -33,6 +33,46 @@ pub fn first_tokens(reader: &mut TextReader<'_>, tokenizer: &Tokenizer, needed: 
     )
 }
 
+/// A text for several tokenizers: it is read once, as far as one of them needs it, so that it can come through a pipe, and
+/// is the same for all.
+pub struct Text<'a> {
+    reader: TextReader<'a>,
+    /// What was read until now.
+    pieces: Vec<String>,
+}
+
+impl<'a> Text<'a> {
+    /// Of a reader from which nothing was read yet.
+    pub fn new(reader: TextReader<'a>) -> Self {
+        Self { reader, pieces: Vec::new() }
+    }
+
+    /// The reader.
+    pub fn reader(&mut self) -> &mut TextReader<'a> {
+        &mut self.reader
+    }
+
+    /// As [`first_tokens`], from the text's beginning each time.
+    ///
+    /// # Errors
+    /// As [`first_tokens`].
+    pub fn first_tokens(&mut self, tokenizer: &Tokenizer, needed: usize) -> Result<Vec<u32>> {
+        let mut at = 0;
+        let text = RefCell::new(self);
+        let mut next = || {
+            let Self { reader, pieces } = &mut **text.borrow_mut();
+            if at == pieces.len() {
+                let Some(piece) = reader.next_piece()? else { return Ok(None) };
+                pieces.push(piece);
+            }
+            at += 1;
+            Ok(Some(pieces[at - 1].clone()))
+        };
+        let encode = |text_: &str| Ok(tokenizer.encode(text_, !text.borrow().reader.is_templated())?);
+        prefix(&mut next, &mut { encode }, needed)
+    }
+}
+
 /// `next` gives the text's pieces, `encode` makes tokens of a text.
 fn prefix(
     next: &mut dyn FnMut() -> Result<Option<String>>,

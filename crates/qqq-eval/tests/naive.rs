@@ -200,8 +200,14 @@ fn refusals() {
         calls += 1;
         calls < 3
     });
-    assert!(matches!(stopped, Err(EvalError::Interrupted)));
-    assert_eq!(calls, 3);
+    // Stopped after two batches of 32 windows: what was scored until then, and marked.
+    let stopped = stopped.unwrap();
+    assert_eq!((calls, stopped.windows, stopped.planned_windows, stopped.partial), (3, 64, 156, true));
+    let limited = WindowOptions { limit: Some(64), ..WindowOptions::new(64) };
+    let whole = perplexity(&p, &text(10_000), &limited, &mut |_, _| true).unwrap();
+    assert_eq!((whole.perplexity, whole.tokens, whole.partial), (stopped.perplexity, stopped.tokens, false));
+    let nothing = kl_divergence(&p, &p, &tokens, &WindowOptions::new(16), &mut |_, _| false);
+    assert!(matches!(nothing, Err(EvalError::Interrupted)));
     let overflow = perplexity(&model(1, VOCAB, f32::MAX), &tokens, &WindowOptions::new(16), &mut |_, _| true);
     assert!(matches!(overflow, Err(EvalError::NotFinite { .. })), "{overflow:?}");
 }

@@ -21,6 +21,18 @@ pub enum ModelError {
     /// Tokenizer: missing, damaged, or not matching the model.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// A text with a token for which the model has no embedding.
+    #[error(
+        "tokenizer: the text has the token {token:?}, whose id is {id}, but the model has only {rows} embeddings"
+    )]
+    NoEmbedding {
+        /// The token's text.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Embeddings of the model.
+        rows: usize,
+    },
     /// Chat template: missing or failing.
     #[error("chat template: {0}")]
     ChatTemplate(String),

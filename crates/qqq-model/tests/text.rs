@@ -253,3 +253,36 @@ fn only_what_is_asked_for_is_read() {
         }
     }
 }
+
+#[test]
+fn a_file_has_its_hash_however_much_of_it_was_read() {
+    use sha2::{Digest, Sha256};
+    let dir = tempfile::tempdir().unwrap();
+    let long = "word\n".repeat(100_000);
+    let gzip = {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, long.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let utf16 = long.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    for (name, content) in [
+        ("a.txt", long.clone().into_bytes()),
+        ("bom.txt", [b"\xEF\xBB\xBF", long.as_bytes()].concat()),
+        ("utf16.txt", [&b"\xFF\xFE"[..], &utf16].concat()),
+        ("a.jsonl", format!("{{\"text\": {long:?}}}\n").repeat(3).into_bytes()),
+        ("a.txt.gz", [&gzip[..], &gzip].concat()),
+        ("damaged.jsonl", format!("{{\"text\": {long:?}}}\ndamage").into_bytes()),
+    ] {
+        let path = dir.path().join(name);
+        fs::write(&path, &content).unwrap();
+        let expected: String = Sha256::digest(&content).iter().map(|b| format!("{b:02x}")).collect();
+        for pieces in [0, 1] {
+            let mut reader = TextReader::open(&path, &TextOptions::default(), Box::new(|| Ok(None))).unwrap();
+            for _ in 0..pieces {
+                reader.next_piece().unwrap();
+            }
+            assert_eq!(reader.sha256().unwrap().as_ref(), Some(&expected), "{name}, {pieces}");
+            assert_eq!(reader.next_piece().unwrap(), None, "the rest is gone");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Instruction sets of the integer kernels.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::str::FromStr;
 
@@ -60,10 +61,17 @@ impl Isa {
     /// # Errors
     /// `QQQ_ISA` names no path, or one that this machine cannot run.
     pub fn selected() -> Result<Isa> {
-        match std::env::var("QQQ_ISA") {
-            Ok(name) => name.parse::<Isa>()?.checked(),
-            Err(std::env::VarError::NotPresent) => Ok(Self::best()),
-            Err(error) => Err(BackendError::Unavailable(format!("QQQ_ISA: {error}"))),
+        Self::asked(std::env::var_os("QQQ_ISA"))
+    }
+
+    fn asked(variable: Option<OsString>) -> Result<Isa> {
+        match variable {
+            // What is set to nothing counts as not set.
+            Some(name) if !name.is_empty() => {
+                let isa = name.to_string_lossy().parse::<Isa>().and_then(Isa::checked);
+                isa.map_err(|e| BackendError::Unavailable(format!("QQQ_ISA: {e}")))
+            }
+            _ => Ok(Self::best()),
         }
     }
 
@@ -126,6 +134,18 @@ mod tests {
             assert_eq!(isa.to_string().parse::<Isa>().unwrap(), isa);
         }
         assert!("avx3".parse::<Isa>().unwrap_err().to_string().contains("avx512-vnni"));
+    }
+
+    #[test]
+    fn the_variable_is_named_in_its_errors() {
+        let asked = |name: &str| Isa::asked(Some(name.into())).map_err(|e| e.to_string());
+        assert_eq!(asked(""), Ok(Isa::best()));
+        assert_eq!(asked("portable"), Ok(Isa::Portable));
+        let foreign = if cfg!(target_arch = "x86_64") { Isa::NeonDot } else { Isa::Avx512Vnni };
+        for bad in ["avx3", foreign.name(), " avx2"] {
+            let error = asked(bad).unwrap_err();
+            assert!(error.starts_with("QQQ_ISA: ") && error.contains(bad), "{error}");
+        }
     }
 
     #[test]

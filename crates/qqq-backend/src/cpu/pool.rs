@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -110,14 +111,19 @@ fn available_cores() -> usize {
 }
 
 fn default_threads() -> Result<usize> {
-    match std::env::var("QQQ_THREADS") {
-        Ok(text) => text.trim().parse().ok().and_then(valid_threads).ok_or_else(|| {
+    threads_by(std::env::var_os("QQQ_THREADS"))
+}
+
+/// `QQQ_THREADS`; empty or -1: all cores.
+fn threads_by(variable: Option<OsString>) -> Result<usize> {
+    let text = variable.unwrap_or_default();
+    match text.to_string_lossy().trim() {
+        "" | "-1" => Ok(available_cores()),
+        text => text.parse().ok().and_then(valid_threads).ok_or_else(|| {
             BackendError::Unavailable(format!(
-                "QQQ_THREADS is \"{text}\": give a count from 1 to {MAX_THREADS}"
+                "QQQ_THREADS: \"{text}\" is no number of threads: give a count from 1 to {MAX_THREADS}, or -1 for all cores"
             ))
         }),
-        Err(std::env::VarError::NotPresent) => Ok(available_cores()),
-        Err(error) => Err(BackendError::Unavailable(format!("QQQ_THREADS: {error}"))),
     }
 }
 

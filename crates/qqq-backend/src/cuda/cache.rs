@@ -1,5 +1,6 @@
 //! A cache of compiled kernels on disk, shared by processes.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -16,13 +17,17 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The user's: `QQQ_KERNEL_CACHE`, or `qqq/kernels` in the system's folder for caches. An empty `QQQ_KERNEL_CACHE` means
-    /// none.
+    /// The user's: `QQQ_KERNEL_CACHE`, or `kernels` in the [folder](qqq_formats::cache::folder) of all that can be made
+    /// again (`QQQ_CACHE`). An empty `QQQ_KERNEL_CACHE` means none.
     pub fn of_user() -> Self {
-        let folder = match std::env::var_os("QQQ_KERNEL_CACHE") {
+        Self::by(std::env::var_os("QQQ_KERNEL_CACHE"), qqq_formats::cache::folder())
+    }
+
+    fn by(asked: Option<OsString>, of_user: Option<PathBuf>) -> Self {
+        let folder = match asked {
             Some(folder) if folder.is_empty() => None,
             Some(folder) => Some(PathBuf::from(folder)),
-            None => dirs::cache_dir().map(|c| c.join("qqq/kernels")),
+            None => of_user.map(|folder| folder.join("kernels")),
         };
         Self { folder }
     }
@@ -96,6 +101,17 @@ fn write(folder: &Path, key: &str, cubin: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_folder_follows_the_users_cache() {
+        let by = |asked: Option<&str>| {
+            let cache = Cache::by(asked.map(Into::into), Some(PathBuf::from("/data/q")));
+            cache.folder().map(|f| f.display().to_string())
+        };
+        assert_eq!(by(None).as_deref(), Some("/data/q/kernels"));
+        assert_eq!(by(Some("/elsewhere")).as_deref(), Some("/elsewhere"));
+        assert_eq!(by(Some("")), None);
+    }
 
     #[test]
     fn kernels_come_back() {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::archive::Archive;
+use super::archive::{Archive, ArchiveError};
 use super::cache::Cache;
 use super::{Arch, CudaError, Nvrtc, Resources, Result, Source};
 
@@ -106,7 +106,8 @@ impl Compiler {
         if let Some(open) = archive.get() {
             return Ok(Some(open));
         }
-        let open = Archive::open(path)?;
+        let open = Archive::open(path)
+            .map_err(|e| ArchiveError { place: format!("QQQ_KERNELS, {}", e.place), ..e })?;
         Ok(Some(archive.get_or_init(|| open)))
     }
 

@@ -61,23 +61,29 @@ impl Nvrtc {
     /// The oldest version whose code for Hopper is good: 12.4 and 12.8 serialize the wgmma of our kernels.
     pub const RECOMMENDED: (u32, u32) = (12, 9);
 
-    /// The first NVRTC that is not older than [`RECOMMENDED`](Self::RECOMMENDED), or else the first usable one, among: `QQQ_NVRTC` (the library or its folder; nothing else is tried when it is set), the
+    /// The first NVRTC that is not older than [`RECOMMENDED`](Self::RECOMMENDED), or else the first usable one, among: `QQQ_NVRTC` (the library or its folder; nothing else is tried when it is set, and not empty), the
     /// toolkit of `CUDA_HOME` or `CUDA_PATH`, the wheels of the active Python environment and of the system's Pythons,
     /// `/usr/local/cuda*`, and the loader's own path.
     ///
     /// # Errors
     /// [`CudaError::NvrtcNotFound`] with all places, or [`CudaError::NvrtcUnusable`] for `QQQ_NVRTC`.
     pub fn find() -> Result<Self> {
-        if let Some(path) = std::env::var_os("QQQ_NVRTC") {
+        if let Some(path) = std::env::var_os("QQQ_NVRTC").filter(|v| !v.is_empty()) {
             let path = PathBuf::from(path);
-            return match libraries_in(&path).first() {
+            let found = match libraries_in(&path).first() {
                 Some(library) => Self::open(library),
                 None if path.is_dir() => Err(CudaError::NvrtcUnusable {
                     path,
-                    reason: String::from("QQQ_NVRTC names a folder without a libnvrtc.so"),
+                    reason: String::from("a folder without a libnvrtc.so"),
                 }),
                 None => Self::open(&path),
             };
+            return found.map_err(|error| match error {
+                CudaError::NvrtcUnusable { path, reason } => {
+                    CudaError::NvrtcUnusable { path, reason: format!("{reason} (QQQ_NVRTC names it)") }
+                }
+                error => error,
+            });
         }
         let mut searched = Vec::new();
         let mut old = None;

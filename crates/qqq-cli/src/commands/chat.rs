@@ -20,9 +20,11 @@ use self::{
 use super::generate::{Answer, StopArgs, statistics};
 use crate::{
     console::Console,
-    errors::{bad_input, bad_input_hint},
+    device::DeviceArgs,
+    errors::bad_input_hint,
     interrupt::Guard,
     model::{self, HubArgs, LoadedModel},
+    numbers,
     sampling::SamplingArgs,
 };
 
@@ -48,8 +50,9 @@ pub struct ChatArgs {
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Tokens of an answer at most
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
+    /// Tokens of an answer at most; -1: until the model ends it or its context is full
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true,
+        value_parser = numbers::new_tokens)]
     max_new_tokens: usize,
     /// Neither read nor keep the messages of earlier chats
     #[arg(long)]
@@ -59,6 +62,8 @@ pub struct ChatArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     hub: HubArgs,
 }
 
@@ -67,10 +72,7 @@ pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
     if console.json() {
         return Err(bad_input_hint("a chat is not one JSON object", "use `qqq generate --json`"));
     }
-    if args.max_new_tokens == 0 {
-        return Err(bad_input("--max-new-tokens must be at least 1"));
-    }
-    let sampling = args.sampling.options(0.7)?;
+    let sampling = args.sampling.options(0.7, console)?;
     args.stop.check(console)?;
     // Before the model is loaded: what is typed meanwhile is for the first prompt.
     let mut reader = Reader::new(args, console)?;

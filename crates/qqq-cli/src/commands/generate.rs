@@ -17,10 +17,12 @@ use serde::Serialize;
 use self::prompt::Encoder;
 use crate::{
     console::Console,
+    device::DeviceArgs,
     errors::{Interrupted, bad_input, bad_input_hint},
     format,
     interrupt::Guard,
     model::{self, HubArgs},
+    numbers,
     sampling::SamplingArgs,
 };
 
@@ -59,8 +61,9 @@ pub struct GenerateArgs {
     /// Prompts of a batch that run together
     #[arg(long, value_name = "N", default_value_t = 16, requires = "batch")]
     batch_size: usize,
-    /// New tokens at most
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    /// New tokens at most; -1: until the model ends or its context is full
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256, allow_negative_numbers = true,
+        value_parser = numbers::new_tokens)]
     max_new_tokens: usize,
     /// Continue the prompt as it is, without the chat template
     #[arg(long, conflicts_with_all = ["chat", "system"])]
@@ -75,6 +78,8 @@ pub struct GenerateArgs {
     stop: StopArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -153,10 +158,7 @@ impl Answer {
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
-    let sampling = args.sampling.options(0.0)?;
-    if args.max_new_tokens == 0 {
-        return Err(bad_input("--max-new-tokens must be at least 1"));
-    }
+    let sampling = args.sampling.options(0.0, console)?;
     if args.batch_size == 0 {
         return Err(bad_input("--batch-size must be at least 1"));
     }
@@ -202,7 +204,7 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
         console.line("")?;
     }
     let answer = answer?;
-    console.note(&statistics(&answer));
+    console.status(&statistics(&answer));
     if console.json() { console.result(&answer, |_| String::new()) } else { Ok(()) }
 }
 

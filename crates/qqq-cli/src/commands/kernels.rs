@@ -21,6 +21,7 @@ use crate::{
     errors::{Interrupted, bad_input, bad_input_hint, failed_hint},
     files, format,
     interrupt::Guard,
+    numbers,
     progress::Progress,
     table::table,
 };
@@ -67,7 +68,7 @@ struct BuildArgs {
     #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
     types: Vec<super::bench::Output>,
     /// Only products whose tiles have this many tokens
-    #[arg(long, value_name = "M", value_delimiter = ',')]
+    #[arg(long, value_name = "M", value_delimiter = ',', allow_negative_numbers = true, value_parser = numbers::count)]
     tokens: Vec<usize>,
 }
 

@@ -2,10 +2,12 @@
 
 pub mod bench;
 pub mod chat;
+pub mod completions;
 pub mod demo;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod kernels;
+pub mod man;
 pub mod quantize;
 pub mod recipe;

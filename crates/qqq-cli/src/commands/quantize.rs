@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::recipe::{AmountArgs, FormatArg, RecipeArgs};
 use crate::{
     console::Console,
+    device::DeviceArgs,
     errors::{bad_input, bad_input_hint},
     files::{self, Reserved},
     format,
@@ -61,6 +62,8 @@ pub struct QuantizeArgs {
     #[command(flatten)]
     amount: AmountArgs,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     hub: HubArgs,
 }
 
@@ -74,10 +77,16 @@ struct Outcome {
 /// Runs the command.
 pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let recipe = args.recipe.recipe(&args.amount)?;
+    if args.calibration == ["self"] {
+        args.recipe.refuse_text_options()?;
+    }
+    let read = args.read.options()?;
     // What would be found at the end is asked first, before anything is downloaded.
     let reserved = Reserved::new(&args.output, console)?;
-    if let Some(path) = &args.report {
-        check_report(path, &args.output)?;
+    let report_place =
+        args.report.as_ref().map(|path| reserve_report(path, &args.output, console)).transpose()?;
+    if args.recipe.draws_seed() {
+        console.drawn_seed(recipe.seed);
     }
     let checkpoint = model::open(&args.model, &args.hub)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
@@ -87,12 +96,11 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let output =
         Output { reservation: reserved.reservation(), format: args.format.format(), model_name: &args.model };
     let mut steps = Steps { progress: Progress::new(console, "quantizing"), guard: &guard };
-    let read = args.read.options();
     let text = CalibrationText { source: &source, options: Some(&read) };
     let report = qqq_quant::quantize(&checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?;
     drop(steps);
-    if let Some(path) = &args.report {
-        write_report(path, &report)?;
+    if let Some(place) = &report_place {
+        write_report(place.path(), &report)?;
     }
     let outcome = Outcome { output: args.output.clone(), report };
     console.result(&outcome, |o| summary(&o.report, &o.output))
@@ -121,8 +129,8 @@ impl qqq_quant::Progress for Steps<'_> {
     }
 }
 
-/// The report's own file is made after the checkpoint.
-fn check_report(path: &Path, output: &Path) -> anyhow::Result<()> {
+/// The report's own file is made after the checkpoint; no other run may have it in mind.
+fn reserve_report(path: &Path, output: &Path, console: &Console) -> anyhow::Result<Reserved> {
     files::refuse_existing(path)?;
     if std::path::absolute(path)?.starts_with(std::path::absolute(output)?) {
         return Err(bad_input_hint(
@@ -130,7 +138,8 @@ fn check_report(path: &Path, output: &Path) -> anyhow::Result<()> {
             format!("leave --report out: {} always has the report", output.display()),
         ));
     }
-    files::check_writable(path, "--report")
+    files::check_writable(path, "--report")?;
+    Reserved::new(path, console)
 }
 
 /// One source of text: files can be several, a data set or "self" stands alone.
@@ -153,7 +162,7 @@ fn source(specs: &[String], hub: &HubArgs) -> anyhow::Result<Source> {
 
 fn write_report(path: &Path, report: &Report) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(report)? + "\n";
-    files::write(path, |file| file.write_all(text.as_bytes()))
+    files::write_new(path, |file| file.write_all(text.as_bytes()))
 }
 
 fn summary(report: &Report, output: &Path) -> String {
@@ -196,8 +205,8 @@ fn summary(report: &Report, output: &Path) -> String {
     let mut text = pairs(rows);
     text += &format!(
         "\nNext:\n  qqq inspect {0}\n  qqq chat {0}\n  qqq eval kld {0} --baseline {1} --text FILE\n",
-        output.display(),
-        report.model
+        format::shell_word(output),
+        format::shell_word(Path::new(&report.model))
     );
     text
 }

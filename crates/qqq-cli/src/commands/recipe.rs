@@ -6,7 +6,11 @@ use qqq_quant::{
     ValueHessian,
 };
 
-use crate::errors::bad_input;
+use crate::{
+    errors::bad_input,
+    given::Given,
+    numbers::{self, Seed},
+};
 
 /// What `qqq quantize` does unless told otherwise: the recipe that keeps most quality in our tables.
 pub const fn default_recipe() -> Recipe {
@@ -129,6 +133,9 @@ impl FormatArg {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Recipe")]
 pub struct RecipeArgs {
+    // First: it sees what comes after it.
+    #[command(flatten)]
+    given: Given,
     /// What is done to the model before rounding; absorbed into the weights, free at run time
     #[arg(long, value_enum, default_value_t = TransformArg::Rotate)]
     transform: TransformArg,
@@ -159,23 +166,28 @@ pub struct RecipeArgs {
     /// What later layers are calibrated on
     #[arg(long, value_enum, default_value_t = PropagationArg::Quantized)]
     propagation: PropagationArg,
-    /// Seed of everything random (rotation, choice of windows, samples): the same seed gives the same checkpoint
-    #[arg(long, value_name = "N", default_value_t = DEFAULT.seed)]
-    seed: u64,
+    /// Seed of everything random (rotation, choice of windows, samples): the same seed gives the same checkpoint; -1: a
+    /// random one, which is told
+    #[arg(long, value_name = "N", default_value = "0", allow_negative_numbers = true, value_parser = Seed::parse)]
+    seed: Seed,
 }
 
 /// Amount of calibration data.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Calibration")]
 pub struct AmountArgs {
-    /// Windows of text for calibration
-    #[arg(long, value_name = "N", default_value_t = DEFAULT.calibration.windows)]
+    /// Windows of text for calibration; 0: none, which --method rtn can do without unless --clip output or --transform
+    /// smooth need it
+    #[arg(long, value_name = "N", default_value_t = DEFAULT.calibration.windows, allow_negative_numbers = true,
+        value_parser = numbers::whole)]
     windows: usize,
     /// Tokens of a window
-    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT.calibration.window)]
+    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT.calibration.window, allow_negative_numbers = true,
+        value_parser = numbers::count)]
     window: usize,
     /// Tokens of the first window on which --transform smooth searches its thresholds
-    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT.calibration.smooth_tokens)]
+    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT.calibration.smooth_tokens,
+        allow_negative_numbers = true, value_parser = numbers::count)]
     smooth_tokens: usize,
 }
 
@@ -188,11 +200,7 @@ impl RecipeArgs {
                 self.damping
             )));
         }
-        if self.group_scales.is_some() && matches!(self.group_size, GroupArg::Channel) {
-            return Err(bad_input(
-                "--group-scales needs groups: choose --group-size 32, 64 or 128, or leave it out",
-            ));
-        }
+        self.refuse_idle(amount)?;
         Ok(Recipe {
             transform: match self.transform {
                 TransformArg::Smooth => Transform::Smooth,
@@ -234,8 +242,67 @@ impl RecipeArgs {
                 window: amount.window,
                 smooth_tokens: amount.smooth_tokens.min(amount.window),
             },
-            seed: self.seed,
+            seed: self.seed.value()?.0,
         })
+    }
+
+    /// Whether the recipe's seed was drawn.
+    pub fn draws_seed(&self) -> bool {
+        self.seed == Seed::Random
+    }
+
+    /// Refuses options that were given and would change nothing.
+    fn refuse_idle(&self, amount: &AmountArgs) -> anyhow::Result<()> {
+        let refuse =
+            |option: &str, why: &str| Err(bad_input(format!("--{option} does nothing {why}: leave it out")));
+        // The first of these that was given, if this is so.
+        let idle = |is_so: bool, options: &[&'static str]| {
+            options.iter().copied().find(|option| is_so && self.given.has(option))
+        };
+        let rtn = matches!(self.method, MethodArg::Rtn);
+        let by_output = matches!(self.clip, ClipArg::Output);
+        let smooth = matches!(self.transform, TransformArg::Smooth);
+        let rotate = matches!(self.transform, TransformArg::Rotate);
+        if let Some(option) = idle(!rotate, &["rotation"]) {
+            return refuse(option, "without --transform rotate");
+        }
+        if let Some(option) = idle(!smooth, &["smooth-tokens"]) {
+            return refuse(option, "without --transform smooth");
+        }
+        if let Some(option) = idle(matches!(self.group_size, GroupArg::Channel), &["group-scales"]) {
+            return refuse(option, "without groups (--group-size 32, 64 or 128)");
+        }
+        if let Some(option) = idle(rtn, &["damping", "no-act-order"]) {
+            return refuse(option, "with --method rtn");
+        }
+        // Calibration then only measures what was lost.
+        if let Some(option) = idle(rtn && !by_output, &["value-hessian", "propagation"]) {
+            return refuse(option, "with --method rtn, unless scales are chosen by --clip output");
+        }
+        // What cannot do without calibration says so itself.
+        if amount.windows == 0 && rtn && !by_output && !smooth {
+            let calibrating = ["calibration", "window", "text-format", "text-field"];
+            if let Some(option) = idle(true, &calibrating).or(idle(!rotate, &["seed"])) {
+                return refuse(option, "with --windows 0");
+            }
+        }
+        if self.given.has("smooth-tokens") && amount.smooth_tokens > amount.window {
+            return Err(bad_input(format!(
+                "--smooth-tokens {}: they come from the first window, which has {} (--window)",
+                amount.smooth_tokens, amount.window
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses options that say how to read a text, for calibration that reads none.
+    pub fn refuse_text_options(&self) -> anyhow::Result<()> {
+        match ["text-format", "text-field"].into_iter().find(|option| self.given.has(option)) {
+            Some(option) => {
+                Err(bad_input(format!("--{option} does nothing without a text: name one by --calibration")))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -259,19 +326,16 @@ mod tests {
         assert_eq!(line.recipe.recipe(&line.amount).unwrap(), default_recipe());
     }
 
+    fn recipe(options: &str) -> Result<Recipe, String> {
+        let line = Line::parse_from(["qqq"].into_iter().chain(options.split_whitespace()));
+        line.recipe.recipe(&line.amount).map_err(|e| e.to_string())
+    }
+
     #[test]
     fn every_option_arrives() {
-        let line = Line::parse_from(
-            "qqq --transform smooth --rotation orthogonal --group-size channel --method rtn --clip none --no-act-order \
-             --damping 0.5 --value-hessian input --propagation float --seed 7 --windows 3 --window 64 --smooth-tokens 32"
-                .split_whitespace(),
-        );
         let want = Recipe {
             transform: Transform::Smooth,
-            rotation: RotationKind::Orthogonal,
             group_size: None,
-            group_scales: GroupScales::Integer,
-            compensate: false,
             clip: Clip::None,
             act_order: false,
             damping: 0.5,
@@ -279,16 +343,55 @@ mod tests {
             propagation: Propagation::Float,
             calibration: Calibration { windows: 3, window: 64, smooth_tokens: 32 },
             seed: 7,
+            ..default_recipe()
         };
-        assert_eq!(line.recipe.recipe(&line.amount).unwrap(), want);
+        let options = "--transform smooth --group-size channel --clip none --no-act-order --damping 0.5 --value-hessian \
+                       input --propagation float --seed 7 --windows 3 --window 64 --smooth-tokens 32";
+        assert_eq!(recipe(options), Ok(want));
+        let want = Recipe {
+            rotation: RotationKind::Orthogonal,
+            group_scales: GroupScales::Half,
+            compensate: false,
+            ..default_recipe()
+        };
+        assert_eq!(recipe("--rotation orthogonal --group-scales half --method rtn"), Ok(want));
     }
 
     #[test]
-    fn group_scales_need_groups() {
-        let line = |options: &str| Line::parse_from(options.split_whitespace());
-        let good = line("qqq --group-scales half");
-        assert_eq!(good.recipe.recipe(&good.amount).unwrap().group_scales, GroupScales::Half);
-        let bad = line("qqq --group-scales integer --group-size channel");
-        assert!(bad.recipe.recipe(&bad.amount).unwrap_err().to_string().contains("--group-size"));
+    fn options_that_would_do_nothing_are_refused() {
+        for (options, option, why) in [
+            ("--transform smooth --rotation hadamard", "--rotation", "--transform rotate"),
+            ("--transform none --rotation orthogonal", "--rotation", "--transform rotate"),
+            ("--smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
+            ("--group-scales integer --group-size channel", "--group-scales", "--group-size 32"),
+            ("--method rtn --damping 0.01", "--damping", "--method rtn"),
+            ("--method rtn --no-act-order", "--no-act-order", "--method rtn"),
+            ("--method rtn --clip weight --value-hessian input", "--value-hessian", "--clip output"),
+            ("--method rtn --clip none --propagation float", "--propagation", "--clip output"),
+            ("--method rtn --clip none --windows 0 --window 64", "--window", "--windows 0"),
+            ("--method rtn --clip none --windows 0 --transform none --seed 1", "--seed", "--windows 0"),
+            ("--transform smooth --window 64 --smooth-tokens 65", "--smooth-tokens 65", "which has 64"),
+        ] {
+            let error = recipe(options).unwrap_err();
+            assert!(error.starts_with(option) && error.contains(why), "{options}: {error}");
+        }
+        for good in [
+            "--transform rotate --rotation orthogonal",
+            "--transform smooth --smooth-tokens 64 --window 64",
+            "--method rtn --value-hessian input --propagation float",
+            "--method rtn --clip none --windows 0 --seed 1",
+            "--method rtn --clip none --windows 4 --window 64",
+            // A default that does not fit is not one that was given.
+            "--transform none --group-size channel --method rtn --clip none",
+            "--transform smooth --window 64",
+        ] {
+            assert!(recipe(good).is_ok(), "{good}: {:?}", recipe(good));
+        }
+    }
+
+    #[test]
+    fn a_random_seed_is_drawn() {
+        let seeds: Vec<u64> = (0..3).map(|_| recipe("--seed -1").unwrap().seed).collect();
+        assert!(seeds.iter().any(|s| *s != seeds[0]), "{seeds:?}");
     }
 }

@@ -227,8 +227,18 @@ impl Place {
 
 /// Takes away what the environment could change.
 pub fn clean(command: &mut Command) {
-    for name in ["HF_TOKEN", "QQQ_LOG", "QQQ_ISA", "QQQ_THREADS", "QQQ_HISTORY", "RUST_BACKTRACE", "RUST_LOG"]
-    {
+    for name in [
+        "HF_TOKEN",
+        "QQQ_LOG",
+        "QQQ_ISA",
+        "QQQ_THREADS",
+        "QQQ_HISTORY",
+        "RUST_BACKTRACE",
+        "RUST_LOG",
+        "NO_COLOR",
+        "CLICOLOR",
+        "CLICOLOR_FORCE",
+    ] {
         command.env_remove(name);
     }
     // No test may reach for the network.

@@ -40,7 +40,11 @@ impl Settings {
     pub fn read(options: &HubOptions, get: &dyn Fn(&str) -> Option<OsString>) -> Result<Self> {
         // What is set to nothing counts as not set: that is how a line of a script turns a variable off.
         let set = |name: &str| get(name).filter(|v| !v.is_empty());
-        let text = |name: &str| set(name).and_then(|v| v.into_string().ok()).filter(|v| !v.trim().is_empty());
+        let text = |name: &str| match set(name).map(OsString::into_string) {
+            None => Ok(None),
+            Some(Ok(v)) => Ok(Some(v.trim().to_owned()).filter(|v| !v.is_empty())),
+            Some(Err(v)) => Err(error(format!("{name}: {v:?} is not UTF-8"))),
+        };
         let path = |name: &str| set(name).map(|v| expanded(v, get));
 
         let home = path("HF_HOME")
@@ -57,15 +61,26 @@ impl Settings {
         let token_file = path("HF_TOKEN_PATH").or_else(|| home.map(|dir| dir.join("token")));
         let offline =
             options.offline || is_true(set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")));
-        let endpoint =
-            text("HF_ENDPOINT").unwrap_or_else(|| HUB.into()).trim().trim_end_matches('/').to_owned();
+        let endpoint = text("HF_ENDPOINT")?.unwrap_or_else(|| HUB.into()).trim_end_matches('/').to_owned();
         // Offline nobody is asked.
         if !offline && !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
             return Err(error(format!(
                 "HF_ENDPOINT: {endpoint:?} is no address, which begins with https://"
             )));
         }
-        let patience = text("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|v| v.trim().parse().ok()).filter(|s| *s > 0);
+        let patience = match text("HF_HUB_DOWNLOAD_TIMEOUT")? {
+            None => None,
+            Some(seconds) => match seconds.parse() {
+                Ok(seconds) => Some(seconds).filter(|s| *s > 0),
+                Err(_) => {
+                    return Err(error(format!(
+                        "HF_HUB_DOWNLOAD_TIMEOUT: {seconds:?} is no number of seconds: give a whole one, or 0 for the usual \
+                         {}",
+                        PATIENCE.as_secs()
+                    )));
+                }
+            },
+        };
         Ok(Self {
             cache,
             endpoint,
@@ -250,6 +265,33 @@ mod tests {
         assert_eq!(endpoint("").unwrap(), HUB);
         assert_eq!(endpoint(" https://mirror.example/hf/ ").unwrap(), "https://mirror.example/hf");
         assert!(endpoint("mirror.example").unwrap_err().to_string().contains("HF_ENDPOINT"));
+    }
+
+    #[test]
+    fn patience_is_a_number_of_seconds() {
+        let patience = |t: &str| {
+            let variables = [("HOME", "/u"), ("HF_HUB_DOWNLOAD_TIMEOUT", t)];
+            settings(&HubOptions::default(), &variables).map(|s| s.patience.as_secs())
+        };
+        assert_eq!((patience("7").unwrap(), patience(" 90 ").unwrap()), (7, 90));
+        assert_eq!((patience("").unwrap(), patience("0").unwrap()), (30, 30));
+        for bad in ["soon", "1.5", "-1", "10s"] {
+            let error = patience(bad).unwrap_err().to_string();
+            assert!(error.contains("HF_HUB_DOWNLOAD_TIMEOUT") && error.contains(bad), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_address_that_is_no_text_is_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let get = |name: &str| match name {
+            "HOME" => Some("/u".into()),
+            "HF_ENDPOINT" => Some(OsString::from_vec(b"https://m\xff".to_vec())),
+            _ => None,
+        };
+        let error = Settings::read(&HubOptions::default(), &get).unwrap_err().to_string();
+        assert!(error.contains("HF_ENDPOINT") && error.contains("not UTF-8"), "{error}");
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! From a file's bytes to UTF-8: compression, byte order marks, and what is no text at all.
 
 use std::{
+    cell::RefCell,
     fs::File,
     io::{self, BufRead, BufReader, Cursor, Read},
     path::Path,
+    rc::Rc,
 };
 
 use qqq_formats::FormatError;
+use sha2::{Digest, Sha256};
 
 use super::TextError;
 use crate::{ModelError, Result};
@@ -39,9 +42,49 @@ const FOREIGN: [(&[u8], &str); 10] = [
     (b"\0\0\xFE\xFF", "UTF-32: convert it, for instance with iconv -t utf-8"),
 ];
 
+/// A file as it lies on the disk, which is hashed as it is read.
+#[derive(Clone)]
+pub(super) struct Original(Rc<RefCell<Hashed>>);
+
+struct Hashed {
+    file: File,
+    hash: Sha256,
+}
+
+impl Original {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(Rc::new(RefCell::new(Hashed { file: File::open(path)?, hash: Sha256::new() }))))
+    }
+
+    /// SHA-256 of the file in hexadecimal, for which it is read to its end; `None` of what has no end to count on, a pipe
+    /// say.
+    pub fn sha256(&mut self) -> io::Result<Option<String>> {
+        if !self.0.borrow().file.metadata()?.is_file() {
+            return Ok(None);
+        }
+        io::copy(self, &mut io::sink())?;
+        let hash = self.0.borrow().hash.clone().finalize();
+        Ok(Some(hash.iter().map(|b| format!("{b:02x}")).collect()))
+    }
+}
+
+impl Read for Original {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Hashed { file, hash } = &mut *self.0.borrow_mut();
+        let read = file.read(buffer)?;
+        hash.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
 /// Opens a file.
-pub(super) fn open(path: &Path) -> Result<Content> {
-    let mut reader: Box<dyn Read> = Box::new(File::open(path).map_err(|e| read_error(path, e))?);
+pub(super) fn open(path: &Path) -> Result<(Content, Original)> {
+    let original = Original::open(path).map_err(|e| read_error(path, e))?;
+    Ok((content(path, original.clone())?, original))
+}
+
+fn content(path: &Path, original: Original) -> Result<Content> {
+    let mut reader: Box<dyn Read> = Box::new(original);
     let mut packed = None;
     let mut head = peek(path, &mut reader)?;
     if head.starts_with(b"\x1F\x8B") {

@@ -19,7 +19,13 @@ use std::path::{Path, PathBuf};
 pub use conversation::{messages, render};
 pub use error::{Place, TextError, TextProblem};
 
-use self::{decode::Content, json::JsonValues, parquet::Rows, plain::Plain, record::Records};
+use self::{
+    decode::{Content, Original},
+    json::JsonValues,
+    parquet::Rows,
+    plain::Plain,
+    record::Records,
+};
 use crate::{ChatTemplate, Result};
 
 /// What stands between two records of a file.
@@ -58,6 +64,7 @@ enum Pieces {
 /// Reads a file's text, piece by piece.
 pub struct TextReader<'a> {
     path: PathBuf,
+    original: Original,
     pieces: Pieces,
     records: Records<'a>,
     /// Whether a record was given already.
@@ -74,7 +81,8 @@ impl<'a> TextReader<'a> {
     /// It cannot be opened, holds nothing that this reader understands, or its content leaves open what it is.
     pub fn open(path: &Path, options: &TextOptions, template: LoadTemplate<'a>) -> Result<Self> {
         let mut records = Records::new(options.field.clone(), template);
-        let pieces = match decode::open(path)? {
+        let (content, original) = decode::open(path)?;
+        let pieces = match content {
             Content::Parquet(file) => {
                 if options.format != TextFormat::Auto {
                     return Err(TextError::file(path, "it is a parquet file").into());
@@ -88,7 +96,7 @@ impl<'a> TextReader<'a> {
                 TextFormat::Auto => Pieces::Plain(Plain::new(reader)),
             },
         };
-        Ok(Self { path: path.to_owned(), pieces, records, begun: false, blank: true, ended: false })
+        Ok(Self { path: path.to_owned(), original, pieces, records, begun: false, blank: true, ended: false })
     }
 
     /// The next piece, `None` at the end. All pieces, one after the other, are the file's text: plain text as it is,
@@ -127,6 +135,16 @@ impl<'a> TextReader<'a> {
             return Err(TextError::file(&self.path, "it holds no text").into());
         }
         Ok(None)
+    }
+
+    /// SHA-256 of the file as it lies on the disk, in hexadecimal. What was not read yet is read for it, and is no part of
+    /// the text any more; `None` of what is no regular file.
+    ///
+    /// # Errors
+    /// The rest of the file cannot be read.
+    pub fn sha256(&mut self) -> Result<Option<String>> {
+        self.ended = true;
+        self.original.sha256().map_err(|e| decode::read_error(&self.path, e))
     }
 
     /// Whether the text was made by a chat template until now, which spells out the special tokens that belong to it.

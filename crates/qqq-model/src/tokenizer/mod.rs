@@ -4,8 +4,9 @@ mod directory;
 mod gguf;
 mod stream;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use qqq_formats::{Checkpoint, ModelConfig};
 
@@ -74,6 +75,9 @@ struct Parts {
     notes: Vec<String>,
 }
 
+/// Notes that were logged.
+static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
 /// A tokenizer with the special tokens of its model.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -89,7 +93,8 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// The tokenizer that comes with a checkpoint; checks that it matches the model's vocabulary. What had to be
-    /// guessed or put right is logged as a warning, and kept in [`Tokenizer::notes`].
+    /// guessed or put right is logged as a warning (once in a process), and kept in
+    /// [`Tokenizer::notes`].
     ///
     /// # Errors
     /// There is none, it is damaged or of a kind not supported, or it has ids for which the model
@@ -101,8 +106,12 @@ impl Tokenizer {
         };
         let location = parts.location.clone();
         let tokenizer = Self::new(parts, &checkpoint.config)?;
+        // Once in a process: a model and the one made from it have the same tokenizer in two places.
+        let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
         for note in &tokenizer.notes {
-            tracing::warn!("{location}: {note}");
+            if told.insert(note.clone()) {
+                tracing::warn!("{location}: {note}");
+            }
         }
         Ok(tokenizer)
     }
@@ -202,10 +211,11 @@ impl Tokenizer {
         if let Some(rows) = self.rows
             && let Some(&id) = ids.iter().find(|&&id| id as usize >= rows)
         {
-            return Err(ModelError::Tokenizer(format!(
-                "the text has the token {:?}, whose id is {id}, but the model has only {rows} embeddings",
-                self.inner.id_to_token(id).unwrap_or_default()
-            )));
+            return Err(ModelError::NoEmbedding {
+                token: self.inner.id_to_token(id).unwrap_or_default(),
+                id,
+                rows,
+            });
         }
         Ok(ids)
     }

@@ -13,6 +13,7 @@ use crate::{
     errors::{InterruptedWithResult, bad_input, failed_hint},
     files,
     interrupt::Guard,
+    numbers,
     progress::Progress,
     table::table,
 };
@@ -42,7 +43,8 @@ pub struct GemmArgs {
     #[arg(long = "shape", value_name = "NxK", default_value = "8192x21760", value_delimiter = ',')]
     shapes: Vec<Shape>,
     /// Numbers of tokens
-    #[arg(long, value_name = "M", default_value = "1,16,32,64,128,256,512,1024,4096", value_delimiter = ',')]
+    #[arg(long, value_name = "M", default_value = "1,16,32,64,128,256,512,1024,4096", value_delimiter = ',',
+        allow_negative_numbers = true, value_parser = numbers::count)]
     tokens: Vec<usize>,
     /// Weights: channel, g32, g64, g128 (integer group scales), g32-half, g64-half, g128-half (float16 ones), int8;
     /// 16-bit activations take all group scales as 16-bit numbers
@@ -58,7 +60,7 @@ pub struct GemmArgs {
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     kernels: Kernels,
     /// Number of the GPU
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = numbers::whole)]
     gpu: usize,
     /// Try all instances of the kernel; keep the fastest for this GPU if it is more than 2% faster than the usual choice
     #[arg(long)]

@@ -7,8 +7,11 @@ use serde::Serialize;
 
 use crate::{
     console::Console,
-    errors::bad_input,
+    device::DeviceArgs,
+    errors::{Interrupted, InterruptedWithResult, bad_input},
+    interrupt::Guard,
     model::{self, HubArgs},
+    numbers,
     progress::Progress,
     table::table,
 };
@@ -18,7 +21,7 @@ Example:
   qqq bench model qwen-w4a8 --prompt-tokens 512 --new-tokens 128
 
 One sequence of random tokens, one warm-up run, then --repeat runs. On a shared machine compare only runs that \
-alternate within the same minutes.";
+alternate within the same minutes. Ctrl-C ends with what was measured until then.";
 
 /// Runs beyond this tell nothing more.
 const MAX_REPEAT: usize = 10_000;
@@ -31,14 +34,16 @@ pub struct ModelArgs {
     #[arg(value_name = "MODEL")]
     model: String,
     /// Tokens of the prompt
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true, value_parser = numbers::count)]
     prompt_tokens: usize,
     /// New tokens
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, allow_negative_numbers = true, value_parser = numbers::count)]
     new_tokens: usize,
     /// Measured runs
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = numbers::count)]
     repeat: usize,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -63,6 +68,8 @@ pub struct Speed {
     pub new_tokens: usize,
     /// Measured runs.
     pub repeat: usize,
+    /// Whether it was stopped before all runs that were asked for.
+    pub partial: bool,
     /// Threads.
     pub threads: usize,
     /// Prompt tokens a second.
@@ -80,18 +87,20 @@ struct Outcome<'a> {
 
 /// Runs the command.
 pub fn run(args: &ModelArgs, console: &Console) -> anyhow::Result<()> {
-    if args.prompt_tokens == 0 || args.new_tokens < 2 || args.repeat == 0 {
-        return Err(bad_input("--prompt-tokens and --repeat must be at least 1, --new-tokens at least 2"));
+    if args.new_tokens < 2 {
+        return Err(bad_input("--new-tokens must be at least 2: the first comes out of the prompt"));
     }
     if args.repeat > MAX_REPEAT {
         return Err(bad_input(format!("--repeat must be at most {MAX_REPEAT}, not {}", args.repeat)));
     }
     let model = model::load(&args.model, &args.hub)?;
+    let guard = Guard::telling("stopping after the run in hand; Ctrl-C again ends at once, without figures");
     let mut progress = Progress::new(console, "measuring");
     let speed =
         measure(&model.decoder, args.prompt_tokens, args.new_tokens, args.repeat, &mut |done, total| {
+            tracing::debug!("{done} of {total} runs are done");
             progress.update(done as f64, total as f64, &format!("run {done}/{total}"));
-            Ok(())
+            Ok(!guard.pressed())
         })?;
     drop(progress);
     let outcome = Outcome { model: &args.model, speed };
@@ -107,17 +116,21 @@ pub fn run(args: &ModelArgs, console: &Console) -> anyhow::Result<()> {
             row(format!("decode {}", s.new_tokens), s.decode_tokens_per_second),
         ];
         let table = table(console, &["tokens/s", "median", "min", "max"], 1, rows);
-        format!("{table}\n{} runs, {} threads", s.repeat, s.threads)
-    })
+        let part =
+            if s.partial { format!("PARTIAL, interrupted: of {}, ", args.repeat) } else { String::new() };
+        format!("{table}\n{part}{} runs, {} threads", s.repeat, s.threads)
+    })?;
+    if outcome.speed.partial { Err(InterruptedWithResult.into()) } else { Ok(()) }
 }
 
-/// Measures a decoder; `on_run` is told after every run, and stops by an error.
+/// Measures a decoder; `on_run` is told after every run (0: the warm-up), and stops by an error, or by `false` with what
+/// was measured until then.
 pub fn measure<B: Backend>(
     decoder: &Decoder<B>,
     prompt_tokens: usize,
     new_tokens: usize,
     repeat: usize,
-    on_run: &mut dyn FnMut(usize, usize) -> anyhow::Result<()>,
+    on_run: &mut dyn FnMut(usize, usize) -> anyhow::Result<bool>,
 ) -> anyhow::Result<Speed> {
     let context = decoder.config.max_position_embeddings;
     let too_long = || {
@@ -141,18 +154,24 @@ pub fn measure<B: Backend>(
         let Some(g) = generations.first().filter(|g| g.tokens.len() == new_tokens) else {
             return Err(too_long());
         };
-        on_run(run, repeat)?;
         // The first run warms caches and the memory allocator up.
         if run > 0 {
             prefill.push(prompt_tokens as f64 / g.prefill_seconds);
             // The first new token comes out of the prefill, so there is a step less than tokens.
             decode.push(g.decode_steps as f64 / g.decode_seconds);
         }
+        if !on_run(run, repeat)? {
+            break;
+        }
+    }
+    if prefill.is_empty() {
+        return Err(Interrupted.into());
     }
     Ok(Speed {
         prompt_tokens,
         new_tokens,
-        repeat,
+        repeat: prefill.len(),
+        partial: prefill.len() < repeat,
         threads: pool::num_threads(),
         prefill_tokens_per_second: rate(prefill),
         decode_tokens_per_second: rate(decode),

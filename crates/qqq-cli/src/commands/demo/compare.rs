@@ -78,6 +78,8 @@ pub fn compare(
         },
     )?;
     drop(progress);
+    // What was scored until Ctrl-C is of no use here.
+    guard.check()?;
     let quantized_bytes = linear(&quantized)?.1;
     Ok(Comparison {
         divergence,
@@ -96,7 +98,7 @@ fn side(model: &LoadedModel, linear_bytes: u64, console: &Console, guard: &Guard
     let mut progress = Progress::new(console, "measuring speed");
     let speed = bench::measure(&model.decoder, PROMPT_TOKENS, NEW_TOKENS, REPEAT, &mut |done, total| {
         progress.update(done as f64, total as f64, "");
-        guard.check()
+        guard.check().map(|()| true)
     })?;
     drop(progress);
     let prompt = match ChatTemplate::load(&model.checkpoint, &model.tokenizer)? {
@@ -144,7 +146,7 @@ pub fn text(c: &Comparison, report: &Report, console: &Console) -> String {
     let w4a8 = format!("W4A8 ({})", report.format);
     let mut text = table(console, &["", "float", &w4a8, "ratio"], 1, rows);
     text += "\n\nW4A8 against float:\n";
-    text += &pairs(kld_rows(d, console.fancy_out()));
+    text += &pairs(kld_rows(d));
     text += "(linear layers of the float model: counted in 16 bits; it computes in 32)\n";
     text += &format!("\n{QUESTION}\n");
     for (name, side) in [("float", &c.float), ("W4A8", &c.w4a8)] {

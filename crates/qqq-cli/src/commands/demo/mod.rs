@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use super::{quantize::Steps, recipe::default_recipe};
 use crate::{
-    console::Console, errors::bad_input_hint, files::Reserved, format, interrupt::Guard, model,
-    progress::Progress,
+    console::Console, device::DeviceArgs, errors::bad_input_hint, files::Reserved, format, interrupt::Guard,
+    model, progress::Progress,
 };
 
 const AFTER_HELP: &str = "\
@@ -39,6 +39,8 @@ pub struct DemoArgs {
     /// Only obtain the model, and print where it is
     #[arg(long, conflicts_with_all = ["keep", "model"])]
     fetch_only: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Few windows: the demo is to end in a couple of minutes on two cores.
@@ -109,7 +111,7 @@ fn text(o: &Outcome, console: &Console) -> String {
     text += "\nNext:\n";
     match &o.kept {
         Some(dir) => {
-            let dir = dir.display();
+            let dir = format::shell_word(dir);
             text += &format!("  qqq chat {dir}\n  qqq inspect {dir}\n");
         }
         None => text += "  qqq demo --keep smol-w4a8 && qqq chat smol-w4a8\n",

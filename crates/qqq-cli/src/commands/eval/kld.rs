@@ -1,15 +1,18 @@
 //! `qqq eval kld`.
 
-use qqq_eval::{KldReport, WindowOptions, kl_divergence};
+use qqq_eval::{Estimate, KldReport, WindowOptions, kl_divergence};
 use serde::Serialize;
 
-use super::text::{TextArgs, TextName};
+use super::{
+    scored, scored_row,
+    text::{TextArgs, TextName},
+};
 use crate::{
     console::Console,
-    errors::{bad_input, bad_input_hint},
+    device::DeviceArgs,
+    errors::{InterruptedWithResult, bad_input, bad_input_hint},
     format,
     model::{self, HubArgs},
-    progress::Progress,
     table::pairs,
 };
 
@@ -19,7 +22,7 @@ Example:
 
 KL(baseline || model) per token in nats is how far the model's predictions are from the baseline's: 0 is no \
 difference. It resolves smaller losses than perplexity does, which can even fall by chance. Standard errors come \
-from the spread between windows. Both models are in memory at once.";
+from the spread between windows. Both models are in memory at once. Ctrl-C ends with what was scored until then.";
 
 /// KL divergence, top-1 agreement and perplexity ratio of a model against a baseline
 #[derive(Debug, clap::Args)]
@@ -34,6 +37,8 @@ pub struct KldArgs {
     #[command(flatten)]
     text: TextArgs,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     hub: HubArgs,
 }
 
@@ -45,12 +50,39 @@ struct Outcome<'a> {
     options: WindowOptions,
     #[serde(flatten)]
     report: KldReport,
+    /// The figures, with the digits of the table.
+    shown: Shown,
+}
+
+/// Figures as they are printed.
+#[derive(Serialize)]
+struct Shown {
+    kl_divergence: String,
+    top1_agreement_percent: String,
+    perplexity_ratio: String,
+    perplexity: String,
+    baseline_perplexity: String,
+}
+
+impl Shown {
+    fn of(r: &KldReport) -> Self {
+        let show = |e: Estimate| format::estimate(e.mean, e.standard_error);
+        let percent = |e: Estimate| format::estimate(e.mean * 100.0, e.standard_error.map(|s| s * 100.0));
+        Self {
+            kl_divergence: show(r.kl_divergence),
+            top1_agreement_percent: percent(r.top1_agreement),
+            perplexity_ratio: show(r.perplexity_ratio),
+            perplexity: format::estimate(r.perplexity, None),
+            baseline_perplexity: format::estimate(r.baseline_perplexity, None),
+        }
+    }
 }
 
 /// Runs the command.
 pub fn run(args: &KldArgs, console: &Console) -> anyhow::Result<()> {
     let model = model::load(&args.model, &args.hub)?;
-    let (tokens, options) = args.text.load(&model, &|read| console.note(read))?;
+    let mut text = args.text.open(&model)?;
+    let tokens = text.tokens(&model.tokenizer)?;
     let baseline = model::load(&args.baseline, &args.hub)?;
     if baseline.decoder.config.vocab_size != model.decoder.config.vocab_size {
         return Err(bad_input(format!(
@@ -58,46 +90,41 @@ pub fn run(args: &KldArgs, console: &Console) -> anyhow::Result<()> {
             args.baseline, baseline.decoder.config.vocab_size, args.model, model.decoder.config.vocab_size
         )));
     }
-    if args.text.load(&baseline, &|_| {})?.0 != tokens {
+    text.options().check(&baseline.checkpoint.config)?;
+    if text.tokens(&baseline.tokenizer)? != tokens {
         return Err(bad_input_hint(
             format!("{} and {} make different tokens of this text", args.model, args.baseline),
             "the baseline must be the model that MODEL was made from, with the same tokenizer",
         ));
     }
-    let mut progress = Progress::new(console, "comparing");
-    let report = kl_divergence(&baseline.decoder, &model.decoder, &tokens, &options, &mut |done, total| {
-        progress.update(done as f64, total as f64, &format!("window {done}/{total}"));
-        true
+    let (text, options) = text.finish(console)?;
+    let report = scored(console, "comparing", |progress| {
+        kl_divergence(&baseline.decoder, &model.decoder, &tokens, &options, progress)
     })?;
-    drop(progress);
-    let text = args.text.name()?;
-    let outcome = Outcome { model: &args.model, baseline: &args.baseline, text, options, report };
+    let shown = Shown::of(&report);
+    let outcome = Outcome { model: &args.model, baseline: &args.baseline, text, options, report, shown };
     console.result(&outcome, |o| {
         let r = &o.report;
-        let mut all = rows(r, console.fancy_out());
+        let mut all = rows(r);
         all.push(o.text.row());
-        all.push(("scored", format!("{} tokens in {} windows of {}", r.tokens, r.windows, o.options.window)));
+        all.push(scored_row(r.windows, r.planned_windows, r.tokens, o.options.window));
         all.push(("time", format::seconds(r.seconds)));
         pairs(all)
-    })
+    })?;
+    if outcome.report.partial { Err(InterruptedWithResult.into()) } else { Ok(()) }
 }
 
 /// What was measured, as names and values.
-pub fn rows(r: &KldReport, unicode: bool) -> Vec<(&'static str, String)> {
-    let show = |e: qqq_eval::Estimate| format::estimate(e.mean, e.standard_error, unicode);
-    let percent = |e: qqq_eval::Estimate| {
-        format!("{} %", format::estimate(e.mean * 100.0, e.standard_error.map(|s| s * 100.0), unicode))
-    };
+pub fn rows(r: &KldReport) -> Vec<(&'static str, String)> {
+    let shown = Shown::of(r);
     vec![
-        ("KL divergence", format!("{} nats per token", show(r.kl_divergence))),
-        ("top-1 agreement", percent(r.top1_agreement)),
+        ("KL divergence", format!("{} nats per token", shown.kl_divergence)),
+        ("top-1 agreement", format!("{} %", shown.top1_agreement_percent)),
         (
             "perplexity ratio",
             format!(
                 "{} ({} against {})",
-                show(r.perplexity_ratio),
-                format::significant(r.perplexity, 5),
-                format::significant(r.baseline_perplexity, 5)
+                shown.perplexity_ratio, shown.perplexity, shown.baseline_perplexity
             ),
         ),
     ]

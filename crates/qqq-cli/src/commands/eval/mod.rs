@@ -8,7 +8,7 @@ pub use kld::rows as kld_rows;
 
 use clap::Subcommand;
 
-use crate::console::Console;
+use crate::{console::Console, interrupt::Guard, progress::Progress};
 
 /// Measure a model's quality on text
 #[derive(Debug, clap::Args)]
@@ -28,5 +28,34 @@ pub fn run(args: &EvalArgs, console: &Console) -> anyhow::Result<()> {
     match &args.command {
         Command::Perplexity(args) => perplexity::run(args, console),
         Command::Kld(args) => kld::run(args, console),
+    }
+}
+
+/// Scores windows with progress, until Ctrl-C.
+fn scored<R>(
+    console: &Console,
+    title: &str,
+    score: impl FnOnce(&mut qqq_eval::Progress<'_>) -> qqq_eval::Result<R>,
+) -> qqq_eval::Result<R> {
+    let guard =
+        Guard::telling("stopping after the windows in hand; Ctrl-C again ends at once, without figures");
+    let mut progress = Progress::new(console, title);
+    score(&mut |done, total| {
+        tracing::debug!("{done} of {total} windows are done");
+        progress.update(done as f64, total as f64, &format!("window {done}/{total}"));
+        !guard.pressed()
+    })
+}
+
+/// For a table: what was scored, of what was to be.
+fn scored_row(windows: usize, planned: usize, tokens: usize, window: usize) -> (&'static str, String) {
+    match windows < planned {
+        false => ("scored", format!("{tokens} tokens in {windows} windows of {window}")),
+        true => (
+            "scored",
+            format!(
+                "PARTIAL, interrupted: {tokens} tokens in the first {windows} of {planned} windows of {window}"
+            ),
+        ),
     }
 }

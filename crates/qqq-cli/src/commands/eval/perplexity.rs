@@ -3,12 +3,16 @@
 use qqq_eval::{PerplexityReport, WindowOptions, perplexity};
 use serde::Serialize;
 
-use super::text::{TextArgs, TextName};
+use super::{
+    scored, scored_row,
+    text::{TextArgs, TextName},
+};
 use crate::{
     console::Console,
+    device::DeviceArgs,
+    errors::InterruptedWithResult,
     format,
     model::{self, HubArgs},
-    progress::Progress,
     table::pairs,
 };
 
@@ -19,7 +23,9 @@ Examples:
   qqq eval perplexity qwen-w4a8 --text wiki.txt --window 2048 --stride 512            # sliding
 
 Perplexity is exp of the mean negative log-likelihood of a token: lower is better. Compare only figures of one \
-tokenizer, text, window and way of scoring. What is left after the last full window is not scored.";
+tokenizer, text, window and way of scoring. What is left after the last full window is not scored. Digits are printed \
+down to the fourth place after the standard error's first: recipes on the same text differ by far less than that error. \
+Ctrl-C ends with what was scored until then.";
 
 /// Perplexity of a model on a text
 #[derive(Debug, clap::Args)]
@@ -31,6 +37,8 @@ pub struct PerplexityArgs {
     #[command(flatten)]
     text: TextArgs,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     hub: HubArgs,
 }
 
@@ -41,35 +49,41 @@ struct Outcome<'a> {
     options: WindowOptions,
     #[serde(flatten)]
     report: PerplexityReport,
+    /// The figures, with the digits of the table.
+    shown: Shown,
+}
+
+/// Figures as they are printed.
+#[derive(Serialize)]
+struct Shown {
+    perplexity: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    second_half_perplexity: Option<String>,
 }
 
 /// Runs the command.
 pub fn run(args: &PerplexityArgs, console: &Console) -> anyhow::Result<()> {
     let model = model::load(&args.model, &args.hub)?;
-    let (tokens, options) = args.text.load(&model, &|read| console.note(read))?;
-    let mut progress = Progress::new(console, "scoring");
-    let report = perplexity(&model.decoder, &tokens, &options, &mut |done, total| {
-        progress.update(done as f64, total as f64, &format!("window {done}/{total}"));
-        true
-    })?;
-    drop(progress);
-    let outcome = Outcome { model: &args.model, text: args.text.name()?, options, report };
+    let mut text = args.text.open(&model)?;
+    let tokens = text.tokens(&model.tokenizer)?;
+    let (text, options) = text.finish(console)?;
+    let report =
+        scored(console, "scoring", |progress| perplexity(&model.decoder, &tokens, &options, progress))?;
+    let shown = Shown {
+        perplexity: format::estimate(report.perplexity, report.standard_error),
+        second_half_perplexity: report.second_half_perplexity.map(|p| format::estimate(p, None)),
+    };
+    let outcome = Outcome { model: &args.model, text, options, report, shown };
     console.result(&outcome, |o| {
-        let r = &o.report;
-        let halves = r.second_half_perplexity.map(|p| ("second halves", format::significant(p, 5)));
-        let perplexity = format::estimate(r.perplexity, r.standard_error, console.fancy_out());
-        let rows = [("perplexity", perplexity)].into_iter().chain(halves).chain([
+        let (r, shown) = (&o.report, &o.shown);
+        let halves = shown.second_half_perplexity.clone().map(|p| ("second halves", p));
+        let rate = (r.windows * o.options.window) as f64 / r.seconds;
+        let rows = [("perplexity", shown.perplexity.clone())].into_iter().chain(halves).chain([
             o.text.row(),
-            ("scored", format!("{} tokens in {} windows of {}", r.tokens, r.windows, o.options.window)),
-            (
-                "time",
-                format!(
-                    "{} ({:.0} tokens/s)",
-                    format::seconds(r.seconds),
-                    (r.windows * o.options.window) as f64 / r.seconds
-                ),
-            ),
+            scored_row(r.windows, r.planned_windows, r.tokens, o.options.window),
+            ("time", format!("{} ({rate:.0} tokens/s)", format::seconds(r.seconds))),
         ]);
         pairs(rows)
-    })
+    })?;
+    if outcome.report.partial { Err(InterruptedWithResult.into()) } else { Ok(()) }
 }

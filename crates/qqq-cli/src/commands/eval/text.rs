@@ -1,13 +1,13 @@
 //! The text to be scored, and how it is cut.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use qqq_eval::{Scoring, WindowOptions, first_tokens};
+use qqq_eval::{Scoring, Text, WindowOptions};
 use qqq_model::{ChatTemplate, TextReader, Tokenizer};
 use serde::Serialize;
 
-use crate::{files, model::LoadedModel, texts::ReadArgs};
+use crate::{console::Console, model::LoadedModel, numbers, texts::ReadArgs};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ScoringArg {
@@ -27,17 +27,18 @@ pub struct TextArgs {
     #[command(flatten)]
     read: ReadArgs,
     /// Tokens of a window: what the model sees at once
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, allow_negative_numbers = true,
+        value_parser = numbers::count)]
     window: usize,
     /// Tokens between the starts of windows; below --window each token gets a longer context, and takes longer
     /// [default: --window]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true, value_parser = numbers::count)]
     stride: Option<usize>,
     /// Which tokens of a window count
     #[arg(long, value_enum, default_value_t = ScoringArg::All)]
     scoring: ScoringArg,
-    /// Score the first N windows only
-    #[arg(long, value_name = "N")]
+    /// Score the first N windows only; -1: all
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = numbers::limit)]
     limit: Option<usize>,
 }
 
@@ -58,32 +59,24 @@ impl TextName {
     }
 }
 
+/// A text to be scored, which is read once.
+pub struct OpenText<'a> {
+    text: Text<'a>,
+    path: &'a Path,
+    options: WindowOptions,
+}
+
 impl TextArgs {
-    /// Names the text.
+    /// Opens the text for a model, whose chat template renders what the text has of messages.
     ///
     /// # Errors
-    /// The file cannot be read.
-    pub fn name(&self) -> anyhow::Result<TextName> {
-        let sha256 = self.text.is_file().then(|| files::sha256(&self.text)).transpose()?;
-        Ok(TextName { path: self.text.clone(), sha256 })
-    }
-
-    /// The text's tokens, as many as the windows take, and how to cut them. `note` is told what was read of a file of
-    /// records.
-    pub fn load(
-        &self,
-        model: &LoadedModel,
-        note: &dyn Fn(&str),
-    ) -> anyhow::Result<(Vec<u32>, WindowOptions)> {
+    /// The file cannot be read, or the windows do not fit the model.
+    pub fn open<'a>(&'a self, model: &'a LoadedModel) -> anyhow::Result<OpenText<'a>> {
         let options = self.options(&model.tokenizer)?;
         options.check(&model.checkpoint.config)?;
         let template = Box::new(|| ChatTemplate::load(&model.checkpoint, &model.tokenizer));
-        let mut reader = TextReader::open(&self.text, &self.read.options(), template)?;
-        let tokens = first_tokens(&mut reader, &model.tokenizer, options.tokens_needed())?;
-        if let Some(read) = reader.describe() {
-            note(&read);
-        }
-        Ok((tokens, options))
+        let reader = TextReader::open(&self.text, &self.read.options()?, template)?;
+        Ok(OpenText { text: Text::new(reader), path: &self.text, options })
     }
 
     fn options(&self, tokenizer: &Tokenizer) -> anyhow::Result<WindowOptions> {
@@ -99,8 +92,32 @@ impl TextArgs {
             window: self.window,
             stride: self.stride.unwrap_or(self.window),
             scoring,
-            limit: self.limit,
+            limit: self.limit.filter(|n| *n != usize::MAX),
             first_token,
         })
+    }
+}
+
+impl OpenText<'_> {
+    /// How it is cut.
+    pub fn options(&self) -> &WindowOptions {
+        &self.options
+    }
+
+    /// Its tokens, as many as the windows take.
+    pub fn tokens(&mut self, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
+        Ok(self.text.first_tokens(tokenizer, self.options.tokens_needed())?)
+    }
+
+    /// What it is called, when its tokens were taken; notes what was read of a file of records.
+    ///
+    /// # Errors
+    /// The rest of the file cannot be read.
+    pub fn finish(mut self, console: &Console) -> anyhow::Result<(TextName, WindowOptions)> {
+        if let Some(read) = self.text.reader().describe() {
+            console.note(&read);
+        }
+        let sha256 = self.text.reader().sha256()?;
+        Ok((TextName { path: self.path.to_owned(), sha256 }, self.options))
     }
 }

@@ -135,7 +135,7 @@ pub fn run(
     let seconds = start.elapsed().as_secs_f64();
     let tokens: usize = answers.answers.iter().flatten().map(|a| a.new_tokens).sum();
     let prompt_tokens: usize = prompts.iter().map(|p| p.tokens.len()).sum();
-    console.note(&format!(
+    console.status(&format!(
         "prompts: {} with {prompt_tokens} tokens; new: {tokens} tokens in {} ({:.0} tokens/s, prompts included)",
         lines.len(),
         format::seconds(seconds),

@@ -1,0 +1,147 @@
+//! Whole numbers on the command line. Where users of other tools write -1 it means what it means there; everything else
+//! that is no number says what to write.
+
+/// How many cores there are, for `--threads -1`.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A number from `least` on; `needed` says so.
+fn from(text: &str, least: usize, needed: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if n >= least => Ok(n),
+        Err(e) if *e.kind() == std::num::IntErrorKind::PosOverflow => Err(format!("at most {}", usize::MAX)),
+        _ => Err(needed.to_owned()),
+    }
+}
+
+/// 1 or more.
+pub fn count(text: &str) -> Result<usize, String> {
+    from(text, 1, "a whole number from 1 on is needed")
+}
+
+/// 0 or more.
+pub fn whole(text: &str) -> Result<usize, String> {
+    from(text, 0, "a whole number from 0 on is needed")
+}
+
+/// New tokens: 1 or more, or -1 (`usize::MAX`), as llama.cpp has it: until the model ends, or its context is full.
+pub fn new_tokens(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(usize::MAX),
+        _ => from(
+            text,
+            1,
+            "a whole number from 1 on is needed, or -1: until the model ends or its context is full",
+        ),
+    }
+}
+
+/// Windows: 1 or more, or -1 (`usize::MAX`) for all.
+pub fn limit(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(usize::MAX),
+        _ => from(text, 1, "a whole number from 1 on is needed, or -1 for all windows"),
+    }
+}
+
+/// The likeliest tokens: 1 or more; -1 and 0 (here 0) are all.
+pub fn top_k(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(0),
+        _ => from(text, 0, "a whole number from 1 on is needed, or 0 or -1 for all tokens"),
+    }
+}
+
+/// Threads: 1 or more, or -1 for all cores.
+pub fn threads(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(cores()),
+        _ => from(text, 1, "a whole number from 1 on is needed, or -1 for all cores"),
+    }
+}
+
+/// A seed that was given, or is to be drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seed {
+    /// This one.
+    Given(u64),
+    /// Any.
+    Random,
+}
+
+impl Seed {
+    /// From 0 on, or -1 for a random one.
+    ///
+    /// # Errors
+    /// Anything else, with what to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "-1" => Ok(Self::Random),
+            _ => match text.parse() {
+                Ok(seed) => Ok(Self::Given(seed)),
+                Err(_) => {
+                    Err(format!("a whole number from 0 to {} is needed, or -1 for a random one", u64::MAX))
+                }
+            },
+        }
+    }
+
+    /// The seed, and whether it was drawn: 32 bits, which every reader of JSON takes as they are.
+    ///
+    /// # Errors
+    /// The system gives no random numbers.
+    pub fn value(self) -> anyhow::Result<(u64, bool)> {
+        match self {
+            Self::Given(seed) => Ok((seed, false)),
+            Self::Random => {
+                let seed = getrandom::u32()
+                    .map_err(|e| anyhow::anyhow!("--seed -1: the system gives no random number: {e}"))?;
+                Ok((seed.into(), true))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minus_one_is_what_it_is_elsewhere() {
+        assert_eq!(new_tokens("-1"), Ok(usize::MAX));
+        assert_eq!(limit("-1"), Ok(usize::MAX));
+        assert_eq!((top_k("-1"), top_k("0"), top_k("40")), (Ok(0), Ok(0), Ok(40)));
+        assert!(threads("-1").unwrap() >= 1);
+        assert_eq!((Seed::parse("-1"), Seed::parse("7")), (Ok(Seed::Random), Ok(Seed::Given(7))));
+    }
+
+    #[test]
+    fn other_numbers_are_refused_with_what_to_write() {
+        for (parse, says) in [
+            (count as fn(&str) -> Result<usize, String>, "from 1 on"),
+            (whole, "from 0 on"),
+            (new_tokens, "-1: until the model ends"),
+            (limit, "-1 for all windows"),
+            (top_k, "0 or -1 for all tokens"),
+            (threads, "-1 for all cores"),
+        ] {
+            for bad in ["-2", "1.5", "", "x", "1e3", "0x10"] {
+                assert!(parse(bad).unwrap_err().contains(says), "{bad}");
+            }
+            assert!(parse("99999999999999999999").unwrap_err().contains("at most"));
+        }
+        for bad in ["-2", "x", "18446744073709551616"] {
+            assert!(Seed::parse(bad).unwrap_err().contains("-1 for a random one"), "{bad}");
+        }
+        assert_eq!(count("0").is_err(), whole("0").is_ok());
+    }
+
+    #[test]
+    fn seeds_are_drawn_anew() {
+        assert_eq!(Seed::Given(3).value().unwrap(), (3, false));
+        let drawn: Vec<u64> = (0..4).map(|_| Seed::Random.value().unwrap().0).collect();
+        assert!(drawn.iter().any(|s| *s != drawn[0]), "{drawn:?}");
+        assert!(Seed::Random.value().unwrap().1);
+    }
+}
