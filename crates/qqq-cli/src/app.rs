@@ -33,6 +33,7 @@ Environment:
   QQQ_THREADS  number of threads, as --threads
   QQQ_ISA      kernels: avx512-vnni, avx-vnni, avx2, neon-dot or portable [default: the best]
   QQQ_CACHE    folder for what can be made again [default: qqq in the user's cache folder]
+  QQQ_HISTORY  what was said in `qqq chat` [default: qqq/chat-history in the user's state folder]
   QQQ_KERNEL_CACHE  folder of compiled GPU kernels [default: kernels in QQQ_CACHE; empty: none]
   QQQ_KERNELS  archive of compiled GPU kernels, from `qqq kernels build`
   QQQ_NVRTC    what compiles GPU kernels: the library or its folder [default: looked for]

@@ -7,7 +7,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -24,6 +24,9 @@ static NOTICE: Mutex<Option<&'static str>> = Mutex::new(None);
 /// Files that must not outlive the process.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
+/// Undoes what must not outlive the process.
+static BEFORE_EXIT: OnceLock<fn()> = OnceLock::new();
+
 /// Handles SIGINT, SIGTERM and SIGHUP from now on. The console is told, for an object may be due even then.
 pub fn install(console: Console) -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
@@ -37,12 +40,20 @@ pub fn install(console: Console) -> anyhow::Result<()> {
         for path in TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = std::fs::remove_file(path);
         }
+        if let Some(undo) = BEFORE_EXIT.get() {
+            undo();
+        }
         // Behind the terminal's ^C, or what is left of a bar.
         let _ = writeln!(std::io::stderr());
         console.failure(&Failure::of(&Interrupted.into()));
         std::process::exit(i32::from(INTERRUPTED));
     })?;
     Ok(())
+}
+
+/// Has a signal that ends the process at once call this first. There is one such call in a process.
+pub fn before_exit(undo: fn()) {
+    let _ = BEFORE_EXIT.set(undo);
 }
 
 /// While it lives, a Ctrl-C that ends the process at once removes this file.

@@ -5,7 +5,7 @@ mod common;
 use std::io::Write;
 use std::process::Stdio;
 
-use common::{Place, Run};
+use common::{Place, Run, TinyModel};
 
 /// A chat with a template, on lines of input.
 fn chat(template: &str, lines: &[u8]) -> Run {
@@ -66,4 +66,66 @@ fn a_line_that_is_no_text_is_left_out() {
     assert!(run.stderr.contains("not UTF-8 (byte 1 is 0xff)"), "{}", run.stderr);
     assert!(run.stderr.contains("not UTF-8 (byte 4 is 0xe9)"), "{}", run.stderr);
     assert_eq!(prompts(&run), prompts(&chat(TEMPLATE, b"Hello\nHello\n")));
+}
+
+#[test]
+fn commands_say_what_they_did() {
+    let run = chat(TEMPLATE, b"/reset\nHello\n/reset\n/system Be brief.\n/system\n/system\n/help\n/halp\n");
+    for said in [
+        "(there was no conversation yet)",
+        "(the conversation of 2 messages is forgotten)",
+        "(the system message is set; the conversation begins anew)",
+        "(the system message is removed; the conversation begins anew)",
+        "(there is no system message; the conversation begins anew)",
+        "/system TEXT  set the system message",
+        "(/halp is unknown, /help tells what there is",
+    ] {
+        assert!(run.stderr.contains(said), "{said:?} is not in {}", run.stderr);
+    }
+    assert_eq!(prompts(&run).len(), 1);
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_first_message() {
+    let run = chat(TEMPLATE, b"\xEF\xBB\xBFHello\n");
+    assert_eq!(prompts(&run), prompts(&chat(TEMPLATE, b"Hello\n")));
+    let run = chat(TEMPLATE, b"\xEF\xBB\xBF/reset\n");
+    assert!(run.stderr.contains("(there was no conversation yet)"), "{}", run.stderr);
+}
+
+#[test]
+fn lines_of_a_pipe_are_not_cut() {
+    let long = "x".repeat(1500);
+    let run = chat(TEMPLATE, format!("{long}\n").as_bytes());
+    assert_eq!(prompts(&run), ["user: \nassistant: ".len() + long.len()]);
+}
+
+#[test]
+fn answers_end_before_stop_strings_too() {
+    let place = Place::new();
+    TinyModel::new().that_says(b"ab").write(&place.path("model"));
+    let answer = |stop: &[&str]| {
+        let mut child = place
+            .command()
+            .args(["chat", "model", "-n", "60", "--temperature", "0.9", "--top-k", "1"])
+            .args(stop)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"Hello\nHello\n").unwrap();
+        Run::of(child.wait_with_output().unwrap()).success()
+    };
+    let free = answer(&[]);
+    let first = free.stdout.lines().next().unwrap();
+    let stop = &first[first.len() - 8..];
+    let stopped = answer(&["--stop", "???", "--stop", stop]);
+    let before = first.split(stop).next().unwrap();
+    assert_eq!(stopped.stdout.lines().next().unwrap(), before);
+    let mut statistics = stopped.stderr.lines().filter(|l| l.starts_with("[prompt: "));
+    assert!(statistics.next().unwrap().ends_with("; stop string]"), "{}", stopped.stderr);
+    // The conversation goes on from what was printed.
+    let hello = "user: Hello\nassistant: ".len();
+    assert_eq!(prompts(&stopped), [hello, hello + before.len() + "\n".len() + hello]);
 }

@@ -13,7 +13,10 @@ pub(crate) const PREFILL_TOKENS: usize = 512;
 
 /// A sequence of a batch.
 pub(crate) struct Sequence {
-    slot: usize,
+    /// Its place in the KV cache, while it has one.
+    slot: Option<usize>,
+    /// Whether the slot is the batch's own, to be freed at the end of the sequence.
+    lent: bool,
     /// Prompt and new tokens.
     tokens: Vec<u32>,
     prompt_len: usize,
@@ -23,33 +26,64 @@ pub(crate) struct Sequence {
     cached: usize,
     sampler: Sampler,
     finish: Option<FinishReason>,
+    /// Whether its end was told.
+    told: bool,
+    /// When it joined the batch.
+    joined: Option<Instant>,
     prefill_seconds: f64,
     decode_steps: usize,
     decode_seconds: f64,
 }
 
+/// What happens in a batch. Sequences are named by their index.
+pub(crate) enum Event<'a> {
+    /// The decoder is about to run. `computed` of the `total` tokens of the prompts that have joined lie in the cache.
+    Pass { computed: usize, total: usize },
+    /// A new token.
+    Token(usize, u32),
+    /// A sequence has ended.
+    End(usize, &'a Sequence),
+}
+
+/// What is to happen after an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Go,
+    /// The sequence ends, because of a stop string.
+    Stop,
+    /// The sequence ends.
+    Cancel,
+    /// All sequences end.
+    CancelAll,
+}
+
+/// What is told what happens.
+pub(crate) type Listener<'a> = dyn FnMut(Event) -> Next + 'a;
+
 impl Sequence {
-    /// A sequence whose slot holds the first `cached` tokens of `prompt`. `index` makes its random draws
-    /// differ from those of other sequences.
-    pub fn new(
-        slot: usize,
-        prompt: Vec<u32>,
-        cached: usize,
-        sampling: &SamplingOptions,
-        index: usize,
-    ) -> Self {
+    /// A sequence that gets a slot when it joins the batch. `index` makes its random draws differ from those of other
+    /// sequences.
+    pub fn new(prompt: Vec<u32>, sampling: &SamplingOptions, index: usize) -> Self {
         Self {
-            slot,
+            slot: None,
+            lent: true,
             prompt_len: prompt.len(),
             tokens: prompt,
-            reused: cached,
-            cached,
+            reused: 0,
+            cached: 0,
             sampler: Sampler::for_sequence(sampling.clone(), index),
             finish: None,
+            told: false,
+            joined: None,
             prefill_seconds: 0.0,
             decode_steps: 0,
             decode_seconds: 0.0,
         }
+    }
+
+    /// With a slot that holds the first `cached` tokens of the prompt, and stays as it is at the end.
+    pub fn in_slot(self, slot: usize, cached: usize) -> Self {
+        Self { slot: Some(slot), lent: false, reused: cached, cached, ..self }
     }
 
     /// The tokens whose keys and values lie in the cache.
@@ -57,12 +91,13 @@ impl Sequence {
         &self.tokens[..self.cached]
     }
 
-    /// The result.
-    pub fn into_generation(self) -> Generation {
+    /// The result so far.
+    pub fn generation(&self) -> Generation {
         Generation {
             tokens: self.tokens[self.prompt_len..].to_vec(),
             // A sequence that was never run: no new tokens were asked for.
             finish: self.finish.unwrap_or(FinishReason::Length),
+            // Cancelled before it joined, or within its prompt, it has computed less.
             prefill_tokens: self.cached.min(self.prompt_len) - self.reused,
             prefill_seconds: self.prefill_seconds,
             decode_steps: self.decode_steps,
@@ -89,37 +124,47 @@ impl Sequence {
         Ok(())
     }
 
+    /// Whether it takes part in the next run of the decoder.
+    fn is_live(&self) -> bool {
+        self.joined.is_some() && self.finish.is_none()
+    }
+
     /// Adds the next token and decides whether the sequence goes on.
     fn advance(
         &mut self,
         id: u32,
         options: &GenerateOptions,
         context: usize,
-        on_token: &mut dyn FnMut(u32) -> bool,
-    ) {
+        on_token: &mut dyn FnMut(u32) -> Next,
+    ) -> Next {
         if options.eos.contains(&id) {
             self.finish = Some(FinishReason::Stop);
-            return;
+            return Next::Go;
         }
         self.tokens.push(id);
-        if !on_token(id) {
-            self.finish = Some(FinishReason::Cancelled);
-        } else if self.tokens.len() - self.prompt_len >= options.max_new_tokens
-            || self.tokens.len() >= context
-        {
-            self.finish = Some(FinishReason::Length);
-        }
+        let next = on_token(id);
+        self.finish = match next {
+            Next::Stop => Some(FinishReason::StopString),
+            Next::Cancel | Next::CancelAll => Some(FinishReason::Cancelled),
+            Next::Go if self.tokens.len() - self.prompt_len >= options.max_new_tokens => {
+                Some(FinishReason::Length)
+            }
+            Next::Go if self.tokens.len() >= context => Some(FinishReason::Length),
+            Next::Go => None,
+        };
+        next
     }
 }
 
-/// Runs the sequences to their ends. Which tokens come out does not depend on what else is in the batch (on a backend
-/// whose rows do not depend on each other).
+/// Runs the sequences to their ends, `together` at a time: one that ends makes room for the next. Which tokens come out
+/// does not depend on what else is in the batch (on a backend whose rows do not depend on each other).
 pub(crate) fn run<B: Backend>(
     decoder: &Decoder<B>,
     kv: &mut B::KvCache,
     sequences: &mut [Sequence],
     options: &GenerateOptions,
-    on_token: &mut dyn FnMut(usize, u32) -> bool,
+    together: usize,
+    listener: &mut Listener,
 ) -> Result<()> {
     if let Some(problem) = options.sampling.problem() {
         return Err(ModelError::Request(problem));
@@ -131,33 +176,73 @@ pub(crate) fn run<B: Backend>(
     if options.max_new_tokens == 0 {
         return Ok(());
     }
-    let start = Instant::now();
-    decoder.begin_prefill(sequences.iter().map(|s| s.prompt_len - s.cached).sum());
-    let mut waiting = 0;
-    while waiting < sequences.len() {
-        let work = prefill_pass(sequences, waiting);
-        waiting = work.last().map_or(sequences.len(), |last| last.index + usize::from(last.ends));
-        step(decoder, kv, sequences, &work, options, on_token)?;
-        for w in work.iter().filter(|w| w.ends) {
-            sequences[w.index].prefill_seconds = start.elapsed().as_secs_f64();
-        }
-    }
+    // Sequences before `joined` are in the batch or have ended, those before `started` have a new token.
+    let (mut joined, mut started) = (0, 0);
     loop {
-        let live = |(_, s): &(usize, &Sequence)| s.finish.is_none();
-        let work: Vec<Work> = sequences
-            .iter()
-            .enumerate()
-            .filter(live)
-            .map(|(index, _)| Work { index, len: 1, ends: true })
-            .collect();
+        let before = joined;
+        let mut live = sequences[..joined].iter().filter(|s| s.is_live()).count();
+        while joined < sequences.len() && live < together.max(1) {
+            let s = &mut sequences[joined];
+            s.slot.get_or_insert_with(|| decoder.backend.kv_add_slot(kv));
+            s.joined = Some(Instant::now());
+            joined += 1;
+            live += 1;
+        }
+        if before < joined {
+            // Whoever joins while others still wait for their first token waits with them.
+            decoder.begin_prefill(sequences[started..joined].iter().map(|s| s.prompt_len - s.cached).sum());
+        }
+        let prefill = started < joined;
+        let work = if prefill {
+            prefill_pass(&sequences[..joined], started)
+        } else {
+            decode_pass(&sequences[..joined])
+        };
         if work.is_empty() {
             return Ok(());
         }
-        step(decoder, kv, sequences, &work, options, on_token)?;
-        for w in &work {
-            let s = &mut sequences[w.index];
-            s.decode_steps += 1;
-            s.decode_seconds = start.elapsed().as_secs_f64() - s.prefill_seconds;
+        let count = |f: fn(&Sequence) -> usize| -> usize { sequences[..joined].iter().map(f).sum() };
+        let (computed, total) = (count(|s| s.cached.min(s.prompt_len)), count(|s| s.prompt_len));
+        let mut next = listener(Event::Pass { computed, total });
+        if next == Next::Go {
+            next = step(decoder, kv, sequences, &work, options, listener)?;
+            for w in &work {
+                let s = &mut sequences[w.index];
+                let seconds = s.joined.map_or(0.0, |joined| joined.elapsed().as_secs_f64());
+                match prefill {
+                    true if w.ends => s.prefill_seconds = seconds,
+                    true => {}
+                    false => {
+                        s.decode_steps += 1;
+                        s.decode_seconds = seconds - s.prefill_seconds;
+                    }
+                }
+            }
+        }
+        if prefill {
+            started = work.last().map_or(joined, |last| last.index + usize::from(last.ends));
+        }
+        let cancelled = next != Next::Go;
+        if cancelled {
+            decoder.end_prefill();
+        }
+        for (index, s) in sequences.iter_mut().enumerate() {
+            if cancelled {
+                s.finish.get_or_insert(FinishReason::Cancelled);
+            }
+            if s.joined.is_none() || s.finish.is_none() || std::mem::replace(&mut s.told, true) {
+                continue;
+            }
+            if s.lent
+                && let Some(slot) = s.slot.take()
+            {
+                decoder.backend.kv_remove_slot(kv, slot);
+            }
+            // Who wants to cancel the rest says so again before the next run.
+            listener(Event::End(index, s));
+        }
+        if cancelled {
+            return Ok(());
         }
     }
 }
@@ -169,6 +254,12 @@ struct Work {
     len: usize,
     /// Whether they are the last of the sequence so far, so that the next one can be sampled.
     ends: bool,
+}
+
+/// The last token of each sequence that has not ended.
+fn decode_pass(sequences: &[Sequence]) -> Vec<Work> {
+    let live = sequences.iter().enumerate().filter(|(_, s)| s.is_live());
+    live.map(|(index, _)| Work { index, len: 1, ends: true }).collect()
 }
 
 /// The next tokens of prompts, sequence by sequence from `first` on, [`PREFILL_TOKENS`] at most.
@@ -187,22 +278,25 @@ fn prefill_pass(sequences: &[Sequence], first: usize) -> Vec<Work> {
     work
 }
 
-/// Runs tokens, and samples for the sequences whose last token was among them.
+/// Runs tokens, and samples for the sequences whose last token was among them. Gives [`Next::CancelAll`] if that was
+/// wanted.
 fn step<B: Backend>(
     decoder: &Decoder<B>,
     kv: &mut B::KvCache,
     sequences: &mut [Sequence],
     work: &[Work],
     options: &GenerateOptions,
-    on_token: &mut dyn FnMut(usize, u32) -> bool,
-) -> Result<()> {
+    listener: &mut Listener,
+) -> Result<Next> {
     let mut tokens = Vec::new();
     let mut spans = Vec::with_capacity(work.len());
     let mut ends = Vec::new();
     for w in work {
         let s = &sequences[w.index];
         tokens.extend_from_slice(&s.tokens[s.cached..s.cached + w.len]);
-        spans.push(Span { slot: s.slot, start: s.cached, len: w.len });
+        // Whoever takes part has joined, and got a slot then.
+        let slot = s.slot.unwrap_or_default();
+        spans.push(Span { slot, start: s.cached, len: w.len });
         if w.ends {
             ends.push(tokens.len() - 1);
         }
@@ -212,7 +306,7 @@ fn step<B: Backend>(
         sequences[w.index].cached += w.len;
     }
     if ends.is_empty() {
-        return Ok(());
+        return Ok(Next::Go);
     }
     // The head is the widest layer: it runs for the rows that are sampled only.
     let last = decoder.backend.select_rows(&hidden, &ends);
@@ -234,12 +328,16 @@ fn step<B: Backend>(
         }
     };
     let context = decoder.config.max_position_embeddings;
+    let mut all = Next::Go;
     for (w, id) in sampled.into_iter().zip(next) {
         let s = &mut sequences[w.index];
         let id = id.map_err(|BadLogit { .. }| not_finite(decoder, s.cached_tokens()))?;
-        s.advance(id, options, context, &mut |id| on_token(w.index, id));
+        let next = s.advance(id, options, context, &mut |id| listener(Event::Token(w.index, id)));
+        if next == Next::CancelAll {
+            all = next;
+        }
     }
-    Ok(())
+    Ok(all)
 }
 
 /// The error of a sequence whose last token has a logit that is not finite: names where it comes from.

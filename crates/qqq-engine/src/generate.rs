@@ -5,7 +5,7 @@ use qqq_model::{Decoder, Result};
 
 use crate::{
     SamplingOptions,
-    batch::{self, Sequence},
+    batch::{self, Event, Next, Sequence},
 };
 
 /// What to generate.
@@ -27,6 +27,8 @@ pub struct GenerateOptions {
 pub enum FinishReason {
     /// An end token.
     Stop,
+    /// A stop string.
+    StopString,
     /// `max_new_tokens`, or the model's context.
     Length,
     /// The caller's callback said so.
@@ -36,13 +38,13 @@ pub enum FinishReason {
 /// A finished sequence.
 #[derive(Clone, Debug)]
 pub struct Generation {
-    /// New tokens (the end token not included).
+    /// New tokens (the end token not included, those of a stop string included).
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub finish: FinishReason,
     /// Tokens of the prompt that were computed (less than its length where a session had some already).
     pub prefill_tokens: usize,
-    /// Seconds from the start of the batch to this sequence's first new token, that token's sampling included.
+    /// Seconds from when this sequence joined the batch to its first new token, that token's sampling included.
     pub prefill_seconds: f64,
     /// Runs of the decoder after the first new token. A sequence that ends by [`FinishReason::Length`] takes one
     /// less than it has tokens.
@@ -64,14 +66,12 @@ pub fn generate<B: Backend>(
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generation>> {
     let mut kv = decoder.kv_cache(options.kv_dtype);
-    let mut sequences: Vec<Sequence> = prompts
-        .iter()
-        .enumerate()
-        .map(|(i, prompt)| {
-            let slot = decoder.backend.kv_add_slot(&mut kv);
-            Sequence::new(slot, prompt.clone(), 0, &options.sampling, i)
-        })
-        .collect();
-    batch::run(decoder, &mut kv, &mut sequences, options, on_token)?;
-    Ok(sequences.into_iter().map(Sequence::into_generation).collect())
+    let sequence = |(i, prompt): (usize, &Vec<u32>)| Sequence::new(prompt.clone(), &options.sampling, i);
+    let mut sequences: Vec<Sequence> = prompts.iter().enumerate().map(sequence).collect();
+    let mut listener = |event: Event<'_>| match event {
+        Event::Token(i, id) if !on_token(i, id) => Next::Cancel,
+        _ => Next::Go,
+    };
+    batch::run(decoder, &mut kv, &mut sequences, options, prompts.len(), &mut listener)?;
+    Ok(sequences.iter().map(Sequence::generation).collect())
 }

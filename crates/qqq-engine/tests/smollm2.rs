@@ -3,13 +3,16 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use qqq_backend::{CpuBackend, KvDType};
-use qqq_engine::{FinishReason, GenerateOptions, SamplingOptions, Session, generate};
+use qqq_engine::{
+    FinishReason, GenerateOptions, Prompt, SamplingOptions, Session, StopStrings, TextEvent, TextRun,
+    generate,
+};
 use qqq_formats::Checkpoint;
 use qqq_model::{ChatTemplate, Decoder, Message, Tokenizer};
 use qqq_testing::{Suite, tests};
 
 fn main() -> ExitCode {
-    Suite::new().with(qqq_testing::smollm2, tests![text_makes_sense]).run()
+    Suite::new().with(qqq_testing::smollm2, tests![text_makes_sense, texts_stop_and_can_be_cancelled]).run()
 }
 
 fn text_makes_sense(path: PathBuf) {
@@ -59,4 +62,69 @@ fn text_makes_sense(path: PathBuf) {
     }
     let answer = &messages[1].content;
     assert!(answer.contains("Rome"), "{answer:?}");
+}
+
+/// Stop strings across tokens of many letters, a batch that is refilled, and a long prompt that is given up.
+fn texts_stop_and_can_be_cancelled(path: PathBuf) {
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let tokenizer = Tokenizer::load(&checkpoint).unwrap();
+    let decoder = Decoder::load(CpuBackend::default(), &checkpoint).unwrap();
+    let options = GenerateOptions {
+        sampling: SamplingOptions::default(),
+        max_new_tokens: 24,
+        eos: tokenizer.eos().to_vec(),
+        kv_dtype: KvDType::F32,
+    };
+    let prompt = |text: &str| Prompt { tokens: tokenizer.encode(text, true).unwrap(), seed: None };
+    let prompts = ["1, 2, 3, 4, 5,", "The capital of France is", "Once upon a time"].map(prompt);
+    let texts = |stops: &[&str], together: usize| {
+        let stop = StopStrings::new(stops.iter().map(|s| (*s).into()).collect(), &tokenizer).unwrap();
+        let run =
+            TextRun { decoder: &decoder, tokenizer: &tokenizer, options: &options, stop: &stop, together };
+        let mut shown = vec![String::new(); prompts.len()];
+        let mut done = vec![None; prompts.len()];
+        run.run(&prompts, &mut |event| {
+            match event {
+                TextEvent::Text { sequence, piece } => shown[sequence] += piece,
+                TextEvent::End { sequence, result } => done[sequence] = Some(result),
+                TextEvent::Pass { computed, total } => assert!(computed <= total),
+            }
+            true
+        })
+        .unwrap();
+        let done: Vec<_> = done.into_iter().map(Option::unwrap).collect();
+        assert!(done.iter().zip(&shown).all(|(d, shown)| d.text == *shown), "what is shown is the text");
+        done
+    };
+    let free = texts(&[], 3);
+    let stops = ["7, 8, 9", " Paris", "no such text"];
+    for together in [1, 2, 3] {
+        let stopped = texts(&stops, together);
+        assert_eq!(stopped[0].text, " 6, ", "{together} together");
+        assert_eq!(stopped[0].stop_string.as_deref(), Some("7, 8, 9"));
+        assert_eq!((stopped[1].text.as_str(), stopped[1].generation.finish), ("", FinishReason::StopString));
+        assert_eq!(stopped[2].text, free[2].text);
+        assert_eq!(
+            (&stopped[2].stop_string, stopped[2].generation.finish),
+            (&None, free[2].generation.finish)
+        );
+    }
+    assert!(StopStrings::new(vec![String::new()], &tokenizer).is_err());
+
+    let long = prompt(&"word ".repeat(1200)).tokens;
+    let mut session = Session::new(&decoder, options.clone());
+    let stop = StopStrings::default();
+    let mut passes = 0;
+    let given_up = session
+        .generate_text(&tokenizer, &long, &stop, &mut |_| {
+            passes += 1;
+            passes < 2
+        })
+        .unwrap();
+    assert_eq!((given_up.generation.finish, given_up.text.as_str()), (FinishReason::Cancelled, ""));
+    let computed = given_up.generation.prefill_tokens;
+    assert!(0 < computed && computed < long.len(), "one pass of several: {computed}");
+    // What was computed is not lost.
+    let answered = session.generate_text(&tokenizer, &long, &stop, &mut |_| true).unwrap();
+    assert_eq!(answered.generation.prefill_tokens, long.len() - computed);
 }

@@ -1,16 +1,27 @@
 //! `qqq chat`.
 
-use std::io::{BufRead, IsTerminal};
+mod command;
+mod editor;
+mod history;
+mod plain;
+mod terminal;
+
+use std::{io::IsTerminal, path::PathBuf};
 
 use qqq_backend::{CpuBackend, KvDType};
-use qqq_engine::{GenerateOptions, Session};
-use qqq_model::{ChatTemplate, Message, ModelError, tokenizer::TokenStream};
+use qqq_engine::{FinishReason, GenerateOptions, Session, StopStrings, TextEvent};
+use qqq_model::{ChatTemplate, Message, ModelError};
 
-use super::generate::{Answer, statistics};
+use self::{
+    command::{COMMANDS, Input, KEYS},
+    editor::Editor,
+    plain::Lines,
+};
+use super::generate::{Answer, StopArgs, statistics};
 use crate::{
     console::Console,
     device::DeviceArgs,
-    errors::{bad_input, bad_input_hint},
+    errors::bad_input_hint,
     interrupt::Guard,
     model::{self, HubArgs, LoadedModel},
     numbers,
@@ -22,8 +33,12 @@ Examples:
   qqq chat qwen-w4a8
   qqq chat Qwen/Qwen2.5-0.5B-Instruct --system \"Answer in one sentence.\" --temperature 0
 
-A line is a message. /reset forgets the conversation, /system TEXT sets the system message (and forgets), /exit or \
-Ctrl-D ends, Ctrl-C stops an answer. The KV cache is kept between turns, so only what is new is computed.";
+On a terminal there is a line editor with the messages of earlier chats: Enter sends, Alt-Enter or Ctrl-J begins a new \
+line, a pasted text stays one message, Ctrl-C stops an answer or drops what is typed (twice: leaves), Ctrl-D leaves, /help \
+tells the rest. Messages are kept in the file QQQ_HISTORY [default: qqq/chat-history in the user's folder for state], which \
+only the user can read; one that begins with a space is not kept. Elsewhere a line of standard input is a message.
+
+The KV cache is kept between turns, so only what is new is computed.";
 
 /// Talk with a model
 #[derive(Debug, clap::Args)]
@@ -39,6 +54,11 @@ pub struct ChatArgs {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true,
         value_parser = numbers::new_tokens)]
     max_new_tokens: usize,
+    /// Neither read nor keep the messages of earlier chats
+    #[arg(long)]
+    no_history: bool,
+    #[command(flatten)]
+    stop: StopArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -47,38 +67,15 @@ pub struct ChatArgs {
     hub: HubArgs,
 }
 
-/// What a line of input asks for.
-#[derive(Debug, PartialEq)]
-enum Input<'a> {
-    Say(&'a str),
-    System(&'a str),
-    Reset,
-    Exit,
-    Unknown(&'a str),
-    Nothing,
-}
-
-impl<'a> Input<'a> {
-    fn parse(line: &'a str) -> Self {
-        let line = line.trim();
-        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        match command {
-            "" => Self::Nothing,
-            "/exit" | "/quit" | "/bye" => Self::Exit,
-            "/reset" => Self::Reset,
-            "/system" => Self::System(rest.trim()),
-            other if other.starts_with('/') => Self::Unknown(other),
-            _ => Self::Say(line),
-        }
-    }
-}
-
 /// Runs the command.
 pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
     if console.json() {
         return Err(bad_input_hint("a chat is not one JSON object", "use `qqq generate --json`"));
     }
     let sampling = args.sampling.options(0.7, console)?;
+    args.stop.check(console)?;
+    // Before the model is loaded: what is typed meanwhile is for the first prompt.
+    let mut reader = Reader::new(args, console)?;
     let model = model::load(&args.model, &args.hub)?;
     let Some(template) = ChatTemplate::load(&model.checkpoint, &model.tokenizer)? else {
         return Err(bad_input_hint(
@@ -93,49 +90,83 @@ pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
         kv_dtype: KvDType::F16,
     };
     let mut chat = Chat {
-        session: Session::new(&model.decoder, options.clone()),
+        session: Session::new(&model.decoder, options),
+        stop: args.stop.strings(&model.tokenizer)?,
         model: &model,
         template,
-        options,
         messages: Vec::new(),
         system: args.system.clone(),
     };
     chat.reset();
-    let terminal = std::io::stdin().is_terminal() && console.fancy_out();
-    if terminal {
-        console.note("/exit or Ctrl-D ends, /reset forgets, /system TEXT sets the system message, Ctrl-C stops an answer");
+    if reader.is_terminal() {
+        console.note("/help tells what can be done, Ctrl-C stops an answer, Ctrl-D leaves");
     }
-    let mut input = std::io::stdin().lock();
-    let mut bytes = Vec::new();
-    loop {
-        if terminal {
-            console.raw("> ")?;
-        }
-        bytes.clear();
-        let read =
-            input.read_until(b'\n', &mut bytes).map_err(|e| bad_input(format!("standard input: {e}")))?;
-        if read == 0 {
-            return if terminal { console.line("") } else { Ok(()) };
-        }
-        let line = match text_of(&bytes) {
-            Ok(line) => line,
-            Err(reason) => {
-                console.warn(&reason);
-                continue;
-            }
-        };
-        match Input::parse(line) {
+    while let Some(entered) = reader.read(console)? {
+        match Input::parse(&entered) {
             Input::Nothing => {}
             Input::Exit => return Ok(()),
-            Input::Reset => chat.reset(),
+            Input::Help => reader.help(console)?,
+            Input::Reset => {
+                let forgotten = chat.reset();
+                console.note(&match forgotten {
+                    0 => "(there was no conversation yet)".to_owned(),
+                    n => format!("(the conversation of {n} messages is forgotten)"),
+                });
+            }
             Input::System(text) => {
+                let had = chat.system.take().is_some();
                 chat.system = (!text.is_empty()).then(|| text.to_owned());
                 chat.reset();
+                let what = match (chat.system.is_some(), had) {
+                    (true, _) => "the system message is set",
+                    (false, true) => "the system message is removed",
+                    (false, false) => "there is no system message",
+                };
+                console.note(&format!("({what}; the conversation begins anew)"));
             }
-            Input::Unknown(command) => {
-                console.note(&format!("{command} is unknown: /exit, /reset, /system TEXT"))
-            }
+            Input::Unknown(command) => console.note(&format!(
+                "({command} is unknown, /help tells what there is; a space before it makes it a message)"
+            )),
             Input::Say(text) => chat.turn(text, console)?,
+        }
+    }
+    Ok(())
+}
+
+/// Where messages come from.
+enum Reader {
+    Editor(Box<Editor>),
+    Lines { lines: Lines, prompt: bool },
+}
+
+impl Reader {
+    fn new(args: &ChatArgs, console: &Console) -> anyhow::Result<Self> {
+        // The editor draws on standard error, and asks where it is through standard output.
+        if std::io::stdin().is_terminal() && console.fancy_out() && console.fancy_err() {
+            let history: Option<PathBuf> = if args.no_history { None } else { history::file() };
+            return Ok(Self::Editor(Box::new(Editor::new(history.as_deref(), console)?)));
+        }
+        Ok(Self::Lines { lines: Lines::new(), prompt: std::io::stdout().is_terminal() })
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self, Self::Editor(_))
+    }
+
+    fn read(&mut self, console: &Console) -> anyhow::Result<Option<String>> {
+        match self {
+            Self::Editor(editor) => editor.read(console),
+            Self::Lines { lines, prompt } => lines.read(*prompt, console),
+        }
+    }
+
+    fn help(&self, console: &Console) -> anyhow::Result<()> {
+        match self {
+            Self::Editor(_) => console.line(&format!("{COMMANDS}\n\n{KEYS}")),
+            Self::Lines { .. } => {
+                console.note(COMMANDS);
+                Ok(())
+            }
         }
     }
 }
@@ -144,7 +175,7 @@ struct Chat<'a> {
     model: &'a LoadedModel,
     template: ChatTemplate,
     session: Session<'a, CpuBackend>,
-    options: GenerateOptions,
+    stop: StopStrings,
     messages: Vec<Message>,
     system: Option<String>,
 }
@@ -155,9 +186,12 @@ impl Chat<'_> {
         self.system.is_some() && self.template.render(&self.messages[1..], true).is_ok()
     }
 
-    fn reset(&mut self) {
+    /// Forgets the conversation; gives the number of its messages.
+    fn reset(&mut self) -> usize {
+        let spoken = self.messages.iter().filter(|m| m.role != "system").count();
         self.session.clear();
         self.messages = self.system.iter().map(|text| message("system", text)).collect();
+        spoken
     }
 
     /// One message and its answer. A request that the template refuses or the model cannot serve is told,
@@ -187,19 +221,18 @@ impl Chat<'_> {
             }
         };
         let guard = Guard::new();
-        let mut answer = String::new();
-        let mut stream = self.model.tokenizer.stream();
-        let mut outcome = Ok(());
-        let eos = &self.options.eos;
-        let generation = self.session.generate(&ids, &mut |id| {
-            if !eos.contains(&id) {
-                outcome = push(&mut stream, id, &mut answer, console);
+        let mut printed = Ok(());
+        let result = self.session.generate_text(&self.model.tokenizer, &ids, &self.stop, &mut |event| {
+            if let TextEvent::Text { piece, .. } = event
+                && printed.is_ok()
+            {
+                printed = console.raw(piece);
             }
-            outcome.is_ok() && !guard.pressed()
+            printed.is_ok() && !guard.pressed()
         });
-        outcome?;
-        let generation = match generation {
-            Ok(generation) => generation,
+        printed?;
+        let answer = match result {
+            Ok(result) => Answer::new(ids.len(), result),
             // Of a model that is broken no other message gets an answer.
             Err(e @ ModelError::NotFinite(_)) => return Err(e.into()),
             Err(e) => {
@@ -210,55 +243,18 @@ impl Chat<'_> {
                 return Ok(());
             }
         };
-        if let Some(rest) = stream.finish()? {
-            answer += &rest;
-            console.raw(&rest)?;
+        if answer.finish == FinishReason::Cancelled && answer.new_tokens == 0 {
+            self.messages.pop();
+            console.note("(stopped before the answer; the message is left out of the conversation)");
+            return Ok(());
         }
         console.line("")?;
-        console.note(&format!("[{}]", statistics(&Answer::new(String::new(), ids.len(), &generation))));
-        self.messages.push(message("assistant", &answer));
+        console.note(&format!("[{}]", statistics(&answer)));
+        self.messages.push(message("assistant", &answer.text));
         Ok(())
     }
 }
 
-/// A line of input as text.
-fn text_of(line: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(line).map_err(|e| {
-        let at = e.valid_up_to();
-        format!("this line is not UTF-8 (byte {} is {:#04x}) and is left out", at + 1, line[at])
-    })
-}
-
-fn push(stream: &mut TokenStream<'_>, id: u32, answer: &mut String, console: &Console) -> anyhow::Result<()> {
-    if let Some(piece) = stream.push(id)? {
-        *answer += &piece;
-        console.raw(&piece)?;
-    }
-    Ok(())
-}
-
 fn message(role: &str, content: &str) -> Message {
     Message { role: role.into(), content: content.into() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines() {
-        assert_eq!(Input::parse("hello /exit\n"), Input::Say("hello /exit"));
-        assert_eq!(Input::parse(" /exit \n"), Input::Exit);
-        assert_eq!(Input::parse("/system  Be brief. \n"), Input::System("Be brief."));
-        assert_eq!(Input::parse("/system"), Input::System(""));
-        assert_eq!(Input::parse("/rest"), Input::Unknown("/rest"));
-        assert_eq!(Input::parse("  \n"), Input::Nothing);
-    }
-
-    #[test]
-    fn lines_that_are_no_text() {
-        assert_eq!(text_of("é\n".as_bytes()), Ok("é\n"));
-        let reason = text_of(b"ab\xff\xfe\n").unwrap_err();
-        assert!(reason.contains("not UTF-8 (byte 3 is 0xff)"), "{reason}");
-    }
 }

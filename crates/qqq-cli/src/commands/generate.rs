@@ -1,19 +1,27 @@
 //! `qqq generate`.
 
-use std::io::{IsTerminal, Read};
+mod batch;
+mod lines;
+mod prompt;
+
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+};
 
 use qqq_backend::{Backend, KvDType};
-use qqq_engine::{FinishReason, GenerateOptions, Generation, generate};
-use qqq_model::{ChatTemplate, Decoder, Message, Tokenizer};
+use qqq_engine::{FinishReason, GenerateOptions, Prompt, StopStrings, TextEvent, TextGeneration, TextRun};
+use qqq_model::{Decoder, Tokenizer};
 use serde::Serialize;
 
+use self::prompt::Encoder;
 use crate::{
     console::Console,
     device::DeviceArgs,
     errors::{Interrupted, bad_input, bad_input_hint},
     format,
     interrupt::Guard,
-    model::{self, HubArgs, LoadedModel},
+    model::{self, HubArgs},
     numbers,
     sampling::SamplingArgs,
 };
@@ -23,10 +31,18 @@ Examples:
   qqq generate qwen-w4a8 --prompt \"Why is the sky blue?\"
   qqq generate model.gguf --raw --prompt \"Once upon a time\" --max-new-tokens 200 --temperature 0.8
   git diff | qqq generate qwen-w4a8 --prompt - --system \"Summarise this change.\"
+  qqq generate qwen-w4a8 --batch --prompt-file prompts.jsonl > answers.jsonl
 
-The text goes to standard output as it is made, statistics to standard error.";
+The text goes to standard output as it is made, statistics to standard error.
 
-/// Continue or answer one prompt
+With --batch, a line of input is a JSON object with `prompt` (a text) or `messages` (a list, with `tools` if there are \
+any), and may have an `id` and a `seed`; or it is a text in quotes. All lines are checked before the first is run. An answer \
+is a JSON object on one line with the `line`'s number, its `id`, the `text` and what --json gives for one prompt; answers \
+come in the order of the lines. With --json they are the list `answers` of one object. Ctrl-C ends with the answers that are \
+complete. A line with a seed draws as if it were alone with --seed; line i of the others draws from the i-th of the \
+independent streams of --seed, whatever the batch size.";
+
+/// Continue or answer a prompt, or a batch of prompts
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct GenerateArgs {
@@ -36,6 +52,15 @@ pub struct GenerateArgs {
     /// Prompt; "-" reads it from standard input [default: standard input, if it is not a terminal]
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
+    /// File with the prompt, or with --batch the prompts; "-" is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
+    /// Answer many prompts, one JSON object a line in and out [from standard input, or --prompt-file]
+    #[arg(long, conflicts_with = "prompt")]
+    batch: bool,
+    /// Prompts of a batch that run together
+    #[arg(long, value_name = "N", default_value_t = 16, requires = "batch")]
+    batch_size: usize,
     /// New tokens at most; -1: until the model ends or its context is full
     #[arg(short = 'n', long, value_name = "N", default_value_t = 256, allow_negative_numbers = true,
         value_parser = numbers::new_tokens)]
@@ -50,11 +75,41 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     #[command(flatten)]
+    stop: StopArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     hub: HubArgs,
+}
+
+/// What ends an answer early.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StopArgs {
+    /// End before this text; can be given several times, the one that is complete first counts
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    stop: Vec<String>,
+}
+
+impl StopArgs {
+    /// Refuses what can end nothing, and tells what looks like a mistake.
+    pub fn check(&self, console: &Console) -> anyhow::Result<()> {
+        if self.stop.iter().any(String::is_empty) {
+            return Err(bad_input("--stop: the text is empty"));
+        }
+        for text in self.stop.iter().filter(|text| text.contains("\\n") || text.contains("\\t")) {
+            console.warn(&format!(
+                "--stop {text:?} has a backslash and a letter in it; a line end is written $'\\n' in most shells"
+            ));
+        }
+        Ok(())
+    }
+
+    /// For texts of this tokenizer.
+    pub fn strings(&self, tokenizer: &Tokenizer) -> anyhow::Result<StopStrings> {
+        Ok(StopStrings::new(self.stop.clone(), tokenizer)?)
+    }
 }
 
 /// The result, for `--json`.
@@ -64,13 +119,15 @@ pub struct Answer {
     pub text: String,
     /// Why it ended.
     pub finish: FinishReason,
+    /// The stop string before which it ended.
+    pub stop_string: Option<String>,
     /// Tokens of the prompt, template included.
     pub prompt_tokens: usize,
     /// Tokens of the prompt that were computed: less than all if the cache of a chat held some.
     pub computed_prompt_tokens: usize,
     /// New tokens.
     pub new_tokens: usize,
-    /// Their ids.
+    /// Their ids, those of the stop string included.
     pub tokens: Vec<u32>,
     /// Seconds for the prompt.
     pub prefill_seconds: f64,
@@ -82,14 +139,16 @@ pub struct Answer {
 
 impl Answer {
     /// From what the engine says.
-    pub fn new(text: String, prompt_tokens: usize, generation: &Generation) -> Self {
+    pub fn new(prompt_tokens: usize, result: TextGeneration) -> Self {
+        let TextGeneration { text, stop_string, generation } = result;
         Self {
             text,
             finish: generation.finish,
+            stop_string,
             prompt_tokens,
             computed_prompt_tokens: generation.prefill_tokens,
             new_tokens: generation.tokens.len(),
-            tokens: generation.tokens.clone(),
+            tokens: generation.tokens,
             prefill_seconds: generation.prefill_seconds,
             decode_steps: generation.decode_steps,
             decode_seconds: generation.decode_seconds,
@@ -100,20 +159,44 @@ impl Answer {
 /// Runs the command.
 pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
     let sampling = args.sampling.options(0.0, console)?;
-    let prompt = read_prompt(args.prompt.as_deref())?;
+    if args.batch_size == 0 {
+        return Err(bad_input("--batch-size must be at least 1"));
+    }
+    args.stop.check(console)?;
+    let text = read_prompt(args)?;
+    let source = match &args.prompt_file {
+        Some(file) if file != Path::new("-") => file.display().to_string(),
+        _ => "standard input".into(),
+    };
+    let lines = if args.batch { Some(lines::parse(&text, &source)?) } else { None };
     let model = model::load(&args.model, &args.hub)?;
-    let ids = encode(args, &model, &prompt)?;
+    let encoder = Encoder::new(&model, &args.model, args.raw, args.chat, args.system.as_deref())?;
     let options = GenerateOptions {
         sampling,
         max_new_tokens: args.max_new_tokens,
         eos: model.tokenizer.eos().to_vec(),
         kv_dtype: KvDType::F16,
     };
+    let stop = args.stop.strings(&model.tokenizer)?;
+    let run = TextRun {
+        decoder: &model.decoder,
+        tokenizer: &model.tokenizer,
+        options: &options,
+        stop: &stop,
+        together: args.batch_size,
+    };
+    if let Some(lines) = lines {
+        let prompts = batch::encode(&lines, &source, &encoder)?;
+        return batch::run(&lines, &prompts, &run, console);
+    }
+    let tokens = encoder.text(&text)?;
     let guard = Guard::new();
     let streaming = !console.json();
-    let answer = answer(&model.decoder, &model.tokenizer, ids, &options, &mut |text| {
-        if streaming {
-            console.raw(text)?;
+    let answer = one(&run, tokens, &mut |event| {
+        if let TextEvent::Text { piece, .. } = event
+            && streaming
+        {
+            console.raw(piece)?;
         }
         guard.check()
     });
@@ -125,53 +208,27 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
     if console.json() { console.result(&answer, |_| String::new()) } else { Ok(()) }
 }
 
-fn read_prompt(prompt: Option<&str>) -> anyhow::Result<String> {
-    let text = match prompt {
-        Some("-") => read_stdin()?,
-        None if !std::io::stdin().is_terminal() => read_stdin()?,
-        None => {
-            return Err(bad_input_hint(
-                "there is no prompt",
-                "give --prompt TEXT, or pipe text into standard input",
-            ));
+/// The prompt, or the prompts.
+fn read_prompt(args: &GenerateArgs) -> anyhow::Result<String> {
+    let piped = !std::io::stdin().is_terminal();
+    let text = match (args.prompt.as_deref(), &args.prompt_file) {
+        (Some("-"), _) => prompt::without_line_end(prompt::from_stdin()?),
+        (Some(text), _) => text.to_owned(),
+        (None, Some(file)) => prompt::without_line_end(prompt::from_file(file)?),
+        (None, None) if piped => prompt::without_line_end(prompt::from_stdin()?),
+        (None, None) => {
+            let hint = match args.batch {
+                true => "name a file with --prompt-file FILE, or pipe JSON lines into standard input",
+                false => "give --prompt TEXT or --prompt-file FILE, or pipe text into standard input",
+            };
+            return Err(bad_input_hint("there is no prompt", hint));
         }
-        Some(text) => text.to_owned(),
     };
-    if text.is_empty() { Err(bad_input("the prompt is empty")) } else { Ok(text) }
+    if text.is_empty() && !args.batch { Err(bad_input("the prompt is empty")) } else { Ok(text) }
 }
 
-fn read_stdin() -> anyhow::Result<String> {
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).map_err(|e| bad_input(format!("standard input: {e}")))?;
-    let end = text.trim_end_matches(['\n', '\r']).len();
-    text.truncate(end);
-    // Editors on Windows put it before a text; it is no part of it.
-    Ok(text.strip_prefix('\u{FEFF}').map(str::to_owned).unwrap_or(text))
-}
-
-fn encode(args: &GenerateArgs, model: &LoadedModel, prompt: &str) -> anyhow::Result<Vec<u32>> {
-    let template = if args.raw { None } else { ChatTemplate::load(&model.checkpoint, &model.tokenizer)? };
-    let ids = match template {
-        Some(template) => {
-            let message = |role: &str, text: &str| Message { role: role.into(), content: text.into() };
-            let mut messages: Vec<_> = args.system.iter().map(|s| message("system", s)).collect();
-            messages.push(message("user", prompt));
-            // Templates spell special tokens out.
-            model.tokenizer.encode(&template.render(&messages, true)?, false)?
-        }
-        None if args.chat || args.system.is_some() => {
-            return Err(bad_input_hint(
-                format!("{} has no chat template", args.model),
-                "use --raw, and write the prompt as the model expects it",
-            ));
-        }
-        None => model.tokenizer.encode(prompt, true)?,
-    };
-    if ids.is_empty() { Err(bad_input("the prompt has no tokens")) } else { Ok(ids) }
-}
-
-/// Generates an answer; `on_text` gets each piece of text (or "" with a token that completes none), and stops the
-/// generation by an error.
+/// Generates an answer; `on_text` gets each piece of text (or "" where none is complete), and stops the generation by
+/// an error.
 pub fn answer<B: Backend>(
     decoder: &Decoder<B>,
     tokenizer: &Tokenizer,
@@ -179,25 +236,34 @@ pub fn answer<B: Backend>(
     options: &GenerateOptions,
     on_text: &mut dyn FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Answer> {
-    let prompt_tokens = prompt.len();
-    let mut text = String::new();
-    let mut stream = tokenizer.stream();
+    let stop = StopStrings::default();
+    let run = TextRun { decoder, tokenizer, options, stop: &stop, together: 1 };
+    one(&run, prompt, &mut |event| match event {
+        TextEvent::Text { piece, .. } => on_text(piece),
+        _ => on_text(""),
+    })
+}
+
+/// Generates one answer; an error of `on_event` stops it.
+fn one<B: Backend>(
+    run: &TextRun<'_, B>,
+    tokens: Vec<u32>,
+    on_event: &mut dyn FnMut(TextEvent<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<Answer> {
+    let prompt_tokens = tokens.len();
     let mut outcome = Ok(());
-    let mut emit = |piece: Option<String>| {
-        let piece = piece.unwrap_or_default();
-        text += &piece;
-        on_text(&piece)
-    };
-    let generations = generate(decoder, &[prompt], options, &mut |_, id| {
-        if !options.eos.contains(&id) {
-            outcome = stream.push(id).map_err(Into::into).and_then(&mut emit);
+    let mut answer = None;
+    run.run(&[Prompt { tokens, seed: None }], &mut |event| {
+        if let TextEvent::End { result, .. } = event {
+            answer = Some(Answer::new(prompt_tokens, result));
+        } else if outcome.is_ok() {
+            outcome = on_event(event);
         }
         outcome.is_ok()
     })?;
     outcome?;
-    emit(stream.finish()?)?;
-    let Some(generation) = generations.into_iter().next() else { return Err(Interrupted.into()) };
-    Ok(Answer::new(text, prompt_tokens, &generation))
+    // Whatever keeps a prompt from its end is an error.
+    answer.ok_or_else(|| Interrupted.into())
 }
 
 /// One line about an answer's speed.
@@ -207,6 +273,7 @@ pub fn statistics(a: &Answer) -> String {
     };
     let ended = match a.finish {
         FinishReason::Stop => "end of text",
+        FinishReason::StopString => "stop string",
         FinishReason::Length => "length limit",
         FinishReason::Cancelled => "stopped",
     };

@@ -73,6 +73,28 @@ impl TinyModel {
         Self { config, tokenizer: tokenizer(), tensors }
     }
 
+    /// Makes the model answer in these bytes alone, whatever it is asked (greedily). Of two one is always likelier than all
+    /// other tokens; of many this holds in practice.
+    pub fn that_says(mut self, bytes: &[u8]) -> Self {
+        let (.., head) = self.tensors.iter_mut().find(|(name, ..)| name == "lm_head.weight").unwrap();
+        for (id, row) in head.chunks_exact_mut(HIDDEN).enumerate() {
+            if !bytes.iter().any(|b| usize::from(*b) == id) {
+                row.fill(0.0);
+            }
+        }
+        if let [a, b] = bytes {
+            let opposite: Vec<f32> = head[usize::from(*a) * HIDDEN..][..HIDDEN].iter().map(|v| -v).collect();
+            head[usize::from(*b) * HIDDEN..][..HIDDEN].copy_from_slice(&opposite);
+        }
+        self
+    }
+
+    /// With room for this many tokens.
+    pub fn with_context(mut self, tokens: usize) -> Self {
+        self.config["max_position_embeddings"] = json!(tokens);
+        self
+    }
+
     /// Writes a directory with one safetensors file.
     pub fn write(&self, dir: &Path) {
         fs::create_dir_all(dir).unwrap();
@@ -210,6 +232,7 @@ pub fn clean(command: &mut Command) {
         "QQQ_LOG",
         "QQQ_ISA",
         "QQQ_THREADS",
+        "QQQ_HISTORY",
         "RUST_BACKTRACE",
         "RUST_LOG",
         "NO_COLOR",

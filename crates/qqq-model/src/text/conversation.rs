@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::{ChatTemplate, Result as ModelResult};
+
 /// Who speaks in the data sets that follow ShareGPT (`from`), and the role that stands for it.
 const SPEAKERS: [(&str, &str); 14] = [
     ("human", "user"),
@@ -21,7 +23,10 @@ const SPEAKERS: [(&str, &str); 14] = [
 ];
 
 /// Messages of a list: with `role` and `content`, or ShareGPT's `from` and `value`.
-pub(super) fn messages(list: &[Value]) -> Result<Vec<Value>, String> {
+///
+/// # Errors
+/// What is wrong with which message, as a sentence.
+pub fn messages(list: &[Value]) -> Result<Vec<Value>, String> {
     list.iter()
         .enumerate()
         .map(|(i, message)| {
@@ -65,8 +70,28 @@ fn is_text(part: &Value) -> Result<(), String> {
     Err(format!("its content has a part of type {kind}, which is no text"))
 }
 
+/// The prompt for messages that [`messages`] gave. Contents in parts are given to the template as they are if it knows
+/// parts, else as their texts one after the other.
+///
+/// # Errors
+/// As [`ChatTemplate::render_with`].
+pub fn render(
+    template: &ChatTemplate,
+    messages: &[Value],
+    add_generation_prompt: bool,
+    variables: &Map<String, Value>,
+) -> ModelResult<String> {
+    let rendered = template.render_with(messages, add_generation_prompt, variables);
+    // A template that knows nothing of parts fails, or writes them as Python would print a list.
+    let is_wrong = |text: &String| text.contains("[{'type'") || text.contains("[{'text'");
+    if messages.iter().any(|m| m["content"].is_array()) && rendered.as_ref().map_or(true, is_wrong) {
+        return template.render_with(&joined(messages), add_generation_prompt, variables);
+    }
+    rendered
+}
+
 /// Messages whose contents in parts are their texts, one after the other.
-pub(super) fn joined(messages: &[Value]) -> Vec<Value> {
+fn joined(messages: &[Value]) -> Vec<Value> {
     let join = |message: &Value| {
         let mut message = message.clone();
         if let Some(content @ Value::Array(_)) = message.get_mut("content") {

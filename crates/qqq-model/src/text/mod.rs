@@ -16,6 +16,7 @@ mod record;
 
 use std::path::{Path, PathBuf};
 
+pub use conversation::{messages, render};
 pub use error::{Place, TextError, TextProblem};
 
 use self::{

@@ -294,14 +294,7 @@ impl<'a> Records<'a> {
         self.templated = true;
         match self.template()? {
             Some(template) => {
-                let mut rendered = template.render_with(&messages, false, &variables);
-                // A template that knows nothing of parts fails, or writes them as Python would print a list.
-                let is_wrong = |text: &String| text.contains("[{'type'") || text.contains("[{'text'");
-                if messages.iter().any(|m| m["content"].is_array())
-                    && rendered.as_ref().map_or(true, is_wrong)
-                {
-                    rendered = template.render_with(&conversation::joined(&messages), false, &variables);
-                }
+                let rendered = conversation::render(template, &messages, false, &variables);
                 rendered.map_err(|e| (TextProblem::Content, e.to_string()))
             }
             None => Err((TextProblem::Content, NO_TEMPLATE.replace("{}", "messages"))),

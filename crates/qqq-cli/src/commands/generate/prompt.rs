@@ -1,0 +1,127 @@
+//! Prompts: where they come from, and their tokens.
+
+use std::{io::Read, path::Path};
+
+use anyhow::Context;
+use qqq_model::{
+    ChatTemplate, Message, TextOptions, TextReader,
+    text::{self, TextFormat},
+};
+use serde_json::{Map, Value};
+
+use crate::{
+    errors::{bad_input, bad_input_hint},
+    model::LoadedModel,
+};
+
+/// Text from standard input.
+pub fn from_stdin() -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes).map_err(|e| bad_input(format!("standard input: {e}")))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        bad_input_hint(
+            format!("standard input is not UTF-8 text (byte {} is {:#04x})", at + 1, e.as_bytes()[at]),
+            "convert it, for instance with iconv -t utf-8",
+        )
+    })?;
+    // Editors on Windows put it before a text; it is no part of it.
+    Ok(text.strip_prefix('\u{FEFF}').map(str::to_owned).unwrap_or(text))
+}
+
+/// Text from a file, "-" for standard input.
+pub fn from_file(path: &Path) -> anyhow::Result<String> {
+    if path == Path::new("-") {
+        return from_stdin();
+    }
+    let read = || {
+        let options = TextOptions { format: TextFormat::Plain, field: None };
+        let mut reader = TextReader::open(path, &options, Box::new(|| Ok(None)))?;
+        let mut text = String::new();
+        while let Some(piece) = reader.next_piece()? {
+            text += &piece;
+        }
+        anyhow::Ok(text)
+    };
+    read().context("cannot read the prompt")
+}
+
+/// A text without the end of its last line, which whatever wrote it has put there.
+pub fn without_line_end(mut text: String) -> String {
+    text.truncate(text.trim_end_matches(['\n', '\r']).len());
+    text
+}
+
+/// Makes tokens of prompts.
+pub struct Encoder<'a> {
+    model: &'a LoadedModel,
+    name: &'a str,
+    template: Option<ChatTemplate>,
+    system: Option<&'a str>,
+}
+
+impl<'a> Encoder<'a> {
+    /// For the model called `name`. `raw`: without the chat template; `insist`: not without one.
+    pub fn new(
+        model: &'a LoadedModel,
+        name: &'a str,
+        raw: bool,
+        insist: bool,
+        system: Option<&'a str>,
+    ) -> anyhow::Result<Self> {
+        let template = if raw { None } else { ChatTemplate::load(&model.checkpoint, &model.tokenizer)? };
+        if template.is_none() && (insist || system.is_some()) {
+            return Err(bad_input_hint(
+                format!("{name} has no chat template"),
+                "use --raw, and write the prompt as the model expects it",
+            ));
+        }
+        Ok(Self { model, name, template, system })
+    }
+
+    /// The tokens of a text: as a user's message, or as it is if there is no template.
+    pub fn text(&self, prompt: &str) -> anyhow::Result<Vec<u32>> {
+        let Some(template) = &self.template else {
+            return self.checked(self.model.tokenizer.encode(prompt, true)?);
+        };
+        let message = |role: &str, text: &str| Message { role: role.into(), content: text.into() };
+        let mut messages: Vec<_> = self.system.iter().map(|s| message("system", s)).collect();
+        messages.push(message("user", prompt));
+        self.rendered(&template.render(&messages, true)?)
+    }
+
+    /// The tokens of a conversation, with the system message before it unless it begins with one.
+    pub fn messages(&self, list: &[Value], tools: Option<&Value>) -> anyhow::Result<Vec<u32>> {
+        let Some(template) = &self.template else {
+            return Err(bad_input_hint(
+                format!("there are messages, but {} is used without a chat template", self.name),
+                "leave --raw out, or give prompts if the model has none",
+            ));
+        };
+        let mut messages = text::messages(list).map_err(bad_input)?;
+        if let Some(system) = self.system
+            && messages.first().is_none_or(|m| m["role"] != "system")
+        {
+            messages.insert(0, serde_json::json!({ "role": "system", "content": system }));
+        }
+        let variables: Map<_, _> =
+            tools.map(|tools| ("tools".to_owned(), tools.clone())).into_iter().collect();
+        self.rendered(&text::render(template, &messages, true, &variables)?)
+    }
+
+    /// Templates spell special tokens out.
+    fn rendered(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        self.checked(self.model.tokenizer.encode(text, false)?)
+    }
+
+    fn checked(&self, ids: Vec<u32>) -> anyhow::Result<Vec<u32>> {
+        let context = self.model.decoder.config.max_position_embeddings;
+        match ids.len() {
+            0 => Err(bad_input("the prompt has no tokens")),
+            n if n >= context => Err(bad_input(format!(
+                "the prompt has {n} tokens; the model's context of {context} leaves no room for an answer"
+            ))),
+            _ => Ok(ids),
+        }
+    }
+}
