@@ -16,6 +16,11 @@ pub fn show_on(console: &Console) {
     let _ = CONSOLE.set(console.clone());
 }
 
+/// The console of this process; `None` before it was told.
+pub fn console() -> Option<&'static Console> {
+    CONSOLE.get()
+}
+
 /// Shows how far a download is; for [`qqq_model::HubOptions`].
 pub fn show(transfer: &Transfer<'_>) {
     let Some(console) = CONSOLE.get() else { return };

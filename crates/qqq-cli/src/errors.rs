@@ -156,6 +156,7 @@ fn model_exit_code(e: &ModelError) -> Option<u8> {
     match e {
         ModelError::Format(e) => format_exit_code(e),
         ModelError::Hub(_) | ModelError::NotFinite(_) => Some(FAILED),
+        ModelError::Interrupted => Some(INTERRUPTED),
         _ => Some(BAD_INPUT),
     }
 }
@@ -166,9 +167,13 @@ fn format_exit_code(e: &FormatError) -> Option<u8> {
             io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => BAD_INPUT,
             _ => FAILED,
         }),
+        FormatError::Changed { .. } => Some(FAILED),
         _ => Some(BAD_INPUT),
     }
 }
+
+/// Unix's number of an error of the device, which has no name in the standard library.
+const EIO: i32 = 5;
 
 /// What to do about a model that overflows.
 const NOT_FINITE: &str = "fetch the model again, or compare its checksums with the publisher's; a checkpoint of 4-bit weights: \
@@ -202,6 +207,17 @@ fn hint(e: &Cause) -> Option<String> {
         FormatError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
             Some("free some space, or give an output on another disk".into())
         }
+        FormatError::Io { source, .. }
+            if source.raw_os_error() == Some(EIO)
+                || source.kind() == io::ErrorKind::StaleNetworkFileHandle =>
+        {
+            Some("the disk or the network's file system failed; copy the file elsewhere, and name that copy".into())
+        }
+        FormatError::Changed { .. } => Some(
+            "run it again when nothing writes to the model; to replace a file that is in use, write another one and \
+             rename it over the old"
+                .into(),
+        ),
         FormatError::NotFinite { .. } | FormatError::MissingTensor { .. } => {
             Some("fetch the model again, or compare its checksums with the publisher's".into())
         }
@@ -249,5 +265,12 @@ mod tests {
             anyhow::Error::from(QuantError::Format(FormatError::Io { path: "out".into(), source: full() }));
         assert_eq!(Failure::of(&error).exit_code, FAILED);
         assert!(Failure::of(&error).hint.unwrap().contains("space"));
+        let broken = io::Error::from_raw_os_error(EIO);
+        let failure = Failure::of(&FormatError::Io { path: "model".into(), source: broken }.into());
+        assert_eq!(failure.exit_code, FAILED);
+        assert!(failure.message.starts_with("model: ") && failure.hint.unwrap().contains("the disk"));
+        let changed = FormatError::Changed { path: "model".into(), what: "it grew".into() };
+        let failure = Failure::of(&QuantError::Model(changed.into()).into());
+        assert_eq!((failure.exit_code, failure.hint.is_some()), (FAILED, true));
     }
 }

@@ -90,6 +90,11 @@ impl Guard {
     }
 }
 
+/// Whether Ctrl-C was pressed while some guard lives: for work that does not know of it.
+pub fn requested() -> bool {
+    GUARDS.load(SeqCst) > 0 && PRESSED.load(SeqCst)
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         GUARDS.fetch_sub(1, SeqCst);

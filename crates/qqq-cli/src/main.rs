@@ -8,6 +8,7 @@ mod errors;
 mod files;
 mod format;
 mod interrupt;
+mod loading;
 mod model;
 mod progress;
 mod sampling;

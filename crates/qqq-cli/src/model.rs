@@ -10,7 +10,7 @@ use qqq_model::{
     hub::{self, HubOptions},
 };
 
-use crate::{download, errors::bad_input_hint};
+use crate::{console::Console, download, errors::bad_input_hint, interrupt, loading::Loading};
 
 /// How to use the Hugging Face hub.
 #[derive(Clone, Debug, clap::Args)]
@@ -77,11 +77,17 @@ const MODEL_HINT: &str = "a model is a directory with config.json and safetensor
 
 /// Finds a model and loads it whole.
 pub fn load(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
+    let quiet = Console::new(false, true);
     let load = || {
         let checkpoint = open(spec, hub)?;
         let tokenizer = Tokenizer::load(&checkpoint)?;
-        tracing::info!("loading {spec}");
-        let decoder = Decoder::load(CpuBackend::default(), &checkpoint)?;
+        let mut loading = Loading::new(download::console().unwrap_or(&quiet));
+        let mut decoder = Decoder::load_with(CpuBackend::default(), &checkpoint, &mut |done, total| {
+            loading.update(done, total, spec);
+            // Without a guard the process has ended by now.
+            !interrupt::requested()
+        })?;
+        loading.finish(spec, &mut decoder);
         anyhow::Ok(LoadedModel { checkpoint, tokenizer, decoder })
     };
     load().with_context(|| format!("cannot load {spec}"))

@@ -175,6 +175,7 @@ pub(crate) fn run<B: Backend>(
     // Sequences before `joined` are in the batch or have ended, those before `started` have a new token.
     let (mut joined, mut started) = (0, 0);
     loop {
+        let before = joined;
         let mut live = sequences[..joined].iter().filter(|s| s.is_live()).count();
         while joined < sequences.len() && live < together.max(1) {
             let s = &mut sequences[joined];
@@ -182,6 +183,10 @@ pub(crate) fn run<B: Backend>(
             s.joined = Some(Instant::now());
             joined += 1;
             live += 1;
+        }
+        if before < joined {
+            // Whoever joins while others still wait for their first token waits with them.
+            decoder.begin_prefill(sequences[started..joined].iter().map(|s| s.prompt_len - s.cached).sum());
         }
         let prefill = started < joined;
         let work = if prefill {
@@ -214,6 +219,9 @@ pub(crate) fn run<B: Backend>(
             started = work.last().map_or(joined, |last| last.index + usize::from(last.ends));
         }
         let cancelled = next != Next::Go;
+        if cancelled {
+            decoder.end_prefill();
+        }
         for (index, s) in sequences.iter_mut().enumerate() {
             if cancelled {
                 s.finish.get_or_insert(FinishReason::Cancelled);

@@ -1,6 +1,9 @@
 //! Generation with a small random model.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use qqq_backend::{Backend, CpuBackend, KvDType};
 use qqq_engine::{FinishReason, GenerateOptions, SamplingOptions, Session, generate};
@@ -52,6 +55,7 @@ fn model() -> Decoder<CpuBackend> {
         rope: b.rope(&rope::inv_freq(&config), CONTEXT),
         config: Arc::new(config),
         backend: b,
+        prefill: Default::default(),
     }
 }
 
@@ -197,4 +201,20 @@ fn a_session_reuses_the_common_prefix_and_gives_the_same_tokens() {
     session.clear();
     assert!(session.cached().is_empty());
     assert_eq!(session.generate(&edited, &mut |_| true).unwrap().tokens, third.tokens);
+}
+
+#[test]
+fn the_prompt_is_watched_and_the_answer_is_not() {
+    let told: Arc<Mutex<Vec<(f64, f64)>>> = Arc::default();
+    let mut decoder = model();
+    let layers = decoder.blocks.len();
+    let sink = Arc::clone(&told);
+    decoder.watch_prefill(Box::new(move |done, total| sink.lock().unwrap().push((done, total))));
+    // Two passes of the longer one, of which the second has the other one as well.
+    generate(&decoder, &[prompt(1, 700), prompt(2, 100)], &options(5), &mut |_, _| true).unwrap();
+    let told = told.lock().unwrap();
+    assert_eq!(told.len(), 2 * layers, "{told:?}");
+    assert!(told.is_sorted_by(|a, b| a.0 < b.0), "{told:?}");
+    assert!(told.iter().all(|(_, total)| *total == 800.0), "{told:?}");
+    assert_eq!((told[layers - 1].0, told.last().unwrap().0), (512.0, 800.0));
 }

@@ -111,6 +111,7 @@ impl Model<'_> {
             rope: b.rope(&rope::inv_freq(&config), 512),
             config: Arc::new(config),
             backend: b,
+            prefill: Default::default(),
         }
     }
 }

@@ -69,6 +69,7 @@ fn model(seed: u64, vocab: usize, head: f32) -> Decoder<CpuBackend> {
         rope: b.rope(&rope::inv_freq(&config), CONTEXT),
         config,
         backend: b,
+        prefill: Default::default(),
     }
 }
 

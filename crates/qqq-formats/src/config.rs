@@ -139,8 +139,15 @@ impl ModelConfig {
     /// # Errors
     /// See [`ModelConfig::from_value`]; and a file that cannot be read or is not JSON.
     pub fn from_json(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?;
-        let value = serde_json::from_slice(&text).map_err(|e| FormatError::Malformed {
+        Self::from_bytes(path, &crate::InputFile::open(path)?.read()?)
+    }
+
+    /// Reads the bytes of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_json`].
+    pub fn from_bytes(path: &Path, text: &[u8]) -> Result<Self> {
+        let value = serde_json::from_slice(text).map_err(|e| FormatError::Malformed {
             path: path.into(),
             reason: format!("not valid JSON: {e}"),
         })?;

@@ -17,6 +17,14 @@ pub enum FormatError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// A file was written to while it was in use.
+    #[error("{path} was changed while it was in use: {what}")]
+    Changed {
+        /// File concerned.
+        path: PathBuf,
+        /// How it differs from what was opened.
+        what: String,
+    },
     /// A file's content breaks its format.
     #[error("{path}: {reason}")]
     Malformed {

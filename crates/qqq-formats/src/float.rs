@@ -34,6 +34,33 @@ pub(crate) fn decode(location: &str, name: &str, dtype: DType, bytes: &[u8]) -> 
     check(location, name, data)
 }
 
+/// A stored float tensor of so many bytes (a multiple of the type's size), which `fill` reads: where it can be, into the place
+/// of the values.
+///
+/// # Errors
+/// As [`decode`], and `fill`'s.
+pub(crate) fn read(
+    location: &str,
+    name: &str,
+    dtype: DType,
+    bytes: usize,
+    fill: impl FnOnce(&mut [u8]) -> Result<()>,
+) -> Result<WeightData> {
+    let size = match dtype {
+        DType::F32 => 4,
+        DType::F16 | DType::BF16 => 2,
+        _ => 0,
+    };
+    if size > 0 && cfg!(target_endian = "little") {
+        let mut data = WeightData::zeros(dtype, bytes / size);
+        fill(data.bytes_mut())?;
+        return check(location, name, data);
+    }
+    let mut stored = vec![0; bytes];
+    fill(&mut stored)?;
+    decode(location, name, dtype, &stored)
+}
+
 /// Passes on values that are all finite.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use bytemuck::allocation::zeroed_vec;
 use half::{bf16, f16};
 
 use crate::{FormatError, Result};
@@ -18,6 +19,15 @@ pub enum WeightData {
 }
 
 impl WeightData {
+    /// `len` zeros of the type that tensors of type `stored` are read as.
+    pub fn zeros(stored: crate::DType, len: usize) -> Self {
+        match stored {
+            crate::DType::F16 => WeightData::F16(zeroed_vec(len)),
+            crate::DType::BF16 => WeightData::BF16(zeroed_vec(len)),
+            _ => WeightData::F32(zeroed_vec(len)),
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
@@ -30,6 +40,15 @@ impl WeightData {
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The values as they lie in memory.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            WeightData::F32(v) => bytemuck::cast_slice_mut(v),
+            WeightData::F16(v) => bytemuck::cast_slice_mut(v),
+            WeightData::BF16(v) => bytemuck::cast_slice_mut(v),
+        }
     }
 
     /// The values widened to f32 (exact).

@@ -22,7 +22,7 @@ pub const GROUP_SIZE: usize = 128;
 const KERNEL_TILES: [(usize, usize); 4] = [(64, 256), (128, 128), (128, 64), (64, 128)];
 
 /// Output channels of a run of words.
-const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 64;
 /// Input channels of a row of words.
 const TILE: usize = 16;
 /// Words of a chunk in a row.

@@ -1,6 +1,6 @@
 //! Tensors of which one goes by another name.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use crate::{Result, TensorInfo, TensorSource, WeightData};
 
@@ -38,12 +38,16 @@ impl TensorSource for Renamed {
         self.source.info(self.stored(name))
     }
 
-    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
-        self.source.bytes(self.stored(name))
+    fn bytes_at(&self, name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        self.source.bytes_at(self.stored(name), range)
     }
 
-    fn float(&self, name: &str, shape: &[usize]) -> Result<WeightData> {
-        self.source.float(self.stored(name), shape)
+    fn read_into(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.source.read_into(self.stored(name), offset, out)
+    }
+
+    fn float_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<WeightData> {
+        self.source.float_rows(self.stored(name), shape, rows)
     }
 
     fn location(&self) -> String {

@@ -1,19 +1,22 @@
-//! Safetensors files, memory-mapped: one file, or the shards that an index names.
+//! Safetensors files: one file, or the shards that an index names. Tensors are read when they are asked for.
 
 mod header;
 
 use std::{
     borrow::Cow,
     collections::BTreeMap,
-    fs::File,
     ops::Range,
     path::{Component, Path, PathBuf},
 };
 
-use memmap2::Mmap;
 use serde::Deserialize;
 
-use crate::{FormatError, Result, TensorInfo, TensorSource, WeightData, float, json::UniqueEntries};
+use crate::{
+    FormatError, Inputs, Result, TensorInfo, TensorSource, WeightData, float,
+    input::Content,
+    json::UniqueEntries,
+    source::{beyond, row_range},
+};
 
 /// File of an unsharded model.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -33,20 +36,6 @@ struct Located {
     info: TensorInfo,
 }
 
-enum Content {
-    Mapped(Mmap),
-    Memory(Vec<u8>),
-}
-
-impl Content {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Content::Mapped(map) => map,
-            Content::Memory(bytes) => bytes,
-        }
-    }
-}
-
 /// `model.safetensors.index.json`.
 #[derive(Deserialize)]
 struct Index {
@@ -55,24 +44,32 @@ struct Index {
 
 impl Safetensors {
     /// Opens a `.safetensors` file, or a directory: its `model.safetensors`, else the shards named in
-    /// `model.safetensors.index.json`, else its only `*.safetensors`. Headers are read and checked;
-    /// tensors are mapped, not read.
+    /// `model.safetensors.index.json`, else its only `*.safetensors`. Headers are read and checked, tensors are not.
     ///
     /// # Errors
     /// Missing files or shards; headers that lie about sizes, shapes or offsets; an index that leads out of
     /// the directory or names tensors that their shard does not hold.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, &Inputs::default())
+    }
+
+    /// As [`Safetensors::open`], by way of `inputs`, which watches the files.
+    ///
+    /// # Errors
+    /// As [`Safetensors::open`].
+    pub fn open_with(path: &Path, inputs: &Inputs) -> Result<Self> {
+        let content = |file: &Path| Ok(Content::File(inputs.open(file)?));
+        let whole = |file: &Path| Self::new(path.into(), vec![(file.into(), content(file)?, None)]);
         if !path.is_dir() {
-            return Self::single(path, path);
+            return whole(path);
         }
         let single = path.join(SINGLE_FILE);
         if single.exists() {
-            return Self::single(path, &single);
+            return whole(&single);
         }
         let index = path.join(INDEX_FILE);
         if index.exists() {
-            let text =
-                std::fs::read(&index).map_err(|source| FormatError::Io { path: index.clone(), source })?;
+            let text = inputs.read(&index)?;
             return Self::indexed(path, &index, &text, |shard| {
                 let file = path.join(shard);
                 if !file.exists() {
@@ -84,12 +81,12 @@ impl Safetensors {
                         ),
                     });
                 }
-                map(&file)
+                content(&file)
             });
         }
         let mut found = files_with_extension(path, "safetensors")?;
         match (found.pop(), found.len()) {
-            (Some(only), 0) => Self::single(path, &only),
+            (Some(only), 0) => whole(&only),
             (None, _) => Err(FormatError::Malformed {
                 path: path.into(),
                 reason: "the directory holds no safetensors file".into(),
@@ -126,10 +123,6 @@ impl Safetensors {
         })
     }
 
-    fn single(path: &Path, file: &Path) -> Result<Self> {
-        Self::new(path.into(), vec![(file.into(), map(file)?, None)])
-    }
-
     fn indexed(
         path: &Path,
         index_path: &Path,
@@ -163,7 +156,7 @@ impl Safetensors {
         let mut contents = Vec::with_capacity(files.len());
         let mut tensors = BTreeMap::new();
         for (number, (file, content, wanted)) in files.into_iter().enumerate() {
-            let mut entries: BTreeMap<String, Located> = header::parse(&file, content.bytes())?
+            let mut entries: BTreeMap<String, Located> = header::parse(&file, &content)?
                 .into_iter()
                 .map(|e| (e.name, Located { file: number, range: e.range, info: e.info }))
                 .collect();
@@ -188,12 +181,10 @@ impl Safetensors {
         Ok(Self { path, files: contents, tensors })
     }
 
-    fn stored(&self, name: &str) -> Result<(&Located, &[u8])> {
-        let entry = self
-            .tensors
+    fn located(&self, name: &str) -> Result<&Located> {
+        self.tensors
             .get(name)
-            .ok_or_else(|| FormatError::MissingTensor { location: self.location(), name: name.into() })?;
-        Ok((entry, &self.files[entry.file].bytes()[entry.range.clone()]))
+            .ok_or_else(|| FormatError::MissingTensor { location: self.location(), name: name.into() })
     }
 }
 
@@ -206,42 +197,44 @@ impl TensorSource for Safetensors {
         self.tensors.get(name).map(|entry| entry.info.clone())
     }
 
-    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
-        Ok(Cow::Borrowed(self.stored(name)?.1))
+    fn bytes_at(&self, name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        let entry = self.located(name)?;
+        if range.start > range.end || range.end > entry.range.len() {
+            return Err(beyond(&self.location(), name, &range));
+        }
+        self.files[entry.file].read(entry.range.start + range.start..entry.range.start + range.end)
     }
 
-    fn float(&self, name: &str, shape: &[usize]) -> Result<WeightData> {
-        let (entry, bytes) = self.stored(name)?;
+    fn read_into(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<()> {
+        let entry = self.located(name)?;
+        let range = offset..offset.saturating_add(out.len());
+        if range.end > entry.range.len() {
+            return Err(beyond(&self.location(), name, &range));
+        }
+        self.files[entry.file].read_into(entry.range.start + offset, out)
+    }
+
+    fn float_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<WeightData> {
+        let entry = self.located(name)?;
+        let location = self.location();
         if entry.info.shape != shape {
             return Err(FormatError::Shape {
-                location: self.location(),
+                location,
                 name: name.into(),
                 found: entry.info.shape.clone(),
                 expected: shape.into(),
             });
         }
-        float::decode(&self.location(), name, entry.info.dtype, bytes)
+        let range =
+            row_range(shape, entry.range.len(), &rows).ok_or_else(|| beyond(&location, name, &rows))?;
+        float::read(&location, name, entry.info.dtype, range.len(), |out| {
+            self.read_into(name, range.start, out)
+        })
     }
 
     fn location(&self) -> String {
         self.path.display().to_string()
     }
-}
-
-fn map(path: &Path) -> Result<Content> {
-    let io = |source| FormatError::Io { path: path.into(), source };
-    let file = File::open(path).map_err(io)?;
-    if file.metadata().map_err(io)?.len() == 0 {
-        // Some systems refuse to map nothing; the header check has the better message.
-        return Ok(Content::Memory(Vec::new()));
-    }
-    // SAFETY: the map is read-only and private to this process, and `Mmap` unmaps it after its last use. What
-    // no reader can rule out is that someone else changes the file meanwhile: overwritten bytes are seen as
-    // changed weights, and reading beyond a new end of a truncated file raises SIGBUS. Every range handed out
-    // was checked against the length at the time of mapping. Whoever replaces a model in use must do so by
-    // renaming, as this crate's writer and the hub's client do, not by writing into it.
-    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-    Ok(Content::Mapped(map))
 }
 
 /// Files of a directory with an extension, sorted.

@@ -8,7 +8,8 @@ use common::message;
 use half::{bf16, f16};
 use qqq_formats::{
     Checkpoint, CheckpointFormat, CodeLayout, DType, LayerScheme, LinearWeight, QuantizationConfig,
-    QuantizedWeight, Scales, TensorSource, WeightData, safetensors::Safetensors, writer::CheckpointWriter,
+    QuantizedWeight, Scales, TensorSource, WeightData, WeightKind, safetensors::Safetensors,
+    writer::CheckpointWriter,
 };
 use serde_json::Value;
 
@@ -68,6 +69,21 @@ fn what_is_written_is_read_back() {
             LinearWeight::Float { .. } => panic!("float"),
         }
         assert_eq!(checkpoint.bias(LAYER, 128).unwrap(), Some(vec![0.5; 128]));
+
+        // By rows it is the same weight.
+        let layer = checkpoint.layer(LAYER, 128, 256).unwrap();
+        assert_eq!(layer.kind(), group_size.map_or(WeightKind::PerChannel, WeightKind::PerGroup));
+        let cuts = if format == CheckpointFormat::Qqq { [0, 64, 128] } else { [0, 33, 128] };
+        let parts: Vec<QuantizedWeight> = cuts
+            .windows(2)
+            .map(|cut| match layer.rows(cut[0]..cut[1]).unwrap() {
+                LinearWeight::Quantized(part) => part,
+                LinearWeight::Float { .. } => panic!("float"),
+            })
+            .collect();
+        assert!(QuantizedWeight::concat(&parts.iter().collect::<Vec<_>>()).unwrap() == weight);
+        assert!(layer.rows(64..129).is_err());
+        assert_eq!(layer.rows(1..2).is_ok(), layer.row_step() == 1);
         assert_eq!(checkpoint.bias("lm_head", 4).unwrap(), None);
         let LinearWeight::Float { data: WeightData::BF16(head), .. } =
             checkpoint.linear("lm_head", 4, 16).unwrap()

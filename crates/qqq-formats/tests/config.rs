@@ -196,9 +196,29 @@ fn rope_fields_beside_each_other() {
         ),
         (json!({"rope_scaling": {"type": "yarn", "factor": 2, "attn_factor": 0.8}}), "attn_factor is 0.8"),
         (json!({"rope_parameters": {"partial_rotary_factor": 0.5}}), "partial_rotary_factor"),
+        // A type of null, and a scaling from null positions, raise in transformers.
+        (json!({"rope_scaling": {"rope_type": null, "type": "linear", "factor": 2}}), "rope_type is null"),
+        (json!({"rope_parameters": {"rope_type": null}}), "rope_type is null"),
+        (json!({"rope_scaling": {"type": null, "factor": 2}}), "type is null"),
+        (
+            json!({"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": null}}),
+            "original_max_position_embeddings is null",
+        ),
+        (
+            json!({"rope_scaling": {"type": "yarn", "factor": 2}, "original_max_position_embeddings": null}),
+            "original_max_position_embeddings is null",
+        ),
     ] {
         let error = error(fields);
         assert!(error.contains(words), "{error}");
+    }
+    // A null that nobody looks at is none.
+    for scaling in [
+        json!({"rope_type": "linear", "type": null, "factor": 4.0}),
+        json!({"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": null}),
+    ] {
+        let c = parse(&with(json!({"rope_scaling": scaling}))).unwrap();
+        assert_eq!(c.rope_scaling, RopeScaling::Linear { factor: 4.0 });
     }
     // Models that have it beside the parameters mean that one.
     let llama3 = json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4});

@@ -45,7 +45,13 @@ fn read_layer(
     });
     let path = Path::new("fuzz");
     let config = ModelConfig::from_value(path, config).unwrap();
-    let checkpoint = Checkpoint { path: path.into(), config, tensors: Box::new(file), gguf: None };
+    let checkpoint = Checkpoint {
+        path: path.into(),
+        config,
+        tensors: Box::new(file),
+        gguf: None,
+        inputs: Default::default(),
+    };
     let bias = checkpoint.bias("l", n).map(drop).map_err(text);
     if let LinearWeight::Quantized(weight) = checkpoint.linear("l", n, k).map_err(text)? {
         weight.check("l").unwrap();

@@ -4,6 +4,8 @@
 
 use std::{fs, path::Path};
 
+use qqq_formats::Inputs;
+
 use crate::{ModelError, Result};
 
 /// Files by their whole name.
@@ -75,11 +77,11 @@ fn are_terms(name: &str) -> bool {
     })
 }
 
-/// Copies them from the directory of one model to that of another.
+/// Copies them from the directory of one model to that of another; `inputs` are the first one's files.
 ///
 /// # Errors
-/// One of them cannot be read, or not be written.
-pub fn copy(from: &Path, to: &Path) -> Result<()> {
+/// One of them cannot be read or was changed since it was read, or cannot be written.
+pub fn copy(from: &Path, to: &Path, inputs: &Inputs) -> Result<()> {
     let folders = FOLDERS.iter().map(|(folder, _)| format!("{folder}/"));
     for folder in std::iter::once(String::new()).chain(folders) {
         // Not every model has every folder.
@@ -91,7 +93,7 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
                 continue;
             }
             // Not fs::copy: the permissions of a read-only cache must not come along.
-            let bytes = fs::read(&source).map_err(|e| io(&source, e))?;
+            let bytes = inputs.read(&source)?;
             let target = to.join(&name);
             let parent = target.parent().unwrap_or(to);
             fs::create_dir_all(parent).map_err(|e| io(parent, e))?;
@@ -164,7 +166,7 @@ mod tests {
         // A folder of that name is no file.
         fs::create_dir(from.path().join("NOTICE")).unwrap();
 
-        copy(from.path(), to.path()).unwrap();
+        copy(from.path(), to.path(), &Inputs::default()).unwrap();
         let read = |name: &str| fs::read_to_string(to.path().join(name)).ok();
         assert_eq!(read("LICENSE").as_deref(), Some("LICENSE"));
         assert!(!fs::metadata(to.path().join("LICENSE")).unwrap().permissions().readonly());
@@ -172,6 +174,6 @@ mod tests {
         assert_eq!((read("config.json"), read("run.py")), (None, None));
         assert!(!to.path().join("NOTICE").exists());
         // Nothing to copy is no error.
-        copy(&from.path().join("none"), to.path()).unwrap();
+        copy(&from.path().join("none"), to.path(), &Inputs::default()).unwrap();
     }
 }

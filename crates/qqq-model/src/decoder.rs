@@ -7,7 +7,9 @@ use std::sync::Arc;
 use qqq_backend::{Backend, KvDType, KvLayout, Span};
 use qqq_formats::{Checkpoint, ModelConfig};
 
-use crate::{Block, BlockWeights, ModelError, Result, block::at, names, rope, weights};
+use crate::{
+    Block, BlockWeights, ModelError, Result, block::at, names, prefill::Prefill, reading, rope, weights,
+};
 
 /// A whole decoder.
 pub struct Decoder<B: Backend> {
@@ -25,33 +27,56 @@ pub struct Decoder<B: Backend> {
     pub head: B::Linear,
     /// Rotary embedding.
     pub rope: B::Rope,
+    /// The prompt in hand.
+    pub prefill: Prefill,
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Reads all weights of a checkpoint, block by block: besides the prepared model, one block is in memory.
+    /// Reads all weights of a checkpoint, block by block, on all threads: besides the prepared model, one block is in memory.
+    /// The files are not needed afterwards, whatever becomes of them.
     ///
     /// # Errors
     /// Whatever [`BlockWeights::read`] refuses; tensors that the architecture does not know; an output head that is
     /// missing though `tie_word_embeddings` is false, or that is there and differs from the embedding though
-    /// it is true; weights that the backend refuses.
+    /// it is true; weights that the backend refuses; files that were changed since the checkpoint was opened.
     pub fn load(backend: B, checkpoint: &Checkpoint) -> Result<Self> {
+        Self::load_with(backend, checkpoint, &mut |_, _| true)
+    }
+
+    /// As [`Decoder::load`]. `progress` is told after each part how many bytes of the checkpoint's tensors are loaded, and how
+    /// many there are; it returns whether to go on.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`]; [`ModelError::Interrupted`] if `progress` returned `false`.
+    pub fn load_with(
+        backend: B,
+        checkpoint: &Checkpoint,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Self> {
         let config = Arc::new(checkpoint.config.clone());
         weights::check_tensors(checkpoint)?;
+        let mut parts = Parts::new(checkpoint, progress);
+        parts.report()?;
         let (vocab, width) = (config.vocab_size, config.hidden_size);
-        let embedding = checkpoint.tensors.float(names::EMBEDDING, &[vocab, width])?;
+        let embedding = reading::matrix(checkpoint.tensors.as_ref(), names::EMBEDDING, [vocab, width])?;
         let embedding = backend.embedding(vocab, width, embedding).map_err(|e| at(names::EMBEDDING, e))?;
         let head = if config.tie_word_embeddings {
             backend.tied_head(&embedding)
         } else {
-            backend.linear_weight(checkpoint.linear(names::LM_HEAD_MODULE, vocab, width)?, None)
+            let layer = checkpoint.layer(names::LM_HEAD_MODULE, vocab, width)?;
+            backend.linear_weight(reading::whole(layer)?, None)
         }
         .map_err(|e| at(names::LM_HEAD, e))?;
         let final_norm = backend.vector(checkpoint.tensors.f32(names::FINAL_NORM, &[width])?);
-        let blocks = (0..config.num_layers)
-            .map(|i| Block::new(&backend, &config, i, BlockWeights::read(checkpoint, i)?))
-            .collect::<Result<_>>()?;
+        parts.loaded(parts.ends)?;
+        let mut blocks = Vec::with_capacity(config.num_layers);
+        for i in 0..config.num_layers {
+            blocks.push(Block::new(&backend, &config, i, BlockWeights::read(checkpoint, i)?)?);
+            parts.loaded(parts.blocks[i])?;
+        }
         let rope = rope::embedding(&backend, &config, config.max_position_embeddings);
-        Ok(Self { backend, config, embedding, blocks, final_norm, head, rope })
+        checkpoint.inputs.check()?;
+        Ok(Self { backend, config, embedding, blocks, final_norm, head, rope, prefill: Prefill::default() })
     }
 
     /// An empty cache for this decoder.
@@ -76,6 +101,7 @@ impl<B: Backend> Decoder<B> {
         let mut hidden = b.embed(&self.embedding, tokens);
         for (layer, block) in self.blocks.iter().enumerate() {
             block.forward(b, &mut hidden, &self.rope, kv, layer, spans);
+            self.prefill.pass(tokens.len(), layer + 1, self.blocks.len());
         }
         Ok(hidden)
     }
@@ -123,5 +149,41 @@ impl<B: Backend> Decoder<B> {
     fn head_input(&self, hidden: &B::Tensor) -> B::Activation {
         let kind = self.backend.input_kind(&self.head);
         self.backend.rms_norm(hidden, &self.final_norm, self.config.rms_norm_eps, kind)
+    }
+}
+
+/// Bytes of a checkpoint's parts as they are loaded.
+struct Parts<'a> {
+    progress: &'a mut dyn FnMut(u64, u64) -> bool,
+    /// Of each block.
+    blocks: Vec<u64>,
+    /// Of embedding, head and last norm.
+    ends: u64,
+    done: u64,
+}
+
+impl<'a> Parts<'a> {
+    fn new(checkpoint: &Checkpoint, progress: &'a mut dyn FnMut(u64, u64) -> bool) -> Self {
+        let mut parts = Parts { progress, blocks: vec![0; checkpoint.config.num_layers], ends: 0, done: 0 };
+        for name in checkpoint.tensors.names() {
+            let bytes = checkpoint.tensors.info(&name).map_or(0, |info| info.bytes);
+            let block = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+            match block.and_then(|(n, _)| parts.blocks.get_mut(n.parse::<usize>().ok()?)) {
+                Some(block) => *block += bytes,
+                None => parts.ends += bytes,
+            }
+        }
+        parts
+    }
+
+    /// More bytes are loaded.
+    fn loaded(&mut self, bytes: u64) -> Result<()> {
+        self.done += bytes;
+        self.report()
+    }
+
+    fn report(&mut self) -> Result<()> {
+        let total = self.ends + self.blocks.iter().sum::<u64>();
+        if (self.progress)(self.done, total) { Ok(()) } else { Err(ModelError::Interrupted) }
     }
 }

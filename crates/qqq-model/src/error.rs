@@ -33,6 +33,9 @@ pub enum ModelError {
     /// The Hugging Face hub.
     #[error("{0}")]
     Hub(String),
+    /// The caller stopped it.
+    #[error("interrupted")]
+    Interrupted,
     /// A request that the model cannot serve (context too long, token out of range).
     #[error("{0}")]
     Request(String),

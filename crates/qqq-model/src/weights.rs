@@ -1,10 +1,14 @@
 //! Reading the weights of a block, and checking that a checkpoint holds what its architecture knows.
 
-use qqq_formats::{
-    Checkpoint, FormatError, LinearWeight, ModelConfig, QuantizedWeight, WeightData, config::Architecture,
-};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::{Result, names};
+use qqq_backend::cpu::pool::parallel_for;
+use qqq_formats::{Checkpoint, FormatError, LinearWeight, ModelConfig, config::Architecture};
+
+use crate::{Result, names, reading};
+
+/// Bytes of two tensors that are compared at a time.
+const COMPARED: usize = 1 << 20;
 
 /// The weights of one block, as read from a checkpoint or as the quantizer has made them.
 /// q, k and v are joined into one layer, and so are gate and up (gate first).
@@ -34,7 +38,7 @@ impl BlockWeights {
     /// # Errors
     /// Whatever [`Checkpoint::linear`] refuses; a bias that the configuration promises and the file lacks, or
     /// that it does not promise and the file holds; joined layers of which one part is quantized and another
-    /// is not, or in another way.
+    /// is not, or in another way; one of the model's files was changed since it was opened.
     pub fn read(checkpoint: &Checkpoint, index: usize) -> Result<Self> {
         let c = &checkpoint.config;
         let (hidden, wide, d) = (c.hidden_size, c.intermediate_size, c.head_dim);
@@ -46,7 +50,7 @@ impl BlockWeights {
         let joined = |modules: &[(&str, usize)], k: usize, bias: bool| {
             read_joined(checkpoint, index, modules, k, bias)
         };
-        Ok(Self {
+        let weights = Self {
             input_norm: norm(names::INPUT_NORM, hidden)?,
             post_norm: norm(names::POST_NORM, hidden)?,
             qk_norm: match c.architecture {
@@ -57,7 +61,10 @@ impl BlockWeights {
             o: joined(&[(names::O, hidden)], q, c.o_bias)?,
             gate_up: joined(&[(names::GATE, wide), (names::UP, wide)], hidden, c.mlp_bias)?,
             down: joined(&[(names::DOWN, hidden)], wide, c.mlp_bias)?,
-        })
+        };
+        // Every read has looked at its own file; the others may have been changed meanwhile.
+        checkpoint.inputs.check()?;
+        Ok(weights)
     }
 }
 
@@ -73,7 +80,7 @@ fn read_joined(
     let mut bias = Vec::new();
     for (module, n) in modules {
         let prefix = names::linear(index, module);
-        parts.push(checkpoint.linear(&prefix, *n, k)?);
+        parts.push(checkpoint.layer(&prefix, *n, k)?);
         match (promised, checkpoint.bias(&prefix, *n)?) {
             (true, Some(values)) => bias.extend(values),
             (true, None) => {
@@ -95,7 +102,7 @@ fn read_joined(
             (false, _) => {}
         }
     }
-    let weight = join(parts).ok_or_else(|| {
+    let weight = reading::joined(&parts)?.ok_or_else(|| {
         let all: Vec<&str> = modules.iter().map(|(module, _)| *module).collect();
         FormatError::Unsupported(format!(
             "{}: {} of block {index} run as one layer, but are not quantized alike; quantize all of them in the same \
@@ -105,54 +112,6 @@ fn read_joined(
         ))
     })?;
     Ok((weight, promised.then_some(bias)))
-}
-
-/// Joins weights of the same `in_features` along the output channels; `None` where some are quantized and others
-/// are not, or differ in the kind of their scales.
-fn join(mut parts: Vec<LinearWeight>) -> Option<LinearWeight> {
-    if parts.len() == 1 {
-        return parts.pop();
-    }
-    let mut quantized = Vec::new();
-    let mut float = Vec::new();
-    for part in parts {
-        match part {
-            LinearWeight::Quantized(weight) => quantized.push(weight),
-            LinearWeight::Float { out_features, in_features, data } => {
-                float.push((out_features, in_features, data))
-            }
-        }
-    }
-    if float.is_empty() {
-        let parts: Vec<&QuantizedWeight> = quantized.iter().collect();
-        return QuantizedWeight::concat(&parts).map(LinearWeight::Quantized);
-    }
-    if !quantized.is_empty() {
-        return None;
-    }
-    let in_features = float.first()?.1;
-    let out_features = float.iter().map(|(n, ..)| n).sum();
-    let data = float.into_iter().map(|(.., data)| data).reduce(append)?;
-    Some(LinearWeight::Float { out_features, in_features, data })
-}
-
-/// `a` followed by `b`; both are widened to f32 unless they have the same type.
-fn append(a: WeightData, b: WeightData) -> WeightData {
-    match (a, b) {
-        (WeightData::F16(mut a), WeightData::F16(b)) => {
-            a.extend_from_slice(&b);
-            WeightData::F16(a)
-        }
-        (WeightData::BF16(mut a), WeightData::BF16(b)) => {
-            a.extend_from_slice(&b);
-            WeightData::BF16(a)
-        }
-        (a, b) => {
-            let mut a = a.into_f32();
-            a.extend_from_slice(&b.into_f32());
-            WeightData::F32(a)
-        }
-    }
 }
 
 /// Checks that a checkpoint's tensors are those of its configuration, as far as that shows without reading the blocks.
@@ -169,9 +128,9 @@ pub fn check_tensors(checkpoint: &Checkpoint) -> Result<()> {
 fn check_tied(checkpoint: &Checkpoint) -> Result<()> {
     let tensors = &checkpoint.tensors;
     let Some(head) = tensors.info(names::LM_HEAD) else { return Ok(()) };
-    let same = tensors.info(names::EMBEDDING).is_some_and(|e| e.shape == head.shape && e.dtype == head.dtype)
-        && tensors.bytes(names::EMBEDDING)? == tensors.bytes(names::LM_HEAD)?;
-    if same {
+    let alike =
+        tensors.info(names::EMBEDDING).is_some_and(|e| e.shape == head.shape && e.dtype == head.dtype);
+    if alike && same_bytes(checkpoint, names::EMBEDDING, names::LM_HEAD, head.bytes as usize)? {
         return Ok(());
     }
     Err(FormatError::Unsupported(format!(
@@ -182,6 +141,26 @@ fn check_tied(checkpoint: &Checkpoint) -> Result<()> {
         names::EMBEDDING
     ))
     .into())
+}
+
+/// Whether two tensors of `bytes` bytes each hold the same.
+fn same_bytes(checkpoint: &Checkpoint, a: &str, b: &str, bytes: usize) -> Result<bool> {
+    let tensors = &checkpoint.tensors;
+    let piece = |i: usize| i * COMPARED..((i + 1) * COMPARED).min(bytes);
+    let (differ, unreadable) = (AtomicBool::new(false), AtomicBool::new(false));
+    parallel_for(bytes.div_ceil(COMPARED), |i| {
+        if !differ.load(Relaxed) {
+            match (tensors.bytes_at(a, piece(i)), tensors.bytes_at(b, piece(i))) {
+                (Ok(a), Ok(b)) => differ.fetch_or(a != b, Relaxed),
+                _ => unreadable.fetch_or(true, Relaxed),
+            };
+        }
+    });
+    if unreadable.into_inner() {
+        // With the error that it is.
+        return Ok(tensors.bytes(a)? == tensors.bytes(b)?);
+    }
+    Ok(!differ.into_inner())
 }
 
 /// Refuses tensors that this architecture has no use for: they mean that the model computes something else than its

@@ -163,16 +163,18 @@ fn places_of_the_template() {
         "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 16,
         "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 1000,
     });
-    let checkpoint = Checkpoint {
+    // Another one each time: a checkpoint that is open insists that its files stay as they are.
+    let checkpoint = || Checkpoint {
         path: dir.path().into(),
-        config: ModelConfig::from_value(Path::new("config.json"), config).unwrap(),
-        tensors: Box::new(file),
+        config: ModelConfig::from_value(Path::new("config.json"), config.clone()).unwrap(),
+        tensors: Box::new(file.clone()),
         gguf: None,
+        inputs: Default::default(),
     };
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     std::fs::copy(data("byte_level/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
-    let tokenizer = Tokenizer::load(&checkpoint).unwrap();
-    let load = || ChatTemplate::load(&checkpoint, &tokenizer);
+    let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
+    let load = || ChatTemplate::load(&checkpoint(), &tokenizer);
     let text = || load().unwrap().map(|t| t.render(&hello(), true).unwrap());
     assert_eq!(text(), None);
     write("tokenizer_config.json", r#"{"chat_template": [{"name": "rag", "template": "no"}]}"#);

@@ -253,3 +253,49 @@ fn only_what_is_asked_for_is_read() {
         }
     }
 }
+
+/// What a file is shows behind the blanks that it begins with, however many these are.
+#[test]
+fn blanks_before_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text");
+    let whole = |content: &str| {
+        fs::write(&path, content).unwrap();
+        read(&path, &TextOptions::default(), None).unwrap().0
+    };
+    // Up to the last byte of what is looked at, just behind it, and far behind it.
+    for blanks in [0, 65_534, 65_535, 65_536, 200_000] {
+        for blank in ["\n", " "] {
+            let blanks = blank.repeat(blanks);
+            let json = whole(&format!("{blanks}{{\"text\": \"one\"}}\n{{\"text\": \"two\"}}\n"));
+            assert!(
+                json.starts_with("one") && json.ends_with("two"),
+                "{} blanks: {:?}",
+                blanks.len(),
+                &json[..9]
+            );
+            let plain = format!("{blanks}[Music] Once upon a time");
+            assert!(whole(&plain) == plain, "{} blanks", blanks.len());
+        }
+    }
+    fs::write(&path, " ".repeat(70_000)).unwrap();
+    assert!(read(&path, &TextOptions::default(), None).unwrap_err().to_string().contains("no text"));
+}
+
+/// A file that is written to while it is read gives no text.
+#[test]
+fn a_text_that_changes_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text");
+    fs::write(&path, "one two\n".repeat(100_000)).unwrap();
+    let mut reader = TextReader::open(&path, &TextOptions::default(), Box::new(|| Ok(None))).unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1000).unwrap();
+    let outcome = loop {
+        match reader.next_piece() {
+            Ok(Some(_)) => {}
+            other => break other,
+        }
+    };
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("was changed while it was in use"), "{error}");
+}

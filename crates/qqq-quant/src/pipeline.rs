@@ -155,6 +155,7 @@ pub fn quantize<'a>(
         timings: run.timings,
         linear_bytes: run.bytes,
     };
+    checkpoint.inputs.check()?;
     writer.finish(&report)?;
     Ok(report)
 }
@@ -184,7 +185,13 @@ fn calibration_windows(
             calibration::windows_of_files(files, read, calibration, recipe.seed)
         }
         Source::SelfSamples => {
-            let decoder = Decoder::load(CpuBackend::default(), checkpoint)?;
+            // The time that it takes is not among the units; Ctrl-C works all the same.
+            let decoder =
+                Decoder::load_with(CpuBackend::default(), checkpoint, &mut |_, _| work.at(0.0).is_ok());
+            let decoder = decoder.map_err(|e| match e {
+                ModelError::Interrupted => QuantError::Interrupted,
+                e => e.into(),
+            })?;
             let total = (calibration.windows * calibration.window) as f64;
             let mut done = 0.0;
             self_samples::sample_windows(&decoder, tokenizer, calibration, recipe.seed, &mut || {

@@ -1,6 +1,7 @@
 //! The CPU backend: float32 compute, and W4A8 with integer kernels picked at run time.
 
 mod attention;
+pub mod describe;
 mod element;
 mod embedding;
 mod gemm;

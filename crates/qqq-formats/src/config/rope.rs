@@ -107,6 +107,14 @@ pub(super) fn read(config: &Fields<'_>, head_dim: usize, positions: usize) -> Re
         return Ok(Rope { theta, scaling: RopeScaling::None, attention_factor: 1.0 });
     };
     partial(&f)?;
+    let key = if f.has("rope_type") { "rope_type" } else { "type" };
+    if f.is_null(key) {
+        // transformers refuses it: a type of that name counts, whatever the other key says.
+        return Err(f.malformed(&format!(
+            "rope scaling: {key} is null, which names no type; write \"default\" for a rotary embedding that is not \
+             scaled, or remove the key"
+        )));
+    }
     let kind = match f.string("rope_type")? {
         Some(kind) => kind,
         None => f.string("type")?.unwrap_or("default"),
@@ -120,6 +128,13 @@ pub(super) fn read(config: &Fields<'_>, head_dim: usize, positions: usize) -> Re
     };
     f.check_known(known, &format!("a key that rope type {kind:?} does not know; it would have no effect"))?;
     let original = || -> Result<f64> {
+        const KEY: &str = "original_max_position_embeddings";
+        if config.is_null(KEY) || f.is_null(KEY) {
+            return Err(f.malformed(&format!(
+                "rope scaling: {KEY} is null, but rope type {kind:?} scales by it; write the number of positions that the \
+                 model was first trained with, or remove the key if that is max_position_embeddings"
+            )));
+        }
         // Some models have it beside the parameters; it counts more there.
         let found = match config.number("original_max_position_embeddings")? {
             Some(found) => Some(found),

@@ -200,10 +200,11 @@ impl GgufFile {
             (Some("linear") | None, Some(factor)) => {
                 json!({"rope_type": "linear", "factor": factor})
             }
+            (Some("yarn"), Some(factor)) => self.yarn(arch, factor)?,
             (kind, factor) => {
                 let factor = factor.map_or_else(|| "without a factor".into(), |f| format!("with factor {f}"));
                 return Err(self.unsupported(format!(
-                    "rope scaling of type {} {factor} is not supported (linear and Llama 3's are)",
+                    "rope scaling of type {} {factor} is not supported (linear, yarn and Llama 3's are)",
                     kind.unwrap_or("linear")
                 )));
             }
@@ -228,6 +229,46 @@ impl GgufFile {
                 "original_max_position_embeddings": context,
             })
         }))
+    }
+
+    /// `rope_scaling` of a model that is scaled by YaRN, as transformers has it.
+    ///
+    /// llama.cpp computes the same but for one thing: it takes `0.1 ln(factor) + 1` for the length of queries and keys, whatever
+    /// `yarn_attn_factor` says, where its converter puts the `attention_factor` of `config.json`. That one counts here, as in
+    /// transformers; but 1 may also be the `attn_factor` of early configurations, without an effect in either, and counts as
+    /// missing. A factor of llama.cpp's own, `attn_factor`, multiplies what there is.
+    fn yarn(&self, arch: &str, factor: f64) -> Result<Json> {
+        let m = self.metadata();
+        let number = |key: &str| -> Result<Option<f64>> {
+            Ok(m.float(&format!("{arch}.rope.scaling.{key}"))?.map(shortest))
+        };
+        // A negative extrapolation counts as missing; less than all of it and DeepSeek's logarithm are of other families.
+        let (extrapolation, logarithm) = (number("yarn_ext_factor")?, number("yarn_log_multiplier")?);
+        let given = [
+            ("yarn_ext_factor", extrapolation.filter(|x| !(*x < 0.0 || *x == 1.0))),
+            ("yarn_log_multiplier", logarithm.filter(|x| *x != 0.0)),
+        ];
+        if let Some((key, value)) = given.into_iter().find_map(|(key, value)| Some((key, value?))) {
+            return Err(
+                self.unsupported(format!("rope scaling of type yarn with {key} {value} is not supported"))
+            );
+        }
+        let mut scaling = json!({ "rope_type": "yarn", "factor": factor });
+        if let Some(original) = m.size(&format!("{arch}.rope.scaling.original_context_length"))? {
+            scaling["original_max_position_embeddings"] = json!(original);
+        }
+        for (key, name) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
+            if let Some(value) = number(key)? {
+                scaling[name] = json!(value);
+            }
+        }
+        let attention = number("yarn_attn_factor")?.filter(|x| *x != 1.0);
+        let more = number("attn_factor")?.unwrap_or(1.0);
+        if attention.is_some() || more != 1.0 {
+            let own = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
+            scaling["attention_factor"] = json!(attention.unwrap_or(own) * more);
+        }
+        Ok(scaling)
     }
 
     fn unsupported(&self, reason: String) -> FormatError {

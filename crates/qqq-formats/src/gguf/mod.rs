@@ -19,10 +19,13 @@ mod types;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::{FormatError, Result, TensorInfo, TensorSource, WeightData};
-use part::{Bytes, Part};
+use crate::input::Content;
+use crate::source::{beyond, row_range};
+use crate::{FormatError, Inputs, Result, TensorInfo, TensorSource, WeightData};
+use part::Part;
 use permutation::Permuted;
 
 pub use metadata::{Metadata, Value};
@@ -43,7 +46,7 @@ pub struct GgufFile {
 /// A file, and where it lies.
 struct Source {
     path: PathBuf,
-    bytes: Bytes,
+    bytes: Content,
 }
 
 struct Tensor {
@@ -55,18 +58,25 @@ struct Tensor {
 }
 
 impl GgufFile {
-    /// Maps a file into memory and reads its header; with it all other files of a split model, whichever of them
-    /// `path` names. The files must not be changed while they are open.
+    /// Opens a file and reads its header; with it all other files of a split model, whichever of them `path` names.
     ///
     /// # Errors
     /// A file cannot be read, breaks the format, or has tensors of unknown types; a part of a split model is missing,
     /// has another name than `NAME-00001-of-00003.gguf`, or belongs to another model.
     pub fn open(path: &Path) -> Result<Self> {
-        let part = Part::open(path)?;
+        Self::open_with(path, &Inputs::default())
+    }
+
+    /// As [`GgufFile::open`], by way of `inputs`, which watches the files.
+    ///
+    /// # Errors
+    /// As [`GgufFile::open`].
+    pub fn open_with(path: &Path, inputs: &Inputs) -> Result<Self> {
+        let part = Part::open(path, inputs)?;
         match split::paths(&part.metadata)? {
             None => Self::join(vec![part]),
             Some(paths) => {
-                let parts = paths.iter().map(|p| Part::open(p)).collect::<Result<Vec<_>>>()?;
+                let parts = paths.iter().map(|p| Part::open(p, inputs)).collect::<Result<Vec<_>>>()?;
                 split::check(&parts)?;
                 Self::join(parts)
             }
@@ -79,7 +89,7 @@ impl GgufFile {
     /// # Errors
     /// Those of [`GgufFile::open`].
     pub fn from_bytes(path: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self> {
-        Self::join(vec![Part::new(path.into(), Bytes::Owned(bytes))?])
+        Self::join(vec![Part::new(path.into(), Content::Memory(bytes))?])
     }
 
     /// One model of its parts.
@@ -151,16 +161,23 @@ impl TensorSource for GgufFile {
     }
 
     /// The stored bytes, block-quantized rows included; rows of q and k in Hugging Face's order.
-    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+    fn bytes_at(&self, name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
         let tensor = self.tensor(name)?;
-        let bytes = &self.parts[tensor.part].bytes[tensor.entry.range.clone()];
-        Ok(match tensor.permuted {
-            None => Cow::Borrowed(bytes),
-            Some(permuted) => Cow::Owned(permuted.restore(bytes)),
-        })
+        let (start, len) = (tensor.entry.range.start, tensor.entry.range.len());
+        if range.start > range.end || range.end > len {
+            return Err(beyond(&self.file_of(tensor), name, &range));
+        }
+        let read =
+            |range: Range<usize>| self.parts[tensor.part].bytes.read(start + range.start..start + range.end);
+        let Some(permuted) = tensor.permuted else { return read(range) };
+        // Rows move within their head.
+        let head = permuted.head_bytes();
+        let first = range.start / head * head;
+        let restored = permuted.restore(&read(first..range.end.next_multiple_of(head).min(len))?);
+        Ok(Cow::Owned(restored[range.start - first..range.end - first].to_vec()))
     }
 
-    fn float(&self, name: &str, shape: &[usize]) -> Result<WeightData> {
+    fn float_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<WeightData> {
         let tensor = self.tensor(name)?;
         let (entry, location) = (&tensor.entry, self.file_of(tensor));
         if entry.shape != shape {
@@ -171,7 +188,9 @@ impl TensorSource for GgufFile {
                 expected: shape.into(),
             });
         }
-        let bytes = self.bytes(name)?;
+        let range =
+            row_range(shape, entry.range.len(), &rows).ok_or_else(|| beyond(&location, name, &rows))?;
+        let bytes = self.bytes_at(name, range)?;
         if let "F32" | "F16" | "BF16" = entry.ty.name() {
             return crate::float::decode(&location, name, entry.ty.dtype(), &bytes);
         }

@@ -1,32 +1,18 @@
 //! One GGUF file: its bytes and what its header says.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::{Metadata, reader};
-use crate::{FormatError, Result};
+use crate::{FormatError, Inputs, Result, input::Content};
 
-/// The bytes of a file.
-pub(super) enum Bytes {
-    Mapped(memmap2::Mmap),
-    Owned(Vec<u8>),
-}
-
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Owned(vec) => vec,
-        }
-    }
-}
+/// Bytes of a file's beginning that are read at first; most headers are shorter.
+const HEAD: usize = 4 << 20;
 
 /// A file by itself: a whole model, or a part of a split one.
 pub(super) struct Part {
     pub(super) path: PathBuf,
-    pub(super) bytes: Bytes,
+    pub(super) bytes: Content,
     pub(super) version: u32,
     pub(super) metadata: Metadata,
     /// Under the names that the file gives them.
@@ -34,26 +20,27 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Maps a file and reads its header; as [`super::GgufFile::open`].
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let io = |source| FormatError::Io { path: path.into(), source };
-        let file = File::open(path).map_err(io)?;
-        if !file.metadata().map_err(io)?.is_file() {
+    /// Opens a file and reads its header; as [`super::GgufFile::open`].
+    pub(super) fn open(path: &Path, inputs: &Inputs) -> Result<Self> {
+        if path.is_dir() {
             return Err(FormatError::Malformed {
                 path: path.into(),
                 reason: "is not a file; a GGUF model is one file, or several that are named by one of them"
                     .into(),
             });
         }
-        // SAFETY: the map is only read. Should another process truncate the file meanwhile, reading
-        // faults; that is the usual contract of memory-mapped models, stated in the docs of `GgufFile::open`.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        Self::new(path.into(), Bytes::Mapped(map))
+        Self::new(path.into(), Content::File(inputs.open(path)?))
     }
 
-    /// Reads the header of a file's bytes.
-    pub(super) fn new(path: PathBuf, bytes: Bytes) -> Result<Self> {
-        let header = reader::parse(&path, &bytes)?;
+    /// Reads the header of a file. How long it is shows only at its end, so more is read until it is there.
+    pub(super) fn new(path: PathBuf, bytes: Content) -> Result<Self> {
+        let mut head = HEAD.min(bytes.len());
+        let header = loop {
+            if let Some(header) = reader::parse(&path, &bytes.read(0..head)?, bytes.len())? {
+                break header;
+            }
+            head = head.saturating_mul(4).min(bytes.len());
+        };
         let metadata = Metadata::new(path.clone(), header.values);
         Ok(Part { path, bytes, version: header.version, metadata, tensors: header.tensors })
     }

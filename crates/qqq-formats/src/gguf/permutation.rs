@@ -18,6 +18,11 @@ pub(super) struct Permuted {
 }
 
 impl Permuted {
+    /// Bytes of a head: rows move within one.
+    pub(super) fn head_bytes(self) -> usize {
+        self.row_bytes * self.head_rows
+    }
+
     /// Moves the rows back to where Hugging Face has them. Rows of any type are runs of bytes, so
     /// this needs no dequantization.
     pub(super) fn restore(self, bytes: &[u8]) -> Vec<u8> {

@@ -32,9 +32,17 @@ pub(super) struct Header {
     pub(super) tensors: BTreeMap<String, Entry>,
 }
 
-/// Parses the header of a whole file's bytes.
-pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
-    let mut r = Reader { path, bytes, at: 0 };
+/// Parses the header of a file of `size` bytes that begins with `head`; `None` if the header is longer than that.
+pub(super) fn parse(path: &Path, head: &[u8], size: usize) -> Result<Option<Header>> {
+    let mut r = Reader { path, head, size, at: 0, is_short: false };
+    match header(&mut r) {
+        Err(_) if r.is_short => Ok(None),
+        header => header.map(Some),
+    }
+}
+
+fn header(r: &mut Reader<'_>) -> Result<Header> {
+    let path = r.path;
     if r.take(4, "the magic number")? != b"GGUF" {
         return Err(r.malformed("does not begin with \"GGUF\": not a GGUF file".into()));
     }
@@ -93,12 +101,12 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
             .ok()
             .and_then(|o| o.checked_add(data))
             .and_then(|start| Some(start..start.checked_add(bytes)?))
-            .filter(|range| range.end <= r.bytes.len());
+            .filter(|range| range.end <= r.size);
         let Some(range) = range else {
             return Err(r.malformed(format!(
                 "tensor {name:?} ({bytes} bytes at offset {offset} of the data that begin at byte {data}) \
                  reaches beyond the end of the file ({} bytes): the file is truncated",
-                r.bytes.len()
+                r.size
             )));
         };
         if !offset.is_multiple_of(alignment as u64) {
@@ -110,7 +118,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
             return Err(r.malformed(format!("tensor {name:?} occurs twice")));
         }
     }
-    check_overlap(&r, &tensors)?;
+    check_overlap(r, &tensors)?;
     Ok(Header { version, values, tensors })
 }
 
@@ -130,11 +138,15 @@ fn check_overlap(r: &Reader<'_>, tensors: &BTreeMap<String, Entry>) -> Result<()
     Ok(())
 }
 
-/// A cursor over the file.
+/// A cursor over the beginning of a file.
 struct Reader<'a> {
     path: &'a Path,
-    bytes: &'a [u8],
+    head: &'a [u8],
+    /// Of the whole file.
+    size: usize,
     at: usize,
+    /// Whether something lies within the file but beyond `head`; its error says nothing then.
+    is_short: bool,
 }
 
 /// Name, type, row-major shape, bytes and offset of a tensor.
@@ -146,18 +158,20 @@ impl<'a> Reader<'a> {
     }
 
     fn left(&self) -> usize {
-        self.bytes.len() - self.at
+        self.size - self.at
     }
 
     fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8]> {
         if n > self.left() {
             return Err(self.malformed(format!(
                 "{what} needs {n} bytes at byte {}, but the file ends after {}: it is truncated or damaged",
-                self.at,
-                self.bytes.len()
+                self.at, self.size
             )));
         }
-        let out = &self.bytes[self.at..self.at + n];
+        let Some(out) = self.head.get(self.at..self.at + n) else {
+            self.is_short = true;
+            return Err(self.malformed(format!("{what} was not read yet")));
+        };
         self.at += n;
         Ok(out)
     }

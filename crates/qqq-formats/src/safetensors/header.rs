@@ -7,7 +7,7 @@ use std::{ops::Range, path::Path};
 use safetensors::tensor::TensorInfo as HeaderEntry;
 use serde::Deserialize;
 
-use crate::{DType, FormatError, Result, TensorInfo, json::UniqueEntries};
+use crate::{DType, FormatError, Result, TensorInfo, input::Content, json::UniqueEntries};
 
 /// Bytes of the length field.
 const LENGTH: usize = 8;
@@ -33,34 +33,34 @@ enum Value {
     Other(serde_json::Value),
 }
 
-/// Reads and checks the header of a whole file. The cost does not depend on the size of the tensors.
-pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
+/// Reads and checks the header of a file. The cost does not depend on the size of the tensors.
+pub(super) fn parse(path: &Path, file: &Content) -> Result<Vec<Entry>> {
     let malformed = |reason: String| FormatError::Malformed { path: path.into(), reason };
 
-    if file.starts_with(LFS_POINTER) {
+    let size = file.len();
+    if file.read(0..size.min(LFS_POINTER.len()))?.starts_with(LFS_POINTER) {
         return Err(malformed(
             "this is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`".into(),
         ));
     }
-    let Some((length, rest)) = file.split_first_chunk::<LENGTH>() else {
+    if size < LENGTH {
         return Err(malformed(format!(
-            "truncated: {} bytes, but a safetensors file begins with {LENGTH} bytes of header length",
-            file.len()
+            "truncated: {size} bytes, but a safetensors file begins with {LENGTH} bytes of header length"
         )));
-    };
-    let length = u64::from_le_bytes(*length);
+    }
+    let length = file.read(0..LENGTH)?.iter().rev().fold(0, |length: u64, b| length << 8 | u64::from(*b));
     if length > MAX_HEADER {
         return Err(malformed(format!(
             "not a safetensors file: it announces a header of {length} bytes, and the format allows {MAX_HEADER}"
         )));
     }
-    let length = length as usize; // at most MAX_HEADER
-    let Some((header, data)) = rest.split_at_checked(length) else {
+    let start = LENGTH + length as usize; // at most MAX_HEADER
+    if start > size {
         return Err(malformed(format!(
-            "truncated: it announces a header of {length} bytes, but has {} bytes in all; fetch it again",
-            file.len()
+            "truncated: it announces a header of {length} bytes, but has {size} bytes in all; fetch it again"
         )));
-    };
+    }
+    let header = &file.read(LENGTH..start)?;
 
     let entries: UniqueEntries<Value> =
         serde_json::from_slice(header).map_err(|e| malformed(format!("the header is not valid: {e}")))?;
@@ -78,8 +78,7 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
             }
         }
     }
-    let start = LENGTH + length;
-    check_cover(&mut tensors, data.len()).map_err(malformed)?;
+    check_cover(&mut tensors, size - start).map_err(malformed)?;
     Ok(tensors
         .into_iter()
         .map(|(name, entry)| {

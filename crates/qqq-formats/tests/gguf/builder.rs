@@ -1,7 +1,7 @@
 //! GGUF files in memory, well-formed or not.
 
 /// A metadata value to be written.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Kv {
     U32(u32),
     F32(f32),

@@ -1,8 +1,11 @@
 //! Configurations made of metadata, and the order of q and k rows.
 
+use std::path::Path;
+
 use qqq_formats::config::{Architecture, RopeScaling};
 use qqq_formats::gguf::GgufFile;
 use qqq_formats::{ModelConfig, TensorSource};
+use serde_json::Value;
 
 use crate::builder::{Builder, Kv, tiny};
 
@@ -79,6 +82,13 @@ fn q_and_k_rows_return_to_their_order() {
         if module != "v_proj" {
             assert_eq!(file.f32(&format!("{name}.bias"), &[rows]).unwrap(), order);
         }
+        // Some rows, from within a head, are those of the whole.
+        let name = format!("{name}.weight");
+        assert_eq!(file.float_rows(&name, &[rows, 8], 1..3).unwrap().into_f32(), weight[8..24]);
+        let bytes = file.bytes(&name).unwrap();
+        assert_eq!(&*file.bytes_at(&name, 5..70).unwrap(), &bytes[5..70]);
+        assert!(file.bytes_at(&name, 5..bytes.len() + 1).is_err());
+        assert!(file.float_rows(&name, &[rows, 8], 1..rows + 1).is_err());
         order
     };
     assert_eq!(firsts("llama", "q_proj", 8), [0., 2., 1., 3., 4., 6., 5., 7.]);
@@ -123,6 +133,65 @@ fn rope_factors() {
     assert_eq!(config(&linear).rope_scaling, RopeScaling::Linear { factor: 4.0 });
 }
 
+/// A model of 32 positions, scaled by YaRN from 8, with more keys of the scaling.
+fn yarn(more: &[(&str, Kv)]) -> Builder {
+    let scaling = |b: Builder, (key, value): (&str, Kv)| b.kv(&format!("llama.rope.scaling.{key}"), value);
+    let keys = [("type", Kv::Str("yarn".into())), ("factor", Kv::F32(4.0))];
+    keys.into_iter().chain(more.iter().cloned()).fold(tiny("llama"), scaling)
+}
+
+/// YaRN as llama.cpp's converter writes it is what the same `config.json` says.
+#[test]
+fn yarn_is_that_of_config_json() {
+    let own = 0.1 * 4f64.ln() + 1.0;
+    for (more, original, betas, attention_factor) in [
+        (vec![], None, (32.0, 1.0), own),
+        (
+            vec![("original_context_length", Kv::U32(8)), ("finetuned", Kv::Bool(true))],
+            Some(8.0),
+            (32.0, 1.0),
+            own,
+        ),
+        (
+            vec![
+                ("original_context_length", Kv::U32(8)),
+                ("yarn_ext_factor", Kv::F32(1.0)),
+                ("yarn_attn_factor", Kv::F32(0.75)),
+                ("yarn_beta_fast", Kv::F32(16.0)),
+                ("yarn_beta_slow", Kv::F32(2.0)),
+            ],
+            Some(8.0),
+            (16.0, 2.0),
+            0.75,
+        ),
+        // What no configuration of transformers says: llama.cpp's own number.
+        (
+            vec![("yarn_ext_factor", Kv::F32(-1.0)), ("yarn_attn_factor", Kv::F32(1.0))],
+            None,
+            (32.0, 1.0),
+            own,
+        ),
+        (vec![("attn_factor", Kv::F32(0.5))], None, (32.0, 1.0), 0.5 * own),
+    ] {
+        let c = config(&yarn(&more));
+        let expected = RopeScaling::Yarn {
+            factor: 4.0,
+            beta_fast: betas.0,
+            beta_slow: betas.1,
+            original_max_position_embeddings: original.unwrap_or(c.max_position_embeddings as f64),
+            truncate: true,
+        };
+        assert_eq!(c.rope_scaling, expected, "{more:?}");
+        assert_eq!(c.rope_attention_factor, attention_factor, "{more:?}");
+        // And so again of the configuration that is written beside what is made of the model.
+        let again = ModelConfig::from_value(Path::new("config.json"), Value::Object(c.raw.clone())).unwrap();
+        assert_eq!(
+            (again.rope_scaling, again.rope_attention_factor),
+            (c.rope_scaling, c.rope_attention_factor)
+        );
+    }
+}
+
 #[test]
 fn what_is_not_supported_is_refused() {
     let llama = || tiny("llama");
@@ -134,10 +203,13 @@ fn what_is_not_supported_is_refused() {
         (llama().kv("llama.rope.scaling.type", Kv::Str("yarn".into())), &["yarn without a factor"]),
         (
             llama()
-                .kv("llama.rope.scaling.type", Kv::Str("yarn".into()))
+                .kv("llama.rope.scaling.type", Kv::Str("longrope".into()))
                 .kv("llama.rope.scaling.factor", Kv::F32(4.5)),
-            &["yarn with factor 4.5 "],
+            &["longrope with factor 4.5 "],
         ),
+        (yarn(&[("yarn_ext_factor", Kv::F32(0.5))]), &["yarn with yarn_ext_factor 0.5 "]),
+        (yarn(&[("yarn_log_multiplier", Kv::F32(0.1))]), &["yarn with yarn_log_multiplier 0.1 "]),
+        (yarn(&[("yarn_beta_slow", Kv::F32(64.0))]), &["beta_slow 64"]),
         (llama().set("llama.block_count", Kv::U32(4_000_000)), &["block_count is 4000000"]),
         (llama().set("llama.block_count", Kv::Str("1".into())), &["llama.block_count", "a string"]),
         (llama().set("llama.context_length", Kv::U32(0)), &["max_position_embeddings is 0"]),

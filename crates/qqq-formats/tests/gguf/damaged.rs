@@ -131,6 +131,27 @@ fn heads_that_do_not_divide_the_rows_are_refused() {
     says(tiny("llama").set("llama.attention.head_count_kv", Kv::U32(7)).build(), &["7 key/value heads"]);
 }
 
+/// The header is read in pieces; a long one is as good, and as bad, as a short one.
+#[test]
+fn long_headers() {
+    let long = "x".repeat(9 << 20);
+    let whole = tiny("llama").kv("test.long", Kv::Str(long.clone())).kv("test.last", Kv::U32(7)).build();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("long.gguf");
+    std::fs::write(&path, &whole).unwrap();
+    for file in [GgufFile::open(&path).unwrap(), GgufFile::from_bytes("long.gguf", whole.clone()).unwrap()] {
+        assert_eq!(file.metadata().string("test.long").unwrap(), Some(long.as_str()));
+        assert_eq!(file.metadata().size("test.last").unwrap(), Some(7));
+        assert!(file.config().is_ok());
+    }
+    // Within the string, and behind what is read at first.
+    for size in [1 << 20, 5 << 20, 8 << 20] {
+        std::fs::write(&path, &whole[..size]).unwrap();
+        let message = GgufFile::open(&path).err().unwrap().to_string();
+        assert!(message.contains("long.gguf") && message.contains("claims 9437184 bytes"), "{message}");
+    }
+}
+
 #[test]
 fn reading_says_what_is_wrong() {
     let inf = [1.0f32, f32::INFINITY, f32::NAN].iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -2,7 +2,7 @@
 
 use minijinja::Environment;
 use minijinja::value::Value;
-use qqq_formats::Checkpoint;
+use qqq_formats::{Checkpoint, Inputs};
 
 use super::engine;
 use super::python::value::from_json;
@@ -32,7 +32,7 @@ impl ChatTemplate {
     pub fn load(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let source = match &checkpoint.gguf {
             Some(file) => file.metadata().string("tokenizer.chat_template")?.map(str::to_owned),
-            None => directory_template(&checkpoint.path)?,
+            None => directory_template(&checkpoint.path, &checkpoint.inputs)?,
         };
         source.map(|s| Self::new(&s, tokenizer.special_tokens())).transpose()
     }
@@ -105,15 +105,15 @@ fn normalized(message: &serde_json::Value) -> serde_json::Value {
 }
 
 /// The template of a directory: a file of its own takes precedence over the tokenizer's configuration.
-fn directory_template(dir: &std::path::Path) -> Result<Option<String>> {
+fn directory_template(dir: &std::path::Path, inputs: &Inputs) -> Result<Option<String>> {
     let path = dir.join("chat_template.jinja");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => return Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(source) => return Err(qqq_formats::FormatError::Io { path, source }.into()),
+    if let Some(text) = inputs.read_if_there(&path)? {
+        let text = String::from_utf8(text)
+            .map_err(|e| ModelError::ChatTemplate(format!("{}: is not UTF-8: {e}", path.display())))?;
+        return Ok(Some(text));
     }
     for name in ["chat_template.json", "tokenizer_config.json"] {
-        let template = read_json(dir, name)?.map(|mut json| json["chat_template"].take());
+        let template = read_json(inputs, dir, name)?.map(|mut json| json["chat_template"].take());
         match template {
             Some(serde_json::Value::String(text)) => return Ok(Some(text)),
             Some(serde_json::Value::Array(list)) => return named_template(&list, name).map(Some),

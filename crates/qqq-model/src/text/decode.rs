@@ -1,22 +1,23 @@
 //! From a file's bytes to UTF-8: compression, byte order marks, and what is no text at all.
 
 use std::{
-    fs::File,
     io::{self, BufRead, BufReader, Cursor, Read},
     path::Path,
 };
 
-use qqq_formats::FormatError;
+use qqq_formats::{FormatError, InputFile, input::Watched};
 
 use super::TextError;
 use crate::{ModelError, Result};
 
 /// Bytes of a file's beginning that are looked at.
 const HEAD: u64 = 64 << 10;
+/// Blanks that a text may begin with.
+const MAX_BLANKS: usize = 64 << 20;
 
 /// What a file holds.
 pub(super) enum Content {
-    Parquet(File),
+    Parquet(InputFile),
     /// `reader` gives all of it, `head` is its beginning; a byte order mark is taken away. What was UTF-16 is UTF-8,
     /// other bytes are not checked.
     Text {
@@ -41,7 +42,7 @@ const FOREIGN: [(&[u8], &str); 10] = [
 
 /// Opens a file.
 pub(super) fn open(path: &Path) -> Result<Content> {
-    let mut reader: Box<dyn Read> = Box::new(File::open(path).map_err(|e| read_error(path, e))?);
+    let mut reader: Box<dyn Read> = Box::new(Watched::open(path).map_err(|e| read_error(path, e))?);
     let mut packed = None;
     let mut head = peek(path, &mut reader)?;
     if head.starts_with(b"\x1F\x8B") {
@@ -71,7 +72,7 @@ fn decoded(
     if head.starts_with(b"PAR1") {
         return match packed {
             Some(packed) => refuse(&format!("a parquet file compressed by {packed} as a whole: unpack it")),
-            None => Ok(Content::Parquet(File::open(path).map_err(|e| read_error(path, e))?)),
+            None => Ok(Content::Parquet(InputFile::open(path)?)),
         };
     }
     if packed.is_some() && (head.starts_with(b"\x1F\x8B") || head.starts_with(b"\x28\xB5\x2F\xFD")) {
@@ -96,8 +97,30 @@ fn decoded(
             "binary data, or UTF-16 without a byte order mark: convert it, for instance with iconv -t utf-8",
         );
     }
+    past_blanks(path, &mut head, &mut reader)?;
     let all = Cursor::new(head.clone()).chain(reader);
     Ok(Content::Text { head, reader: Box::new(BufReader::with_capacity(HEAD as usize, all)) })
+}
+
+/// Reads on where a text begins with blanks: what it is shows behind them.
+fn past_blanks(path: &Path, head: &mut Vec<u8>, reader: &mut dyn Read) -> Result<()> {
+    let leading = |bytes: &[u8]| bytes.len() - bytes.trim_ascii_start().len();
+    let mut blanks = leading(head);
+    // A shorter head is all there is.
+    while head.len() >= HEAD as usize && head.len() - blanks < HEAD as usize / 2 {
+        if blanks > MAX_BLANKS {
+            return Err(TextError::file(path, format!("it begins with more than {MAX_BLANKS} blanks")).into());
+        }
+        let more = peek(path, reader)?;
+        if more.is_empty() {
+            break;
+        }
+        if blanks == head.len() {
+            blanks += leading(&more);
+        }
+        head.extend(more);
+    }
+    Ok(())
 }
 
 fn peek(path: &Path, reader: &mut dyn Read) -> Result<Vec<u8>> {
@@ -108,6 +131,10 @@ fn peek(path: &Path, reader: &mut dyn Read) -> Result<Vec<u8>> {
 
 /// An error of reading: content that is damaged, or the operating system's.
 pub(super) fn read_error(path: &Path, e: io::Error) -> ModelError {
+    let e = match e.downcast::<FormatError>() {
+        Ok(changed) => return changed.into(),
+        Err(e) => e,
+    };
     match e.kind() {
         io::ErrorKind::InvalidData => TextError::file(path, e.to_string()).into(),
         _ => FormatError::Io { path: path.to_owned(), source: e }.into(),

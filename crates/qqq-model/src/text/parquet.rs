@@ -1,12 +1,13 @@
 //! Rows of a parquet file, as records.
 
-use std::{fs::File, path::Path};
+use std::path::Path;
 
 use parquet::{
     file::reader::{FileReader, SerializedFileReader},
     record::{Field, reader::RowIter},
     schema::types::Type,
 };
+use qqq_formats::InputFile;
 use serde_json::{Map, Number, Value};
 
 use super::{Place, TextError, TextProblem, record::Records};
@@ -14,17 +15,18 @@ use crate::Result;
 
 pub(super) struct Rows {
     rows: RowIter<'static>,
+    file: InputFile,
     /// Rows until now.
     count: usize,
 }
 
 impl Rows {
     /// Opens a file for the columns that the records need.
-    pub fn open(path: &Path, file: File, records: &mut Records<'_>) -> Result<Self> {
+    pub fn open(path: &Path, file: InputFile, records: &mut Records<'_>) -> Result<Self> {
         let damaged = |e: parquet::errors::ParquetError| {
             TextError::file(path, format!("it cannot be read as parquet: {e}"))
         };
-        let reader = SerializedFileReader::new(file).map_err(damaged)?;
+        let reader = SerializedFileReader::new(file.handle()?).map_err(damaged)?;
         let schema = reader.metadata().file_metadata().schema();
         let fields = schema.get_fields();
         let names: Vec<&str> = fields.iter().map(|f| f.name()).collect();
@@ -39,12 +41,15 @@ impl Rows {
         let projection =
             Type::group_type_builder(schema.name()).with_fields(columns).build().map_err(damaged)?;
         let rows = RowIter::from_file_into(Box::new(reader)).project(Some(projection)).map_err(damaged)?;
-        Ok(Self { rows, count: 0 })
+        Ok(Self { rows, file, count: 0 })
     }
 
     /// The next row, with its number from 1.
     pub fn next_row(&mut self, path: &Path) -> Result<Option<(usize, Value)>> {
-        let Some(row) = self.rows.next() else { return Ok(None) };
+        let row = self.rows.next();
+        // Before what was read is used, or blamed.
+        self.file.check()?;
+        let Some(row) = row else { return Ok(None) };
         self.count += 1;
         let at = |problem, reason| TextError {
             path: path.to_owned(),

@@ -2,20 +2,18 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use qqq_formats::Inputs;
 use serde_json::Value;
 
-use super::{Parts, Source, SpecialTokens, error, io};
+use super::{Parts, Source, SpecialTokens, error};
 use crate::Result;
 
 /// Reads a JSON object, `None` where the file does not exist.
-pub(crate) fn read_json(dir: &Path, name: &str) -> Result<Option<Value>> {
+pub(crate) fn read_json(inputs: &Inputs, dir: &Path, name: &str) -> Result<Option<Value>> {
     let path = dir.join(name);
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io(&path, e)),
-    };
+    let Some(text) = inputs.read_if_there(&path)? else { return Ok(None) };
     match serde_json::from_slice::<Value>(&text) {
         Ok(value) if value.is_object() => Ok(Some(value)),
         Ok(_) => Err(error(&path.display().to_string(), "is not a JSON object")),
@@ -24,18 +22,20 @@ pub(crate) fn read_json(dir: &Path, name: &str) -> Result<Option<Value>> {
 }
 
 /// Reads the tokenizer of `dir`.
-pub(super) fn load(dir: &Path) -> Result<Parts> {
+pub(super) fn load(dir: &Path, inputs: &Arc<Inputs>) -> Result<Parts> {
     let path = dir.join("tokenizer.json");
     let location = path.display().to_string();
     if !path.is_file() {
         return Err(missing(dir));
     }
-    let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| error(&location, e))?;
-    check_added_tokens(dir, &inner, &location)?;
-    let config = read_json(dir, "tokenizer_config.json")?.unwrap_or_default();
-    let map = read_json(dir, "special_tokens_map.json")?.unwrap_or_default();
-    let generation = read_json(dir, "generation_config.json")?.unwrap_or_default();
-    let added = read_json(dir, "added_tokens.json")?.unwrap_or_default();
+    let text = inputs.read(&path)?;
+    let mut inner = tokenizers::Tokenizer::from_bytes(&text).map_err(|e| error(&location, e))?;
+    check_added_tokens(&text, &inner, &location)?;
+    let json = |name: &str| Ok::<_, crate::ModelError>(read_json(inputs, dir, name)?.unwrap_or_default());
+    let config = json("tokenizer_config.json")?;
+    let map = json("special_tokens_map.json")?;
+    let generation = json("generation_config.json")?;
+    let added = json("added_tokens.json")?;
     add_named_tokens(&mut inner, &config, &map, &added);
 
     let token = |name: &str| content(&config[name]).or_else(|| content(&map[name]));
@@ -51,7 +51,7 @@ pub(super) fn load(dir: &Path) -> Result<Parts> {
         special,
         bos: ids(&generation["bos_token_id"]).first().copied(),
         eos: ids(&generation["eos_token_id"]),
-        source: Source::Directory(dir.into()),
+        source: Source::Directory(dir.into(), Arc::clone(inputs)),
         location,
         twins: HashMap::new(),
         notes,
@@ -124,8 +124,8 @@ fn disagreements(inner: &tokenizers::Tokenizer, config: &Value, location: &str) 
 
 /// The `tokenizers` crate renumbers added tokens whose declared ids do not continue the vocabulary, and goes on;
 /// the model was trained with the declared ones.
-fn check_added_tokens(dir: &Path, inner: &tokenizers::Tokenizer, location: &str) -> Result<()> {
-    let json = read_json(dir, "tokenizer.json")?.unwrap_or_default();
+fn check_added_tokens(text: &[u8], inner: &tokenizers::Tokenizer, location: &str) -> Result<()> {
+    let json: Value = serde_json::from_slice(text).map_err(|e| error(location, e))?;
     for token in json["added_tokens"].as_array().into_iter().flatten() {
         let (Some(text), Some(declared)) = (token["content"].as_str(), token["id"].as_u64()) else {
             continue;

@@ -6,8 +6,9 @@ mod stream;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use qqq_formats::{Checkpoint, ModelConfig};
+use qqq_formats::{Checkpoint, Inputs, ModelConfig};
 
 use crate::{ModelError, Result, companions};
 
@@ -52,8 +53,8 @@ pub struct SpecialTokens {
 
 /// Where a tokenizer's files come from.
 enum Source {
-    /// To be copied.
-    Directory(PathBuf),
+    /// To be copied, as they were when they were read.
+    Directory(PathBuf, Arc<Inputs>),
     /// Made from GGUF metadata, besides tokenizer.json: name and content.
     Made(Vec<(String, String)>),
 }
@@ -97,7 +98,7 @@ impl Tokenizer {
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         let parts = match &checkpoint.gguf {
             Some(file) => gguf::load(file)?,
-            None => directory::load(&checkpoint.path)?,
+            None => directory::load(&checkpoint.path, &checkpoint.inputs)?,
         };
         let location = parts.location.clone();
         let tokenizer = Self::new(parts, &checkpoint.config)?;
@@ -267,7 +268,7 @@ impl Tokenizer {
     /// made from the GGUF metadata otherwise), chat_template.jinja and generation_config.json into `dir`.
     pub fn save(&self, dir: &Path) -> Result<()> {
         match &self.source {
-            Source::Directory(from) => companions::copy(from, dir),
+            Source::Directory(from, inputs) => companions::copy(from, dir, inputs),
             Source::Made(files) => {
                 let json = self
                     .inner

@@ -50,7 +50,13 @@ pub fn config(vocab_size: usize) -> ModelConfig {
 pub fn checkpoint_of(path: &Path, vocab_size: usize) -> Checkpoint {
     let file = Arc::new(GgufFile::open(&data("byte_level.gguf")).unwrap());
     let gguf = path.is_file().then(|| Arc::new(GgufFile::open(path).unwrap()));
-    Checkpoint { path: path.into(), config: config(vocab_size), tensors: Box::new(file), gguf }
+    Checkpoint {
+        path: path.into(),
+        config: config(vocab_size),
+        tensors: Box::new(file),
+        gguf,
+        inputs: Default::default(),
+    }
 }
 
 /// A checkpoint of a GGUF file in which the first string `from` is replaced by `to`.
@@ -70,6 +76,7 @@ fn in_memory(name: &str, bytes: Vec<u8>) -> Checkpoint {
         config: config(1000),
         tensors: Box::new(file.clone()),
         gguf: Some(file),
+        inputs: Default::default(),
     }
 }
 

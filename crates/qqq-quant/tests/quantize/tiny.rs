@@ -270,7 +270,11 @@ pub fn run(
 
 /// Logits of a fixed sequence.
 pub fn logits(dir: &Path) -> Vec<f32> {
-    let decoder = Decoder::load(CpuBackend::default(), &Checkpoint::open(dir).unwrap()).unwrap();
+    logits_of(&Decoder::load(CpuBackend::default(), &Checkpoint::open(dir).unwrap()).unwrap())
+}
+
+/// Logits of a fixed sequence.
+pub fn logits_of(decoder: &Decoder<CpuBackend>) -> Vec<f32> {
     let tokens: Vec<u32> = (0..40).map(|i| (i * i * 7 + 3 * i) % VOCAB as u32).collect();
     let mut kv = decoder.kv_cache(KvDType::F32);
     let span = Span { slot: decoder.backend.kv_add_slot(&mut kv), start: 0, len: tokens.len() };

@@ -84,6 +84,11 @@ impl W4A8Linear {
         self.weight.in_features
     }
 
+    /// Input channels of a group, 32, 64 or 128; `None` per channel.
+    pub fn group_size(&self) -> Option<usize> {
+        self.weight.groups.as_ref().map(|groups| groups.size)
+    }
+
     /// Bytes of the prepacked weight with its scales: what a token has to read.
     pub fn bytes(&self) -> usize {
         self.weight.bytes()

@@ -10,6 +10,9 @@
 //! are broadcast to all lanes, and transposing four lines as 4x4 blocks of 32-bit words inside the lanes
 //! puts the 16 channels in order.
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use half::f16;
 use qqq_formats::{QuantizedWeight, Scales};
 
@@ -60,26 +63,33 @@ impl PackedWeight {
     /// # Errors
     /// See [`W4A8Linear::with_isa`](super::W4A8Linear::with_isa).
     pub(super) fn new(weight: &QuantizedWeight) -> Result<Self> {
-        check(weight)?;
+        check_shape(weight)?;
         let (n, k) = (weight.out_features, weight.in_features);
         let chunks = k.div_ceil(CHUNK);
-        let mut lines = vec![Line([0x88; 64]); n / BLOCK * chunks * LINES];
-        parallel_chunks_mut(&mut lines, chunks * LINES, |block, lines| {
-            let codes = weight.codes[block * BLOCK * k..(block + 1) * BLOCK * k].chunks_exact(k);
-            for (channel, codes) in codes.enumerate() {
-                let (line, lane) = (channel % LINES, channel / LINES);
-                for (chunk, codes) in codes.chunks(CHUNK).enumerate() {
-                    let Line(bytes) = &mut lines[chunk * LINES + line];
-                    let (low, high) = codes.split_at(16);
-                    for (byte, &code) in bytes[lane * 16..][..16].iter_mut().zip(low) {
-                        *byte = (*byte & 0xf0) | (code + 8) as u8;
+        let count = n / BLOCK * chunks * LINES;
+        let mut lines: Vec<Line> = Vec::with_capacity(count);
+        let good = AtomicBool::new(true);
+        // Uninitialized, so that the threads share the work of the system, which gives the pages when they are first touched.
+        parallel_chunks_mut(&mut lines.spare_capacity_mut()[..count], chunks * LINES, |block, lines| {
+            let rows = block * BLOCK..(block + 1) * BLOCK;
+            good.fetch_and(first_misfit(weight, rows.clone()).is_none(), Relaxed);
+            for (chunk, lines) in lines.chunks_exact_mut(LINES).enumerate() {
+                let columns = chunk * CHUNK..k.min((chunk + 1) * CHUNK);
+                for (j, line) in lines.iter_mut().enumerate() {
+                    let mut bytes = [0; 64];
+                    for (lane, bytes) in bytes.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                        let row = (rows.start + LINES * lane + j) * k;
+                        *bytes = packed_lane(&weight.codes[row + columns.start..row + columns.end]);
                     }
-                    for (byte, &code) in bytes[lane * 16..][..16].iter_mut().zip(high) {
-                        *byte = (*byte & 0x0f) | ((code + 8) as u8) << 4;
-                    }
+                    line.write(Line(bytes));
                 }
             }
         });
+        // SAFETY: the chunks cover the first `count` lines, and each of them was written whole.
+        unsafe { lines.set_len(count) };
+        if !good.into_inner() {
+            return Err(misfit(weight));
+        }
         let groups = match &weight.scales {
             Scales::PerChannel(_) => None,
             Scales::PerGroup { group_size, group, .. } => {
@@ -125,9 +135,28 @@ impl PackedWeight {
     }
 }
 
-fn check(weight: &QuantizedWeight) -> Result<()> {
+/// 32 codes of a channel, or the last 16, as 16 bytes of a line.
+#[inline]
+fn packed_lane(codes: &[i8]) -> [u8; 16] {
+    let (low, high) = codes.split_at(16);
+    // What is missing is code 0.
+    let mut bytes = [0x80; 16];
+    if let Some(high) = high.first_chunk::<16>() {
+        bytes = high.map(|code| code.wrapping_add(8).cast_unsigned() << 4);
+    }
+    bytes.iter_mut().zip(low).for_each(|(byte, code)| *byte |= code.wrapping_add(8).cast_unsigned() & 15);
+    bytes
+}
+
+fn error(weight: &QuantizedWeight, what: &str) -> BackendError {
     let (n, k) = (weight.out_features, weight.in_features);
-    let fail = |what: String| Err(BackendError::Shape(format!("4-bit weight of shape {n} x {k}: {what}")));
+    BackendError::Shape(format!("4-bit weight of shape {n} x {k}: {what}"))
+}
+
+/// Checks all but the values of codes and group scales.
+fn check_shape(weight: &QuantizedWeight) -> Result<()> {
+    let (n, k) = (weight.out_features, weight.in_features);
+    let fail = |what: String| Err(error(weight, &what));
     if n == 0 || k == 0 || n % BLOCK != 0 || k % 16 != 0 {
         return fail("the W4A8 kernels take N and K divisible by 16".into());
     }
@@ -136,11 +165,6 @@ fn check(weight: &QuantizedWeight) -> Result<()> {
     }
     if n.checked_mul(k) != Some(weight.codes.len()) {
         return fail(format!("it has {} codes", weight.codes.len()));
-    }
-    // Without an early exit, so that it is vectorized.
-    if weight.codes.iter().fold(false, |bad, &c| bad | !(-8..=7).contains(&c)) {
-        let i = weight.codes.iter().position(|c| !(-8..=7).contains(c)).unwrap_or(0);
-        return fail(format!("code {} of channel {} is not in -8..=7", weight.codes[i], i / k));
     }
     let scales = weight.channel_scales();
     if scales.len() != n {
@@ -160,17 +184,38 @@ fn check(weight: &QuantizedWeight) -> Result<()> {
     if group.len() != weight.codes.len() / group_size {
         return fail(format!("it has {} scales of groups of {group_size}", group.len()));
     }
-    for (i, (codes, scale)) in weight.codes.chunks_exact(*group_size).zip(group).enumerate() {
+    Ok(())
+}
+
+/// Says what is wrong with the first code or group scale of `rows` with which something is.
+fn first_misfit(weight: &QuantizedWeight, rows: Range<usize>) -> Option<String> {
+    let k = weight.in_features;
+    let codes = &weight.codes[rows.start * k..rows.end * k];
+    // Without an early exit, so that it is vectorized.
+    if codes.iter().fold(false, |bad, &c| bad | !(-8..=7).contains(&c)) {
+        let i = codes.iter().position(|c| !(-8..=7).contains(c)).unwrap_or(0);
+        return Some(format!("code {} of channel {} is not in -8..=7", codes[i], rows.start + i / k));
+    }
+    let Scales::PerGroup { group_size, group, .. } = &weight.scales else { return None };
+    let groups = k / group_size;
+    let scales = &group[rows.start * groups..rows.end * groups];
+    codes.chunks_exact(*group_size).zip(scales).enumerate().find_map(|(i, (codes, scale))| {
         let scale = f32::from(*scale);
         let largest = codes.iter().fold(0, |m: u8, c| m.max(c.unsigned_abs()));
         // Not finite is not below either.
         let fits = (f32::from(largest) * scale).round_ties_even().abs() <= 127.0;
-        if !fits {
-            let (channel, g) = (i / (k / group_size), i % (k / group_size));
-            return fail(format!(
+        let (channel, g) = (rows.start + i / groups, i % groups);
+        (!fits).then(|| {
+            format!(
                 "group scale {scale} of channel {channel}, group {g}, takes int8 weights out of -127..=127"
-            ));
-        }
-    }
-    Ok(())
+            )
+        })
+    })
+}
+
+/// The error of a weight of which some channel does not fit.
+fn misfit(weight: &QuantizedWeight) -> BackendError {
+    let channels = 0..weight.out_features;
+    let first = channels.into_iter().find_map(|channel| first_misfit(weight, channel..channel + 1));
+    error(weight, &first.unwrap_or_default())
 }

@@ -1,0 +1,276 @@
+//! A linear layer of a checkpoint, read by rows: what lies on disk becomes the neutral form in pieces that do not depend on
+//! each other, so that a loader can put all threads to work, and holds no more than the pieces in hand.
+
+use std::{borrow::Cow, ops::Range};
+
+use half::f16;
+
+use crate::{
+    Checkpoint, CodeLayout, DType, FormatError, LayerScheme, LinearWeight, Result, TensorSource, WeightData,
+    compressed_tensors, qqq,
+};
+
+/// What the rows of a [`LayerReader`] are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightKind {
+    /// Floats, of the [`WeightData`] that this type is read as: F32, F16 or BF16.
+    Float(DType),
+    /// 4-bit codes with a scale per output channel.
+    PerChannel,
+    /// 4-bit codes with a scale per group of so many input channels.
+    PerGroup(usize),
+}
+
+/// A linear layer whose tensors are known to be there, of the right types and shapes.
+pub struct LayerReader<'a> {
+    tensors: &'a dyn TensorSource,
+    prefix: String,
+    out_features: usize,
+    in_features: usize,
+    stored: Stored,
+}
+
+/// What is in memory already, besides what is read with the rows.
+enum Stored {
+    Float,
+    /// All of it: rows lie scattered through the tiles.
+    Tiles {
+        packed: qqq::Packed,
+        group_size: Option<usize>,
+    },
+    Codes {
+        layout: CodeLayout,
+        scales: Vec<f32>,
+        group_size: Option<usize>,
+    },
+}
+
+impl<'a> LayerReader<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, prefix: &str, n: usize, k: usize) -> Result<Self> {
+        let tensors = checkpoint.tensors.as_ref();
+        let config = checkpoint.config.quantization.as_ref();
+        let scheme = config.map(|q| q.scheme(prefix)).transpose()?.flatten();
+        let source = Source { tensors, prefix };
+        let stored = match scheme {
+            None => {
+                // No rows, but the checks of type and shape.
+                tensors.float_rows(&source.name("weight"), &[n, k], 0..0)?;
+                Stored::Float
+            }
+            Some(LayerScheme { group_size, layout: CodeLayout::Tiles }) => {
+                Stored::Tiles { packed: source.tiles(n, k, group_size)?, group_size }
+            }
+            Some(LayerScheme { group_size, layout }) => {
+                Stored::Codes { layout, scales: source.codes(n, k, group_size, layout)?, group_size }
+            }
+        };
+        Ok(Self { tensors, prefix: prefix.into(), out_features: n, in_features: k, stored })
+    }
+
+    /// `N`.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// `K`.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// What its rows are.
+    pub fn kind(&self) -> WeightKind {
+        match &self.stored {
+            Stored::Float => {
+                let stored = self.tensors.info(&format!("{}.weight", self.prefix)).map(|info| info.dtype);
+                // Blocks of GGUF are read as f32.
+                let plain = stored.filter(|dtype| [DType::F16, DType::BF16].contains(dtype));
+                WeightKind::Float(plain.unwrap_or(DType::F32))
+            }
+            Stored::Tiles { group_size, .. } | Stored::Codes { group_size, .. } => {
+                group_size.map_or(WeightKind::PerChannel, WeightKind::PerGroup)
+            }
+        }
+    }
+
+    /// Ranges of rows must begin at multiples of this, and end there or at the last row.
+    pub fn row_step(&self) -> usize {
+        match self.stored {
+            Stored::Tiles { .. } => qqq::CHUNK,
+            Stored::Float | Stored::Codes { .. } => 1,
+        }
+    }
+
+    /// Reads output channels `rows`. Several threads may read at a time.
+    ///
+    /// # Errors
+    /// Values that are not finite, scales that take weights beyond int8 (their places are counted from the first of these
+    /// rows), rows that do not fit, a file that cannot be read or was changed.
+    pub fn rows(&self, rows: Range<usize>) -> Result<LinearWeight> {
+        let (n, k) = (rows.len(), self.in_features);
+        let location = format!("{}: {}", self.tensors.location(), self.prefix);
+        if rows.start > rows.end || rows.end > self.out_features {
+            return Err(FormatError::Layout(format!("{location}: there are no rows {rows:?}")));
+        }
+        let source = Source { tensors: self.tensors, prefix: &self.prefix };
+        let weight = match &self.stored {
+            Stored::Float => {
+                let shape = [self.out_features, k];
+                let data = self.tensors.float_rows(&source.name("weight"), &shape, rows)?;
+                return Ok(LinearWeight::Float { out_features: n, in_features: k, data });
+            }
+            Stored::Tiles { packed, group_size } => {
+                let part = if n == self.out_features {
+                    Cow::Borrowed(packed)
+                } else {
+                    let qqq::Packed { b, s_channel, s_group } = packed;
+                    let part = qqq::Packed::of_rows(b, s_channel, s_group, self.out_features, rows.clone());
+                    Cow::Owned(part.ok_or_else(|| {
+                        FormatError::Layout(format!("{location}: rows {rows:?} are no whole tiles"))
+                    })?)
+                };
+                qqq::unpack(&part, n, k, *group_size)
+                    .map_err(|e| FormatError::Layout(format!("{location}: {e}")))?
+            }
+            Stored::Codes { layout, scales, group_size } => {
+                let per_row = group_size.map_or(1, |g| k / g);
+                let scales = scales[rows.start * per_row..rows.end * per_row].to_vec();
+                if *layout == CodeLayout::Bytes {
+                    let mut codes = vec![0; n * k];
+                    let bytes = bytemuck::cast_slice_mut(&mut codes);
+                    self.tensors.read_into(&source.name("weight"), rows.start * k, bytes)?;
+                    compressed_tensors::from_codes(&location, codes, scales, n, k, *group_size)?
+                } else {
+                    let width = compressed_tensors::row_words(k);
+                    let words = source.i32s(&source.name("weight_packed"), rows.start * width, n * width)?;
+                    compressed_tensors::unpack(&location, &words, scales, n, k, *group_size)?
+                }
+            }
+        };
+        Ok(LinearWeight::Quantized(weight))
+    }
+}
+
+/// The tensors of one layer.
+struct Source<'a> {
+    tensors: &'a dyn TensorSource,
+    prefix: &'a str,
+}
+
+impl Source<'_> {
+    fn name(&self, tensor: &str) -> String {
+        format!("{}.{tensor}", self.prefix)
+    }
+
+    fn at(&self, reason: &str) -> FormatError {
+        FormatError::Layout(format!("{}: {}: {reason}", self.tensors.location(), self.prefix))
+    }
+
+    /// All of a layer in QQQ's layout.
+    fn tiles(&self, n: usize, k: usize, group_size: Option<usize>) -> Result<qqq::Packed> {
+        qqq::fits(n, k, group_size).map_err(|reason| self.at(&reason))?;
+        let s_group = self.name("s_group");
+        let s_group = match group_size {
+            Some(g) => self.f16s(&s_group, &[k / g, n])?,
+            None => match self.tensors.info(&s_group) {
+                Some(info) if info.bytes > 0 => {
+                    return Err(self.at("it has group scales, but config.json says group_size -1"));
+                }
+                _ => Vec::new(),
+            },
+        };
+        let b = self.name("B");
+        self.check(&b, DType::I32, &[k / 16, 2 * n])?;
+        Ok(qqq::Packed {
+            b: self.i32s(&b, 0, k / 16 * 2 * n)?,
+            s_channel: self.tensors.f32(&self.name("s_channel"), &[1, n])?,
+            s_group,
+        })
+    }
+
+    /// Checks a layer in one of compressed-tensors' layouts, and reads its scales.
+    fn codes(&self, n: usize, k: usize, group_size: Option<usize>, layout: CodeLayout) -> Result<Vec<f32>> {
+        if self.tensors.info(&self.name("weight_g_idx")).is_some() {
+            return Err(
+                self.at("its groups follow the order of activations (weight_g_idx), which is not supported")
+            );
+        }
+        let zero_point = self.name("weight_zero_point");
+        if self.tensors.info(&zero_point).is_some()
+            && self.tensors.bytes(&zero_point)?.iter().any(|b| *b != 0)
+        {
+            return Err(
+                self.at("it has zero points (weight_zero_point), but config.json says that it is symmetric")
+            );
+        }
+        let shape_name = self.name("weight_shape");
+        if self.tensors.info(&shape_name).is_some() {
+            self.check(&shape_name, DType::I64, &[2])?;
+            let stored = self.tensors.bytes(&shape_name)?;
+            let stored: Vec<i64> = stored.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
+            if stored.iter().map(|d| usize::try_from(*d).ok()).ne([Some(n), Some(k)]) {
+                return Err(
+                    self.at(&format!("weight_shape says {stored:?}, the model's configuration [{n}, {k}]"))
+                );
+            }
+        }
+        if let Some(g) = group_size.filter(|g| *g == 0 || !k.is_multiple_of(*g)) {
+            return Err(self.at(&format!("{k} input channels are not a multiple of the group size {g}")));
+        }
+        let groups = group_size.map_or(1, |g| k / g);
+        match layout {
+            CodeLayout::Bytes => self.check(&self.name("weight"), DType::I8, &[n, k])?,
+            _ => {
+                let words = compressed_tensors::row_words(k);
+                self.check(&self.name("weight_packed"), DType::I32, &[n, words])?;
+            }
+        }
+        self.tensors.f32(&self.name("weight_scale"), &[n, groups])
+    }
+
+    /// Checks the type and shape of a tensor.
+    fn check(&self, name: &str, dtype: DType, shape: &[usize]) -> Result<()> {
+        let location = self.tensors.location();
+        let Some(info) = self.tensors.info(name) else {
+            return Err(FormatError::MissingTensor { location, name: name.into() });
+        };
+        if info.dtype != dtype {
+            return Err(FormatError::Type {
+                location,
+                name: name.into(),
+                found: info.dtype.name().into(),
+                expected: dtype.name().into(),
+            });
+        }
+        if info.shape != shape {
+            return Err(FormatError::Shape {
+                location,
+                name: name.into(),
+                found: info.shape,
+                expected: shape.into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// `count` words of an I32 tensor.
+    fn i32s(&self, name: &str, first: usize, count: usize) -> Result<Vec<i32>> {
+        let mut words = vec![0; count];
+        self.tensors.read_into(name, 4 * first, bytemuck::cast_slice_mut(&mut words))?;
+        if cfg!(target_endian = "big") {
+            words.iter_mut().for_each(|word: &mut i32| *word = i32::from_le(*word));
+        }
+        Ok(words)
+    }
+
+    fn f16s(&self, name: &str, shape: &[usize]) -> Result<Vec<f16>> {
+        match self.tensors.float(name, shape)? {
+            WeightData::F16(values) => Ok(values),
+            WeightData::F32(_) | WeightData::BF16(_) => Err(FormatError::Type {
+                location: self.tensors.location(),
+                name: name.into(),
+                found: self.tensors.info(name).map_or("another type", |i| i.dtype.name()).into(),
+                expected: "F16".into(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Which layers a loaded decoder has, which kernels run them, and what they take of the memory.
+
+use std::fmt;
+
+use qqq_backend::{
+    CpuBackend,
+    cpu::{CpuLinear, describe},
+};
+
+use crate::{Decoder, names};
+
+/// Layers of one name, shape, form and kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerKind {
+    /// Modules that run as one: `self_attn.q_proj+k_proj+v_proj`.
+    pub name: String,
+    /// Output channels; rows of the embedding.
+    pub out_features: usize,
+    /// Input channels.
+    pub in_features: usize,
+    /// How many there are.
+    pub count: usize,
+    /// What is multiplied: `W4A8`, `F32`, `F16`, `BF16`.
+    pub arithmetic: &'static str,
+    /// Input channels that share a scale, of W4A8 in groups.
+    pub group_size: Option<usize>,
+    /// Name of the kernel, as `QQQ_ISA` takes it for W4A8.
+    pub kernel: &'static str,
+    /// Bytes of all of them in memory; 0 where they share those of the embedding.
+    pub bytes: usize,
+}
+
+impl fmt::Display for LayerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, out_features, in_features, count, arithmetic, kernel, .. } = self;
+        let scales = match self.group_size {
+            Some(size) => format!(" in groups of {size}"),
+            None if *arithmetic == "W4A8" => " per channel".into(),
+            None => String::new(),
+        };
+        let times = if *count == 1 { String::new() } else { format!("{count} x ") };
+        write!(f, "{name}: {times}{out_features} x {in_features}, {arithmetic}{scales}, kernel {kernel}")
+    }
+}
+
+impl Decoder<CpuBackend> {
+    /// The kinds of layers, in the model's order: embedding, linear layers of the blocks, output head.
+    pub fn layer_kinds(&self) -> Vec<LayerKind> {
+        let table = self.embedding.data();
+        let mut kinds = vec![LayerKind {
+            name: "embed_tokens".into(),
+            out_features: self.config.vocab_size,
+            in_features: self.config.hidden_size,
+            count: 1,
+            arithmetic: describe::float_type(table),
+            group_size: None,
+            kernel: self.backend.simd_level().name(),
+            bytes: describe::data_bytes(table),
+        }];
+        for block in &self.blocks {
+            for (modules, layer) in [
+                (&[names::Q, names::K, names::V][..], &block.qkv),
+                (&[names::O], &block.o),
+                (&[names::GATE, names::UP], &block.gate_up),
+                (&[names::DOWN], &block.down),
+            ] {
+                let kind = self.kind(joined_name(modules), layer, layer.bytes());
+                let is_alike =
+                    |k: &&mut LayerKind| LayerKind { count: 1, bytes: kind.bytes, ..(**k).clone() } == kind;
+                match kinds.iter_mut().find(is_alike) {
+                    Some(known) => {
+                        known.count += 1;
+                        known.bytes += kind.bytes;
+                    }
+                    None => kinds.push(kind),
+                }
+            }
+        }
+        let own = if self.config.tie_word_embeddings { 0 } else { self.head.bytes() };
+        kinds.push(self.kind(names::LM_HEAD_MODULE.into(), &self.head, own));
+        kinds
+    }
+
+    fn kind(&self, name: String, layer: &CpuLinear, bytes: usize) -> LayerKind {
+        let (out_features, in_features) = layer.shape();
+        LayerKind {
+            name,
+            out_features,
+            in_features,
+            count: 1,
+            arithmetic: layer.arithmetic(),
+            group_size: layer.group_size(),
+            kernel: self.backend.kernel(layer),
+            bytes,
+        }
+    }
+}
+
+/// `self_attn.q_proj+k_proj+v_proj`.
+fn joined_name(modules: &[&str]) -> String {
+    let mut name = modules.first().copied().unwrap_or_default().to_owned();
+    for module in modules.iter().skip(1) {
+        name.push('+');
+        name += module.rsplit_once('.').map_or(*module, |(_, last)| last);
+    }
+    name
+}
