@@ -49,4 +49,14 @@ impl<B: Backend> Decoder<B> {
         self.prefill.done.store(0, Relaxed);
         self.prefill.total.store(tokens, Relaxed);
     }
+
+    /// No pass of the prompts that were announced is to come any more: they were given up. The watch is told that nothing is
+    /// left.
+    pub fn end_prefill(&self) {
+        if self.prefill.total.swap(0, Relaxed) > 0
+            && let Some(watch) = &self.prefill.watch
+        {
+            watch(0.0, 0.0);
+        }
+    }
 }
