@@ -16,11 +16,13 @@ mod json;
 mod keys;
 pub mod linear;
 pub mod lock;
+mod mapped;
 mod module_pattern;
 pub mod qqq;
 pub mod quantization_config;
 mod renamed;
 pub mod safetensors;
+pub mod size;
 pub mod source;
 pub mod writer;
 

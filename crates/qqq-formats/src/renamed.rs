@@ -49,4 +49,8 @@ impl TensorSource for Renamed {
     fn location(&self) -> String {
         self.source.location()
     }
+
+    fn release(&self, name: &str) {
+        self.source.release(self.stored(name));
+    }
 }

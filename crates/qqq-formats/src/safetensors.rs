@@ -13,7 +13,7 @@ use std::{
 use memmap2::Mmap;
 use serde::Deserialize;
 
-use crate::{FormatError, Result, TensorInfo, TensorSource, WeightData, float, json::UniqueEntries};
+use crate::{FormatError, Result, TensorInfo, TensorSource, WeightData, float, json::UniqueEntries, mapped};
 
 /// File of an unsharded model.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -225,6 +225,14 @@ impl TensorSource for Safetensors {
 
     fn location(&self) -> String {
         self.path.display().to_string()
+    }
+
+    fn release(&self, name: &str) {
+        if let Some(entry) = self.tensors.get(name)
+            && let Content::Mapped(map) = &self.files[entry.file]
+        {
+            mapped::release(map, entry.range.clone());
+        }
     }
 }
 

@@ -40,6 +40,10 @@ pub trait TensorSource: Send + Sync {
 
     /// Where the tensors come from, for messages.
     fn location(&self) -> String;
+
+    /// The tensor of this name will not be read for a while: what it takes of this process's memory may be given back. A
+    /// hint, and no error for a name that is not there.
+    fn release(&self, _name: &str) {}
 }
 
 /// A source shared with others (the GGUF file whose metadata the tokenizer reads as well).
@@ -62,5 +66,9 @@ impl<T: TensorSource + ?Sized> TensorSource for std::sync::Arc<T> {
 
     fn location(&self) -> String {
         (**self).location()
+    }
+
+    fn release(&self, name: &str) {
+        (**self).release(name);
     }
 }

@@ -161,21 +161,17 @@ fn summary(report: &Report, output: &Path) -> String {
         report.layers.iter().map(f).sum::<f64>() / report.layers.len().max(1) as f64
     };
     let worst = report.layers.iter().max_by(|a, b| a.loss.total_cmp(&b.loss));
-    let (before, after) = report.linear_bytes;
     let t = &report.timings;
-    let mut rows = vec![
-        ("written", output.display().to_string()),
-        ("format", report.format.clone()),
-        ("linear layers", format!("{}, before {}", format::bytes(after), format::bytes(before))),
-        (
-            "output error",
-            format!(
-                "{} of the output's square, mean over layers (rounding to nearest: {})",
-                format::significant(mean(&|l| l.loss), 3),
-                format::significant(mean(&|l| l.loss_nearest), 3)
-            ),
+    let mut rows = vec![("written", output.display().to_string()), ("format", report.format.clone())];
+    rows.extend(report.size_rows());
+    rows.push((
+        "output error",
+        format!(
+            "{} of the output's square, mean over layers (rounding to nearest: {})",
+            format::significant(mean(&|l| l.loss), 3),
+            format::significant(mean(&|l| l.loss_nearest), 3)
         ),
-    ];
+    ));
     if let Some(rotation) = &report.rotation {
         rows.push(("rotation", rotation.to_string()));
     }
@@ -193,6 +189,10 @@ fn summary(report: &Report, output: &Path) -> String {
             format::seconds(t.write)
         ),
     ));
+    if let Some(peak) = report.peak_memory {
+        let estimate = format::bytes(report.memory_estimate);
+        rows.push(("memory", format!("{} at most (estimated: {estimate})", format::bytes(peak))));
+    }
     let mut text = pairs(rows);
     text += &format!(
         "\nNext:\n  qqq inspect {0}\n  qqq chat {0}\n  qqq eval kld {0} --baseline {1} --text FILE\n",

@@ -194,4 +194,12 @@ impl TensorSource for GgufFile {
             n => format!("{first} and {} more parts", n - 1),
         }
     }
+
+    fn release(&self, name: &str) {
+        if let Some(tensor) = self.tensors.get(name)
+            && let Bytes::Mapped(map) = &self.parts[tensor.part].bytes
+        {
+            crate::mapped::release(map, tensor.entry.range.clone());
+        }
+    }
 }
