@@ -1,6 +1,6 @@
 //! Whether a checkpoint's tensors are those of its configuration, before anything is computed from them.
 
-use qqq_formats::{Checkpoint, DType, writer::CheckpointWriter};
+use qqq_formats::{Checkpoint, DType, TensorSource, writer::CheckpointWriter};
 use qqq_model::check_tensors;
 use serde_json::json;
 
@@ -50,4 +50,29 @@ fn tensors_that_the_family_does_not_know() {
         let error = error(false, &[(EMBEDDING, a), (HEAD, a), (name, a)]);
         assert!(error.contains(name), "{error}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_released_takes_no_memory_and_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("m");
+    let size = 64 << 20;
+    let mut writer = CheckpointWriter::create(&out).unwrap();
+    for (name, value) in [("a", 1), ("b", 2)] {
+        writer.add(name, DType::U8, &[size], &vec![value; size]).unwrap();
+    }
+    std::fs::write(writer.staging().join("config.json"), "{}").unwrap();
+    writer.finish().unwrap();
+
+    let tensors = qqq_formats::safetensors::Safetensors::open(&out).unwrap();
+    let sum = |name: &str| tensors.bytes(name).unwrap().iter().map(|b| u64::from(*b)).sum::<u64>();
+    let resident = || qqq_model::memory::used().unwrap().resident;
+    assert_eq!(sum("a") + sum("b"), 3 * size as u64);
+    let read = resident();
+    tensors.release("a");
+    tensors.release("not there");
+    let released = read.saturating_sub(resident());
+    assert!((48 << 20..80 << 20).contains(&released), "{released}");
+    assert_eq!(sum("a") + sum("b"), 3 * size as u64);
 }

@@ -237,6 +237,7 @@ fn kept_type(checkpoint: &Checkpoint) -> Result<HalfType> {
             (false, _) => 1.0,
         };
         let values = tensors.f32(&name, &info.shape)?;
+        tensors.release(&name);
         let largest = values.iter().fold(0.0f32, |max, x| max.max(x.abs())) / share;
         // A bias may be nothing but noise around zero; of a weight so small float16 would lose digits.
         let small = largest > 0.0 && largest < half::f16::MIN_POSITIVE.to_f32() && !name.ends_with(".bias");

@@ -7,7 +7,11 @@ use std::{sync::Arc, time::Instant};
 
 use qqq_backend::{
     Backend, CpuBackend,
-    cpu::{CpuLinear, matrix::Matrix, w4a8::W4A8Linear},
+    cpu::{
+        CpuLinear,
+        matrix::{Matrix, free_kept},
+        w4a8::W4A8Linear,
+    },
 };
 use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, WeightData};
 use qqq_model::{Block, BlockNorms, BlockWeights, JoinedLinear, ModelError, memory, names};
@@ -253,18 +257,21 @@ impl<'a> Run<'a> {
         let linear = JoinedLinear::O;
         let h =
             self.stage(index, units.o, "calibrating o", |wave| stages.o_input(&live, width(linear), wave))?;
+        live.qkv = self.nothing()?;
         live.o = self.solved(index, linear, &mut float, h, writer)?;
 
         let linear = JoinedLinear::GateUp;
         let h = self.stage(index, units.gate_up, "calibrating gate and up", |wave| {
             stages.gate_up_input(&name, &live, width(linear), wave)
         })?;
+        live.o = self.nothing()?;
         live.gate_up = self.solved(index, linear, &mut float, h, writer)?;
 
         let linear = JoinedLinear::Down;
         let h = self.stage(index, units.down, "calibrating down", |wave| {
             stages.down_input(&live, width(linear), wave)
         })?;
+        live.gate_up = self.nothing()?;
         if index + 1 == config.num_layers {
             // Nothing comes after it.
             stages.sequences.clear();
@@ -304,6 +311,16 @@ impl<'a> Run<'a> {
         self.live_block(index, norms, layers)
     }
 
+    /// What such a place holds, for one whose layer will not run again.
+    fn nothing(&self) -> Result<CpuLinear> {
+        let data = WeightData::F32(vec![0.0]);
+        let weight = LinearWeight::Float { out_features: 1, in_features: 1, data };
+        Ok(self
+            .backend
+            .linear_weight(weight, None)
+            .map_err(|source| ModelError::Backend { name: "a spent layer".into(), source })?)
+    }
+
     fn live_block(
         &self,
         index: usize,
@@ -338,6 +355,8 @@ impl<'a> Run<'a> {
         let clock = Instant::now();
         self.begin(index, units, what)?;
         let result = run(&mut |share| self.work.at(share))?;
+        // What comes next is not a forward pass.
+        free_kept();
         self.timings.calibrate += clock.elapsed().as_secs_f64();
         Ok(result)
     }

@@ -1,10 +1,14 @@
 //! Large arrays of which only a part is written: a triangle of a square matrix.
 
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 use bytemuck::Pod;
 use memmap2::MmapMut;
+
+/// A multiple of the size of a page, on all systems.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 64 << 10;
 
 /// Zeros, in pages that take memory once something was written to them, and that the system has back when this is dropped.
 ///
@@ -34,6 +38,30 @@ impl<T: Pod> Zeros<T> {
         }
         Ok(Self { map, len, kind: PhantomData })
     }
+
+    /// Gives the memory of the values from `range` back; they are zeros again, or keep their values (where the system knows no
+    /// such thing, and those that share a page with others). Small ranges keep it.
+    pub fn forget(&mut self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Some(map) = &self.map {
+            let bytes = range.start.min(self.len) * size_of::<T>()..range.end.min(self.len) * size_of::<T>();
+            // Whole pages, of any size that there is.
+            let pages = bytes.start.next_multiple_of(PAGE)..bytes.end / PAGE * PAGE;
+            if pages.start < pages.end {
+                // SAFETY: the pages are this map's own, which nobody borrows during the call; they are replaced by zeros,
+                // which are values of every `Pod` type.
+                let _ = unsafe {
+                    map.unchecked_advise_range(
+                        memmap2::UncheckedAdvice::DontNeed,
+                        pages.start,
+                        pages.end - pages.start,
+                    )
+                };
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
 }
 
 impl<T: Pod> Deref for Zeros<T> {
@@ -61,6 +89,19 @@ mod tests {
         assert_eq!((zeros.len(), zeros[0], zeros[9_999]), (10_000, 0.0, 2.5));
         assert!(Zeros::<f32>::new(0).unwrap().is_empty());
         assert!(Zeros::<f64>::new(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn what_is_forgotten_is_zero_or_as_it_was() {
+        let mut values = Zeros::<f32>::new(1 << 20).unwrap();
+        values.fill(3.0);
+        values.forget(1000..900_000);
+        values.forget(5..6);
+        values.forget((1 << 20) - 3..2 << 20);
+        assert!(values[..1000].iter().chain(&values[900_000..]).all(|v| *v == 3.0));
+        assert!(values.iter().all(|v| [0.0, 3.0].contains(v)));
+        #[cfg(target_os = "linux")]
+        assert_eq!(values[500_000], 0.0);
     }
 
     #[cfg(target_os = "linux")]

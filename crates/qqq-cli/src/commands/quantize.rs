@@ -31,8 +31,9 @@ Examples:
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
 
-The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One block is in memory \
-at a time. OUT appears only when it is complete: after an error or Ctrl-C nothing is left behind.";
+The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One layer is in memory \
+at a time, beside what the calibration text becomes on its way through the model; how much that takes is told at the \
+beginning. OUT appears only when it is complete: after an error or Ctrl-C nothing is left behind.";
 
 /// Make a W4A8 checkpoint of a model
 #[derive(Debug, clap::Args)]

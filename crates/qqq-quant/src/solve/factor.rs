@@ -6,6 +6,9 @@ use faer::{MatMut, Par};
 
 use crate::scratch::Zeros;
 
+/// Columns of the factorised matrix that are given back at once.
+const FORGOTTEN_COLUMNS: usize = 64;
+
 /// `H = R R^T` with `R` upper triangular, of the permuted and damped Hessian.
 ///
 /// GPTQ takes the upper Cholesky factor `U` of `H^-1 = U^T U` and, column by column, spreads an error over all later
@@ -27,7 +30,7 @@ impl Factor {
     /// diagonal if `act_order`. Dead channels (diagonal 0) get the mean as their diagonal.
     ///
     /// Of either matrix only the written triangle takes memory: `4 k^2` bytes of the float64 one while this runs, `2 k^2` of
-    /// what stays.
+    /// what stays and takes its place.
     ///
     /// # Errors
     /// Why the factorisation failed.
@@ -70,9 +73,10 @@ impl Factor {
 
         let mut feedback = Zeros::<f32>::new(k * k).map_err(lacking)?;
         let mut cost = vec![0.0f32; k];
-        for j in 0..k {
-            let column = &a[(k - 1 - j) * k..(k - j) * k];
-            let pivot = column[k - 1 - j];
+        // From the longest column on, each of which is given back soon: so both triangles are never there together.
+        for (first, j) in (0..k).rev().enumerate() {
+            let column = &a[first * k..(first + 1) * k];
+            let pivot = column[first];
             cost[j] = (pivot * pivot) as f32;
             let coefficients = &mut feedback[j * k..j * k + j];
             for (out, value) in coefficients.iter_mut().zip(column.iter().rev()) {
@@ -80,6 +84,9 @@ impl Factor {
             }
             if !(cost[j] > 0.0 && cost[j].is_finite() && coefficients.iter().all(|v| v.is_finite())) {
                 return Err("the Hessian is numerically singular".to_owned());
+            }
+            if (first + 1).is_multiple_of(FORGOTTEN_COLUMNS) {
+                a.forget((first + 1 - FORGOTTEN_COLUMNS) * k..(first + 1) * k);
             }
         }
         Ok(Self { order, feedback, cost })
