@@ -7,8 +7,9 @@ pub fn bytes(n: u64) -> String {
         n if n < 1e3 => format!("{n} B"),
         n if n < 1e6 => format!("{:.1} kB", n / 1e3),
         n if n < 1e9 => format!("{:.1} MB", n / 1e6),
-        n if n < 1e15 => format!("{:.2} GB", n / 1e9),
-        _ => "a million GB or more".into(),
+        n if n < 1e12 => format!("{:.2} GB", n / 1e9),
+        n if n < 1e15 => format!("{:.2} TB", n / 1e12),
+        n => format!("{:.0} PB", n / 1e15),
     }
 }
 
@@ -24,7 +25,8 @@ mod tests {
             (131_072, "131.1 kB"),
             (98_362_432, "98.4 MB"),
             (1 << 30, "1.07 GB"),
-            (u64::MAX, "a million GB or more"),
+            (2_500_000_000_000, "2.50 TB"),
+            (u64::MAX, "18447 PB"),
         ] {
             assert_eq!(bytes(n), text);
         }

@@ -110,10 +110,12 @@ fn check_memory(need: &MemoryNeed, recipe: &Recipe) -> Result<()> {
     let calibration = &recipe.calibration;
     let fewer = match calibration.windows {
         0 => "a machine with more memory is needed".to_owned(),
-        windows => format!(
-            "{windows} calibration windows of {} tokens are a part of it that can be made smaller",
-            calibration.window
-        ),
+        windows => {
+            format!(
+                "ask for fewer or shorter calibration windows than {windows} of {} tokens",
+                calibration.window
+            )
+        }
     };
     Err(QuantError::Recipe(format!(
         "quantizing this model with this recipe takes at least {} of memory (while {}), but only {} are free; {fewer}",
