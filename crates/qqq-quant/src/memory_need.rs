@@ -182,6 +182,9 @@ impl<'a> Model<'a> {
                     .sum(),
                 false => 0.0,
             };
+            if self.recipe.value_hessian == ValueHessian::Attention {
+                phases.push(self.averages(&after));
+            }
             phases.extend(self.stages(&after));
         }
         phases.extend(self.solves(calibrates, smooth));
@@ -249,29 +252,32 @@ impl<'a> Model<'a> {
         }
     }
 
+    /// The inputs of v as attention averages them, in every lane, beside q, k and v in float.
+    fn averages(&self, waiting: &dyn Fn(JoinedLinear) -> f64) -> Phase {
+        let queries = (self.config.num_heads * QUERIES) as f64;
+        let weights = (self.config.num_heads * BLOCK) as f64 * self.window * 4.0;
+        let each = self.attention() + 5.0 * self.window * self.hidden + 4.0 * queries * self.hidden + weights;
+        let lanes = stages::lanes(&[self.config.hidden_size]);
+        let hessians = 1 + lanes.min(self.recipe.calibration.windows);
+        Phase {
+            name: "calibrating v",
+            arrays: self.always
+                + self.tokens * self.hidden
+                + 4.0 * self.weights(JoinedLinear::Qkv)
+                + waiting(JoinedLinear::O)
+                + 4.0 * self.hidden * self.hidden * hessians as f64,
+            threads: self.passes(lanes, each),
+        }
+    }
+
     /// The calibration stages of a quantized block. `waiting` is what the float layers from one on take that were
     /// transformed beforehand.
     fn stages(&self, waiting: &dyn Fn(JoinedLinear) -> f64) -> Vec<Phase> {
-        let narrow = self.hidden * self.hidden * 4.0;
         // Codes and scales of a block's layers as they are multiplied.
         let packed = 0.6 * self.all_weights();
         let kept = self.tokens * self.hidden;
-        let queries = (self.config.num_heads * QUERIES) as f64;
-        let weights = (self.config.num_heads * BLOCK) as f64 * self.window * 4.0;
-        let averages =
-            self.attention() + 5.0 * self.window * self.hidden + 4.0 * queries * self.hidden + weights;
-        let lanes = stages::lanes(&[self.config.hidden_size]);
         let panels = self.threads * PANEL_ROWS as f64 * self.inner * 4.0 * 3.0;
         vec![
-            Phase {
-                name: "calibrating v",
-                arrays: self.always
-                    + kept
-                    + 4.0 * self.weights(JoinedLinear::Qkv)
-                    + waiting(JoinedLinear::O)
-                    + narrow * (1 + lanes.min(self.recipe.calibration.windows)) as f64,
-                threads: self.passes(lanes, averages),
-            },
             Phase {
                 name: "calibrating o",
                 arrays: self.always + kept + packed / 4.0 + waiting(JoinedLinear::O),
