@@ -20,8 +20,10 @@ use crate::{
     stages::{self, MAX_LANES},
 };
 
-/// Program, tokenizer, thread stacks, and what an allocator holds back.
+/// Program, tokenizer, thread stacks.
 const BASE: f64 = 100e6;
+/// What an allocator has not yet given back to the system, on top of all (measured: 8% with 7B shapes).
+const RETAINED: f64 = 1.08;
 /// Buffers of activations that the backend keeps for the next ones.
 const KEPT_BUFFERS: f64 = (128 << 20) as f64;
 /// Bytes of an element of a 96-row task of the solver for each of its input channels: weights, targets, errors, codes and
@@ -74,7 +76,7 @@ fn need(config: &ModelConfig, recipe: &Recipe, stored: Stored, samples: bool, th
     let mut need = MemoryNeed { bytes: 0, phase: "reading the model", least: 0 };
     for Phase { name, arrays, threads } in phases {
         // Sizes beyond all memory saturate.
-        let bytes = (BASE + arrays + threads) as u64;
+        let bytes = (RETAINED * (BASE + arrays + threads)) as u64;
         if bytes > need.bytes {
             (need.bytes, need.phase) = (bytes, name);
         }
@@ -395,7 +397,8 @@ mod tests {
         fewer.calibration.windows /= 2;
         let saved = base - with(fewer);
         // 32,768 tokens of hidden states, and of int8 inputs of down.
-        assert_eq!(saved, 32_768 * (4 * 4096 + 11008));
+        let expected = RETAINED * f64::from(32_768 * (4 * 4096 + 11008));
+        assert!((saved as f64 - expected).abs() < 10.0, "{saved} {expected}");
         let mut none = Recipe { compensate: false, ..Recipe::DEFAULT };
         none.calibration.windows = 0;
         assert!(with(none) < base / 2);
