@@ -1,5 +1,42 @@
 //! What computes. [`Backend`] lists the operations that a decoder needs, each named for what the
 //! decoder does with it; [`cpu::CpuBackend`] implements them.
+//!
+//! # Example
+//! A linear layer is read and multiplied in float, then made W4A8 and multiplied again, in integers:
+//!
+//! ```
+//! use qqq_backend::{Backend, CpuBackend, InputKind};
+//! use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
+//! # let tiny = qqq_testing::TinyModel::new();
+//! # let model = tiny.model();
+//!
+//! let (n, k) = (128, 64);
+//! let float = Checkpoint::open(&model)?.linear("model.layers.0.mlp.up_proj", n, k)?;
+//! let LinearWeight::Float { data, .. } = &float else { panic!("it is quantized already") };
+//! let values = data.clone().into_f32();
+//!
+//! // Rounded to nearest, with a scale for each output channel.
+//! let largest = |row: &[f32]| row.iter().fold(0.0f32, |max, w| max.max(w.abs()));
+//! let scales: Vec<f32> = values.chunks(k).map(|row| largest(row) / 7.0).collect();
+//! let codes = values.iter().zip(0..).map(|(w, i)| (w / scales[i / k]).round() as i8).collect();
+//! let scales = Scales::PerChannel(scales);
+//! let w4a8 = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+//!
+//! let backend = CpuBackend::new();
+//! let x: Vec<f32> = (0..2 * k).map(|i| (i as f32).sin()).collect();
+//! let outputs = [float, LinearWeight::Quantized(w4a8)].map(|weight| {
+//!     let layer = backend.linear_weight(weight, None).expect("shapes that the kernels take");
+//!     let kind: InputKind = backend.input_kind(&layer);
+//!     let x = backend.activation(backend.tensor(2, k, x.clone()), kind);
+//!     backend.to_host(&backend.linear(&x, &layer))
+//! });
+//! let [error, size] = [1, 0].map(|float| -> f32 {
+//!     let [a, b] = &outputs;
+//!     a.iter().zip(b).map(|(a, b)| (a - float as f32 * b).powi(2)).sum()
+//! });
+//! assert!(error < 0.05 * size, "{error} of {size}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod backend;
 pub mod cpu;

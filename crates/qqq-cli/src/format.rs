@@ -2,16 +2,7 @@
 
 use std::path::Path;
 
-/// Bytes in decimal units.
-pub fn bytes(n: u64) -> String {
-    let n = n as f64;
-    match n {
-        n if n < 1e3 => format!("{n} B"),
-        n if n < 1e6 => format!("{:.1} kB", n / 1e3),
-        n if n < 1e9 => format!("{:.1} MB", n / 1e6),
-        n => format!("{:.2} GB", n / 1e9),
-    }
-}
+pub use qqq_formats::size::bytes;
 
 /// A large count: `135 M`.
 pub fn count(n: u64) -> String {
@@ -105,8 +96,6 @@ mod tests {
 
     #[test]
     fn units() {
-        assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(98_362_432), "98.4 MB");
         assert_eq!(count(134_515_008), "134.5 M");
         assert_eq!(seconds(4.23), "4.2 s");
         assert_eq!(seconds(187.0), "3:07");

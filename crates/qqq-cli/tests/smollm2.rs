@@ -25,6 +25,10 @@ fn smollm2_from_end_to_end(model: PathBuf) {
     let quantized =
         json(format!("quantize {model} -o out --calibration self --windows 4 --window 256 --json"));
     assert_eq!(quantized["report"]["layers"].as_array().unwrap().len() % 30, 0);
+    let warnings = quantized["report"]["warnings"].to_string();
+    assert!(warnings.contains("is quantized already") && warnings.contains("Q4_1 "), "{warnings}");
+    let card = fs::read_to_string(place.path("out/README.md")).unwrap();
+    assert!(card.contains("is quantized already") && card.contains("Q4_1 "), "{card}");
     let inspected = json("inspect out --json".into());
     let bits = inspected["totals"]["block_linear_bits_per_weight"].as_f64().unwrap();
     assert!((4.0..4.7).contains(&bits), "{bits}");

@@ -2,6 +2,28 @@
 //!
 //! A text is cut into windows ([`windows`]); a decoder runs over each, and the logits of the scored tokens are made in
 //! chunks of rows, so that memory stays small however large the vocabulary is.
+//!
+//! ```
+//! use qqq_backend::CpuBackend;
+//! use qqq_eval::{WindowOptions, kl_divergence, perplexity};
+//! use qqq_formats::Checkpoint;
+//! use qqq_model::{Decoder, Tokenizer};
+//! # let tiny = qqq_testing::TinyModel::new();
+//! # let (model, text) = (tiny.model(), std::fs::read_to_string(tiny.text())?);
+//!
+//! let checkpoint = Checkpoint::open(&model)?;
+//! let tokens = Tokenizer::load(&checkpoint)?.encode(&text, true)?;
+//! let decoder = Decoder::load(CpuBackend::new(), &checkpoint)?;
+//! let options = WindowOptions { limit: Some(4), ..WindowOptions::new(128) };
+//! let found = perplexity(&decoder, &tokens, &options, &mut |_, _| true)?;
+//! println!("perplexity {:.2} of {} tokens", found.perplexity, found.tokens);
+//!
+//! // Nothing lies between a model and itself.
+//! let other = Decoder::load(CpuBackend::new(), &checkpoint)?;
+//! let found = kl_divergence(&decoder, &other, &tokens, &options, &mut |_, _| true)?;
+//! assert!(found.kl_divergence.mean.abs() < 1e-9);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod error;
 mod forward;

@@ -90,9 +90,9 @@ fn prefix(
             }
             if text.len() as u64 > most {
                 return Err(EvalError::Windows(format!(
-                    "the text has more than {} MB, which take more memory to tokenize than is free; \
+                    "the text has more than {}, which take more memory to tokenize than is free; \
                      score fewer windows of it (--limit)",
-                    most >> 20
+                    qqq_formats::size::bytes(most)
                 )));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use qqq_formats::ModelConfig;
+use qqq_formats::{ModelConfig, size};
 use qqq_model::memory;
 
 use crate::{EvalError, Result};
@@ -85,10 +85,10 @@ impl WindowOptions {
         let needed = 4 * self.window as u128 * (kv + states) as u128;
         match memory::available() {
             Some(available) if needed > available.into() => fail(format!(
-                "a window of {} tokens takes at least {} MB of memory, but only {} MB are free; ask for shorter windows",
+                "a window of {} tokens takes at least {} of memory, but only {} are free; ask for shorter windows",
                 self.window,
-                needed >> 20,
-                available >> 20
+                size::bytes(u64::try_from(needed).unwrap_or(u64::MAX)),
+                size::bytes(available)
             )),
             _ => Ok(()),
         }

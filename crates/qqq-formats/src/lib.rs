@@ -24,6 +24,7 @@ pub mod qqq;
 pub mod quantization_config;
 mod renamed;
 pub mod safetensors;
+pub mod size;
 pub mod source;
 pub mod writer;
 

@@ -16,6 +16,7 @@ use crate::{
     lock::FileLock,
     qqq,
     safetensors::{INDEX_FILE, SINGLE_FILE},
+    size::bytes,
 };
 
 pub use reservation::Reservation;
@@ -68,6 +69,11 @@ impl CheckpointWriter {
         let (staging, owner) = reservation.stage()?;
         let reservation = reservation.clone();
         Ok(Self { reservation, staging, owner, shard_bytes, shards: Vec::new(), written: 0, finished: false })
+    }
+
+    /// Names and bytes of the tensors so far.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.shards.iter().flat_map(Shard::tensors)
     }
 
     /// Where other files (config.json, tokenizer.json, ...) are to be put.
@@ -188,7 +194,8 @@ impl CheckpointWriter {
                 _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
             };
             fs::rename(shard.path(), staging.join(&name)).map_err(fail)?;
-            weight_map.extend(shard.names().map(|tensor| (tensor.to_owned(), Value::from(name.as_str()))));
+            weight_map
+                .extend(shard.tensors().map(|(tensor, _)| (tensor.to_owned(), Value::from(name.as_str()))));
         }
         if count > 1 {
             weight_map.sort_keys();
@@ -243,24 +250,15 @@ fn sync_directory(dir: &Path) -> io::Result<()> {
 fn write_error(staging: &Path, e: io::Error, written: u64, next: u64) -> FormatError {
     let source = match e.kind() {
         kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) => {
-            let mut text = format!("the disk is full ({e}): {} of tensors were written", size(written));
+            let mut text = format!("the disk is full ({e}): {} of tensors were written", bytes(written));
             if next > 0 {
-                text += &format!(", and the next tensor takes {}", size(next));
+                text += &format!(", and the next tensor takes {}", bytes(next));
             }
             io::Error::new(kind, text + "; free some space or write to another disk")
         }
         _ => e,
     };
     FormatError::Io { path: staging.into(), source }
-}
-
-/// Bytes for a message.
-fn size(bytes: u64) -> String {
-    if bytes < 1 << 20 {
-        format!("{bytes} bytes")
-    } else {
-        format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
-    }
 }
 
 fn le_bytes<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
@@ -274,9 +272,9 @@ mod tests {
     #[test]
     fn a_full_disk_is_explained() {
         let e = io::Error::from(io::ErrorKind::StorageFull);
-        let text = write_error(Path::new("out"), e, 3 << 20, 5 << 19).to_string();
+        let text = write_error(Path::new("out"), e, 3_000_000, 2_500_000).to_string();
         assert!(
-            text.contains("3.0 MiB") && text.contains("2.5 MiB") && text.contains("disk is full"),
+            text.contains("3.0 MB") && text.contains("2.5 MB") && text.contains("disk is full"),
             "{text}"
         );
     }

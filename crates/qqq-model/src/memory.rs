@@ -1,4 +1,5 @@
-//! How much memory this machine has left: sizes that a user asks for are compared with it before work begins.
+//! How much memory this machine has left: sizes that a user asks for are compared with it before work begins. And how much
+//! this process uses.
 
 use std::fs;
 
@@ -10,7 +11,22 @@ pub fn available() -> Option<u64> {
     Some(group().map_or(system, |group| group.min(system)))
 }
 
-/// The bytes of a line of /proc/meminfo, which has them as kB.
+/// Memory of this process, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// Resident now.
+    pub resident: u64,
+    /// The most that was resident since the process began.
+    pub peak: u64,
+}
+
+/// What this process uses, pages of mapped files included. `None` where the system does not say (it is asked on Linux).
+pub fn used() -> Option<Used> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some(Used { resident: field(&status, "VmRSS:")?, peak: field(&status, "VmHWM:")? })
+}
+
+/// The bytes of a line of /proc/meminfo, or of a process's status, which have them as kB.
 fn field(info: &str, name: &str) -> Option<u64> {
     let line = info.lines().find_map(|l| l.strip_prefix(name))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
@@ -51,5 +67,17 @@ mod tests {
     fn this_machine_has_some() {
         let bytes = available().unwrap();
         assert!((16 << 20..1 << 50).contains(&bytes), "{bytes}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_written_to_is_used() {
+        let before = used().unwrap();
+        assert!(before.resident > 0 && before.resident <= before.peak, "{before:?}");
+        let size = 64 << 20;
+        let data = std::hint::black_box(vec![1u8; size]);
+        let after = used().unwrap();
+        assert!(after.peak >= size as u64 && after.resident >= size as u64, "{before:?} {after:?}");
+        drop(data);
     }
 }

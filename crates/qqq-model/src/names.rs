@@ -5,6 +5,11 @@ pub fn linear(block: usize, module: &str) -> String {
     format!("model.layers.{block}.{module}")
 }
 
+/// Whether a module (`model.layers.3.mlp.down_proj`) is one of the linear layers of the blocks.
+pub fn is_block_linear(module: &str) -> bool {
+    module.starts_with("model.layers.") && LINEARS.iter().any(|linear| module.ends_with(linear))
+}
+
 /// Embedding table.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Norm before the output head.

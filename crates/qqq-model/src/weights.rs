@@ -40,31 +40,113 @@ impl BlockWeights {
     /// that it does not promise and the file holds; joined layers of which one part is quantized and another
     /// is not, or in another way; one of the model's files was changed since it was opened.
     pub fn read(checkpoint: &Checkpoint, index: usize) -> Result<Self> {
+        let BlockNorms { input, post, qk } = BlockNorms::read(checkpoint, index)?;
+        let linear = |linear: JoinedLinear| linear.read(checkpoint, index);
+        Ok(Self {
+            input_norm: input,
+            post_norm: post,
+            qk_norm: qk,
+            qkv: linear(JoinedLinear::Qkv)?,
+            o: linear(JoinedLinear::O)?,
+            gate_up: linear(JoinedLinear::GateUp)?,
+            down: linear(JoinedLinear::Down)?,
+        })
+    }
+}
+
+/// The norms of one block.
+#[derive(Clone, Debug)]
+pub struct BlockNorms {
+    /// Weight of the norm before attention, length `hidden`.
+    pub input: Vec<f32>,
+    /// Weight of the norm before the MLP, length `hidden`.
+    pub post: Vec<f32>,
+    /// Head norms of q and k (Qwen3), length `head_dim` each.
+    pub qk: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+impl BlockNorms {
+    /// Reads those of block `index`.
+    ///
+    /// # Errors
+    /// Tensors that are missing, of another shape or not finite.
+    pub fn read(checkpoint: &Checkpoint, index: usize) -> Result<Self> {
         let c = &checkpoint.config;
-        let (hidden, wide, d) = (c.hidden_size, c.intermediate_size, c.head_dim);
-        let (q, kv) = (c.num_heads * d, c.num_kv_heads * d);
         let norm = |module: &str, len: usize| -> Result<Vec<f32>> {
             let name = format!("{}.weight", names::linear(index, module));
             Ok(checkpoint.tensors.f32(&name, &[len])?)
         };
-        let joined = |modules: &[(&str, usize)], k: usize, bias: bool| {
-            read_joined(checkpoint, index, modules, k, bias)
-        };
-        let weights = Self {
-            input_norm: norm(names::INPUT_NORM, hidden)?,
-            post_norm: norm(names::POST_NORM, hidden)?,
-            qk_norm: match c.architecture {
-                Architecture::Qwen3 => Some((norm(names::Q_NORM, d)?, norm(names::K_NORM, d)?)),
+        Ok(Self {
+            input: norm(names::INPUT_NORM, c.hidden_size)?,
+            post: norm(names::POST_NORM, c.hidden_size)?,
+            qk: match c.architecture {
+                Architecture::Qwen3 => {
+                    Some((norm(names::Q_NORM, c.head_dim)?, norm(names::K_NORM, c.head_dim)?))
+                }
                 Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 => None,
             },
-            qkv: joined(&[(names::Q, q), (names::K, kv), (names::V, kv)], hidden, c.qkv_bias)?,
-            o: joined(&[(names::O, hidden)], q, c.o_bias)?,
-            gate_up: joined(&[(names::GATE, wide), (names::UP, wide)], hidden, c.mlp_bias)?,
-            down: joined(&[(names::DOWN, hidden)], wide, c.mlp_bias)?,
+        })
+    }
+}
+
+/// The linear layers of a block that take the same input and run as one, in the order of computation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JoinedLinear {
+    /// q, k and v.
+    Qkv,
+    /// Output projection of attention.
+    O,
+    /// gate and up.
+    GateUp,
+    /// Down projection.
+    Down,
+}
+
+impl JoinedLinear {
+    /// All of them, in the order of computation.
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+
+    /// Modules and their output channels in their order.
+    pub fn modules(self, c: &ModelConfig) -> Vec<(&'static str, usize)> {
+        let (hidden, wide) = (c.hidden_size, c.intermediate_size);
+        let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
+        match self {
+            Self::Qkv => vec![(names::Q, q), (names::K, kv), (names::V, kv)],
+            Self::O => vec![(names::O, hidden)],
+            Self::GateUp => vec![(names::GATE, wide), (names::UP, wide)],
+            Self::Down => vec![(names::DOWN, hidden)],
+        }
+    }
+
+    /// Output channels of all modules together.
+    pub fn out_features(self, c: &ModelConfig) -> usize {
+        self.modules(c).iter().map(|(_, n)| n).sum()
+    }
+
+    /// Input channels.
+    pub fn in_features(self, c: &ModelConfig) -> usize {
+        match self {
+            Self::Qkv | Self::GateUp => c.hidden_size,
+            Self::O => c.num_heads * c.head_dim,
+            Self::Down => c.intermediate_size,
+        }
+    }
+
+    /// Reads weight and bias of block `index`.
+    ///
+    /// # Errors
+    /// As [`BlockWeights::read`].
+    pub fn read(self, checkpoint: &Checkpoint, index: usize) -> Result<(LinearWeight, Option<Vec<f32>>)> {
+        let c = &checkpoint.config;
+        let bias = match self {
+            Self::Qkv => c.qkv_bias,
+            Self::O => c.o_bias,
+            Self::GateUp | Self::Down => c.mlp_bias,
         };
+        let layer = read_joined(checkpoint, index, &self.modules(c), self.in_features(c), bias)?;
         // Every read has looked at its own file; the others may have been changed meanwhile.
         checkpoint.inputs.check()?;
-        Ok(weights)
+        Ok(layer)
     }
 }
 

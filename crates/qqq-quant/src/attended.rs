@@ -15,7 +15,7 @@ use crate::hessian::Hessian;
 /// Queries of a window and head that are looked at, evenly spaced: neighbours attend to nearly the same.
 pub const QUERIES: usize = 32;
 /// Queries that share the range of keys they are multiplied with.
-const BLOCK: usize = 16;
+pub(crate) const BLOCK: usize = 16;
 /// Weight of the second moment of `x` itself, relative to that of `z`: it speaks for tokens that some other text
 /// attends to.
 const INPUT_SHARE: f64 = 0.3;
@@ -74,17 +74,19 @@ pub fn attended(b: &CpuBackend, x: &Matrix, qkv: &Matrix, heads: HeadLayout, mas
     out
 }
 
-/// The Hessian of the value projection, full: that of the averages, plus a share of that of the inputs at equal trace.
+/// The Hessian of the value projection, full: that of the averages, plus a share of that of the `inputs` (full, `K x K`) at
+/// equal trace.
 ///
 /// # Panics
 /// If the widths differ.
-pub fn value_hessian(averages: &Hessian, inputs: &Hessian) -> Vec<f32> {
-    assert_eq!(averages.width, inputs.width, "widths of the Hessians");
-    let (mut sum, x) = (averages.finish(), inputs.finish());
-    let trace = |h: &[f32]| h.iter().step_by(averages.width + 1).map(|&d| f64::from(d)).sum::<f64>();
-    let (of_z, of_x) = (trace(&sum), trace(&x));
+pub fn value_hessian(averages: Hessian, inputs: &[f32]) -> Vec<f32> {
+    let width = averages.width;
+    assert_eq!(width * width, inputs.len(), "widths of the Hessians");
+    let mut sum = averages.finish();
+    let trace = |h: &[f32]| h.iter().step_by(width + 1).map(|&d| f64::from(d)).sum::<f64>();
+    let (of_z, of_x) = (trace(&sum), trace(inputs));
     let factor = if of_x > 0.0 { INPUT_SHARE * of_z / of_x } else { 0.0 };
-    sum.iter_mut().zip(&x).for_each(|(z, x)| *z = (f64::from(*z) + factor * f64::from(*x)) as f32);
+    sum.iter_mut().zip(inputs).for_each(|(z, x)| *z = (f64::from(*z) + factor * f64::from(*x)) as f32);
     sum
 }
 
@@ -173,7 +175,8 @@ mod tests {
             };
             z.data.chunks_exact(k).map(|z| (0..n).map(|row| of(row, z)).sum::<f64>()).sum::<f64>()
         };
-        let (plain, averaged) = (error(&of_x.finish()), error(&value_hessian(&of_z, &of_x)));
+        let inputs = of_x.finish();
+        let (plain, averaged) = (error(&inputs), error(&value_hessian(of_z, &inputs)));
         assert!(averaged < 0.5 * plain, "{averaged} against {plain}");
     }
 
@@ -183,8 +186,8 @@ mod tests {
         z.add(&random(40, 6, 6));
         x.add(&random(90, 6, 7));
         let trace = |h: &[f32]| h.iter().step_by(7).map(|&d| f64::from(d)).sum::<f64>();
-        let ratio = trace(&value_hessian(&z, &x)) / trace(&z.finish());
+        let ratio = trace(&value_hessian(z.clone(), &x.finish())) / trace(&z.clone().finish());
         assert!((ratio - 1.0 - INPUT_SHARE).abs() < 1e-6, "{ratio}");
-        assert_eq!(value_hessian(&z, &Hessian::new(6)), z.finish());
+        assert_eq!(value_hessian(z.clone(), &Hessian::new(6).finish()), z.finish());
     }
 }

@@ -61,6 +61,11 @@ impl Units {
     fn new(kind: Kind, amount: f64) -> Self {
         Self { kind, amount }
     }
+
+    /// A share of it.
+    pub(crate) fn part(self, share: f64) -> Self {
+        Self { amount: self.amount * share, ..self }
+    }
 }
 
 /// Estimates for the stages of one block, and for what comes before the blocks.

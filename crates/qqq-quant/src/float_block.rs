@@ -2,9 +2,9 @@
 
 use qqq_backend::HeadLayout;
 use qqq_formats::{Checkpoint, LinearWeight, ModelConfig, WeightData};
-use qqq_model::BlockWeights;
+use qqq_model::{BlockNorms, BlockWeights, JoinedLinear, names};
 
-use crate::{QuantError, Result};
+use crate::{QuantError, Result, report::modules};
 
 /// A linear layer: weight of shape `n x k`, row-major, and bias of length `n`.
 #[derive(Clone, Debug)]
@@ -20,15 +20,19 @@ pub struct FloatLinear {
 }
 
 impl FloatLinear {
-    fn take(name: &str, (weight, bias): (LinearWeight, Option<Vec<f32>>)) -> Result<Self> {
-        match weight {
-            LinearWeight::Float { out_features, in_features, data } => {
-                Ok(Self { n: out_features, k: in_features, weight: data.into_f32(), bias })
-            }
-            LinearWeight::Quantized(_) => Err(QuantError::Recipe(format!(
+    /// Reads a layer of block `index`.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the checkpoint, and a layer that is quantized already.
+    pub fn read(checkpoint: &Checkpoint, index: usize, linear: JoinedLinear) -> Result<Self> {
+        let (weight, bias) = linear.read(checkpoint, index)?;
+        let LinearWeight::Float { out_features, in_features, data } = weight else {
+            let name = names::linear(index, module(linear));
+            return Err(QuantError::Recipe(format!(
                 "{name} is quantized already; quantize the float model that this checkpoint was made from"
-            ))),
-        }
+            )));
+        };
+        Ok(Self { n: out_features, k: in_features, weight: data.into_f32(), bias })
     }
 
     /// In the form that a backend prepacks.
@@ -37,16 +41,6 @@ impl FloatLinear {
             out_features: self.n,
             in_features: self.k,
             data: WeightData::F32(self.weight.clone()),
-        }
-    }
-
-    /// Some of the output channels.
-    pub fn outputs(&self, range: std::ops::Range<usize>) -> Self {
-        Self {
-            n: range.len(),
-            k: self.k,
-            weight: self.weight[range.start * self.k..range.end * self.k].to_vec(),
-            bias: self.bias.as_ref().map(|b| b[range].to_vec()),
         }
     }
 
@@ -98,16 +92,16 @@ impl FloatBlock {
     /// # Errors
     /// Whatever is wrong with the checkpoint, and layers that are quantized already.
     pub fn read(checkpoint: &Checkpoint, index: usize) -> Result<Self> {
-        let w = BlockWeights::read(checkpoint, index)?;
-        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let BlockNorms { input, post, qk } = BlockNorms::read(checkpoint, index)?;
+        let linear = |linear: JoinedLinear| FloatLinear::read(checkpoint, index, linear);
         Ok(Self {
-            input_norm: w.input_norm,
-            post_norm: w.post_norm,
-            qk_norm: w.qk_norm,
-            qkv: FloatLinear::take(&name("self_attn.qkv_proj"), w.qkv)?,
-            o: FloatLinear::take(&name("self_attn.o_proj"), w.o)?,
-            gate_up: FloatLinear::take(&name("mlp.gate_up_proj"), w.gate_up)?,
-            down: FloatLinear::take(&name("mlp.down_proj"), w.down)?,
+            input_norm: input,
+            post_norm: post,
+            qk_norm: qk,
+            qkv: linear(JoinedLinear::Qkv)?,
+            o: linear(JoinedLinear::O)?,
+            gate_up: linear(JoinedLinear::GateUp)?,
+            down: linear(JoinedLinear::Down)?,
         })
     }
 
@@ -123,6 +117,16 @@ impl FloatBlock {
             gate_up: linear(&self.gate_up),
             down: linear(&self.down),
         }
+    }
+}
+
+/// The name under which a joined layer is reported.
+pub(crate) fn module(linear: JoinedLinear) -> &'static str {
+    match linear {
+        JoinedLinear::Qkv => modules::QKV,
+        JoinedLinear::O => modules::O,
+        JoinedLinear::GateUp => modules::GATE_UP,
+        JoinedLinear::Down => modules::DOWN,
     }
 }
 

@@ -18,6 +18,8 @@ const SCALE_SPREAD: f32 = 1.04;
 const MIN_GRAM_TOKENS: usize = 16;
 /// Partial sums of [`Hessian::of_int8`] where it runs in float32; fixed, so that results do not depend on the threads.
 const FLOAT_LANES: usize = 4;
+/// Rows of the sum that are one task there, with all partial sums: of these no more exists than the threads work on.
+pub(crate) const PANEL_ROWS: usize = 256;
 
 /// `H = 2/n sum x x^T` over `n` tokens, kept as a running sum (lower triangle, f32).
 ///
@@ -113,14 +115,34 @@ impl Hessian {
 
     /// [`of_int8`](Self::of_int8) by float32 products.
     fn of_int8_in_float(width: usize, parts: &[&Int8Activations]) -> Self {
-        let mut lanes: Vec<Self> = (0..FLOAT_LANES.min(parts.len())).map(|_| Self::new(width)).collect();
-        parallel::each_mut(&mut lanes, |lane, sum| {
-            parts.iter().skip(lane).step_by(FLOAT_LANES).for_each(|part| sum.add_int8(part));
+        let mut all = Self::new(width);
+        all.tokens = parts.iter().map(|part| part.rows).sum();
+        if width == 0 {
+            return all;
+        }
+        let mut panels: Vec<&mut [f32]> = all.sum.chunks_mut(PANEL_ROWS * width).collect();
+        // The lowest have the longest rows, and are begun first.
+        let last = panels.len() - 1;
+        panels.reverse();
+        parallel::each_mut(&mut panels, |i, panel| {
+            let first = (last - i) * PANEL_ROWS;
+            let lane = |lane: usize, sum: &mut [f32]| {
+                parts
+                    .iter()
+                    .skip(lane)
+                    .step_by(FLOAT_LANES)
+                    .for_each(|part| add_panel(sum, first, width, part));
+            };
+            lane(0, panel);
+            let mut other = Vec::new();
+            for number in 1..FLOAT_LANES.min(parts.len()) {
+                other.clear();
+                other.resize(panel.len(), 0.0);
+                lane(number, &mut other);
+                panel.iter_mut().zip(&other).for_each(|(a, b)| *a += b);
+            }
         });
-        let mut lanes = lanes.into_iter();
-        let mut sum = lanes.next().unwrap_or_else(|| Self::new(width));
-        lanes.for_each(|lane| sum.merge(&lane));
-        sum
+        all
     }
 
     /// Adds tokens, given by scales and codes, at their dequantized values.
@@ -165,25 +187,47 @@ impl Hessian {
         }
     }
 
-    /// `2/n sum`, full symmetric `K x K`; zero when there were no tokens.
-    pub fn finish(&self) -> Vec<f32> {
+    /// `2/n sum`, full symmetric `K x K`, in the memory of the sum; zero when there were no tokens.
+    pub fn finish(mut self) -> Vec<f32> {
         /// Side of the square tiles of the transposition: two of them fit the first-level cache.
         const TILE: usize = 32;
         let width = self.width;
         let factor = if self.tokens == 0 { 0.0 } else { 2.0 / self.tokens as f64 };
-        let mut full = vec![0.0f32; width * width];
+        let full = &mut self.sum;
         for i0 in (0..width).step_by(TILE) {
             for j0 in (0..=i0).step_by(TILE) {
                 for i in i0..(i0 + TILE).min(width) {
                     for j in j0..(j0 + TILE).min(i + 1) {
-                        let value = (f64::from(self.sum[i * width + j]) * factor) as f32;
+                        let value = (f64::from(full[i * width + j]) * factor) as f32;
                         full[i * width + j] = value;
                         full[j * width + i] = value;
                     }
                 }
             }
         }
-        full
+        self.sum
+    }
+}
+
+/// Adds quantized activations to the rows from `first` on of a sum (those of `sum`, lower triangle).
+fn add_panel(sum: &mut [f32], first: usize, width: usize, part: &Int8Activations) {
+    let rows = sum.len() / width;
+    let end = first + rows;
+    let mut values = Vec::with_capacity(INT8_CHUNK.min(part.rows) * end);
+    for (codes, scales) in part.codes.chunks(INT8_CHUNK * width).zip(part.scales.chunks(INT8_CHUNK)) {
+        values.clear();
+        for (codes, &scale) in codes.chunks_exact(width).zip(scales) {
+            values.extend(codes[..end].iter().map(|&code| f32::from(code) * scale));
+        }
+        let x = MatRef::from_row_major_slice(&values, scales.len(), end);
+        let (before, own) = x.split_at_col(first);
+        // By its transpose: the constructor for rows with a stride mixes up the two strides (faer 0.24.4).
+        let panel = MatMut::from_column_major_slice_with_stride_mut(sum, end, rows, width).transpose_mut();
+        let (left, diagonal) = panel.split_at_col_mut(first);
+        let (full, lower) = (BlockStructure::Rectangular, BlockStructure::TriangularLower);
+        for (to, structure, columns) in [(left, full, before), (diagonal, lower, own)] {
+            matmul(to, structure, Accum::Add, own.transpose(), full, columns, full, 1.0, Par::Seq);
+        }
     }
 }
 
@@ -308,6 +352,25 @@ mod tests {
         let got = Hessian::of_int8(k, &refs);
         assert_eq!(got.tokens, 743);
         assert_close(&got.finish(), &naive(&floats.iter().collect::<Vec<_>>()), k);
+    }
+
+    #[test]
+    fn panels_give_the_bits_of_whole_partial_sums() {
+        for k in [16, 40, 256, 300, 528, 1100] {
+            let parts: Vec<_> =
+                (0..6).map(|i| int8(100 + 97 * i, k, i as u64, |u| 0.01 * (u * 5.0).exp())).collect();
+            let refs: Vec<&Int8Activations> = parts.iter().collect();
+            let mut lanes: Vec<Hessian> = (0..FLOAT_LANES).map(|_| Hessian::new(k)).collect();
+            parts.iter().enumerate().for_each(|(i, part)| lanes[i % FLOAT_LANES].add_int8(part));
+            let mut want = lanes.remove(0);
+            lanes.iter().for_each(|lane| want.merge(lane));
+            let got = Hessian::of_int8_in_float(k, &refs);
+            assert_eq!(got.tokens, want.tokens);
+            for i in 0..k {
+                let row = i * k..=i * k + i;
+                assert_eq!(got.sum[row.clone()], want.sum[row], "row {i} of {k}");
+            }
+        }
     }
 
     #[test]

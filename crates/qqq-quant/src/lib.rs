@@ -3,6 +3,49 @@
 //! [`pipeline::quantize`] walks a checkpoint block by block: transform, calibrate, solve, pack. The mathematics
 //! lies in [`hessian`], [`attended`], [`solve`], [`clip`], [`rotation`] and [`smooth`], each usable alone; [`transform`] and
 //! [`smooth_sites`] apply it to a block's weights, [`stages`] runs the calibration passes.
+//!
+//! # Example
+//! A model is loaded, quantized and evaluated, and the result writes on:
+//!
+//! ```
+//! use qqq_backend::{CpuBackend, KvDType};
+//! use qqq_engine::{GenerateOptions, SamplingOptions, generate};
+//! use qqq_eval::{WindowOptions, perplexity};
+//! use qqq_formats::{Checkpoint, writer::Reservation};
+//! use qqq_model::{Decoder, Tokenizer};
+//! use qqq_quant::{Calibration, Output, OutputFormat, Recipe, calibration::Source, quantize};
+//! # struct Silent;
+//! # impl qqq_quant::Progress for Silent {
+//! #     fn step(&mut self, _done: f64, _total: f64, _next: &str) -> bool { true }
+//! #     fn warn(&mut self, _message: &str) {}
+//! # }
+//! # let (tiny, mut progress) = (qqq_testing::TinyModel::new(), Silent);
+//! # let (model, text, out) = (tiny.model(), tiny.text(), tiny.path("w4a8"));
+//!
+//! let checkpoint = Checkpoint::open(&model)?;
+//! let tokenizer = Tokenizer::load(&checkpoint)?;
+//! let calibration = Calibration { windows: 8, window: 64, smooth_tokens: 64 };
+//! let recipe = Recipe { calibration, ..Recipe::DEFAULT };
+//! let source = Source::Files(vec![text.clone()]);
+//! let reservation = Reservation::take(&out)?;
+//! let output = Output { reservation: &reservation, format: OutputFormat::Auto, model_name: "tiny" };
+//! let report = quantize(&checkpoint, &tokenizer, &recipe, &source, &output, &mut progress)?;
+//! assert!(report.linear_bytes.1 * 6 < report.linear_bytes.0);
+//!
+//! let decoder = Decoder::load(CpuBackend::new(), &Checkpoint::open(&out)?)?;
+//! let tokens = tokenizer.encode(&std::fs::read_to_string(&text)?, true)?;
+//! let loss = perplexity(&decoder, &tokens[..512], &WindowOptions::new(128), &mut |_, _| true)?;
+//! println!("perplexity {:.1}", loss.perplexity);
+//!
+//! let sampling = SamplingOptions::default();
+//! let options = GenerateOptions { sampling, max_new_tokens: 8, eos: vec![], kv_dtype: KvDType::F16 };
+//! let answer = generate(&decoder, &[tokens[..4].to_vec()], &options, &mut |_, _| true)?.remove(0);
+//! println!("{}", tokenizer.decode(&answer.tokens, true)?);
+//! # assert_eq!(answer.tokens.len(), 8);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! `progress` is told what happens ([`Progress`]), and may interrupt.
 
 pub mod attended;
 pub mod calibration;
@@ -10,8 +53,10 @@ pub mod clip;
 pub mod error;
 mod estimate;
 pub mod float_block;
+mod float_layers;
 pub mod half_type;
 pub mod hessian;
+mod memory_need;
 pub mod model_card;
 pub mod nearest;
 mod output;
@@ -21,10 +66,14 @@ mod preflight;
 pub mod recipe;
 pub mod report;
 pub mod rotation;
+mod rotations;
+mod run;
+mod scratch;
 mod self_samples;
 pub mod smooth;
 pub mod smooth_sites;
 pub mod solve;
+mod source_types;
 pub mod stages;
 pub mod transform;
 mod work;

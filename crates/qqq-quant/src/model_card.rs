@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, path::Path};
 
+use qqq_formats::size;
+
 use crate::{
     Clip, GroupScales, Propagation, Report, Result, RotationKind, Transform, ValueHessian, output,
     report::modules, rotation::Family,
@@ -99,9 +101,14 @@ fn render_into(
             report.calibration_data, calibration.window, recipe.seed
         )?,
     }
-    let (before, after) = report.linear_bytes;
-    writeln!(card, "| Linear layers | {:.1} MB, before {:.1} MB |", after as f64 / 1e6, before as f64 / 1e6)?;
+    for (name, value) in report.size_rows() {
+        let (first, rest) = name.split_at(1);
+        writeln!(card, "| {}{rest} | {value} |", first.to_uppercase())?;
+    }
     writeln!(card, "| Time to quantize | {:.0} s |", report.timings.total)?;
+    if let Some(peak) = report.peak_memory {
+        writeln!(card, "| Memory to quantize | {} |", size::bytes(peak))?;
+    }
 
     writeln!(
         card,

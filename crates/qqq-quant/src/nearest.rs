@@ -4,7 +4,6 @@ use qqq_formats::{QuantizedWeight, Scales};
 
 use crate::{
     clip::{Grid, round},
-    float_block::FloatLinear,
     parallel,
 };
 
@@ -13,8 +12,13 @@ const ROWS: usize = 16;
 
 /// Codes and scales of `W diag(s)` rounded to nearest with scales from the largest weight: per channel `max|w| / 7`
 /// and codes in -7..=7, per group `2 max|w| / 15` and codes in -8..=7.
-pub fn round_scaled(linear: &FloatLinear, s: &[f32], group_size: Option<usize>) -> QuantizedWeight {
-    let (n, k) = (linear.n, linear.k);
+///
+/// # Panics
+/// If there are not whole rows of `s.len()` weights.
+pub fn round_scaled(weight: &[f32], s: &[f32], group_size: Option<usize>) -> QuantizedWeight {
+    let k = s.len();
+    let n = weight.len() / k;
+    assert_eq!(n * k, weight.len(), "values of whole rows of {k}");
     let groups = group_size.map_or(1, |g| k / g);
     let len = k / groups;
     let mut codes = vec![0i8; n * k];
@@ -23,7 +27,7 @@ pub fn round_scaled(linear: &FloatLinear, s: &[f32], group_size: Option<usize>) 
     let mut tasks: Vec<_> = codes.chunks_mut(ROWS * k).zip(scales.chunks_mut(ROWS * groups)).collect();
     let grid = if group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
     parallel::each_mut(&mut tasks, |task, (codes, scales)| {
-        let source = &linear.weight[task * ROWS * k..][..codes.len()];
+        let source = &weight[task * ROWS * k..][..codes.len()];
         round_rows(source, s, len, grid, codes, scales);
     });
     let scales = match group_size {
@@ -107,13 +111,12 @@ mod tests {
     fn errors_stay_below_half_a_step() {
         let (n, k) = (40, 64);
         let weight: Vec<f32> = (0..n * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 30.0).collect();
-        let linear = FloatLinear { n, k, weight, bias: None };
         let s: Vec<f32> = (0..k).map(|j| 1.0 + (j % 5) as f32).collect();
         for group_size in [None, Some(32)] {
-            let q = round_scaled(&linear, &s, group_size);
+            let q = round_scaled(&weight, &s, group_size);
             let back = q.dequantize();
             for i in 0..n {
-                let row = |j: usize| linear.weight[i * k + j] * s[j];
+                let row = |j: usize| weight[i * k + j] * s[j];
                 let max = (0..k).map(|j| row(j).abs()).fold(0.0, f32::max);
                 for j in 0..k {
                     // Half a step, the clipped code +8, and the rounding of int8 weights.
@@ -127,9 +130,8 @@ mod tests {
 
     #[test]
     fn rows_of_zeros_have_finite_scales() {
-        let linear = FloatLinear { n: 2, k: 32, weight: vec![0.0; 64], bias: None };
         for group_size in [None, Some(32)] {
-            let q = round_scaled(&linear, &[1.0; 32], group_size);
+            let q = round_scaled(&[0.0; 64], &[1.0; 32], group_size);
             assert!(q.dequantize().iter().all(|&w| w == 0.0));
         }
     }

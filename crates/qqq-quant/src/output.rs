@@ -3,15 +3,14 @@
 use std::path::Path;
 
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight, Scales,
+    Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight,
     writer::{CheckpointWriter, Reservation},
 };
-use qqq_model::{Tokenizer, names};
+use qqq_model::{BlockNorms, JoinedLinear, TensorBytes, Tokenizer, names};
 use serde_json::{Value, json};
 
 use crate::{
     Report, Result,
-    float_block::{FloatBlock, head_layout},
     half_type::{HalfType, widen_rows},
     model_card,
     rotation::Rotation,
@@ -26,18 +25,6 @@ pub(crate) struct OutputCheckpoint<'a> {
     writer: CheckpointWriter,
     format: CheckpointFormat,
     half: HalfType,
-}
-
-/// The quantized linear layers of a block.
-pub(crate) struct QuantizedBlock {
-    /// q, k, v stacked.
-    pub qkv: QuantizedWeight,
-    /// Output projection of attention.
-    pub o: QuantizedWeight,
-    /// gate, up stacked.
-    pub gate_up: QuantizedWeight,
-    /// Down projection.
-    pub down: QuantizedWeight,
 }
 
 impl<'a> OutputCheckpoint<'a> {
@@ -66,86 +53,97 @@ impl<'a> OutputCheckpoint<'a> {
         Ok(self.writer.add(name, self.half.dtype(), shape, &bytes)?)
     }
 
-    /// Writes embedding, last norm and output head, rotated if there is a rotation (a tied head then gets its own
-    /// tensor, because the last norm is folded into it). Returns the stored embedding's bytes.
-    pub(crate) fn add_ends(&mut self, rotation: Option<&Rotation>) -> Result<Vec<u8>> {
-        let config = &self.checkpoint.config;
-        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    /// The rows of the table `name` (`vocab x hidden`) as they are stored, scaled by channel and rotated where that is asked.
+    fn table(&self, name: &str, scale: Option<&[f32]>, rotation: Option<&Rotation>) -> Result<Vec<u8>> {
+        let (vocab, hidden) = self.table_shape();
+        let data = self.checkpoint.tensors.float(name, &[vocab, hidden])?;
+        let mut bytes = Vec::with_capacity(vocab * hidden * 2);
+        for first in (0..vocab).step_by(ROWS) {
+            let mut rows = widen_rows(&data, hidden, first, ROWS.min(vocab - first));
+            if let Some(scale) = scale {
+                for row in rows.chunks_exact_mut(hidden) {
+                    row.iter_mut().zip(scale).for_each(|(x, s)| *x *= s);
+                }
+            }
+            if let Some(rotation) = rotation {
+                rotation.apply_rows(&mut rows);
+            }
+            self.half.append(name, &rows, &mut bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    fn table_shape(&self) -> (usize, usize) {
+        (self.checkpoint.config.vocab_size, self.checkpoint.config.hidden_size)
+    }
+
+    /// Writes the embedding, rotated if there is a rotation. Returns its stored bytes.
+    pub(crate) fn add_embedding(&mut self, rotation: Option<&Rotation>) -> Result<Vec<u8>> {
+        let embedding = self.table(names::EMBEDDING, None, rotation)?;
+        let (vocab, hidden) = self.table_shape();
+        self.writer.add(names::EMBEDDING, self.half.dtype(), &[vocab, hidden], &embedding)?;
+        Ok(embedding)
+    }
+
+    /// Writes output head and last norm, rotated if there is a rotation (a tied head then gets its own tensor, because the
+    /// last norm is folded into it).
+    pub(crate) fn add_head(&mut self, rotation: Option<&Rotation>) -> Result<()> {
+        let (vocab, hidden) = self.table_shape();
         let tensors = &self.checkpoint.tensors;
         let mut norm = tensors.f32(names::FINAL_NORM, &[hidden])?;
-
-        let source = tensors.float(names::EMBEDDING, &[vocab, hidden])?;
-        let convert = |data: &_, name: &str, half: HalfType, scale: Option<&[f32]>| -> Result<Vec<u8>> {
-            let mut bytes = Vec::with_capacity(vocab * hidden * 2);
-            for first in (0..vocab).step_by(ROWS) {
-                let mut rows = widen_rows(data, hidden, first, ROWS.min(vocab - first));
-                if let Some(scale) = scale {
-                    for row in rows.chunks_exact_mut(hidden) {
-                        row.iter_mut().zip(scale).for_each(|(x, s)| *x *= s);
-                    }
-                }
-                if let Some(rotation) = rotation {
-                    rotation.apply_rows(&mut rows);
-                }
-                half.append(name, &rows, &mut bytes)?;
-            }
-            Ok(bytes)
-        };
-        let half = self.half;
-        let embedding = convert(&source, names::EMBEDDING, half, None)?;
-        self.writer.add(names::EMBEDDING, half.dtype(), &[vocab, hidden], &embedding)?;
-
-        let tied = config.tie_word_embeddings;
+        let tied = self.checkpoint.config.tie_word_embeddings;
         if !tied || rotation.is_some() {
-            let own = (!tied).then(|| tensors.float(names::LM_HEAD, &[vocab, hidden])).transpose()?;
-            let scale = rotation.map(|_| norm.as_slice());
-            let head = convert(own.as_ref().unwrap_or(&source), names::LM_HEAD, half, scale)?;
-            self.writer.add(names::LM_HEAD, half.dtype(), &[vocab, hidden], &head)?;
+            let source = if tied { names::EMBEDDING } else { names::LM_HEAD };
+            let head = self.table(source, rotation.map(|_| norm.as_slice()), rotation)?;
+            self.writer.add(names::LM_HEAD, self.half.dtype(), &[vocab, hidden], &head)?;
         }
         if rotation.is_some() {
             norm.fill(1.0);
         }
-        self.add_half(names::FINAL_NORM, &[hidden], &norm)?;
-        Ok(embedding)
+        self.add_half(names::FINAL_NORM, &[hidden], &norm)
     }
 
-    /// Writes a block: norms and biases of `float`, weights of `quantized`.
-    pub(crate) fn add_block(
-        &mut self,
-        index: usize,
-        float: &FloatBlock,
-        quantized: &QuantizedBlock,
-    ) -> Result<()> {
-        let name = |module: &str| format!("model.layers.{index}.{module}.weight");
-        let hidden = float.input_norm.len();
-        self.add_half(&name("input_layernorm"), &[hidden], &float.input_norm)?;
-        self.add_half(&name("post_attention_layernorm"), &[hidden], &float.post_norm)?;
-        if let Some((q, k)) = &float.qk_norm {
-            self.add_half(&name("self_attn.q_norm"), &[q.len()], q)?;
-            self.add_half(&name("self_attn.k_norm"), &[k.len()], k)?;
-        }
-        let heads = head_layout(&self.checkpoint.config);
-        let (q, kv, inner) = (heads.q_width(), heads.kv_width(), float.down.k);
-        // A joined weight, its bias, and the rows of each layer in it.
-        let parts = [
-            (&quantized.qkv, &float.qkv.bias, vec![q, kv, kv]),
-            (&quantized.o, &float.o.bias, vec![hidden]),
-            (&quantized.gate_up, &float.gate_up.bias, vec![inner, inner]),
-            (&quantized.down, &float.down.bias, vec![hidden]),
-        ];
-        let mut modules = names::LINEARS.iter();
-        for (weight, bias, rows) in parts {
-            let mut first = 0;
-            for (&count, module) in rows.iter().zip(&mut modules) {
-                let prefix = names::linear(index, module);
-                self.writer.add_linear(&prefix, &take_rows(weight, first, count), self.format)?;
-                if let Some(bias) = bias {
-                    self.add_half(&format!("{prefix}.bias"), &[count], &bias[first..first + count])?;
-                }
-                first += count;
-            }
+    /// Begins block `index` with its norms.
+    pub(crate) fn add_norms(&mut self, index: usize, norms: &BlockNorms) -> Result<()> {
+        let name = |module: &str| format!("{}.weight", names::linear(index, module));
+        self.add_half(&name(names::INPUT_NORM), &[norms.input.len()], &norms.input)?;
+        self.add_half(&name(names::POST_NORM), &[norms.post.len()], &norms.post)?;
+        if let Some((q, k)) = &norms.qk {
+            self.add_half(&name(names::Q_NORM), &[q.len()], q)?;
+            self.add_half(&name(names::K_NORM), &[k.len()], k)?;
         }
         Ok(())
+    }
+
+    /// Writes a layer of block `index` under the names of its modules.
+    pub(crate) fn add_linear(
+        &mut self,
+        index: usize,
+        linear: JoinedLinear,
+        weight: &QuantizedWeight,
+        bias: Option<&[f32]>,
+    ) -> Result<()> {
+        let mut first = 0;
+        for (module, count) in linear.modules(&self.checkpoint.config) {
+            let prefix = names::linear(index, module);
+            let rows = first..first + count;
+            let part = weight.rows(rows.clone()).ok_or_else(|| {
+                FormatError::Layout(format!("{prefix}: channels {rows:?} of {}", weight.out_features))
+            })?;
+            self.writer.add_linear(&prefix, &part, self.format)?;
+            if let Some(bias) = bias {
+                self.add_half(&format!("{prefix}.bias"), &[count], &bias[rows])?;
+            }
+            first += count;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the tensors so far.
+    pub(crate) fn tensor_bytes(&self) -> TensorBytes {
+        let mut sum = TensorBytes::default();
+        self.writer.tensors().for_each(|(name, bytes)| sum.add(name, bytes));
+        sum
     }
 
     /// Writes everything else and gives the directory its name.
@@ -189,36 +187,4 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 pub(crate) fn io(path: &Path, source: std::io::Error) -> crate::QuantError {
     FormatError::Io { path: path.to_owned(), source }.into()
-}
-
-/// Rows `first..first + count` of a weight: q, k or v of the stacked layer.
-pub(crate) fn take_rows(weight: &QuantizedWeight, first: usize, count: usize) -> QuantizedWeight {
-    let k = weight.in_features;
-    let rows = first..first + count;
-    let scales = match &weight.scales {
-        Scales::PerChannel(s) => Scales::PerChannel(s[rows.clone()].to_vec()),
-        Scales::PerGroup { group_size, channel, group } => {
-            let groups = k / group_size;
-            Scales::PerGroup {
-                group_size: *group_size,
-                channel: channel[rows.clone()].to_vec(),
-                group: group[first * groups..(first + count) * groups].to_vec(),
-            }
-        }
-    };
-    QuantizedWeight {
-        out_features: count,
-        in_features: k,
-        codes: weight.codes[first * k..(first + count) * k].to_vec(),
-        scales,
-    }
-}
-
-/// Bytes of codes and scales.
-pub(crate) fn weight_bytes(weight: &QuantizedWeight) -> u64 {
-    let scales = match &weight.scales {
-        Scales::PerChannel(s) => 4 * s.len(),
-        Scales::PerGroup { channel, group, .. } => 4 * channel.len() + 2 * group.len(),
-    };
-    (weight.codes.len() / 2 + scales) as u64
 }

@@ -2,16 +2,21 @@
 
 use std::path::Path;
 
-use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq};
+use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq, size};
 use qqq_model::{memory, names};
 
 use crate::{
-    Calibration, Clip, OutputFormat, QuantError, Recipe, Result, Transform, clip::Grid,
-    float_block::head_layout, half_type::HalfType, recipe::MAX_DAMPING,
+    Clip, OutputFormat, QuantError, Recipe, Result, Transform,
+    clip::Grid,
+    float_block::head_layout,
+    half_type::HalfType,
+    memory_need::{self, MemoryNeed},
+    recipe::MAX_DAMPING,
+    source_types::{self, AlreadyQuantized},
 };
 
 /// What was found out before the work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// Form to write.
     pub format: CheckpointFormat,
@@ -19,6 +24,10 @@ pub(crate) struct Plan {
     pub half: HalfType,
     /// Whether calibration text is needed at all.
     pub calibrates: bool,
+    /// Memory that will be used at most.
+    pub memory: MemoryNeed,
+    /// What to say of a source that is quantized already.
+    pub already_quantized: Option<AlreadyQuantized>,
 }
 
 /// Output and input channels of the linear layers of a block, in the order of [`names::LINEARS`].
@@ -36,8 +45,14 @@ pub(crate) fn linear_shapes(config: &ModelConfig) -> [(usize, usize); 7] {
     ]
 }
 
-/// Checks recipe and shapes, and decides on the form of the output.
-pub(crate) fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: OutputFormat) -> Result<Plan> {
+/// Checks recipe and shapes, and decides on the form of the output. `samples`: whether the model writes its calibration text
+/// itself.
+pub(crate) fn check(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    format: OutputFormat,
+    samples: bool,
+) -> Result<Plan> {
     let config = &checkpoint.config;
     let refuse = |message: String| Err(QuantError::Recipe(message));
     if config.quantization.is_some() {
@@ -75,36 +90,39 @@ pub(crate) fn check(checkpoint: &Checkpoint, recipe: &Recipe, format: OutputForm
             calibration.window, calibration.smooth_tokens
         ));
     }
-    check_memory(config, calibration)?;
+    let memory = memory_need::of(checkpoint, recipe, samples);
+    check_memory(&memory, recipe)?;
     check_shapes(config, recipe.group_size)?;
     qqq_model::check_tensors(checkpoint)?;
     let format = choose_format(config, recipe.group_size, format)?;
-    Ok(Plan { format, half: kept_type(checkpoint)?, calibrates })
+    let half = kept_type(checkpoint)?;
+    let already_quantized = source_types::already_quantized(checkpoint);
+    Ok(Plan { format, half, calibrates, memory, already_quantized })
 }
 
-/// Refuses more calibration than the memory holds: the hidden states of all tokens, in float32, and those between the
-/// layers of one window.
-fn check_memory(config: &ModelConfig, calibration: &Calibration) -> Result<()> {
-    let wide = |n: usize| n as u128;
-    let hidden = 4 * wide(config.hidden_size);
-    let inner = 4 * (2 * wide(config.intermediate_size) + hidden);
-    let needed = wide(calibration.window) * (wide(calibration.windows) * hidden + inner);
+/// Refuses what the memory certainly does not hold.
+fn check_memory(need: &MemoryNeed, recipe: &Recipe) -> Result<()> {
     // Where the system does not say how much there is: what no machine has.
     let available = memory::available().unwrap_or(1 << 46);
-    if calibration.windows > 0 && needed > available.into() {
-        let takes = match needed >> 50 {
-            0 => format!("{} MB", needed >> 20),
-            _ => "a thousand terabytes".into(),
-        };
-        return Err(QuantError::Recipe(format!(
-            "{} calibration windows of {} tokens take at least {takes} of memory, but only {} MB are free; \
-             ask for fewer or shorter windows",
-            calibration.windows,
-            calibration.window,
-            available >> 20
-        )));
+    if need.least <= available {
+        return Ok(());
     }
-    Ok(())
+    let calibration = &recipe.calibration;
+    let fewer = match calibration.windows {
+        0 => "a machine with more memory is needed".to_owned(),
+        windows => {
+            format!(
+                "ask for fewer or shorter calibration windows than {windows} of {} tokens",
+                calibration.window
+            )
+        }
+    };
+    Err(QuantError::Recipe(format!(
+        "quantizing this model with this recipe takes at least {} of memory (while {}), but only {} are free; {fewer}",
+        size::bytes(need.least),
+        need.phase,
+        size::bytes(available)
+    )))
 }
 
 fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
@@ -188,10 +206,10 @@ pub(crate) fn check_space(config: &ModelConfig, recipe: &Recipe, directory: &Pat
         let needed = output_bytes(config, recipe);
         if free < needed {
             return Err(QuantError::Recipe(format!(
-                "{}: the checkpoint takes about {} MB, but only {} MB are free on this disk",
+                "{}: the checkpoint takes about {}, but only {} are free on this disk",
                 directory.display(),
-                needed >> 20,
-                free >> 20
+                size::bytes(needed),
+                size::bytes(free)
             )));
         }
     }

@@ -95,7 +95,7 @@ pub struct Calibration {
     pub smooth_tokens: usize,
 }
 
-/// A whole recipe.
+/// A whole recipe. [`Recipe::DEFAULT`] is where most begin: `Recipe { group_size: None, ..Recipe::DEFAULT }`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
     /// Transformation.
@@ -126,8 +126,30 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// What is done unless told otherwise: the recipe that keeps most quality.
+    pub const DEFAULT: Self = Self {
+        transform: Transform::Rotate,
+        rotation: RotationKind::Hadamard,
+        group_size: Some(64),
+        group_scales: GroupScales::Integer,
+        compensate: true,
+        clip: Clip::Output,
+        act_order: true,
+        damping: 0.01,
+        value_hessian: ValueHessian::Attention,
+        propagation: Propagation::Quantized,
+        calibration: Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
+        seed: 0,
+    };
+
     /// Whether calibration text is looked at.
     pub fn calibrates(&self) -> bool {
         self.calibration.windows > 0
+    }
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self::DEFAULT
     }
 }

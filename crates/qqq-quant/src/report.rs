@@ -1,5 +1,6 @@
 //! What a quantization did.
 
+use qqq_formats::size::bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{Recipe, rotation::Family};
@@ -116,6 +117,33 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// Timings.
     pub timings: Timings,
-    /// Bytes of the source's and the result's linear layers.
+    /// Bytes of the linear layers of the blocks, of the source and of the result: all their tensors, as they are stored
+    /// ([`TensorBytes`](qqq_model::TensorBytes)).
     pub linear_bytes: (u64, u64),
+    /// The same of embedding and output head, which stay in 16 bits. Zeros in reports of versions that did not say.
+    #[serde(default)]
+    pub end_bytes: (u64, u64),
+    /// The same of all tensors.
+    #[serde(default)]
+    pub tensor_bytes: (u64, u64),
+    /// Memory that was expected to be used at most, in bytes.
+    #[serde(default)]
+    pub memory_estimate: u64,
+    /// Most memory that was resident in the process so far, in bytes, where the system says.
+    #[serde(default)]
+    pub peak_memory: Option<u64>,
+}
+
+impl Report {
+    /// What became smaller and what did not, for people: names and values.
+    pub fn size_rows(&self) -> Vec<(&'static str, String)> {
+        let against = |(before, after): (u64, u64)| format!("{}, before {}", bytes(after), bytes(before));
+        let mut rows = vec![("linear layers", against(self.linear_bytes))];
+        // Reports of versions that did not count them have none.
+        if self.tensor_bytes.1 > 0 {
+            rows.push(("embedding and head", format!("{}; they stay in 16 bits", against(self.end_bytes))));
+            rows.push(("all tensors", against(self.tensor_bytes)));
+        }
+        rows
+    }
 }

@@ -15,7 +15,7 @@ use crate::{Calibration, QuantError, Result};
 /// Tokens that are chosen greedily.
 const GREEDY: usize = 4;
 /// Windows that are sampled in one batch: bounds the memory of the KV cache.
-const BATCH: usize = 8;
+pub(crate) const BATCH: usize = 8;
 
 /// Samples windows; `on_token` is called for every token and stops by an error.
 ///

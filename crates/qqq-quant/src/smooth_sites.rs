@@ -149,7 +149,7 @@ impl SmoothContext<'_> {
 
     /// The W4A8 layer's output when its input channels are divided by `s` and its columns multiplied.
     fn quantized(&self, x: &Matrix, linear: &FloatLinear, s: &[f32]) -> Result<Matrix> {
-        let weight = round_scaled(linear, s, self.group_size);
+        let weight = round_scaled(&linear.weight, s, self.group_size);
         let packed = self
             .backend
             .linear_weight(LinearWeight::Quantized(weight), linear.bias.clone())

@@ -14,6 +14,7 @@ use qqq_formats::{QuantizedWeight, Scales};
 
 use crate::{Clip, GroupScales, QuantError, Result, clip::Grid};
 use factor::Factor;
+pub(crate) use rows::ROWS_PER_TASK;
 use rows::{RowSolution, Task};
 
 /// Factor between a damping and the next one to try.

@@ -23,13 +23,13 @@ use crate::{
 /// Memory that the Hessians of all lanes may take, unless even [`MIN_LANES`] need more.
 const HESSIAN_BYTES: usize = 256 << 20;
 const MIN_LANES: usize = 4;
-const MAX_LANES: usize = 8;
+pub(crate) const MAX_LANES: usize = 8;
 
 /// Share of a stage's progress that its forward pass makes; the Hessian is the rest.
 const FORWARD_SHARE: f64 = 0.7;
 
 /// Tokens that pass through the MLP at a time: what lies between its layers stays in cache.
-const ROWS: usize = 512;
+pub(crate) const ROWS: usize = 512;
 
 /// One calibration window on its way through the model.
 pub struct Sequence {
@@ -204,7 +204,13 @@ impl<'a> Stages<'a> {
         let b = self.backend;
         self.run_one(width, on_wave, |seq| {
             let x = int8(seq.kept.take().unwrap_or_else(|| block.mlp_input(b, &seq.hidden)));
-            let mut all = Int8Activations { cols: width, ..Int8Activations::default() };
+            let mut all = Int8Activations {
+                cols: width,
+                codes: Vec::with_capacity(x.rows * width),
+                scales: Vec::with_capacity(x.rows),
+                sums: Vec::with_capacity(x.rows),
+                rows: 0,
+            };
             for first in (0..x.rows).step_by(ROWS) {
                 let x = CpuActivation::Int8(rows(&x, first, ROWS));
                 append(&mut all, int8(b.silu_mul(b.linear(&x, &block.gate_up), InputKind::Int8)));
@@ -305,7 +311,7 @@ impl<'a> Stages<'a> {
 }
 
 /// Lanes for Hessians of these widths; must not depend on the machine.
-fn lanes(widths: &[usize]) -> usize {
+pub(crate) fn lanes(widths: &[usize]) -> usize {
     let bytes: usize = widths.iter().map(|k| 4 * k * k).sum();
     (HESSIAN_BYTES / bytes.max(1)).clamp(MIN_LANES, MAX_LANES)
 }

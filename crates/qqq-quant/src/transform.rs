@@ -6,8 +6,13 @@
 //! `Q^T W`. Smoothing divides an input channel by `s_j` where it is made, and multiplies it where it is used.
 
 use qqq_backend::HeadLayout;
+use qqq_model::{BlockNorms, JoinedLinear};
 
-use crate::{float_block::FloatBlock, half_type::HalfType, rotation::Rotation};
+use crate::{
+    float_block::{FloatBlock, FloatLinear},
+    half_type::HalfType,
+    rotation::Rotation,
+};
 
 /// Folds the norm weights of a block into its linear layers; the norms become 1.
 pub fn fold_norms(block: &mut FloatBlock) {
@@ -19,25 +24,48 @@ pub fn fold_norms(block: &mut FloatBlock) {
 
 /// Rotates a block whose norms are folded: the residual stream by `stream`, the heads of v by `head`.
 pub fn rotate(block: &mut FloatBlock, stream: &Rotation, head: &Rotation, heads: HeadLayout) {
-    stream.apply_rows(&mut block.qkv.weight);
-    stream.apply_rows(&mut block.gate_up.weight);
-    for linear in [&mut block.o, &mut block.down] {
-        stream.apply_outputs(&mut linear.weight, linear.k);
-        if let Some(bias) = &mut linear.bias {
-            stream.apply_rows(bias);
+    for (linear, weights) in [
+        (JoinedLinear::Qkv, &mut block.qkv),
+        (JoinedLinear::O, &mut block.o),
+        (JoinedLinear::GateUp, &mut block.gate_up),
+        (JoinedLinear::Down, &mut block.down),
+    ] {
+        rotate_linear(linear, weights, stream, head, heads);
+    }
+}
+
+/// Rotates one layer of a block, with the norm before it folded.
+pub fn rotate_linear(
+    linear: JoinedLinear,
+    weights: &mut FloatLinear,
+    stream: &Rotation,
+    head: &Rotation,
+    heads: HeadLayout,
+) {
+    let FloatLinear { k, weight, bias, .. } = weights;
+    match linear {
+        JoinedLinear::Qkv | JoinedLinear::GateUp => stream.apply_rows(weight),
+        JoinedLinear::O | JoinedLinear::Down => {
+            stream.apply_outputs(weight, *k);
+            if let Some(bias) = bias {
+                stream.apply_rows(bias);
+            }
         }
     }
-
-    let first_v = heads.q_width() + heads.kv_width();
-    let k = block.qkv.k;
-    for v in block.qkv.weight[first_v * k..].chunks_exact_mut(heads.head_dim * k) {
-        head.apply_outputs(v, k);
+    match linear {
+        JoinedLinear::Qkv => {
+            let first_v = heads.q_width() + heads.kv_width();
+            for v in weight[first_v * *k..].chunks_exact_mut(heads.head_dim * *k) {
+                head.apply_outputs(v, *k);
+            }
+            if let Some(bias) = bias {
+                head.apply_rows(&mut bias[first_v..]);
+            }
+        }
+        // A row of o is a row of `head_dim` values for every query head.
+        JoinedLinear::O => head.apply_rows(weight),
+        JoinedLinear::GateUp | JoinedLinear::Down => {}
     }
-    if let Some(bias) = &mut block.qkv.bias {
-        head.apply_rows(&mut bias[first_v..]);
-    }
-    // A row of o is a row of `head_dim` values for every query head.
-    head.apply_rows(&mut block.o.weight);
 }
 
 /// Divides the output of a norm by `s`. The new norm weight is rounded to the type it will be stored in; the returned
@@ -83,17 +111,19 @@ pub fn smooth_down(block: &mut FloatBlock, s: &[f32]) {
     block.down.scale_inputs(s);
 }
 
-/// Rounds what is stored in 16 bits, so that calibration sees the stored values.
-pub fn round_kept(block: &mut FloatBlock, half: HalfType) {
-    half.round_all(&mut block.input_norm);
-    half.round_all(&mut block.post_norm);
-    if let Some((q, k)) = &mut block.qk_norm {
+/// Rounds norms as they are stored in 16 bits, so that calibration sees the stored values.
+pub fn round_norms(norms: &mut BlockNorms, half: HalfType) {
+    half.round_all(&mut norms.input);
+    half.round_all(&mut norms.post);
+    if let Some((q, k)) = &mut norms.qk {
         half.round_all(q);
         half.round_all(k);
     }
-    for linear in [&mut block.qkv, &mut block.o, &mut block.gate_up, &mut block.down] {
-        if let Some(bias) = &mut linear.bias {
-            half.round_all(bias);
-        }
+}
+
+/// The same for a layer's bias.
+pub fn round_bias(linear: &mut FloatLinear, half: HalfType) {
+    if let Some(bias) = &mut linear.bias {
+        half.round_all(bias);
     }
 }

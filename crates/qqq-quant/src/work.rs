@@ -14,7 +14,6 @@ use qqq_formats::LinearWeight;
 use crate::{
     Progress, QuantError, Result,
     estimate::{Estimate, Kind, Units, int8_product, rank_k},
-    float_block::FloatLinear,
     hessian::Hessian,
     nearest::round_scaled,
 };
@@ -154,12 +153,7 @@ fn trial() -> f64 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
     };
-    let weights = FloatLinear {
-        n: WIDTH,
-        k: WIDTH,
-        weight: (0..WIDTH * WIDTH).map(|_| random()).collect(),
-        bias: None,
-    };
+    let weights: Vec<f32> = (0..WIDTH * WIDTH).map(|_| random()).collect();
     let input = Matrix { rows: TOKENS, cols: WIDTH, data: (0..TOKENS * WIDTH).map(|_| random()).collect() };
     let backend = CpuBackend::default();
     let quantized = LinearWeight::Quantized(round_scaled(&weights, &[1.0; WIDTH], None));

@@ -4,9 +4,11 @@
 pub mod golden;
 mod need;
 mod suite;
+mod tiny_model;
 
 pub use need::{Missing, cc, cxx, in_ci, smollm2};
 pub use suite::Suite;
+pub use tiny_model::TinyModel;
 
 /// Pseudo-random values in (-1, 1), the same for a seed (xorshift64).
 pub fn values(len: usize, seed: u64) -> Vec<f32> {

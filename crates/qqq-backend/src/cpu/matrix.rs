@@ -59,6 +59,13 @@ impl Drop for Matrix {
     }
 }
 
+/// Gives the buffers that are kept back to the allocator: for a caller that goes on to something else, to which their memory
+/// is of more use.
+pub fn free_kept() {
+    let kept = std::mem::take(&mut KEPT.lock().unwrap_or_else(PoisonError::into_inner).0);
+    drop(kept);
+}
+
 /// A kept buffer of `len` values, or a new one.
 fn buffer(len: usize) -> Vec<f32> {
     let kept =

@@ -33,8 +33,9 @@ Examples:
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
 
-The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One block is in memory \
-at a time. OUT appears only when it is complete: after an error or Ctrl-C nothing is left behind.";
+The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One layer is in memory \
+at a time, beside what the calibration text becomes on its way through the model; how much that takes is told at the \
+beginning. OUT appears only when it is complete: after an error or Ctrl-C nothing is left behind.";
 
 /// Make a W4A8 checkpoint of a model
 #[derive(Debug, clap::Args)]
@@ -220,21 +221,17 @@ fn summary(report: &Report, output: &Path) -> String {
         report.layers.iter().map(f).sum::<f64>() / report.layers.len().max(1) as f64
     };
     let worst = report.layers.iter().max_by(|a, b| a.loss.total_cmp(&b.loss));
-    let (before, after) = report.linear_bytes;
     let t = &report.timings;
-    let mut rows = vec![
-        ("written", output.display().to_string()),
-        ("format", report.format.clone()),
-        ("linear layers", format!("{}, before {}", format::bytes(after), format::bytes(before))),
-        (
-            "output error",
-            format!(
-                "{} of the output's square, mean over layers (rounding to nearest: {})",
-                format::significant(mean(&|l| l.loss), 3),
-                format::significant(mean(&|l| l.loss_nearest), 3)
-            ),
+    let mut rows = vec![("written", output.display().to_string()), ("format", report.format.clone())];
+    rows.extend(report.size_rows());
+    rows.push((
+        "output error",
+        format!(
+            "{} of the output's square, mean over layers (rounding to nearest: {})",
+            format::significant(mean(&|l| l.loss), 3),
+            format::significant(mean(&|l| l.loss_nearest), 3)
         ),
-    ];
+    ));
     if let Some(rotation) = &report.rotation {
         rows.push(("rotation", rotation.to_string()));
     }
@@ -252,6 +249,10 @@ fn summary(report: &Report, output: &Path) -> String {
             format::seconds(t.write)
         ),
     ));
+    if let Some(peak) = report.peak_memory {
+        let estimate = format::bytes(report.memory_estimate);
+        rows.push(("memory", format!("{} at most (estimated: {estimate})", format::bytes(peak))));
+    }
     let mut text = pairs(rows);
     text += &format!(
         "\nNext:\n  qqq inspect {0}\n  qqq chat {0}\n  qqq eval kld {0} --baseline {1} --text FILE\n",

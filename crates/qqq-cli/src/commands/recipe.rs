@@ -14,20 +14,7 @@ use crate::{
 
 /// What `qqq quantize` does unless told otherwise: the recipe that keeps most quality in our tables.
 pub const fn default_recipe() -> Recipe {
-    Recipe {
-        transform: Transform::Rotate,
-        rotation: RotationKind::Hadamard,
-        group_size: Some(64),
-        group_scales: GroupScales::Integer,
-        compensate: true,
-        clip: Clip::Output,
-        act_order: true,
-        damping: 0.01,
-        value_hessian: ValueHessian::Attention,
-        propagation: Propagation::Quantized,
-        calibration: Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
-        seed: 0,
-    }
+    Recipe::DEFAULT
 }
 
 const DEFAULT: Recipe = default_recipe();

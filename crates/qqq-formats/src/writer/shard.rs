@@ -1,7 +1,7 @@
 //! A safetensors file written front to back while its header is not known yet.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs::File,
     io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -21,7 +21,8 @@ const RESERVED: usize = 128 << 10;
 pub(super) struct Shard {
     path: PathBuf,
     file: File,
-    names: BTreeSet<String>,
+    /// Bytes of the tensors.
+    tensors: BTreeMap<String, u64>,
     header: String,
     data_bytes: u64,
 }
@@ -31,26 +32,26 @@ impl Shard {
         let mut file = File::create_new(&path)?;
         file.seek(SeekFrom::Start(RESERVED as u64))?;
         let header = json!({ "__metadata__": { "format": "pt" } }).to_string();
-        Ok(Self { path, file, names: BTreeSet::new(), header, data_bytes: 0 })
+        Ok(Self { path, file, tensors: BTreeMap::new(), header, data_bytes: 0 })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.iter().map(String::as_str)
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.tensors.iter().map(|(name, bytes)| (name.as_str(), *bytes))
     }
 
     pub fn contains(&self, name: &str) -> bool {
-        self.names.contains(name)
+        self.tensors.contains_key(name)
     }
 
     /// Whether a tensor still has its place here. An empty shard takes one of any size.
     pub fn takes(&self, name: &str, shape: &[usize], bytes: u64, shard_bytes: u64) -> bool {
         let entry = self.entry(name, DType::BF16, shape, bytes).len();
         let room = 8 + self.header.len() + entry < RESERVED;
-        self.names.is_empty() || (room && self.data_bytes.saturating_add(bytes) <= shard_bytes)
+        self.tensors.is_empty() || (room && self.data_bytes.saturating_add(bytes) <= shard_bytes)
     }
 
     /// The header's entry for a tensor that comes next, with the comma before it.
@@ -72,7 +73,7 @@ impl Shard {
         self.header.truncate(self.header.len() - 1); // the closing brace
         self.header.push_str(&entry);
         self.header.push('}');
-        self.names.insert(name.to_owned());
+        self.tensors.insert(name.to_owned(), bytes.len() as u64);
         self.data_bytes += bytes.len() as u64;
         Ok(())
     }

@@ -2,7 +2,12 @@
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
-use faer::{Mat, Par};
+use faer::{MatMut, Par};
+
+use crate::scratch::Zeros;
+
+/// Columns of the factorised matrix that are given back at once.
+const FORGOTTEN_COLUMNS: usize = 64;
 
 /// `H = R R^T` with `R` upper triangular, of the permuted and damped Hessian.
 ///
@@ -15,7 +20,7 @@ pub(super) struct Factor {
     /// Original channel of each column.
     pub order: Vec<usize>,
     /// `R_ij / R_jj` for `i < j` at `[j * k + i]`: one row holds the coefficients of column `j`.
-    pub feedback: Vec<f32>,
+    pub feedback: Zeros<f32>,
     /// `R_jj^2`: what a squared error of column `j` costs when later columns compensate for it.
     pub cost: Vec<f32>,
 }
@@ -23,6 +28,9 @@ pub(super) struct Factor {
 impl Factor {
     /// Factorises `hessian` with `damping` times the mean of its diagonal added. Columns come in order of falling
     /// diagonal if `act_order`. Dead channels (diagonal 0) get the mean as their diagonal.
+    ///
+    /// Of either matrix only the written triangle takes memory: `4 k^2` bytes of the float64 one while this runs, `2 k^2` of
+    /// what stays and takes its place.
     ///
     /// # Errors
     /// Why the factorisation failed.
@@ -40,11 +48,11 @@ impl Factor {
         // Reversed, the upper factor is the lower factor of the usual decomposition.
         let channel = |i: usize| order[k - 1 - i];
         let dead = |j: usize| diagonal[j] <= 0.0;
-        let mut a = Mat::<f64>::zeros(k, k);
-        for col in 0..k {
+        let lacking = |e: std::io::Error| format!("there is no memory for a matrix of width {k} ({e})");
+        let mut a = Zeros::<f64>::new(k * k).map_err(lacking)?;
+        for (col, column) in a.chunks_exact_mut(k.max(1)).enumerate() {
             let c = channel(col);
             let row_of_h = &hessian[c * k..(c + 1) * k];
-            let column = a.col_as_slice_mut(col);
             for (row, value) in column.iter_mut().enumerate().skip(col) {
                 let r = channel(row);
                 if !(dead(c) || dead(r)) {
@@ -55,7 +63,7 @@ impl Factor {
         }
         let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(k, Par::Seq, Default::default()));
         cholesky_in_place(
-            a.as_mut(),
+            MatMut::from_column_major_slice_mut(&mut a, k, k),
             Default::default(),
             Par::Seq,
             MemStack::new(&mut memory),
@@ -63,11 +71,12 @@ impl Factor {
         )
         .map_err(|_| "the Hessian is not positive definite".to_owned())?;
 
-        let mut feedback = vec![0.0f32; k * k];
+        let mut feedback = Zeros::<f32>::new(k * k).map_err(lacking)?;
         let mut cost = vec![0.0f32; k];
-        for j in 0..k {
-            let column = a.col_as_slice(k - 1 - j);
-            let pivot = column[k - 1 - j];
+        // From the longest column on, each of which is given back soon: so both triangles are never there together.
+        for (first, j) in (0..k).rev().enumerate() {
+            let column = &a[first * k..(first + 1) * k];
+            let pivot = column[first];
             cost[j] = (pivot * pivot) as f32;
             let coefficients = &mut feedback[j * k..j * k + j];
             for (out, value) in coefficients.iter_mut().zip(column.iter().rev()) {
@@ -75,6 +84,9 @@ impl Factor {
             }
             if !(cost[j] > 0.0 && cost[j].is_finite() && coefficients.iter().all(|v| v.is_finite())) {
                 return Err("the Hessian is numerically singular".to_owned());
+            }
+            if (first + 1).is_multiple_of(FORGOTTEN_COLUMNS) {
+                a.forget((first + 1 - FORGOTTEN_COLUMNS) * k..(first + 1) * k);
             }
         }
         Ok(Self { order, feedback, cost })

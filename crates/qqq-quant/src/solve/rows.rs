@@ -11,7 +11,7 @@ use crate::clip::{self, Grid, round};
 use crate::{Clip, GroupScales};
 
 /// Rows that a task solves together: they share the products with the Hessian and its factor.
-pub(super) const ROWS_PER_TASK: usize = 96;
+pub(crate) const ROWS_PER_TASK: usize = 96;
 /// Rows that go through the inner loops side by side, one a SIMD lane.
 const LANES: usize = 32;
 /// Columns between two products with the factor.

@@ -93,7 +93,7 @@ fn module(checkpoint: &Checkpoint, name: &str, parts: &Parts) -> Result<Module, 
         shape,
         bytes: parts.values().map(|p| p.bytes).sum(),
         scale_range: scales.filter(|s| !s.is_empty()).map(range),
-        block_linear: names::LINEARS.iter().any(|l| name.starts_with("model.layers.") && name.ends_with(l)),
+        block_linear: names::is_block_linear(name),
     })
 }
 

@@ -1,0 +1,103 @@
+//! The float layers of a block, given out one after the other as they are solved: of a large model all together take more
+//! memory than what calibration needs for one of them.
+
+use std::sync::Arc;
+
+use qqq_formats::Checkpoint;
+use qqq_model::{BlockNorms, JoinedLinear};
+
+use crate::{
+    QuantError, Result,
+    float_block::{FloatBlock, FloatLinear, head_layout},
+    half_type::HalfType,
+    rotations::Rotations,
+    transform,
+};
+
+/// A transformed block.
+pub(crate) struct FloatLayers<'a> {
+    /// Norms as they are written.
+    pub norms: BlockNorms,
+    layers: Layers<'a>,
+}
+
+enum Layers<'a> {
+    /// Transformed together, because what is done to one layer depends on another; by their place in
+    /// [`JoinedLinear::ALL`].
+    Held([Option<FloatLinear>; 4]),
+    /// Each is read and transformed when it is asked for.
+    Stored(Stored<'a>),
+}
+
+struct Stored<'a> {
+    checkpoint: &'a Checkpoint,
+    index: usize,
+    half: HalfType,
+    /// With the norm weights that are folded into the layers behind them.
+    rotation: Option<(Arc<Rotations>, BlockNorms)>,
+}
+
+impl<'a> FloatLayers<'a> {
+    /// Block `index`, rotated if there are rotations.
+    pub fn stored(
+        checkpoint: &'a Checkpoint,
+        index: usize,
+        half: HalfType,
+        rotations: Option<Arc<Rotations>>,
+    ) -> Result<Self> {
+        let mut norms = BlockNorms::read(checkpoint, index)?;
+        let rotation = rotations.map(|rotations| {
+            let folded = norms.clone();
+            norms.input.fill(1.0);
+            norms.post.fill(1.0);
+            (rotations, folded)
+        });
+        transform::round_norms(&mut norms, half);
+        Ok(Self { norms, layers: Layers::Stored(Stored { checkpoint, index, half, rotation }) })
+    }
+
+    /// A block that was transformed as a whole.
+    pub fn held(block: FloatBlock, half: HalfType) -> Self {
+        let FloatBlock { input_norm, post_norm, qk_norm, qkv, o, gate_up, down } = block;
+        let mut norms = BlockNorms { input: input_norm, post: post_norm, qk: qk_norm };
+        transform::round_norms(&mut norms, half);
+        let layers = [qkv, o, gate_up, down].map(|mut layer| {
+            transform::round_bias(&mut layer, half);
+            Some(layer)
+        });
+        Self { norms, layers: Layers::Held(layers) }
+    }
+
+    /// A layer, transformed; once.
+    ///
+    /// # Errors
+    /// Those of reading it, and a layer that was taken before.
+    pub fn take(&mut self, linear: JoinedLinear) -> Result<FloatLinear> {
+        match &mut self.layers {
+            Layers::Held(layers) => {
+                let place = JoinedLinear::ALL.iter().position(|l| *l == linear).unwrap_or_default();
+                layers[place]
+                    .take()
+                    .ok_or_else(|| QuantError::Recipe(format!("{linear:?} of a block was taken twice")))
+            }
+            Layers::Stored(stored) => stored.read(linear),
+        }
+    }
+}
+
+impl Stored<'_> {
+    fn read(&self, linear: JoinedLinear) -> Result<FloatLinear> {
+        let mut layer = FloatLinear::read(self.checkpoint, self.index, linear)?;
+        if let Some((rotations, norms)) = &self.rotation {
+            match linear {
+                JoinedLinear::Qkv => layer.scale_inputs(&norms.input),
+                JoinedLinear::GateUp => layer.scale_inputs(&norms.post),
+                JoinedLinear::O | JoinedLinear::Down => {}
+            }
+            let heads = head_layout(&self.checkpoint.config);
+            transform::rotate_linear(linear, &mut layer, &rotations.stream, &rotations.head, heads);
+        }
+        transform::round_bias(&mut layer, self.half);
+        Ok(layer)
+    }
+}
