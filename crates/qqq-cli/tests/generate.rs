@@ -319,3 +319,15 @@ fn ctrl_c_ends_a_batch_with_what_is_complete() {
         }
     }
 }
+
+/// What generation_config.json asks for and is not done.
+#[test]
+fn settings_of_the_model_that_are_not_done() {
+    let place = Place::new();
+    let settings = place.path("model").join("generation_config.json");
+    std::fs::write(&settings, r#"{"temperature": 0.6, "suppress_tokens": [65]}"#).unwrap();
+    place.run("generate model --prompt x -n 2").failure(2, "suppress_tokens is [65]");
+    place.run("eval perplexity model --text text.txt --window 64 --limit 1").success();
+    std::fs::write(&settings, r#"{"temperature": 0.6, "suppress_tokens": []}"#).unwrap();
+    place.run("generate model --prompt x -n 2").success();
+}

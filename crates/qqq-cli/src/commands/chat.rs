@@ -83,6 +83,7 @@ pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
             "it was not made for conversations; `qqq generate --raw` continues a text",
         ));
     };
+    model.tokenizer.check_generation()?;
     let options = GenerateOptions {
         sampling,
         max_new_tokens: args.max_new_tokens,

@@ -171,6 +171,7 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
     let lines = if args.batch { Some(lines::parse(&text, &source)?) } else { None };
     let model = model::load(&args.model, &args.hub)?;
     let encoder = Encoder::new(&model, &args.model, args.raw, args.chat, args.system.as_deref())?;
+    model.tokenizer.check_generation()?;
     let options = GenerateOptions {
         sampling,
         max_new_tokens: args.max_new_tokens,
