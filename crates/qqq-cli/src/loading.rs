@@ -73,7 +73,7 @@ impl Loading {
         let kernels: Vec<String> =
             kernels.iter().map(|(kernel, arithmetic)| format!("{kernel} ({arithmetic})")).collect();
         let threads = pool::num_threads();
-        console.note(&format!(
+        console.status(&format!(
             "loaded {what} in {}: kernels {}; {threads} thread{}; weights take {}",
             format::seconds(started.elapsed().as_secs_f64()),
             kernels.join(", "),
