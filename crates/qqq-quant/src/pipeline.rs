@@ -219,12 +219,10 @@ fn calibration_windows(
             })?;
             let total = (calibration.windows * calibration.window) as f64;
             let mut done = 0.0;
-            let windows =
-                self_samples::sample_windows(&decoder, tokenizer, calibration, recipe.seed, &mut || {
-                    done += 1.0;
-                    work.at(done / total)
-                });
-            windows
+            self_samples::sample_windows(&decoder, tokenizer, calibration, recipe.seed, &mut || {
+                done += 1.0;
+                work.at(done / total)
+            })
         }
     }
 }
