@@ -2,8 +2,6 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use qqq_formats::size;
-
 use crate::{
     Clip, GroupScales, Propagation, Report, Result, RotationKind, Transform, ValueHessian, output,
     report::modules, rotation::Family,
@@ -106,9 +104,6 @@ fn render_into(
         writeln!(card, "| {}{rest} | {value} |", first.to_uppercase())?;
     }
     writeln!(card, "| Time to quantize | {:.0} s |", report.timings.total)?;
-    if let Some(peak) = report.peak_memory {
-        writeln!(card, "| Memory to quantize | {} |", size::bytes(peak))?;
-    }
 
     writeln!(
         card,
