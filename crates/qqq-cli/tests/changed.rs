@@ -20,13 +20,7 @@ fn truncate(path: &Path) {
 /// A quantization that takes long, when it has begun to write.
 fn quantizing(place: &Place, model: &str, options: &str) -> Child {
     let line = format!("quantize {model} -o out --calibration long.txt --windows 400 --window 512 {options}");
-    let mut child = place
-        .command()
-        .args(line.split_whitespace())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = place.start(&line);
     let owner = place.path(&format!(".out.partial-{}", child.id())).join(".owner");
     let begun = Instant::now();
     while !owner.exists() {
@@ -66,13 +60,7 @@ fn an_evaluation_goes_on_with_what_was_loaded() {
     let place = Place::new();
     let line = "eval perplexity model --text text.txt --window 64 --stride 1 --json";
     let expected = place.run(line).success().json();
-    let mut child = place
-        .command()
-        .args(line.split_whitespace())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = place.start(line);
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut loaded = String::new();
     while !loaded.starts_with("loaded ") {

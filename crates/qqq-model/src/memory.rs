@@ -20,7 +20,7 @@ pub struct Used {
     pub peak: u64,
 }
 
-/// What this process uses, pages of mapped files included. `None` where the system does not say (it is asked on Linux).
+/// What this process uses. `None` where the system does not say (it is asked on Linux).
 pub fn used() -> Option<Used> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     Some(Used { resident: field(&status, "VmRSS:")?, peak: field(&status, "VmHWM:")? })

@@ -51,10 +51,8 @@ impl Source {
     /// Neither a file nor a data set of that name.
     pub fn parse(spec: &str, options: &hub::HubOptions) -> Result<Self> {
         let path = Path::new(spec);
-        if spec == "built-in" {
-            Ok(Source::BuiltIn)
-        } else if spec == "self" {
-            Ok(Source::SelfSamples)
+        if let Some(source) = Self::named(spec) {
+            Ok(source)
         } else if path.is_file() {
             Ok(Source::Files(vec![path.to_owned()]))
         } else if path.exists() || !hub::is_id(spec) {
@@ -64,6 +62,15 @@ impl Source {
             )))
         } else {
             Ok(Source::Dataset { name: spec.to_owned(), files: hub::dataset_files(spec, options)? })
+        }
+    }
+
+    /// `built-in` and `self`, which take no files.
+    pub fn named(spec: &str) -> Option<Self> {
+        match spec {
+            "built-in" => Some(Source::BuiltIn),
+            "self" => Some(Source::SelfSamples),
+            _ => None,
         }
     }
 

@@ -22,8 +22,7 @@ pub(crate) struct FloatLayers<'a> {
 }
 
 enum Layers<'a> {
-    /// Transformed together, because what is done to one layer depends on another; by their place in
-    /// [`JoinedLinear::ALL`].
+    /// Transformed together, because what is done to one layer depends on another; in the order of [`JoinedLinear`].
     Held([Option<FloatLinear>; 4]),
     /// Each is read and transformed when it is asked for.
     Stored(Stored<'a>),
@@ -74,12 +73,9 @@ impl<'a> FloatLayers<'a> {
     /// Those of reading it, and a layer that was taken before.
     pub fn take(&mut self, linear: JoinedLinear) -> Result<FloatLinear> {
         match &mut self.layers {
-            Layers::Held(layers) => {
-                let place = JoinedLinear::ALL.iter().position(|l| *l == linear).unwrap_or_default();
-                layers[place]
-                    .take()
-                    .ok_or_else(|| QuantError::Recipe(format!("{linear:?} of a block was taken twice")))
-            }
+            Layers::Held(layers) => layers[linear as usize]
+                .take()
+                .ok_or_else(|| QuantError::Recipe(format!("{linear:?} of a block was taken twice"))),
             Layers::Stored(stored) => stored.read(linear),
         }
     }

@@ -3,8 +3,7 @@
 //! What is large: the hidden states of all calibration tokens (float32, from the first block to the last), the int8 inputs of
 //! the layer that is calibrated (kept for the next stage), its Hessian (float32), the factor (the triangle of a float64
 //! matrix, then that of a float32 one), its float weights, and what each thread works on. [`run`](crate::run) lets each go as
-//! soon as it can; every [`Phase`] here is a point at which something has just come. Pages of mapped files do not count: they
-//! are given back after each layer.
+//! soon as it can; every [`Phase`] here is a point at which something has just come.
 
 use qqq_backend::cpu::pool::num_threads;
 use qqq_formats::{Checkpoint, ModelConfig};

@@ -8,7 +8,7 @@ mod tiny_model;
 
 pub use need::{Missing, cc, cxx, in_ci, smollm2};
 pub use suite::Suite;
-pub use tiny_model::TinyModel;
+pub use tiny_model::{TinyModel, word_tokenizer};
 
 /// Pseudo-random values in (-1, 1), the same for a seed (xorshift64).
 pub fn values(len: usize, seed: u64) -> Vec<f32> {

@@ -84,16 +84,18 @@ fn write(dir: &Path) {
             "tie_word_embeddings": true, "torch_dtype": "float32",
         }),
     );
-    let vocab: Map<_, _> = (0..VOCAB).map(|i| (format!("w{i}"), json!(i))).collect();
-    put(
-        "tokenizer.json",
-        json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
-            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
-        }),
-    );
+    put("tokenizer.json", word_tokenizer(VOCAB));
     writer.finish().expect("the model");
+}
+
+/// Content of a tokenizer.json that knows the words `w0` to `w{words - 1}`, divided by blanks, a token each.
+pub fn word_tokenizer(words: usize) -> Value {
+    let vocab: Map<_, _> = (0..words).map(|i| (format!("w{i}"), json!(i))).collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
+    })
 }
 
 /// Names and shapes.

@@ -80,7 +80,9 @@ struct Outcome {
 /// Runs the command.
 pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let recipe = args.recipe.recipe(&args.amount)?;
-    if ["self", "built-in"].iter().any(|source| args.calibration == [*source]) {
+    if let [spec] = args.calibration.as_slice()
+        && Source::named(spec).is_some()
+    {
         args.recipe.refuse_text_options()?;
     }
     let read = args.read.options()?;

@@ -12,13 +12,6 @@ use crate::{
     numbers::{self, Seed},
 };
 
-/// What `qqq quantize` does unless told otherwise: the recipe that keeps most quality in our tables.
-pub const fn default_recipe() -> Recipe {
-    Recipe::DEFAULT
-}
-
-const DEFAULT: Recipe = default_recipe();
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum TransformArg {
     /// QQQ's adaptive smoothing: shrinks outlier channels of the activations
@@ -145,7 +138,7 @@ pub struct RecipeArgs {
     #[arg(long)]
     no_act_order: bool,
     /// Share of the Hessian's mean diagonal that is added to it; rises by itself where that is too little
-    #[arg(long, value_name = "X", default_value_t = DEFAULT.damping, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = Recipe::DEFAULT.damping, allow_negative_numbers = true)]
     damping: f64,
     /// What the value projection's compensation looks at
     #[arg(long, value_enum, default_value_t = ValueHessianArg::Attention)]
@@ -165,15 +158,15 @@ pub struct RecipeArgs {
 pub struct AmountArgs {
     /// Windows of text for calibration; 0: none, which --method rtn can do without unless --clip output or --transform
     /// smooth need it
-    #[arg(long, value_name = "N", default_value_t = DEFAULT.calibration.windows, allow_negative_numbers = true,
+    #[arg(long, value_name = "N", default_value_t = Recipe::DEFAULT.calibration.windows, allow_negative_numbers = true,
         value_parser = numbers::whole)]
     windows: usize,
     /// Tokens of a window
-    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT.calibration.window, allow_negative_numbers = true,
+    #[arg(long, value_name = "TOKENS", default_value_t = Recipe::DEFAULT.calibration.window, allow_negative_numbers = true,
         value_parser = numbers::count)]
     window: usize,
     /// Tokens of the first window on which --transform smooth searches its thresholds
-    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT.calibration.smooth_tokens,
+    #[arg(long, value_name = "TOKENS", default_value_t = Recipe::DEFAULT.calibration.smooth_tokens,
         allow_negative_numbers = true, value_parser = numbers::count)]
     smooth_tokens: usize,
 }
@@ -310,7 +303,7 @@ mod tests {
     #[test]
     fn no_options_give_the_default_recipe() {
         let line = Line::parse_from(["qqq"]);
-        assert_eq!(line.recipe.recipe(&line.amount).unwrap(), default_recipe());
+        assert_eq!(line.recipe.recipe(&line.amount).unwrap(), Recipe::DEFAULT);
     }
 
     fn recipe(options: &str) -> Result<Recipe, String> {
@@ -330,7 +323,7 @@ mod tests {
             propagation: Propagation::Float,
             calibration: Calibration { windows: 3, window: 64, smooth_tokens: 32 },
             seed: 7,
-            ..default_recipe()
+            ..Recipe::DEFAULT
         };
         let options = "--transform smooth --group-size channel --clip none --no-act-order --damping 0.5 --value-hessian \
                        input --propagation float --seed 7 --windows 3 --window 64 --smooth-tokens 32";
@@ -339,7 +332,7 @@ mod tests {
             rotation: RotationKind::Orthogonal,
             group_scales: GroupScales::Half,
             compensate: false,
-            ..default_recipe()
+            ..Recipe::DEFAULT
         };
         assert_eq!(recipe("--rotation orthogonal --group-scales half --method rtn"), Ok(want));
     }

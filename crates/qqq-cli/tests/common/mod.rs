@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use serde_json::{Map, Value, json};
@@ -214,6 +214,13 @@ impl Place {
     /// Runs a command line (split at spaces).
     pub fn run(&self, line: &str) -> Run {
         Run::of(self.command().args(line.split_whitespace()).output().unwrap())
+    }
+
+    /// Starts a command line (split at spaces), whose output is to be read.
+    pub fn start(&self, line: &str) -> Child {
+        let mut command = self.command();
+        command.args(line.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
     }
 
     /// Makes a W4A8 checkpoint of the tiny model.

@@ -129,15 +129,7 @@ impl Tiny {
             std::fs::write(writer.staging().join(file), value.to_string()).unwrap()
         };
         put("config.json", self.config());
-        let vocab: serde_json::Map<_, _> = (0..VOCAB).map(|i| (format!("w{i}"), json!(i))).collect();
-        put(
-            "tokenizer.json",
-            json!({
-                "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-                "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
-                "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
-            }),
-        );
+        put("tokenizer.json", qqq_testing::word_tokenizer(VOCAB));
         writer.finish().unwrap();
         dir
     }

@@ -10,7 +10,6 @@ use qqq_model::Tokenizer;
 use qqq_quant::{Calibration, Recipe, Report};
 use serde::Serialize;
 
-use super::recipe::default_recipe;
 use crate::{
     console::Console, device::DeviceArgs, errors::bad_input_hint, files::Reserved, format, interrupt::Guard,
     model,
@@ -49,7 +48,7 @@ pub struct DemoArgs {
 
 /// Few windows: the demo is to end in a couple of minutes on two cores.
 fn recipe() -> Recipe {
-    Recipe { calibration: Calibration { windows: 16, window: 512, smooth_tokens: 512 }, ..default_recipe() }
+    Recipe { calibration: Calibration { windows: 16, window: 512, smooth_tokens: 512 }, ..Recipe::DEFAULT }
 }
 
 #[derive(Serialize)]
