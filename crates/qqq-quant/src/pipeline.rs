@@ -54,7 +54,7 @@ pub struct Output<'a> {
 ///
 /// # Errors
 /// Recipes that do not fit the model or the machine's memory (before any work), calibration text that is too short,
-/// damaged weights, numerical failures, a full disk, and [`QuantError::Interrupted`](crate::QuantError::Interrupted).
+/// damaged weights, numerical failures, a full disk, and [`QuantError::Interrupted`].
 pub fn quantize<'a>(
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
