@@ -77,9 +77,18 @@ const MODEL_HINT: &str = "a model is a directory with config.json and safetensor
 
 /// Finds a model and loads it whole.
 pub fn load(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
+    load_opened(spec, || open(spec, hub))
+}
+
+/// Loads the model at a path whole.
+pub fn load_path(path: &Path) -> anyhow::Result<LoadedModel> {
+    load_opened(&path.display().to_string(), || Ok(Checkpoint::open(path)?))
+}
+
+fn load_opened(spec: &str, open: impl Fn() -> anyhow::Result<Checkpoint>) -> anyhow::Result<LoadedModel> {
     let quiet = Console::new(false, true);
     let load = || {
-        let checkpoint = open(spec, hub)?;
+        let checkpoint = open()?;
         let tokenizer = Tokenizer::load(&checkpoint)?;
         let mut loading = Loading::new(download::console().unwrap_or(&quiet));
         let mut decoder = Decoder::load_with(CpuBackend::default(), &checkpoint, &mut |done, total| {

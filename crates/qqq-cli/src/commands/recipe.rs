@@ -156,11 +156,11 @@ pub struct RecipeArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Calibration")]
 pub struct AmountArgs {
-    /// Windows of text for calibration; 0: none, which --method rtn can do without unless --clip output or --transform
-    /// smooth need it
-    #[arg(long, value_name = "N", default_value_t = Recipe::DEFAULT.calibration.windows, allow_negative_numbers = true,
-        value_parser = numbers::whole)]
-    windows: usize,
+    /// Windows of text for calibration; 0: none, as --method rtn can do without unless --clip output or --transform smooth
+    /// need it (windows then only measure what was lost) [default: 32, and 0 where none are needed and --calibration is
+    /// not given]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = numbers::whole)]
+    windows: Option<usize>,
     /// Tokens of a window
     #[arg(long, value_name = "TOKENS", default_value_t = Recipe::DEFAULT.calibration.window, allow_negative_numbers = true,
         value_parser = numbers::count)]
@@ -180,7 +180,8 @@ impl RecipeArgs {
                 self.damping
             )));
         }
-        self.refuse_idle(amount)?;
+        let windows = self.windows(amount);
+        self.refuse_idle(amount, windows)?;
         Ok(Recipe {
             transform: match self.transform {
                 TransformArg::Smooth => Transform::Smooth,
@@ -218,7 +219,7 @@ impl RecipeArgs {
                 PropagationArg::Quantized => Propagation::Quantized,
             },
             calibration: Calibration {
-                windows: amount.windows,
+                windows,
                 window: amount.window,
                 smooth_tokens: amount.smooth_tokens.min(amount.window),
             },
@@ -231,8 +232,21 @@ impl RecipeArgs {
         self.seed == Seed::Random
     }
 
+    /// Rounding to nearest looks at no text, unless it is to choose scales by the output's error.
+    fn needs_text(&self) -> bool {
+        let rounds = matches!(self.method, MethodArg::Rtn) && !matches!(self.clip, ClipArg::Output);
+        !rounds || matches!(self.transform, TransformArg::Smooth)
+    }
+
+    /// Calibration windows: what was asked for, else none where nothing needs them and no option about them was given.
+    fn windows(&self, amount: &AmountArgs) -> usize {
+        let given = ["calibration", "window", "text-format", "text-field"].iter().any(|o| self.given.has(o));
+        let default = if self.needs_text() || given { Recipe::DEFAULT.calibration.windows } else { 0 };
+        amount.windows.unwrap_or(default)
+    }
+
     /// Refuses options that were given and would change nothing.
-    fn refuse_idle(&self, amount: &AmountArgs) -> anyhow::Result<()> {
+    fn refuse_idle(&self, amount: &AmountArgs, windows: usize) -> anyhow::Result<()> {
         let refuse =
             |option: &str, why: &str| Err(bad_input(format!("--{option} does nothing {why}: leave it out")));
         // The first of these that was given, if this is so.
@@ -260,10 +274,10 @@ impl RecipeArgs {
             return refuse(option, "with --method rtn, unless scales are chosen by --clip output");
         }
         // What cannot do without calibration says so itself.
-        if amount.windows == 0 && rtn && !by_output && !smooth {
+        if windows == 0 && !self.needs_text() {
             let calibrating = ["calibration", "window", "text-format", "text-field"];
             if let Some(option) = idle(true, &calibrating).or(idle(!rotate, &["seed"])) {
-                return refuse(option, "with --windows 0");
+                return refuse(option, "without calibration windows (--windows)");
             }
         }
         if self.given.has("smooth-tokens") && amount.smooth_tokens > amount.window {
@@ -338,6 +352,23 @@ mod tests {
     }
 
     #[test]
+    fn rounding_to_nearest_reads_no_text_unless_asked() {
+        let windows = |options: &str| recipe(options).unwrap().calibration.windows;
+        for (options, want) in [
+            ("--method rtn --clip none", 0),
+            ("--method rtn --clip weight --transform none", 0),
+            ("--method rtn", 32),
+            ("--method rtn --clip none --transform smooth", 32),
+            ("--method rtn --clip none --window 64", 32),
+            ("--method rtn --clip none --windows 4", 4),
+            ("--windows 4", 4),
+            ("", 32),
+        ] {
+            assert_eq!(windows(options), want, "{options}");
+        }
+    }
+
+    #[test]
     fn options_that_would_do_nothing_are_refused() {
         for (options, option, why) in [
             ("--transform smooth --rotation hadamard", "--rotation", "--transform rotate"),
@@ -348,8 +379,9 @@ mod tests {
             ("--method rtn --no-act-order", "--no-act-order", "--method rtn"),
             ("--method rtn --clip weight --value-hessian input", "--value-hessian", "--clip output"),
             ("--method rtn --clip none --propagation float", "--propagation", "--clip output"),
-            ("--method rtn --clip none --windows 0 --window 64", "--window", "--windows 0"),
-            ("--method rtn --clip none --windows 0 --transform none --seed 1", "--seed", "--windows 0"),
+            ("--method rtn --clip none --windows 0 --window 64", "--window", "--windows"),
+            ("--method rtn --clip none --windows 0 --transform none --seed 1", "--seed", "--windows"),
+            ("--method rtn --clip weight --transform none --seed 1", "--seed", "--windows"),
             ("--transform smooth --window 64 --smooth-tokens 65", "--smooth-tokens 65", "which has 64"),
         ] {
             let error = recipe(options).unwrap_err();

@@ -19,7 +19,7 @@ use crate::{
     console::Console,
     format,
     interrupt::Guard,
-    model::LoadedModel,
+    model::{self, LoadedModel},
     progress::Progress,
     table::{pairs, table},
 };
@@ -64,7 +64,7 @@ pub fn compare(
     guard: &Guard,
 ) -> anyhow::Result<Comparison> {
     console.note("Comparing with the float model ...");
-    let (float, quantized) = (super::load(float)?, super::load(quantized)?);
+    let (float, quantized) = (model::load_path(float)?, model::load_path(quantized)?);
     let tokens = float.tokenizer.encode(TEXT, true)?;
     let mut progress = Progress::new(console, "comparing");
     let divergence = kl_divergence(

@@ -6,7 +6,6 @@ mod made;
 
 use std::path::{Path, PathBuf};
 
-use qqq_model::Tokenizer;
 use qqq_quant::{Calibration, Recipe, Report};
 use serde::Serialize;
 
@@ -114,12 +113,4 @@ fn text(o: &Outcome, console: &Console) -> String {
     text += "  qqq quantize Qwen/Qwen2.5-0.5B-Instruct -o qwen-w4a8     (any model of the hub)\n";
     text += "  qqq quantize --help                                      (every option)\n";
     text
-}
-
-/// Loads a model from a path.
-fn load(path: &Path) -> anyhow::Result<model::LoadedModel> {
-    let checkpoint = qqq_formats::Checkpoint::open(path)?;
-    let tokenizer = Tokenizer::load(&checkpoint)?;
-    let decoder = qqq_model::Decoder::load(qqq_backend::CpuBackend::default(), &checkpoint)?;
-    Ok(model::LoadedModel { checkpoint, tokenizer, decoder })
 }
