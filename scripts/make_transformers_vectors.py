@@ -34,6 +34,19 @@ QWEN2 = LLAMA | {
     "rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": 256, "max_window_layers": 2,
 }  # fmt: skip
 QWEN3 = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32}
+SMOLLM3 = LLAMA | {
+    "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "num_key_value_heads": 2, "num_hidden_layers": 4,
+    "rope_theta": 5e6, "pad_token_id": 0,
+}  # fmt: skip
+GRANITE = LLAMA | {
+    "architectures": ["GraniteForCausalLM"], "model_type": "granite", "num_key_value_heads": 2,
+    "attention_multiplier": 0.1, "embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22,
+}  # fmt: skip
+PHI3 = LLAMA | {
+    "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "num_key_value_heads": 2, "pad_token_id": 0,
+    "original_max_position_embeddings": 256,
+}  # fmt: skip
+LONG_ROPE = {"type": "longrope", "short_factor": [1.0, 1.5, 2.5], "long_factor": [1.0, 1.5, 2.5]}
 LLAMA3_ROPE = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -53,6 +66,36 @@ MODELS = {
     "qwen2": (QWEN2, "bf16", 1),
     "qwen2_window": (QWEN2 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}, "f32", 1),
     "qwen3": (QWEN3, "bf16", 2),
+    "qwen2_some_windows": (
+        QWEN2 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2, "num_hidden_layers": 4},
+        "f32", 1,
+    ),
+    "qwen3_layer_types": (
+        QWEN3 | {
+            "use_sliding_window": True, "sliding_window": 5, "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        "f32", 1,
+    ),
+    "smollm3": (SMOLLM3 | {"tie_word_embeddings": True}, "bf16", 1),
+    "smollm3_windows": (
+        SMOLLM3 | {
+            "no_rope_layers": [0, 1, 1, 0], "use_sliding_window": True, "sliding_window": 6, "attention_bias": True,
+            "mlp_bias": True,
+        },
+        "f32", 2,
+    ),
+    "granite": (GRANITE, "bf16", 1),
+    "granite_tied_bias": (GRANITE | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}, "f16", 1),
+    "phi3": (PHI3, "bf16", 1),
+    "phi3_window": (PHI3 | {"sliding_window": 8, "num_key_value_heads": 4}, "f32", 2),
+    "phi4_partial_rope": (PHI3 | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True}, "f16", 1),
+    "phi4_long_rope": (
+        PHI3 | {
+            "partial_rotary_factor": 0.375, "rope_scaling": LONG_ROPE, "original_max_position_embeddings": 32,
+        },
+        "f32", 1,
+    ),
     "qwen3_tied_bias": (QWEN3 | {"tie_word_embeddings": True, "attention_bias": True}, "f16", 1),
 }
 

@@ -105,7 +105,7 @@ fn main() -> Result<(), BackendError> {
         for kind in [InputKind::Float, InputKind::Int8] {
             let (mut x, y) = (matrix(rows, 576), matrix(rows, 576));
             time(&format!("add_norm {rows} {kind:?}"), "Gelem/s", (rows * 576) as f64, || {
-                b.add_norm(&mut x, Some(&y), &norm, kind, &mut input)
+                b.add_norm(&mut x, Some((&y, 1.0)), &norm, kind, &mut input)
             })?;
             let gate_up = matrix(rows, 3072);
             time(&format!("gated {rows} {kind:?}"), "Gelem/s", (rows * 1536) as f64, || {

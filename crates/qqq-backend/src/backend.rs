@@ -170,19 +170,19 @@ pub trait Backend: Clone + Send + Sync + 'static {
         scale: f32,
         out: &mut Self::Tensor,
     ) -> Result<()>;
-    /// `residual += x` if there is an `x`; then the norm of `residual`, as the input of a linear layer.
+    /// `residual += scale x` if there is an `x` with its scale; then the norm of `residual`, as the input of a linear layer.
     fn add_norm(
         &self,
         residual: &mut Self::Tensor,
-        x: Option<&Self::Tensor>,
+        x: Option<(&Self::Tensor, f32)>,
         norm: &Norm<Self>,
         kind: InputKind,
         out: &mut Self::Input,
     ) -> Result<()>
     where
         Self: Sized;
-    /// `residual += x`.
-    fn add(&self, residual: &mut Self::Tensor, x: &Self::Tensor) -> Result<()>;
+    /// `residual += scale x`.
+    fn add(&self, residual: &mut Self::Tensor, x: &Self::Tensor, scale: f32) -> Result<()>;
     /// The norm of every row, in place.
     fn norm(&self, x: &mut Self::Tensor, norm: &Norm<Self>) -> Result<()>
     where

@@ -210,7 +210,7 @@ fn norms_float_and_int8(b: CpuBackend) {
         let norm = Norm { weight: b.vector(w.clone()).unwrap(), eps };
         let normed = |x: &Matrix, add: Option<&Matrix>, kind| {
             let (mut residual, mut out) = (x.clone(), b.input(0, 0).unwrap());
-            b.add_norm(&mut residual, add, &norm, kind, &mut out).unwrap();
+            b.add_norm(&mut residual, add.map(|x| (x, 1.0)), &norm, kind, &mut out).unwrap();
             (residual, out)
         };
         let (residual, y) = normed(&x, None, InputKind::Float);
@@ -244,8 +244,12 @@ fn norms_float_and_int8(b: CpuBackend) {
             data: x.data.iter().map(|v| v * part).collect(),
         });
         let mut sum = parts[0].clone();
-        b.add(&mut sum, &parts[1]).unwrap();
+        b.add(&mut sum, &parts[1], 1.0).unwrap();
         assert!(sum.data.iter().zip(&x.data).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs()));
+        let mut scaled = parts[0].clone();
+        b.add(&mut scaled, &parts[1], 0.5).unwrap();
+        let want = parts[0].data.iter().zip(&parts[1].data).map(|(a, b)| a + b * 0.5);
+        assert!(scaled.data.iter().zip(want).all(|(a, b)| *a == b));
         for kind in [InputKind::Float, InputKind::Int8] {
             let (residual, out) = normed(&parts[0], Some(&parts[1]), kind);
             assert_eq!((residual, out), normed(&sum, None, kind));
@@ -330,8 +334,8 @@ fn contradictions_are_errors() {
         (b.linear(&CpuInput::Float(x(2, 7)), &weight, &mut out), "7 channels"),
         (b.linear(&int8, &weight, &mut out), "takes Float was given Int8"),
         (b.add_norm(&mut x(2, 7), None, &norm, plain, &mut input), "a norm of 8 for rows of 7"),
-        (b.add_norm(&mut x(2, 8), Some(&x(1, 8)), &norm, plain, &mut input), "1 x 8"),
-        (b.add(&mut x(2, 8), &x(2, 7)), "2 x 7"),
+        (b.add_norm(&mut x(2, 8), Some((&x(1, 8), 1.0)), &norm, plain, &mut input), "1 x 8"),
+        (b.add(&mut x(2, 8), &x(2, 7), 1.0), "2 x 7"),
         (b.norm(&mut x(2, 7), &norm), "rows of 7"),
         (b.gated(&x(1, 3), Gate::Silu, plain, &mut input), "rows of 3"),
         (b.embed(&table, &batch(10), 1.0, &mut out), "token 10"),

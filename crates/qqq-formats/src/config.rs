@@ -1,29 +1,37 @@
 //! `config.json` of the supported model families.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use serde_json::{Map, Value};
 
 use crate::{FormatError, QuantizationConfig, Result};
 
+mod families;
 mod fields;
 mod model_keys;
 mod rope;
 
+use families::Family;
+pub use families::Graph;
 use fields::Fields;
 pub use rope::RopeScaling;
 
 /// Model family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama 1, 2, 3, 3.1 (and models of the same graph: SmolLM2, TinyLlama, ...).
-    Llama,
-    /// Mistral (dense), with optional sliding-window attention.
-    Mistral,
-    /// Qwen2 and Qwen2.5 (dense): biases on q, k and v.
-    Qwen2,
-    /// Qwen3 (dense): RMS norms on the heads of q and k.
-    Qwen3,
+#[derive(Clone, Copy)]
+pub struct Architecture(&'static Family);
+
+impl PartialEq for Architecture {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.class == other.0.class
+    }
+}
+
+impl Eq for Architecture {}
+
+impl fmt::Debug for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.class)
+    }
 }
 
 /// What a decoder needs to know, read from `config.json` or from GGUF metadata.
@@ -57,14 +65,10 @@ pub struct ModelConfig {
     pub rope_attention_factor: f64,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Bias on q, k and v.
-    pub qkv_bias: bool,
-    /// Bias on o.
-    pub o_bias: bool,
-    /// Biases in the MLP.
-    pub mlp_bias: bool,
-    /// Attention window of every layer, if it slides.
-    pub sliding_window: Option<usize>,
+    /// Components of a head that the rotary embedding turns: the first ones, an even number.
+    pub rotary_dim: usize,
+    /// What the family's graph has beyond the plain one.
+    pub graph: Graph,
     /// `bos_token_id`.
     pub bos_token_id: Option<u32>,
     /// `eos_token_id` (one or several).
@@ -88,34 +92,31 @@ mod limit {
 }
 
 impl Architecture {
-    /// Every family, with its class and `model_type` in transformers.
-    const ALL: [(Architecture, &'static str, &'static str); 4] = [
-        (Architecture::Llama, "LlamaForCausalLM", "llama"),
-        (Architecture::Mistral, "MistralForCausalLM", "mistral"),
-        (Architecture::Qwen2, "Qwen2ForCausalLM", "qwen2"),
-        (Architecture::Qwen3, "Qwen3ForCausalLM", "qwen3"),
-    ];
+    /// The family with this `model_type`.
+    pub(crate) fn of_model_type(model_type: &str) -> Option<Self> {
+        families::ALL.iter().find(|family| family.model_type == model_type).map(|family| Self(family))
+    }
 
     /// Name of its class in transformers, as in `architectures` of `config.json`.
     pub fn class_name(self) -> &'static str {
-        Self::ALL[self as usize].1
+        self.0.class
     }
 
     /// `model_type` in `config.json`.
     pub fn model_type(self) -> &'static str {
-        Self::ALL[self as usize].2
+        self.0.model_type
     }
 
     /// The family that `architectures` names, or `model_type` where that is missing.
     fn detect(fields: &Fields<'_>) -> Result<Self> {
         let classes = fields.strings("architectures")?;
         let model_type = fields.string("model_type")?;
-        let hit = |(_, class, kind): &&(Architecture, &str, &str)| match &classes[..] {
-            [] => model_type == Some(kind),
-            classes => classes.contains(class),
+        let hit = |family: &&&Family| match &classes[..] {
+            [] => model_type == Some(family.model_type),
+            classes => classes.contains(&family.class),
         };
-        if let Some((architecture, ..)) = Self::ALL.iter().find(hit) {
-            return Ok(*architecture);
+        if let Some(family) = families::ALL.iter().find(hit) {
+            return Ok(Self(family));
         }
         let found = match (&classes[..], model_type) {
             ([], None) => {
@@ -124,7 +125,7 @@ impl Architecture {
             ([], Some(kind)) => format!("model_type {kind:?}"),
             (classes, _) => format!("architecture {:?}", classes.join(", ")),
         };
-        let supported: Vec<&str> = Self::ALL.iter().map(|(_, class, _)| *class).collect();
+        let supported: Vec<&str> = families::ALL.iter().map(|family| family.class).collect();
         Err(FormatError::Unsupported(format!(
             "{}: {found} is not supported; supported are {}",
             fields.path().display(),
@@ -167,24 +168,21 @@ impl ModelConfig {
         };
         let f = Fields::new(path, "", &raw);
         let architecture = Architecture::detect(&f)?;
-        f.check_known(
+        let family = architecture.0;
+        f.check_known_but(
+            family.own_keys,
             &model_keys::KEYS,
             "a key that is not known here and may change what the model computes; if it does not, remove it from the \
              file",
         )?;
-        use Architecture::{Llama, Mistral, Qwen2, Qwen3};
 
         let num_heads = f.size("num_attention_heads", None, limit::HEADS)?;
-        let default_kv_heads = match architecture {
-            Llama => num_heads,
-            Mistral => 8,
-            Qwen2 | Qwen3 => 32,
-        };
+        let defaults = &family.defaults;
         // null means one per query head, a missing field the class's own default.
         let num_kv_heads = if raw.get("num_key_value_heads").is_some_and(Value::is_null) {
             num_heads
         } else {
-            f.size("num_key_value_heads", Some(default_kv_heads), limit::HEADS)?
+            f.size("num_key_value_heads", Some(defaults.num_kv_heads.unwrap_or(num_heads)), limit::HEADS)?
         };
         if num_heads % num_kv_heads != 0 {
             return Err(f.malformed(&format!(
@@ -192,7 +190,7 @@ impl ModelConfig {
             )));
         }
         let hidden_size = f.size("hidden_size", None, limit::WIDTH)?;
-        let default_head_dim = if architecture == Qwen3 { 128 } else { hidden_size / num_heads };
+        let default_head_dim = defaults.head_dim.unwrap_or(hidden_size / num_heads);
         let head_dim = match raw.get("head_dim") {
             None | Some(Value::Null) => default_head_dim,
             Some(_) => f.size("head_dim", None, limit::HEAD_DIM)?,
@@ -218,19 +216,13 @@ impl ModelConfig {
                 )));
             }
         }
-        let rms_norm_eps = f.number("rms_norm_eps")?.unwrap_or(1e-6) as f32;
+        let rms_norm_eps = f.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32;
         if !rms_norm_eps.is_finite() || rms_norm_eps < 0.0 {
             return Err(f.malformed(&format!("rms_norm_eps is {rms_norm_eps}")));
         }
-        let default_positions = match architecture {
-            Llama => 2048,
-            Mistral => 131_072,
-            Qwen2 | Qwen3 => 32_768,
-        };
         let max_position_embeddings =
-            f.size("max_position_embeddings", Some(default_positions), limit::POSITIONS)?;
-        let rope = rope::read(&f, head_dim, max_position_embeddings)?;
-        let attention_bias = matches!(architecture, Llama | Qwen3) && f.flag("attention_bias", false)?;
+            f.size("max_position_embeddings", Some(defaults.max_position_embeddings), limit::POSITIONS)?;
+        let rope = rope::read(&f, family, head_dim, max_position_embeddings)?;
         // The second is an older name of the first.
         let [current, older] =
             ["quantization_config", "compression_config"].map(|key| raw.get(key).filter(|v| !v.is_null()));
@@ -264,86 +256,13 @@ impl ModelConfig {
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
             rope_attention_factor: rope.attention_factor,
-            tie_word_embeddings: f.flag("tie_word_embeddings", false)?,
-            qkv_bias: architecture == Qwen2 || attention_bias,
-            o_bias: attention_bias,
-            mlp_bias: architecture == Llama && f.flag("mlp_bias", false)?,
-            sliding_window: sliding_window(&f, architecture, num_layers)?,
+            tie_word_embeddings: f.flag("tie_word_embeddings", defaults.tie_word_embeddings)?,
+            rotary_dim: rope.width,
+            graph: (family.graph)(&f, num_layers)?,
             bos_token_id: f.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: f.token_ids("eos_token_id")?,
             quantization,
             raw,
         })
-    }
-}
-
-/// The window that all layers share. Llama has none; Mistral always slides unless the field is null; Qwen
-/// slides where `layer_types` says so, or, without that list, from layer `max_window_layers` on.
-fn sliding_window(
-    fields: &Fields<'_>,
-    architecture: Architecture,
-    num_layers: usize,
-) -> Result<Option<usize>> {
-    let window = || -> Result<Option<usize>> {
-        if fields.is_null("sliding_window") {
-            return Ok(None);
-        }
-        fields.size("sliding_window", Some(4096), limit::POSITIONS).map(Some)
-    };
-    match architecture {
-        // These classes do not look at layer_types, so they must say what the class does.
-        Architecture::Llama => same_layers(fields, None),
-        Architecture::Mistral => same_layers(fields, window()?),
-        Architecture::Qwen2 | Architecture::Qwen3 => {
-            let window = if fields.flag("use_sliding_window", false)? { window()? } else { None };
-            let types = layer_types(fields, num_layers)?;
-            let Some(window) = window else {
-                return same_layers(fields, None);
-            };
-            let sliding = if types.is_empty() {
-                let first = fields.count("max_window_layers")?.unwrap_or(28);
-                num_layers.saturating_sub(first)
-            } else {
-                types.iter().filter(|t| **t == "sliding_attention").count()
-            };
-            match sliding {
-                0 => Ok(None),
-                n if n >= num_layers => Ok(Some(window)),
-                n => Err(FormatError::Unsupported(format!(
-                    "{}: {n} of {num_layers} layers have a sliding window, the others none; supported is a window in \
-                     all layers or in none (use_sliding_window, max_window_layers, layer_types)",
-                    fields.path().display()
-                ))),
-            }
-        }
-    }
-}
-
-/// `layer_types`: none, or one for each layer.
-fn layer_types<'a>(fields: &Fields<'a>, num_layers: usize) -> Result<Vec<&'a str>> {
-    let types = fields.strings("layer_types")?;
-    let refuse = |what: String| {
-        Err(FormatError::Unsupported(format!("{}: layer_types {what}", fields.path().display())))
-    };
-    if !types.is_empty() && types.len() != num_layers {
-        return refuse(format!("has {} entries for {num_layers} layers", types.len()));
-    }
-    match types.iter().find(|t| !["full_attention", "sliding_attention"].contains(*t)) {
-        Some(other) => {
-            refuse(format!("holds {other:?}; supported are \"full_attention\" and \"sliding_attention\""))
-        }
-        None => Ok(types),
-    }
-}
-
-/// `window`, if `layer_types` does not say otherwise.
-fn same_layers(fields: &Fields<'_>, window: Option<usize>) -> Result<Option<usize>> {
-    let kind = if window.is_some() { "sliding_attention" } else { "full_attention" };
-    match fields.strings("layer_types")?.iter().find(|found| **found != kind) {
-        None => Ok(window),
-        Some(found) => Err(FormatError::Unsupported(format!(
-            "{}: layer_types holds {found:?}, but all layers of this class have {kind:?} (sliding_window)",
-            fields.path().display()
-        ))),
     }
 }

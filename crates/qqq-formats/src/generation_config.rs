@@ -85,7 +85,7 @@ const KEYS: KnownKeys = KnownKeys {
 
 /// The setting that would make transformers generate something else than this project does, as a sentence.
 pub fn not_supported(config: &Map<String, Value>) -> Option<String> {
-    let (key, value) = KEYS.first_unknown(config)?;
+    let (key, value) = KEYS.first_unknown(config, &[])?;
     Some(format!(
         "{key} is {}, which generation here does not do; remove it from the file to generate without it",
         shown(value)

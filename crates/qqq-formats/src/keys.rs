@@ -43,15 +43,19 @@ impl Neutral {
 }
 
 impl KnownKeys {
-    /// The first key that is not known and whose value says something.
-    pub fn first_unknown<'m>(&self, map: &'m Map<String, Value>) -> Option<(&'m str, &'m Value)> {
+    /// The first key that is not known, nor among `own`, and whose value says something.
+    pub fn first_unknown<'m>(
+        &self,
+        map: &'m Map<String, Value>,
+        own: &[&str],
+    ) -> Option<(&'m str, &'m Value)> {
         let listed = |lists: &[&[&str]], key: &str| lists.iter().any(|list| list.contains(&key));
-        map.iter().map(|(key, value)| (key.as_str(), value)).find(|(key, value)| {
-            match self.neutral.iter().find(|(name, _)| name == key) {
+        map.iter().map(|(key, value)| (key.as_str(), value)).filter(|(key, _)| !own.contains(key)).find(
+            |(key, value)| match self.neutral.iter().find(|(name, _)| name == key) {
                 Some((_, neutral)) => !neutral.allows(value),
                 None => !(is_idle(value) || listed(self.read, key) || listed(self.harmless, key)),
-            }
-        })
+            },
+        )
     }
 }
 
@@ -90,7 +94,7 @@ mod tests {
 
     fn unknown(value: Value) -> Option<String> {
         let map = value.as_object().unwrap();
-        KEYS.first_unknown(map).map(|(key, value)| format!("{key} {}", shown(value)))
+        KEYS.first_unknown(map, &[]).map(|(key, value)| format!("{key} {}", shown(value)))
     }
 
     #[test]

@@ -171,7 +171,7 @@ fn expect(
 
 /// Refuses keys that are not known.
 fn expect_known(map: &Map<String, Value>, at: &str, keys: &KnownKeys) -> Result<()> {
-    match keys.first_unknown(map) {
+    match keys.first_unknown(map, &[]) {
         None => Ok(()),
         Some((key, value)) => Err(unsupported(format_args!(
             "{at}{key} is {}, a key that is not known here and may change what the weights mean (remove it if it \

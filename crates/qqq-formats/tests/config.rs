@@ -4,10 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use qqq_formats::{
-    FormatError, ModelConfig, Result,
-    config::{Architecture, RopeScaling},
-};
+use qqq_formats::{FormatError, ModelConfig, Result, config::RopeScaling};
 use serde_json::{Value, json};
 
 fn parse(config: &Value) -> Result<ModelConfig> {
@@ -44,10 +41,10 @@ fn family(class: &str, fields: Value) -> Value {
 #[test]
 fn a_llama() {
     let c = parse(&common::llama()).unwrap();
-    assert_eq!(c.architecture, Architecture::Llama);
+    assert_eq!(c.architecture.model_type(), "llama");
     assert_eq!((c.hidden_size, c.intermediate_size, c.num_layers, c.vocab_size), (64, 128, 2, 320));
     assert_eq!((c.num_heads, c.num_kv_heads, c.head_dim), (4, 2, 16));
-    assert_eq!((c.qkv_bias, c.o_bias, c.mlp_bias), (false, false, false));
+    assert_eq!((c.graph.qkv_bias, c.graph.o_bias, c.graph.mlp_bias), (false, false, false));
     assert_eq!((c.rope_theta, c.rope_scaling), (10_000.0, RopeScaling::None));
     assert_eq!((c.bos_token_id, c.eos_token_ids), (Some(1), vec![2]));
     assert_eq!(Value::from(c.raw), common::llama());
@@ -78,22 +75,24 @@ fn defaults_are_those_of_transformers() {
 fn families_and_their_biases() {
     let bias = json!({"attention_bias": true, "mlp_bias": true});
     for (class, architecture, biases) in [
-        ("LlamaForCausalLM", Architecture::Llama, (true, true, true)),
-        ("MistralForCausalLM", Architecture::Mistral, (false, false, false)),
-        ("Qwen2ForCausalLM", Architecture::Qwen2, (true, false, false)),
-        ("Qwen3ForCausalLM", Architecture::Qwen3, (true, true, false)),
+        ("LlamaForCausalLM", "llama", (true, true, true)),
+        ("MistralForCausalLM", "mistral", (false, false, false)),
+        ("Qwen2ForCausalLM", "qwen2", (true, false, false)),
+        ("Qwen3ForCausalLM", "qwen3", (true, true, false)),
+        ("SmolLM3ForCausalLM", "smollm3", (true, true, true)),
+        ("GraniteForCausalLM", "granite", (true, true, true)),
+        ("Phi3ForCausalLM", "phi3", (false, false, false)),
     ] {
         let c = parse(&family(class, bias.clone())).unwrap();
-        assert_eq!(c.architecture, architecture);
-        assert_eq!(architecture.class_name(), class);
-        assert_eq!((c.qkv_bias, c.o_bias, c.mlp_bias), biases, "{class}");
+        assert_eq!(c.architecture.model_type(), architecture);
+        assert_eq!(c.architecture.class_name(), class);
+        assert_eq!((c.graph.qkv_bias, c.graph.o_bias, c.graph.mlp_bias), biases, "{class}");
         // Without a class name, the model type decides.
-        let kind = architecture.model_type();
-        let c = parse(&with(json!({"architectures": "-", "model_type": kind}))).unwrap();
-        assert_eq!(c.architecture, architecture);
+        let c = parse(&with(json!({"architectures": "-", "model_type": architecture}))).unwrap();
+        assert_eq!(c.architecture.model_type(), architecture);
     }
     let c = parse(&family("Qwen2ForCausalLM", json!({}))).unwrap();
-    assert_eq!((c.qkv_bias, c.o_bias), (true, false));
+    assert_eq!((c.graph.qkv_bias, c.graph.o_bias), (true, false));
 }
 
 #[test]
@@ -308,8 +307,43 @@ fn keys_of_published_models_are_known() {
 }
 
 #[test]
+fn graphs_of_families() {
+    let graph = |class: &str, fields: Value| parse(&family(class, fields)).map(|c| (c.rotary_dim, c.graph));
+    let smol = |fields| graph("SmolLM3ForCausalLM", fields);
+    assert_eq!(smol(json!({"num_hidden_layers": 5})).unwrap().1.rotary, [true, true, true, false, true]);
+    assert_eq!(smol(json!({"no_rope_layer_interval": 2})).unwrap().1.rotary, [true, false]);
+    let (_, slides) =
+        smol(json!({"no_rope_layers": [1, 0], "use_sliding_window": true, "sliding_window": 8})).unwrap();
+    assert_eq!((slides.rotary, slides.windows), (vec![true, false], vec![None, Some(8)]));
+    assert!(smol(json!({"no_rope_layers": [1]})).unwrap_err().to_string().contains("1 entries for 2 layers"));
+    let sliding = smol(json!({"layer_types": ["full_attention", "sliding_attention"]}));
+    assert!(sliding.unwrap_err().to_string().contains("no window slides"));
+
+    let (_, granite) = graph(
+        "GraniteForCausalLM",
+        json!({"attention_multiplier": 0.5, "embedding_multiplier": 12, "logits_scaling": 8, "residual_multiplier": 0.25}),
+    )
+    .unwrap();
+    assert_eq!(granite.attention_scale, Some(0.5));
+    assert_eq!((granite.embedding_scale, granite.residual_scale, granite.logit_divisor), (12.0, 0.25, 8.0));
+    let zero = graph("GraniteForCausalLM", json!({"logits_scaling": 0.0}));
+    assert!(zero.unwrap_err().to_string().contains("logits_scaling is 0"));
+    // What a missing factor means to the class is not what it means to others.
+    assert_eq!(graph("GraniteForCausalLM", json!({})).unwrap().1.attention_scale, Some(1.0));
+
+    let phi = |fields| graph("Phi3ForCausalLM", fields);
+    let (width, plain) = phi(json!({})).unwrap();
+    assert!(plain.fused && plain.windows == [None, None]);
+    assert_eq!(phi(json!({"partial_rotary_factor": 0.5})).unwrap().0 * 2, width);
+    let inside = json!({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}});
+    assert_eq!(phi(inside).unwrap().0 * 2, width);
+    assert!(phi(json!({"partial_rotary_factor": 0.01})).unwrap_err().to_string().contains("even number"));
+    assert_eq!(phi(json!({"sliding_window": 9})).unwrap().1.window_of_all(), Some(9));
+}
+
+#[test]
 fn sliding_windows() {
-    let window = |class: &str, fields: Value| parse(&family(class, fields)).map(|c| c.sliding_window);
+    let window = |class: &str, fields: Value| parse(&family(class, fields)).map(|c| c.graph.window_of_all());
     assert_eq!(window("LlamaForCausalLM", json!({"sliding_window": 16})).unwrap(), None);
     let mistral = |fields| window("MistralForCausalLM", fields).unwrap();
     assert_eq!(mistral(json!({"sliding_window": 16})), Some(16));
@@ -327,13 +361,14 @@ fn sliding_windows() {
             |max: usize| json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": max});
         assert_eq!(qwen(on(2)).unwrap(), None, "no layer is at or above 2");
         assert_eq!(qwen(on(0)).unwrap(), Some(16));
-        let mixed = qwen(on(1)).unwrap_err();
-        assert!(matches!(mixed, FormatError::Unsupported(_)), "{mixed:?}");
+        let windows = |fields| parse(&family(class, fields)).unwrap().graph.windows;
+        assert_eq!(windows(on(1)), [None, Some(16)]);
         let layers = |a: &str, b: &str| json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": 1, "layer_types": [a, b]});
         let (full, sliding) = ("full_attention", "sliding_attention");
         assert_eq!(qwen(layers(full, full)).unwrap(), None);
         assert_eq!(qwen(layers(sliding, sliding)).unwrap(), Some(16));
-        assert!(qwen(layers(full, sliding)).is_err());
+        assert_eq!(windows(layers(full, sliding)), [None, Some(16)]);
+        assert_eq!(windows(layers(sliding, full)), [Some(16), None]);
         // Every layer has a type that is known, and says what the window says.
         let refused = |fields: Value| qwen(fields).unwrap_err().to_string();
         let four = json!({"use_sliding_window": true, "sliding_window": 16, "layer_types": [full, full, sliding, sliding]});

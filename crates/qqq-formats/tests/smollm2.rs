@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use qqq_formats::Checkpoint;
-use qqq_formats::config::{Architecture, RopeScaling};
+use qqq_formats::config::RopeScaling;
 use qqq_formats::gguf::GgmlType;
 use qqq_testing::{Suite, tests};
 
@@ -35,12 +35,12 @@ const SMOLLM2_K: [(usize, usize, f64); 6] = [
 fn smollm2_opens(path: PathBuf) {
     let checkpoint = Checkpoint::open(&path).unwrap();
     let c = &checkpoint.config;
-    assert_eq!(c.architecture, Architecture::Llama);
+    assert_eq!(c.architecture.model_type(), "llama");
     assert_eq!((c.hidden_size, c.intermediate_size, c.num_layers), (576, 1536, 30));
     assert_eq!((c.num_heads, c.num_kv_heads, c.head_dim, c.vocab_size), (9, 3, 64, 49152));
     assert_eq!((c.rope_theta, c.rms_norm_eps, c.max_position_embeddings), (100_000.0, 1e-5, 8192));
     assert_eq!(c.rope_scaling, RopeScaling::None);
-    assert!(c.tie_word_embeddings && !c.qkv_bias && !c.o_bias && !c.mlp_bias);
+    assert!(c.tie_word_embeddings && !c.graph.qkv_bias && !c.graph.o_bias && !c.graph.mlp_bias);
     assert_eq!((c.bos_token_id, &c.eos_token_ids[..]), (Some(1), &[2][..]));
     assert_eq!(c.raw["rms_norm_eps"], 1e-5);
     assert_eq!(c.raw["architectures"][0], "LlamaForCausalLM");

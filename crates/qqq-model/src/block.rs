@@ -14,6 +14,8 @@ pub struct Block<B: Backend> {
     pub mixer: Mixer<B>,
     /// What works on each token.
     pub mlp: Mlp<B>,
+    /// Factor of what both add to the residual stream.
+    pub residual_scale: f32,
     /// Norm before the mixer.
     pub input_norm: Norm<B>,
     /// Norm before the MLP.
@@ -36,6 +38,8 @@ pub struct Attention<B: Backend> {
     pub kind: AttentionKind,
     /// Norms of the heads of q and of k.
     pub qk_norm: Option<(Norm<B>, Norm<B>)>,
+    /// Whether queries and keys are turned by the rotary embedding.
+    pub rotary: bool,
 }
 
 /// The second half of a block.
@@ -71,14 +75,14 @@ pub struct Flow<B: Backend> {
     /// Input of the last site.
     inner: B::Input,
     at: Option<Site>,
-    /// Whether [`Scratch::out`] is still to be added to the residual stream.
-    pending: bool,
+    /// Factor with which [`Scratch::out`] is still to be added to the residual stream.
+    pending: Option<f32>,
 }
 
 impl<B: Backend> Flow<B> {
     /// Rows before a block. `input` and `inner` are memory for the inputs of sites, `inner` for that of the last one.
     pub fn new(residual: B::Tensor, input: B::Input, inner: B::Input) -> Self {
-        Self { residual, input, inner, at: None, pending: false }
+        Self { residual, input, inner, at: None, pending: None }
     }
 
     /// The input of the site at which the rows stand.
@@ -105,7 +109,7 @@ impl<B: Backend> Flow<B> {
 
     /// Goes back before the first block, whatever the rows were.
     pub fn restart(&mut self) {
-        (self.at, self.pending) = (None, false);
+        (self.at, self.pending) = (None, None);
     }
 }
 
@@ -174,24 +178,33 @@ impl<B: Backend> Block<B> {
     pub fn new(backend: &B, config: &ModelConfig, index: usize, weights: BlockWeights) -> Result<Self> {
         let BlockWeights { norms, layers } = weights;
         // Inputs are those of the weights that take their places.
-        let mut block = Self::without_layers(backend, config, norms, InputKind::Float)?;
+        let mut block = Self::without_layers(backend, config, index, norms, InputKind::Float)?;
         let mut layers = layers.map(Some);
         for site in Site::ALL {
             if let Some(layer) = layers[site].take() {
-                let linear = backend
-                    .linear_weight(layer.weight, layer.bias)
-                    .map_err(|source| at(&names::linear(index, &site.module_names().join("+")), source))?;
+                let linear = backend.linear_weight(layer.weight, layer.bias).map_err(|source| {
+                    at(&names::linear(index, &site.module_names(config).join("+")), source)
+                })?;
                 *block.layer_mut(site) = Layer::Ready(linear);
             }
         }
         Ok(block)
     }
 
-    /// A block whose layers are still to come, and take inputs of a kind.
+    /// Block `index`, whose layers are still to come, and take inputs of a kind.
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn without_layers(b: &B, config: &ModelConfig, norms: BlockNorms, kind: InputKind) -> Result<Self> {
+    pub fn without_layers(
+        b: &B,
+        config: &ModelConfig,
+        index: usize,
+        norms: BlockNorms,
+        kind: InputKind,
+    ) -> Result<Self> {
+        let graph = &config.graph;
+        let window = graph.windows.get(index).copied().flatten();
+        let plain = AttentionKind::causal(head_layout(config), window);
         let norm =
             |weight| Ok::<_, BackendError>(Norm { weight: b.vector(weight)?, eps: config.rms_norm_eps });
         let awaited = || Layer::Awaited(kind);
@@ -203,10 +216,15 @@ impl<B: Backend> Block<B> {
             mixer: Mixer::Attention(Attention {
                 qkv: awaited(),
                 o: awaited(),
-                kind: AttentionKind::causal(head_layout(config), config.sliding_window),
+                kind: AttentionKind {
+                    scale: graph.attention_scale.map_or(plain.scale, |s| s as f32),
+                    ..plain
+                },
                 qk_norm,
+                rotary: graph.rotary.get(index).copied().unwrap_or(true),
             }),
             mlp: Mlp::Dense(Dense { gate_up: awaited(), down: awaited(), gate: Gate::Silu }),
+            residual_scale: graph.residual_scale as f32,
             input_norm: norm(norms.input)?,
             post_norm: norm(norms.post)?,
         })
@@ -284,9 +302,8 @@ impl<B: Backend> Block<B> {
         let kind = self.kind(b, site);
         match site {
             Site::Qkv => {
-                let x = flow.pending.then_some(&step.scratch.out);
+                let x = flow.pending.take().map(|scale| (&step.scratch.out, scale));
                 b.add_norm(&mut flow.residual, x, &self.input_norm, kind, &mut flow.input)?;
-                flow.pending = false;
             }
             Site::O => {
                 self.project(step, flow)?;
@@ -296,7 +313,8 @@ impl<B: Backend> Block<B> {
             Site::GateUp => {
                 let out = &mut step.scratch.out;
                 b.linear(&flow.input, self.linear(Site::O)?, out)?;
-                b.add_norm(&mut flow.residual, Some(out), &self.post_norm, kind, &mut flow.input)?;
+                let x = Some((&*out, self.residual_scale));
+                b.add_norm(&mut flow.residual, x, &self.post_norm, kind, &mut flow.input)?;
             }
             Site::Down => {
                 let Mlp::Dense(mlp) = &self.mlp;
@@ -327,7 +345,8 @@ impl<B: Backend> Block<B> {
         let norms = attention.qk_norm.as_ref().map(|(q, k)| (q, k));
         let Step { backend, rope, kv, layer, batch, scratch } = step;
         let heads = attention.kind.heads;
-        Ok(backend.rope_append(&mut scratch.qkv, heads, norms, Some(rope), kv, *layer, batch)?)
+        let rope = attention.rotary.then_some(*rope);
+        Ok(backend.rope_append(&mut scratch.qkv, heads, norms, rope, kv, *layer, batch)?)
     }
 
     fn attend(&self, step: &mut Step<'_, B>, kind: InputKind, out: &mut B::Input) -> Result<()> {
@@ -376,7 +395,7 @@ impl<B: Backend> Block<B> {
             return Err(ModelError::Order(format!("a block does not end at {:?}", flow.at)));
         }
         step.backend.linear(&flow.inner, self.linear(Site::Down)?, &mut step.scratch.out)?;
-        (flow.at, flow.pending) = (None, true);
+        (flow.at, flow.pending) = (None, Some(self.residual_scale));
         Ok(())
     }
 
@@ -391,8 +410,8 @@ impl<B: Backend> Block<B> {
 
 /// Adds what is still to be added to the residual stream.
 pub(crate) fn settle<B: Backend>(b: &B, flow: &mut Flow<B>, scratch: &Scratch<B>) -> Result<()> {
-    if std::mem::take(&mut flow.pending) {
-        b.add(&mut flow.residual, &scratch.out)?;
+    if let Some(scale) = flow.pending.take() {
+        b.add(&mut flow.residual, &scratch.out, scale)?;
     }
     Ok(())
 }

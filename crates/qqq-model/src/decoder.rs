@@ -71,7 +71,10 @@ impl<B: Backend> Decoder<B> {
             backend.linear_weight(reading::whole(layer)?, None)
         }
         .map_err(|e| at(names::LM_HEAD, e))?;
-        let weight = backend.vector(checkpoint.tensors.f32(names::FINAL_NORM, &[width])?)?;
+        let mut weight = checkpoint.tensors.f32(names::FINAL_NORM, &[width])?;
+        // The output head is linear: what divides its outputs may as well divide its inputs.
+        weight.iter_mut().for_each(|w| *w /= config.graph.logit_divisor as f32);
+        let weight = backend.vector(weight)?;
         let final_norm = Norm { weight, eps: config.rms_norm_eps };
         parts.loaded(parts.ends)?;
         let mut blocks = Vec::with_capacity(config.num_layers);
@@ -99,12 +102,17 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<()> {
         let backend = &self.backend;
         flow.restart();
-        backend.embed(&self.embedding, batch, 1.0, &mut flow.residual)?;
+        backend.embed(&self.embedding, batch, self.embedding_scale(), &mut flow.residual)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             block.forward(&mut Step { backend, rope: &self.rope, kv, layer, batch, scratch }, flow)?;
             self.prefill.pass(rows, layer + 1, self.blocks.len());
         }
         settle(backend, flow, scratch)
+    }
+
+    /// Factor of the embeddings.
+    pub(crate) fn embedding_scale(&self) -> f32 {
+        self.config.graph.embedding_scale as f32
     }
 
     /// Checks a step's tokens and positions.

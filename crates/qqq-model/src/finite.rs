@@ -63,12 +63,13 @@ type Look<'a, B> = dyn FnMut(&Flow<B>, &dyn Fn() -> String) -> Result<Option<Not
 impl<B: Backend> Runner<'_, B> {
     /// A [`step`](Self::step) that stops at the first module behind which `look` finds something.
     fn watched_step(&mut self, plan: &BatchPlan, look: &mut Look<'_, B>) -> Result<Option<NotFinite>> {
-        let Decoder { backend, embedding, blocks, rope, .. } = self.decoder();
-        self.decoder().check(plan)?;
+        let decoder = self.decoder();
+        let Decoder { backend, embedding, blocks, rope, .. } = decoder;
+        decoder.check(plan)?;
         let batch = &backend.batch(plan)?;
         let (flow, scratch, kv) = self.parts();
         flow.restart();
-        backend.embed(embedding, batch, 1.0, &mut flow.residual)?;
+        backend.embed(embedding, batch, decoder.embedding_scale(), &mut flow.residual)?;
         if let found @ Some(_) = look(flow, &|| names::EMBEDDING.into())? {
             return Ok(found);
         }

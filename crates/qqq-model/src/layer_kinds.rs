@@ -60,7 +60,7 @@ impl Decoder<CpuBackend> {
         for block in &self.blocks {
             for site in Site::ALL {
                 let Layer::Ready(layer) = block.layer(site) else { continue };
-                let kind = self.kind(joined_name(site.module_names()), layer, layer.bytes());
+                let kind = self.kind(joined_name(&site.module_names(&self.config)), layer, layer.bytes());
                 let is_alike =
                     |k: &&mut LayerKind| LayerKind { count: 1, bytes: kind.bytes, ..(**k).clone() } == kind;
                 match kinds.iter_mut().find(is_alike) {

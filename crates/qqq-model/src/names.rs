@@ -18,6 +18,10 @@ pub const FINAL_NORM: &str = "model.norm.weight";
 pub const LM_HEAD: &str = "lm_head.weight";
 /// Output head, as a module.
 pub const LM_HEAD_MODULE: &str = "lm_head";
+/// Queries, keys and values in one.
+pub const QKV: &str = "self_attn.qkv_proj";
+/// gate and up in one.
+pub const GATE_UP: &str = "mlp.gate_up_proj";
 /// Queries.
 pub const Q: &str = "self_attn.q_proj";
 /// Keys.
@@ -32,8 +36,8 @@ pub const GATE: &str = "mlp.gate_proj";
 pub const UP: &str = "mlp.up_proj";
 /// Down projection of the MLP.
 pub const DOWN: &str = "mlp.down_proj";
-/// Modules of a block that are linear layers, in the order of computation.
-pub const LINEARS: [&str; 7] = [Q, K, V, O, GATE, UP, DOWN];
+/// Modules of a block that are linear layers in some family, in the order of computation.
+pub const LINEARS: [&str; 9] = [QKV, Q, K, V, O, GATE_UP, GATE, UP, DOWN];
 /// Norm before attention.
 pub const INPUT_NORM: &str = "input_layernorm";
 /// Norm before the MLP.

@@ -16,7 +16,7 @@ pub fn embedding<B: Backend>(backend: &B, config: &ModelConfig, positions: usize
     Ok(backend.rope(&inv_freq(config), config.rope_attention_factor as f32, positions)?)
 }
 
-/// `head_dim / 2` inverse frequencies, `theta^(-2i / head_dim)`, scaled as the configuration says.
+/// `rotary_dim / 2` inverse frequencies, `theta^(-2i / rotary_dim)`, scaled as the configuration says.
 ///
 /// Every step is rounded to f32 in transformers' order (`modeling_rope_utils`), because an error in a frequency
 /// grows with the position. The power alone is taken in f64 and rounded once, so that it does not depend on
@@ -24,11 +24,11 @@ pub fn embedding<B: Backend>(backend: &B, config: &ModelConfig, positions: usize
 pub fn inv_freq(config: &ModelConfig) -> Vec<f32> {
     let theta = f64::from(config.rope_theta as f32);
     let power = |i: usize| {
-        let exponent = (2 * i) as f32 / config.head_dim as f32;
+        let exponent = (2 * i) as f32 / config.rotary_dim as f32;
         theta.powf(f64::from(exponent)) as f32
     };
     let base = |i: usize| 1.0 / power(i);
-    let half = 0..config.head_dim / 2;
+    let half = 0..config.rotary_dim / 2;
     match &config.rope_scaling {
         RopeScaling::None => half.map(base).collect(),
         RopeScaling::Linear { factor } => half.map(|i| base(i) / *factor as f32).collect(),
@@ -115,7 +115,7 @@ fn yarn_range(
     beta_slow: f64,
     truncate: bool,
 ) -> (f64, f64) {
-    let width = config.head_dim as f64;
+    let width = config.rotary_dim as f64;
     let place = |turns: f64| {
         width * (context / (turns * std::f64::consts::TAU)).ln() / (2.0 * config.rope_theta.ln())
     };

@@ -28,21 +28,18 @@ impl Site {
         let (hidden, wide) = (c.hidden_size, c.intermediate_size);
         let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
         match self {
+            Self::Qkv if c.graph.fused => vec![(names::QKV, q + 2 * kv)],
             Self::Qkv => vec![(names::Q, q), (names::K, kv), (names::V, kv)],
             Self::O => vec![(names::O, hidden)],
+            Self::GateUp if c.graph.fused => vec![(names::GATE_UP, 2 * wide)],
             Self::GateUp => vec![(names::GATE, wide), (names::UP, wide)],
             Self::Down => vec![(names::DOWN, hidden)],
         }
     }
 
     /// Names of its modules.
-    pub fn module_names(self) -> &'static [&'static str] {
-        match self {
-            Self::Qkv => &[names::Q, names::K, names::V],
-            Self::O => &[names::O],
-            Self::GateUp => &[names::GATE, names::UP],
-            Self::Down => &[names::DOWN],
-        }
+    pub fn module_names(self, c: &ModelConfig) -> Vec<&'static str> {
+        self.modules(c).into_iter().map(|(module, _)| module).collect()
     }
 
     /// Output channels of all modules together.
@@ -71,9 +68,9 @@ impl Site {
     pub fn read(self, checkpoint: &Checkpoint, index: usize) -> Result<LinearLayer> {
         let c = &checkpoint.config;
         let bias = match self {
-            Self::Qkv => c.qkv_bias,
-            Self::O => c.o_bias,
-            Self::GateUp | Self::Down => c.mlp_bias,
+            Self::Qkv => c.graph.qkv_bias,
+            Self::O => c.graph.o_bias,
+            Self::GateUp | Self::Down => c.graph.mlp_bias,
         };
         let layer = read_joined(checkpoint, index, &self.modules(c), self.in_features(c), bias)?;
         // Every read has looked at its own file; the others may have been changed meanwhile.

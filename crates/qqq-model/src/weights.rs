@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use qqq_backend::cpu::pool::parallel_for;
-use qqq_formats::{Checkpoint, FormatError, ModelConfig, config::Architecture};
+use qqq_formats::{Checkpoint, FormatError, ModelConfig};
 
 use crate::{
     Result, names,
-    site::{LinearLayer, Sites},
+    site::{LinearLayer, Site, Sites},
 };
 
 /// Bytes of two tensors that are compared at a time.
@@ -64,11 +64,9 @@ impl BlockNorms {
         Ok(Self {
             input: norm(names::INPUT_NORM, c.hidden_size)?,
             post: norm(names::POST_NORM, c.hidden_size)?,
-            qk: match c.architecture {
-                Architecture::Qwen3 => {
-                    Some((norm(names::Q_NORM, c.head_dim)?, norm(names::K_NORM, c.head_dim)?))
-                }
-                Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 => None,
+            qk: match c.graph.qk_norm {
+                true => Some((norm(names::Q_NORM, c.head_dim)?, norm(names::K_NORM, c.head_dim)?)),
+                false => None,
             },
         })
     }
@@ -177,14 +175,12 @@ fn is_known(config: &ModelConfig, name: &str) -> bool {
     if !block.parse().is_ok_and(|i: usize| i < config.num_layers && i.to_string() == block) {
         return false;
     }
-    if names::LINEARS.contains(&module) {
+    if Site::ALL.iter().any(|site| site.module_names(config).contains(&module)) {
         return is_linear_tensor(config, tensor);
     }
-    let norms: &[&str] = match config.architecture {
-        Architecture::Qwen3 => &[names::INPUT_NORM, names::POST_NORM, names::Q_NORM, names::K_NORM],
-        Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 => {
-            &[names::INPUT_NORM, names::POST_NORM]
-        }
+    let norms: &[&str] = match config.graph.qk_norm {
+        true => &[names::INPUT_NORM, names::POST_NORM, names::Q_NORM, names::K_NORM],
+        false => &[names::INPUT_NORM, names::POST_NORM],
     };
     norms.contains(&module) && tensor == "weight"
 }

@@ -117,7 +117,9 @@ pub fn quantize<'a, B: Calibrate>(
     let embedding = writer.add_embedding(stream)?;
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embed = |ids: &[u32]| -> Result<Window<B>> {
-        let states = embed(ids, &embedding, vocab, hidden, plan.half)?;
+        let mut states = embed(ids, &embedding, vocab, hidden, plan.half)?;
+        let scale = config.graph.embedding_scale as f32;
+        states.iter_mut().for_each(|x| *x *= scale);
         Window::new(backend, backend.upload(ids.len(), hidden, states)?, ids.len())
     };
     let smoothing_window = match (recipe.transform, windows.first()) {

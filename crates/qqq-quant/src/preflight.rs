@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq, size};
-use qqq_model::{block::head_layout, memory, names};
+use qqq_model::{Site, memory, names};
 
 use crate::{
     Clip, OutputFormat, QuantError, Recipe, Result, Transform,
@@ -29,19 +29,13 @@ pub(crate) struct Plan {
     pub already_quantized: Option<AlreadyQuantized>,
 }
 
-/// Output and input channels of the linear layers of a block, in the order of [`names::LINEARS`].
-pub(crate) fn linear_shapes(config: &ModelConfig) -> [(usize, usize); 7] {
-    let heads = head_layout(config);
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    [
-        (heads.q_width(), hidden),
-        (heads.kv_width(), hidden),
-        (heads.kv_width(), hidden),
-        (hidden, heads.q_width()),
-        (inner, hidden),
-        (inner, hidden),
-        (hidden, inner),
-    ]
+/// The linear layers of a block: modules, output and input channels.
+fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
+    let of_site = |site: Site| {
+        let k = site.in_features(config);
+        site.modules(config).into_iter().map(move |(module, n)| (module, n, k))
+    };
+    Site::ALL.into_iter().flat_map(of_site).collect()
 }
 
 /// Checks recipe and shapes, and decides on the form of the output. `samples`: whether the model writes its calibration text
@@ -132,7 +126,7 @@ fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
             "group size {g} is not supported: 32, 64, 128, or per channel"
         )));
     }
-    for (module, (n, k)) in names::LINEARS.iter().zip(linear_shapes(config)) {
+    for (module, n, k) in linear_shapes(config) {
         if n % 16 != 0 || k % 16 != 0 {
             return Err(QuantError::Recipe(format!(
                 "{module} has {k} inputs and {n} outputs; the kernels take multiples of 16"
@@ -143,7 +137,7 @@ fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
         {
             let fits: Vec<_> = [128, 64, 32]
                 .iter()
-                .filter(|g| linear_shapes(config).iter().all(|(_, k)| k % *g == 0))
+                .filter(|g| linear_shapes(config).iter().all(|(_, _, k)| k % *g == 0))
                 .map(|g| g.to_string())
                 .chain(["per channel".to_owned()])
                 .collect();
@@ -164,10 +158,10 @@ fn choose_format(
     if format == OutputFormat::CompressedTensors {
         return Ok(CheckpointFormat::CompressedTensors);
     }
-    let misfits: Vec<String> = names::LINEARS
+    let shapes = linear_shapes(config);
+    let misfits: Vec<String> = shapes
         .iter()
-        .zip(linear_shapes(config))
-        .filter_map(|(module, (n, k))| {
+        .filter_map(|&(module, n, k)| {
             qqq::fits(n, k, group_size).err().map(|reason| format!("{module}: {reason}"))
         })
         .collect();
@@ -178,7 +172,7 @@ fn choose_format(
             "{} of the {} linear layers of a block do not fit the qqq format, the first of them {first}; \
              use the compressed-tensors format, which holds every shape",
             misfits.len(),
-            names::LINEARS.len()
+            shapes.len()
         ))),
     }
 }
@@ -187,7 +181,7 @@ fn choose_format(
 fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
     let block: usize = linear_shapes(config)
         .iter()
-        .map(|(n, k)| n * k / 2 + 4 * n + recipe.group_size.map_or(0, |g| 2 * n * (k / g)))
+        .map(|(_, n, k)| n * k / 2 + 4 * n + recipe.group_size.map_or(0, |g| 2 * n * (k / g)))
         .sum();
     let table = 2 * config.vocab_size * config.hidden_size;
     let own_head = !config.tie_word_embeddings || recipe.transform == Transform::Rotate;
@@ -226,7 +220,7 @@ fn kept_type(checkpoint: &Checkpoint) -> Result<HalfType> {
         Some(DType::F16) => return Ok(HalfType::F16),
         _ => {}
     }
-    let linear = |name: &String| names::LINEARS.iter().any(|m| name.ends_with(&format!("{m}.weight")));
+    let linear = |name: &String| name.strip_suffix(".weight").is_some_and(names::is_block_linear);
     for name in tensors.names() {
         let Some(info) = tensors.info(&name) else { continue };
         // Scales of 4-bit weights: a seventh of the largest of a channel or group. Sources of narrower types are taken to be in

@@ -206,7 +206,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let name = format!("model.layers.{index}");
         let units = self.estimate.stages;
         let is_last = index + 1 == config.num_layers;
-        let mut live = Block::without_layers(backend, config, float.norms.clone(), InputKind::Int8)?;
+        let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Int8)?;
         let mut before = None;
         for site in Site::ALL {
             let what = format!("calibrating {}", input_of(site));

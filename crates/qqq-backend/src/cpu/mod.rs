@@ -189,22 +189,22 @@ impl Backend for CpuBackend {
     fn add_norm(
         &self,
         residual: &mut Matrix,
-        x: Option<&Matrix>,
+        x: Option<(&Matrix, f32)>,
         norm: &Norm<Self>,
         kind: InputKind,
         out: &mut CpuInput,
     ) -> Result<()> {
         check_norm(residual, norm)?;
-        if let Some(x) = x {
+        if let Some((x, _)) = x {
             check_alike(residual, x)?;
         }
         norm::add_norm(self.level, residual, x, (&norm.weight, norm.eps), kind, out);
         Ok(())
     }
 
-    fn add(&self, residual: &mut Matrix, x: &Matrix) -> Result<()> {
+    fn add(&self, residual: &mut Matrix, x: &Matrix, scale: f32) -> Result<()> {
         check_alike(residual, x)?;
-        norm::add(self.level, residual, x);
+        norm::add(self.level, residual, x, scale);
         Ok(())
     }
 

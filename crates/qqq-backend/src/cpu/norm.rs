@@ -9,37 +9,37 @@ use super::{
 };
 use crate::{Gate, InputKind};
 
-/// `residual += x` if there is an `x`, then `residual / sqrt(mean(residual^2) + eps) * weight` per row.
+/// `residual += scale x` if there is an `x`, then `residual / sqrt(mean(residual^2) + eps) * weight` per row.
 pub(crate) fn add_norm(
     level: SimdLevel,
     residual: &mut Matrix,
-    x: Option<&Matrix>,
+    x: Option<(&Matrix, f32)>,
     (weight, eps): (&[f32], f32),
     kind: InputKind,
     out: &mut CpuInput,
 ) {
     let (rows, cols) = (residual.rows, residual.cols);
     out.reshape(kind, rows, cols);
-    let Some(x) = x else {
+    let Some((x, scale)) = x else {
         return out.fill(0..rows, cols, |i, out| norm_row(level, residual.row(i), weight, eps, out));
     };
     let shared = SharedMut::new(&mut residual.data);
     out.fill(0..rows, 2 * cols, |i, out| {
         // SAFETY: every row is made once, by one job.
         let row = unsafe { shared.slice(i * cols..(i + 1) * cols) };
-        add_row(level, row, x.row(i));
+        add_row(level, row, x.row(i), scale);
         norm_row(level, row, weight, eps, out);
     });
 }
 
-/// `residual += x`.
-pub(crate) fn add(level: SimdLevel, residual: &mut Matrix, x: &Matrix) {
+/// `residual += scale x`.
+pub(crate) fn add(level: SimdLevel, residual: &mut Matrix, x: &Matrix, scale: f32) {
     let cols = residual.cols;
     let shared = SharedMut::new(&mut residual.data);
     for_row_ranges(residual.rows, cols, |range| {
         let part = range.start * cols..range.end * cols;
         // SAFETY: jobs have different rows.
-        add_row(level, unsafe { shared.slice(part.clone()) }, &x.data[part]);
+        add_row(level, unsafe { shared.slice(part.clone()) }, &x.data[part], scale);
     });
 }
 
@@ -56,9 +56,10 @@ pub(crate) fn norm(level: SimdLevel, x: &mut Matrix, weight: &[f32], eps: f32) {
 }
 
 multiversion! {
-    fn add_row(sum: &mut [f32], x: &[f32]) {
+    /// Each product is rounded by itself, so that a scale of 1 changes no bit.
+    fn add_row(sum: &mut [f32], x: &[f32], scale: f32) {
         for (sum, &x) in sum.iter_mut().zip(x) {
-            *sum += x;
+            *sum += x * scale;
         }
     }
 }

@@ -60,7 +60,12 @@ impl<'a> Fields<'a> {
 
     /// Refuses fields that are not known; `why` ends the sentence "KEY is VALUE, ...".
     pub fn check_known(&self, keys: &KnownKeys, why: &str) -> Result<()> {
-        match keys.first_unknown(self.map) {
+        self.check_known_but(&[], keys, why)
+    }
+
+    /// As [`check_known`](Self::check_known); `own` are looked at elsewhere as well.
+    pub fn check_known_but(&self, own: &[&str], keys: &KnownKeys, why: &str) -> Result<()> {
+        match keys.first_unknown(self.map, own) {
             None => Ok(()),
             Some((key, value)) => Err(FormatError::Unsupported(format!(
                 "{}: {}{key} is {}, {why}",

@@ -1,7 +1,7 @@
 //! The rotary embedding in `config.json`: `rope_theta` and `rope_scaling` beside each other, or both in
 //! `rope_parameters` (transformers 5). What counts where they disagree is as in transformers' `modeling_rope_utils`.
 
-use super::fields::Fields;
+use super::{families::Family, fields::Fields};
 use crate::{
     FormatError, Result,
     keys::{KnownKeys, Neutral},
@@ -41,7 +41,7 @@ pub enum RopeScaling {
         /// Whether the ends of the blend are rounded to whole frequencies.
         truncate: bool,
     },
-    /// One divisor for each of the `head_dim / 2` inverse frequencies: `inv_freq[i] / factors[i]`
+    /// One divisor for each of the `rotary_dim / 2` inverse frequencies: `inv_freq[i] / factors[i]`
     /// (`rope_type: longrope` within a context for which one of its lists counts; llama.cpp's `rope_freqs.weight`,
     /// for a GGUF file whose factors are not those of a known Llama 3 setting).
     Factors(Vec<f32>),
@@ -53,6 +53,8 @@ pub(super) struct Rope {
     pub scaling: RopeScaling,
     /// Factor of the cosines and sines.
     pub attention_factor: f64,
+    /// Components of a head that are turned.
+    pub width: usize,
 }
 
 /// Keys that every type has.
@@ -96,17 +98,16 @@ const fn keys(own: &'static [&'static [&'static str]]) -> KnownKeys {
 }
 
 /// Reads the rotary embedding of heads of width `head_dim` in a model of so many positions.
-pub(super) fn read(config: &Fields<'_>, head_dim: usize, positions: usize) -> Result<Rope> {
+pub(super) fn read(config: &Fields<'_>, family: &Family, head_dim: usize, positions: usize) -> Result<Rope> {
     // An object without entries counts as missing. `rope_scaling` replaces `rope_parameters` as a whole.
     let object = |key| config.object(key).map(|o| o.filter(|o| !o.is_empty()));
     let (scaling, parameters) = (object("rope_scaling")?, object("rope_parameters")?);
     let own = scaling.or(parameters);
-    let theta = theta(config, own.as_ref())?;
-    partial(config)?;
+    let theta = theta(config, own.as_ref(), family.defaults.rope_theta)?;
+    let width = width(config, own.as_ref(), family, head_dim)?;
     let Some(f) = own else {
-        return Ok(Rope { theta, scaling: RopeScaling::None, attention_factor: 1.0 });
+        return Ok(Rope { theta, scaling: RopeScaling::None, attention_factor: 1.0, width });
     };
-    partial(&f)?;
     let key = if f.has("rope_type") { "rope_type" } else { "type" };
     if f.is_null(key) {
         // transformers refuses it: a type of that name counts, whatever the other key says.
@@ -159,22 +160,21 @@ pub(super) fn read(config: &Fields<'_>, head_dim: usize, positions: usize) -> Re
         }
         "proportional" => (RopeScaling::None, 1.0),
         "llama3" => (llama3(&f, original()?)?, 1.0),
-        "longrope" => longrope(&f, original()?, head_dim, positions)?,
+        "longrope" => longrope(&f, original()?, width, positions)?,
         _ => yarn(&f, original()?, positions)?,
     };
-    Ok(Rope { theta, scaling, attention_factor })
+    Ok(Rope { theta, scaling, attention_factor, width })
 }
 
 fn unsupported(f: &Fields<'_>, what: std::fmt::Arguments<'_>) -> FormatError {
     FormatError::Unsupported(format!("{}: {what}", f.path().display()))
 }
 
-/// The base: that of the parameters, else the one beside them, else 10000.
-fn theta(config: &Fields<'_>, own: Option<&Fields<'_>>) -> Result<f64> {
-    const DEFAULT: f64 = 10_000.0;
+/// The base: that of the parameters, else the one beside them, else the family's.
+fn theta(config: &Fields<'_>, own: Option<&Fields<'_>>, default: f64) -> Result<f64> {
     let holder = own.filter(|f| f.has("rope_theta")).unwrap_or(config);
     if !holder.has("rope_theta") {
-        return Ok(DEFAULT);
+        return Ok(default);
     }
     match holder.number("rope_theta")? {
         Some(theta) if theta > 0.0 => Ok(theta),
@@ -186,13 +186,33 @@ fn theta(config: &Fields<'_>, own: Option<&Fields<'_>>) -> Result<f64> {
     }
 }
 
-fn partial(f: &Fields<'_>) -> Result<()> {
-    match f.number("partial_rotary_factor")?.filter(|p| *p != 1.0) {
-        None => Ok(()),
-        Some(part) => {
-            Err(unsupported(f, format_args!("partial_rotary_factor {part} is not supported; supported is 1")))
+/// Components of a head that are turned: all, or the share that a family that knows of it asks for.
+fn width(config: &Fields<'_>, own: Option<&Fields<'_>>, family: &Family, head_dim: usize) -> Result<usize> {
+    // That of the parameters counts more.
+    for f in own.into_iter().chain([config]) {
+        let Some(part) = f.number("partial_rotary_factor")? else { continue };
+        if part == 1.0 {
+            return Ok(head_dim);
         }
+        if !family.partial_rotary {
+            return Err(unsupported(
+                f,
+                format_args!(
+                    "partial_rotary_factor {part} is not supported for {}; supported is 1",
+                    family.class
+                ),
+            ));
+        }
+        let width = (head_dim as f64 * part) as usize;
+        if width < 2 || width > head_dim || !width.is_multiple_of(2) {
+            return Err(f.malformed(&format!(
+                "partial_rotary_factor {part} turns {width} components of heads of {head_dim}; it must be an even number \
+                 from 2 on"
+            )));
+        }
+        return Ok(width);
     }
+    Ok(head_dim)
 }
 
 fn llama3(f: &Fields<'_>, original: f64) -> Result<RopeScaling> {
@@ -221,13 +241,13 @@ fn divisor(f: &Fields<'_>, original: f64, positions: usize, may_miss: bool) -> R
 
 /// Short factors count up to the original context, long ones in sequences beyond it: for all positions of these, which a
 /// decoder that keeps earlier keys cannot do. So one of the lists must serve all of the model's context.
-fn longrope(f: &Fields<'_>, original: f64, head_dim: usize, positions: usize) -> Result<(RopeScaling, f64)> {
+fn longrope(f: &Fields<'_>, original: f64, width: usize, positions: usize) -> Result<(RopeScaling, f64)> {
     let (short, long) = (f.numbers("short_factor")?, f.numbers("long_factor")?);
     let factor = divisor(f, original, positions, true)?;
     for (name, list) in [("short_factor", &short), ("long_factor", &long)] {
-        if list.len() != head_dim / 2 {
+        if list.len() != width / 2 {
             return Err(f.malformed(&format!(
-                "rope scaling: {name} holds {} divisors for heads of width {head_dim}, but there must be half as many",
+                "rope scaling: {name} holds {} divisors for {width} components that turn, but there must be half as many",
                 list.len()
             )));
         }

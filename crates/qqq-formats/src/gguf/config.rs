@@ -53,16 +53,11 @@ impl GgufFile {
                 "is one of {parts} parts of a split model, which have to be opened together, by the name of one of them"
             )));
         }
-        let mut architecture = match arch {
-            "llama" => Architecture::Llama,
-            "qwen2" => Architecture::Qwen2,
-            "qwen3" => Architecture::Qwen3,
-            _ => {
-                return Err(self.unsupported(format!(
-                    "architecture {arch:?} is not supported (llama, qwen2 and qwen3 are)"
-                )));
-            }
-        };
+        if !["llama", "qwen2", "qwen3"].contains(&arch) {
+            return Err(self.unsupported(format!(
+                "architecture {arch:?} is not supported (llama, qwen2 and qwen3 are)"
+            )));
+        }
         let key = |name: &str| format!("{arch}.{name}");
         let size = |name: &str| per_layer(m, &key(name));
 
@@ -111,20 +106,21 @@ impl GgufFile {
         let sliding_window = m.size(&key("attention.sliding_window"))?.filter(|&n| n > 0);
 
         // Some Llama-shaped graphs have another name at Hugging Face.
-        match (architecture, qkv_bias, o_bias, mlp_bias) {
-            (Architecture::Llama, true, false, false) => architecture = Architecture::Qwen2,
-            (Architecture::Llama, false, false, false) if sliding_window.is_some() => {
-                architecture = Architecture::Mistral;
-            }
-            (Architecture::Llama, q, o, _) if q == o => {}
-            (Architecture::Qwen2, _, false, false) => {}
-            (Architecture::Qwen3, q, o, false) if q == o => {}
+        let family = match (arch, qkv_bias, o_bias, mlp_bias) {
+            ("llama", true, false, false) => "qwen2",
+            ("llama", false, false, false) if sliding_window.is_some() => "mistral",
+            ("llama", q, o, _) if q == o => arch,
+            ("qwen2", _, false, false) => arch,
+            ("qwen3", q, o, false) if q == o => arch,
             _ => {
                 return Err(self.unsupported(format!(
                     "{arch} with these biases (q, k, v: {qkv_bias}, o: {o_bias}, MLP: {mlp_bias}) is not supported"
                 )));
             }
-        }
+        };
+        let Some(architecture) = Architecture::of_model_type(family) else {
+            return Err(self.unsupported(format!("{family} is not a known family")));
+        };
 
         let num_layers = size("block_count")?;
         if num_layers > self.names().len() {
@@ -169,14 +165,14 @@ impl GgufFile {
             "torch_dtype": "float16",
             "use_cache": true,
         });
-        match architecture {
-            Architecture::Llama => {
+        match family {
+            "llama" => {
                 raw["attention_bias"] = json!(qkv_bias);
                 raw["mlp_bias"] = json!(mlp_bias);
             }
-            Architecture::Mistral => raw["sliding_window"] = json!(sliding_window),
-            Architecture::Qwen2 => raw["use_sliding_window"] = json!(false),
-            Architecture::Qwen3 => {
+            "mistral" => raw["sliding_window"] = json!(sliding_window),
+            "qwen2" => raw["use_sliding_window"] = json!(false),
+            _ => {
                 raw["attention_bias"] = json!(qkv_bias);
                 raw["use_sliding_window"] = json!(false);
             }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use qqq_formats::config::{Architecture, RopeScaling};
+use qqq_formats::config::RopeScaling;
 use qqq_formats::gguf::GgufFile;
 use qqq_formats::{ModelConfig, TensorSource};
 use serde_json::Value;
@@ -24,11 +24,11 @@ fn refusal(b: &Builder) -> String {
 #[test]
 fn llama() {
     let c = config(&tiny("llama"));
-    assert_eq!(c.architecture, Architecture::Llama);
+    assert_eq!(c.architecture.model_type(), "llama");
     assert_eq!((c.num_heads, c.num_kv_heads, c.head_dim, c.vocab_size), (2, 1, 4, 10));
     assert_eq!((c.num_layers, c.hidden_size, c.intermediate_size), (1, 8, 16));
     assert_eq!((c.rope_theta, c.rms_norm_eps), (500_000.0, 1e-5));
-    assert!(c.tie_word_embeddings && !c.qkv_bias);
+    assert!(c.tie_word_embeddings && !c.graph.qkv_bias);
     let untied = config(&tiny("llama").counting("output.weight", &[8, 10]));
     assert!(!untied.tie_word_embeddings);
     assert_eq!(untied.raw["model_type"], "llama");
@@ -41,8 +41,8 @@ fn qwen() {
         b = b.counting(&format!("blk.0.{name}.bias"), &[n]);
     }
     let c = config(&b);
-    assert_eq!(c.architecture, Architecture::Qwen2);
-    assert!(c.qkv_bias && !c.o_bias);
+    assert_eq!(c.architecture.model_type(), "qwen2");
+    assert!(c.graph.qkv_bias && !c.graph.o_bias);
 
     let b = tiny("qwen3")
         .kv("qwen3.attention.key_length", Kv::U32(4))
@@ -50,7 +50,7 @@ fn qwen() {
         .counting("blk.0.attn_q_norm.weight", &[4])
         .counting("blk.0.attn_k_norm.weight", &[4]);
     let c = config(&b);
-    assert_eq!((c.architecture, c.qkv_bias), (Architecture::Qwen3, false));
+    assert_eq!((c.architecture.model_type(), c.graph.qkv_bias), ("qwen3", false));
     assert_eq!(open(&b).f32("model.layers.0.self_attn.k_norm.weight", &[4]).unwrap(), [0., 1., 2., 3.]);
 }
 
@@ -61,12 +61,12 @@ fn llama_files_of_other_families() {
     for (name, n) in [("attn_q", 8), ("attn_k", 4), ("attn_v", 4)] {
         b = b.counting(&format!("blk.0.{name}.bias"), &[n]);
     }
-    assert_eq!(config(&b).architecture, Architecture::Qwen2);
+    assert_eq!(config(&b).architecture.model_type(), "qwen2");
     let all = b.counting("blk.0.attn_output.bias", &[8]);
     let c = config(&all);
-    assert_eq!((c.architecture, c.qkv_bias, c.o_bias), (Architecture::Llama, true, true));
+    assert_eq!((c.architecture.model_type(), c.graph.qkv_bias, c.graph.o_bias), ("llama", true, true));
     let c = config(&tiny("llama").kv("llama.attention.sliding_window", Kv::U32(32)));
-    assert_eq!((c.architecture, c.sliding_window), (Architecture::Mistral, Some(32)));
+    assert_eq!((c.architecture.model_type(), c.graph.window_of_all()), ("mistral", Some(32)));
 }
 
 /// Rows of q and k, weights and biases, as `LlamaModel.permute` of llama.cpp's converter stores them:

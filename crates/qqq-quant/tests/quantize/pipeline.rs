@@ -8,7 +8,7 @@ use parquet::{
     schema::parser::parse_message_type,
 };
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, LinearWeight, Scales};
-use qqq_model::names;
+use qqq_model::{Site, names};
 use qqq_quant::{
     Calibration, Clip, GroupScales, OutputFormat, Propagation, QuantError, REPORT_FILE, Recipe, Report,
     RotationKind, Transform, ValueHessian, calibration::Source,
@@ -84,7 +84,8 @@ fn check_files(out: &Path, tiny: &Tiny, recipe: &Recipe, report: &Report) {
     assert_eq!(config.tie_word_embeddings, tiny.tied && recipe.transform != Transform::Rotate);
     assert_eq!(checkpoint.tensors.info(names::LM_HEAD).is_some(), !config.tie_word_embeddings);
     assert_eq!(checkpoint.tensors.info(names::EMBEDDING).unwrap().dtype, DType::F16);
-    let q = checkpoint.linear("model.layers.0.self_attn.q_proj", tiny.heads * 32, 128).unwrap();
+    let (module, n) = Site::Qkv.modules(config)[0];
+    let q = checkpoint.linear(&format!("model.layers.0.{module}"), n, 128).unwrap();
     match (q, recipe.group_size) {
         (LinearWeight::Quantized(q), None) => assert!(matches!(q.scales, Scales::PerChannel(_))),
         (LinearWeight::Quantized(q), Some(g)) => {

@@ -66,17 +66,23 @@ impl Tiny {
             Tiny { tied: false, kv_heads: 4, attention_bias: true, mlp_bias: true, ..base.clone() },
             Tiny { architecture: "MistralForCausalLM", tied: false, ..base.clone() },
             Tiny { architecture: "Qwen2ForCausalLM", ..base.clone() },
-            Tiny { architecture: "Qwen3ForCausalLM", heads: 6, tied: false, ..base },
+            Tiny { architecture: "Qwen3ForCausalLM", heads: 6, tied: false, ..base.clone() },
+            Tiny { architecture: "SmolLM3ForCausalLM", ..base.clone() },
+            Tiny { architecture: "GraniteForCausalLM", tied: false, attention_bias: true, ..base.clone() },
+            Tiny { architecture: "Phi3ForCausalLM", tied: false, ..base },
         ]
     }
 
     fn config(&self) -> Value {
-        json!({
+        let mut config = json!({
             "architectures": [self.architecture],
             "model_type": match self.architecture {
                 "MistralForCausalLM" => "mistral",
                 "Qwen2ForCausalLM" => "qwen2",
                 "Qwen3ForCausalLM" => "qwen3",
+                "SmolLM3ForCausalLM" => "smollm3",
+                "GraniteForCausalLM" => "granite",
+                "Phi3ForCausalLM" => "phi3",
                 _ => "llama",
             },
             "hidden_act": "silu",
@@ -94,7 +100,20 @@ impl Tiny {
             "attention_bias": self.attention_bias,
             "mlp_bias": self.mlp_bias,
             "torch_dtype": if self.dtype == DType::BF16 { "bfloat16" } else { "float32" },
-        })
+        });
+        let own = match self.architecture {
+            "SmolLM3ForCausalLM" => json!({
+                "no_rope_layer_interval": 2, "use_sliding_window": true, "sliding_window": 20,
+            }),
+            "GraniteForCausalLM" => json!({
+                "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.4,
+            }),
+            "Phi3ForCausalLM" => json!({ "partial_rotary_factor": 0.5, "sliding_window": 30 }),
+            _ => json!({}),
+        };
+        let own = own.as_object().unwrap().clone();
+        config.as_object_mut().unwrap().extend(own);
+        config
     }
 
     /// Writes the model to `parent/name`.
@@ -171,15 +190,22 @@ impl Tiny {
                 add("self_attn.k_norm.weight", vec![self.head_dim]);
             }
             let qkv_bias = self.attention_bias || self.architecture == "Qwen2ForCausalLM";
-            for (name, n, k, bias) in [
-                ("self_attn.q_proj", q, self.hidden, qkv_bias),
-                ("self_attn.k_proj", kv, self.hidden, qkv_bias),
-                ("self_attn.v_proj", kv, self.hidden, qkv_bias),
-                ("self_attn.o_proj", self.hidden, q, self.attention_bias),
-                ("mlp.gate_proj", INNER, self.hidden, self.mlp_bias),
-                ("mlp.up_proj", INNER, self.hidden, self.mlp_bias),
-                ("mlp.down_proj", self.hidden, INNER, self.mlp_bias),
-            ] {
+            let (qkv, gate_up) = if self.architecture == "Phi3ForCausalLM" {
+                (vec![("self_attn.qkv_proj", q + 2 * kv)], vec![("mlp.gate_up_proj", 2 * INNER)])
+            } else {
+                (
+                    vec![("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
+                    vec![("mlp.gate_proj", INNER), ("mlp.up_proj", INNER)],
+                )
+            };
+            let of = |parts: Vec<(&'static str, usize)>, bias| {
+                parts.into_iter().map(move |(name, n)| (name, n, self.hidden, bias))
+            };
+            for (name, n, k, bias) in of(qkv, qkv_bias)
+                .chain([("self_attn.o_proj", self.hidden, q, self.attention_bias)])
+                .chain(of(gate_up, self.mlp_bias))
+                .chain([("mlp.down_proj", self.hidden, INNER, self.mlp_bias)])
+            {
                 add(&format!("{name}.weight"), vec![n, k]);
                 if bias {
                     add(&format!("{name}.bias"), vec![n]);

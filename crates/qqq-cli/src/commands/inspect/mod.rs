@@ -133,7 +133,7 @@ fn inspect(args: &InspectArgs, checkpoint: &Checkpoint, modules: Vec<Module>) ->
             RopeScaling::Yarn { factor, .. } => format!("yarn, factor {factor}"),
             RopeScaling::Factors(_) => "a factor for each frequency".into(),
         },
-        sliding_window: c.sliding_window,
+        sliding_window: c.graph.window_of_all(),
         tied_embeddings: c.tie_word_embeddings,
         quantization: c.quantization.as_ref().map(Quantization::of),
         totals: totals(&modules),

@@ -1,0 +1,162 @@
+//! Model families as data: what sets a family apart from a plain decoder of attention and gated MLP, and how its
+//! `config.json` says so. Each has a file of its own, with its source named on top.
+
+mod granite;
+mod llama;
+mod mistral;
+mod phi3;
+mod qwen;
+mod smollm3;
+
+use super::{fields::Fields, limit};
+use crate::{FormatError, Result};
+
+/// Every family.
+pub(super) const ALL: [&Family; 7] = [
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+    &smollm3::SMOLLM3,
+    &granite::GRANITE,
+    &phi3::PHI3,
+];
+
+/// A family: its class in transformers, what a missing field means to it, and its flags.
+#[derive(Debug)]
+pub(super) struct Family {
+    /// Name in `architectures`.
+    pub class: &'static str,
+    pub model_type: &'static str,
+    /// Keys that this family reads, beside those of all.
+    pub own_keys: &'static [&'static str],
+    /// `partial_rotary_factor` counts: only the first components of a head are turned.
+    pub partial_rotary: bool,
+    pub defaults: Defaults,
+    /// The graph of a model of so many layers.
+    pub graph: fn(&Fields<'_>, usize) -> Result<Graph>,
+}
+
+/// What a missing field means.
+#[derive(Debug)]
+pub(super) struct Defaults {
+    /// `None`: as many as query heads.
+    pub num_kv_heads: Option<usize>,
+    /// `None`: `hidden_size / num_heads`.
+    pub head_dim: Option<usize>,
+    pub max_position_embeddings: usize,
+    pub rms_norm_eps: f64,
+    pub rope_theta: f64,
+    pub tie_word_embeddings: bool,
+}
+
+impl Defaults {
+    /// Those of Llama.
+    const PLAIN: Self = Self {
+        num_kv_heads: None,
+        head_dim: None,
+        max_position_embeddings: 2048,
+        rms_norm_eps: 1e-6,
+        rope_theta: 10_000.0,
+        tie_word_embeddings: false,
+    };
+}
+
+/// How a decoder's graph differs from the plain one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graph {
+    /// Bias on q, k and v.
+    pub qkv_bias: bool,
+    /// Bias on o.
+    pub o_bias: bool,
+    /// Biases in the MLP.
+    pub mlp_bias: bool,
+    /// RMS norms on the heads of q and k, before the rotary embedding.
+    pub qk_norm: bool,
+    /// q, k and v are one tensor on disk, and so are gate and up.
+    pub fused: bool,
+    /// Attention window of each layer, if it slides.
+    pub windows: Vec<Option<usize>>,
+    /// Whether each layer has the rotary embedding.
+    pub rotary: Vec<bool>,
+    /// Factor of the scores of attention; `None`: `head_dim^-1/2`.
+    pub attention_scale: Option<f64>,
+    /// Factor of the embeddings.
+    pub embedding_scale: f64,
+    /// Factor of what attention and MLP add to the residual stream.
+    pub residual_scale: f64,
+    /// Divisor of the logits.
+    pub logit_divisor: f64,
+}
+
+impl Graph {
+    fn plain(num_layers: usize) -> Self {
+        Self {
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            fused: false,
+            windows: vec![None; num_layers],
+            rotary: vec![true; num_layers],
+            attention_scale: None,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_divisor: 1.0,
+        }
+    }
+
+    /// The window that all layers share, if they share one.
+    pub fn window_of_all(&self) -> Option<usize> {
+        let first = *self.windows.first()?;
+        first.filter(|_| self.windows.iter().all(|w| *w == first))
+    }
+}
+
+/// `sliding_window`, by default `default`; null is none.
+fn window(f: &Fields<'_>, default: Option<usize>) -> Result<Option<usize>> {
+    match (f.is_there("sliding_window"), default) {
+        (false, None) => Ok(None),
+        (false, _) if f.is_null("sliding_window") => Ok(None),
+        _ => f.size("sliding_window", default, limit::POSITIONS).map(Some),
+    }
+}
+
+/// `layer_types`: none, or one for each layer.
+fn layer_types<'a>(f: &Fields<'a>, num_layers: usize) -> Result<Vec<&'a str>> {
+    let types = f.strings("layer_types")?;
+    let refuse =
+        |what: String| Err(FormatError::Unsupported(format!("{}: layer_types {what}", f.path().display())));
+    if !types.is_empty() && types.len() != num_layers {
+        return refuse(format!("has {} entries for {num_layers} layers", types.len()));
+    }
+    match types.iter().find(|t| !["full_attention", SLIDING].contains(*t)) {
+        Some(other) => {
+            refuse(format!("holds {other:?}; supported are \"full_attention\" and \"sliding_attention\""))
+        }
+        None => Ok(types),
+    }
+}
+
+const SLIDING: &str = "sliding_attention";
+
+/// `window` in all layers, for a class that does not look at `layer_types`: these may not say otherwise.
+fn same_layers(f: &Fields<'_>, num_layers: usize, window: Option<usize>) -> Result<Vec<Option<usize>>> {
+    let kind = if window.is_some() { SLIDING } else { "full_attention" };
+    match f.strings("layer_types")?.iter().find(|found| **found != kind) {
+        None => Ok(vec![window; num_layers]),
+        Some(found) => Err(FormatError::Unsupported(format!(
+            "{}: layer_types holds {found:?}, but all layers of this class have {kind:?} (sliding_window)",
+            f.path().display()
+        ))),
+    }
+}
+
+/// A factor that must be a number other than zero; 1 where it is missing.
+fn factor(f: &Fields<'_>, key: &str) -> Result<f64> {
+    match f.number(key)? {
+        None => Ok(1.0),
+        Some(x) if x != 0.0 => Ok(x),
+        Some(x) => Err(f.malformed(&format!("{key} is {x}"))),
+    }
+}
