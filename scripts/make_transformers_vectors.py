@@ -46,6 +46,13 @@ PHI3 = LLAMA | {
     "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "num_key_value_heads": 2, "pad_token_id": 0,
     "original_max_position_embeddings": 256,
 }  # fmt: skip
+GEMMA3 = LLAMA | {
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "num_key_value_heads": 2, "head_dim": 32,
+    "num_hidden_layers": 4, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 24, "sliding_window": 7,
+    "sliding_window_pattern": 3, "rope_theta": 1e6, "rope_local_base_freq": 1e3, "pad_token_id": 0,
+    "bos_token_id": 2, "eos_token_id": 1, "tie_word_embeddings": True,
+}  # fmt: skip
+del GEMMA3["hidden_act"]
 LONG_ROPE = {"type": "longrope", "short_factor": [1.0, 1.5, 2.5], "long_factor": [1.0, 1.5, 2.5]}
 LLAMA3_ROPE = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -95,6 +102,20 @@ MODELS = {
             "partial_rotary_factor": 0.375, "rope_scaling": LONG_ROPE, "original_max_position_embeddings": 32,
         },
         "f32", 1,
+    ),
+    "gemma3": (GEMMA3, "bf16", 1),
+    "gemma3_scaled_rope": (
+        GEMMA3 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "attention_bias": True}, "f32", 2,
+    ),
+    "gemma3_rope_parameters": (
+        {k: v for k, v in GEMMA3.items() if k not in ("rope_theta", "rope_local_base_freq", "sliding_window_pattern")} | {
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+        },
+        "f16", 1,
     ),
     "qwen3_tied_bias": (QWEN3 | {"tie_word_embeddings": True, "attention_bias": True}, "f16", 1),
 }

@@ -34,7 +34,12 @@ fn model() -> Decoder<CpuBackend> {
     let blocks = (0..2)
         .map(|i| {
             let weights = BlockWeights {
-                norms: BlockNorms { input: vec![1.0; 32], post: vec![1.0; 32], qk: None },
+                norms: BlockNorms {
+                    input: vec![1.0; 32],
+                    post: vec![1.0; 32],
+                    qk: None,
+                    ..BlockNorms::default()
+                },
                 layers: Sites::new([linear(64, 32), linear(32, 32), linear(128, 32), linear(32, 64)]),
             };
             Block::new(&b, &config, i, weights).unwrap()
@@ -47,7 +52,7 @@ fn model() -> Decoder<CpuBackend> {
         blocks,
         final_norm: Norm { weight: b.vector(vec![1.0; 32]).unwrap(), eps: config.rms_norm_eps },
         head: b.linear_weight(head, None).unwrap(),
-        rope: rope::embedding(&b, &config, CONTEXT).unwrap(),
+        ropes: rope::embeddings(&b, &config, CONTEXT).unwrap(),
         config: Arc::new(config),
         backend: b,
         prefill: Default::default(),

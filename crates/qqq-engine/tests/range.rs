@@ -94,6 +94,7 @@ impl Model<'_> {
                     post: norm(names::POST_NORM, HIDDEN),
                     qk: (self.architecture == "qwen3")
                         .then(|| (norm(names::Q_NORM, HEAD_DIM), norm(names::K_NORM, HEAD_DIM))),
+                    ..BlockNorms::default()
                 },
                 layers: Sites::new([
                     linear(&[(names::Q, HIDDEN), (names::K, kv), (names::V, kv)], HIDDEN, biased),
@@ -115,7 +116,7 @@ impl Model<'_> {
                 eps: config.rms_norm_eps,
             },
             head: b.linear_weight(head, None).unwrap(),
-            rope: rope::embedding(&b, &config, 512).unwrap(),
+            ropes: rope::embeddings(&b, &config, 512).unwrap(),
             config: Arc::new(config),
             backend: b,
             prefill: Default::default(),

@@ -48,7 +48,12 @@ fn model(seed: u64, vocab: usize, head: f32) -> Decoder<CpuBackend> {
     let blocks = (0..2)
         .map(|i| {
             let weights = BlockWeights {
-                norms: BlockNorms { input: vec![1.0; HIDDEN], post: vec![1.0; HIDDEN], qk: None },
+                norms: BlockNorms {
+                    input: vec![1.0; HIDDEN],
+                    post: vec![1.0; HIDDEN],
+                    qk: None,
+                    ..BlockNorms::default()
+                },
                 layers: Sites::new([
                     linear(HIDDEN + 2 * kv, HIDDEN, 0.4),
                     linear(HIDDEN, HIDDEN, 0.4),
@@ -65,7 +70,7 @@ fn model(seed: u64, vocab: usize, head: f32) -> Decoder<CpuBackend> {
         blocks,
         final_norm: Norm { weight: b.vector(vec![1.0; HIDDEN]).unwrap(), eps: config.rms_norm_eps },
         head,
-        rope: rope::embedding(&b, &config, CONTEXT).unwrap(),
+        ropes: rope::embeddings(&b, &config, CONTEXT).unwrap(),
         config,
         backend: b,
         prefill: Default::default(),

@@ -12,7 +12,7 @@ mod model_keys;
 mod rope;
 
 use families::Family;
-pub use families::Graph;
+pub use families::{GateFunction, Graph};
 use fields::Fields;
 pub use rope::RopeScaling;
 
@@ -65,6 +65,8 @@ pub struct ModelConfig {
     pub rope_attention_factor: f64,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Base of the rotary embedding of layers with a window, which is not scaled, if it is another one there.
+    pub local_rope_theta: Option<f64>,
     /// Components of a head that the rotary embedding turns: the first ones, an even number.
     pub rotary_dim: usize,
     /// What the family's graph has beyond the plain one.
@@ -207,13 +209,18 @@ impl ModelConfig {
         }
         let num_layers = f.size("num_hidden_layers", None, limit::LAYERS)?;
 
-        match f.string("hidden_act")? {
-            None | Some("silu" | "swish") => {}
-            Some(other) => {
-                return Err(FormatError::Unsupported(format!(
-                    "{}: hidden_act {other:?} is not supported; supported is \"silu\"",
-                    path.display()
-                )));
+        // The second is Gemma's name of it.
+        for key in ["hidden_act", "hidden_activation"] {
+            let known = family.gate.names();
+            match f.string(key)? {
+                Some(other) if !known.contains(&other) => {
+                    return Err(FormatError::Unsupported(format!(
+                        "{}: {key} {other:?} is not supported; supported is {:?}",
+                        path.display(),
+                        known[0]
+                    )));
+                }
+                _ => {}
             }
         }
         let rms_norm_eps = f.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32;
@@ -257,6 +264,7 @@ impl ModelConfig {
             rope_scaling: rope.scaling,
             rope_attention_factor: rope.attention_factor,
             tie_word_embeddings: f.flag("tie_word_embeddings", defaults.tie_word_embeddings)?,
+            local_rope_theta: rope.local_theta,
             rotary_dim: rope.width,
             graph: (family.graph)(&f, num_layers)?,
             bos_token_id: f.token_ids("bos_token_id")?.first().copied(),

@@ -4,9 +4,9 @@
 //! there; running a model takes all steps at once, calibration looks at each input on the way.
 
 use qqq_backend::{AttentionKind, Backend, BackendError, Gate, HeadLayout, InputKind, Norm};
-use qqq_formats::ModelConfig;
+use qqq_formats::{ModelConfig, config::GateFunction};
 
-use crate::{BlockNorms, BlockWeights, ModelError, Result, Site, names};
+use crate::{BlockNorms, BlockWeights, ModelError, Result, Site, names, rope};
 
 /// One block on a backend.
 pub struct Block<B: Backend> {
@@ -20,6 +20,8 @@ pub struct Block<B: Backend> {
     pub input_norm: Norm<B>,
     /// Norm before the MLP.
     pub post_norm: Norm<B>,
+    /// Norms of what attention gives, and of what the MLP gives, before the residual stream takes it.
+    pub norms_after: Option<(Norm<B>, Norm<B>)>,
 }
 
 /// The first half of a block.
@@ -38,8 +40,8 @@ pub struct Attention<B: Backend> {
     pub kind: AttentionKind,
     /// Norms of the heads of q and of k.
     pub qk_norm: Option<(Norm<B>, Norm<B>)>,
-    /// Whether queries and keys are turned by the rotary embedding.
-    pub rotary: bool,
+    /// The rotary embedding that turns queries and keys, of [`Step::ropes`].
+    pub rope: Option<usize>,
 }
 
 /// The second half of a block.
@@ -154,8 +156,8 @@ impl<B: Backend> Scratch<B> {
 pub struct Step<'a, B: Backend> {
     /// Device.
     pub backend: &'a B,
-    /// Rotary embedding.
-    pub rope: &'a B::Rope,
+    /// Rotary embeddings.
+    pub ropes: &'a [B::Rope],
     /// Keys and values.
     pub kv: &'a mut B::KvPool,
     /// The block's layer in the pool.
@@ -205,12 +207,19 @@ impl<B: Backend> Block<B> {
         let graph = &config.graph;
         let window = graph.windows.get(index).copied().flatten();
         let plain = AttentionKind::causal(head_layout(config), window);
-        let norm =
-            |weight| Ok::<_, BackendError>(Norm { weight: b.vector(weight)?, eps: config.rms_norm_eps });
+        let offset = norms.offset;
+        let norm = |mut weight: Vec<f32>| {
+            weight.iter_mut().for_each(|w| *w += offset);
+            Ok::<_, BackendError>(Norm { weight: b.vector(weight)?, eps: config.rms_norm_eps })
+        };
+        let pair = |pair: Option<(Vec<f32>, Vec<f32>)>| match pair {
+            Some((a, b)) => Ok::<_, BackendError>(Some((norm(a)?, norm(b)?))),
+            None => Ok(None),
+        };
         let awaited = || Layer::Awaited(kind);
-        let qk_norm = match norms.qk {
-            Some((q, k)) => Some((norm(q)?, norm(k)?)),
-            None => None,
+        let gate = match graph.gate {
+            GateFunction::Silu => Gate::Silu,
+            GateFunction::GeluTanh => Gate::GeluTanh,
         };
         Ok(Self {
             mixer: Mixer::Attention(Attention {
@@ -220,13 +229,14 @@ impl<B: Backend> Block<B> {
                     scale: graph.attention_scale.map_or(plain.scale, |s| s as f32),
                     ..plain
                 },
-                qk_norm,
-                rotary: graph.rotary.get(index).copied().unwrap_or(true),
+                qk_norm: pair(norms.qk)?,
+                rope: rope::index(config, index),
             }),
-            mlp: Mlp::Dense(Dense { gate_up: awaited(), down: awaited(), gate: Gate::Silu }),
+            mlp: Mlp::Dense(Dense { gate_up: awaited(), down: awaited(), gate }),
             residual_scale: graph.residual_scale as f32,
             input_norm: norm(norms.input)?,
             post_norm: norm(norms.post)?,
+            norms_after: pair(norms.after)?,
         })
     }
 
@@ -313,6 +323,9 @@ impl<B: Backend> Block<B> {
             Site::GateUp => {
                 let out = &mut step.scratch.out;
                 b.linear(&flow.input, self.linear(Site::O)?, out)?;
+                if let Some((norm, _)) = &self.norms_after {
+                    b.norm(out, norm)?;
+                }
                 let x = Some((&*out, self.residual_scale));
                 b.add_norm(&mut flow.residual, x, &self.post_norm, kind, &mut flow.input)?;
             }
@@ -343,9 +356,9 @@ impl<B: Backend> Block<B> {
     fn rotate(&self, step: &mut Step<'_, B>) -> Result<()> {
         let Mixer::Attention(attention) = &self.mixer;
         let norms = attention.qk_norm.as_ref().map(|(q, k)| (q, k));
-        let Step { backend, rope, kv, layer, batch, scratch } = step;
+        let Step { backend, ropes, kv, layer, batch, scratch } = step;
         let heads = attention.kind.heads;
-        let rope = attention.rotary.then_some(*rope);
+        let rope = attention.rope.map(|rope| &ropes[rope]);
         Ok(backend.rope_append(&mut scratch.qkv, heads, norms, rope, kv, *layer, batch)?)
     }
 
@@ -394,7 +407,11 @@ impl<B: Backend> Block<B> {
         if flow.at != Some(Site::Down) {
             return Err(ModelError::Order(format!("a block does not end at {:?}", flow.at)));
         }
-        step.backend.linear(&flow.inner, self.linear(Site::Down)?, &mut step.scratch.out)?;
+        let out = &mut step.scratch.out;
+        step.backend.linear(&flow.inner, self.linear(Site::Down)?, out)?;
+        if let Some((_, norm)) = &self.norms_after {
+            step.backend.norm(out, norm)?;
+        }
         (flow.at, flow.pending) = (None, Some(self.residual_scale));
         Ok(())
     }

@@ -29,8 +29,8 @@ pub struct Decoder<B: Backend> {
     pub final_norm: Norm<B>,
     /// Output head.
     pub head: B::Linear,
-    /// Rotary embedding.
-    pub rope: B::Rope,
+    /// Rotary embeddings.
+    pub ropes: Vec<B::Rope>,
     /// The prompt in hand.
     pub prefill: Prefill,
 }
@@ -73,7 +73,8 @@ impl<B: Backend> Decoder<B> {
         .map_err(|e| at(names::LM_HEAD, e))?;
         let mut weight = checkpoint.tensors.f32(names::FINAL_NORM, &[width])?;
         // The output head is linear: what divides its outputs may as well divide its inputs.
-        weight.iter_mut().for_each(|w| *w /= config.graph.logit_divisor as f32);
+        let (offset, divisor) = (config.graph.norm_offset, config.graph.logit_divisor as f32);
+        weight.iter_mut().for_each(|w| *w = (*w + offset) / divisor);
         let weight = backend.vector(weight)?;
         let final_norm = Norm { weight, eps: config.rms_norm_eps };
         parts.loaded(parts.ends)?;
@@ -82,9 +83,9 @@ impl<B: Backend> Decoder<B> {
             blocks.push(Block::new(&backend, &config, i, BlockWeights::read(checkpoint, i)?)?);
             parts.loaded(parts.blocks[i])?;
         }
-        let rope = rope::embedding(&backend, &config, config.max_position_embeddings)?;
+        let ropes = rope::embeddings(&backend, &config, config.max_position_embeddings)?;
         checkpoint.inputs.check()?;
-        Ok(Self { backend, config, embedding, blocks, final_norm, head, rope, prefill: Prefill::default() })
+        Ok(Self { backend, config, embedding, blocks, final_norm, head, ropes, prefill: Prefill::default() })
     }
 
     /// Runs a batch's tokens, whose plan must have been [checked](Self::check), through all blocks: `flow` then holds their
@@ -104,7 +105,7 @@ impl<B: Backend> Decoder<B> {
         flow.restart();
         backend.embed(&self.embedding, batch, self.embedding_scale(), &mut flow.residual)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            block.forward(&mut Step { backend, rope: &self.rope, kv, layer, batch, scratch }, flow)?;
+            block.forward(&mut Step { backend, ropes: &self.ropes, kv, layer, batch, scratch }, flow)?;
             self.prefill.pass(rows, layer + 1, self.blocks.len());
         }
         settle(backend, flow, scratch)

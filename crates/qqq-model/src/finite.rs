@@ -64,7 +64,7 @@ impl<B: Backend> Runner<'_, B> {
     /// A [`step`](Self::step) that stops at the first module behind which `look` finds something.
     fn watched_step(&mut self, plan: &BatchPlan, look: &mut Look<'_, B>) -> Result<Option<NotFinite>> {
         let decoder = self.decoder();
-        let Decoder { backend, embedding, blocks, rope, .. } = decoder;
+        let Decoder { backend, embedding, blocks, ropes, .. } = decoder;
         decoder.check(plan)?;
         let batch = &backend.batch(plan)?;
         let (flow, scratch, kv) = self.parts();
@@ -74,7 +74,7 @@ impl<B: Backend> Runner<'_, B> {
             return Ok(found);
         }
         for (layer, block) in blocks.iter().enumerate() {
-            let mut step = Step { backend, rope, kv, layer, batch, scratch };
+            let mut step = Step { backend, ropes, kv, layer, batch, scratch };
             for site in [Site::Qkv, Site::O, Site::GateUp] {
                 block.advance(&mut step, flow, site)?;
             }

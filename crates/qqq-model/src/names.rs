@@ -42,6 +42,10 @@ pub const LINEARS: [&str; 9] = [QKV, Q, K, V, O, GATE_UP, GATE, UP, DOWN];
 pub const INPUT_NORM: &str = "input_layernorm";
 /// Norm before the MLP.
 pub const POST_NORM: &str = "post_attention_layernorm";
+/// Norm before the MLP, where there is one behind attention.
+pub const PRE_MLP_NORM: &str = "pre_feedforward_layernorm";
+/// Norm behind the MLP.
+pub const AFTER_MLP_NORM: &str = "post_feedforward_layernorm";
 /// Norm of the query heads (Qwen3).
 pub const Q_NORM: &str = "self_attn.q_norm";
 /// Norm of the key heads (Qwen3).

@@ -8,12 +8,26 @@ use qqq_formats::{ModelConfig, config::RopeScaling};
 
 use crate::Result;
 
-/// The rotary embedding of a model, for so many positions.
+/// The rotary embeddings of a model, for so many positions: that of all layers, or of those without a window, and that of
+/// layers with one, where it is another.
 ///
 /// # Errors
 /// Those of the backend.
-pub fn embedding<B: Backend>(backend: &B, config: &ModelConfig, positions: usize) -> Result<B::Rope> {
-    Ok(backend.rope(&inv_freq(config), config.rope_attention_factor as f32, positions)?)
+pub fn embeddings<B: Backend>(backend: &B, config: &ModelConfig, positions: usize) -> Result<Vec<B::Rope>> {
+    let mut ropes = vec![backend.rope(&inv_freq(config), config.rope_attention_factor as f32, positions)?];
+    if let Some(rope_theta) = config.local_rope_theta {
+        let local = ModelConfig { rope_theta, rope_scaling: RopeScaling::None, ..config.clone() };
+        ropes.push(backend.rope(&inv_freq(&local), 1.0, positions)?);
+    }
+    Ok(ropes)
+}
+
+/// Which of the [`embeddings`] a layer has, if any.
+pub(crate) fn index(config: &ModelConfig, layer: usize) -> Option<usize> {
+    let graph = &config.graph;
+    let slides = graph.windows.get(layer).is_some_and(Option::is_some);
+    let own = usize::from(slides && config.local_rope_theta.is_some());
+    graph.rotary.get(layer).is_none_or(|has| *has).then_some(own)
 }
 
 /// `rotary_dim / 2` inverse frequencies, `theta^(-2i / rotary_dim)`, scaled as the configuration says.

@@ -39,15 +39,19 @@ impl BlockWeights {
     }
 }
 
-/// The norms of one block.
-#[derive(Clone, Debug)]
+/// The norms of one block, as they are stored.
+#[derive(Clone, Debug, Default)]
 pub struct BlockNorms {
     /// Weight of the norm before attention, length `hidden`.
     pub input: Vec<f32>,
     /// Weight of the norm before the MLP, length `hidden`.
     pub post: Vec<f32>,
-    /// Head norms of q and k (Qwen3), length `head_dim` each.
+    /// Head norms of q and k, length `head_dim` each.
     pub qk: Option<(Vec<f32>, Vec<f32>)>,
+    /// Norms behind attention and behind the MLP, length `hidden` each.
+    pub after: Option<(Vec<f32>, Vec<f32>)>,
+    /// Added to all weights.
+    pub offset: f32,
 }
 
 impl BlockNorms {
@@ -56,19 +60,62 @@ impl BlockNorms {
     /// # Errors
     /// Tensors that are missing, of another shape or not finite.
     pub fn read(checkpoint: &Checkpoint, index: usize) -> Result<Self> {
-        let c = &checkpoint.config;
-        let norm = |module: &str, len: usize| -> Result<Vec<f32>> {
+        let mut norms = Self { offset: checkpoint.config.graph.norm_offset, ..Self::default() };
+        for (module, len) in Self::modules(&checkpoint.config) {
             let name = format!("{}.weight", names::linear(index, module));
-            Ok(checkpoint.tensors.f32(&name, &[len])?)
-        };
-        Ok(Self {
-            input: norm(names::INPUT_NORM, c.hidden_size)?,
-            post: norm(names::POST_NORM, c.hidden_size)?,
-            qk: match c.graph.qk_norm {
-                true => Some((norm(names::Q_NORM, c.head_dim)?, norm(names::K_NORM, c.head_dim)?)),
-                false => None,
-            },
-        })
+            norms.put(module, checkpoint.tensors.f32(&name, &[len])?);
+        }
+        Ok(norms)
+    }
+
+    /// Modules of a block that are norms, with the lengths of their weights.
+    fn modules(c: &ModelConfig) -> Vec<(&'static str, usize)> {
+        let mut modules = vec![(names::INPUT_NORM, c.hidden_size), (names::POST_NORM, c.hidden_size)];
+        if c.graph.norms_after {
+            modules.extend([(names::PRE_MLP_NORM, c.hidden_size), (names::AFTER_MLP_NORM, c.hidden_size)]);
+        }
+        if c.graph.qk_norm {
+            modules.extend([(names::Q_NORM, c.head_dim), (names::K_NORM, c.head_dim)]);
+        }
+        modules
+    }
+
+    /// In the order of [`modules`](Self::modules).
+    fn put(&mut self, module: &str, weight: Vec<f32>) {
+        match module {
+            names::INPUT_NORM => self.input = weight,
+            names::POST_NORM => self.post = weight,
+            // The norm of that name is behind attention, then.
+            names::PRE_MLP_NORM => {
+                self.after = Some((std::mem::replace(&mut self.post, weight), Vec::new()));
+            }
+            names::AFTER_MLP_NORM => self.after.get_or_insert_default().1 = weight,
+            names::Q_NORM => self.qk.get_or_insert_default().0 = weight,
+            _ => self.qk.get_or_insert_default().1 = weight,
+        }
+    }
+
+    /// Modules with their weights.
+    pub fn named(&self) -> Vec<(&'static str, &[f32])> {
+        let mut named = vec![(names::INPUT_NORM, self.input.as_slice())];
+        match &self.after {
+            None => named.push((names::POST_NORM, &self.post)),
+            Some((attention, mlp)) => named.extend([
+                (names::POST_NORM, attention.as_slice()),
+                (names::PRE_MLP_NORM, &self.post),
+                (names::AFTER_MLP_NORM, mlp),
+            ]),
+        }
+        if let Some((q, k)) = &self.qk {
+            named.extend([(names::Q_NORM, q.as_slice()), (names::K_NORM, k)]);
+        }
+        named
+    }
+
+    /// All weights.
+    pub fn each_mut(&mut self) -> impl Iterator<Item = &mut Vec<f32>> {
+        let pairs = [&mut self.qk, &mut self.after].into_iter().flatten();
+        [&mut self.input, &mut self.post].into_iter().chain(pairs.flat_map(|(a, b)| [a, b]))
     }
 }
 
@@ -178,11 +225,7 @@ fn is_known(config: &ModelConfig, name: &str) -> bool {
     if Site::ALL.iter().any(|site| site.module_names(config).contains(&module)) {
         return is_linear_tensor(config, tensor);
     }
-    let norms: &[&str] = match config.graph.qk_norm {
-        true => &[names::INPUT_NORM, names::POST_NORM, names::Q_NORM, names::K_NORM],
-        false => &[names::INPUT_NORM, names::POST_NORM],
-    };
-    norms.contains(&module) && tensor == "weight"
+    BlockNorms::modules(config).iter().any(|(norm, _)| *norm == module) && tensor == "weight"
 }
 
 /// Tensors of a linear layer, float or in one of the quantized forms. Which of them must be there, and which make a

@@ -46,9 +46,12 @@ impl<'a> FloatLayers<'a> {
     ) -> Result<Self> {
         let mut norms = BlockNorms::read(checkpoint, index)?;
         let rotation = rotations.map(|rotations| {
-            let folded = norms.clone();
-            norms.input.fill(1.0);
-            norms.post.fill(1.0);
+            let mut folded = norms.clone();
+            for norm in [&mut folded.input, &mut folded.post] {
+                norm.iter_mut().for_each(|w| *w += norms.offset);
+            }
+            norms.input.fill(1.0 - norms.offset);
+            norms.post.fill(1.0 - norms.offset);
             (rotations, folded)
         });
         transform::round_norms(&mut norms, half);

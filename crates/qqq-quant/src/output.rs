@@ -91,14 +91,18 @@ impl<'a> OutputCheckpoint<'a> {
         let (vocab, hidden) = self.table_shape();
         let tensors = &self.checkpoint.tensors;
         let mut norm = tensors.f32(names::FINAL_NORM, &[hidden])?;
+        let offset = self.checkpoint.config.graph.norm_offset;
         let tied = self.checkpoint.config.tie_word_embeddings;
+        if rotation.is_some() {
+            norm.iter_mut().for_each(|w| *w += offset);
+        }
         if !tied || rotation.is_some() {
             let source = if tied { names::EMBEDDING } else { names::LM_HEAD };
             let head = self.table(source, rotation.map(|_| norm.as_slice()), rotation)?;
             self.writer.add(names::LM_HEAD, self.half.dtype(), &[vocab, hidden], &head)?;
         }
         if rotation.is_some() {
-            norm.fill(1.0);
+            norm.fill(1.0 - offset);
         }
         self.add_half(names::FINAL_NORM, &[hidden], &norm)
     }
@@ -106,11 +110,8 @@ impl<'a> OutputCheckpoint<'a> {
     /// Begins block `index` with its norms.
     pub(crate) fn add_norms(&mut self, index: usize, norms: &BlockNorms) -> Result<()> {
         let name = |module: &str| format!("{}.weight", names::linear(index, module));
-        self.add_half(&name(names::INPUT_NORM), &[norms.input.len()], &norms.input)?;
-        self.add_half(&name(names::POST_NORM), &[norms.post.len()], &norms.post)?;
-        if let Some((q, k)) = &norms.qk {
-            self.add_half(&name(names::Q_NORM), &[q.len()], q)?;
-            self.add_half(&name(names::K_NORM), &[k.len()], k)?;
+        for (module, weight) in norms.named() {
+            self.add_half(&name(module), &[weight.len()], weight)?;
         }
         Ok(())
     }

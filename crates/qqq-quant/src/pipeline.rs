@@ -132,8 +132,8 @@ pub fn quantize<'a, B: Calibrate>(
     timings.transform += clock.elapsed().as_secs_f64();
 
     let positions = recipe.calibration.window.max(1);
-    let rope = rope::embedding(backend, config, positions)?;
-    let around = Surroundings { backend, config, rope: &rope };
+    let ropes = rope::embeddings(backend, config, positions)?;
+    let around = Surroundings { backend, config, ropes: &ropes };
     let smoothing_window = match smoothing_window {
         Some(window) => Some((window, around.workshop(recipe.calibration.smooth_tokens)?)),
         None => None,

@@ -83,6 +83,13 @@ pub(crate) fn check(
             calibration.window, calibration.smooth_tokens
         ));
     }
+    if recipe.transform == Transform::Rotate && config.graph.norms_after {
+        return refuse(format!(
+            "{} has norms behind attention and MLP, whose weights do not commute with a rotation of the residual stream; \
+             smooth instead, or leave the weights as they are",
+            config.architecture.class_name()
+        ));
+    }
     let memory = memory_need::of(checkpoint, recipe, samples);
     check_memory(&memory, recipe)?;
     check_shapes(config, recipe.group_size)?;

@@ -18,8 +18,9 @@ use crate::{
 pub fn fold_norms(block: &mut FloatBlock) {
     let FloatBlock { norms, layers } = block;
     for (site, norm) in [(Site::Qkv, &mut norms.input), (Site::GateUp, &mut norms.post)] {
+        norm.iter_mut().for_each(|w| *w += norms.offset);
         layers[site].scale_inputs(norm);
-        norm.fill(1.0);
+        norm.fill(1.0 - norms.offset);
     }
 }
 
@@ -64,15 +65,15 @@ pub fn rotate_linear(
     }
 }
 
-/// Divides the output of a norm by `s`. The new norm weight is rounded to the type it will be stored in; the returned
-/// factors, to be multiplied into the next layer, undo exactly what the rounded weight does.
-fn smooth_norm(norm: &mut [f32], s: &[f32], half: HalfType) -> Vec<f32> {
+/// Divides the output of a norm by `s`. The new norm weight, to which `offset` is added, is rounded to the type it will be
+/// stored in; the returned factors, to be multiplied into the next layer, undo exactly what the rounded weight does.
+fn smooth_norm(norm: &mut [f32], offset: f32, s: &[f32], half: HalfType) -> Vec<f32> {
     norm.iter_mut()
         .zip(s)
         .map(|(w, &s)| {
-            let old = *w;
-            let rounded = half.round(old / s);
-            let factor = old / rounded;
+            let old = *w + offset;
+            let rounded = half.round(old / s - offset);
+            let factor = old / (rounded + offset);
             if s == 1.0 || !factor.is_normal() {
                 return 1.0;
             }
@@ -84,7 +85,7 @@ fn smooth_norm(norm: &mut [f32], s: &[f32], half: HalfType) -> Vec<f32> {
 
 /// Smooths the input of q, k and v.
 pub fn smooth_qkv(block: &mut FloatBlock, s: &[f32], half: HalfType) {
-    let factors = smooth_norm(&mut block.norms.input, s, half);
+    let factors = smooth_norm(&mut block.norms.input, block.norms.offset, s, half);
     block.layers[Site::Qkv].scale_inputs(&factors);
 }
 
@@ -97,7 +98,7 @@ pub fn smooth_o(block: &mut FloatBlock, s: &[f32], heads: HeadLayout) {
 
 /// Smooths the input of gate and up.
 pub fn smooth_gate_up(block: &mut FloatBlock, s: &[f32], half: HalfType) {
-    let factors = smooth_norm(&mut block.norms.post, s, half);
+    let factors = smooth_norm(&mut block.norms.post, block.norms.offset, s, half);
     block.layers[Site::GateUp].scale_inputs(&factors);
 }
 
@@ -110,12 +111,7 @@ pub fn smooth_down(block: &mut FloatBlock, s: &[f32]) {
 
 /// Rounds norms as they are stored in 16 bits, so that calibration sees the stored values.
 pub fn round_norms(norms: &mut BlockNorms, half: HalfType) {
-    half.round_all(&mut norms.input);
-    half.round_all(&mut norms.post);
-    if let Some((q, k)) = &mut norms.qk {
-        half.round_all(q);
-        half.round_all(k);
-    }
+    norms.each_mut().for_each(|weight| half.round_all(weight));
 }
 
 /// The same for a layer's bias.

@@ -60,8 +60,8 @@ pub struct Surroundings<'a, B: Calibrate> {
     pub backend: &'a B,
     /// Model.
     pub config: &'a ModelConfig,
-    /// Rotary embedding.
-    pub rope: &'a B::Rope,
+    /// Rotary embeddings.
+    pub ropes: &'a [B::Rope],
 }
 
 impl<B: Calibrate> Clone for Surroundings<'_, B> {
@@ -97,7 +97,7 @@ impl<'a, B: Calibrate> Surroundings<'a, B> {
         'a: 's,
     {
         let Workshop { scratch, kv } = workshop;
-        Step { backend: self.backend, rope: self.rope, kv, layer: 0, batch: window, scratch }
+        Step { backend: self.backend, ropes: self.ropes, kv, layer: 0, batch: window, scratch }
     }
 }
 

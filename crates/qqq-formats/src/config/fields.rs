@@ -188,6 +188,8 @@ fn key_prefix(key: &'static str) -> &'static str {
     match key {
         "rope_scaling" => "rope_scaling.",
         "rope_parameters" => "rope_parameters.",
+        "full_attention" => "rope_parameters.full_attention.",
+        "sliding_attention" => "rope_parameters.sliding_attention.",
         _ => "",
     }
 }

@@ -55,6 +55,8 @@ pub(super) struct Rope {
     pub attention_factor: f64,
     /// Components of a head that are turned.
     pub width: usize,
+    /// Base in layers with a window, if it is another one there.
+    pub local_theta: Option<f64>,
 }
 
 /// Keys that every type has.
@@ -102,11 +104,15 @@ pub(super) fn read(config: &Fields<'_>, family: &Family, head_dim: usize, positi
     // An object without entries counts as missing. `rope_scaling` replaces `rope_parameters` as a whole.
     let object = |key| config.object(key).map(|o| o.filter(|o| !o.is_empty()));
     let (scaling, parameters) = (object("rope_scaling")?, object("rope_parameters")?);
+    let (parameters, local_theta) = match family.local_rope_theta {
+        Some(default) => by_layer_type(config, parameters, default)?,
+        None => (parameters, None),
+    };
     let own = scaling.or(parameters);
     let theta = theta(config, own.as_ref(), family.defaults.rope_theta)?;
     let width = width(config, own.as_ref(), family, head_dim)?;
     let Some(f) = own else {
-        return Ok(Rope { theta, scaling: RopeScaling::None, attention_factor: 1.0, width });
+        return Ok(Rope { theta, scaling: RopeScaling::None, attention_factor: 1.0, width, local_theta });
     };
     let key = if f.has("rope_type") { "rope_type" } else { "type" };
     if f.is_null(key) {
@@ -163,8 +169,46 @@ pub(super) fn read(config: &Fields<'_>, family: &Family, head_dim: usize, positi
         "longrope" => longrope(&f, original()?, width, positions)?,
         _ => yarn(&f, original()?, positions)?,
     };
-    Ok(Rope { theta, scaling, attention_factor, width })
+    Ok(Rope { theta, scaling, attention_factor, width, local_theta })
 }
+
+/// The parameters of layers without a window, and the base of those with one.
+fn by_layer_type<'a>(
+    config: &Fields<'a>,
+    parameters: Option<Fields<'a>>,
+    default: f64,
+) -> Result<(Option<Fields<'a>>, Option<f64>)> {
+    const TYPES: KnownKeys =
+        KnownKeys { read: &[&["full_attention", "sliding_attention"]], harmless: &[], neutral: &[] };
+    let older = config.number("rope_local_base_freq")?.unwrap_or(default);
+    let Some(parameters) = parameters else { return Ok((None, Some(older))) };
+    parameters.check_known(
+        &TYPES,
+        "a key that this class does not know: its layers of two types have each their own",
+    )?;
+    let theta = match parameters.object("sliding_attention")? {
+        None => older,
+        Some(sliding) => {
+            if let Some(kind) = sliding.string("rope_type")?.filter(|kind| *kind != "default") {
+                return Err(unsupported(
+                    config,
+                    format_args!(
+                        "rope type {kind:?} of layers with a window is not supported; supported is \"default\""
+                    ),
+                ));
+            }
+            sliding.check_known(
+                &SLIDING,
+                "a key that rope type \"default\" does not know; it would have no effect",
+            )?;
+            if sliding.has("rope_theta") { sliding.positive("rope_theta")? } else { older }
+        }
+    };
+    Ok((parameters.object("full_attention")?.filter(|full| !full.is_empty()), Some(theta)))
+}
+
+/// Of layers with a window.
+const SLIDING: KnownKeys = keys(&[&["rope_type", "rope_theta"]]);
 
 fn unsupported(f: &Fields<'_>, what: std::fmt::Arguments<'_>) -> FormatError {
     FormatError::Unsupported(format!("{}: {what}", f.path().display()))

@@ -75,6 +75,34 @@ fn every_recipe_loads_back_and_keeps_the_function() {
     }
 }
 
+/// Norms behind both halves of a block allow no rotation, and smoothing goes on without.
+#[test]
+fn what_the_graph_does_not_allow_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let source = Source::Files(vec![text(dir.path(), 1500)]);
+    let gemma = Tiny { architecture: "Gemma3ForCausalLM", kv_heads: 4, ..Tiny::default() };
+    let model = gemma.write(dir.path(), "gemma");
+    let float = logits(&model);
+    let quantize = |name: &str, recipe: &Recipe| {
+        let out = dir.path().join(name);
+        run(&model, &source, &out, recipe, OutputFormat::Auto, &mut Steps::default())
+            .map(|report| (out, report))
+    };
+    let rotate = Recipe { transform: Transform::Rotate, ..recipe() };
+    let error = quantize("rotate", &rotate).unwrap_err().to_string();
+    assert!(error.contains("norms behind attention and MLP") && error.contains("smooth"), "{error}");
+    for (name, transform, propagation) in [
+        ("none", Transform::None, Propagation::Quantized),
+        ("smooth", Transform::Smooth, Propagation::Quantized),
+        ("float", Transform::Smooth, Propagation::Float),
+    ] {
+        let (out, report) = quantize(name, &Recipe { transform, propagation, ..recipe() }).unwrap();
+        let loss = distance(&logits(&out), &float);
+        assert!(loss > 1e-7 && loss < 0.2, "{name}: relative squared error {loss}");
+        check_files(&out, &gemma, &Recipe { transform, propagation, ..recipe() }, &report);
+    }
+}
+
 fn check_files(out: &Path, tiny: &Tiny, recipe: &Recipe, report: &Report) {
     let checkpoint = Checkpoint::open(out).unwrap();
     let config = &checkpoint.config;

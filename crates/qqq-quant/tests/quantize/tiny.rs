@@ -83,9 +83,10 @@ impl Tiny {
                 "SmolLM3ForCausalLM" => "smollm3",
                 "GraniteForCausalLM" => "granite",
                 "Phi3ForCausalLM" => "phi3",
+                "Gemma3ForCausalLM" => "gemma3_text",
                 _ => "llama",
             },
-            "hidden_act": "silu",
+            "hidden_act": if self.architecture == "Gemma3ForCausalLM" { "gelu_pytorch_tanh" } else { "silu" },
             "hidden_size": self.hidden,
             "intermediate_size": INNER,
             "num_hidden_layers": self.layers,
@@ -109,6 +110,10 @@ impl Tiny {
                 "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.4,
             }),
             "Phi3ForCausalLM" => json!({ "partial_rotary_factor": 0.5, "sliding_window": 30 }),
+            "Gemma3ForCausalLM" => json!({
+                "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 32, "sliding_window": 20,
+                "sliding_window_pattern": 2,
+            }),
             _ => json!({}),
         };
         let own = own.as_object().unwrap().clone();
@@ -130,7 +135,9 @@ impl Tiny {
                     if name.ends_with("norm.weight") {
                         // A few channels of the stream stand out, as in real models.
                         let weight = if i % 41 == 5 && width == self.hidden { 6.0 } else { 1.0 + 0.3 * x };
-                        weight * self.outlier_factor(&name, i)
+                        // Gemma's norms add 1 to what is stored.
+                        let offset = f32::from(u8::from(self.architecture == "Gemma3ForCausalLM"));
+                        weight * self.outlier_factor(&name, i) - offset
                     } else if name.ends_with("bias") {
                         0.3 * x
                     } else {
@@ -185,7 +192,11 @@ impl Tiny {
                 |name: &str, shape: Vec<usize>| out.push((format!("model.layers.{i}.{name}"), shape));
             add("input_layernorm.weight", vec![self.hidden]);
             add("post_attention_layernorm.weight", vec![self.hidden]);
-            if self.architecture == "Qwen3ForCausalLM" {
+            if self.architecture == "Gemma3ForCausalLM" {
+                add("pre_feedforward_layernorm.weight", vec![self.hidden]);
+                add("post_feedforward_layernorm.weight", vec![self.hidden]);
+            }
+            if ["Qwen3ForCausalLM", "Gemma3ForCausalLM"].contains(&self.architecture) {
                 add("self_attn.q_norm.weight", vec![self.head_dim]);
                 add("self_attn.k_norm.weight", vec![self.head_dim]);
             }

@@ -1,6 +1,7 @@
 //! Model families as data: what sets a family apart from a plain decoder of attention and gated MLP, and how its
 //! `config.json` says so. Each has a file of its own, with its source named on top.
 
+mod gemma3;
 mod granite;
 mod llama;
 mod mistral;
@@ -12,7 +13,7 @@ use super::{fields::Fields, limit};
 use crate::{FormatError, Result};
 
 /// Every family.
-pub(super) const ALL: [&Family; 7] = [
+pub(super) const ALL: [&Family; 8] = [
     &llama::LLAMA,
     &mistral::MISTRAL,
     &qwen::QWEN2,
@@ -20,6 +21,7 @@ pub(super) const ALL: [&Family; 7] = [
     &smollm3::SMOLLM3,
     &granite::GRANITE,
     &phi3::PHI3,
+    &gemma3::GEMMA3,
 ];
 
 /// A family: its class in transformers, what a missing field means to it, and its flags.
@@ -30,8 +32,12 @@ pub(super) struct Family {
     pub model_type: &'static str,
     /// Keys that this family reads, beside those of all.
     pub own_keys: &'static [&'static str],
+    /// The function that its MLP's gate has.
+    pub gate: GateFunction,
     /// `partial_rotary_factor` counts: only the first components of a head are turned.
     pub partial_rotary: bool,
+    /// Base of the rotary embedding of layers with a window by default, if it is another one there.
+    pub local_rope_theta: Option<f64>,
     pub defaults: Defaults,
     /// The graph of a model of so many layers.
     pub graph: fn(&Fields<'_>, usize) -> Result<Graph>,
@@ -62,6 +68,25 @@ impl Defaults {
     };
 }
 
+/// Function of the gate in a gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateFunction {
+    /// `silu`, also called `swish`.
+    Silu,
+    /// `gelu_pytorch_tanh`.
+    GeluTanh,
+}
+
+impl GateFunction {
+    /// Its names in configurations.
+    pub(super) fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Silu => &["silu", "swish"],
+            Self::GeluTanh => &["gelu_pytorch_tanh"],
+        }
+    }
+}
+
 /// How a decoder's graph differs from the plain one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Graph {
@@ -73,6 +98,12 @@ pub struct Graph {
     pub mlp_bias: bool,
     /// RMS norms on the heads of q and k, before the rotary embedding.
     pub qk_norm: bool,
+    /// Added to the stored weights of all RMS norms.
+    pub norm_offset: f32,
+    /// RMS norms behind attention and MLP as well, before their outputs are added to the residual stream.
+    pub norms_after: bool,
+    /// Function of the MLP's gate.
+    pub gate: GateFunction,
     /// q, k and v are one tensor on disk, and so are gate and up.
     pub fused: bool,
     /// Attention window of each layer, if it slides.
@@ -96,6 +127,9 @@ impl Graph {
             o_bias: false,
             mlp_bias: false,
             qk_norm: false,
+            norm_offset: 0.0,
+            norms_after: false,
+            gate: GateFunction::Silu,
             fused: false,
             windows: vec![None; num_layers],
             rotary: vec![true; num_layers],

@@ -1,14 +1,16 @@
 //! Qwen2 and Qwen2.5 (biases on q, k and v) and Qwen3 (norms on the heads of q and k), dense: Yang et al., arXiv 2412.15115
 //! and arXiv 2505.09388; transformers' `modeling_qwen2` and `modeling_qwen3`.
 
-use super::{Defaults, Family, Graph, SLIDING, layer_types, same_layers, window};
+use super::{Defaults, Family, GateFunction, Graph, SLIDING, layer_types, same_layers, window};
 use crate::{Result, config::fields::Fields};
 
 pub(super) const QWEN2: Family = Family {
     class: "Qwen2ForCausalLM",
     model_type: "qwen2",
     own_keys: &[],
+    gate: GateFunction::Silu,
     partial_rotary: false,
+    local_rope_theta: None,
     defaults: DEFAULTS,
     graph: |f, layers| Ok(Graph { qkv_bias: true, windows: windows(f, layers)?, ..Graph::plain(layers) }),
 };
@@ -17,7 +19,9 @@ pub(super) const QWEN3: Family = Family {
     class: "Qwen3ForCausalLM",
     model_type: "qwen3",
     own_keys: &[],
+    gate: GateFunction::Silu,
     partial_rotary: false,
+    local_rope_theta: None,
     defaults: Defaults { head_dim: Some(128), ..DEFAULTS },
     graph: |f, layers| {
         let bias = f.flag("attention_bias", false)?;
