@@ -40,7 +40,6 @@
 
 pub mod backend;
 pub mod cpu;
-pub mod cuda;
 pub mod error;
 pub mod finite;
 pub mod ranking;

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::sync::Arc;
 
-use qqq_backend::cuda::Device;
+use qqq_cuda::Device;
 
 use crate::status::{Status, argument, give};
 

@@ -3,8 +3,8 @@
 use std::ffi::{c_int, c_void};
 
 use cudarc::driver::sys::CUstream;
-use qqq_backend::cuda::gemm::prepack::Direction;
-use qqq_backend::cuda::gemm::{
+use qqq_cuda::gemm::prepack::Direction;
+use qqq_cuda::gemm::{
     GemmOperands, GemmPlans, GemmTypes, OutputType, PrepackKernel, PrepackOperands, WeightKind,
 };
 

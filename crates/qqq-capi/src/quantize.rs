@@ -3,8 +3,8 @@
 use std::ffi::{c_int, c_void};
 
 use cudarc::driver::sys::CUstream;
-use qqq_backend::cuda::gemm::OutputType;
-use qqq_backend::cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
+use qqq_cuda::gemm::OutputType;
+use qqq_cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
 
 use crate::device::qqq_device;
 use crate::status::{Status, call, enumerator, give, reference, size};

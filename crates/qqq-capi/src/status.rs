@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use qqq_backend::cuda::CudaError;
+use qqq_cuda::CudaError;
 
 /// `qqq_status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +38,7 @@ impl From<CudaError> for Failure {
             CudaError::NoDriver | CudaError::Device(_) => Status::Device,
             CudaError::Shape(_) => Status::Shape,
             CudaError::Driver { .. } => Status::Driver,
-            CudaError::NvrtcNotFound { .. }
-            | CudaError::NvrtcUnusable { .. }
-            | CudaError::Compile { .. }
-            | CudaError::SlowCode { .. }
-            | CudaError::NoKernel { .. }
-            | CudaError::Archive { .. } => Status::Compiler,
+            CudaError::Jit(_) => Status::Compiler,
             _ => Status::Internal,
         };
         Self { status, message: error.to_string() }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUstream;
 use pyo3::prelude::*;
-use qqq_backend::cuda::gemm::prepack::Direction;
-use qqq_backend::cuda::gemm::{
+use qqq_cuda::gemm::prepack::Direction;
+use qqq_cuda::gemm::{
     GemmOperands, GemmPlans, GemmTypes, OutputType, PrepackKernel, PrepackOperands, WeightKind,
 };
-use qqq_backend::cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
-use qqq_backend::cuda::{Arch, CudaError, Device};
+use qqq_cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
+use qqq_cuda::{Arch, CudaError, Device};
 
 use crate::{runtime_error, value_error};
 

@@ -3,16 +3,12 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use clap::Subcommand;
-use qqq_backend::{
-    cpu::pool,
-    cuda::{
-        Arch, Archive, Compiler,
-        archive::ArchivedKernel,
-        cache::Cache,
-        cubin, embedded,
-        gemm::WeightKind,
-        prebuild::{self, Selection},
-    },
+use qqq_backend::cpu::pool;
+use qqq_cuda::{
+    Arch, Archive, Compiler, embedded,
+    gemm::WeightKind,
+    jit::{ArchivedKernel, Cache, cubin},
+    prebuild::{self, Selection},
 };
 use serde::Serialize;
 

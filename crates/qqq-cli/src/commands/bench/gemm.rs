@@ -1,12 +1,24 @@
 //! `qqq bench gemm`.
 
+mod ceilings;
+mod cublas;
+mod data;
+mod measure;
+mod problem;
+mod timing;
+
 use std::{ops::ControlFlow, path::PathBuf, str::FromStr};
 
-use qqq_backend::cuda::bench::{Ceilings, Choosing, Extent, GemmBench, Measurement};
-use qqq_backend::cuda::gemm::{Activation, OutputType, WeightKind};
-use qqq_backend::cuda::{Arch, CudaError, Device};
+use qqq_cuda::{
+    Arch, CudaError, Device,
+    gemm::{Activation, OutputType, WeightKind},
+};
 use serde::Serialize;
 
+use self::{
+    ceilings::Ceilings,
+    measure::{Choosing, Extent, GemmBench, Measurement},
+};
 use super::plot::{self, Point};
 use crate::{
     console::Console,

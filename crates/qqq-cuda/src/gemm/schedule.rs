@@ -1,0 +1,170 @@
+//! Which part of the output each cluster of blocks computes; `schedule.cuh` walks it.
+
+use super::Instance;
+
+/// The kernel's `Schedule`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Schedule {
+    /// Tiles along the output channels (of all neighbours of a cluster together).
+    pub n_tiles: i32,
+    /// Tiles along the tokens.
+    pub m_tiles: i32,
+    /// Steps of 128 bytes of each token's row.
+    pub k_blocks: i32,
+    /// Tiles that are cut along K; they come first.
+    pub split_tiles: i32,
+    /// Clusters that share them.
+    pub split_clusters: i32,
+    /// Channel tiles that are visited together.
+    pub band: i32,
+    /// Steps after which a block lets the next launch begin.
+    pub trigger: i32,
+    /// Steps whose weights a block brings to the L2 cache while it waits for the launch before.
+    pub ahead: i32,
+}
+
+/// Output channels that are visited together, about: of the rectangles that all multiprocessors work on at once, tiles of 128
+/// channels x 256 tokens, the one of about this width reads least (half a byte a channel, one a token).
+const BAND_CHANNELS: usize = 3072;
+/// Input channels to bring to the L2 cache ahead, where two launches share a multiprocessor.
+const AHEAD: usize = 2048;
+
+impl Schedule {
+    /// The schedule of `m x n x k` on `clusters` clusters; with `split`, tiles are cut along K so that all clusters end
+    /// together. Where there are more tiles than clusters this is done for few tokens only: blocks at different places along K
+    /// read different tokens at the same time, which costs more than an idle part of a round.
+    pub fn new(config: &Instance, m: usize, n: usize, k: usize, clusters: usize, split: bool) -> Self {
+        let n_tiles = n.div_ceil(config.channels());
+        let m_tiles = m.div_ceil(config.tokens());
+        let k_blocks = config.steps(k);
+        let tiles = n_tiles * m_tiles;
+        let (mut split_tiles, mut split_clusters) = (0, 0);
+        // The kernel counts in 32 bits.
+        let countable = tiles * k_blocks * (clusters + 1) <= i32::MAX as usize;
+        if split
+            && countable
+            && config.ranks() == 1
+            && (tiles < clusters || (m_tiles == 1 && config.tokens() <= 64))
+        {
+            split_tiles = tiles;
+            // At least four steps for each.
+            split_clusters = clusters.min(tiles * k_blocks / 4);
+            // Equal parts of a tile for everybody save a block an exchange; worth up to a tenth of the clusters.
+            let even = split_clusters / tiles * tiles;
+            if even * 10 >= split_clusters * 9 {
+                split_clusters = even;
+            }
+            if tiles.is_multiple_of(split_clusters.max(1)) {
+                (split_tiles, split_clusters) = (0, 0);
+            }
+        }
+        let steps = (tiles * k_blocks).div_ceil(clusters.min(tiles.max(split_clusters)) * config.ranks());
+        let bands = n_tiles.div_ceil((BAND_CHANNELS / config.channels()).max(1));
+        // Two launches fit on a multiprocessor where tiles are small: the next begins late enough to fill the pause at this
+        // one's end. Otherwise it waits for the multiprocessor anyway.
+        let overlap = config.fits_twice();
+        Self {
+            n_tiles: n_tiles as i32,
+            m_tiles: m_tiles as i32,
+            k_blocks: k_blocks as i32,
+            split_tiles: split_tiles as i32,
+            split_clusters: split_clusters as i32,
+            band: n_tiles.div_ceil(bands) as i32,
+            trigger: if overlap { (steps * 7 / 10).max(1) as i32 } else { 1 },
+            ahead: if overlap { config.steps(AHEAD) as i32 } else { 0 },
+        }
+    }
+
+    /// Tiles of the output.
+    pub fn tiles(&self) -> usize {
+        (self.n_tiles * self.m_tiles) as usize
+    }
+
+    /// Clusters that have work.
+    pub fn clusters(&self, available: usize) -> usize {
+        let whole = self.tiles() - self.split_tiles as usize;
+        whole.max(self.split_clusters as usize).min(available)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gemm::{Activation, GemmTypes, OutputType, Sm90Config, WeightKind};
+
+    fn config(tokens: usize, ranks: usize) -> Instance {
+        Instance::Sm90(Sm90Config {
+            types: GemmTypes::new(WeightKind::Channel4, Activation::Int8, OutputType::Float16).unwrap(),
+            tokens,
+            warpgroups: 2,
+            rows: 1,
+            splits: 1,
+            stages: 4,
+            cluster: 1,
+            ranks,
+        })
+    }
+
+    /// What `Segments` in `schedule.cuh` gives a cluster: (tile, first step, last step).
+    fn segments(s: &Schedule, cluster: i32, clusters: i32) -> Vec<(i32, i32, i32)> {
+        let begin = |c: i32| s.split_tiles * s.k_blocks * c / s.split_clusters.max(1);
+        let mut out = Vec::new();
+        if cluster < s.split_clusters {
+            let (mut at, end) = (begin(cluster), begin(cluster + 1));
+            while at < end {
+                let (tile, first) = (at / s.k_blocks, at % s.k_blocks);
+                let last = s.k_blocks.min(first + end - at);
+                out.push((tile, first, last));
+                at += last - first;
+            }
+        }
+        let mut whole = s.split_tiles + cluster;
+        while whole < s.n_tiles * s.m_tiles {
+            out.push((whole, 0, s.k_blocks));
+            whole += clusters;
+        }
+        out
+    }
+
+    #[test]
+    fn every_step_of_every_tile_is_done_once() {
+        for (m, n, k) in
+            [(1, 8192, 21760), (300, 4096, 11008), (4097, 1280, 8192), (65536, 6144, 4096), (7, 16, 16)]
+        {
+            for tokens in [8, 128, 256] {
+                for split in [false, true] {
+                    let c = config(tokens, 1);
+                    let s = Schedule::new(&c, m, n, k, 132, split);
+                    let clusters = s.clusters(132);
+                    assert!(s.split_clusters as usize <= clusters && clusters >= 1, "{s:?}");
+                    assert!(
+                        i64::from(s.split_tiles) * i64::from(s.k_blocks) * 133 < i64::from(i32::MAX),
+                        "{s:?}"
+                    );
+                    let mut steps = vec![0; s.tiles() * s.k_blocks as usize];
+                    for cluster in 0..clusters as i32 {
+                        let mut partial = 0;
+                        for (tile, first, last) in segments(&s, cluster, clusters as i32) {
+                            assert!(first < last, "an empty stretch: {s:?}");
+                            partial += i32::from(first > 0 || last < s.k_blocks);
+                            for step in first..last {
+                                steps[(tile * s.k_blocks + step) as usize] += 1;
+                            }
+                        }
+                        assert!(partial <= 2, "more partial sums than places: {s:?}");
+                    }
+                    assert!(steps.iter().all(|n| *n == 1), "{m} {n} {k} {tokens} {split} {s:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_tile_is_cut_into_equal_parts_where_that_is_nearly_all_clusters() {
+        let s = Schedule::new(&config(128, 1), 128, 8192, 21760, 132, true);
+        assert_eq!((s.split_tiles, s.split_clusters), (64, 128));
+        let s = Schedule::new(&config(256, 1), 4096, 8192, 21760, 132, false);
+        assert_eq!((s.split_tiles, s.tiles()), (0, 1024));
+    }
+}
