@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use cudarc::driver::sys::CUstream;
 use qqq_cuda::gemm::prepack::Direction;
 use qqq_cuda::gemm::{
-    GemmOperands, GemmPlans, GemmTypes, OutputType, PrepackKernel, PrepackOperands, WeightKind,
+    GemmOperands, GemmPlans, GemmSpec, GemmTypes, OutputType, PrepackKernel, PrepackOperands, WeightKind,
 };
 
 use crate::device::qqq_device;
@@ -112,16 +112,16 @@ pub unsafe extern "C" fn qqq_gemm_create(
 ) -> Status {
     let make = || {
         // SAFETY: the caller's promise, for both.
-        let (device, shape) = unsafe { (&reference(device, "device")?.0, reference(shape, "shape")?) };
+        let (planner, shape) = unsafe { (&reference(device, "device")?.0, reference(shape, "shape")?) };
+        let device = planner.device();
         let kind = weight_kind(shape)?;
         let output = enumerator("output", shape.output, &[OutputType::Float16, OutputType::Bfloat16])?;
         let (n, k) = (size("n", shape.n)?, size("k", shape.k)?);
         let most_tokens = size("most_tokens", shape.most_tokens)?;
         Ok(qqq_gemm {
             plans: GemmPlans::new(
-                device,
-                (GemmTypes::int8(kind, output), device.arch()?),
-                (n, k),
+                planner,
+                &GemmSpec::new(GemmTypes::int8(kind, output), (n, k)),
                 most_tokens,
             )?,
             kind,

@@ -69,7 +69,8 @@ pub unsafe extern "C" fn qqq_quantize_create(
 ) -> Status {
     let make = || {
         // SAFETY: the caller's promise, for both.
-        let (device, shape) = unsafe { (&reference(device, "device")?.0, reference(shape, "shape")?) };
+        let (device, shape) =
+            unsafe { (reference(device, "device")?.0.device(), reference(shape, "shape")?) };
         let operation = enumerator("operation", shape.operation, &Operation::ALL)?;
         let input = enumerator("input", shape.input, &[OutputType::Float16, OutputType::Bfloat16])?;
         let precision = if shape.stepwise != 0 { Precision::Stepwise } else { Precision::Float32 };

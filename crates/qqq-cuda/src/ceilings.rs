@@ -27,7 +27,7 @@ const ROUNDS: usize = 400;
 pub struct CeilingKernels {
     read: Arc<Kernel>,
     multiply: Arc<Kernel>,
-    /// Blocks of a launch: one a multiprocessor.
+    /// Blocks of a launch: one an SM.
     blocks: usize,
 }
 
@@ -43,7 +43,7 @@ impl CeilingKernels {
         }
         let load = |(source, shared): (Source, usize)| device.kernel(&source, shared);
         let (read, multiply) = (load(read_source())?, load(multiply_source())?);
-        Ok(Some(Self { read, multiply, blocks: device.multiprocessors() }))
+        Ok(Some(Self { read, multiply, blocks: device.sms() }))
     }
 
     /// int8 operations of a [`launch_multiply`](Self::launch_multiply): a multiply-add is two.

@@ -2,15 +2,12 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
 use crate::error::{CudaError, Result, driver};
-use crate::gemm::{TunedPlans, TunedStore};
-use crate::jit::Compiler;
-use crate::jit::cache::Cache;
-use crate::jit::{Arch, Source};
+use crate::jit::{Arch, Compiler, Source};
 
 /// A GPU of this machine.
 #[derive(Debug)]
@@ -19,10 +16,9 @@ pub struct Device {
     stream: Arc<CudaStream>,
     name: String,
     capability: (u32, u32),
-    multiprocessors: usize,
+    sms: usize,
     compiler: Compiler,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
-    tuned: OnceLock<TunedPlans>,
 }
 
 impl Device {
@@ -43,8 +39,7 @@ impl Device {
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
         );
-        let multiprocessors =
-            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let sms = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let name = context.name().map_err(driver("reading the GPU's name"))?;
         let stream = context.new_stream().map_err(driver("creating a stream"))?;
         Ok(Arc::new(Self {
@@ -52,10 +47,9 @@ impl Device {
             stream,
             name,
             capability,
-            multiprocessors,
+            sms,
             compiler: Compiler::default(),
             kernels: Mutex::default(),
-            tuned: OnceLock::new(),
         }))
     }
 
@@ -69,9 +63,9 @@ impl Device {
         self.capability
     }
 
-    /// Number of multiprocessors.
-    pub fn multiprocessors(&self) -> usize {
-        self.multiprocessors
+    /// Number of SMs.
+    pub fn sms(&self) -> usize {
+        self.sms
     }
 
     /// The architecture that kernels are compiled for.
@@ -86,16 +80,6 @@ impl Device {
                 self.name
             ))
         })
-    }
-
-    /// The choices for this model of GPU, as they were on disk when they were asked for the first time.
-    pub fn tuned(&self) -> &TunedPlans {
-        self.tuned.get_or_init(|| self.tuned_store().load())
-    }
-
-    /// Where choices for this model of GPU are kept.
-    pub fn tuned_store(&self) -> TunedStore {
-        TunedStore::new(&Cache::of_user(), &self.name, self.multiprocessors)
     }
 
     /// The context.
@@ -164,7 +148,7 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Clusters of `blocks` blocks that the device can run at once.
+    /// Clusters of `blocks` CTAs that the device can run at once.
     pub(crate) fn max_active_clusters(
         &self,
         threads: usize,
@@ -184,8 +168,8 @@ impl Kernel {
         Ok(clusters as usize)
     }
 
-    /// Launches `(blocks, threads, shared bytes)` in clusters of `cluster` blocks; see
-    /// [`GemmKernel::launch`](super::gemm::GemmKernel::launch) for `overlap`.
+    /// Launches `(blocks, threads, shared bytes)` in clusters of `cluster` CTAs. With `overlap`, it may
+    /// begin while the launch before it on the stream still runs (programmatic dependent launch).
     ///
     /// # Safety
     /// The parameters must be those of the kernel, and what they point to on the device valid until it has run.

@@ -15,7 +15,7 @@
 //! Weights are packed, and the kernel for them is chosen, on a machine without a GPU:
 //!
 //! ```
-//! use qqq_cuda::gemm::{GemmTypes, OutputType, PackedWeights, SumOrder, plan};
+//! use qqq_cuda::gemm::{GemmSpec, GemmTypes, OutputType, PackedWeights, plan};
 //! use qqq_cuda::Arch;
 //! use qqq_formats::{QuantizedWeight, Scales};
 //!
@@ -28,10 +28,10 @@
 //! let packed = PackedWeights::new(&weight)?;
 //! assert_eq!(packed.chunks.len(), n * k / 2);
 //!
-//! // The product of 16 tokens with int8 activations on an H100, which has 132 multiprocessors.
+//! // The product of 16 tokens with int8 activations on an H100, which has 132 SMs.
 //! let types = GemmTypes::int8(packed.kind, OutputType::Bfloat16);
-//! let plan = plan(types, Arch::Sm90a, (16, n, k), 132, SumOrder::Free);
-//! let kernel = plan.config.source();
+//! let plan = plan(&GemmSpec::new(types, (n, k)), Arch::Sm90a, 132, 16);
+//! let kernel = plan.instance.source();
 //! assert!(kernel.name.starts_with("sm90_gemm_c4_16x"));
 //! // Under this key the cache and archives have its machine code.
 //! assert_eq!(kernel.key(Arch::Sm90a).len(), 64);

@@ -53,8 +53,8 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
         }
         kernels.extend(
             all.into_iter()
-                .filter(|i| asked(&selection.tokens, &i.tokens()))
-                .map(|i| ArchivedKernel::new(i.source(), arch, i.shared_bytes())),
+                .filter(|i| asked(&selection.tokens, &i.tile().tokens))
+                .map(|i| ArchivedKernel::new(i.source(), arch, i.tile().shared_bytes)),
         );
     }
     if selection.is_all() {

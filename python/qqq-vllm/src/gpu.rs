@@ -1,15 +1,14 @@
 //! Products and quantization on the GPU: device addresses in, work on a stream out.
 
-use std::sync::Arc;
-
 use cudarc::driver::sys::CUstream;
 use pyo3::prelude::*;
 use qqq_cuda::gemm::prepack::Direction;
 use qqq_cuda::gemm::{
-    GemmOperands, GemmPlans, GemmTypes, OutputType, PrepackKernel, PrepackOperands, WeightKind,
+    GemmOperands, GemmPlans, GemmSpec, GemmTypes, OutputType, Planner, PrepackKernel, PrepackOperands,
+    WeightKind,
 };
 use qqq_cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
-use qqq_cuda::{Arch, CudaError, Device};
+use qqq_cuda::{CudaError, Device};
 
 use crate::{runtime_error, value_error};
 
@@ -30,34 +29,26 @@ fn error(error: CudaError) -> PyErr {
 
 /// A GPU: its primary context, which PyTorch uses as well.
 #[pyclass(frozen, module = "qqq_vllm._native")]
-pub struct Gpu {
-    device: Arc<Device>,
-    arch: Arch,
-}
+pub struct Gpu(Planner);
 
 #[pymethods]
 impl Gpu {
     /// Opens GPU number `ordinal`; RuntimeError where there is no such GPU, or none that there are kernels for.
     #[new]
     fn new(py: Python<'_>, ordinal: usize) -> PyResult<Self> {
-        py.detach(|| {
-            let device = Device::new(ordinal)?;
-            let arch = device.arch()?;
-            Ok(Self { device, arch })
-        })
-        .map_err(error)
+        py.detach(|| Ok(Self(Planner::new(&Device::new(ordinal)?)?))).map_err(error)
     }
 
     /// Its model.
     #[getter]
     fn name(&self) -> &str {
-        self.device.name()
+        self.0.device().name()
     }
 
     /// The architecture of the kernels that it runs.
     #[getter]
     fn arch(&self) -> String {
-        self.arch.to_string()
+        self.0.arch().to_string()
     }
 }
 
@@ -78,9 +69,9 @@ impl Gemm {
         most_tokens: usize,
     ) -> PyResult<Self> {
         let weights = weights.parse().map_err(value_error)?;
-        let types = (GemmTypes::int8(weights, output_type(output)?), gpu.arch);
-        let device = &gpu.device;
-        py.detach(|| GemmPlans::new(device, types, shape, most_tokens)).map(Self).map_err(error)
+        let spec = GemmSpec::new(GemmTypes::int8(weights, output_type(output)?), shape);
+        let planner = &gpu.0;
+        py.detach(|| GemmPlans::new(planner, &spec, most_tokens)).map(Self).map_err(error)
     }
 
     /// Bytes of a workspace, zero before its first use, that products on the same stream may share.
@@ -91,7 +82,7 @@ impl Gemm {
 
     /// The name of the kernel that a number of tokens gets.
     fn kernel(&self, tokens: usize) -> PyResult<String> {
-        Ok(self.0.plan(tokens).map_err(error)?.config.source().name)
+        Ok(self.0.plan(tokens).map_err(error)?.instance.source().name)
     }
 
     /// Launches `y = x W^T + bias` on `stream`.
@@ -129,7 +120,7 @@ impl Prepack {
     #[new]
     fn new(py: Python<'_>, gpu: PyRef<'_, Gpu>, weights: &str) -> PyResult<Self> {
         let kind = weights.parse().map_err(value_error)?;
-        let device = &gpu.device;
+        let device = gpu.0.device();
         py.detach(|| PrepackKernel::new(device, kind, Direction::Pack))
             .map(|kernel| Self { kernel, kind })
             .map_err(error)
@@ -173,7 +164,7 @@ impl Quantize {
     /// token's result.
     #[new]
     fn new(py: Python<'_>, gpu: PyRef<'_, Gpu>, operation: &str, input: &str, k: usize) -> PyResult<Self> {
-        let (device, input) = (&gpu.device, output_type(input)?);
+        let (device, input) = (gpu.0.device(), output_type(input)?);
         let operation = match operation {
             "plain" => Operation::Plain,
             "norm" => Operation::Norm,

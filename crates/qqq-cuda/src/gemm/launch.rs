@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::{Activation, Instance, OutputType, Plan, Schedule, Sm90Config};
+use super::{Activation, Instance, OutputType, Plan, Schedule, Sm90Config, Tile};
 use crate::device::{Device, Kernel};
 use crate::tensor_map::{Element, TensorMap, TiledMatrix};
 use crate::{Arch, CudaError, Result};
@@ -114,30 +114,61 @@ impl GemmParameters {
 /// A plan on a device that runs this many clusters at once: everything of a launch that needs no device.
 #[derive(Clone, Copy, Debug)]
 pub struct GemmLaunch {
-    /// The plan.
-    pub plan: Plan,
-    /// Clusters that the device runs at once.
-    pub clusters: usize,
+    plan: Plan,
+    tile: Tile,
+    clusters: usize,
 }
 
 impl GemmLaunch {
-    /// The schedule for a shape.
-    pub fn schedule(&self, m: usize, n: usize, k: usize) -> Schedule {
-        Schedule::new(&self.plan.config, m, n, k, self.clusters, self.plan.split)
+    /// `clusters` of the plan's clusters run at once.
+    pub fn new(plan: Plan, clusters: usize) -> Self {
+        Self { plan, tile: plan.instance.tile(), clusters }
     }
 
-    /// Blocks of a launch.
-    pub fn blocks(&self, m: usize, n: usize, k: usize) -> usize {
-        self.schedule(m, n, k).clusters(self.clusters) * self.plan.config.blocks_in_cluster()
+    /// The plan.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// Its instance's tile.
+    pub fn tile(&self) -> &Tile {
+        &self.tile
+    }
+
+    /// The schedule for a shape.
+    pub fn schedule(&self, m: usize, n: usize, k: usize) -> Schedule {
+        Schedule::new(&self.tile, (m, n, k), self.clusters, self.plan.stream_k)
+    }
+
+    /// CTAs of a launch.
+    pub fn ctas(&self, schedule: &Schedule) -> usize {
+        schedule.clusters(self.clusters) * self.tile.ctas_in_cluster()
     }
 
     /// Bytes of the workspace for a shape: partial sums, then counters. The counters must be zero before the first launch;
     /// every launch leaves them zero.
     pub fn workspace_bytes(&self, m: usize, n: usize, k: usize) -> (usize, usize) {
-        let c = &self.plan.config;
         let s = self.schedule(m, n, k);
-        let partials = s.split_clusters as usize * 2 * c.channels() * c.tokens() * 4;
-        (partials, s.split_tiles as usize * c.neighbours() * c.warpgroups() * 4)
+        (self.partial_bytes(s.split_clusters as usize), self.counter_bytes(s.split_tiles as usize))
+    }
+
+    /// Bytes of a workspace for `n` output channels that serves every number of tokens and input channels.
+    pub(super) fn most_workspace_bytes(&self, n: usize) -> (usize, usize) {
+        if !self.plan.stream_k {
+            return (0, 0);
+        }
+        // Fewer tiles than clusters are cut, or one row of tiles.
+        let tiles = self.clusters.max(n.div_ceil(self.tile.channels));
+        (self.partial_bytes(self.clusters), self.counter_bytes(tiles))
+    }
+
+    /// Each of the clusters has at most two parts of tiles.
+    fn partial_bytes(&self, clusters: usize) -> usize {
+        clusters * 2 * self.tile.channels * self.tile.tokens * 4
+    }
+
+    fn counter_bytes(&self, tiles: usize) -> usize {
+        tiles * self.tile.multicast * self.tile.warpgroups * 4
     }
 
     /// What the kernel is given; `encode` makes the tensor maps.
@@ -148,21 +179,21 @@ impl GemmLaunch {
     pub fn parameters(
         &self,
         o: &GemmOperands,
+        schedule: Schedule,
         workspace: (u64, u64),
         encode: impl Fn(&TiledMatrix) -> Result<TensorMap>,
     ) -> Result<GemmParameters> {
-        let c = &self.plan.config;
-        o.check(c.types().activation())?;
-        if !c.takes(o.k) {
+        let tile = &self.tile;
+        o.check(tile.types.activation())?;
+        if !tile.takes(o.k) {
             return Err(CudaError::Shape(format!(
                 "{} input channels cannot be cut into {} parts of at least {}",
                 o.k,
-                c.ranks(),
-                c.types().activation().step_columns()
+                tile.cluster_split_k,
+                tile.types.k_tile()
             )));
         }
-        let schedule = self.schedule(o.m, o.n, o.k);
-        Ok(match c {
+        Ok(match &self.plan.instance {
             Instance::Sm90(c) => {
                 GemmParameters::Sm90(Box::new(sm90_parameters(c, o, workspace, schedule, encode)?))
             }
@@ -173,11 +204,9 @@ impl GemmLaunch {
 
 /// A compiled and loaded instance.
 #[derive(Clone, Debug)]
-pub struct GemmKernel {
-    /// What it was compiled for.
-    pub plan: Plan,
+pub(super) struct GemmKernel {
+    launch: GemmLaunch,
     kernel: Arc<Kernel>,
-    clusters: usize,
 }
 
 impl GemmKernel {
@@ -185,79 +214,54 @@ impl GemmKernel {
     ///
     /// # Errors
     /// When the instance is not for this GPU, NVRTC is needed and missing, or the driver refuses the kernel.
-    pub fn new(device: &Device, plan: Plan) -> Result<Self> {
-        if matches!(plan.config, Instance::Sm90(_)) && device.arch()? != Arch::Sm90a {
+    pub(super) fn new(device: &Device, plan: Plan) -> Result<Self> {
+        if matches!(plan.instance, Instance::Sm90(_)) && device.arch()? != Arch::Sm90a {
             let (major, minor) = device.capability();
             return Err(CudaError::Device(format!(
                 "{} has compute capability {major}.{minor}: the wgmma kernel runs on Hopper GPUs (9.0) alone",
                 device.name()
             )));
         }
-        let c = &plan.config;
-        let kernel = device.kernel(&c.source(), c.shared_bytes())?;
+        let tile = plan.instance.tile();
+        let kernel = device.kernel(&plan.instance.source(), tile.shared_bytes)?;
         // What the device can run at once, asked of the driver for this very kernel.
-        let places = device.multiprocessors() * plan.blocks_per_multiprocessor();
-        let clusters = if c.blocks_in_cluster() == 1 {
-            places
+        let ctas = device.sms() * plan.ctas_per_sm();
+        let in_cluster = tile.ctas_in_cluster();
+        let clusters = if in_cluster == 1 {
+            ctas
         } else {
-            let most = kernel.max_active_clusters(c.threads(), c.shared_bytes(), c.blocks_in_cluster())?;
-            most.min(places / c.blocks_in_cluster()).max(1)
+            let most = kernel.max_active_clusters(tile.threads, tile.shared_bytes, in_cluster)?;
+            most.min(ctas / in_cluster).max(1)
         };
-        Ok(Self { plan, kernel, clusters })
+        Ok(Self { launch: GemmLaunch::new(plan, clusters), kernel })
     }
 
-    fn launch_plan(&self) -> GemmLaunch {
-        GemmLaunch { plan: self.plan, clusters: self.clusters }
+    /// Everything of a launch but the device.
+    pub(super) fn plan(&self) -> &GemmLaunch {
+        &self.launch
     }
 
-    /// The schedule for a shape.
-    pub fn schedule(&self, m: usize, n: usize, k: usize) -> Schedule {
-        self.launch_plan().schedule(m, n, k)
-    }
-
-    /// As [`GemmLaunch::workspace_bytes`].
-    pub fn workspace_bytes(&self, m: usize, n: usize, k: usize) -> (usize, usize) {
-        self.launch_plan().workspace_bytes(m, n, k)
-    }
-
-    /// Bytes of a workspace for `n` output channels that serves every number of tokens and input channels.
-    pub(super) fn most_workspace_bytes(&self, n: usize) -> (usize, usize) {
-        let c = &self.plan.config;
-        if !self.plan.split {
-            return (0, 0);
-        }
-        let partials = self.clusters * 2 * c.channels() * c.tokens() * 4;
-        // Fewer tiles than clusters are cut, or one row of tiles.
-        let tiles = self.clusters.max(n.div_ceil(c.channels()));
-        (partials, tiles * c.neighbours() * c.warpgroups() * 4)
-    }
-
-    /// Launches `y = x W^T` on `stream`. With `overlap`, the launch may begin while the one before it on the stream still
-    /// runs (programmatic dependent launch): until that one has finished, it only reads weights.
-    ///
-    /// # Errors
-    /// [`CudaError::Shape`] when there are no tokens, an address is missing or not aligned, or there are too few input
-    /// channels for the plan; [`CudaError::Driver`] when the driver refuses the launch.
+    /// As [`GemmPlans::launch`](super::GemmPlans::launch), with the addresses of partial sums and counters.
     ///
     /// # Safety
-    /// The operands must be device memory of the sizes given, `workspace` that of [`workspace_bytes`](Self::workspace_bytes)
+    /// The operands must be device memory of the sizes given, `workspace` that of [`GemmLaunch::workspace_bytes`]
     /// (0 where that is 0), not in use by another launch at the same time; with `overlap`, no launch that may still run
     /// writes the weights.
-    pub unsafe fn launch(
+    pub(super) unsafe fn launch(
         &self,
         stream: sys::CUstream,
         o: &GemmOperands,
         workspace: (u64, u64),
         overlap: bool,
     ) -> Result<()> {
-        let c = &self.plan.config;
-        let launch = self.launch_plan();
-        let parameters = launch.parameters(o, workspace, TiledMatrix::encode)?;
-        let shape = (launch.blocks(o.m, o.n, o.k), c.threads(), c.shared_bytes());
+        let schedule = self.launch.schedule(o.m, o.n, o.k);
+        let parameters = self.launch.parameters(o, schedule, workspace, TiledMatrix::encode)?;
+        let tile = self.launch.tile();
+        let shape = (self.launch.ctas(&schedule), tile.threads, tile.shared_bytes);
         // SAFETY: this is the kernel's one parameter, which the driver copies; the caller vouches for the memory.
         unsafe {
             let parameters = parameters.as_raw().0.cast_mut();
-            self.kernel.launch(stream, shape, c.blocks_in_cluster(), overlap, &mut [parameters])
+            self.kernel.launch(stream, shape, tile.ctas_in_cluster(), overlap, &mut [parameters])
         }
     }
 }
@@ -279,7 +283,7 @@ fn sm90_parameters(
         OutputType::Float16 => Element::Float16,
         OutputType::Bfloat16 => Element::Bfloat16,
     };
-    let tile = (c.tokens / c.cluster, activation.step_columns());
+    let tile = (c.tokens / c.multicast, c.types.k_tile());
     let x = TiledMatrix { address: o.x, element: x, shape: (o.m, o.k), tile };
     let y = TiledMatrix { address: o.y, element: y, shape: (o.m, o.n), tile: (c.staging_tokens(), 64) };
     Ok(Sm90Parameters {

@@ -7,28 +7,35 @@
 //! order that the plan and the shape determine, so that a launch is deterministic; with [`SumOrder::Fixed`] they are
 //! batch-invariant too.
 
-mod config;
-mod config80;
-mod heuristic;
+mod cost;
+mod device_weights;
+mod instances;
 mod launch;
-mod layer;
+mod plan;
+mod planner;
 mod plans;
 pub mod prepack;
 mod schedule;
+mod sm80_config;
+mod sm90_config;
+mod tile;
 pub mod tuned;
 mod types;
 mod weights;
 mod weights16;
 
-pub use config::{Instance, Sm90Config};
-pub use config80::Sm80Config;
-pub use heuristic::{Plan, SumOrder, candidates, instances, plan};
-pub use launch::{GemmKernel, GemmLaunch, GemmOperands, GemmParameters};
-pub use layer::GemmLayer;
-pub use plans::load;
+pub use cost::CostModel;
+pub use device_weights::DeviceWeights;
+pub use instances::instances;
+pub use launch::{GemmLaunch, GemmOperands, GemmParameters};
+pub use plan::{Plan, candidates, plan};
+pub use planner::Planner;
 pub use plans::{GemmPlans, MAX_TOKENS};
 pub use prepack::{PrepackKernel, PrepackOperands, PrepackParameters};
 pub use schedule::Schedule;
+pub use sm80_config::{Sm80Config, Sm80Shape};
+pub use sm90_config::Sm90Config;
+pub use tile::{Instance, Tile};
 pub use tuned::{TunedChoice, TunedKey, TunedPlans, TunedStore};
-pub use types::{Activation, GemmTypes, OutputType};
+pub use types::{Activation, GemmSpec, GemmTypes, OutputType, SumOrder};
 pub use weights::{PackedWeights, WeightKind};

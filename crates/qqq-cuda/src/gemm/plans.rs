@@ -1,14 +1,12 @@
 //! A product's shape with every kernel that its numbers of tokens need, loaded: launches neither compile nor allocate.
 
-use std::sync::Arc;
-
 use cudarc::driver::sys;
-
-use super::weights::check_shape;
-use super::{GemmKernel, GemmOperands, GemmTypes, Plan, SumOrder, TunedKey, plan};
-use crate::device::Device;
-use crate::{Arch, CudaError, Result};
 use qqq_backend::cpu::pool::parallel_chunks_mut;
+
+use super::launch::GemmKernel;
+use super::weights::check_shape;
+use super::{GemmOperands, GemmSpec, Plan, Planner};
+use crate::{CudaError, Device, Result};
 
 /// Most tokens of a product.
 pub const MAX_TOKENS: usize = 65536;
@@ -24,7 +22,6 @@ const COUNTER_BYTES: usize = 64 << 10;
 pub struct GemmPlans {
     n: usize,
     k: usize,
-    most_tokens: usize,
     kernels: Vec<GemmKernel>,
     /// Most tokens of a range, and the kernel that serves it; ascending.
     ranges: Vec<(usize, usize)>,
@@ -32,34 +29,40 @@ pub struct GemmPlans {
 }
 
 impl GemmPlans {
-    /// Plans, compiles (or takes from the cache) and loads what 1 to `most_tokens` tokens need, by the kernels of `arch`:
-    /// the device's own, or Ampere's, which run everywhere.
+    /// Plans, compiles (or takes from the cache) and loads what 1 to `most_tokens` tokens need.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] for a shape that no kernel takes; see [`GemmKernel::new`] for the others.
-    pub fn new(
-        device: &Arc<Device>,
-        (types, arch): (GemmTypes, Arch),
+    /// [`CudaError::Shape`] for a shape that no kernel takes; when NVRTC is needed and missing, or the driver refuses a kernel.
+    pub fn new(planner: &Planner, spec: &GemmSpec, most_tokens: usize) -> Result<Self> {
+        check_tokens(most_tokens)?;
+        // What was tuned holds up to numbers of tokens at which a range ends as well.
+        let (plans, ranges) = ranges(most_tokens, |m| planner.plan(spec, m));
+        Self::load(planner.device(), (spec.n, spec.k), &plans, ranges)
+    }
+
+    /// One plan for 1 to `most_tokens` tokens of `n x k` weights, whether or not it suits them.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); also for a plan whose kernel is not for this GPU.
+    pub fn of_plan(device: &Device, plan: Plan, shape: (usize, usize), most_tokens: usize) -> Result<Self> {
+        check_tokens(most_tokens)?;
+        Self::load(device, shape, &[plan], vec![(most_tokens, 0)])
+    }
+
+    fn load(
+        device: &Device,
         (n, k): (usize, usize),
-        most_tokens: usize,
+        plans: &[Plan],
+        ranges: Vec<(usize, usize)>,
     ) -> Result<Self> {
         check_shape(n, k)?;
-        if most_tokens == 0 || most_tokens > MAX_TOKENS {
-            return Err(CudaError::Shape(format!(
-                "a product of {most_tokens} tokens: the GPU kernels take 1 to {MAX_TOKENS}"
-            )));
-        }
-        // What was tuned holds up to numbers of tokens at which a range ends as well.
-        let key = TunedKey { arch, types, n, k };
-        let plan_for = |m| {
-            let tuned = device.tuned().plan(&key, m);
-            tuned.unwrap_or_else(|| plan(types, arch, (m, n, k), device.multiprocessors(), SumOrder::Free))
-        };
-        let (plans, ranges) = ranges(most_tokens, plan_for);
-        let kernels = load(device, &plans)?;
+        // Those that must be compiled, several at a time.
+        let mut loaded: Vec<_> = plans.iter().map(|_| None).collect();
+        parallel_chunks_mut(&mut loaded, 1, |i, kernel| kernel[0] = Some(GemmKernel::new(device, plans[i])));
+        let kernels = loaded.into_iter().flatten().collect::<Result<Vec<_>>>()?;
         let (mut partial_bytes, mut counter_bytes) = (0, 0);
         for kernel in &kernels {
-            let (partials, counters) = kernel.most_workspace_bytes(n);
+            let (partials, counters) = kernel.plan().most_workspace_bytes(n);
             partial_bytes = partials.max(partial_bytes);
             counter_bytes = counters.max(counter_bytes);
         }
@@ -68,7 +71,7 @@ impl GemmPlans {
                 "{n} output channels are more than the GPU kernels can count"
             )));
         }
-        Ok(Self { n, k, most_tokens, kernels, ranges, partial_bytes })
+        Ok(Self { n, k, kernels, ranges, partial_bytes })
     }
 
     /// Output and input channels.
@@ -81,7 +84,7 @@ impl GemmPlans {
     /// # Errors
     /// [`CudaError::Shape`] when that is 0 or more than were planned for.
     pub fn plan(&self, m: usize) -> Result<Plan> {
-        Ok(self.kernel(m)?.plan)
+        Ok(self.kernel(m)?.plan().plan())
     }
 
     /// Bytes of a workspace that serves any number of tokens. It must be zero before the first launch, and is fit for the
@@ -90,15 +93,17 @@ impl GemmPlans {
         COUNTER_BYTES + self.partial_bytes
     }
 
-    /// Launches `y = x W^T` on `stream`; see [`GemmKernel::launch`] for `overlap`. Nothing is compiled or allocated, and
-    /// nothing waits.
+    /// Launches `y = x W^T + bias` on `stream`. Nothing is compiled or allocated, and nothing waits. With `overlap`, the launch
+    /// may begin while the one before it on the stream still runs (programmatic dependent launch): until that one has finished,
+    /// it only reads weights.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] when the operands' shape is not this one, or the workspace is too small;
-    /// [`CudaError::Driver`].
+    /// [`CudaError::Shape`] when the operands' shape is not this one, an address is missing or not aligned, or the workspace
+    /// is too small; [`CudaError::Driver`] when the driver refuses the launch.
     ///
     /// # Safety
-    /// As [`GemmKernel::launch`]; `workspace` is an address and the bytes there.
+    /// The operands must be device memory of the sizes given; `workspace`, an address and the bytes there, not in use by another
+    /// launch at the same time; with `overlap`, no launch that may still run writes the weights.
     pub unsafe fn launch(
         &self,
         stream: sys::CUstream,
@@ -127,14 +132,14 @@ impl GemmPlans {
     }
 
     fn kernel(&self, m: usize) -> Result<&GemmKernel> {
-        if m == 0 || m > self.most_tokens {
-            return Err(CudaError::Shape(format!(
-                "a product of {m} tokens where 1 to {} were prepared",
-                self.most_tokens
-            )));
-        }
         let range = self.ranges.partition_point(|(last, _)| *last < m);
-        Ok(&self.kernels[self.ranges[range].1])
+        match self.ranges.get(range) {
+            Some((_, kernel)) if m > 0 => Ok(&self.kernels[*kernel]),
+            _ => Err(CudaError::Shape(format!(
+                "a product of {m} tokens where 1 to {} were prepared",
+                self.ranges.last().map_or(0, |(last, _)| *last)
+            ))),
+        }
     }
 }
 
@@ -161,25 +166,26 @@ fn ranges(most_tokens: usize, plan_for: impl Fn(usize) -> Plan) -> (Vec<Plan>, V
     }
 }
 
-/// Loads kernels; those that must be compiled, several at a time.
-///
-/// # Errors
-/// See [`GemmKernel::new`].
-pub fn load(device: &Device, plans: &[Plan]) -> Result<Vec<GemmKernel>> {
-    let mut loaded: Vec<_> = plans.iter().map(|_| None).collect();
-    parallel_chunks_mut(&mut loaded, 1, |i, kernel| kernel[0] = Some(GemmKernel::new(device, plans[i])));
-    loaded.into_iter().flatten().collect()
+fn check_tokens(most_tokens: usize) -> Result<()> {
+    if most_tokens == 0 || most_tokens > MAX_TOKENS {
+        return Err(CudaError::Shape(format!(
+            "a product of {most_tokens} tokens: the GPU kernels take 1 to {MAX_TOKENS}"
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gemm::{OutputType, WeightKind};
+    use crate::Arch;
+    use crate::gemm::{GemmTypes, OutputType, WeightKind, plan};
 
     #[test]
     fn every_number_of_tokens_has_the_plan_of_its_range() {
         let types = GemmTypes::int8(WeightKind::Channel4, OutputType::Float16);
-        let plan_for = |m| plan(types, Arch::Sm90a, (m, 4096, 11008), 132, SumOrder::Free);
+        let spec = GemmSpec::new(types, (4096, 11008));
+        let plan_for = |m| plan(&spec, Arch::Sm90a, 132, m);
         for most in [1, 5, 8, 300, 1024, 1025, 5000, MAX_TOKENS] {
             let (plans, ranges) = ranges(most, plan_for);
             assert_eq!(ranges.last().unwrap().0, most);

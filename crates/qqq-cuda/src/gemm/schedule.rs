@@ -1,16 +1,16 @@
-//! Which part of the output each cluster of blocks computes; `schedule.cuh` walks it.
+//! Which part of the output each cluster of CTAs computes; `schedule.cuh` walks it.
 
-use super::Instance;
+use super::Tile;
 
 /// The kernel's `Schedule`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Schedule {
-    /// Tiles along the output channels (of all neighbours of a cluster together).
+    /// Tiles along the output channels (of all CTAs of a cluster together).
     pub n_tiles: i32,
     /// Tiles along the tokens.
     pub m_tiles: i32,
-    /// Steps of 128 bytes of each token's row.
+    /// k-tiles: 128 bytes of each token's row.
     pub k_blocks: i32,
     /// Tiles that are cut along K; they come first.
     pub split_tiles: i32,
@@ -18,34 +18,34 @@ pub struct Schedule {
     pub split_clusters: i32,
     /// Channel tiles that are visited together.
     pub band: i32,
-    /// Steps after which a block lets the next launch begin.
+    /// k-tiles after which a CTA lets the next launch begin.
     pub trigger: i32,
-    /// Steps whose weights a block brings to the L2 cache while it waits for the launch before.
+    /// k-tiles whose weights a CTA brings to the L2 cache while it waits for the launch before.
     pub ahead: i32,
 }
 
-/// Output channels that are visited together, about: of the rectangles that all multiprocessors work on at once, tiles of 128
+/// Output channels that are visited together, about: of the rectangles that all SMs work on at once, tiles of 128
 /// channels x 256 tokens, the one of about this width reads least (half a byte a channel, one a token).
 const BAND_CHANNELS: usize = 3072;
-/// Input channels to bring to the L2 cache ahead, where two launches share a multiprocessor.
+/// Input channels to bring to the L2 cache ahead, where two launches share an SM.
 const AHEAD: usize = 2048;
 
 impl Schedule {
-    /// The schedule of `m x n x k` on `clusters` clusters; with `split`, tiles are cut along K so that all clusters end
-    /// together. Where there are more tiles than clusters this is done for few tokens only: blocks at different places along K
+    /// The schedule of `m x n x k` on `clusters` clusters; with `stream_k`, tiles are cut along K so that all clusters end
+    /// together. Where there are more tiles than clusters this is done for few tokens only: CTAs at different places along K
     /// read different tokens at the same time, which costs more than an idle part of a round.
-    pub fn new(config: &Instance, m: usize, n: usize, k: usize, clusters: usize, split: bool) -> Self {
-        let n_tiles = n.div_ceil(config.channels());
-        let m_tiles = m.div_ceil(config.tokens());
-        let k_blocks = config.steps(k);
+    pub fn new(tile: &Tile, (m, n, k): (usize, usize, usize), clusters: usize, stream_k: bool) -> Self {
+        let n_tiles = n.div_ceil(tile.channels);
+        let m_tiles = m.div_ceil(tile.tokens);
+        let k_blocks = tile.k_tiles(k);
         let tiles = n_tiles * m_tiles;
         let (mut split_tiles, mut split_clusters) = (0, 0);
         // The kernel counts in 32 bits.
         let countable = tiles * k_blocks * (clusters + 1) <= i32::MAX as usize;
-        if split
+        if stream_k
             && countable
-            && config.ranks() == 1
-            && (tiles < clusters || (m_tiles == 1 && config.tokens() <= 64))
+            && tile.cluster_split_k == 1
+            && (tiles < clusters || (m_tiles == 1 && tile.tokens <= 64))
         {
             split_tiles = tiles;
             // At least four steps for each.
@@ -59,11 +59,12 @@ impl Schedule {
                 (split_tiles, split_clusters) = (0, 0);
             }
         }
-        let steps = (tiles * k_blocks).div_ceil(clusters.min(tiles.max(split_clusters)) * config.ranks());
-        let bands = n_tiles.div_ceil((BAND_CHANNELS / config.channels()).max(1));
-        // Two launches fit on a multiprocessor where tiles are small: the next begins late enough to fill the pause at this
-        // one's end. Otherwise it waits for the multiprocessor anyway.
-        let overlap = config.fits_twice();
+        let steps =
+            (tiles * k_blocks).div_ceil(clusters.min(tiles.max(split_clusters)) * tile.cluster_split_k);
+        let bands = n_tiles.div_ceil((BAND_CHANNELS / tile.channels).max(1));
+        // Two launches fit on an SM where tiles are small: the next begins late enough to fill the pause at this
+        // one's end. Otherwise it waits for the SM anyway.
+        let overlap = tile.fits_twice;
         Self {
             n_tiles: n_tiles as i32,
             m_tiles: m_tiles as i32,
@@ -72,7 +73,7 @@ impl Schedule {
             split_clusters: split_clusters as i32,
             band: n_tiles.div_ceil(bands) as i32,
             trigger: if overlap { (steps * 7 / 10).max(1) as i32 } else { 1 },
-            ahead: if overlap { config.steps(AHEAD) as i32 } else { 0 },
+            ahead: if overlap { tile.k_tiles(AHEAD) as i32 } else { 0 },
         }
     }
 
@@ -93,17 +94,18 @@ mod tests {
     use super::*;
     use crate::gemm::{Activation, GemmTypes, OutputType, Sm90Config, WeightKind};
 
-    fn config(tokens: usize, ranks: usize) -> Instance {
-        Instance::Sm90(Sm90Config {
+    fn tile(tokens: usize, cluster_split_k: usize) -> Tile {
+        let config = Sm90Config {
             types: GemmTypes::new(WeightKind::Channel4, Activation::Int8, OutputType::Float16).unwrap(),
             tokens,
             warpgroups: 2,
-            rows: 1,
-            splits: 1,
+            row_blocks: 1,
+            cta_split_k: 1,
             stages: 4,
-            cluster: 1,
-            ranks,
-        })
+            multicast: 1,
+            cluster_split_k,
+        };
+        config.tile()
     }
 
     /// What `Segments` in `schedule.cuh` gives a cluster: (tile, first step, last step).
@@ -134,8 +136,8 @@ mod tests {
         {
             for tokens in [8, 128, 256] {
                 for split in [false, true] {
-                    let c = config(tokens, 1);
-                    let s = Schedule::new(&c, m, n, k, 132, split);
+                    let tile = tile(tokens, 1);
+                    let s = Schedule::new(&tile, (m, n, k), 132, split);
                     let clusters = s.clusters(132);
                     assert!(s.split_clusters as usize <= clusters && clusters >= 1, "{s:?}");
                     assert!(
@@ -162,9 +164,9 @@ mod tests {
 
     #[test]
     fn a_tile_is_cut_into_equal_parts_where_that_is_nearly_all_clusters() {
-        let s = Schedule::new(&config(128, 1), 128, 8192, 21760, 132, true);
+        let s = Schedule::new(&tile(128, 1), (128, 8192, 21760), 132, true);
         assert_eq!((s.split_tiles, s.split_clusters), (64, 128));
-        let s = Schedule::new(&config(256, 1), 4096, 8192, 21760, 132, false);
+        let s = Schedule::new(&tile(256, 1), (4096, 8192, 21760), 132, false);
         assert_eq!((s.split_tiles, s.tiles()), (0, 1024));
     }
 }

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::{Activation, GemmTypes, OutputType, Plan, SumOrder, WeightKind, candidates, instances};
 use crate::jit::cache::Cache;
 use crate::jit::source;
-use crate::{Arch, CudaError, Result};
+use crate::{Arch, CudaError, Device, Result};
 
 /// What a file calls itself, with the version of the format.
 const FORMAT: &str = "qqq-tuned-1";
@@ -78,7 +78,7 @@ impl TunedPlans {
         let tuned = self.plans.get(key)?.range(first..=last);
         let (_, plan) = tuned.min_by_key(|(tokens, _)| (tokens.abs_diff(m), Reverse(**tokens)))?;
         plan.filter(|p| {
-            p.config.takes(key.k) && candidates(key.types, key.arch, m, SumOrder::Free).contains(p)
+            p.instance.tile().takes(key.k) && candidates(key.types, key.arch, m, SumOrder::Free).contains(p)
         })
     }
 }
@@ -126,6 +126,11 @@ struct Entry {
 }
 
 impl TunedStore {
+    /// Of this model of GPU, in the user's cache of kernels.
+    pub fn of_device(device: &Device) -> Self {
+        Self::new(&Cache::of_user(), device.name(), device.sms())
+    }
+
     /// In the folder of a cache, for the present kernels. Without a folder nothing is found and nothing can be kept.
     pub fn new(cache: &Cache, device: &str, multiprocessors: usize) -> Self {
         Self::for_revision(cache, device, multiprocessors, source::revision())
@@ -232,8 +237,8 @@ impl Entry {
             n: key.n,
             k: key.k,
             tokens: m,
-            kernel: choice.plan.map(|p| p.config.source().name),
-            split: choice.plan.is_some_and(|p| p.split),
+            kernel: choice.plan.map(|p| p.instance.source().name),
+            split: choice.plan.is_some_and(|p| p.stream_k),
             paired: choice.plan.is_some_and(|p| p.paired),
             microseconds: choice.microseconds,
             heuristic_microseconds: choice.heuristic_microseconds,
@@ -259,14 +264,15 @@ impl Entry {
         let key = TunedKey { arch, types, n: self.n, k: self.k };
         let Some(kernel) = &self.kernel else { return Ok((key, None)) };
         // Those that are candidates for some number of tokens; which, is asked when a plan is needed.
-        let config = instances(types, arch).into_iter().find(|i| i.source().name == *kernel);
-        let mut plans = config.into_iter().flat_map(Plan::all);
-        plans.find(|p| (p.split, p.paired) == (self.split, self.paired)).map(|p| (key, Some(p))).ok_or_else(
-            || {
+        let instance = instances(types, arch).into_iter().find(|i| i.source().name == *kernel);
+        let mut plans = instance.into_iter().flat_map(Plan::all);
+        plans
+            .find(|p| (p.stream_k, p.paired) == (self.split, self.paired))
+            .map(|p| (key, Some(p)))
+            .ok_or_else(|| {
                 let how = format!("(split: {}, paired: {})", self.split, self.paired);
                 format!("{kernel:?} {how} is no kernel for {arch}")
-            },
-        )
+            })
     }
 }
 
@@ -379,15 +385,17 @@ mod tests {
         let store = store(folder.path());
         // Tiles of 48 tokens are a candidate for 32 tokens, not for 17.
         let plans = candidates(KEY.types, KEY.arch, 32, SumOrder::Free);
-        let plan = plans.into_iter().find(|p| p.config.tokens() == 48 && p.config.ranks() == 1);
+        let plan = plans
+            .into_iter()
+            .find(|p| p.instance.tile().tokens == 48 && p.instance.tile().cluster_split_k == 1);
         assert!(plan.is_some());
         store.put(&KEY, 32, &TunedChoice { plan, ..KEEP }).unwrap();
         assert_eq!(store.load().plan(&KEY, 32), plan);
         assert_eq!(store.load().plan(&KEY, 17), None);
-        // Two ranks cannot share 128 input channels.
+        // Two CTAs cannot share 128 input channels.
         let short = TunedKey { k: 128, ..KEY };
         let plans = candidates(KEY.types, KEY.arch, 32, SumOrder::Free);
-        let plan = plans.into_iter().find(|p| p.config.ranks() == 2);
+        let plan = plans.into_iter().find(|p| p.instance.tile().cluster_split_k == 2);
         assert!(plan.is_some());
         store.put(&short, 32, &TunedChoice { plan, ..KEEP }).unwrap();
         assert_eq!(store.load().plan(&short, 32), None);

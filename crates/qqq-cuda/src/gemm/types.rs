@@ -36,11 +36,6 @@ impl Activation {
         if self == Activation::Int8 { 1 } else { 2 }
     }
 
-    /// Input channels of a step of the pipeline, which takes 128 bytes of every token's row.
-    pub fn step_columns(self) -> usize {
-        128 / self.bytes()
-    }
-
     /// The enumerator in `activations.cuh`.
     pub(super) fn enumerator(self) -> &'static str {
         match self {
@@ -179,6 +174,11 @@ impl GemmTypes {
         self.output
     }
 
+    /// Input channels of a k-tile, which takes 128 bytes of every token's row.
+    pub fn k_tile(&self) -> usize {
+        128 / self.activation.bytes()
+    }
+
     /// Bytes of a chunk of weights.
     pub fn chunk_bytes(&self) -> usize {
         self.weights.chunk_bytes(self.activation)
@@ -200,6 +200,43 @@ impl GemmTypes {
     /// The last template argument.
     pub(super) fn bfloat(&self) -> bool {
         self.output == OutputType::Bfloat16
+    }
+}
+
+/// In which order the columns of an output are added. It matters for 16-bit activations, whose sums are rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SumOrder {
+    /// As the plan cuts them: the same for the same shape, another for another number of tokens.
+    #[default]
+    Free,
+    /// From the first to the last, whatever the number of tokens: a token's outputs do not depend on the others
+    /// (batch-invariant). Few tokens leave SMs idle then.
+    Fixed,
+}
+
+/// A product but for its number of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GemmSpec {
+    /// What the operands are made of.
+    pub types: GemmTypes,
+    /// How sums are added.
+    pub order: SumOrder,
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+}
+
+impl GemmSpec {
+    /// `n x k` weights, and sums in the order that is fastest.
+    pub const fn new(types: GemmTypes, (n, k): (usize, usize)) -> Self {
+        Self { types, order: SumOrder::Free, n, k }
+    }
+
+    /// The same with sums in this order.
+    #[must_use]
+    pub const fn with_order(self, order: SumOrder) -> Self {
+        Self { order, ..self }
     }
 }
 

@@ -17,7 +17,7 @@ struct Mistake {
     replacement: &'static str,
     arch: Arch,
     tokens: usize,
-    /// Neighbours and ranks.
+    /// CTAs that share tokens by multicast, and those that share a tile.
     cluster: (usize, usize),
     split: bool,
 }
@@ -150,22 +150,21 @@ pub fn mistakes_are_found(compiler: OsString) {
     let missed = Mutex::new(Vec::new());
     parallel_for(mistakes.len(), |i| {
         let mistake = &mistakes[i];
-        let is_meant = |c: &Instance| {
-            let cluster = (c.neighbours(), c.ranks());
-            (c.tokens(), cluster) == (mistake.tokens, mistake.cluster)
+        let is_meant = |i: &Instance| {
+            let tile = i.tile();
+            let cluster = (tile.multicast, tile.cluster_split_k);
+            (tile.tokens, cluster) == (mistake.tokens, mistake.cluster)
         };
-        let config = instances(types, mistake.arch).into_iter().find(is_meant).unwrap();
-        let emulator = Emulator::with_headers(&compiler, vec![config.source()], |name, text| {
+        let instance = instances(types, mistake.arch).into_iter().find(is_meant).unwrap();
+        let emulator = Emulator::with_headers(&compiler, vec![instance.source()], |name, text| {
             if name != mistake.header {
                 return text.to_owned();
             }
             assert!(text.contains(mistake.text), "{name} has no {:?}", mistake.text);
             text.replace(mistake.text, mistake.replacement)
         });
-        let launch = GemmLaunch {
-            plan: Plan { config, split: mistake.split, paired: false },
-            clusters: if mistake.split { 7 } else { 2 },
-        };
+        let plan = Plan { instance, stream_k: mistake.split, paired: false };
+        let launch = GemmLaunch::new(plan, if mistake.split { 7 } else { 2 });
         let found = (0..16).find_map(|seed| {
             let m = mistake.tokens + 1;
             let case = Case { launch, m: m.min(257), narrow: false, biased: false, seed: 2 * seed };

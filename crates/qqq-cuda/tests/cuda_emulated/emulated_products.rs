@@ -18,12 +18,13 @@ const TOKENS: usize = 300;
 
 /// The cases of an instance: more tokens than a tile's for few clusters, so that each has several tiles; and fewer tokens, cut
 /// along K where that is possible.
-fn cases(config: Instance, first_seed: u64) -> Vec<Case> {
-    let tokens = config.tokens();
+fn cases(instance: Instance, first_seed: u64) -> Vec<Case> {
+    let tile = instance.tile();
+    let tokens = tile.tokens;
     let mut cases = Vec::new();
     let mut add = |m, clusters, split, narrow, biased| {
-        let plan = Plan { config, split: split && config.ranks() == 1, paired: false };
-        let launch = GemmLaunch { plan, clusters };
+        let plan = Plan { instance, stream_k: split && tile.cluster_split_k == 1, paired: false };
+        let launch = GemmLaunch::new(plan, clusters);
         let seed = first_seed + 2 * cases.len() as u64;
         cases.push(Case { launch, m, narrow, biased, seed });
     };
@@ -50,9 +51,9 @@ fn select(types: &[GemmTypes], every: usize) -> Vec<Case> {
             } else {
                 every
             };
-            for (i, config) in instances(*types, arch).into_iter().enumerate() {
+            for (i, instance) in instances(*types, arch).into_iter().enumerate() {
                 if (i + t * 3) % every == 0 {
-                    selected.extend(cases(config, seed() + selected.len() as u64));
+                    selected.extend(cases(instance, seed() + selected.len() as u64));
                 }
             }
         }
@@ -63,14 +64,14 @@ fn select(types: &[GemmTypes], every: usize) -> Vec<Case> {
 /// Runs cases on all cores and reports all that fail.
 fn check(compiler: &OsString, cases: &[Case], run: impl Fn(&Emulator, &Case) -> Result<(), String> + Sync) {
     let emulators = ["sm90_gemm.cuh", "sm80_gemm.cuh"].map(|header| {
-        let mut sources: Vec<_> = cases.iter().map(|c| c.launch.plan.config.source()).collect();
+        let mut sources: Vec<_> = cases.iter().map(|c| c.launch.plan().instance.source()).collect();
         sources.retain(|s| s.text.contains(header));
         sources.dedup();
         Emulator::new(compiler, sources)
     });
     let problems = Mutex::new(Vec::new());
     parallel_for(cases.len(), |i| {
-        let emulator = &emulators[usize::from(matches!(cases[i].launch.plan.config, Instance::Sm80(_)))];
+        let emulator = &emulators[usize::from(matches!(cases[i].launch.plan().instance, Instance::Sm80(_)))];
         if let Err(problem) = run(emulator, &cases[i]) {
             problems.lock().unwrap().push(format!("{:?}:\n  {problem}", cases[i]));
         }
@@ -134,15 +135,15 @@ pub fn batch_invariant_plans(compiler: OsString) {
     let types =
         GemmTypes::new(WeightKind::GroupHalf4(64), Activation::Bfloat16, OutputType::Bfloat16).unwrap();
     for arch in [Arch::Sm90a, Arch::Sm80] {
-        let plans =
-            instances(types, arch).into_iter().map(|config| Plan { config, split: false, paired: false });
+        let plans = instances(types, arch).into_iter();
+        let plans = plans.map(|instance| Plan { instance, stream_k: false, paired: false });
         let mut plans: Vec<_> = plans.filter(|p| p.is_batch_invariant()).collect();
         if !everything() {
-            plans.retain(|p| [8, 64, 128, 192].contains(&p.config.tokens()));
+            plans.retain(|p| [8, 64, 128, 192].contains(&p.instance.tile().tokens));
         }
-        let emulator = Emulator::new(&compiler, plans.iter().map(|p| p.config.source()).collect());
+        let emulator = Emulator::new(&compiler, plans.iter().map(|p| p.instance.source()).collect());
         let case = |plan, m| {
-            let launch = GemmLaunch { plan, clusters: 3 };
+            let launch = GemmLaunch::new(plan, 3);
             Case { launch, m, narrow: false, biased: false, seed: seed() + m as u64 }
         };
         let (n, k) = case(plans[0], 1).shape();

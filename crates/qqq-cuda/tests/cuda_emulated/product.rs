@@ -20,7 +20,7 @@ pub struct Case {
 
 impl Case {
     pub fn types(&self) -> GemmTypes {
-        *self.launch.plan.config.types()
+        self.launch.tile().types
     }
 
     /// N and K beside the tiles' multiples, where groups allow it.
@@ -42,7 +42,7 @@ pub fn product<X: bytemuck::NoUninit>(
     (chunks, channel_scale): (&[u8], &[f32]),
 ) -> Result<Vec<u16>, String> {
     let (launch, m, (n, k)) = (&case.launch, case.m, case.shape());
-    let config = &launch.plan.config;
+    let tile = launch.tile();
     let mut memory = Memory::default();
     let (partials, counters) = launch.workspace_bytes(m, n, k);
     let [partials, counters] = [memory.upload(&vec![0x7Eu8; partials]), memory.upload(&vec![0u8; counters])];
@@ -64,12 +64,13 @@ pub fn product<X: bytemuck::NoUninit>(
         k,
     };
     let workspace = (partials.address, counters.address);
-    let parameters = launch.parameters(&operands, workspace, encode).map_err(|e| e.to_string())?;
+    let schedule = launch.schedule(m, n, k);
+    let parameters = launch.parameters(&operands, schedule, workspace, encode).map_err(|e| e.to_string())?;
     let shape = Shape {
-        blocks: launch.blocks(m, n, k),
-        threads: config.threads(),
-        cluster: config.blocks_in_cluster(),
-        shared_bytes: config.shared_bytes(),
+        blocks: launch.ctas(&schedule),
+        threads: tile.threads,
+        cluster: tile.ctas_in_cluster(),
+        shared_bytes: tile.shared_bytes,
         together: true,
     };
     // The launch before may have made the tokens, and used the workspace.
@@ -77,7 +78,14 @@ pub fn product<X: bytemuck::NoUninit>(
         [x, token_scale, y, partials, counters].into_iter().filter(|r| r.bytes > 0).collect();
     let run = |seed| {
         memory.fill(y, &vec![POISON; m * n]);
-        emulator.launch(&config.source(), shape, parameters.as_raw(), &memory, &late, seed)?;
+        emulator.launch(
+            &launch.plan().instance.source(),
+            shape,
+            parameters.as_raw(),
+            &memory,
+            &late,
+            seed,
+        )?;
         if memory.download::<u8>(counters).iter().any(|b| *b != 0) {
             return Err(String::from("counters are not zero after the launch"));
         }

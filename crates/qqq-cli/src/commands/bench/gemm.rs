@@ -11,7 +11,7 @@ use std::{ops::ControlFlow, path::PathBuf, str::FromStr};
 
 use qqq_cuda::{
     Arch, CudaError, Device,
-    gemm::{Activation, OutputType, WeightKind},
+    gemm::{Activation, OutputType, TunedStore, WeightKind},
 };
 use serde::Serialize;
 
@@ -200,8 +200,8 @@ impl Line {
             weights: weights.to_string(),
             activations: activations.name(),
             tokens: m.m,
-            kernel: m.plan.config.source().name,
-            split: m.plan.split,
+            kernel: m.plan.instance.source().name,
+            split: m.plan.stream_k,
             paired: m.plan.paired,
             tuned: m.tuned,
             microseconds: m.microseconds,
@@ -305,7 +305,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         Kernels::Sm80 => Arch::Sm80,
     };
     if args.tune {
-        console.note(&match device.tuned_store().path() {
+        console.note(&match TunedStore::of_device(&device).path() {
             Some(path) => format!("what is found is kept in {}", path.display()),
             None => String::from("what is found is not kept: there is no folder for it (QQQ_KERNEL_CACHE)"),
         });

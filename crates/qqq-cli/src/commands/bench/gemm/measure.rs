@@ -8,12 +8,14 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
+use cudarc::driver::{CudaSlice, DevicePtr};
+use qqq_backend::cpu::pool::parallel_chunks_mut;
 use qqq_cuda::{
     Arch, Device, Result,
     error::driver,
     gemm::{
-        Activation, GemmLayer, GemmTypes, OutputType, PackedWeights, Plan, Schedule, SumOrder, TunedChoice,
-        WeightKind, candidates, load, tuned,
+        Activation, DeviceWeights, GemmPlans, GemmSpec, GemmTypes, OutputType, PackedWeights, Plan, Planner,
+        Schedule, SumOrder, TunedChoice, TunedStore, WeightKind, candidates, tuned,
     },
 };
 
@@ -136,51 +138,60 @@ impl GemmBench {
         };
         let types = GemmTypes::new(packed.kind, activation, output)?;
         let copies = (ROTATE / packed.chunks.len() + 1).clamp(2, 32);
-        let layers = (0..copies)
-            .map(|_| GemmLayer::new(&self.device, &packed, None, output))
+        let copies = (0..copies)
+            .map(|_| DeviceWeights::new(&self.device, &packed, None))
             .collect::<Result<Vec<_>>>()?;
+        let planner = Planner::new(&self.device)?.with_arch(arch);
+        let spec = GemmSpec::new(types, (n, k));
+        let store = TunedStore::of_device(&self.device);
         for &m in tokens {
             let mut problem = Problem::new(&self.device, activation, m, n, k)?;
             let cublas = self.cublas.as_ref().map(|c| c.microseconds(m)).transpose()?;
             // Where nothing is left to be cut along K, such a plan is the one without.
             let cut = |p: &Plan| {
-                let places = self.device.multiprocessors() * p.blocks_per_multiprocessor();
-                let clusters = (places / p.config.blocks_in_cluster()).max(1);
-                Schedule::new(&p.config, m, n, k, clusters, true).split_tiles > 0
+                let tile = p.instance.tile();
+                let clusters = (self.device.sms() * p.ctas_per_sm() / tile.ctas_in_cluster()).max(1);
+                Schedule::new(&tile, (m, n, k), clusters, true).split_tiles > 0
             };
             let mut candidates = candidates(types, arch, m, SumOrder::Free);
-            candidates.retain(|p| p.config.takes(k) && (!p.split || cut(p)));
+            candidates.retain(|p| p.instance.tile().takes(k) && (!p.stream_k || cut(p)));
             if matches!(choosing, Choosing::Tune | Choosing::Each) {
-                // On all cores: one after the other they take a second each.
-                load(&self.device, &candidates)?;
+                // On all cores: one after the other they take a second each. The device keeps what it has loaded.
+                let mut loaded: Vec<_> = candidates.iter().map(|_| Ok(())).collect();
+                parallel_chunks_mut(&mut loaded, 1, |i, loaded| {
+                    loaded[0] = GemmPlans::of_plan(&self.device, candidates[i], (n, k), m).map(drop);
+                });
+                loaded.into_iter().collect::<Result<()>>()?;
             }
+            let estimated = planner.estimated(&spec, m);
             let found = match choosing {
-                Choosing::Tune => Some(self.tune(&layers, &problem, arch, &candidates)?),
+                Choosing::Tune => Some(self.tune(&copies, &problem, estimated, &candidates)?),
                 _ => None,
             };
             let better = match (choosing, found) {
-                (Choosing::Usual, _) => layers[0].tuned_plan(m, arch),
+                (Choosing::Usual, _) => planner.tuned(&spec, m),
                 (_, found) => found.and_then(|f| f.plan),
             };
             let plans = match choosing {
                 Choosing::Each => candidates,
-                _ => vec![better.unwrap_or_else(|| layers[0].heuristic_plan(m, arch))],
+                _ => vec![better.unwrap_or(estimated)],
             };
             for plan in plans {
                 let begin = Instant::now();
-                layers[0].prepare(m, Some(plan))?;
+                let product = Product::new(&self.device, plan, (n, k), m)?;
                 let prepare_milliseconds = begin.elapsed().as_secs_f64() * 1e3;
-                problem.check(&self.device, &layers[0], output, &weight, &int8)?;
-                let store = self.device.tuned_store();
+                problem.check(&self.device, output, &weight, &int8, |addresses| {
+                    product.launch(&copies[0], addresses, false)
+                })?;
                 if let (Some(found), Some(_)) = (found, store.path()) {
-                    store.put(&layers[0].tuned_key(arch), m, &found)?;
+                    store.put(&planner.tuned_key(&spec), m, &found)?;
                 }
-                let microseconds = self.time(&layers, &problem, plan, true)?;
+                let microseconds = self.time(&product, &copies, &problem, true)?;
                 let (serial_microseconds, host_microseconds) = match self.extent {
                     Extent::Time => (None, None),
                     Extent::All => (
-                        Some(self.time(&layers, &problem, plan, false)?),
-                        Some(self.launch_cost(&layers, &problem)?),
+                        Some(self.time(&product, &copies, &problem, false)?),
+                        Some(self.launch_cost(&product, &copies, &problem)?),
                     ),
                 };
                 let operations = 2.0 * m as f64 * n as f64 * k as f64;
@@ -209,16 +220,18 @@ impl GemmBench {
         Ok(())
     }
 
-    /// The fastest of the candidates, if it is worth keeping.
+    /// The fastest of the candidates, if it is worth keeping instead of the usual one.
     fn tune(
         &self,
-        layers: &[GemmLayer],
+        copies: &[DeviceWeights],
         problem: &Problem,
-        arch: Arch,
+        usual: Plan,
         candidates: &[Plan],
     ) -> Result<TunedChoice> {
-        let time = |plan| self.time(layers, problem, plan, true);
-        let usual = layers[0].heuristic_plan(problem.m, arch);
+        let time = |plan| {
+            let product = Product::new(&self.device, plan, self.shape, problem.m)?;
+            self.time(&product, copies, problem, true)
+        };
         let usual_time = time(usual)?;
         let mut best = (usual_time, usual);
         for &plan in candidates {
@@ -242,7 +255,7 @@ impl GemmBench {
     }
 
     /// Microseconds that a launch takes the host while the device is busy: the median of a few rounds.
-    fn launch_cost(&self, layers: &[GemmLayer], problem: &Problem) -> Result<f64> {
+    fn launch_cost(&self, product: &Product, copies: &[DeviceWeights], problem: &Problem) -> Result<f64> {
         // Fewer than the driver queues before it waits.
         const LAUNCHES: usize = 200;
         const ROUNDS: usize = 5;
@@ -253,9 +266,7 @@ impl GemmBench {
             stream.synchronize().map_err(driver("timing launches"))?;
             let begin = Instant::now();
             for i in 0..LAUNCHES {
-                let layer = &layers[i % layers.len()];
-                // SAFETY: the operands have the layer's shape; all launches are on one stream.
-                unsafe { layer.launch(stream.cu_stream(), operands, problem.m, true) }?;
+                product.launch(&copies[i % copies.len()], operands, true)?;
             }
             *round = begin.elapsed().as_secs_f64() * 1e6 / LAUNCHES as f64;
         }
@@ -264,15 +275,43 @@ impl GemmBench {
         Ok(rounds[ROUNDS / 2])
     }
 
-    fn time(&self, layers: &[GemmLayer], problem: &Problem, plan: Plan, overlap: bool) -> Result<f64> {
-        for layer in layers {
-            layer.prepare(problem.m, Some(plan))?;
-        }
-        let stream = self.device.stream();
+    fn time(
+        &self,
+        product: &Product,
+        copies: &[DeviceWeights],
+        problem: &Problem,
+        overlap: bool,
+    ) -> Result<f64> {
         let operands = problem.addresses(&self.device);
-        timing::microseconds(stream, layers.len(), |i| {
-            // SAFETY: the operands have the layer's shape; all launches are on one stream.
-            unsafe { layers[i % layers.len()].launch(stream.cu_stream(), operands, problem.m, overlap) }
+        timing::microseconds(self.device.stream(), copies.len(), |i| {
+            product.launch(&copies[i % copies.len()], operands, overlap)
         })
+    }
+}
+
+/// A plan for a number of tokens, ready to be launched.
+struct Product<'a> {
+    device: &'a Device,
+    plans: GemmPlans,
+    workspace: CudaSlice<u8>,
+    m: usize,
+}
+
+impl<'a> Product<'a> {
+    fn new(device: &'a Device, plan: Plan, shape: (usize, usize), m: usize) -> Result<Self> {
+        let plans = GemmPlans::of_plan(device, plan, shape, m)?;
+        let failed = || driver("allocating the workspace of a product");
+        let workspace = device.stream().alloc_zeros(plans.workspace_bytes()).map_err(failed())?;
+        device.stream().synchronize().map_err(failed())?;
+        Ok(Self { device, plans, workspace, m })
+    }
+
+    /// Launches it on the device's stream, with the addresses of activations, token scales and output.
+    fn launch(&self, weights: &DeviceWeights, addresses: (u64, u64, u64), overlap: bool) -> Result<()> {
+        let stream = self.device.stream();
+        let operands = weights.operands(self.device, addresses, self.m);
+        let workspace = (self.workspace.device_ptr(stream).0, self.workspace.len());
+        // SAFETY: the operands have the shape that was planned; all launches are on one stream, on which the memory is freed.
+        unsafe { self.plans.launch(stream.cu_stream(), &operands, workspace, overlap) }
     }
 }
