@@ -5,9 +5,10 @@ mod common;
 use std::{fs, io::Cursor, process::ExitCode};
 
 use common::{Place, Run};
+use qqq_cuda::DType;
 use qqq_cuda::{
     Arch, Archive, Compiler, Nvrtc,
-    gemm::{Activation, OutputType, WeightKind},
+    gemm::WeightKind,
     jit::{ArchivedKernel, Cache},
     prebuild::{Selection, kernels},
 };
@@ -50,8 +51,8 @@ fn run(place: &Place, line: &str, variables: &[(&str, &str)]) -> Run {
 fn kernel() -> ArchivedKernel {
     let selection = Selection {
         weights: vec![WeightKind::Channel4],
-        activations: vec![Activation::Int8],
-        outputs: vec![OutputType::Float16],
+        activations: vec![DType::I8],
+        outputs: vec![DType::F16],
         tokens: vec![8],
     };
     kernels(Arch::Sm80, &selection).remove(0)

@@ -15,8 +15,8 @@
 //! Weights are packed, and the kernel for them is chosen, on a machine without a GPU:
 //!
 //! ```
-//! use qqq_cuda::gemm::{GemmSpec, GemmTypes, OutputType, PackedWeights, plan};
-//! use qqq_cuda::Arch;
+//! use qqq_cuda::gemm::{CostModel, GemmSpec, GemmTypes, PackedWeights};
+//! use qqq_cuda::{Arch, DType};
 //! use qqq_formats::{QuantizedWeight, Scales};
 //!
 //! let (n, k) = (1024, 512);
@@ -29,8 +29,8 @@
 //! assert_eq!(packed.chunks.len(), n * k / 2);
 //!
 //! // The product of 16 tokens with int8 activations on an H100, which has 132 SMs.
-//! let types = GemmTypes::int8(packed.kind, OutputType::Bfloat16);
-//! let plan = plan(&GemmSpec::new(types, (n, k)), Arch::Sm90a, 132, 16);
+//! let types = GemmTypes::int8(packed.kind, DType::BF16);
+//! let plan = CostModel::new(132).plan(&GemmSpec::new(types, (n, k)), Arch::Sm90a, 16);
 //! let kernel = plan.instance.source();
 //! assert!(kernel.name.starts_with("sm90_gemm_c4_16x"));
 //! // Under this key the cache and archives have its machine code.
@@ -40,6 +40,7 @@
 
 pub mod ceilings;
 pub mod device;
+pub mod dtype;
 pub mod error;
 pub mod gemm;
 pub mod jit;
@@ -48,5 +49,7 @@ pub mod quantize;
 pub mod tensor_map;
 
 pub use device::Device;
+pub use dtype::KernelType;
 pub use error::{CudaError, Result};
 pub use jit::{Arch, Archive, Compiler, Nvrtc, Resources, Source, embedded};
+pub use qqq_formats::DType;

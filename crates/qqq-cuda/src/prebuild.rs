@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
+use crate::DType;
 use crate::ceilings;
 use crate::gemm::prepack::{self, Direction};
-use crate::gemm::{Activation, GemmTypes, OutputType, WeightKind, instances};
+use crate::gemm::{GemmTypes, WeightKind, instances};
 use crate::jit::archive::ArchivedKernel;
 use crate::jit::{Arch, Compiler, JitError, Nvrtc, Result};
 use crate::quantize::QuantizeConfig;
@@ -16,9 +17,9 @@ pub struct Selection {
     /// Products with these weights.
     pub weights: Vec<WeightKind>,
     /// Products with these activations.
-    pub activations: Vec<Activation>,
+    pub activations: Vec<DType>,
     /// Products with this output.
-    pub outputs: Vec<OutputType>,
+    pub outputs: Vec<DType>,
     /// Products whose tiles have these numbers of tokens.
     pub tokens: Vec<usize>,
 }
@@ -150,8 +151,8 @@ mod tests {
         }
         let few = Selection {
             weights: vec![WeightKind::Channel4],
-            activations: vec![Activation::Int8],
-            outputs: vec![OutputType::Float16],
+            activations: vec![DType::I8],
+            outputs: vec![DType::F16],
             tokens: vec![8],
         };
         let found = kernels(Arch::Sm80, &few);

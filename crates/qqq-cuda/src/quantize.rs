@@ -1,13 +1,14 @@
 //! Activations to int8, one float32 scale a token, alone or together with the operation that makes them: what feeds the
 //! matrix products of [`gemm`](super::gemm).
 
+use crate::dtype::HALVES;
+use crate::{DType, KernelType};
 use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
 use super::device::{Device, Kernel};
-use super::gemm::OutputType;
 use super::{CudaError, Result, Source};
 
 /// Longest row.
@@ -54,25 +55,13 @@ pub enum Precision {
     Stepwise,
 }
 
-/// Type of the norm's factors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(i32)]
-pub enum NormType {
-    /// IEEE half precision.
-    Float16 = 0,
-    /// bfloat16.
-    Bfloat16 = 1,
-    /// float32.
-    Float32 = 2,
-}
-
 /// Template arguments of `QuantizeConfig` in `quantize_activations.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuantizeConfig {
     /// What is done.
     pub operation: Operation,
-    /// Type of the input.
-    pub input: OutputType,
+    /// Type of the input: F16 or BF16.
+    pub input: DType,
     /// Precision of what is between.
     pub precision: Precision,
     /// Threads of a row: 32 (then a block takes four rows), or a power of two up to 1,024.
@@ -83,7 +72,7 @@ pub struct QuantizeConfig {
 
 impl QuantizeConfig {
     /// The instance for rows of `k` values.
-    pub fn new(operation: Operation, input: OutputType, precision: Precision, k: usize) -> Self {
+    pub fn new(operation: Operation, input: DType, precision: Precision, k: usize) -> Self {
         const VECTORS: usize = 4;
         let threads = k.div_ceil(8 * VECTORS).next_power_of_two().max(32);
         let (row_threads, vectors) = if threads > 1024 { (1024, 0) } else { (threads, VECTORS) };
@@ -94,7 +83,7 @@ impl QuantizeConfig {
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
         for operation in Operation::ALL {
-            for input in [OutputType::Float16, OutputType::Bfloat16] {
+            for input in HALVES {
                 for precision in [Precision::Float32, Precision::Stepwise] {
                     let widths = [1024, 2048, 4096, 8192, 16384, 32768, MAX_COLUMNS];
                     all.extend(widths.map(|k| Self::new(operation, input, precision, k)));
@@ -119,7 +108,7 @@ impl QuantizeConfig {
         let name = format!(
             "quantize_{}_{}_{}x{}{}",
             self.operation.short_name(),
-            self.input.short_name(),
+            self.input.kernel_name(),
             self.row_threads,
             self.vectors,
             if stepwise { "_stepwise" } else { "" },
@@ -134,7 +123,7 @@ impl QuantizeConfig {
              extern \"C\" __global__ void __launch_bounds__(C::kThreads, 1024 / C::kThreads)\n\
              {function}(const __grid_constant__ QuantizeParameters p) {{ quantize_activations<C>(p); }}\n",
                 self.operation.enumerator(),
-                self.input == OutputType::Bfloat16,
+                self.input == DType::BF16,
                 self.row_threads,
                 self.vectors,
                 self.rows() * self.row_threads,
@@ -156,7 +145,7 @@ pub struct QuantizeOperands {
     /// For [`Operation::Norm`]: `k` factors.
     pub norm: u64,
     /// Type of `norm`.
-    pub norm_type: NormType,
+    pub norm_type: DType,
     /// What RMSNorm adds to the mean of the squares.
     pub epsilon: f32,
     /// Output, `m x k` int8.
@@ -182,7 +171,7 @@ pub struct QuantizeParameters {
     m: i32,
     k: i32,
     epsilon: f32,
-    norm_type: NormType,
+    norm_type: i32,
 }
 
 impl QuantizeOperands {
@@ -220,6 +209,15 @@ impl QuantizeOperands {
                 return problem(format!("the {name}'s address {address:#x} is not aligned to 16 bytes"));
             }
         }
+        // `DType` of `quantize_activations.cuh`.
+        let norm_type = match self.norm_type {
+            DType::F16 => 0,
+            DType::BF16 => 1,
+            DType::F32 => 2,
+            other => {
+                return Err(CudaError::Types(format!("a norm with factors of {other}: F16, BF16 or F32")));
+            }
+        };
         Ok(QuantizeParameters {
             x: self.x,
             residual: self.residual,
@@ -231,7 +229,7 @@ impl QuantizeOperands {
             m: self.m as i32,
             k: k as i32,
             epsilon: self.epsilon,
-            norm_type: self.norm_type,
+            norm_type,
         })
     }
 }
@@ -253,13 +251,18 @@ impl QuantizeKernel {
     pub fn new(
         device: &Device,
         operation: Operation,
-        input: OutputType,
+        input: DType,
         precision: Precision,
         k: usize,
     ) -> Result<Self> {
         if k == 0 || !k.is_multiple_of(16) || k > MAX_COLUMNS {
             return Err(CudaError::Shape(format!(
                 "tokens of {k} values: the GPU kernels take multiples of 16 up to {MAX_COLUMNS}"
+            )));
+        }
+        if !HALVES.contains(&input) {
+            return Err(CudaError::Types(format!(
+                "quantizing activations of {input}: the kernels take F16 and BF16"
             )));
         }
         let config = QuantizeConfig::new(operation, input, precision, k);
@@ -291,7 +294,7 @@ mod tests {
     #[test]
     fn rows_fit_their_instance() {
         for k in (16..=MAX_COLUMNS).step_by(16) {
-            let c = QuantizeConfig::new(Operation::Plain, OutputType::Float16, Precision::Float32, k);
+            let c = QuantizeConfig::new(Operation::Plain, DType::F16, Precision::Float32, k);
             assert!(c.vectors == 0 || c.row_threads * c.vectors * 8 >= k, "{k}: {c:?}");
             assert!(c.row_threads <= 1024 && c.row_threads.is_power_of_two(), "{k}: {c:?}");
             assert!(QuantizeConfig::all().contains(&c), "{k}: {c:?}");

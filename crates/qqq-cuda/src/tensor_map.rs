@@ -1,36 +1,11 @@
 //! Tensor maps: how the copy engine of a Hopper GPU cuts a matrix into boxes.
 
+use crate::{DType, KernelType};
 use std::ffi::c_void;
 
 use cudarc::driver::sys;
 
 use super::{CudaError, Result};
-
-/// Type of the elements of a matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Element {
-    /// One byte.
-    Int8,
-    /// IEEE half precision.
-    Float16,
-    /// bfloat16.
-    Bfloat16,
-}
-
-impl Element {
-    /// Size of an element.
-    pub fn bytes(self) -> usize {
-        if self == Element::Int8 { 1 } else { 2 }
-    }
-
-    fn driver_type(self) -> sys::CUtensorMapDataType {
-        match self {
-            Element::Int8 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            Element::Float16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            Element::Bfloat16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        }
-    }
-}
 
 /// 128 bytes that the kernel takes as a parameter.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +18,7 @@ pub struct TiledMatrix {
     /// Where it lies on the device.
     pub address: u64,
     /// Type of its elements.
-    pub element: Element,
+    pub element: DType,
     /// Rows and columns.
     pub shape: (usize, usize),
     /// Rows and columns of a box.
@@ -61,7 +36,7 @@ impl TiledMatrix {
         let result = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &raw mut map,
-                element.driver_type(),
+                driver_type(element),
                 2,
                 address as *mut c_void,
                 [columns as u64, rows as u64].as_ptr(),
@@ -81,5 +56,14 @@ impl TiledMatrix {
             source,
         })?;
         Ok(TensorMap(map.opaque))
+    }
+}
+
+fn driver_type(element: DType) -> sys::CUtensorMapDataType {
+    match element {
+        DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        DType::BF16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        // Copied as they are.
+        _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
     }
 }

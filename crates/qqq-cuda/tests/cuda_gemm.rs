@@ -14,11 +14,10 @@ use std::sync::Arc;
 
 use cudarc::driver::DevicePtr;
 use half::f16;
-use qqq_cuda::gemm::{
-    Activation, DeviceWeights, GemmPlans, GemmSpec, GemmTypes, OutputType, PackedWeights, Planner, WeightKind,
-};
-use qqq_cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
-use qqq_cuda::{Arch, Device};
+use qqq_cuda::dtype::HALVES;
+use qqq_cuda::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, Planner, WeightKind};
+use qqq_cuda::quantize::{Operation, Precision, QuantizeKernel, QuantizeOperands};
+use qqq_cuda::{Arch, DType, Device};
 use qqq_testing::{Suite, golden, tests};
 
 use products::{POISON, Products, device, plans};
@@ -42,8 +41,8 @@ fn main() -> ExitCode {
 fn every_instance_gives_exact_sums(device: Arc<Device>) {
     let mut checked = 0;
     for kind in WeightKind::ALL {
-        for output in OutputType::ALL {
-            let plans = plans(GemmTypes::new(kind, Activation::Int8, output).unwrap());
+        for output in HALVES {
+            let plans = plans(GemmTypes::new(kind, DType::I8, output).unwrap());
             // N and K beside the tiles' multiples, where groups allow it; the second has fewer channels than a tile.
             let shapes = match kind.group_size() {
                 None => [(336, 2064), (48, 1040)],
@@ -83,7 +82,7 @@ fn chosen_instances_on_larger_shapes(device: Arc<Device>) {
         for (n, k) in [(1280, 8192), (4096, 1024)] {
             let weights = Weights::random(kind, n, k);
             let on_device = DeviceWeights::new(&device, &weights.packed, None).unwrap();
-            let spec = GemmSpec::new(GemmTypes::int8(kind, OutputType::Float16), (n, k));
+            let spec = GemmSpec::new(GemmTypes::int8(kind, DType::F16), (n, k));
             let problem = Problem::new(&weights, 4097);
             for (m, arch) in [1, 16, 33, 100, 257, 1000, 4097]
                 .into_iter()
@@ -94,9 +93,7 @@ fn chosen_instances_on_larger_shapes(device: Arc<Device>) {
                 let products = GemmPlans::of_plan(&device, plan, (n, k), m).unwrap();
                 let products = Products::new(&device, products);
                 let results = products.run(&on_device, (&problem.x, &problem.scale), m, 10);
-                problem
-                    .check(&results[0], None, OutputType::Float16, &format!("{plan:?}, {m} x {n} x {k}"))
-                    .unwrap();
+                problem.check(&results[0], None, DType::F16, &format!("{plan:?}, {m} x {n} x {k}")).unwrap();
                 assert!(
                     results.iter().all(|r| *r == results[0]),
                     "repeats differ: {plan:?}, {m} x {n} x {k}"
@@ -116,12 +113,12 @@ fn overlapping_chains_wait_for_what_they_read(device: Arc<Device>) {
     let layers: Vec<_> = weights
         .iter()
         .map(|w| {
-            let spec = GemmSpec::new(GemmTypes::int8(w.packed.kind, OutputType::Float16), (n, n));
+            let spec = GemmSpec::new(GemmTypes::int8(w.packed.kind, DType::F16), (n, n));
             let plans = GemmPlans::new(&planner, &spec, most).unwrap();
             (DeviceWeights::new(&device, &w.packed, None).unwrap(), Products::new(&device, plans))
         })
         .collect();
-    let (operation, input, precision) = (Operation::Plain, OutputType::Float16, Precision::Float32);
+    let (operation, input, precision) = (Operation::Plain, DType::F16, Precision::Float32);
     let quantize = QuantizeKernel::new(&device, operation, input, precision, n).unwrap();
     let problem = Problem::new(&weights[0], most);
     for m in [1, 16, most] {
@@ -137,7 +134,7 @@ fn overlapping_chains_wait_for_what_they_read(device: Arc<Device>) {
                 residual: 0,
                 new_residual: 0,
                 norm: 0,
-                norm_type: NormType::Float32,
+                norm_type: DType::F32,
                 epsilon: 0.0,
                 q,
                 scale,
@@ -163,7 +160,7 @@ fn overlapping_chains_wait_for_what_they_read(device: Arc<Device>) {
 /// Kernels that one shape has loaded are found by another, on threads that have not used the device before.
 fn plans_load_on_any_thread(device: Arc<Device>) {
     let planner = Planner::new(&device).unwrap();
-    let types = GemmTypes::int8(WeightKind::Channel4, OutputType::Float16);
+    let types = GemmTypes::int8(WeightKind::Channel4, DType::F16);
     for n in [4096, 8192] {
         std::thread::scope(|s| {
             let plans = s.spawn(|| GemmPlans::new(&planner, &GemmSpec::new(types, (n, 4096)), 300).unwrap());
@@ -177,7 +174,7 @@ fn golden_vectors(device: Arc<Device>) {
     for product in golden::products() {
         let (n, k) = (product.weight.out_features, product.weight.in_features);
         let packed = PackedWeights::new(&product.weight).unwrap();
-        let spec = GemmSpec::new(GemmTypes::int8(packed.kind, OutputType::Float16), (n, k));
+        let spec = GemmSpec::new(GemmTypes::int8(packed.kind, DType::F16), (n, k));
         let m = product.token_scales.len();
         let products = Products::new(&device, GemmPlans::new(&planner, &spec, m).unwrap());
         let weights = DeviceWeights::new(&device, &packed, None).unwrap();

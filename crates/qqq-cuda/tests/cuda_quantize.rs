@@ -15,10 +15,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, DevicePtr};
-use qqq_cuda::Device;
 use qqq_cuda::gemm::prepack::{self, Direction};
-use qqq_cuda::gemm::{OutputType, PrepackKernel, PrepackOperands, WeightKind};
-use qqq_cuda::quantize::{NormType, Operation, Precision, QuantizeConfig, QuantizeKernel, QuantizeOperands};
+use qqq_cuda::gemm::{PrepackKernel, PrepackOperands, WeightKind};
+use qqq_cuda::quantize::{Operation, Precision, QuantizeConfig, QuantizeKernel, QuantizeOperands};
+use qqq_cuda::{DType, Device};
 use qqq_testing::{Missing, Suite, tests};
 
 use compile::compile;
@@ -37,7 +37,7 @@ fn device() -> Result<Arc<Device>, Missing> {
     device.map_err(|e| Missing::Machine(e.to_string()))
 }
 
-fn run(device: &Device, case: &Case, norm_type: NormType) {
+fn run(device: &Device, case: &Case, norm_type: DType) {
     let stream = device.stream();
     let x = stream.clone_htod(&case.x).unwrap();
     let norm = stream.clone_htod(&case.norm(norm_type).0).unwrap();
@@ -87,22 +87,22 @@ fn activations_are_those_of_float64(device: Arc<Device>) {
         for (m, k) in [(2, widest), (6, widest / 2 + 16)] {
             assert_eq!(QuantizeConfig::new(config.operation, config.input, config.precision, k), config);
             if config.operation == Operation::Norm {
-                for norm in [NormType::Float16, NormType::Bfloat16, NormType::Float32] {
+                for norm in [DType::F16, DType::BF16, DType::F32] {
                     for residual in Residual::ALL {
                         run(&device, &Case::new(config, m, k, residual), norm);
                         checked += 1;
                     }
                 }
             } else {
-                run(&device, &Case::new(config, m, k, Residual::None), NormType::Float32);
+                run(&device, &Case::new(config, m, k, Residual::None), DType::F32);
                 checked += 1;
             }
         }
     }
     // The smallest, and many rows.
     for (m, k) in [(1, 16), (4097, 1040)] {
-        let config = QuantizeConfig::new(Operation::Plain, OutputType::Float16, Precision::Float32, k);
-        run(&device, &Case::new(config, m, k, Residual::None), NormType::Float32);
+        let config = QuantizeConfig::new(Operation::Plain, DType::F16, Precision::Float32, k);
+        run(&device, &Case::new(config, m, k, Residual::None), DType::F32);
     }
     println!("{checked} operations checked");
 }

@@ -4,18 +4,17 @@ use cudarc::driver::sys::CUstream;
 use pyo3::prelude::*;
 use qqq_cuda::gemm::prepack::Direction;
 use qqq_cuda::gemm::{
-    GemmOperands, GemmPlans, GemmSpec, GemmTypes, OutputType, Planner, PrepackKernel, PrepackOperands,
-    WeightKind,
+    GemmOperands, GemmPlans, GemmSpec, GemmTypes, Planner, PrepackKernel, PrepackOperands, WeightKind,
 };
-use qqq_cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
-use qqq_cuda::{CudaError, Device};
+use qqq_cuda::quantize::{Operation, Precision, QuantizeKernel, QuantizeOperands};
+use qqq_cuda::{CudaError, DType, Device};
 
 use crate::{runtime_error, value_error};
 
-fn output_type(dtype: &str) -> PyResult<OutputType> {
+fn output_type(dtype: &str) -> PyResult<DType> {
     match dtype {
-        "float16" => Ok(OutputType::Float16),
-        "bfloat16" => Ok(OutputType::Bfloat16),
+        "float16" => Ok(DType::F16),
+        "bfloat16" => Ok(DType::BF16),
         other => Err(value_error(format!("the GPU kernels take float16 and bfloat16, not {other}"))),
     }
 }
@@ -155,7 +154,7 @@ impl Prepack {
 #[pyclass(frozen, module = "qqq_vllm._native")]
 pub struct Quantize {
     kernel: QuantizeKernel,
-    input: OutputType,
+    input: DType,
 }
 
 #[pymethods]
@@ -178,7 +177,7 @@ impl Quantize {
 
     /// Launches `q, scale = x`, or `= silu(gate) * up` of `x = [gate | up]`, on `stream`.
     fn launch(&self, stream: usize, tokens: usize, x: u64, q: u64, scale: u64) -> PyResult<()> {
-        let norm = Norm { factors: 0, type_: NormType::Float32, epsilon: 0.0, residual: (0, 0) };
+        let norm = Norm { factors: 0, type_: DType::F32, epsilon: 0.0, residual: (0, 0) };
         self.start(stream, tokens, x, norm, (q, scale))
     }
 
@@ -197,11 +196,7 @@ impl Quantize {
         q: u64,
         scale: u64,
     ) -> PyResult<()> {
-        let type_ = match self.input {
-            _ if norm.1 => NormType::Float32,
-            OutputType::Float16 => NormType::Float16,
-            OutputType::Bfloat16 => NormType::Bfloat16,
-        };
+        let type_ = if norm.1 { DType::F32 } else { self.input };
         self.start(stream, tokens, x, Norm { factors: norm.0, type_, epsilon, residual }, (q, scale))
     }
 }
@@ -209,7 +204,7 @@ impl Quantize {
 /// A norm's part of the operands.
 struct Norm {
     factors: u64,
-    type_: NormType,
+    type_: DType,
     epsilon: f32,
     residual: (u64, u64),
 }

@@ -7,7 +7,8 @@
 //! weights per channel and in groups of 128. The plans chosen by them took 0.5% longer than the fastest ones on average, 11% at
 //! most (docs/benchmarks.md).
 
-use super::{Activation, Instance, Plan, Schedule, Sm80Config, Sm90Config, Tile, WeightKind};
+use super::{GemmSpec, Instance, Plan, Schedule, Sm80Config, Sm90Config, Tile, WeightKind, candidates};
+use crate::{Arch, DType, KernelType};
 
 /// Cycles that dequantizing a k-tile of 64 output channels takes a CTA at least, by kind of weights.
 struct Dequantize {
@@ -121,6 +122,17 @@ impl CostModel {
         Self { sms }
     }
 
+    /// The cheapest plan for `m` tokens, by the kernels of an architecture.
+    pub fn plan(&self, spec: &GemmSpec, arch: Arch, m: usize) -> Plan {
+        candidates(spec.types, arch, m, spec.order)
+            .into_iter()
+            .filter(|p| p.instance.tile().takes(spec.k))
+            .map(|p| (self.cycles(&p, (m, spec.n, spec.k)), p))
+            .min_by(|a, b| a.0.total_cmp(&b.0))
+            .expect("there is always the smallest tile")
+            .1
+    }
+
     /// Estimated clock cycles of a plan for `m x n x k`.
     pub fn cycles(&self, plan: &Plan, shape: (usize, usize, usize)) -> f64 {
         match &plan.instance {
@@ -144,7 +156,7 @@ impl CostModel {
         let multiply =
             (row_blocks * 4) as f64 * (tokens / 2.0 + 0.5).max(SM90.least_multiply_cycles) * sharing;
         let bytes = c.tokens * 128 / c.multicast + row_blocks * c.types.chunk_bytes();
-        let int8 = c.types.activation() == Activation::Int8;
+        let int8 = c.types.activation() == DType::I8;
         let dequantize = if int8 { &SM90.dequantize8 } else { &SM90.dequantize16 };
         let alone = if c.warpgroups * c.cta_split_k == 1 { SM90.alone } else { 1.0 };
         let dequantize = dequantize.cycles(c.types.weights()) * alone / c.cta_split_k as f64
@@ -220,4 +232,98 @@ impl Work {
 /// Bytes of the prepacked weights.
 fn weight_bytes(tile: &Tile, n: usize, k: usize) -> usize {
     n.div_ceil(64) * tile.k_tiles(k) * tile.types.chunk_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gemm::{GemmTypes, SumOrder, instances};
+
+    fn model(sms: usize) -> CostModel {
+        CostModel::new(sms)
+    }
+
+    fn types() -> Vec<GemmTypes> {
+        let int8 = [
+            WeightKind::Channel4,
+            WeightKind::GroupInteger4(32),
+            WeightKind::GroupHalf4(32),
+            WeightKind::GroupHalf4(128),
+            WeightKind::Channel8,
+        ];
+        let int8 = int8.iter().map(|w| GemmTypes::new(*w, DType::I8, DType::F16));
+        let half = [WeightKind::Channel4, WeightKind::GroupHalf4(32), WeightKind::GroupHalf4(128)];
+        let half = half.iter().map(|w| GemmTypes::new(*w, DType::BF16, DType::BF16));
+        int8.chain(half).map(Result::unwrap).collect()
+    }
+
+    fn cases() -> impl Iterator<Item = (Arch, GemmTypes)> {
+        Arch::ALL.into_iter().flat_map(|arch| types().into_iter().map(move |t| (arch, t)))
+    }
+
+    #[test]
+    fn every_shape_has_a_plan_that_fits() {
+        for (arch, types) in cases() {
+            for m in [1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 127, 128, 129, 255, 256, 257, 300, 1000, 4097, 65536]
+            {
+                for (n, k) in [(16, 16), (8192, 21760), (4096, 11008), (1280, 8192), (28672, 65536)] {
+                    for order in [SumOrder::Free, SumOrder::Fixed] {
+                        let p = model(132).plan(&GemmSpec { types, order, n, k }, arch, m);
+                        assert!(p.instance.tile().shared_bytes <= arch.shared_bytes(), "{arch} {p:?}");
+                        assert!(order == SumOrder::Free || p.is_batch_invariant(), "{arch} {p:?}");
+                        if let Instance::Sm90(c) = p.instance {
+                            assert!(arch == Arch::Sm90a && c.is_valid(), "{p:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_architecture_has_all_tiles() {
+        for (arch, types) in cases() {
+            let tiles: Vec<_> = instances(types, arch).iter().map(|i| i.tile().tokens).collect();
+            assert!([8, 16, 32, 64, 128].iter().all(|t| tiles.contains(t)), "{arch} {types:?} {tiles:?}");
+        }
+    }
+
+    #[test]
+    fn plans_that_cut_sums_are_not_batch_invariant() {
+        let half = GemmTypes::new(WeightKind::Channel4, DType::F16, DType::F16).unwrap();
+        let int8 = GemmTypes::new(WeightKind::Channel4, DType::I8, DType::F16).unwrap();
+        let p = model(132).plan(&GemmSpec::new(half, (8192, 21760)), Arch::Sm90a, 1);
+        assert!((p.instance.tile().cluster_split_k > 1 || p.stream_k) && !p.is_batch_invariant(), "{p:?}");
+        let p = model(108).plan(&GemmSpec::new(half, (8192, 21760)), Arch::Sm80, 1);
+        assert!(p.instance.tile().cta_split_k > 1 && !p.is_batch_invariant(), "{p:?}");
+        assert!(
+            candidates(int8, Arch::Sm90a, 1, SumOrder::Fixed).iter().any(|p| p
+                .instance
+                .tile()
+                .cluster_split_k
+                > 1)
+        );
+    }
+
+    #[test]
+    fn known_shapes() {
+        let types = GemmTypes::new(WeightKind::Channel4, DType::I8, DType::F16).unwrap();
+        let p = |m| {
+            let p = model(132).plan(&GemmSpec::new(types, (8192, 21760)), Arch::Sm90a, m);
+            let tile = p.instance.tile();
+            (tile.tokens, tile.cluster_split_k, p.stream_k)
+        };
+        assert_eq!(p(1), (8, 2, false));
+        assert_eq!(p(16), (16, 2, false));
+        assert_eq!(p(32), (32, 2, false));
+        assert_eq!(p(48), (48, 2, false));
+        assert_eq!(p(64), (64, 1, false));
+        assert_eq!(p(128), (128, 2, false));
+        assert_eq!(p(256), (128, 1, false));
+        assert_eq!(p(512), (256, 1, false));
+        assert_eq!(p(4096), (256, 1, false));
+        // More tiles than SMs, all at once.
+        let p = model(132).plan(&GemmSpec::new(types, (28672, 8192)), Arch::Sm90a, 1);
+        assert!(p.paired && p.ctas_per_sm() == 2, "{p:?}");
+    }
 }

@@ -1,7 +1,34 @@
-//! The instances that can be chosen: tables of tiles.
+//! The instances of both kernels, and tables of those that can be chosen.
 
-use super::{Activation, GemmTypes, Instance, Sm80Config, Sm90Config, SumOrder};
-use crate::Arch;
+use super::{GemmTypes, Sm80Config, Sm90Config, SumOrder, Tile};
+use crate::{Arch, DType, KernelType, Source};
+
+/// An instance of one of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Instance {
+    /// wgmma, for Hopper.
+    Sm90(Sm90Config),
+    /// mma.sync, for every GPU since Ampere.
+    Sm80(Sm80Config),
+}
+
+impl Instance {
+    /// What both kernels' instances have.
+    pub fn tile(&self) -> Tile {
+        match self {
+            Instance::Sm90(c) => c.tile(),
+            Instance::Sm80(c) => c.tile(),
+        }
+    }
+
+    /// The kernel's source.
+    pub fn source(&self) -> Source {
+        match self {
+            Instance::Sm90(c) => c.source(),
+            Instance::Sm80(c) => c.source(),
+        }
+    }
+}
 
 /// CTAs that are launched as a cluster.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +124,7 @@ pub fn instances(types: GemmTypes, arch: Arch) -> Vec<Instance> {
         }
         return found;
     }
-    let tables: [(&[Tokens], Warpgroups); 2] = if types.activation() == Activation::Int8 {
+    let tables: [(&[Tokens], Warpgroups); 2] = if types.activation() == DType::I8 {
         [(&WIDE_TILES_8, WIDE), (&SPLIT_TILES, SPLIT)]
     } else {
         [(&WIDE_TILES_16, WIDE), (&NARROW_TILES, NARROW)]

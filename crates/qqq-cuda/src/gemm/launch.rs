@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::{Activation, Instance, OutputType, Plan, Schedule, Sm90Config, Tile};
+use super::{Instance, Plan, Schedule, Sm90Config, Tile};
 use crate::device::{Device, Kernel};
-use crate::tensor_map::{Element, TensorMap, TiledMatrix};
-use crate::{Arch, CudaError, Result};
+use crate::tensor_map::{TensorMap, TiledMatrix};
+use crate::{Arch, CudaError, DType, Result};
 
 /// The device addresses of a product's operands. All of them must stay valid until the launch has run.
 #[derive(Clone, Copy, Debug)]
@@ -35,13 +35,13 @@ pub struct GemmOperands {
 
 impl GemmOperands {
     /// That there are tokens, and that addresses are there and aligned.
-    fn check(&self, activation: Activation) -> Result<()> {
+    fn check(&self, activation: DType) -> Result<()> {
         if self.m == 0 || self.m > i32::MAX as usize {
             return Err(CudaError::Shape(format!("a product of {} tokens", self.m)));
         }
         for (name, address, alignment, needed) in [
             ("activations", self.x, 16, true),
-            ("token scales", self.token_scale, 4, activation == Activation::Int8),
+            ("token scales", self.token_scale, 4, activation == DType::I8),
             ("output", self.y, 16, true),
             ("weights", self.weights, 16, true),
             ("channel scales", self.channel_scale, 4, true),
@@ -274,18 +274,14 @@ fn sm90_parameters(
     encode: impl Fn(&TiledMatrix) -> Result<TensorMap>,
 ) -> Result<Sm90Parameters> {
     let activation = c.types.activation();
-    let x = match activation {
-        Activation::Int8 => Element::Int8,
-        Activation::Float16 => Element::Float16,
-        Activation::Bfloat16 => Element::Bfloat16,
-    };
-    let y = match c.types.output() {
-        OutputType::Float16 => Element::Float16,
-        OutputType::Bfloat16 => Element::Bfloat16,
-    };
     let tile = (c.tokens / c.multicast, c.types.k_tile());
-    let x = TiledMatrix { address: o.x, element: x, shape: (o.m, o.k), tile };
-    let y = TiledMatrix { address: o.y, element: y, shape: (o.m, o.n), tile: (c.staging_tokens(), 64) };
+    let x = TiledMatrix { address: o.x, element: activation, shape: (o.m, o.k), tile };
+    let y = TiledMatrix {
+        address: o.y,
+        element: c.types.output(),
+        shape: (o.m, o.n),
+        tile: (c.staging_tokens(), 64),
+    };
     Ok(Sm90Parameters {
         x: encode(&x)?,
         y: encode(&y)?,

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Activation, GemmSpec, Plan, SumOrder, TunedKey, TunedPlans, TunedStore, plan};
-use crate::{Arch, Device, Result};
+use super::{CostModel, GemmSpec, Plan, SumOrder, TunedKey, TunedPlans, TunedStore};
+use crate::{Arch, DType, Device, Result};
 
 /// Chooses plans for products on a device: what was tuned on this model of GPU, else what the
 /// [cost model](super::CostModel) says.
@@ -53,12 +53,12 @@ impl Planner {
     /// The plan that was tuned for `m` tokens, if any.
     pub fn tuned(&self, spec: &GemmSpec, m: usize) -> Option<Plan> {
         // Tuning looks for speed, in whatever order.
-        let any = spec.order == SumOrder::Free || spec.types.activation() == Activation::Int8;
+        let any = spec.order == SumOrder::Free || spec.types.activation() == DType::I8;
         any.then(|| self.tuned.plan(&self.tuned_key(spec), m)).flatten()
     }
 
     /// The cost model's plan for `m` tokens.
     pub fn estimated(&self, spec: &GemmSpec, m: usize) -> Plan {
-        plan(spec, self.arch, self.device.sms(), m)
+        CostModel::new(self.device.sms()).plan(spec, self.arch, m)
     }
 }

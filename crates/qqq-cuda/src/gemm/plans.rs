@@ -178,14 +178,14 @@ fn check_tokens(most_tokens: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Arch;
-    use crate::gemm::{GemmTypes, OutputType, WeightKind, plan};
+    use crate::gemm::{CostModel, GemmTypes, WeightKind};
+    use crate::{Arch, DType};
 
     #[test]
     fn every_number_of_tokens_has_the_plan_of_its_range() {
-        let types = GemmTypes::int8(WeightKind::Channel4, OutputType::Float16);
+        let types = GemmTypes::int8(WeightKind::Channel4, DType::F16);
         let spec = GemmSpec::new(types, (4096, 11008));
-        let plan_for = |m| plan(&spec, Arch::Sm90a, 132, m);
+        let plan_for = |m| CostModel::new(132).plan(&spec, Arch::Sm90a, m);
         for most in [1, 5, 8, 300, 1024, 1025, 5000, MAX_TOKENS] {
             let (plans, ranges) = ranges(most, plan_for);
             assert_eq!(ranges.last().unwrap().0, most);

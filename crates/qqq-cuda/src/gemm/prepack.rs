@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::weights::{CHUNK_COLUMNS, CHUNK_ROWS, check_shape};
-use super::{Activation, WeightKind};
+use super::WeightKind;
+use super::weight_kind::{CHUNK_ROWS, chunk_columns};
+use super::weights::check_shape;
 use crate::device::{Device, Kernel};
-use crate::{CudaError, Result, Source};
+use crate::{CudaError, DType, Result, Source};
 
 /// Threads of a block.
 const THREADS: usize = 256;
@@ -36,8 +37,8 @@ pub fn source(kind: WeightKind, direction: Direction) -> Source {
          extern \"C\" __global__ void __launch_bounds__({THREADS})\n\
          {function}(const __grid_constant__ PrepackParameters p) {{ {task}<{kind}, {group}>(p); }}\n",
             kind = kind.enumerator(),
-            group = kind.group_size().unwrap_or(CHUNK_COLUMNS),
-            bytes = kind.chunk_bytes(Activation::Int8),
+            group = kind.group_size().unwrap_or(chunk_columns(DType::I8)),
+            bytes = kind.chunk_bytes(DType::I8),
         )
     })
 }
@@ -126,7 +127,7 @@ impl PrepackKernel {
 
     /// Bytes of the chunks of an `n x k` layer.
     pub fn chunks_bytes(kind: WeightKind, n: usize, k: usize) -> usize {
-        n.div_ceil(CHUNK_ROWS) * k.div_ceil(CHUNK_COLUMNS) * kind.chunk_bytes(Activation::Int8)
+        n.div_ceil(CHUNK_ROWS) * k.div_ceil(chunk_columns(DType::I8)) * kind.chunk_bytes(DType::I8)
     }
 
     /// Blocks of a launch, and their threads.

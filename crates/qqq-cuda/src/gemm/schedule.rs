@@ -92,11 +92,12 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gemm::{Activation, GemmTypes, OutputType, Sm90Config, WeightKind};
+    use crate::DType;
+    use crate::gemm::{GemmTypes, Sm90Config, WeightKind};
 
     fn tile(tokens: usize, cluster_split_k: usize) -> Tile {
         let config = Sm90Config {
-            types: GemmTypes::new(WeightKind::Channel4, Activation::Int8, OutputType::Float16).unwrap(),
+            types: GemmTypes::new(WeightKind::Channel4, DType::I8, DType::F16).unwrap(),
             tokens,
             warpgroups: 2,
             row_blocks: 1,

@@ -1,7 +1,7 @@
 //! The instances of the kernel for every GPU since Ampere (`sm80_gemm.cuh`).
 
-use super::{Activation, GemmTypes, SumOrder, Tile};
-use crate::{Arch, Source};
+use super::{GemmTypes, SumOrder, Tile};
+use crate::{Arch, DType, Source};
 
 /// Template arguments of `Sm80Config` in `sm80_config.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +67,7 @@ impl Sm80Config {
     /// (16-bit ones), and do not spill.
     pub fn new(types: GemmTypes, tokens: usize, arch: Arch, order: SumOrder) -> Option<Self> {
         let grouped = types.weights().group_size().is_some();
-        let int8 = types.activation() == Activation::Int8;
+        let int8 = types.activation() == DType::I8;
         let shapes = match order {
             _ if int8 => Self::shapes(tokens, grouped)?,
             SumOrder::Free => Self::shapes16(tokens)?,

@@ -1,7 +1,7 @@
 //! The instances of the kernel for Hopper (`sm90_gemm.cuh`).
 
-use super::{Activation, GemmTypes, Tile};
-use crate::Source;
+use super::{GemmTypes, Tile};
+use crate::{DType, Source};
 
 /// Shared memory of a CTA on a Hopper GPU, in bytes.
 const MAX_SHARED_BYTES: usize = 227 * 1024;
@@ -84,7 +84,7 @@ impl Sm90Config {
 
     /// Shared memory but for the staging tiles.
     fn other_bytes(&self) -> usize {
-        let scaled_tokens = if self.types.activation() == Activation::Int8 { self.owned_tokens() } else { 0 };
+        let scaled_tokens = if self.types.activation() == DType::I8 { self.owned_tokens() } else { 0 };
         let factors = scaled_tokens + self.row_blocks * 64;
         let stage = self.tokens * 128 + self.row_blocks * self.warpgroups * self.types.chunk_bytes() + 16;
         let team =

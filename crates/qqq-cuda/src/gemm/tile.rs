@@ -1,7 +1,6 @@
 //! What the two kernels' instances have in common: a tile of the output, and how a CTA or a cluster shares it.
 
-use super::{GemmTypes, Sm80Config, Sm90Config};
-use crate::Source;
+use super::GemmTypes;
 
 /// An instance as the schedule, the launch and the choice of plans see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,32 +43,5 @@ impl Tile {
     /// Whether `k` input channels are enough for each CTA that shares a tile to have a k-tile.
     pub fn takes(&self, k: usize) -> bool {
         self.cluster_split_k <= self.k_tiles(k)
-    }
-}
-
-/// An instance of one of the kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Instance {
-    /// wgmma, for Hopper.
-    Sm90(Sm90Config),
-    /// mma.sync, for every GPU since Ampere.
-    Sm80(Sm80Config),
-}
-
-impl Instance {
-    /// What both kernels' instances have.
-    pub fn tile(&self) -> Tile {
-        match self {
-            Instance::Sm90(c) => c.tile(),
-            Instance::Sm80(c) => c.tile(),
-        }
-    }
-
-    /// The kernel's source.
-    pub fn source(&self) -> Source {
-        match self {
-            Instance::Sm90(c) => c.source(),
-            Instance::Sm80(c) => c.source(),
-        }
     }
 }

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Activation, GemmTypes, OutputType, Plan, SumOrder, WeightKind, candidates, instances};
+use super::{GemmTypes, Plan, SumOrder, WeightKind, candidates, instances};
 use crate::jit::cache::Cache;
 use crate::jit::source;
-use crate::{Arch, CudaError, Device, Result};
+use crate::{Arch, CudaError, DType, Device, KernelType, Result};
 
 /// What a file calls itself, with the version of the format.
 const FORMAT: &str = "qqq-tuned-1";
@@ -232,8 +232,8 @@ impl Entry {
         Self {
             architecture: key.arch.to_string(),
             weights: key.types.weights().short_name(),
-            activations: key.types.activation().short_name().to_owned(),
-            output: key.types.output().short_name().to_owned(),
+            activations: key.types.activation().kernel_name().to_owned(),
+            output: key.types.output().kernel_name().to_owned(),
             n: key.n,
             k: key.k,
             tokens: m,
@@ -256,9 +256,9 @@ impl Entry {
         let arch = self.architecture.parse()?;
         let weights = WeightKind::ALL.into_iter().find(|w| w.short_name() == self.weights);
         let weights = weights.ok_or_else(|| format!("{:?} are no weights", self.weights))?;
-        let output = OutputType::ALL.into_iter().find(|o| o.short_name() == self.output);
+        let output = DType::from_kernel_name(&self.output);
         let output = output.ok_or_else(|| format!("{:?} is no output", self.output))?;
-        let activation = Activation::ALL.into_iter().find(|a| a.short_name() == self.activations);
+        let activation = DType::from_kernel_name(&self.activations);
         let activation = activation.ok_or_else(|| format!("{:?} are no activations", self.activations))?;
         let types = GemmTypes::new(weights, activation, output).map_err(|e| e.to_string())?;
         let key = TunedKey { arch, types, n: self.n, k: self.k };
@@ -282,7 +282,7 @@ mod tests {
 
     const KEY: TunedKey = TunedKey {
         arch: Arch::Sm90a,
-        types: GemmTypes::int8(WeightKind::Channel4, OutputType::Float16),
+        types: GemmTypes::int8(WeightKind::Channel4, DType::F16),
         n: 8192,
         k: 21760,
     };
@@ -335,13 +335,9 @@ mod tests {
         for other in [
             TunedKey { n: 4096, ..KEY },
             TunedKey { k: 4096, ..KEY },
-            TunedKey { types: GemmTypes::int8(WeightKind::Channel4, OutputType::Bfloat16), ..KEY },
-            TunedKey { types: GemmTypes::int8(WeightKind::GroupHalf4(128), OutputType::Float16), ..KEY },
-            TunedKey {
-                types: GemmTypes::new(WeightKind::Channel4, Activation::Float16, OutputType::Float16)
-                    .unwrap(),
-                ..KEY
-            },
+            TunedKey { types: GemmTypes::int8(WeightKind::Channel4, DType::BF16), ..KEY },
+            TunedKey { types: GemmTypes::int8(WeightKind::GroupHalf4(128), DType::F16), ..KEY },
+            TunedKey { types: GemmTypes::new(WeightKind::Channel4, DType::F16, DType::F16).unwrap(), ..KEY },
             TunedKey { arch: Arch::Sm80, ..KEY },
         ] {
             assert_eq!(plans.plan(&other, 16), None);

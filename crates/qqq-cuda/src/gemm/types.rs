@@ -2,112 +2,15 @@
 
 use std::fmt;
 
-use half::{bf16, f16};
-
 use super::WeightKind;
-use crate::{CudaError, Result};
-
-/// Type of the activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// int8 with a float32 scale a token; sums are int32.
-    Int8,
-    /// IEEE half precision; sums are float32.
-    Float16,
-    /// bfloat16; sums are float32.
-    Bfloat16,
-}
-
-impl Activation {
-    /// All of them.
-    pub const ALL: [Activation; 3] = [Activation::Int8, Activation::Float16, Activation::Bfloat16];
-
-    /// For files: `int8`, `f16`, `bf16`.
-    pub(super) fn short_name(self) -> &'static str {
-        match self {
-            Activation::Int8 => "int8",
-            Activation::Float16 => "f16",
-            Activation::Bfloat16 => "bf16",
-        }
-    }
-
-    /// Bytes of a value.
-    pub fn bytes(self) -> usize {
-        if self == Activation::Int8 { 1 } else { 2 }
-    }
-
-    /// The enumerator in `activations.cuh`.
-    pub(super) fn enumerator(self) -> &'static str {
-        match self {
-            Activation::Int8 => "kInt8",
-            Activation::Float16 => "kFloat16",
-            Activation::Bfloat16 => "kBfloat16",
-        }
-    }
-
-    /// The output's type, where it is not free.
-    pub fn output(self) -> Option<OutputType> {
-        match self {
-            Activation::Int8 => None,
-            Activation::Float16 => Some(OutputType::Float16),
-            Activation::Bfloat16 => Some(OutputType::Bfloat16),
-        }
-    }
-}
-
-/// Type of the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum OutputType {
-    /// IEEE half precision.
-    Float16,
-    /// bfloat16.
-    Bfloat16,
-}
-
-impl OutputType {
-    /// All of them.
-    pub const ALL: [OutputType; 2] = [OutputType::Float16, OutputType::Bfloat16];
-
-    /// The bits of a number, rounded to the nearest of the type, ties to even.
-    pub fn to_bits(self, number: f32) -> u16 {
-        match self {
-            OutputType::Float16 => f16::from_f32(number).to_bits(),
-            OutputType::Bfloat16 => bf16::from_f32(number).to_bits(),
-        }
-    }
-
-    /// The number that bits of the type stand for.
-    pub fn from_bits(self, bits: u16) -> f32 {
-        match self {
-            OutputType::Float16 => f16::from_bits(bits).to_f32(),
-            OutputType::Bfloat16 => bf16::from_bits(bits).to_f32(),
-        }
-    }
-
-    /// For names of kernels.
-    pub(crate) fn short_name(self) -> &'static str {
-        match self {
-            OutputType::Float16 => "f16",
-            OutputType::Bfloat16 => "bf16",
-        }
-    }
-}
-
-impl fmt::Display for Activation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.short_name())
-    }
-}
-
-impl fmt::Display for OutputType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.short_name())
-    }
-}
+use super::weight_kind::CHUNK_ROWS;
+use crate::dtype::{ACTIVATIONS, HALVES};
+use crate::{CudaError, DType, KernelType, Result};
 
 impl fmt::Display for GemmTypes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { weights, activation, output } = self;
+        let (weights, activation, output) =
+            (self.weights, self.activation.kernel_name(), self.output.kernel_name());
         write!(f, "{weights} weights, {activation} activations and {output} output")
     }
 }
@@ -116,44 +19,54 @@ impl fmt::Display for GemmTypes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GemmTypes {
     weights: WeightKind,
-    activation: Activation,
-    output: OutputType,
+    activation: DType,
+    output: DType,
 }
 
 impl GemmTypes {
-    /// Any weights and output for int8 activations. 16-bit activations give outputs of their own type and take 4-bit weights
-    /// per channel or in groups with float16 scales.
+    /// Any weights and 16-bit output for int8 activations. 16-bit activations give outputs of their own type and take 4-bit
+    /// weights per channel or in groups with float16 scales.
     ///
     /// # Errors
     /// [`CudaError::Types`] for other combinations.
-    pub fn new(weights: WeightKind, activation: Activation, output: OutputType) -> Result<Self> {
-        if let Some(own) = activation.output() {
-            if own != output {
+    pub fn new(weights: WeightKind, activation: DType, output: DType) -> Result<Self> {
+        if !ACTIVATIONS.contains(&activation) || !HALVES.contains(&output) {
+            return Err(CudaError::Types(format!(
+                "{activation} activations with {output} output: the kernels take I8, F16 and BF16, and give F16 and BF16"
+            )));
+        }
+        if activation != DType::I8 {
+            let (own, other) = (activation.kernel_name(), output.kernel_name());
+            if activation != output {
                 return Err(CudaError::Types(format!(
-                    "{activation} activations with {output} output: 16-bit activations give outputs of their own type"
+                    "{own} activations with {other} output: 16-bit activations give outputs of their own type"
                 )));
             }
             if !matches!(weights, WeightKind::Channel4 | WeightKind::GroupHalf4(_)) {
                 return Err(CudaError::Types(format!(
-                    "{activation} activations with weights {weights}: the kernels take 4-bit weights per channel or in \
-                     groups with float16 scales"
+                    "{own} activations with weights {weights}: the kernels take 4-bit weights per channel or in groups with \
+                     float16 scales"
                 )));
             }
         }
         Ok(Self { weights, activation, output })
     }
 
-    /// Int8 activations, with which any weights and output go.
-    pub const fn int8(weights: WeightKind, output: OutputType) -> Self {
-        Self { weights, activation: Activation::Int8, output }
+    /// Int8 activations, with which any weights go.
+    ///
+    /// # Panics
+    /// For an output that has not 16 bits.
+    pub const fn int8(weights: WeightKind, output: DType) -> Self {
+        assert!(matches!(output, DType::F16 | DType::BF16), "outputs are float16 or bfloat16");
+        Self { weights, activation: DType::I8, output }
     }
 
     /// Every combination that there are kernels for.
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
-        for activation in Activation::ALL {
+        for activation in ACTIVATIONS {
             for weights in WeightKind::ALL {
-                all.extend(OutputType::ALL.into_iter().flat_map(|o| Self::new(weights, activation, o)));
+                all.extend(HALVES.into_iter().flat_map(|o| Self::new(weights, activation, o)));
             }
         }
         all
@@ -165,12 +78,12 @@ impl GemmTypes {
     }
 
     /// Type of the activations.
-    pub fn activation(&self) -> Activation {
+    pub fn activation(&self) -> DType {
         self.activation
     }
 
     /// Type of the output.
-    pub fn output(&self) -> OutputType {
+    pub fn output(&self) -> DType {
         self.output
     }
 
@@ -187,19 +100,24 @@ impl GemmTypes {
     /// The first template arguments of the kernels' configurations.
     pub(super) fn template_arguments(&self) -> String {
         let group = self.weights.group_size().unwrap_or(128);
-        format!("{}, {}, {group}", self.activation.enumerator(), self.weights.enumerator())
+        let activation = match self.activation {
+            DType::I8 => "kInt8",
+            DType::F16 => "kFloat16",
+            _ => "kBfloat16",
+        };
+        format!("{activation}, {}, {group}", self.weights.enumerator())
     }
 
     /// For names of kernels: what comes first, and last.
     pub(super) fn short_names(&self) -> (String, &'static str) {
         let weights = self.weights.short_name();
-        let first = if self.activation == Activation::Int8 { weights } else { format!("a16_{weights}") };
-        (first, self.output.short_name())
+        let first = if self.activation == DType::I8 { weights } else { format!("a16_{weights}") };
+        (first, self.output.kernel_name())
     }
 
     /// The last template argument.
     pub(super) fn bfloat(&self) -> bool {
-        self.output == OutputType::Bfloat16
+        self.output == DType::BF16
     }
 }
 
@@ -233,6 +151,16 @@ impl GemmSpec {
         Self { types, order: SumOrder::Free, n, k }
     }
 
+    /// Bytes of the prepacked weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.n.div_ceil(CHUNK_ROWS) * self.k.div_ceil(self.types.k_tile()) * self.types.chunk_bytes()
+    }
+
+    /// Number of the prepacked channel scales.
+    pub fn scale_count(&self) -> usize {
+        self.n.next_multiple_of(CHUNK_ROWS)
+    }
+
     /// The same with sums in this order.
     #[must_use]
     pub const fn with_order(self, order: SumOrder) -> Self {
@@ -246,21 +174,25 @@ mod tests {
 
     #[test]
     fn combinations() {
-        use {Activation as A, OutputType as O, WeightKind as W};
+        use {DType as D, WeightKind as W};
         let allowed = |w, a, o| GemmTypes::new(w, a, o).is_ok();
-        for output in [O::Float16, O::Bfloat16] {
+        for output in HALVES {
             for weights in [W::Channel4, W::Channel8, W::GroupInteger4(64), W::GroupHalf4(32)] {
-                assert!(allowed(weights, A::Int8, output));
+                assert!(allowed(weights, D::I8, output));
                 let packed = matches!(weights, W::Channel4 | W::GroupHalf4(_));
-                assert_eq!(allowed(weights, A::Float16, output), packed && output == O::Float16);
-                assert_eq!(allowed(weights, A::Bfloat16, output), packed && output == O::Bfloat16);
+                assert_eq!(allowed(weights, D::F16, output), packed && output == D::F16);
+                assert_eq!(allowed(weights, D::BF16, output), packed && output == D::BF16);
             }
         }
-        let error = GemmTypes::new(W::Channel8, A::Float16, O::Float16).unwrap_err();
+        let error = GemmTypes::new(W::Channel8, D::F16, D::F16).unwrap_err();
         assert!(error.to_string().contains("f16 activations with weights int8: "), "{error}");
-        let error = GemmTypes::new(W::Channel4, A::Bfloat16, O::Float16).unwrap_err();
+        let error = GemmTypes::new(W::Channel4, D::BF16, D::F16).unwrap_err();
         assert!(error.to_string().contains("bf16 activations with f16 output: "), "{error}");
-        let types = GemmTypes::new(W::GroupHalf4(32), A::Int8, O::Bfloat16).unwrap();
+        for (activation, output) in [(D::F32, D::F32), (D::I8, D::F32), (D::U8, D::F16)] {
+            let error = GemmTypes::new(W::Channel4, activation, output).unwrap_err();
+            assert!(error.to_string().contains("the kernels take I8, F16 and BF16"), "{error}");
+        }
+        let types = GemmTypes::new(W::GroupHalf4(32), D::I8, D::BF16).unwrap();
         assert_eq!(types.to_string(), "g32-half weights, int8 activations and bf16 output");
     }
 }

@@ -2,7 +2,8 @@
 
 use half::f16;
 use qqq_backend::cpu::pool::parallel_chunks_mut;
-use qqq_cuda::gemm::{Activation, GemmTypes, OutputType, PackedWeights, WeightKind};
+use qqq_cuda::gemm::{GemmTypes, PackedWeights, WeightKind};
+use qqq_cuda::{DType, KernelType};
 use qqq_formats::{QuantizedWeight, Scales};
 
 use qqq_testing::Random;
@@ -16,7 +17,7 @@ const KINDS: [WeightKind; 4] = [
 
 /// What there are kernels for.
 pub fn all_types() -> impl Iterator<Item = GemmTypes> {
-    let pairs = [(Activation::Float16, OutputType::Float16), (Activation::Bfloat16, OutputType::Bfloat16)];
+    let pairs = [(DType::F16, DType::F16), (DType::BF16, DType::BF16)];
     pairs.into_iter().flat_map(|(a, o)| KINDS.map(|w| GemmTypes::new(w, a, o).unwrap()))
 }
 
@@ -62,7 +63,7 @@ impl Weights {
                 group: (0..n * (k / group_size)).map(|_| f16::from_f32(scale())).collect(),
             },
         };
-        let rounded = |v: f32| types.output().from_bits(types.output().to_bits(v));
+        let rounded = |v: f32| types.output().decode(types.output().encode(v));
         let operands = match &scales {
             Scales::PerChannel(_) => codes.iter().map(|c| f32::from(*c)).collect(),
             Scales::PerGroup { group_size, group, .. } => {
@@ -119,8 +120,8 @@ impl<'a> Problem<'a> {
             // Nearly normal.
             Numbers::Real => (0..4).map(|_| random.int(-1000, 1000)).sum::<i32>() as f32 / 1150.0,
         };
-        let x: Vec<u16> = (0..m * weights.k).map(|_| weights.types.output().to_bits(number())).collect();
-        let values: Vec<f32> = x.iter().map(|b| weights.types.output().from_bits(*b)).collect();
+        let x: Vec<u16> = (0..m * weights.k).map(|_| weights.types.output().encode(number())).collect();
+        let values: Vec<f32> = x.iter().map(|b| weights.types.output().decode(*b)).collect();
         Self { weights, m, x, sums: weights.sums(&values) }
     }
 
@@ -142,20 +143,20 @@ impl<'a> Problem<'a> {
     /// (bfloat16) of itself.
     pub fn check(&self, got: &[u16], bias: Option<&[f32]>, what: &str) -> Result<(), String> {
         let Weights { types, n, k, numbers, channel, .. } = self.weights;
-        let half_step = if types.output() == OutputType::Bfloat16 { 0.5f64.powi(8) } else { 0.5f64.powi(11) };
+        let half_step = if types.output() == DType::BF16 { 0.5f64.powi(8) } else { 0.5f64.powi(11) };
         let wrong = |i: usize| {
             let (sum, magnitude) = self.sums[i];
             let (scale, bias) = (channel[i % n], bias.map(|b| b[i % n]));
             if *numbers == Numbers::Exact {
                 let y = sum as f32 * scale;
-                let expected = types.output().to_bits(bias.map_or(y, |b| y + b));
+                let expected = types.output().encode(bias.map_or(y, |b| y + b));
                 return (got[i] != expected).then(|| format!("{:#06x} for {expected:#06x}", got[i]));
             }
             let bias = f64::from(bias.unwrap_or(0.0));
             let expected = sum * f64::from(scale) + bias;
             let sums = (k + 8) as f64 * 0.5f64.powi(23) * (magnitude * f64::from(scale) + bias.abs());
             let bound = sums + half_step * (expected.abs() + sums) + 0.5f64.powi(25);
-            let y = f64::from(types.output().from_bits(got[i]));
+            let y = f64::from(types.output().decode(got[i]));
             let error = (y - expected).abs();
             (error.is_nan() || error > bound).then(|| format!("{y} for {expected}, bound {bound}"))
         };

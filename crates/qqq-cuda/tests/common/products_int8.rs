@@ -2,7 +2,8 @@
 
 use half::f16;
 use qqq_backend::cpu::pool::parallel_chunks_mut;
-use qqq_cuda::gemm::{OutputType, PackedWeights, WeightKind};
+use qqq_cuda::gemm::{PackedWeights, WeightKind};
+use qqq_cuda::{DType, KernelType};
 use qqq_formats::{QuantizedWeight, Scales};
 
 use qqq_testing::Random;
@@ -98,21 +99,15 @@ impl Problem {
         }
     }
 
-    pub fn expected(&self, bias: Option<&[f32]>, output: OutputType) -> Vec<u16> {
+    pub fn expected(&self, bias: Option<&[f32]>, output: DType) -> Vec<u16> {
         let value = |i: usize| {
             let y = self.sums[i] as f32 * self.channel[i % self.n] * self.scale[i / self.n];
             bias.map_or(y, |b| y + b[i % self.n])
         };
-        (0..self.sums.len()).map(|i| output.to_bits(value(i))).collect()
+        (0..self.sums.len()).map(|i| output.encode(value(i))).collect()
     }
 
-    pub fn check(
-        &self,
-        got: &[u16],
-        bias: Option<&[f32]>,
-        output: OutputType,
-        what: &str,
-    ) -> Result<(), String> {
+    pub fn check(&self, got: &[u16], bias: Option<&[f32]>, output: DType, what: &str) -> Result<(), String> {
         let expected = self.expected(bias, output);
         if let Some(i) = (0..got.len()).find(|&i| got[i] != expected[i]) {
             let bad = (0..got.len()).filter(|&i| got[i] != expected[i]).count();

@@ -1,7 +1,7 @@
 //! Activations to be quantized, and what they must become. Needs the module `uniform` beside it.
 
-use qqq_cuda::gemm::OutputType;
-use qqq_cuda::quantize::{NormType, Operation, Precision, QuantizeConfig};
+use qqq_cuda::quantize::{Operation, Precision, QuantizeConfig};
+use qqq_cuda::{DType, KernelType};
 
 use crate::uniform::uniform;
 
@@ -58,9 +58,9 @@ impl Case {
             config,
             m,
             k,
-            x: (0..m * columns).map(|i| input.to_bits(value(2, i) * spread(i / columns))).collect(),
+            x: (0..m * columns).map(|i| input.encode(value(2, i) * spread(i / columns))).collect(),
             residual: (residual != Residual::None)
-                .then(|| (0..m * k).map(|i| input.to_bits(value(3, i))).collect()),
+                .then(|| (0..m * k).map(|i| input.encode(value(3, i))).collect()),
             keeps_residual: residual == Residual::Kept,
             norm: (0..k).map(|i| 0.5 + uniform(4, i)).collect(),
         }
@@ -70,9 +70,7 @@ impl Case {
     fn round(&self, x: f64) -> f64 {
         match self.config.precision {
             Precision::Float32 => x,
-            Precision::Stepwise => {
-                f64::from(self.config.input.from_bits(self.config.input.to_bits(x as f32)))
-            }
+            Precision::Stepwise => f64::from(self.config.input.decode(self.config.input.encode(x as f32))),
         }
     }
 
@@ -82,7 +80,7 @@ impl Case {
         match &self.residual {
             None => self.x.clone(),
             Some(r) => {
-                let add = |(x, r): (&u16, &u16)| input.to_bits(input.from_bits(*x) + input.from_bits(*r));
+                let add = |(x, r): (&u16, &u16)| input.encode(input.decode(*x) + input.decode(*r));
                 self.x.iter().zip(r).map(add).collect()
             }
         }
@@ -90,7 +88,7 @@ impl Case {
 
     /// A row before it becomes int8.
     fn exact(&self, row: usize, norm: &[f32]) -> Vec<f64> {
-        let value = |bits: u16| f64::from(self.config.input.from_bits(bits));
+        let value = |bits: u16| f64::from(self.config.input.decode(bits));
         match self.config.operation {
             Operation::Plain => self.x[row * self.k..][..self.k].iter().map(|b| value(*b)).collect(),
             Operation::Gated => {
@@ -111,18 +109,15 @@ impl Case {
     }
 
     /// The norm's factors: the bytes of a type, and their values.
-    pub fn norm(&self, norm_type: NormType) -> (Vec<u8>, Vec<f32>) {
+    pub fn norm(&self, norm_type: DType) -> (Vec<u8>, Vec<f32>) {
         match norm_type {
-            NormType::Float32 => {
-                (self.norm.iter().flat_map(|v| v.to_le_bytes()).collect(), self.norm.clone())
-            }
+            DType::F32 => (self.norm.iter().flat_map(|v| v.to_le_bytes()).collect(), self.norm.clone()),
             other => {
-                let half =
-                    if other == NormType::Float16 { OutputType::Float16 } else { OutputType::Bfloat16 };
-                let bits: Vec<u16> = self.norm.iter().map(|v| half.to_bits(*v)).collect();
+                let half = if other == DType::F16 { DType::F16 } else { DType::BF16 };
+                let bits: Vec<u16> = self.norm.iter().map(|v| half.encode(*v)).collect();
                 (
                     bits.iter().flat_map(|b| b.to_le_bytes()).collect(),
-                    bits.iter().map(|b| half.from_bits(*b)).collect(),
+                    bits.iter().map(|b| half.decode(*b)).collect(),
                 )
             }
         }
@@ -140,7 +135,7 @@ impl Case {
     }
 
     /// Panics unless the outputs are those of float64, up to what rounding explains.
-    pub fn check(&self, outputs: &Outputs, norm_type: NormType) {
+    pub fn check(&self, outputs: &Outputs, norm_type: DType) {
         let what = format!("{:?}, {} x {}, {norm_type:?}", self.config, self.m, self.k);
         let norm = self.norm(norm_type).1;
         let Outputs { q, scale, sum, residual, new_residual } = outputs;
@@ -166,8 +161,8 @@ impl Case {
             let largest = exact.iter().fold(0.0f64, |a, v| a.max(v.abs())) as f32;
             let mut expected = if largest >= 1e-30 { largest } else { 1.0 } / 127.0f32;
             if stepwise {
-                expected = self.config.input.from_bits(self.config.input.to_bits(expected));
-                if self.config.input == OutputType::Float16 {
+                expected = self.config.input.decode(self.config.input.encode(expected));
+                if self.config.input == DType::F16 {
                     expected = expected.max(5.960_464_5e-8);
                 }
             }
@@ -176,8 +171,8 @@ impl Case {
             let tolerance = match (plain, stepwise, self.config.input) {
                 (true, ..) => 0.0,
                 (_, false, _) => 1e-5,
-                (_, true, OutputType::Float16) => 3e-3,
-                (_, true, OutputType::Bfloat16) => 2e-2,
+                (_, true, DType::F16) => 3e-3,
+                _ => 2e-2,
             };
             // A subnormal scale has fewer bits.
             let floor = if stepwise && !plain { 6e-8 } else { 0.0 };

@@ -7,8 +7,8 @@ use crate::emulator::Emulator;
 use crate::product::{Case, product};
 use crate::products_int8::{Problem, Weights};
 use qqq_backend::cpu::pool::parallel_for;
-use qqq_cuda::Arch;
-use qqq_cuda::gemm::{GemmLaunch, GemmTypes, Instance, OutputType, Plan, WeightKind, instances};
+use qqq_cuda::gemm::{GemmLaunch, GemmTypes, Instance, Plan, WeightKind, instances};
+use qqq_cuda::{Arch, DType};
 
 /// A mistake in a kernel: what is replaced in a header by what, and the case that must find it.
 struct Mistake {
@@ -143,7 +143,7 @@ pub fn mistakes_are_found(compiler: OsString) {
         sm80("sm80_epilogue.cuh", "ptx::named_barrier(read, 128 * C::kSplits);\n}", "}", false),
     ];
     let kind = WeightKind::GroupInteger4(64);
-    let types = GemmTypes::int8(kind, OutputType::Float16);
+    let types = GemmTypes::int8(kind, DType::F16);
     let (n, k) = (336, 2048 + 64);
     let weights = Weights::random(kind, n, k);
     let problem = Problem::new(&weights, 257);

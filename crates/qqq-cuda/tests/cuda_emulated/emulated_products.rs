@@ -10,8 +10,8 @@ use crate::product::{Case, product};
 use crate::products_half::{self, Numbers, Problem, Weights};
 use crate::{everything, products_int8, seed};
 use qqq_backend::cpu::pool::parallel_for;
-use qqq_cuda::Arch;
-use qqq_cuda::gemm::{Activation, GemmLaunch, GemmTypes, Instance, OutputType, Plan, WeightKind, instances};
+use qqq_cuda::gemm::{GemmLaunch, GemmTypes, Instance, Plan, WeightKind, instances};
+use qqq_cuda::{Arch, DType};
 
 /// Most tokens of a product.
 const TOKENS: usize = 300;
@@ -96,7 +96,7 @@ impl<K: Eq + Hash, V> Cache<K, V> {
 }
 
 pub fn products_of_int8_activations(compiler: OsString) {
-    let types: Vec<_> = GemmTypes::all().into_iter().filter(|t| t.activation() == Activation::Int8).collect();
+    let types: Vec<_> = GemmTypes::all().into_iter().filter(|t| t.activation() == DType::I8).collect();
     let cache = Cache::new();
     check(&compiler, &select(&types, 17), |emulator, case| {
         let (kind, (n, k)) = (case.types().weights(), case.shape());
@@ -132,8 +132,7 @@ pub fn products_of_16_bit_activations(compiler: OsString) {
 
 /// Every plan in one order gives a token the same bits: whatever the tile, the number of tokens and the token's place.
 pub fn batch_invariant_plans(compiler: OsString) {
-    let types =
-        GemmTypes::new(WeightKind::GroupHalf4(64), Activation::Bfloat16, OutputType::Bfloat16).unwrap();
+    let types = GemmTypes::new(WeightKind::GroupHalf4(64), DType::BF16, DType::BF16).unwrap();
     for arch in [Arch::Sm90a, Arch::Sm80] {
         let plans = instances(types, arch).into_iter();
         let plans = plans.map(|instance| Plan { instance, stream_k: false, paired: false });

@@ -7,9 +7,10 @@ use crate::everything;
 use crate::packing::{Packing, PackingOutputs};
 use crate::quantized::{Case, EPSILON, Outputs, Residual};
 use qqq_backend::cpu::pool::parallel_for;
+use qqq_cuda::DType;
 use qqq_cuda::gemm::prepack::{self, Direction};
 use qqq_cuda::gemm::{PrepackKernel, PrepackOperands, WeightKind};
-use qqq_cuda::quantize::{NormType, Operation, QuantizeConfig, QuantizeOperands};
+use qqq_cuda::quantize::{Operation, QuantizeConfig, QuantizeOperands};
 
 /// One block after the other.
 fn shape((blocks, threads): (usize, usize)) -> Shape {
@@ -29,7 +30,7 @@ pub fn activations_are_those_of_float64(compiler: OsString) {
     parallel_for(configs.len(), |i| {
         let config = configs[i];
         let widest = if config.vectors == 0 { 65536 } else { config.row_threads * config.vectors * 8 };
-        let norms = [NormType::Float16, NormType::Bfloat16, NormType::Float32];
+        let norms = [DType::F16, DType::BF16, DType::F32];
         let normalizes = config.operation == Operation::Norm;
         // The widest row, and one that leaves threads without work.
         for (j, (m, k)) in [(2, widest), (5, widest / 2 + 16)].into_iter().enumerate() {
@@ -40,7 +41,7 @@ pub fn activations_are_those_of_float64(compiler: OsString) {
     });
 }
 
-fn run(emulator: &Emulator, case: &Case, norm_type: NormType, seed: u64) {
+fn run(emulator: &Emulator, case: &Case, norm_type: DType, seed: u64) {
     let mut memory = Memory::default();
     let poison = case.poison();
     let x = memory.upload(&case.x);

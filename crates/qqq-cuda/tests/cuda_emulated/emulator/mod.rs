@@ -12,7 +12,7 @@ use libloading::Library;
 use qqq_backend::cpu::pool::parallel_for;
 use qqq_cuda::jit::source::HEADERS;
 use qqq_cuda::tensor_map::{TensorMap, TiledMatrix};
-use qqq_cuda::{Result, Source};
+use qqq_cuda::{KernelType, Result, Source};
 use tempfile::TempDir;
 
 pub use memory::{Memory, Region};

@@ -11,11 +11,11 @@ use std::time::Instant;
 use cudarc::driver::{CudaSlice, DevicePtr};
 use qqq_backend::cpu::pool::parallel_chunks_mut;
 use qqq_cuda::{
-    Arch, Device, Result,
+    Arch, DType, Device, KernelType, Result,
     error::driver,
     gemm::{
-        Activation, DeviceWeights, GemmPlans, GemmSpec, GemmTypes, OutputType, PackedWeights, Plan, Planner,
-        Schedule, SumOrder, TunedChoice, TunedStore, WeightKind, candidates, tuned,
+        DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, Plan, Planner, Schedule, SumOrder,
+        TunedChoice, TunedStore, WeightKind, candidates, tuned,
     },
 };
 
@@ -118,7 +118,7 @@ impl GemmBench {
     pub fn run(
         &self,
         weights: WeightKind,
-        (activation, output): (Activation, OutputType),
+        (activation, output): (DType, DType),
         arch: Arch,
         tokens: &[usize],
         choosing: Choosing,

@@ -2,11 +2,7 @@
 
 use cudarc::driver::{CudaSlice, DevicePtr};
 use qqq_backend::cpu::pool::parallel_chunks_mut;
-use qqq_cuda::{
-    CudaError, Device, Result,
-    error::driver,
-    gemm::{Activation, OutputType},
-};
+use qqq_cuda::{CudaError, DType, Device, KernelType, Result, error::driver};
 use qqq_formats::{QuantizedWeight, Scales};
 
 use super::data;
@@ -19,7 +15,7 @@ const POISON: u16 = 0x7FAB;
 /// Activations on the host: int8 with a scale a token, or the bits of 16-bit numbers of a type.
 enum Host {
     Int8(Vec<i8>, Vec<f32>),
-    Float(Vec<u16>, OutputType),
+    Float(Vec<u16>, DType),
 }
 
 /// Activations, and room for the output.
@@ -38,20 +34,20 @@ impl Problem {
     ///
     /// # Errors
     /// For want of memory.
-    pub(super) fn new(device: &Device, activation: Activation, m: usize, n: usize, k: usize) -> Result<Self> {
+    pub(super) fn new(device: &Device, activation: DType, m: usize, n: usize, k: usize) -> Result<Self> {
         let failed = || driver("allocating activations");
         let stream = device.stream();
-        let (host, bytes) = match activation.output() {
-            None => {
+        let (host, bytes) = match activation {
+            DType::I8 => {
                 let x = data::normal_integers(5, m * k, 127);
                 let bytes = bytemuck::cast_slice(&x).to_vec();
                 (Host::Int8(x, (0..m).map(|i| 0.001 + 0.05 * data::uniform(6, i)).collect()), bytes)
             }
-            Some(float) => {
+            float => {
                 let mut bits = vec![0u16; m * k];
                 parallel_chunks_mut(&mut bits, k, |token, row| {
                     for (i, b) in row.iter_mut().enumerate() {
-                        *b = float.to_bits(data::normal(5, token * k + i));
+                        *b = float.encode(data::normal(5, token * k + i));
                     }
                 });
                 let bytes = bytemuck::cast_slice(&bits).to_vec();
@@ -89,7 +85,7 @@ impl Problem {
     pub(super) fn check(
         &mut self,
         device: &Device,
-        output: OutputType,
+        output: DType,
         weight: &QuantizedWeight,
         int8: &[i8],
         launch: impl FnOnce((u64, u64, u64)) -> Result<()>,
@@ -118,7 +114,7 @@ impl Problem {
                 Host::Int8(x, scale) => {
                     let sum = dot(&x[token * self.k..][..self.k], &int8[channel * self.k..][..self.k]);
                     let expected = sum as f32 * weight.channel_scales()[channel] * scale[token];
-                    let bits = output.to_bits(expected);
+                    let bits = output.encode(expected);
                     if got[at] != bits {
                         return Err(CudaError::Device(format!(
                             "the kernel gives {:#06x} for token {token}, channel {channel}; exact sums give {bits:#06x}",
@@ -129,7 +125,7 @@ impl Problem {
                 Host::Float(x, float) => {
                     let (expected, bound) =
                         self.bounded(&x[token * self.k..][..self.k], *float, weight, channel);
-                    let y = f64::from(float.from_bits(got[at]));
+                    let y = f64::from(float.decode(got[at]));
                     let error = (y - expected).abs();
                     if error.is_nan() || error > bound {
                         return Err(CudaError::Device(format!(
@@ -145,9 +141,9 @@ impl Problem {
     /// An output and its largest error. Weights are rounded as the kernel rounds them and products are exact in float32. The
     /// tensor cores add them in some order and may truncate, so that each of the K additions is wrong by at most 2^-23 of
     /// the sum of magnitudes; the two factors behind are rounded as well, and so is the output, by 2^-11 or 2^-8 of it.
-    fn bounded(&self, x: &[u16], float: OutputType, weight: &QuantizedWeight, channel: usize) -> (f64, f64) {
+    fn bounded(&self, x: &[u16], float: DType, weight: &QuantizedWeight, channel: usize) -> (f64, f64) {
         let (mut sum, mut magnitude) = (0.0, 0.0);
-        let rounded = |v: f32| float.from_bits(float.to_bits(v));
+        let rounded = |v: f32| float.decode(float.encode(v));
         for (i, x) in x.iter().enumerate() {
             let code = f32::from(weight.codes[channel * self.k + i]);
             let w = match &weight.scales {
@@ -157,12 +153,12 @@ impl Problem {
                     rounded(code * rounded(scale))
                 }
             };
-            let product = f64::from(float.from_bits(*x)) * f64::from(w);
+            let product = f64::from(float.decode(*x)) * f64::from(w);
             sum += product;
             magnitude += product.abs();
         }
         let scale = f64::from(weight.channel_scales()[channel]);
-        let half_step = if float == OutputType::Float16 { 0.5f64.powi(11) } else { 0.5f64.powi(8) };
+        let half_step = if float == DType::F16 { 0.5f64.powi(11) } else { 0.5f64.powi(8) };
         let y = sum * scale;
         let sums = (self.k + 2) as f64 * 0.5f64.powi(23) * magnitude * scale;
         // The last term is for subnormal float16.
