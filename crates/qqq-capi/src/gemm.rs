@@ -225,7 +225,7 @@ unsafe fn repack(
         let operands = PrepackOperands {
             codes: o.codes as u64,
             scales: o.group_scales as u64,
-            chunks: o.packed as u64,
+            weight_tiles: o.packed as u64,
             channel_scale: o.channel_scales as u64,
             padded_scale: o.packed_scales as u64,
             n,
@@ -280,8 +280,8 @@ unsafe fn host<T: Copy>(pointer: *const T, count: usize, name: &str) -> Result<V
 /// See `qqq.h`.
 ///
 /// # Safety
-/// Pointers must be null, or to live values of their type; those of `operands`, to host memory of the sizes that `qqq.h`
-/// states.
+/// Pointers must be null, or to live values of their type; those of `operands`, to host memory of the sizes that
+/// `qqq.h` states.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qqq_gemm_prepack_host(
     shape: *const qqq_gemm_shape,
@@ -321,8 +321,9 @@ pub unsafe extern "C" fn qqq_gemm_prepack_host(
             let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
             PackedWeights::of_kind(&weight, kind, spec.types.activation())?
         };
-        let (chunks, scales) = (&packed.chunks, &packed.channel_scale);
-        // SAFETY: the caller's promise: there is room for `qqq_gemm_weight_bytes` bytes, and `qqq_gemm_scale_count` scales.
+        let (chunks, scales) = (&packed.weight_tiles, &packed.channel_scale);
+        // SAFETY: the caller's promise: there is room for `qqq_gemm_weight_bytes` bytes, and `qqq_gemm_scale_count`
+        // scales.
         unsafe {
             std::ptr::copy_nonoverlapping(chunks.as_ptr(), o.packed.cast(), chunks.len());
             std::ptr::copy_nonoverlapping(scales.as_ptr(), o.packed_scales, scales.len());

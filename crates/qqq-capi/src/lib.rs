@@ -1,8 +1,8 @@
 //! The GPU kernels behind a C ABI, for programs that have their own tensors and streams. `include/qqq.h` is the
 //! documentation; here is what stands behind it.
 //!
-//! Enumerations cross the border as `c_int` and are checked, pointers may be null and are checked, and a panic becomes an
-//! error: nothing that a caller passes by mistake is undefined, save addresses that are no such memory.
+//! Enumerations cross the border as `c_int` and are checked, pointers may be null and are checked, and a panic becomes
+//! an error: nothing that a caller passes by mistake is undefined, save addresses that are no such memory.
 
 mod device;
 mod gemm;

@@ -117,9 +117,9 @@ fn the_host_packs_weights_of_every_kind(program: PathBuf) {
         let sum = |values: &mut dyn Iterator<Item = u32>| {
             values.fold(0u32, |sum, value| sum.wrapping_mul(31).wrapping_add(value))
         };
-        let bytes = sum(&mut packed.chunks.iter().map(|b| u32::from(*b)));
+        let bytes = sum(&mut packed.weight_tiles.iter().map(|b| u32::from(*b)));
         let scales = sum(&mut packed.channel_scale.iter().map(|s| (s * 16384.0) as u32));
-        expected += &format!(" {}:{bytes}:{scales}", packed.chunks.len());
+        expected += &format!(" {}:{bytes}:{scales}", packed.weight_tiles.len());
     }
     let output = run(&program, &[]);
     let printed = String::from_utf8_lossy(&output.stdout);

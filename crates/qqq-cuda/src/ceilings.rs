@@ -1,5 +1,5 @@
-//! Kernels that do one thing as fast as a Hopper GPU can: read memory, and multiply int8 numbers. A product takes no less
-//! time than they need for its bytes and its operations.
+//! Kernels that do one thing as fast as a Hopper GPU can: read memory, and multiply int8 numbers. A product takes no
+//! less time than they need for its bytes and its operations.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ pub struct CeilingKernels {
 }
 
 impl CeilingKernels {
-    /// Compiles (or takes from the cache) and loads them; `None` on GPUs that are no Hopper, whose instructions they are
-    /// made of.
+    /// Compiles (or takes from the cache) and loads them; `None` on GPUs that are no Hopper, whose instructions they
+    /// are made of.
     ///
     /// # Errors
     /// When NVRTC is needed and missing, or the driver refuses a kernel.
@@ -51,8 +51,8 @@ impl CeilingKernels {
         self.blocks as f64 * 2.0 * ROUNDS as f64 * 8.0 * (64 * 256 * 32 * 2) as f64
     }
 
-    /// Reads `bytes` bytes at `memory` on `stream`, whole chunks of 16 KiB of them. `sink` is one 32-bit word that is hardly ever
-    /// written: it keeps the reads from being left out.
+    /// Reads `bytes` bytes at `memory` on `stream`, whole chunks of 16 KiB of them. `sink` is one 32-bit word that is
+    /// hardly ever written: it keeps the reads from being left out.
     ///
     /// # Errors
     /// [`CudaError::Driver`](crate::CudaError::Driver).

@@ -9,8 +9,8 @@ pub const ACTIVATIONS: [DType; 3] = [DType::I8, DType::F16, DType::BF16];
 /// The 16-bit types, of which outputs are.
 pub const HALVES: [DType; 2] = [DType::F16, DType::BF16];
 
-/// A [`DType`] as kernels see it. They know I8, F16, BF16, and F32 for the factors of a norm; for others the methods panic, so
-/// what comes from a user is checked first.
+/// A [`DType`] as kernels see it. They know I8, F16, BF16, and F32 for the factors of a norm; for others the methods
+/// panic, so what comes from a user is checked first.
 pub trait KernelType: Copy {
     /// In names of kernels, files and options: `int8`, `f16`, `bf16`, `f32`.
     fn kernel_name(self) -> &'static str;

@@ -1,15 +1,16 @@
-//! NVIDIA GPUs: matrix products of 4-bit or int8 weights, the kernels that make their operands, and the machine code of all
-//! of them.
+//! NVIDIA GPUs: matrix products of 4-bit or int8 weights, the kernels that make their operands, and the machine code of
+//! all of them.
 //!
-//! - [`jit`] makes machine code of the CUDA C++ in `kernels/`, which is part of the binary: NVRTC compiles on first use or ahead
-//!   of time, and what was compiled is kept.
-//! - [`Device`] is a GPU with its loaded kernels. The driver is loaded at run time, so one binary serves machines with and
-//!   without a GPU.
+//! - [`jit`] makes machine code of the CUDA C++ in `kernels/`, which is part of the binary: NVRTC compiles on first use
+//!   or ahead of time, and what was compiled is kept.
+//! - [`Device`] is a GPU with its loaded kernels. The driver is loaded at run time, so one binary serves machines with
+//!   and without a GPU.
 //! - [`gemm`] multiplies: prepacked weights, instances of the kernels, which of them runs a shape, and the launch.
-//! - [`quantize`] makes int8 activations, [`ceilings`] measures what a GPU gives at most, and [`prebuild`] lists every kernel.
+//! - [`quantize`] makes int8 activations, [`ceilings`] measures what a GPU gives at most, and [`prebuild`] lists every
+//!   kernel.
 //!
-//! What it never does: link against CUDA, compile or allocate when a product is launched, or choose a kernel that gives other
-//! numbers. Sums of int8 activations are exact, whichever kernel adds them.
+//! What it never does: link against CUDA, compile or allocate when a product is launched, or choose a kernel that gives
+//! other numbers. Sums of int8 activations are exact, whichever kernel adds them.
 //!
 //! # Example
 //! Weights are packed, and the kernel for them is chosen, on a machine without a GPU:
@@ -26,7 +27,7 @@
 //!
 //! // Half a byte a weight, in the order in which the kernels read them.
 //! let packed = PackedWeights::new(&weight)?;
-//! assert_eq!(packed.chunks.len(), n * k / 2);
+//! assert_eq!(packed.weight_tiles.len(), n * k / 2);
 //!
 //! // The product of 16 tokens with int8 activations on an H100, which has 132 SMs.
 //! let types = GemmTypes::int8(packed.kind, DType::BF16);

@@ -34,9 +34,9 @@ impl Selection {
     }
 }
 
-/// The kernels that GPUs of an architecture may ask for: every instance of the products that can be chosen there (on Hopper
-/// the kernels for every GPU too, which can be asked for by name) and, unless some were selected, what prepacks weights,
-/// quantizes activations, and measures ceilings.
+/// The kernels that GPUs of an architecture may ask for: every instance of the products that can be chosen there (on
+/// Hopper the kernels for every GPU too, which can be asked for by name) and, unless some were selected, what prepacks
+/// weights, quantizes activations, and measures ceilings.
 pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
     fn asked<T: PartialEq>(list: &[T], value: &T) -> bool {
         list.is_empty() || list.contains(value)
@@ -71,8 +71,8 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
     kernels
 }
 
-/// The machine code of all these kernels, in their order: what `compiler` has, and the rest compiled by `threads` threads.
-/// `on_done` is told each kernel that is ready; `None` when it gives false, which ends the work.
+/// The machine code of all these kernels, in their order: what `compiler` has, and the rest compiled by `threads`
+/// threads. `on_done` is told each kernel that is ready; `None` when it gives false, which ends the work.
 ///
 /// # Errors
 /// As [`Compiler::cubin`]; also when the compiler's code is slow ([`JitError::SlowCode`]), which must not be handed on.

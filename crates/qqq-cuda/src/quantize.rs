@@ -51,7 +51,8 @@ impl Operation {
 pub enum Precision {
     /// In float32.
     Float32,
-    /// Every operation's result, and the scale, rounded to the input's type: the bits of a sequence of 16-bit operations.
+    /// Every operation's result, and the scale, rounded to the input's type: the bits of a sequence of 16-bit
+    /// operations.
     Stepwise,
 }
 
@@ -246,8 +247,8 @@ impl QuantizeKernel {
     /// Compiles (or takes from the cache) and loads the kernel for rows of `k` values.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] when `k` is no multiple of 16 or above 65,536; when NVRTC is needed and missing, or the driver
-    /// refuses the kernel.
+    /// [`CudaError::Shape`] when `k` is no multiple of 16 or above 65,536; when NVRTC is needed and missing, or the
+    /// driver refuses the kernel.
     pub fn new(
         device: &Device,
         operation: Operation,

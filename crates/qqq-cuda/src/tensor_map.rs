@@ -12,7 +12,8 @@ use super::{CudaError, Result};
 #[repr(C, align(64))]
 pub struct TensorMap(pub [u64; 16]);
 
-/// A row-major matrix in boxes whose rows are 128 bytes, 128-byte swizzle. Elements outside read as zero and are not written.
+/// A row-major matrix in boxes whose rows are 128 bytes, 128-byte swizzle. Elements outside read as zero and are not
+/// written.
 #[derive(Clone, Copy, Debug)]
 pub struct TiledMatrix {
     /// Where it lies on the device.

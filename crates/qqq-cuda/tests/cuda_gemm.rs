@@ -103,7 +103,8 @@ fn chosen_instances_on_larger_shapes(device: Arc<Device>) {
     }
 }
 
-/// Products and quantizations in turns, each beginning while the one before ends, as in a model: the bits of those that wait.
+/// Products and quantizations in turns, each beginning while the one before ends, as in a model: the bits of those that
+/// wait.
 fn overlapping_chains_wait_for_what_they_read(device: Arc<Device>) {
     let stream = device.stream();
     let (n, most) = (2064, 300);

@@ -1,6 +1,6 @@
-//! The GPU's matrix products of 16-bit activations against the host's: every instance of both kernels, bit for bit where
-//! sums are exact and within what rounding explains where they are not, shapes at every edge, repeats, and independence of
-//! the batch. Needs a Hopper GPU: the tests are reported as ignored without one.
+//! The GPU's matrix products of 16-bit activations against the host's: every instance of both kernels, bit for bit
+//! where sums are exact and within what rounding explains where they are not, shapes at every edge, repeats, and
+//! independence of the batch. Needs a Hopper GPU: the tests are reported as ignored without one.
 
 #[path = "common/compile.rs"]
 mod compile;

@@ -1,6 +1,6 @@
 //! What the GPU makes of activations and weights before a product: int8 activations against float64 on the host, every
-//! instance of the kernel; prepacked weights against those of the host, byte for byte. Needs a GPU that there are kernels
-//! for: the tests are reported as ignored without one.
+//! instance of the kernel; prepacked weights against those of the host, byte for byte. Needs a GPU that there are
+//! kernels for: the tests are reported as ignored without one.
 
 #[path = "common/compile.rs"]
 mod compile;
@@ -129,13 +129,13 @@ fn check_packing(device: &Device, weights: &Packing) {
     let neutral = [&weights.codes, &weights.scales, &weights.channel].map(|b| upload(b));
     let poison = weights.poison();
     let back = [&poison.codes, &poison.scales, &poison.channel].map(|b| upload(b));
-    let [chunks, padded] = [&poison.chunks, &poison.padded].map(|b| upload(b));
+    let [weight_tiles, padded] = [&poison.weight_tiles, &poison.padded].map(|b| upload(b));
     let address = |s: &CudaSlice<u8>| s.device_ptr(stream).0;
     for (direction, [codes, scales, channel]) in [(Direction::Pack, &neutral), (Direction::Unpack, &back)] {
         let operands = PrepackOperands {
             codes: address(codes),
             scales: if kind.group_size().is_some() { address(scales) } else { 0 },
-            chunks: address(&chunks),
+            weight_tiles: address(&weight_tiles),
             channel_scale: address(channel),
             padded_scale: address(&padded),
             n,
@@ -145,7 +145,7 @@ fn check_packing(device: &Device, weights: &Packing) {
         // SAFETY: the operands have these sizes.
         unsafe { kernel.launch(stream.cu_stream(), &operands) }.unwrap();
     }
-    let [chunks, padded] = [chunks, padded].map(|b| stream.clone_dtoh(&b).unwrap());
+    let [weight_tiles, padded] = [weight_tiles, padded].map(|b| stream.clone_dtoh(&b).unwrap());
     let [codes, scales, channel] = back.map(|b| stream.clone_dtoh(&b).unwrap());
-    weights.check(&PackingOutputs { chunks, padded, codes, scales, channel });
+    weights.check(&PackingOutputs { weight_tiles, padded, codes, scales, channel });
 }

@@ -127,7 +127,7 @@ impl Prepack {
 
     /// Bytes of the chunks of so many output and input channels.
     fn chunks_bytes(&self, n: usize, k: usize) -> usize {
-        PrepackKernel::chunks_bytes(self.kind, n, k)
+        PrepackKernel::weight_bytes(self.kind, n, k)
     }
 
     /// Launches on `stream`: codes (int8, `N x K`), group scales (of the kind's type; 0 without groups) and channel scales
@@ -144,7 +144,8 @@ impl Prepack {
         padded_scale: u64,
     ) -> PyResult<()> {
         let (n, k) = shape;
-        let operands = PrepackOperands { codes, scales, chunks, channel_scale, padded_scale, n, k };
+        let operands =
+            PrepackOperands { codes, scales, weight_tiles: chunks, channel_scale, padded_scale, n, k };
         // SAFETY: as for products.
         unsafe { self.kernel.launch(stream as CUstream, &operands) }.map_err(error)
     }

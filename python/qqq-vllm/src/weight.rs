@@ -58,7 +58,7 @@ impl Weight {
     fn prepack<'py>(&self, py: Python<'py>) -> PyResult<(String, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
         let packed = py.detach(|| PackedWeights::new(&self.0)).map_err(value_error)?;
         let scales = PyBytes::new(py, bytemuck::cast_slice(&packed.channel_scale));
-        Ok((packed.kind.to_string(), PyBytes::new(py, &packed.chunks), scales))
+        Ok((packed.kind.to_string(), PyBytes::new(py, &packed.weight_tiles), scales))
     }
 }
 

@@ -1,11 +1,12 @@
-//! A model of the time that a plan takes, in clock cycles of an SM. It says which plan is faster, not how long it takes.
+//! A model of the time that a plan takes, in clock cycles of an SM. It says which plan is faster, not how long it
+//! takes.
 //!
-//! A product takes the longer of two things: to bring its bytes from memory, and the k-tiles that the busiest CTA has. Then
-//! come the parts that nothing hides: the launch, the end of a tile, and sums of partial results.
+//! A product takes the longer of two things: to bring its bytes from memory, and the k-tiles that the busiest CTA has.
+//! Then come the parts that nothing hides: the launch, the end of a tile, and sums of partial results.
 //!
-//! The constants were fitted to measurements of int8 activations on an H100: nine shapes, 1 to 8,192 tokens, every plan, and
-//! weights per channel and in groups of 128. The plans chosen by them took 0.5% longer than the fastest ones on average, 11% at
-//! most (docs/benchmarks.md).
+//! The constants were fitted to measurements of int8 activations on an H100: nine shapes, 1 to 8,192 tokens, every
+//! plan, and weights per channel and in groups of 128. The plans chosen by them took 0.5% longer than the fastest ones
+//! on average, 11% at most (docs/benchmarks.md).
 
 use super::{GemmSpec, Instance, Plan, Schedule, Sm80Config, Sm90Config, Tile, WeightKind, candidates};
 use crate::{Arch, DType, KernelType};
@@ -45,8 +46,8 @@ struct Sm90Costs {
     memory_bytes_per_cycle: f64,
     /// Bytes a cycle that an SM gets from L2.
     l2_bytes_per_cycle: f64,
-    /// Part of the SMs, as (numerator, denominator), that clusters of more than two CTAs can fill: a cluster lies in one
-    /// group of SMs, and groups are of different sizes.
+    /// Part of the SMs, as (numerator, denominator), that clusters of more than two CTAs can fill: a cluster lies in
+    /// one group of SMs, and groups are of different sizes.
     filled_by_clusters: (usize, usize),
     /// Fewest tokens that a wgmma instruction takes as long for: its cycles are half its tokens, at least these.
     least_multiply_cycles: f64,
@@ -92,13 +93,13 @@ const SM90: Sm90Costs = Sm90Costs {
     global_reduction_cycles: 11500.0,
 };
 
-/// The kernel for every GPU since Ampere, measured as far as it runs on an H100. It has few instances: the tile that wastes
-/// least, with split-K where that fills the device.
+/// The kernel for every GPU since Ampere, measured as far as it runs on an H100. It has few instances: the tile that
+/// wastes least, with split-K where that fills the device.
 struct Sm80Costs {
     /// Bytes a cycle that memory gives all SMs.
     memory_bytes_per_cycle: f64,
-    /// What a k-tile takes at least. That split-K inside a CTA, or two CTAs on an SM, hide a part of each other's latency is
-    /// in these figures.
+    /// What a k-tile takes at least. That split-K inside a CTA, or two CTAs on an SM, hide a part of each other's
+    /// latency is in these figures.
     k_tile: Dequantize,
     /// Adding partial sums through global memory.
     global_reduction: PerTile,
@@ -150,12 +151,13 @@ impl CostModel {
         // Two CTAs share what an SM multiplies and gets from L2.
         let sharing = if ctas > self.sms { 2.0 } else { 1.0 };
 
-        // A k-tile: multiplying, bringing the operands from L2, and dequantizing; with split-K, warpgroups take turns in that.
+        // A k-tile: multiplying, bringing the operands from L2, and dequantizing; with split-K, warpgroups take turns
+        // in that.
         let tokens = c.tokens as f64;
         let row_blocks = c.row_blocks * c.warpgroups;
         let multiply =
             (row_blocks * 4) as f64 * (tokens / 2.0 + 0.5).max(SM90.least_multiply_cycles) * sharing;
-        let bytes = c.tokens * 128 / c.multicast + row_blocks * c.types.chunk_bytes();
+        let bytes = c.tokens * 128 / c.multicast + row_blocks * c.types.weight_tile_bytes();
         let int8 = c.types.activation() == DType::I8;
         let dequantize = if int8 { &SM90.dequantize8 } else { &SM90.dequantize16 };
         let alone = if c.warpgroups * c.cta_split_k == 1 { SM90.alone } else { 1.0 };
@@ -177,8 +179,8 @@ impl CostModel {
         let mut overhead = launch * busy;
         overhead += tiles_each * c.row_blocks as f64 * SM90.epilogue.cycles(tokens);
         if c.cluster_split_k > 1 {
-            // Of two CTAs one multiplies while the other exchanges; only the last exchange is seen. Up to 16 tokens there is
-            // too little to multiply for that.
+            // Of two CTAs one multiplies while the other exchanges; only the last exchange is seen. Up to 16 tokens
+            // there is too little to multiply for that.
             let seen = if plan.paired && c.tokens > 16 { 1 } else { work.rounds };
             overhead += seen as f64 * SM90.cluster_reduction.cycles(tokens);
         }
@@ -220,18 +222,18 @@ struct Work {
 
 impl Work {
     fn new(s: &Schedule, clusters: usize) -> Self {
-        let (k_tiles, split_tiles) = (s.k_blocks as usize, s.split_tiles as usize);
+        let (k_tiles, stream_k_tiles) = (s.k_tiles as usize, s.stream_k_tiles as usize);
         Self {
             k_tiles,
-            rounds: (s.tiles() - split_tiles).div_ceil(clusters),
-            shared: (split_tiles * k_tiles).div_ceil((s.split_clusters as usize).max(1)),
+            rounds: (s.tiles() - stream_k_tiles).div_ceil(clusters),
+            shared: (stream_k_tiles * k_tiles).div_ceil((s.stream_k_clusters as usize).max(1)),
         }
     }
 }
 
 /// Bytes of the prepacked weights.
 fn weight_bytes(tile: &Tile, n: usize, k: usize) -> usize {
-    n.div_ceil(64) * tile.k_tiles(k) * tile.types.chunk_bytes()
+    n.div_ceil(64) * tile.k_tiles(k) * tile.types.weight_tile_bytes()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::{CudaError, Device, Result};
 pub struct DeviceWeights {
     n: usize,
     k: usize,
-    chunks: CudaSlice<u8>,
+    weight_tiles: CudaSlice<u8>,
     channel_scale: CudaSlice<f32>,
     bias: Option<CudaSlice<f32>>,
 }
@@ -31,7 +31,7 @@ impl DeviceWeights {
         let copied = Self {
             n,
             k,
-            chunks: stream.clone_htod(&weights.chunks).map_err(failed())?,
+            weight_tiles: stream.clone_htod(&weights.weight_tiles).map_err(failed())?,
             channel_scale: stream.clone_htod(&weights.channel_scale).map_err(failed())?,
             bias: bias.map(|b| stream.clone_htod(b)).transpose().map_err(failed())?,
         };
@@ -40,15 +40,15 @@ impl DeviceWeights {
         Ok(copied)
     }
 
-    /// The operands of a product of `m` tokens: `x` is `m x K`, `token_scale` `m` float32 (0 where activations are no int8), `y`
-    /// `m x N`.
+    /// The operands of a product of `m` tokens: `x` is `m x K`, `token_scale` `m` float32 (0 where activations are no
+    /// int8), `y` `m x N`.
     pub fn operands(&self, device: &Device, (x, token_scale, y): (u64, u64, u64), m: usize) -> GemmOperands {
         let stream = device.stream();
         GemmOperands {
             x,
             token_scale,
             y,
-            weights: self.chunks.device_ptr(stream).0,
+            weights: self.weight_tiles.device_ptr(stream).0,
             channel_scale: self.channel_scale.device_ptr(stream).0,
             bias: self.bias.as_ref().map_or(0, |b| b.device_ptr(stream).0),
             m,

@@ -105,8 +105,8 @@ const SPLIT_TILES: [Tokens; 7] = [
     tiles(96, &[SINGLE, split_k(2), split_k(4)]),
     tiles(128, &[SINGLE, split_k(2), split_k(4)]),
 ];
-/// Tiles of a single warpgroup, for products of few tokens in one order: tiles cannot be shared, so there should be more of
-/// them. For 16-bit activations.
+/// Tiles of a single warpgroup, for products of few tokens in one order: tiles cannot be shared, so there should be
+/// more of them. For 16-bit activations.
 const NARROW_TILES: [Tokens; 4] =
     [tiles(8, &[SINGLE]), tiles(16, &[SINGLE]), tiles(32, &[SINGLE]), tiles(64, &[SINGLE])];
 /// Tokens of the tiles of the kernel for every GPU since Ampere.
@@ -148,8 +148,8 @@ fn with_most_stages(
 ) -> Option<Sm90Config> {
     // Small stages: more of them.
     let deepest = if tokens <= 16 { 12 } else { 8 };
-    // A stage of half as many channels, or of weights for 16-bit activations, is half as large: as many bytes under way are
-    // twice as many stages.
+    // A stage of half as many channels, or of weights for 16-bit activations, is half as large: as many bytes under way
+    // are twice as many stages.
     let depths = (3..=deepest * types.activation().bytes() * warpgroups.split_k).rev();
     let mut all = depths
         .map(|stages| Sm90Config {

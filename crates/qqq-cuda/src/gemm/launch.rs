@@ -19,7 +19,7 @@ pub struct GemmOperands {
     pub token_scale: u64,
     /// Output, `m x n`, row-major, 16-byte aligned.
     pub y: u64,
-    /// Chunks of [`PackedWeights`](super::PackedWeights), 16-byte aligned.
+    /// Weight tiles of [`PackedWeights`](super::PackedWeights), 16-byte aligned.
     pub weights: u64,
     /// `ceil(n / 64) * 64` float32.
     pub channel_scale: u64,
@@ -145,11 +145,11 @@ impl GemmLaunch {
         schedule.clusters(self.clusters) * self.tile.ctas_in_cluster()
     }
 
-    /// Bytes of the workspace for a shape: partial sums, then counters. The counters must be zero before the first launch;
-    /// every launch leaves them zero.
+    /// Bytes of the workspace for a shape: partial sums, then counters. The counters must be zero before the first
+    /// launch; every launch leaves them zero.
     pub fn workspace_bytes(&self, m: usize, n: usize, k: usize) -> (usize, usize) {
         let s = self.schedule(m, n, k);
-        (self.partial_bytes(s.split_clusters as usize), self.counter_bytes(s.split_tiles as usize))
+        (self.partial_bytes(s.stream_k_clusters as usize), self.counter_bytes(s.stream_k_tiles as usize))
     }
 
     /// Bytes of a workspace for `n` output channels that serves every number of tokens and input channels.

@@ -5,30 +5,30 @@ use qqq_backend::cpu::pool::parallel_chunks_mut;
 use qqq_formats::{QuantizedWeight, Scales};
 
 use super::WeightKind;
-use super::weight_kind::{CHUNK_ROWS, code_bytes};
+use super::weight_kind::{WEIGHT_TILE_ROWS, code_bytes};
 use crate::DType;
 
-/// Columns (input channels) of a chunk.
-const CHUNK_COLUMNS: usize = 64;
+/// Columns (input channels) of a weight tile.
+const COLUMNS: usize = 64;
 
-/// The chunks of a weight that is stored so.
+/// The weight tiles of a weight that is stored so.
 pub(super) fn pack(kind: WeightKind, weight: &QuantizedWeight, activation: DType) -> Vec<u8> {
     let (n, k) = (weight.out_features, weight.in_features);
-    let steps = k.div_ceil(CHUNK_COLUMNS);
-    let bytes = kind.chunk_bytes(activation);
-    let mut chunks = vec![0u8; n.div_ceil(CHUNK_ROWS) * steps * bytes];
+    let steps = k.div_ceil(COLUMNS);
+    let bytes = kind.weight_tile_bytes(activation);
+    let mut chunks = vec![0u8; n.div_ceil(WEIGHT_TILE_ROWS) * steps * bytes];
     parallel_chunks_mut(&mut chunks, steps * bytes, |block, out| {
         for (step, out) in out.chunks_exact_mut(bytes).enumerate() {
             let (codes, scales) = out.split_at_mut(code_bytes(kind, activation));
             pack_codes(codes, |row, column| {
-                let (row, column) = (block * CHUNK_ROWS + row, step * CHUNK_COLUMNS + column);
+                let (row, column) = (block * WEIGHT_TILE_ROWS + row, step * COLUMNS + column);
                 let code = if row < n && column < k { weight.codes[row * k + column] } else { 0 };
                 (code + 8) as u8
             });
             let Scales::PerGroup { group_size, group, .. } = &weight.scales else { continue };
             let count = k / group_size;
             pack_scales(scales, |row, g| {
-                let (row, g) = (block * CHUNK_ROWS + row, step * CHUNK_COLUMNS / group_size + g);
+                let (row, g) = (block * WEIGHT_TILE_ROWS + row, step * COLUMNS / group_size + g);
                 let scale = if row < n && g < count { group[row * count + g] } else { f16::ZERO };
                 match activation {
                     DType::BF16 => bf16::from_f32(scale.to_f32()).to_bits(),
@@ -56,7 +56,7 @@ fn pack_codes(out: &mut [u8], nibble: impl Fn(usize, usize) -> u8) {
 
 fn pack_scales(out: &mut [u8], scale: impl Fn(usize, usize) -> u16) {
     for (index, value) in out.chunks_exact_mut(2).enumerate() {
-        let (group, pair, half) = (index / CHUNK_ROWS, index % CHUNK_ROWS / 2, index % 2);
+        let (group, pair, half) = (index / WEIGHT_TILE_ROWS, index % WEIGHT_TILE_ROWS / 2, index % 2);
         value.copy_from_slice(&scale(16 * (pair / 8) + pair % 8 + 8 * half, group).to_le_bytes());
     }
 }

@@ -4,21 +4,21 @@ use half::f16;
 use qqq_backend::cpu::pool::parallel_chunks_mut;
 
 use super::WeightKind;
-use super::weight_kind::{CHUNK_ROWS, code_bytes};
+use super::weight_kind::{WEIGHT_TILE_ROWS, code_bytes};
 use crate::DType;
 
-/// Columns (input channels) of a chunk.
-const CHUNK_COLUMNS: usize = 128;
+/// Columns (input channels) of a weight tile.
+const COLUMNS: usize = 128;
 
-/// The chunks of a weight: `codes` are `n x k`, `groups` its group scales, `n x ceil(k / group)`.
+/// The weight tiles of a weight: `codes` are `n x k`, `groups` its group scales, `n x ceil(k / group)`.
 pub(super) fn pack(kind: WeightKind, n: usize, k: usize, codes: &[i8], groups: Option<&[f16]>) -> Vec<u8> {
-    let steps = k.div_ceil(CHUNK_COLUMNS);
-    let bytes = kind.chunk_bytes(DType::I8);
-    let mut chunks = vec![0u8; n.div_ceil(CHUNK_ROWS) * steps * bytes];
+    let steps = k.div_ceil(COLUMNS);
+    let bytes = kind.weight_tile_bytes(DType::I8);
+    let mut chunks = vec![0u8; n.div_ceil(WEIGHT_TILE_ROWS) * steps * bytes];
     parallel_chunks_mut(&mut chunks, steps * bytes, |block, out| {
         for (step, out) in out.chunks_exact_mut(bytes).enumerate() {
             let code = |row: usize, column: usize| {
-                let (row, column) = (block * CHUNK_ROWS + row, step * CHUNK_COLUMNS + column);
+                let (row, column) = (block * WEIGHT_TILE_ROWS + row, step * COLUMNS + column);
                 if row < n && column < k { codes[row * k + column] } else { 0 }
             };
             let (out, scales) = out.split_at_mut(code_bytes(kind, DType::I8));
@@ -32,7 +32,7 @@ pub(super) fn pack(kind: WeightKind, n: usize, k: usize, codes: &[i8], groups: O
             if let (Some(group), Some(size)) = (groups, kind.group_size()) {
                 let count = k / size;
                 let scale = |row: usize, g: usize| {
-                    let (row, g) = (block * CHUNK_ROWS + row, step * (CHUNK_COLUMNS / size) + g);
+                    let (row, g) = (block * WEIGHT_TILE_ROWS + row, step * (COLUMNS / size) + g);
                     if row < n && g < count { group[row * count + g] } else { f16::ZERO }
                 };
                 pack_scales(scales, size, matches!(kind, WeightKind::GroupInteger4(_)), scale);
@@ -65,7 +65,7 @@ fn pack_codes8(out: &mut [u8], code: impl Fn(usize, usize) -> i8) {
 }
 
 fn pack_scales(out: &mut [u8], group_size: usize, integer: bool, scale: impl Fn(usize, usize) -> f16) {
-    for g in 0..CHUNK_COLUMNS / group_size {
+    for g in 0..COLUMNS / group_size {
         for pair in 0..32 {
             for half in 0..2 {
                 let s = scale(16 * (pair / 8) + pair % 8 + 8 * half, g);

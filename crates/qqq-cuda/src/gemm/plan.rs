@@ -10,7 +10,8 @@ pub struct Plan {
     pub instance: Instance,
     /// Stream-K: tiles that do not fill a round are cut along K.
     pub stream_k: bool,
-    /// Two CTAs of the launch share an SM, where its memory is enough. Otherwise the other place is left for the next launch.
+    /// Two CTAs of the launch share an SM, where its memory is enough. Otherwise the other place is left for the next
+    /// launch.
     pub paired: bool,
 }
 

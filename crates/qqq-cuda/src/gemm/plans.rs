@@ -13,8 +13,8 @@ pub const MAX_TOKENS: usize = 65536;
 /// Up to here a plan serves this many numbers of tokens, beyond eight times as many.
 const STEP: usize = 8;
 const FINE: usize = 1024;
-/// Bytes of a workspace's counters, which come first: the same for every shape, so that no other shape's partial sums are
-/// left where counters must be zero.
+/// Bytes of a workspace's counters, which come first: the same for every shape, so that no other shape's partial sums
+/// are left where counters must be zero.
 const COUNTER_BYTES: usize = 64 << 10;
 
 /// The products of one shape `n x k`, for up to a number of tokens.
@@ -32,7 +32,8 @@ impl GemmPlans {
     /// Plans, compiles (or takes from the cache) and loads what 1 to `most_tokens` tokens need.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] for a shape that no kernel takes; when NVRTC is needed and missing, or the driver refuses a kernel.
+    /// [`CudaError::Shape`] for a shape that no kernel takes; when NVRTC is needed and missing, or the driver refuses a
+    /// kernel.
     pub fn new(planner: &Planner, spec: &GemmSpec, most_tokens: usize) -> Result<Self> {
         check_tokens(most_tokens)?;
         // What was tuned holds up to numbers of tokens at which a range ends as well.
@@ -87,23 +88,24 @@ impl GemmPlans {
         Ok(self.kernel(m)?.plan().plan())
     }
 
-    /// Bytes of a workspace that serves any number of tokens. It must be zero before the first launch, and is fit for the
-    /// next one after each; products of other shapes on the same stream may share it if it is large enough for each.
+    /// Bytes of a workspace that serves any number of tokens. It must be zero before the first launch, and is fit for
+    /// the next one after each; products of other shapes on the same stream may share it if it is large enough for
+    /// each.
     pub fn workspace_bytes(&self) -> usize {
         COUNTER_BYTES + self.partial_bytes
     }
 
-    /// Launches `y = x W^T + bias` on `stream`. Nothing is compiled or allocated, and nothing waits. With `overlap`, the launch
-    /// may begin while the one before it on the stream still runs (programmatic dependent launch): until that one has finished,
-    /// it only reads weights.
+    /// Launches `y = x W^T + bias` on `stream`. Nothing is compiled or allocated, and nothing waits. With `overlap`,
+    /// the launch may begin while the one before it on the stream still runs (programmatic dependent launch): until
+    /// that one has finished, it only reads weights.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] when the operands' shape is not this one, an address is missing or not aligned, or the workspace
-    /// is too small; [`CudaError::Driver`] when the driver refuses the launch.
+    /// [`CudaError::Shape`] when the operands' shape is not this one, an address is missing or not aligned, or the
+    /// workspace is too small; [`CudaError::Driver`] when the driver refuses the launch.
     ///
     /// # Safety
-    /// The operands must be device memory of the sizes given; `workspace`, an address and the bytes there, not in use by another
-    /// launch at the same time; with `overlap`, no launch that may still run writes the weights.
+    /// The operands must be device memory of the sizes given; `workspace`, an address and the bytes there, not in use
+    /// by another launch at the same time; with `overlap`, no launch that may still run writes the weights.
     pub unsafe fn launch(
         &self,
         stream: sys::CUstream,

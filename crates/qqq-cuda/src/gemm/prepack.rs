@@ -1,5 +1,5 @@
-//! Weights in device memory from the neutral form to the chunks that the products read, and back; the host's side of it
-//! is [`PackedWeights`](super::PackedWeights).
+//! Weights in device memory from the neutral form to the weight tiles that the products read, and back; the host's side
+//! of it is [`PackedWeights`](super::PackedWeights).
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::WeightKind;
-use super::weight_kind::{CHUNK_ROWS, chunk_columns};
+use super::weight_kind::{WEIGHT_TILE_ROWS, weight_tile_columns};
 use super::weights::check_shape;
 use crate::device::{Device, Kernel};
 use crate::{CudaError, DType, Result, Source};
@@ -18,9 +18,9 @@ const THREADS: usize = 256;
 /// Which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// From the neutral form to chunks.
+    /// From the neutral form to weight tiles.
     Pack,
-    /// From chunks to the neutral form; what pads a chunk is dropped.
+    /// From weight tiles to the neutral form; what pads a weight tile is dropped.
     Unpack,
 }
 
@@ -33,12 +33,12 @@ pub fn source(kind: WeightKind, direction: Direction) -> Source {
     Source::new(format!("{task}_{}", kind.short_name()), |function| {
         format!(
             "#include \"prepack.cuh\"\n\
-         static_assert(Chunk<{kind}, {group}>::kBytes == {bytes});\n\
+         static_assert(WeightTile<{kind}, {group}>::kBytes == {bytes});\n\
          extern \"C\" __global__ void __launch_bounds__({THREADS})\n\
          {function}(const __grid_constant__ PrepackParameters p) {{ {task}<{kind}, {group}>(p); }}\n",
             kind = kind.enumerator(),
-            group = kind.group_size().unwrap_or(chunk_columns(DType::I8)),
-            bytes = kind.chunk_bytes(DType::I8),
+            group = kind.group_size().unwrap_or(weight_tile_columns(DType::I8)),
+            bytes = kind.weight_tile_bytes(DType::I8),
         )
     })
 }
@@ -51,8 +51,8 @@ pub struct PrepackOperands {
     /// Group scales, `n x ceil(k / group)`: uint8 for [`WeightKind::GroupInteger4`], float16 for
     /// [`WeightKind::GroupHalf4`]; 0 without groups.
     pub scales: u64,
-    /// Chunks, `ceil(n / 64) x ceil(k / 128)` of [`WeightKind::chunk_bytes`] for int8 activations.
-    pub chunks: u64,
+    /// Weight tiles, `ceil(n / 64) x ceil(k / 128)` of [`WeightKind::weight_tile_bytes`] for int8 activations.
+    pub weight_tiles: u64,
     /// Channel scales of the neutral form, `n` float32.
     pub channel_scale: u64,
     /// Channel scales as the products take them, `ceil(n / 64) * 64` float32.
@@ -68,7 +68,7 @@ pub struct PrepackOperands {
 pub struct PrepackParameters {
     codes: u64,
     scales: u64,
-    chunks: u64,
+    weight_tiles: u64,
     channel_scale: u64,
     padded_scale: u64,
     n: i32,
@@ -86,7 +86,7 @@ impl PrepackOperands {
         for (name, address, needed) in [
             ("codes", self.codes, true),
             ("group scales", self.scales, grouped),
-            ("chunks", self.chunks, true),
+            ("weight tiles", self.weight_tiles, true),
             ("channel scales", self.channel_scale, true),
             ("padded scales", self.padded_scale, true),
         ] {
@@ -100,7 +100,7 @@ impl PrepackOperands {
         Ok(PrepackParameters {
             codes: self.codes,
             scales: self.scales,
-            chunks: self.chunks,
+            weight_tiles: self.weight_tiles,
             channel_scale: self.channel_scale,
             padded_scale: self.padded_scale,
             n: self.n as i32,
@@ -125,14 +125,16 @@ impl PrepackKernel {
         Ok(Self { kind, kernel: device.kernel(&source(kind, direction), 0)? })
     }
 
-    /// Bytes of the chunks of an `n x k` layer.
-    pub fn chunks_bytes(kind: WeightKind, n: usize, k: usize) -> usize {
-        n.div_ceil(CHUNK_ROWS) * k.div_ceil(chunk_columns(DType::I8)) * kind.chunk_bytes(DType::I8)
+    /// Bytes of the weight tiles of an `n x k` layer.
+    pub fn weight_bytes(kind: WeightKind, n: usize, k: usize) -> usize {
+        n.div_ceil(WEIGHT_TILE_ROWS)
+            * k.div_ceil(weight_tile_columns(DType::I8))
+            * kind.weight_tile_bytes(DType::I8)
     }
 
     /// Blocks of a launch, and their threads.
     pub fn launch_shape(kind: WeightKind, n: usize, k: usize) -> (usize, usize) {
-        ((Self::chunks_bytes(kind, n, k) / 16).div_ceil(THREADS), THREADS)
+        ((Self::weight_bytes(kind, n, k) / 16).div_ceil(THREADS), THREADS)
     }
 
     /// Launches on `stream`.

@@ -11,13 +11,13 @@ pub struct Schedule {
     /// Tiles along the tokens.
     pub m_tiles: i32,
     /// k-tiles: 128 bytes of each token's row.
-    pub k_blocks: i32,
+    pub k_tiles: i32,
     /// Tiles that are cut along K; they come first.
-    pub split_tiles: i32,
+    pub stream_k_tiles: i32,
     /// Clusters that share them.
-    pub split_clusters: i32,
+    pub stream_k_clusters: i32,
     /// Channel tiles that are visited together.
-    pub band: i32,
+    pub raster: i32,
     /// k-tiles after which a CTA lets the next launch begin.
     pub trigger: i32,
     /// k-tiles whose weights a CTA brings to the L2 cache while it waits for the launch before.
@@ -26,52 +26,52 @@ pub struct Schedule {
 
 /// Output channels that are visited together, about: of the rectangles that all SMs work on at once, tiles of 128
 /// channels x 256 tokens, the one of about this width reads least (half a byte a channel, one a token).
-const BAND_CHANNELS: usize = 3072;
+const RASTER_CHANNELS: usize = 3072;
 /// Input channels to bring to the L2 cache ahead, where two launches share an SM.
 const AHEAD: usize = 2048;
 
 impl Schedule {
-    /// The schedule of `m x n x k` on `clusters` clusters; with `stream_k`, tiles are cut along K so that all clusters end
-    /// together. Where there are more tiles than clusters this is done for few tokens only: CTAs at different places along K
-    /// read different tokens at the same time, which costs more than an idle part of a round.
+    /// The schedule of `m x n x k` on `clusters` clusters; with `stream_k`, tiles are cut along K so that all clusters
+    /// end together. Where there are more tiles than clusters this is done for few tokens only: CTAs at different
+    /// places along K read different tokens at the same time, which costs more than an idle part of a round.
     pub fn new(tile: &Tile, (m, n, k): (usize, usize, usize), clusters: usize, stream_k: bool) -> Self {
         let n_tiles = n.div_ceil(tile.channels);
         let m_tiles = m.div_ceil(tile.tokens);
-        let k_blocks = tile.k_tiles(k);
+        let k_tiles = tile.k_tiles(k);
         let tiles = n_tiles * m_tiles;
-        let (mut split_tiles, mut split_clusters) = (0, 0);
+        let (mut stream_k_tiles, mut stream_k_clusters) = (0, 0);
         // The kernel counts in 32 bits.
-        let countable = tiles * k_blocks * (clusters + 1) <= i32::MAX as usize;
+        let countable = tiles * k_tiles * (clusters + 1) <= i32::MAX as usize;
         if stream_k
             && countable
             && tile.cluster_split_k == 1
             && (tiles < clusters || (m_tiles == 1 && tile.tokens <= 64))
         {
-            split_tiles = tiles;
+            stream_k_tiles = tiles;
             // At least four steps for each.
-            split_clusters = clusters.min(tiles * k_blocks / 4);
+            stream_k_clusters = clusters.min(tiles * k_tiles / 4);
             // Equal parts of a tile for everybody save a block an exchange; worth up to a tenth of the clusters.
-            let even = split_clusters / tiles * tiles;
-            if even * 10 >= split_clusters * 9 {
-                split_clusters = even;
+            let even = stream_k_clusters / tiles * tiles;
+            if even * 10 >= stream_k_clusters * 9 {
+                stream_k_clusters = even;
             }
-            if tiles.is_multiple_of(split_clusters.max(1)) {
-                (split_tiles, split_clusters) = (0, 0);
+            if tiles.is_multiple_of(stream_k_clusters.max(1)) {
+                (stream_k_tiles, stream_k_clusters) = (0, 0);
             }
         }
         let steps =
-            (tiles * k_blocks).div_ceil(clusters.min(tiles.max(split_clusters)) * tile.cluster_split_k);
-        let bands = n_tiles.div_ceil((BAND_CHANNELS / tile.channels).max(1));
+            (tiles * k_tiles).div_ceil(clusters.min(tiles.max(stream_k_clusters)) * tile.cluster_split_k);
+        let groups = n_tiles.div_ceil((RASTER_CHANNELS / tile.channels).max(1));
         // Two launches fit on an SM where tiles are small: the next begins late enough to fill the pause at this
         // one's end. Otherwise it waits for the SM anyway.
         let overlap = tile.fits_twice;
         Self {
             n_tiles: n_tiles as i32,
             m_tiles: m_tiles as i32,
-            k_blocks: k_blocks as i32,
-            split_tiles: split_tiles as i32,
-            split_clusters: split_clusters as i32,
-            band: n_tiles.div_ceil(bands) as i32,
+            k_tiles: k_tiles as i32,
+            stream_k_tiles: stream_k_tiles as i32,
+            stream_k_clusters: stream_k_clusters as i32,
+            raster: n_tiles.div_ceil(groups) as i32,
             trigger: if overlap { (steps * 7 / 10).max(1) as i32 } else { 1 },
             ahead: if overlap { tile.k_tiles(AHEAD) as i32 } else { 0 },
         }
@@ -84,8 +84,8 @@ impl Schedule {
 
     /// Clusters that have work.
     pub fn clusters(&self, available: usize) -> usize {
-        let whole = self.tiles() - self.split_tiles as usize;
-        whole.max(self.split_clusters as usize).min(available)
+        let whole = self.tiles() - self.stream_k_tiles as usize;
+        whole.max(self.stream_k_clusters as usize).min(available)
     }
 }
 
@@ -111,20 +111,20 @@ mod tests {
 
     /// What `Segments` in `schedule.cuh` gives a cluster: (tile, first step, last step).
     fn segments(s: &Schedule, cluster: i32, clusters: i32) -> Vec<(i32, i32, i32)> {
-        let begin = |c: i32| s.split_tiles * s.k_blocks * c / s.split_clusters.max(1);
+        let begin = |c: i32| s.stream_k_tiles * s.k_tiles * c / s.stream_k_clusters.max(1);
         let mut out = Vec::new();
-        if cluster < s.split_clusters {
+        if cluster < s.stream_k_clusters {
             let (mut at, end) = (begin(cluster), begin(cluster + 1));
             while at < end {
-                let (tile, first) = (at / s.k_blocks, at % s.k_blocks);
-                let last = s.k_blocks.min(first + end - at);
+                let (tile, first) = (at / s.k_tiles, at % s.k_tiles);
+                let last = s.k_tiles.min(first + end - at);
                 out.push((tile, first, last));
                 at += last - first;
             }
         }
-        let mut whole = s.split_tiles + cluster;
+        let mut whole = s.stream_k_tiles + cluster;
         while whole < s.n_tiles * s.m_tiles {
-            out.push((whole, 0, s.k_blocks));
+            out.push((whole, 0, s.k_tiles));
             whole += clusters;
         }
         out
@@ -140,19 +140,19 @@ mod tests {
                     let tile = tile(tokens, 1);
                     let s = Schedule::new(&tile, (m, n, k), 132, split);
                     let clusters = s.clusters(132);
-                    assert!(s.split_clusters as usize <= clusters && clusters >= 1, "{s:?}");
+                    assert!(s.stream_k_clusters as usize <= clusters && clusters >= 1, "{s:?}");
                     assert!(
-                        i64::from(s.split_tiles) * i64::from(s.k_blocks) * 133 < i64::from(i32::MAX),
+                        i64::from(s.stream_k_tiles) * i64::from(s.k_tiles) * 133 < i64::from(i32::MAX),
                         "{s:?}"
                     );
-                    let mut steps = vec![0; s.tiles() * s.k_blocks as usize];
+                    let mut steps = vec![0; s.tiles() * s.k_tiles as usize];
                     for cluster in 0..clusters as i32 {
                         let mut partial = 0;
                         for (tile, first, last) in segments(&s, cluster, clusters as i32) {
-                            assert!(first < last, "an empty stretch: {s:?}");
-                            partial += i32::from(first > 0 || last < s.k_blocks);
+                            assert!(first < last, "an empty work unit: {s:?}");
+                            partial += i32::from(first > 0 || last < s.k_tiles);
                             for step in first..last {
-                                steps[(tile * s.k_blocks + step) as usize] += 1;
+                                steps[(tile * s.k_tiles + step) as usize] += 1;
                             }
                         }
                         assert!(partial <= 2, "more partial sums than places: {s:?}");
@@ -166,8 +166,8 @@ mod tests {
     #[test]
     fn a_tile_is_cut_into_equal_parts_where_that_is_nearly_all_clusters() {
         let s = Schedule::new(&tile(128, 1), (128, 8192, 21760), 132, true);
-        assert_eq!((s.split_tiles, s.split_clusters), (64, 128));
+        assert_eq!((s.stream_k_tiles, s.stream_k_clusters), (64, 128));
         let s = Schedule::new(&tile(256, 1), (4096, 8192, 21760), 132, false);
-        assert_eq!((s.split_tiles, s.tiles()), (0, 1024));
+        assert_eq!((s.stream_k_tiles, s.tiles()), (0, 1024));
     }
 }

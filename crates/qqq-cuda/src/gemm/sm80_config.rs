@@ -54,17 +54,17 @@ impl Sm80Config {
 
     /// Dynamic shared memory of a CTA, in bytes.
     pub fn shared_bytes(&self) -> usize {
-        let stage =
-            self.tokens * 128 + self.shape.warpgroups * self.shape.row_blocks * self.types.chunk_bytes();
+        let stage = self.tokens * 128
+            + self.shape.warpgroups * self.shape.row_blocks * self.types.weight_tile_bytes();
         let team =
             (self.shape.stages * stage).next_multiple_of(if self.shape.cta_split_k > 1 { 1024 } else { 16 });
         let sums = (self.shape.cta_split_k - 1) * self.channels() * self.tokens * 4;
         self.shape.cta_split_k * team + sums + 16 * self.shape.warpgroups
     }
 
-    /// The instance for a number of tokens on an architecture: the first whose CTAs fit an SM's shared memory
-    /// together, of those that were fastest on an H100 (int8 activations), or that have as many bytes under way as these
-    /// (16-bit ones), and do not spill.
+    /// The instance for a number of tokens on an architecture: the first whose CTAs fit an SM's shared memory together,
+    /// of those that were fastest on an H100 (int8 activations), or that have as many bytes under way as these (16-bit
+    /// ones), and do not spill.
     pub fn new(types: GemmTypes, tokens: usize, arch: Arch, order: SumOrder) -> Option<Self> {
         let grouped = types.weights().group_size().is_some();
         let int8 = types.activation() == DType::I8;
@@ -166,7 +166,7 @@ impl Sm80Config {
              using C = Sm80Config<{arguments}>;\n\
              // What the host believes.\n\
              static_assert(C::kSharedBytes == {} && C::kThreads == {});\n\
-             extern \"C\" __global__ void __launch_bounds__(C::kThreads, C::kBlocks)\n\
+             extern \"C\" __global__ void __launch_bounds__(C::kThreads, C::kCtasPerSm)\n\
              {function}(const __grid_constant__ Sm80Parameters p) {{ sm80_gemm<C>(p); }}\n",
                 self.shared_bytes(),
                 self.threads(),

@@ -86,7 +86,8 @@ impl Sm90Config {
     fn other_bytes(&self) -> usize {
         let scaled_tokens = if self.types.activation() == DType::I8 { self.owned_tokens() } else { 0 };
         let factors = scaled_tokens + self.row_blocks * 64;
-        let stage = self.tokens * 128 + self.row_blocks * self.warpgroups * self.types.chunk_bytes() + 16;
+        let stage =
+            self.tokens * 128 + self.row_blocks * self.warpgroups * self.types.weight_tile_bytes() + 16;
         let team =
             (self.cta_split_k - 1) * self.warpgroups * (self.row_blocks * self.tokens / 8).min(8) * 2048;
         self.stages * stage + self.warpgroups * (24 + factors * 4) + 8 + team
@@ -161,7 +162,7 @@ impl Sm90Config {
              using C = Sm90Config<{}, {}, {}, {}, {}, {}, {}, {}, {}>;\n\
              // What the host believes.\n\
              static_assert(C::kSharedBytes == {} && C::kThreads == {} && C::kStagingTokens == {});\n\
-             extern \"C\" __global__ void __launch_bounds__(C::kThreads, C::kBlocks)\n\
+             extern \"C\" __global__ void __launch_bounds__(C::kThreads, C::kCtasPerSm)\n\
              {function}(const __grid_constant__ GemmParameters p) {{ sm90_gemm<C>(p); }}\n",
                 self.types.template_arguments(),
                 self.tokens,

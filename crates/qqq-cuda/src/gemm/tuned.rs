@@ -51,9 +51,9 @@ pub fn is_worth_keeping(microseconds: f64, heuristic_microseconds: f64) -> bool 
     microseconds < heuristic_microseconds * (1.0 - MARGIN)
 }
 
-/// The numbers of tokens that share a choice with `m`, first and last: up to 8, 16 and 32, then up to powers of two and the
-/// middles between them (48, 64, 96, 128, ...). These are the tiles' sizes, so within a bucket the same tiles come into
-/// question, and the work differs by a third at most beyond 32 tokens.
+/// The numbers of tokens that share a choice with `m`, first and last: up to 8, 16 and 32, then up to powers of two and
+/// the middles between them (48, 64, 96, 128, ...). These are the tiles' sizes, so within a bucket the same tiles come
+/// into question, and the work differs by a third at most beyond 32 tokens.
 pub fn bucket(m: usize) -> (usize, usize) {
     let power = m.next_power_of_two();
     match power {
@@ -71,8 +71,8 @@ pub struct TunedPlans {
 }
 
 impl TunedPlans {
-    /// The plan for `m` tokens: that of the nearest number of tokens in the bucket that was tuned. `None` without one, and
-    /// where that plan is no candidate for `m`.
+    /// The plan for `m` tokens: that of the nearest number of tokens in the bucket that was tuned. `None` without one,
+    /// and where that plan is no candidate for `m`.
     pub fn plan(&self, key: &TunedKey, m: usize) -> Option<Plan> {
         let (first, last) = bucket(m);
         let tuned = self.plans.get(key)?.range(first..=last);

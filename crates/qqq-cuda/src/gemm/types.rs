@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::WeightKind;
-use super::weight_kind::CHUNK_ROWS;
+use super::weight_kind::WEIGHT_TILE_ROWS;
 use crate::dtype::{ACTIVATIONS, HALVES};
 use crate::{CudaError, DType, KernelType, Result};
 
@@ -24,8 +24,8 @@ pub struct GemmTypes {
 }
 
 impl GemmTypes {
-    /// Any weights and 16-bit output for int8 activations. 16-bit activations give outputs of their own type and take 4-bit
-    /// weights per channel or in groups with float16 scales.
+    /// Any weights and 16-bit output for int8 activations. 16-bit activations give outputs of their own type and take
+    /// 4-bit weights per channel or in groups with float16 scales.
     ///
     /// # Errors
     /// [`CudaError::Types`] for other combinations.
@@ -92,9 +92,9 @@ impl GemmTypes {
         128 / self.activation.bytes()
     }
 
-    /// Bytes of a chunk of weights.
-    pub fn chunk_bytes(&self) -> usize {
-        self.weights.chunk_bytes(self.activation)
+    /// Bytes of a weight tile of weights.
+    pub fn weight_tile_bytes(&self) -> usize {
+        self.weights.weight_tile_bytes(self.activation)
     }
 
     /// The first template arguments of the kernels' configurations.
@@ -153,12 +153,14 @@ impl GemmSpec {
 
     /// Bytes of the prepacked weights.
     pub fn weight_bytes(&self) -> usize {
-        self.n.div_ceil(CHUNK_ROWS) * self.k.div_ceil(self.types.k_tile()) * self.types.chunk_bytes()
+        self.n.div_ceil(WEIGHT_TILE_ROWS)
+            * self.k.div_ceil(self.types.k_tile())
+            * self.types.weight_tile_bytes()
     }
 
     /// Number of the prepacked channel scales.
     pub fn scale_count(&self) -> usize {
-        self.n.next_multiple_of(CHUNK_ROWS)
+        self.n.next_multiple_of(WEIGHT_TILE_ROWS)
     }
 
     /// The same with sums in this order.

@@ -1,4 +1,4 @@
-//! How weights are stored: kinds, and the sizes of their chunks.
+//! How weights are stored: kinds, and the sizes of their weight tiles.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,17 +8,17 @@ use qqq_formats::Scales;
 
 use crate::{DType, KernelType};
 
-/// Rows (output channels) of a chunk.
-pub(super) const CHUNK_ROWS: usize = 64;
+/// Rows (output channels) of a weight tile.
+pub(super) const WEIGHT_TILE_ROWS: usize = 64;
 
-/// Columns (input channels) of a chunk for activations of a type: 128 bytes of a token's row.
-pub(super) fn chunk_columns(activation: DType) -> usize {
+/// Columns (input channels) of a weight tile for activations of a type: 128 bytes of a token's row.
+pub(super) fn weight_tile_columns(activation: DType) -> usize {
     128 / activation.bytes()
 }
 
-/// Bytes of the codes of a chunk, which its group scales follow.
+/// Bytes of the codes of a weight tile, which its group scales follow.
 pub(super) fn code_bytes(kind: WeightKind, activation: DType) -> usize {
-    let weights = CHUNK_ROWS * chunk_columns(activation);
+    let weights = WEIGHT_TILE_ROWS * weight_tile_columns(activation);
     if kind == WeightKind::Channel8 { weights } else { weights / 2 }
 }
 
@@ -30,8 +30,8 @@ pub enum WeightKind {
     /// 4-bit codes, groups of 32, 64 or 128 input channels with an integer scale of 0 to 16: the int8 weight is their
     /// product.
     GroupInteger4(usize),
-    /// 4-bit codes, groups of 32, 64 or 128 input channels with a float16 scale: the int8 weight is their product rounded
-    /// to nearest, ties to even.
+    /// 4-bit codes, groups of 32, 64 or 128 input channels with a float16 scale: the int8 weight is their product
+    /// rounded to nearest, ties to even.
     GroupHalf4(usize),
     /// int8 codes, one scale an output channel.
     Channel8,
@@ -50,8 +50,8 @@ impl WeightKind {
         WeightKind::Channel8,
     ];
 
-    /// How 4-bit weights with these scales are stored. Group scales that are all integers of at most 16 are stored as such:
-    /// the kernel for them is faster, and its int8 weights are the same.
+    /// How 4-bit weights with these scales are stored. Group scales that are all integers of at most 16 are stored as
+    /// such: the kernel for them is faster, and its int8 weights are the same.
     pub fn of(scales: &Scales) -> Self {
         let Scales::PerGroup { group_size, group, .. } = scales else { return WeightKind::Channel4 };
         let integer = |s: &f16| {
@@ -73,14 +73,14 @@ impl WeightKind {
         }
     }
 
-    /// Bytes of a chunk of 64 rows of weights with its group scales: 128 columns for int8 activations, 64 for 16-bit ones. A
-    /// multiple of 128: chunks are whole cache lines.
-    pub fn chunk_bytes(self, activation: DType) -> usize {
-        let columns = chunk_columns(activation);
+    /// Bytes of a weight tile of 64 rows of weights with its group scales: 128 columns for int8 activations, 64 for
+    /// 16-bit ones. A multiple of 128: weight tiles are whole cache lines.
+    pub fn weight_tile_bytes(self, activation: DType) -> usize {
+        let columns = weight_tile_columns(activation);
         let groups = self.group_size().map_or(0, |g| (columns / g).max(1));
         let bytes = matches!((self, activation), (WeightKind::GroupInteger4(_), DType::I8));
         let scale_bytes = if bytes { 1 } else { 2 };
-        code_bytes(self, activation) + (groups * CHUNK_ROWS * scale_bytes).next_multiple_of(128)
+        code_bytes(self, activation) + (groups * WEIGHT_TILE_ROWS * scale_bytes).next_multiple_of(128)
     }
 
     /// The enumerator in `dequantize.cuh`.

@@ -2,7 +2,7 @@
 
 use qqq_formats::{QuantizedWeight, Scales};
 
-use super::weight_kind::CHUNK_ROWS;
+use super::weight_kind::WEIGHT_TILE_ROWS;
 use super::{GemmTypes, WeightKind, pack8, pack16};
 use crate::{CudaError, DType, Result};
 
@@ -20,9 +20,9 @@ pub struct PackedWeights {
     pub out_features: usize,
     /// `K`, input channels.
     pub in_features: usize,
-    /// Chunks, shape `ceil(N / 64) x ceil(K / 128)` for int8 activations and `ceil(N / 64) x ceil(K / 64)` for 16-bit ones,
-    /// padded with code 0.
-    pub chunks: Vec<u8>,
+    /// Weight tiles, shape `ceil(N / 64) x ceil(K / 128)` for int8 activations and `ceil(N / 64) x ceil(K / 64)` for
+    /// 16-bit ones, padded with code 0.
+    pub weight_tiles: Vec<u8>,
     /// Factor of each channel's sum, `ceil(N / 64) * 64` values, padded with 0.
     pub channel_scale: Vec<f32>,
 }
@@ -31,7 +31,8 @@ impl PackedWeights {
     /// Packs a weight in the neutral form for int8 activations, stored as [`WeightKind::of`] says.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] when K or N is no multiple of 16, K exceeds 65,536, or the group size is none of 32, 64, 128.
+    /// [`CudaError::Shape`] when K or N is no multiple of 16, K exceeds 65,536, or the group size is none of 32, 64,
+    /// 128.
     pub fn new(weight: &QuantizedWeight) -> Result<Self> {
         Self::of_kind(weight, WeightKind::of(&weight.scales), DType::I8)
     }
@@ -53,8 +54,8 @@ impl PackedWeights {
     /// Packs a weight in the neutral form, stored so.
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`CudaError::Types`] for scales that such weights do not have, and for activations that they do
-    /// not go with.
+    /// As [`new`](Self::new); [`CudaError::Types`] for scales that such weights do not have, and for activations that
+    /// they do not go with.
     pub fn of_kind(weight: &QuantizedWeight, kind: WeightKind, activation: DType) -> Result<Self> {
         check(weight)?;
         // The output's type is of no concern: any, or the activations' own.
@@ -78,7 +79,7 @@ impl PackedWeights {
             activation,
             out_features: n,
             in_features: k,
-            chunks: match activation {
+            weight_tiles: match activation {
                 DType::I8 => pack8::pack(kind, n, k, &weight.codes, groups),
                 half => pack16::pack(kind, weight, half),
             },
@@ -101,7 +102,7 @@ impl PackedWeights {
             activation: DType::I8,
             out_features: n,
             in_features,
-            chunks: pack8::pack(WeightKind::Channel8, n, in_features, codes, None),
+            weight_tiles: pack8::pack(WeightKind::Channel8, n, in_features, codes, None),
             channel_scale: padded_scales(channel_scale, 1.0),
         })
     }
@@ -134,7 +135,7 @@ pub fn check_shape(n: usize, k: usize) -> Result<()> {
 }
 
 fn padded_scales(scales: &[f32], factor: f32) -> Vec<f32> {
-    let mut out = vec![0.0; scales.len().next_multiple_of(CHUNK_ROWS)];
+    let mut out = vec![0.0; scales.len().next_multiple_of(WEIGHT_TILE_ROWS)];
     for (o, s) in out.iter_mut().zip(scales) {
         *o = s * factor;
     }

@@ -25,7 +25,8 @@ impl Arch {
     /// All of them, oldest first.
     pub const ALL: [Arch; 6] = [Arch::Sm80, Arch::Sm86, Arch::Sm89, Arch::Sm90a, Arch::Sm100, Arch::Sm120];
 
-    /// The best target for a GPU of this compute capability; `None` before 8.0 and for versions that none of them serves.
+    /// The best target for a GPU of this compute capability; `None` before 8.0 and for versions that none of them
+    /// serves.
     pub fn for_capability(major: u32, minor: u32) -> Option<Arch> {
         match (major, minor) {
             (8, 0..=5) => Some(Arch::Sm80),

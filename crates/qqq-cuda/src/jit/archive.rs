@@ -1,11 +1,11 @@
 //! Archives of kernels that were compiled ahead of time.
 //!
-//! An archive is a zip file. Each kernel is a member `<architecture>/<key>.cubin`, where the key is [`Source::key`]; the
-//! member `index.json` says what the kernels are. A kernel is looked up by its key alone, which covers all that it is made
-//! of: an archive of another version has nothing that fits, so it cannot be used by mistake.
+//! An archive is a zip file. Each kernel is a member `<architecture>/<key>.cubin`, where the key is [`Source::key`];
+//! the member `index.json` says what the kernels are. A kernel is looked up by its key alone, which covers all that it
+//! is made of: an archive of another version has nothing that fits, so it cannot be used by mistake.
 //!
-//! The build script, which looks at the archive that it embeds, includes this file too: it uses nothing but [`Arch`] and
-//! [`Source`].
+//! The build script, which looks at the archive that it embeds, includes this file too: it uses nothing but [`Arch`]
+//! and [`Source`].
 
 use std::borrow::Cow;
 use std::fmt;

@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 /// First bytes of a cached kernel; then comes the SHA-256 of the rest.
 const MAGIC: &[u8; 8] = b"QQQCUBN1";
 
-/// A folder of kernels by key. Files appear under their name only when complete, so any number of processes may use it; a
-/// file that is damaged is compiled again. Trouble with the folder costs time, never a result.
+/// A folder of kernels by key. Files appear under their name only when complete, so any number of processes may use it;
+/// a file that is damaged is compiled again. Trouble with the folder costs time, never a result.
 #[derive(Clone, Debug)]
 pub struct Cache {
     folder: Option<PathBuf>,

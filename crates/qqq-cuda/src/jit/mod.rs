@@ -1,5 +1,5 @@
-//! From a kernel's source to machine code: what NVRTC compiles, where compiled kernels are kept and looked for, and what
-//! they say about themselves. Nothing here needs a GPU or its driver.
+//! From a kernel's source to machine code: what NVRTC compiles, where compiled kernels are kept and looked for, and
+//! what they say about themselves. Nothing here needs a GPU or its driver.
 
 mod arch;
 pub mod archive;

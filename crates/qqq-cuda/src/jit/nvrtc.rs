@@ -61,8 +61,9 @@ impl Nvrtc {
     /// The oldest version whose code for Hopper is good: 12.4 and 12.8 serialize the wgmma of our kernels.
     pub const RECOMMENDED: (u32, u32) = (12, 9);
 
-    /// The first NVRTC that is not older than [`RECOMMENDED`](Self::RECOMMENDED), or else the first usable one, among: `QQQ_NVRTC` (the library or its folder; nothing else is tried when it is set, and not empty), the
-    /// toolkit of `CUDA_HOME` or `CUDA_PATH`, the wheels of the active Python environment and of the system's Pythons,
+    /// The first NVRTC that is not older than [`RECOMMENDED`](Self::RECOMMENDED), or else the first usable one, among:
+    /// `QQQ_NVRTC` (the library or its folder; nothing else is tried when it is set, and not empty), the toolkit of
+    /// `CUDA_HOME` or `CUDA_PATH`, the wheels of the active Python environment and of the system's Pythons,
     /// `/usr/local/cuda*`, and the loader's own path.
     ///
     /// # Errors
@@ -261,9 +262,9 @@ impl Functions {
     }
 }
 
-/// Loads libnvrtc-builtins from the folder of the library. NVRTC loads it by name when it compiles, and some wheels (13.0) do
-/// not tell the loader where it is; a library that is loaded already is found by its name. Where there is none, NVRTC's
-/// own search may still find it, or says so when it compiles.
+/// Loads libnvrtc-builtins from the folder of the library. NVRTC loads it by name when it compiles, and some wheels
+/// (13.0) do not tell the loader where it is; a library that is loaded already is found by its name. Where there is
+/// none, NVRTC's own search may still find it, or says so when it compiles.
 fn load_builtins(path: &Path, (major, minor): (u32, u32)) {
     let Some(folder) = path.parent() else { return };
     let file = folder.join(format!("libnvrtc-builtins.so.{major}.{minor}"));

@@ -59,8 +59,8 @@ impl Source {
         format!("qqq_{}", self.name)
     }
 
-    /// Identifies what is compiled: text, headers, options and architecture, in hexadecimal. Not the compiler's version:
-    /// any version's code is right, and a cached kernel must be found without looking for a compiler.
+    /// Identifies what is compiled: text, headers, options and architecture, in hexadecimal. Not the compiler's
+    /// version: any version's code is right, and a cached kernel must be found without looking for a compiler.
     pub fn key(&self, arch: Arch) -> String {
         let mut hash = Sha256::new();
         add(&mut hash, &arch.to_string());

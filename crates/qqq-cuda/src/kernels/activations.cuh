@@ -11,17 +11,17 @@ enum Activations {
     kBfloat16 = 2,
 };
 
-// A step of the pipeline takes 128 bytes of every token's row, whatever they are made of.
+// A k-tile takes 128 bytes of every token's row, whatever they are made of.
 template <Activations A>
 struct Activation {
     static constexpr int kBytes = A == kInt8 ? 1 : 2;
-    static constexpr int kStepColumns = 128 / kBytes;
+    static constexpr int kTileColumns = 128 / kBytes;
 };
 
-// Sums are kept as words, float32 ones by their bits: with registers of type float between its instructions, the compiler
-// serializes wgmma (C7514).
+// Sums are kept as words, float32 ones by their bits: with registers of type float between its instructions, the
+// compiler serializes wgmma (C7514).
 
-// Four sums, registers at.. to at + 3, as they travel between threads, teams and blocks.
+// Four sums, registers at.. to at + 3, as they travel between threads, warpgroups and CTAs.
 template <int Count>
 QQQ_DEVICE int4 pack_sums(const int (&d)[Count], int at) {
     return make_int4(d[at], d[at + 1], d[at + 2], d[at + 3]);

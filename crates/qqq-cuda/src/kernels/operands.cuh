@@ -5,12 +5,12 @@
 
 template <Activations A, Weights W, int Group>
 struct Operand {
-    using Chunk = Chunk16<W, Group>;
+    using WeightTile = WeightTile16<W, Group>;
     using Words = Words16<A, W, Group>;
 };
 
 template <Weights W, int Group>
 struct Operand<kInt8, W, Group> {
-    using Chunk = ::Chunk<W, Group>;
+    using WeightTile = ::WeightTile<W, Group>;
     using Words = ::Words<W, Group>;
 };

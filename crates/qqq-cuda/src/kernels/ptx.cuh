@@ -244,8 +244,8 @@ QQQ_DEVICE void copy_async_4(uint32 target, const void* source) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(target), "l"(source) : "memory");
 }
 
-// 16 bytes from global to shared memory, or zeros if not `valid` (then nothing is read). Without a cache hint: with one,
-// NVRTC 13.0 makes an instruction that the GPU refuses (an odd pair of uniform registers).
+// 16 bytes from global to shared memory, or zeros if not `valid` (then nothing is read). Without a cache hint: with
+// one, NVRTC 13.0 makes an instruction that the GPU refuses (an odd pair of uniform registers).
 QQQ_DEVICE void copy_async_16(uint32 target, const void* source, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(target), "l"(source), "r"(valid ? 16 : 0) : "memory");
 }
@@ -275,9 +275,9 @@ QQQ_DEVICE uint32 transpose_matrix(uint32 a) {
 
 QQQ_DEVICE uint32 shuffle_xor(uint32 value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
 
-// D += A B of int8, D 16 x 8: with r = lane / 4 and c = lane % 4, A's registers hold columns 4c..4c+3 of rows r and r + 8,
-// then columns 16 + 4c.. of the same; B's hold rows 4c..4c+3 and 16 + 4c.. of column r; D's hold columns 2c and 2c + 1 of
-// row r, then of row r + 8.
+// D += A B of int8, D 16 x 8: with r = lane / 4 and c = lane % 4, A's registers hold columns 4c..4c+3 of rows r and r +
+// 8, then columns 16 + 4c.. of the same; B's hold rows 4c..4c+3 and 16 + 4c.. of column r; D's hold columns 2c and 2c +
+// 1 of row r, then of row r + 8.
 QQQ_DEVICE void mma_16x8x32(int (&d)[4], uint32 a0, uint32 a1, uint32 a2, uint32 a3, uint32 b0, uint32 b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));

@@ -1,5 +1,5 @@
-// Thin wrappers of the PTX instructions for arithmetic on 16-bit numbers and on bytes. A word holds two 16-bit values, the
-// first in the low half.
+// Thin wrappers of the PTX instructions for arithmetic on 16-bit numbers and on bytes. A word holds two 16-bit values,
+// the first in the low half.
 #pragma once
 
 #include "ptx.cuh"

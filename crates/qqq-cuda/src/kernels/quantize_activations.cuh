@@ -35,8 +35,8 @@ struct QuantizeParameters {
     NormWeight weight_type;
 };
 
-// kReference: as a sequence of 16-bit operations would do it, every intermediate result and the scale are rounded to the
-// input's type. Otherwise everything between input and int8 is float32.
+// kReference: as a sequence of 16-bit operations would do it, every intermediate result and the scale are rounded to
+// the input's type. Otherwise everything between input and int8 is float32.
 template <Activation Kind_, bool Bfloat, int RowThreads, int Vectors, bool Reference>
 struct QuantizeConfig {
     static constexpr Activation Kind = Kind_;
@@ -242,7 +242,8 @@ QQQ_DEVICE void quantize_activations(const QuantizeParameters& p) {
         });
     }
     largest = reduce_row<C::kRowThreads>(largest, largest_scratch, [](float a, float b) { return fmaxf(a, b); });
-    // Rows of zeros, and of values so small that their inverse overflows, become zeros; infinity becomes the largest value.
+    // Rows of zeros, and of values so small that their inverse overflows, become zeros; infinity becomes the largest
+    // value.
     largest = largest >= 1e-30f ? fminf(largest, 3.4e38f) : 1.0f;
     float scale = __fdiv_rn(largest, 127.0f);
     if constexpr (C::kReference) {

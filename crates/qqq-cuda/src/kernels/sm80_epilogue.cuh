@@ -1,4 +1,4 @@
-// The end of a tile of the GEMM by mma.sync: sums of teams and of blocks, scales, stores.
+// The end of a tile of the GEMM by mma.sync: split-K reductions in the CTA and across CTAs, scales, stores.
 //
 // acc[s][i] are the four registers of mma.sync for 16 rows (set s of the warp) and 8 tokens (group i).
 #pragma once
@@ -8,7 +8,7 @@
 
 // Adds a batch of partial sums.
 template <class C, class Load>
-QQQ_DEVICE void sm80_add(Sums<C>& acc, Load load) {
+QQQ_DEVICE void sm80_add(Accumulators<C>& acc, Load load) {
     // As many loads in flight as there are registers for.
     constexpr int kBatch = C::kGroups < 8 ? C::kGroups : C::kGroups % 8 == 0 ? 8 : C::kGroups % 4 == 0 ? 4 : 2;
 #pragma unroll
@@ -30,7 +30,7 @@ QQQ_DEVICE void sm80_add(Sums<C>& acc, Load load) {
 }
 
 template <class C, class Store>
-QQQ_DEVICE void sm80_put(const Sums<C>& acc, Store store) {
+QQQ_DEVICE void sm80_put(const Accumulators<C>& acc, Store store) {
 #pragma unroll
     for (int s = 0; s < C::kSets; ++s) {
 #pragma unroll
@@ -39,7 +39,7 @@ QQQ_DEVICE void sm80_put(const Sums<C>& acc, Store store) {
 }
 
 template <class C>
-QQQ_DEVICE void sm80_clear(Sums<C>& acc) {
+QQQ_DEVICE void sm80_clear(Accumulators<C>& acc) {
 #pragma unroll
     for (int s = 0; s < C::kSets; ++s) {
 #pragma unroll
@@ -50,32 +50,32 @@ QQQ_DEVICE void sm80_clear(Sums<C>& acc) {
     }
 }
 
-// The first team of a warpgroup's rows gets the sum of all, added by the teams' numbers.
+// The first split-K group of a warpgroup's rows gets the sum of all, added by the groups' numbers.
 template <class C>
-QQQ_DEVICE void sm80_join_teams(const Sm80Place<C>& place, Sums<C>& acc, uint8* memory) {
-    constexpr int kGroup = C::kSets * C::kGroups * 128, kTeam = C::kWarpgroups * kGroup;
+QQQ_DEVICE void sm80_reduce_cta(const Sm80Place<C>& place, Accumulators<C>& acc, uint8* memory) {
+    constexpr int kGroup = C::kSets * C::kGroups * 128, kEach = C::kWarpgroups * kGroup;
     int4* sums = (int4*)(memory + C::kSumOffset) + place.warpgroup * kGroup + place.thread;
-    const uint32 written = 1 + C::kSplits + place.warpgroup, read = written + C::kWarpgroups;
-    if (place.team > 0) sm80_put<C>(acc, [&](int i, int4 v) { sums[(place.team - 1) * kTeam + i] = v; });
-    ptx::named_barrier(written, 128 * C::kSplits);
-    if (place.team == 0) {
+    const uint32 written = 1 + C::kCtaSplitK + place.warpgroup, read = written + C::kWarpgroups;
+    if (place.k_group > 0) sm80_put<C>(acc, [&](int i, int4 v) { sums[(place.k_group - 1) * kEach + i] = v; });
+    ptx::named_barrier(written, 128 * C::kCtaSplitK);
+    if (place.k_group == 0) {
 #pragma unroll 1
-        for (int other = 0; other < C::kSplits - 1; ++other) {
-            sm80_add<C>(acc, [&](int i) { return sums[other * kTeam + i]; });
+        for (int other = 0; other < C::kCtaSplitK - 1; ++other) {
+            sm80_add<C>(acc, [&](int i) { return sums[other * kEach + i]; });
         }
     }
-    ptx::named_barrier(read, 128 * C::kSplits);
+    ptx::named_barrier(read, 128 * C::kCtaSplitK);
 }
 
-// Adds the partial sums of the blocks that share a tile. True in the one that comes last and holds the sum.
-// Integer sums are exact: the result does not depend on who comes last. Floating-point ones are added by the blocks' numbers.
+// Adds the partial sums of the CTAs that share a tile. True in the one that comes last and holds the sum. Integer sums
+// are exact: the result does not depend on who comes last. Floating-point ones are added by the CTAs' numbers.
 template <class C>
-QQQ_DEVICE bool sm80_combine(const Sm80Parameters& p, const Sm80Place<C>& place, const Segment& g, Sums<C>& acc,
+QQQ_DEVICE bool sm80_reduce_global(const Sm80Parameters& p, const Sm80Place<C>& place, const WorkUnit& g, Accumulators<C>& acc,
                              uint8* memory) {
-    const int begin = g.tile * p.schedule.k_blocks;
-    const int first = Segments<1>::split_owner(p.schedule, begin);
-    const int last = Segments<1>::split_owner(p.schedule, begin + p.schedule.k_blocks - 1);
-    // A block has at most one stretch that begins inside a tile (slot 0) and one that only ends inside (slot 1).
+    const int begin = g.tile * p.schedule.k_tiles;
+    const int first = WorkUnits<1>::stream_k_owner(p.schedule, begin);
+    const int last = WorkUnits<1>::stream_k_owner(p.schedule, begin + p.schedule.k_tiles - 1);
+    // A CTA has at most one work unit that begins inside a tile (slot 0) and one that only ends inside (slot 1).
     auto slot = [&](int owner, int which) {
         const long long index = ((long long)owner * 2 + which) * C::kWarpgroups + place.warpgroup;
         return p.partials + index * (C::kSets * C::kGroups * 128) + place.thread;
@@ -83,7 +83,7 @@ QQQ_DEVICE bool sm80_combine(const Sm80Parameters& p, const Sm80Place<C>& place,
     int4* own = slot(blockIdx.x, g.first == 0);
     sm80_put<C>(acc, [&](int i, int4 v) { ptx::store_global_l2(own + i, v); });
     ptx::fence_device();
-    const uint32 barrier = 1 + C::kSplits + 2 * C::kWarpgroups + place.warpgroup;
+    const uint32 barrier = 1 + C::kCtaSplitK + 2 * C::kWarpgroups + place.warpgroup;
     ptx::named_barrier(barrier, 128);
     volatile uint32* flag = (uint32*)(memory + C::kFlagOffset) + place.warpgroup * 4;
     if (place.thread == 0) {
@@ -100,7 +100,7 @@ QQQ_DEVICE bool sm80_combine(const Sm80Parameters& p, const Sm80Place<C>& place,
 #pragma unroll 1
     for (int owner = first; owner <= last; ++owner) {
         if (!kOrdered && owner == (int)blockIdx.x) continue;
-        const int4* other = slot(owner, Segments<1>::split_begin(p.schedule, owner) <= begin);
+        const int4* other = slot(owner, WorkUnits<1>::stream_k_begin(p.schedule, owner) <= begin);
         sm80_add<C>(acc, [&](int i) { return ptx::load_global_l2(other + i); });
     }
     return true;
@@ -132,10 +132,10 @@ QQQ_DEVICE void transpose_quads(uint32 (&w)[4], int lane) {
 // Scales, converts and stores a finished tile. Registers hold pairs of tokens of a channel: 8 x 8 pieces are transposed
 // inside the warp, then quads gather 8 channels of a token, so that a store writes whole sectors.
 template <class C>
-QQQ_DEVICE void sm80_store(const Sm80Parameters& p, const Sm80Place<C>& place, const Segment& g, const Sums<C>& acc) {
+QQQ_DEVICE void sm80_store(const Sm80Parameters& p, const Sm80Place<C>& place, const WorkUnit& g, const Accumulators<C>& acc) {
     const int lane = place.lane, quad = lane % 4;
     const int token0 = g.m_tile * C::kTokens + place.token_warp * (C::kGroups * 8);
-    const int channel0 = g.n_tile * C::kChannels + place.warpgroup * (C::kRows * 64) + place.row_warp * (C::kTokenWarps * 16);
+    const int channel0 = g.n_tile * C::kChannels + place.warpgroup * (C::kRowBlocks * 64) + place.row_warp * (C::kTokenWarps * 16);
     auto channel_of = [&](int s) { return channel0 + s / C::kTokenWarps * 64 + s % C::kTokenWarps * 16; };
     const bool biased = p.bias != nullptr;
     // Two 16-row sets of a group of tokens, or two groups of one set.

@@ -1,8 +1,8 @@
-// The instructions of wgmma (sm_90a): D += A B, A is 64 x 32 bytes from registers, B is 32 bytes x N from shared memory (K-major, 128-byte
-// swizzle), D is 64 x N. int8 gives int32; float16 and bfloat16 give float32.
+// The instructions of wgmma (sm_90a): D += A B, A is 64 x 32 bytes from registers, B is 32 bytes x N from shared memory
+// (K-major, 128-byte swizzle), D is 64 x N. int8 gives int32; float16 and bfloat16 give float32.
 //
-// Fragments, for lane l of warp w in the warpgroup, with r = 16 w + l / 4 and c = l % 4:
-// A: register 0 holds bytes 4c..4c+3 of row r (first in the low byte): four int8 columns, or two 16-bit ones; 1 the same of
+// Fragments, for lane l of warp w in the warpgroup, with r = 16 w + l / 4 and c = l % 4: A: register 0 holds bytes
+// 4c..4c+3 of row r (first in the low byte): four int8 columns, or two 16-bit ones; 1 the same of
 //    row r + 8; 2 and 3 bytes 16 + 4c..; D: registers 4j..4j+3 hold (r, 8j+2c), (r, 8j+2c+1), and the same of row r + 8.
 #pragma once
 
@@ -95,7 +95,8 @@ struct mma;
 #define QQQ_VALUES_248 QQQ_VALUES_240, QQQ_FOUR(120)
 #define QQQ_VALUES_256 QQQ_VALUES_248, QQQ_FOUR(124)
 
-// The instruction's types and its immediates: signs of A and B, and whether B is transposed. The predicate says that it adds.
+// The instruction's types and its immediates: signs of A and B, and whether B is transposed. The predicate says that it
+// adds.
 #define QQQ_WGMMA_OF(activations, types, immediates, n, i0, i1, i2, i3, i4)                                          \
     template <>                                                                                                      \
     struct mma<activations, n> {                                                                                     \

@@ -1,4 +1,4 @@
-//! Weights to be packed, and their chunks as the host packs them. Needs the module `uniform` beside it.
+//! Weights to be packed, and their weight_tiles as the host packs them. Needs the module `uniform` beside it.
 
 use half::f16;
 use qqq_cuda::gemm::{PackedWeights, PrepackKernel, WeightKind};
@@ -19,13 +19,13 @@ pub struct Packing {
     /// Group scales; empty without groups.
     pub scales: Vec<u8>,
     pub channel: Vec<u8>,
-    chunks: Vec<u8>,
+    weight_tiles: Vec<u8>,
     padded: Vec<u8>,
 }
 
 /// Outputs of the kernels that pack, and that unpack.
 pub struct PackingOutputs {
-    pub chunks: Vec<u8>,
+    pub weight_tiles: Vec<u8>,
     pub padded: Vec<u8>,
     pub codes: Vec<u8>,
     pub scales: Vec<u8>,
@@ -74,7 +74,7 @@ impl Packing {
         }
         .unwrap();
         assert_eq!(packed.kind, kind, "{what}");
-        assert_eq!(PrepackKernel::chunks_bytes(kind, n, k), packed.chunks.len(), "{what}");
+        assert_eq!(PrepackKernel::weight_bytes(kind, n, k), packed.weight_tiles.len(), "{what}");
         let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
         Self {
             what,
@@ -85,7 +85,7 @@ impl Packing {
             scales,
             channel: bytes(&channel),
             padded: bytes(&packed.channel_scale),
-            chunks: packed.chunks,
+            weight_tiles: packed.weight_tiles,
         }
     }
 
@@ -93,7 +93,7 @@ impl Packing {
     pub fn poison(&self) -> PackingOutputs {
         let poison = |bytes: &[u8]| vec![POISON; bytes.len() + 16];
         PackingOutputs {
-            chunks: poison(&self.chunks),
+            weight_tiles: poison(&self.weight_tiles),
             padded: poison(&self.padded),
             codes: poison(&self.codes),
             scales: poison(&self.scales),
@@ -104,7 +104,7 @@ impl Packing {
     /// Panics unless the outputs are the host's, byte for byte.
     pub fn check(&self, got: &PackingOutputs) {
         for (name, got, expected) in [
-            ("chunks", &got.chunks, &self.chunks),
+            ("weight_tiles", &got.weight_tiles, &self.weight_tiles),
             ("padded scales", &got.padded, &self.padded),
             ("codes", &got.codes, &self.codes),
             ("group scales", &got.scales, &self.scales),

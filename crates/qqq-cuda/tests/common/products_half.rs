@@ -24,8 +24,8 @@ pub fn all_types() -> impl Iterator<Item = GemmTypes> {
 /// Numbers that a test is made of.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Numbers {
-    /// Operands are multiples of 1/2, and all sums below 2^22: float32 adds them exactly in any order, and the tensor cores,
-    /// whose terms are aligned to the largest, lose nothing either.
+    /// Operands are multiples of 1/2, and all sums below 2^22: float32 adds them exactly in any order, and the tensor
+    /// cores, whose terms are aligned to the largest, lose nothing either.
     Exact,
     /// What a model may have.
     Real,
@@ -136,11 +136,11 @@ impl<'a> Problem<'a> {
         }
     }
 
-    /// Exact sums are scaled, biased and rounded as the kernel does it, and must agree in every bit. Other outputs have a
-    /// bound. Products of 16-bit numbers are exact in float32; the tensor cores add K of them in some order and may truncate
-    /// each time, an error of at most 2^-23 of the sum of magnitudes; partial sums of blocks, the scale and the bias are
-    /// roundings of 2^-24 (at most eight). The output is rounded to 2^-11 (float16, or 2^-25 where subnormal) or 2^-8
-    /// (bfloat16) of itself.
+    /// Exact sums are scaled, biased and rounded as the kernel does it, and must agree in every bit. Other outputs have
+    /// a bound. Products of 16-bit numbers are exact in float32; the tensor cores add K of them in some order and may
+    /// truncate each time, an error of at most 2^-23 of the sum of magnitudes; partial sums of blocks, the scale and
+    /// the bias are roundings of 2^-24 (at most eight). The output is rounded to 2^-11 (float16, or 2^-25 where
+    /// subnormal) or 2^-8 (bfloat16) of itself.
     pub fn check(&self, got: &[u16], bias: Option<&[f32]>, what: &str) -> Result<(), String> {
         let Weights { types, n, k, numbers, channel, .. } = self.weights;
         let half_step = if types.output() == DType::BF16 { 0.5f64.powi(8) } else { 0.5f64.powi(11) };

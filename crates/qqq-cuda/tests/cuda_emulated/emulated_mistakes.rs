@@ -55,7 +55,7 @@ pub fn mistakes_are_found(compiler: OsString) {
             false,
         ),
         sm90(gemm, "        wgmma::wait<0>();\n#pragma", "#pragma", 64, (1, 1), false),
-        sm90(gemm, "if (C::kSplits == 1 || begin < steps) release(previous);", "", 256, (1, 1), false),
+        sm90(gemm, "if (C::kCtaSplitK == 1 || begin < k_tiles) release(previous);", "", 256, (1, 1), false),
         // Of two.
         sm90(
             gemm,
@@ -68,22 +68,22 @@ pub fn mistakes_are_found(compiler: OsString) {
         sm90(gemm, "ptx::barrier_wait(ready, phase);", "", 32, (1, 1), false),
         sm90(
             gemm,
-            "const int begin = C::kSplits == 1 ? 0 : (team + C::kSplits - count % C::kSplits) % C::kSplits;",
-            "const int begin = team;",
+            "const int begin = C::kCtaSplitK == 1 ? 0 : (k_group + C::kCtaSplitK - count % C::kCtaSplitK) % C::kCtaSplitK;",
+            "const int begin = k_group;",
             32,
             (1, 1),
             true,
         ),
         sm90(
             epilogue,
-            "ptx::named_barrier(written, 128 * C::kSplits);\n        if (team == 0)",
-            "if (team == 0)",
+            "ptx::named_barrier(written, 128 * C::kCtaSplitK);\n        if (k_group == 0)",
+            "if (k_group == 0)",
             32,
             (1, 1),
             false,
         ),
         // Seen only where a pipeline is deep enough for a team to be a tile ahead.
-        sm90(epilogue, "ptx::named_barrier(read, 128 * C::kSplits);\n    }\n", "}\n", 8, (1, 1), false),
+        sm90(epilogue, "ptx::named_barrier(read, 128 * C::kCtaSplitK);\n    }\n", "}\n", 8, (1, 1), false),
         // Copies.
         sm90(
             gemm,
@@ -111,25 +111,32 @@ pub fn mistakes_are_found(compiler: OsString) {
         ),
         sm90(gemm, "C::kReleases", "C::kWarpgroups * 4", 256, (2, 1), false),
         sm90(gemm, "C::kReleases", "C::kReleases - 32", 64, (1, 1), false),
-        sm90(gemm, "kNobodyOffset, C::kConsumers", "kNobodyOffset, C::kConsumers / 32", 64, (1, 1), false),
         sm90(
             gemm,
-            "ptx::grid_dependency_wait();\n    while (segments.next(g)) {\n        const int row",
-            "while (segments.next(g)) {\n        const int row",
+            "kNobodyOffset, C::kMathThreads",
+            "kNobodyOffset, C::kMathThreads / 32",
+            64,
+            (1, 1),
+            false,
+        ),
+        sm90(
+            gemm,
+            "ptx::grid_dependency_wait();\n    while (units.next(g)) {\n        const int row",
+            "while (units.next(g)) {\n        const int row",
             32,
             (1, 1),
             false,
         ),
-        sm90(gemm, "if constexpr (C::kBlocksInCluster > 1) ptx::cluster_sync();", "", 32, (1, 4), false),
+        sm90(gemm, "if constexpr (C::kCtasInCluster > 1) ptx::cluster_sync();", "", 32, (1, 4), false),
         sm90(gemm, "parity ^= 1;", "", 32, (1, 2), false),
         sm90(epilogue, "if (thread == 0) ptx::store_wait_read<0>();", "", 32, (1, 1), false),
         sm90(epilogue, "if (thread == 0) ptx::store_wait_read<C::kBuffers - 1>();", "", 256, (1, 1), false),
         sm90(epilogue, "ptx::copy_async_wait<0>();\n    // The tile", "// The tile", 32, (1, 1), false),
-        sm90(gemm, "if (team == 0) ptx::copy_async_wait<0>();", "", 64, (1, 1), true),
+        sm90(gemm, "if (k_group == 0) ptx::copy_async_wait<0>();", "", 64, (1, 1), true),
         sm90(epilogue, "ptx::fence_async_shared();", "", 32, (1, 1), false),
         sm90(
             epilogue,
-            "if (C::kOwners > 1 || rank > 0) ptx::barrier_wait(free, parity ^ 1);",
+            "if (C::kOwners > 1 || k_rank > 0) ptx::barrier_wait(free, parity ^ 1);",
             "",
             32,
             (1, 2),
@@ -139,8 +146,8 @@ pub fn mistakes_are_found(compiler: OsString) {
         sm90(epilogue, "if (before == (uint32)(last - first)) *counter = 0;", "", 64, (1, 1), true),
         sm90("wgmma.cuh", "1024 >> 4 | 1 << 30", "512 >> 4 | 1 << 30", 32, (1, 1), false),
         sm80("sm80_gemm.cuh", "C::kStages - 2>", "C::kStages - 1>", false),
-        sm80("sm80_gemm.cuh", "ptx::named_barrier(1 + place.team, C::kTeamThreads);", "", false),
-        sm80("sm80_epilogue.cuh", "ptx::named_barrier(read, 128 * C::kSplits);\n}", "}", false),
+        sm80("sm80_gemm.cuh", "ptx::named_barrier(1 + place.k_group, C::kGroupThreads);", "", false),
+        sm80("sm80_epilogue.cuh", "ptx::named_barrier(read, 128 * C::kCtaSplitK);\n}", "}", false),
     ];
     let kind = WeightKind::GroupInteger4(64);
     let types = GemmTypes::int8(kind, DType::F16);
@@ -169,7 +176,7 @@ pub fn mistakes_are_found(compiler: OsString) {
             let m = mistake.tokens + 1;
             let case = Case { launch, m: m.min(257), narrow: false, biased: false, seed: 2 * seed };
             let problem = problem.first(case.m);
-            let operands = (&weights.packed.chunks[..], &weights.packed.channel_scale[..]);
+            let operands = (&weights.packed.weight_tiles[..], &weights.packed.channel_scale[..]);
             let result = product(&emulator, &case, (&problem.x, &problem.scale), operands);
             result.and_then(|y| problem.check(&y, None, types.output(), "")).err().map(|e| (seed, e))
         });

@@ -16,8 +16,8 @@ use qqq_cuda::{Arch, DType};
 /// Most tokens of a product.
 const TOKENS: usize = 300;
 
-/// The cases of an instance: more tokens than a tile's for few clusters, so that each has several tiles; and fewer tokens, cut
-/// along K where that is possible.
+/// The cases of an instance: more tokens than a tile's for few clusters, so that each has several tiles; and fewer
+/// tokens, cut along K where that is possible.
 fn cases(instance: Instance, first_seed: u64) -> Vec<Case> {
     let tile = instance.tile();
     let tokens = tile.tokens;
@@ -108,7 +108,7 @@ pub fn products_of_int8_activations(compiler: OsString) {
         cache.with((kind, n), make, |(weights, problem)| {
             let (problem, packed) = (problem.first(case.m), &weights.packed);
             let tokens = (&problem.x[..], &problem.scale[..]);
-            let y = product(emulator, case, tokens, (&packed.chunks, &packed.channel_scale))?;
+            let y = product(emulator, case, tokens, (&packed.weight_tiles, &packed.channel_scale))?;
             problem.check(&y, case.bias().as_deref(), case.types().output(), "")
         })
     });
@@ -124,7 +124,8 @@ pub fn products_of_16_bit_activations(compiler: OsString) {
         cache.with((case.types(), n, case.biased), make, |weights| {
             let problem = Problem::new(weights, case.m);
             let packed = &weights.packed;
-            let y = product(emulator, case, (&problem.x, &[]), (&packed.chunks, &packed.channel_scale))?;
+            let y =
+                product(emulator, case, (&problem.x, &[]), (&packed.weight_tiles, &packed.channel_scale))?;
             problem.check(&y, case.bias().as_deref(), "")
         })
     });
@@ -149,7 +150,7 @@ pub fn batch_invariant_plans(compiler: OsString) {
         let weights = Weights::random(types, n, k, Numbers::Real);
         let all = Problem::new(&weights, 65);
         let run = |plan, problem: &Problem| {
-            let operands = (&weights.packed.chunks[..], &weights.packed.channel_scale[..]);
+            let operands = (&weights.packed.weight_tiles[..], &weights.packed.channel_scale[..]);
             product(&emulator, &case(plan, problem.m), (&problem.x, &[]), operands).unwrap()
         };
         let expected = run(plans[0], &all);

@@ -97,12 +97,12 @@ fn check_packing(emulator: &Emulator, weights: &Packing) {
     let neutral = [&weights.codes, &weights.scales, &weights.channel].map(|b| memory.upload(b));
     let poison = weights.poison();
     let back = [&poison.codes, &poison.scales, &poison.channel].map(|b| memory.upload(b));
-    let [chunks, padded] = [&poison.chunks, &poison.padded].map(|b| memory.upload(b));
+    let [weight_tiles, padded] = [&poison.weight_tiles, &poison.padded].map(|b| memory.upload(b));
     for (direction, [codes, scales, channel]) in [(Direction::Pack, neutral), (Direction::Unpack, back)] {
         let operands = PrepackOperands {
             codes: codes.address,
             scales: if kind.group_size().is_some() { scales.address } else { 0 },
-            chunks: chunks.address,
+            weight_tiles: weight_tiles.address,
             channel_scale: channel.address,
             padded_scale: padded.address,
             n,
@@ -113,7 +113,7 @@ fn check_packing(emulator: &Emulator, weights: &Packing) {
         let source = prepack::source(kind, direction);
         emulator.launch(&source, shape, raw(&parameters), &memory, &[], 0).expect(&source.name);
     }
-    let [chunks, padded] = [chunks, padded].map(|b| memory.download(b));
+    let [weight_tiles, padded] = [weight_tiles, padded].map(|b| memory.download(b));
     let [codes, scales, channel] = back.map(|b| memory.download(b));
-    weights.check(&PackingOutputs { chunks, padded, codes, scales, channel });
+    weights.check(&PackingOutputs { weight_tiles, padded, codes, scales, channel });
 }

@@ -1,6 +1,6 @@
-//! The CUDA kernels on the CPU: their sources, compiled by the host's compiler for an emulated GPU (`emulator/`), which picks
-//! at random, from a seed, who runs next and when what is asynchronous takes effect. Wrong results, deadlocks, races with
-//! the copy engine and the tensor cores, and writes beside the operands are found without a GPU.
+//! The CUDA kernels on the CPU: their sources, compiled by the host's compiler for an emulated GPU (`emulator/`), which
+//! picks at random, from a seed, who runs next and when what is asynchronous takes effect. Wrong results, deadlocks,
+//! races with the copy engine and the tensor cores, and writes beside the operands are found without a GPU.
 //!
 //! A selection of the products is run. `QQQ_EMULATE=all` runs every instance in more cases, which takes an hour;
 //! `QQQ_EMULATE_SEED` is added to the seeds.

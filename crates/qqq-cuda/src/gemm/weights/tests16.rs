@@ -30,8 +30,8 @@ fn rounded(value: f32, activation: DType) -> f32 {
 /// The operands that the threads make of a chunk, following `dequantize16.cuh` step by step, down to the bits that it
 /// sets, and placed where PTX says that the fragment of a k16 step has its registers.
 fn operands(p: &PackedWeights, block: usize, step: usize) -> Vec<f32> {
-    let bytes = p.kind.chunk_bytes(p.activation);
-    let chunk = &p.chunks[(block * p.in_features.div_ceil(64) + step) * bytes..][..bytes];
+    let bytes = p.kind.weight_tile_bytes(p.activation);
+    let chunk = &p.weight_tiles[(block * p.in_features.div_ceil(64) + step) * bytes..][..bytes];
     let mut out = vec![f32::NAN; 64 * 64];
     for thread in 0..128 {
         let (row, c) = (16 * (thread / 32) + thread % 32 / 4, 2 * (thread % 4));
@@ -79,7 +79,7 @@ fn threads_unpack_the_weights() {
             let w = weight(n, k, group_size);
             let p = PackedWeights::for_activation(&w, activation).unwrap();
             assert_eq!((p.activation, p.kind.group_size()), (activation, group_size));
-            assert_eq!(p.chunks.len(), 2 * 6 * p.kind.chunk_bytes(activation));
+            assert_eq!(p.weight_tiles.len(), 2 * 6 * p.kind.weight_tile_bytes(activation));
             assert_eq!((p.channel_scale.len(), p.channel_scale[100]), (128, 0.0));
             assert_eq!(p.channel_scale[3], w.channel_scales()[3]);
             for (block, step) in (0..2).flat_map(|b| (0..6).map(move |s| (b, s))) {

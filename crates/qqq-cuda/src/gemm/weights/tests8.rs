@@ -12,8 +12,8 @@ fn codes(n: usize, k: usize) -> Vec<i8> {
 /// The int8 operands that a thread makes of a chunk, following `dequantize.cuh` step by step.
 fn operands(p: &PackedWeights, block: usize, step: usize) -> Vec<i8> {
     let steps = p.in_features.div_ceil(128);
-    let bytes = p.kind.chunk_bytes(p.activation);
-    let chunk = &p.chunks[(block * steps + step) * bytes..][..bytes];
+    let bytes = p.kind.weight_tile_bytes(p.activation);
+    let chunk = &p.weight_tiles[(block * steps + step) * bytes..][..bytes];
     let mut out = vec![0i8; 64 * 128];
     let word = |at: usize| u32::from_le_bytes(chunk[at..at + 4].try_into().unwrap());
     for thread in 0..128 {
@@ -89,7 +89,7 @@ fn per_channel_holds_sixteen_times_the_code() {
         scales: Scales::PerChannel((0..80).map(|i| i as f32 + 0.5).collect()),
     };
     let p = PackedWeights::new(&w).unwrap();
-    assert_eq!((p.kind, p.chunks.len()), (WeightKind::Channel4, 2 * 2 * 4096));
+    assert_eq!((p.kind, p.weight_tiles.len()), (WeightKind::Channel4, 2 * 2 * 4096));
     assert_eq!((p.channel_scale.len(), p.channel_scale[3], p.channel_scale[100]), (128, 3.5 / 16.0, 0.0));
     compare(&p, &w.codes, 16);
 }

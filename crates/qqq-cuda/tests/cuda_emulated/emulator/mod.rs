@@ -1,5 +1,5 @@
-//! Runs CUDA kernels on the CPU: their sources, compiled by the host's C++ compiler with emulated instructions (the files
-//! beside this one), on a machine whose timing is random.
+//! Runs CUDA kernels on the CPU: their sources, compiled by the host's C++ compiler with emulated instructions (the
+//! files beside this one), on a machine whose timing is random.
 
 mod memory;
 
@@ -121,8 +121,8 @@ impl Emulator {
         Self { kernels, emulate, _library: library }
     }
 
-    /// Launches the kernel of a source. What the launch before it still writes (`late`) is garbage until that ends, which
-    /// may be at any time.
+    /// Launches the kernel of a source. What the launch before it still writes (`late`) is garbage until that ends,
+    /// which may be at any time.
     ///
     /// # Errors
     /// What the kernel did wrong.
@@ -213,7 +213,8 @@ fn unit_text(first: usize, sources: &[Source]) -> String {
 fn compile(compiler: &OsString, optimization: &str, file: &Path, object: &Path, kernels: Option<&Path>) {
     let mut command = Command::new(compiler);
     command.args(["-std=c++17", optimization, "-march=native", "-fPIC", "-fvisibility=hidden", "-c"]);
-    // Every operation is rounded by itself; jumps between stacks are meant; what is read before it is written must show.
+    // Every operation is rounded by itself; jumps between stacks are meant; what is read before it is written must
+    // show.
     command.args(["-ffp-contract=off", "-U_FORTIFY_SOURCE", "-ftrivial-auto-var-init=pattern"]);
     command.arg("-I").arg(beside(""));
     if let Some(kernels) = kernels {

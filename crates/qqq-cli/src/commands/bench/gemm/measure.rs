@@ -1,8 +1,8 @@
 //! Measuring matrix products.
 //!
-//! Times are medians of short bursts of launches in a CUDA graph, after a pause each: a long run would measure how far the
-//! GPU's power limit lowers the clock. Weights are rotated among copies that together exceed the L2 cache several times, so
-//! that they come from memory, as they do in a model. All data is random.
+//! Times are medians of short bursts of launches in a CUDA graph, after a pause each: a long run would measure how far
+//! the GPU's power limit lowers the clock. Weights are rotated among copies that together exceed the L2 cache several
+//! times, so that they come from memory, as they do in a model. All data is random.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ pub enum Choosing {
     Usual,
     /// The heuristic alone.
     Heuristic,
-    /// All candidates are timed; what is faster than the heuristic's choice, twice, is kept on disk if there is a folder for
-    /// it.
+    /// All candidates are timed; what is faster than the heuristic's choice, twice, is kept on disk if there is a
+    /// folder for it.
     Tune,
     /// Every candidate is measured.
     Each,
@@ -65,8 +65,8 @@ pub struct Measurement {
     pub of_ceiling: Option<f64>,
     /// Microseconds that a launch takes the host. With [`Extent::All`].
     pub host_microseconds: Option<f64>,
-    /// Milliseconds of getting the kernel: reading or compiling it, loading, room for partial sums. Later ones with the same
-    /// kernel find it loaded.
+    /// Milliseconds of getting the kernel: reading or compiling it, loading, room for partial sums. Later ones with the
+    /// same kernel find it loaded.
     pub prepare_milliseconds: f64,
     /// Microseconds of cuBLAS in float16, where it is installed. With [`Extent::All`].
     pub cublas_microseconds: Option<f64>,
@@ -109,11 +109,12 @@ impl GemmBench {
     }
 
     /// Checks and times the product for each number of tokens, by the kernels of `arch` (the device's own or Ampere's).
-    /// Ceilings of 16-bit activations are half those of int8. `on_result` is told each result, and says whether to go on.
+    /// Ceilings of 16-bit activations are half those of int8. `on_result` is told each result, and says whether to go
+    /// on.
     ///
     /// # Errors
-    /// Also when an output differs from what the host computes, for operands whose types no kernel takes together, and when
-    /// what was tuned cannot be kept.
+    /// Also when an output differs from what the host computes, for operands whose types no kernel takes together, and
+    /// when what was tuned cannot be kept.
     #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
@@ -137,7 +138,7 @@ impl GemmBench {
             (PackedWeights::for_activation(&weight, activation)?, weight.int8_weights())
         };
         let types = GemmTypes::new(packed.kind, activation, output)?;
-        let copies = (ROTATE / packed.chunks.len() + 1).clamp(2, 32);
+        let copies = (ROTATE / packed.weight_tiles.len() + 1).clamp(2, 32);
         let copies = (0..copies)
             .map(|_| DeviceWeights::new(&self.device, &packed, None))
             .collect::<Result<Vec<_>>>()?;
@@ -151,7 +152,7 @@ impl GemmBench {
             let cut = |p: &Plan| {
                 let tile = p.instance.tile();
                 let clusters = (self.device.sms() * p.ctas_per_sm() / tile.ctas_in_cluster()).max(1);
-                Schedule::new(&tile, (m, n, k), clusters, true).split_tiles > 0
+                Schedule::new(&tile, (m, n, k), clusters, true).stream_k_tiles > 0
             };
             let mut candidates = candidates(types, arch, m, SumOrder::Free);
             candidates.retain(|p| p.instance.tile().takes(k) && (!p.stream_k || cut(p)));
@@ -195,7 +196,7 @@ impl GemmBench {
                     ),
                 };
                 let operations = 2.0 * m as f64 * n as f64 * k as f64;
-                let bytes = (packed.chunks.len() + m * k * activation.bytes() + 2 * m * n) as f64;
+                let bytes = (packed.weight_tiles.len() + m * k * activation.bytes() + 2 * m * n) as f64;
                 let rate = activation.bytes() as f64;
                 let going_on = on_result(Measurement {
                     m,
@@ -311,7 +312,8 @@ impl<'a> Product<'a> {
         let stream = self.device.stream();
         let operands = weights.operands(self.device, addresses, self.m);
         let workspace = (self.workspace.device_ptr(stream).0, self.workspace.len());
-        // SAFETY: the operands have the shape that was planned; all launches are on one stream, on which the memory is freed.
+        // SAFETY: the operands have the shape that was planned; all launches are on one stream, on which the memory is
+        // freed.
         unsafe { self.plans.launch(stream.cu_stream(), &operands, workspace, overlap) }
     }
 }

@@ -76,9 +76,9 @@ impl Problem {
         (self.x.device_ptr(stream).0, scale, self.y.device_ptr(stream).0)
     }
 
-    /// Launches the product with the addresses of activations, token scales and output, compares some outputs with the host's, and looks that none is left unwritten. With int8 activations sums are exact
-    /// and `int8` weights must give the same bits. With 16-bit ones the error must be within what any order of float32 sums
-    /// can make.
+    /// Launches the product with the addresses of activations, token scales and output, compares some outputs with the
+    /// host's, and looks that none is left unwritten. With int8 activations sums are exact and `int8` weights must give
+    /// the same bits. With 16-bit ones the error must be within what any order of float32 sums can make.
     ///
     /// # Errors
     /// Where they differ.
@@ -138,9 +138,10 @@ impl Problem {
         Ok(())
     }
 
-    /// An output and its largest error. Weights are rounded as the kernel rounds them and products are exact in float32. The
-    /// tensor cores add them in some order and may truncate, so that each of the K additions is wrong by at most 2^-23 of
-    /// the sum of magnitudes; the two factors behind are rounded as well, and so is the output, by 2^-11 or 2^-8 of it.
+    /// An output and its largest error. Weights are rounded as the kernel rounds them and products are exact in
+    /// float32. The tensor cores add them in some order and may truncate, so that each of the K additions is wrong by
+    /// at most 2^-23 of the sum of magnitudes; the two factors behind are rounded as well, and so is the output, by
+    /// 2^-11 or 2^-8 of it.
     fn bounded(&self, x: &[u16], float: DType, weight: &QuantizedWeight, channel: usize) -> (f64, f64) {
         let (mut sum, mut magnitude) = (0.0, 0.0);
         let rounded = |v: f32| float.decode(float.encode(v));
