@@ -1,8 +1,10 @@
 //! The operations of a decoder.
 
+use std::borrow::Cow;
+
 use qqq_formats::{LinearWeight, WeightData};
 
-use crate::Result;
+use crate::{BatchPlan, Result};
 
 /// What a linear layer takes as its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,17 +13,6 @@ pub enum InputKind {
     Float,
     /// int8 activations with one float32 scale per token.
     Int8,
-}
-
-/// New tokens of one sequence: rows of the batch in order of the spans.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// Slot of the KV cache that holds the sequence.
-    pub slot: usize,
-    /// Position of the first new token; the slot already holds `start` positions.
-    pub start: usize,
-    /// Number of new tokens, at least 1.
-    pub len: usize,
 }
 
 /// Heads of an attention layer. A row of `qkv` is `num_heads` query heads, then `num_kv_heads` key
@@ -53,11 +44,40 @@ impl HeadLayout {
     }
 }
 
-/// Causal mask, optionally limited to the last `window` positions (the token itself included).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WindowedCausal {
-    /// Sliding window, if any.
+/// Which positions a query sees, and how scores are scaled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionKind {
+    /// Heads.
+    pub heads: HeadLayout,
+    /// A query sees its own position and the `window - 1` before it; `None`: all before it.
     pub window: Option<usize>,
+    /// Factor of `query . key` before the softmax, usually `head_dim^-1/2`.
+    pub scale: f32,
+}
+
+impl AttentionKind {
+    /// Causal attention with scores scaled by `head_dim^-1/2`.
+    pub fn causal(heads: HeadLayout, window: Option<usize>) -> Self {
+        Self { heads, window, scale: 1.0 / (heads.head_dim as f32).sqrt() }
+    }
+}
+
+/// The function of the gate in a gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `x / (1 + e^-x)` (SiLU, swish).
+    Silu,
+    /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`: the approximation of GELU that models are trained with
+    /// (Hendrycks and Gimpel, arXiv 1606.08415).
+    GeluTanh,
+}
+
+/// An RMS norm: `x / sqrt(mean(x^2) + eps) * weight`.
+pub struct Norm<B: Backend> {
+    /// Length of a row.
+    pub weight: B::Vector,
+    /// Added to the mean of the squares.
+    pub eps: f32,
 }
 
 /// Element type of cached keys and values.
@@ -73,7 +93,7 @@ pub enum KvDType {
 /// Shape of a KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {
-    /// Blocks of the decoder.
+    /// Layers of attention.
     pub num_layers: usize,
     /// Key and value heads.
     pub num_kv_heads: usize,
@@ -83,12 +103,20 @@ pub struct KvLayout {
     pub dtype: KvDType,
 }
 
-/// The operations of a decoder. A `Tensor` is a matrix of activations, one row a token.
+/// A device: its memory, one stream of work, and the operations of a decoder.
+///
+/// Operations write into what the caller owns, so that a step touches the same memory each time, and allocate nothing but
+/// what an output has outgrown. They may return before they have run; only [`read`](Backend::read) and
+/// [`top`](Backend::top) wait. An output takes the shape that its operation gives it.
+///
+/// # Errors
+/// An operation fails where arguments contradict each other ([`BackendError::Batch`](crate::BackendError::Batch) and
+/// [`BackendError::Shape`](crate::BackendError::Shape)), or the device does.
 pub trait Backend: Clone + Send + Sync + 'static {
-    /// Activations, shape `rows x cols`.
+    /// Activations, shape `rows x cols`, one row a token.
     type Tensor: Send + Sync;
-    /// Input of linear layers: float or int8 with per-token scales.
-    type Activation: Send + Sync;
+    /// The input of linear layers: float rows, or int8 rows with per-token scales.
+    type Input: Send + Sync;
     /// Prepacked weight of a linear layer with its bias.
     type Linear: Send + Sync;
     /// Embedding table.
@@ -97,17 +125,23 @@ pub trait Backend: Clone + Send + Sync + 'static {
     type Vector: Send + Sync;
     /// Cosines and sines by position.
     type Rope: Send + Sync;
-    /// Keys and values of several sequences (slots), all layers.
-    type KvCache: Send;
+    /// Pages of keys and values, all layers.
+    type KvPool: Send;
+    /// What a step's operations must know of its rows: made once, read by every layer.
+    type Batch: Send + Sync;
 
-    /// Copies `rows x cols` values, row-major, to the backend.
-    fn tensor(&self, rows: usize, cols: usize, data: Vec<f32>) -> Self::Tensor;
-    /// Copies a tensor to the host, row-major.
-    fn to_host(&self, x: &Self::Tensor) -> Vec<f32>;
-    /// Number of rows.
-    fn rows(&self, x: &Self::Tensor) -> usize;
+    /// A tensor with room for `rows x cols` values; it has no rows yet.
+    fn tensor(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
+    /// An input with room for `rows x cols` values; it has no rows yet.
+    fn input(&self, rows: usize, cols: usize) -> Result<Self::Input>;
+    /// `rows x cols` values, row-major, as a tensor.
+    fn upload(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Self::Tensor>;
+    /// Waits, and gives the values of a tensor, row-major.
+    fn read<'t>(&self, x: &'t Self::Tensor) -> Result<Cow<'t, [f32]>>;
+    /// Waits, and gives the values of a linear layer's input, row-major; int8 rows at what they stand for.
+    fn read_input<'t>(&self, x: &'t Self::Input) -> Result<Cow<'t, [f32]>>;
     /// A parameter vector.
-    fn vector(&self, data: Vec<f32>) -> Self::Vector;
+    fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// Prepacks a weight (`N x K`); `bias` has length `N`.
     fn linear_weight(&self, weight: LinearWeight, bias: Option<Vec<f32>>) -> Result<Self::Linear>;
     /// What `weight` takes as its input.
@@ -116,68 +150,97 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn embedding(&self, vocab: usize, hidden: usize, data: WeightData) -> Result<Self::Embedding>;
     /// The output head that shares its values with an embedding (no second copy).
     fn tied_head(&self, embedding: &Self::Embedding) -> Result<Self::Linear>;
-    /// Rotary embedding for inverse frequencies of length `head_dim / 2`, half-split ("neox")
-    /// pairing: component `i` turns with component `i + head_dim / 2`.
-    fn rope(&self, inv_freq: &[f32], max_positions: usize) -> Self::Rope {
-        self.scaled_rope(inv_freq, 1.0, max_positions)
-    }
-    /// Like [`Backend::rope`], with cosines and sines multiplied by `factor`, which makes queries and keys longer.
-    fn scaled_rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Self::Rope;
-    /// An empty cache without slots.
-    fn kv_cache(&self, layout: KvLayout) -> Self::KvCache;
-    /// Adds an empty slot and returns its index (indices of removed slots are reused).
-    fn kv_add_slot(&self, kv: &mut Self::KvCache) -> usize;
-    /// Frees a slot.
-    fn kv_remove_slot(&self, kv: &mut Self::KvCache, slot: usize);
-    /// Forgets all positions of a slot from `len` on.
-    fn kv_truncate(&self, kv: &mut Self::KvCache, slot: usize, len: usize);
+    /// Rotary embedding of the first `2 * inv_freq.len()` components of a head, half-split ("neox") pairing: component `i`
+    /// turns with component `i + inv_freq.len()`. Cosines and sines are multiplied by `factor`, which makes what is turned
+    /// longer. Positions are below `max_positions`.
+    fn rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Result<Self::Rope>;
+    /// A pool of `pages` pages, [`PAGE`](crate::PAGE) positions each. Who has which page is for the caller to say, in a
+    /// [`BatchPlan`].
+    fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<Self::KvPool>;
+    /// Prepares a step.
+    fn batch(&self, plan: &BatchPlan) -> Result<Self::Batch>;
+    /// Prepares the next step in the memory of one before.
+    fn refill(&self, batch: &mut Self::Batch, plan: &BatchPlan) -> Result<()>;
 
-    /// Rows of the embedding for token ids; shape `ids.len() x hidden`. Ids must be in range.
-    fn embed(&self, table: &Self::Embedding, ids: &[u32]) -> Self::Tensor;
-    /// `x / rms(x) * weight`, as the input of a linear layer.
-    fn rms_norm(
+    /// Rows of the embedding for the batch's tokens, times `scale`; shape `tokens x hidden`.
+    fn embed(
         &self,
-        x: &Self::Tensor,
-        weight: &Self::Vector,
-        eps: f32,
+        table: &Self::Embedding,
+        batch: &Self::Batch,
+        scale: f32,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+    /// `residual += x` if there is an `x`; then the norm of `residual`, as the input of a linear layer.
+    fn add_norm(
+        &self,
+        residual: &mut Self::Tensor,
+        x: Option<&Self::Tensor>,
+        norm: &Norm<Self>,
         kind: InputKind,
-    ) -> Self::Activation;
-    /// A tensor as the input of a linear layer (quantized per token where asked).
-    fn activation(&self, x: Self::Tensor, kind: InputKind) -> Self::Activation;
+        out: &mut Self::Input,
+    ) -> Result<()>
+    where
+        Self: Sized;
+    /// `residual += x`.
+    fn add(&self, residual: &mut Self::Tensor, x: &Self::Tensor) -> Result<()>;
+    /// The norm of every row, in place.
+    fn norm(&self, x: &mut Self::Tensor, norm: &Norm<Self>) -> Result<()>
+    where
+        Self: Sized;
+    /// A tensor as the input of a linear layer (quantized per token where asked). The values of `x` are unspecified
+    /// afterwards.
+    fn to_input(&self, x: &mut Self::Tensor, kind: InputKind, out: &mut Self::Input) -> Result<()>;
     /// `x W^T + bias`; shape `rows x N`.
-    fn linear(&self, x: &Self::Activation, weight: &Self::Linear) -> Self::Tensor;
-    /// The `count` largest elements of each row of [`linear`](Self::linear), largest first, with their columns: exactly
-    /// those, in the order of [`descending`](crate::descending). Of a row with elements that are not finite, the first of
-    /// these alone.
-    fn linear_top(&self, x: &Self::Activation, weight: &Self::Linear, count: usize) -> Vec<Vec<(f32, u32)>>;
-    /// `acc += x W^T + bias`.
-    fn linear_add(&self, acc: &mut Self::Tensor, x: &Self::Activation, weight: &Self::Linear);
-    /// `silu(gate) * up` of rows `[gate | up]` of width `2 * I`; shape `rows x I`.
-    fn silu_mul(&self, gate_up: Self::Tensor, kind: InputKind) -> Self::Activation;
-    /// Applies per-head RMS norms to q and k (if given), then rotary embedding, in place, and
-    /// appends keys and values of `layer` to the slots of the spans.
+    fn linear(&self, x: &Self::Input, weight: &Self::Linear, out: &mut Self::Tensor) -> Result<()>;
+    /// The first half of a gated MLP: `gate(g) * u` for the rows `[g | u]` of `x W^T + bias`, as the input of a linear layer;
+    /// shape `rows x N/2`. `gate_up` is memory for the product, whose values are unspecified afterwards.
+    fn gated_linear(
+        &self,
+        x: &Self::Input,
+        weight: &Self::Linear,
+        gate: Gate,
+        kind: InputKind,
+        gate_up: &mut Self::Tensor,
+        out: &mut Self::Input,
+    ) -> Result<()>;
+    /// `gate(g) * u` of rows `[g | u]`, as the input of a linear layer.
+    fn gated(&self, gate_up: &Self::Tensor, gate: Gate, kind: InputKind, out: &mut Self::Input)
+    -> Result<()>;
+    /// Applies per-head RMS norms to q and k (if given), then rotary embedding (if given), in place, and writes keys and
+    /// values of `layer` to the batch's pages.
     #[allow(clippy::too_many_arguments)]
-    fn rope_append_kv(
+    fn rope_append(
         &self,
         qkv: &mut Self::Tensor,
         heads: HeadLayout,
-        qk_norm: Option<(&Self::Vector, &Self::Vector, f32)>,
-        rope: &Self::Rope,
-        kv: &mut Self::KvCache,
+        qk_norm: Option<(&Norm<Self>, &Norm<Self>)>,
+        rope: Option<&Self::Rope>,
+        kv: &mut Self::KvPool,
         layer: usize,
-        spans: &[Span],
-    );
-    /// Attention of the (rotated) queries in `qkv` over the cache, softmax scale `head_dim^-1/2`;
-    /// shape `rows x (num_heads * head_dim)`.
+        batch: &Self::Batch,
+    ) -> Result<()>
+    where
+        Self: Sized;
+    /// Attention of the (rotated) queries in `qkv` over the pool's pages; shape `rows x (num_heads * head_dim)`.
     fn attention(
         &self,
         qkv: &Self::Tensor,
-        heads: HeadLayout,
-        mask: WindowedCausal,
-        kv: &Self::KvCache,
+        kind: &AttentionKind,
+        kv: &Self::KvPool,
         layer: usize,
-        spans: &[Span],
-    ) -> Self::Tensor;
+        batch: &Self::Batch,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
     /// The given rows, in order; shape `rows.len() x cols`.
-    fn select_rows(&self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
+    fn gather(&self, x: &Self::Tensor, rows: &[usize], out: &mut Self::Tensor) -> Result<()>;
+    /// Waits, and gives the `count` largest elements of each row of [`linear`](Self::linear), largest first, with their
+    /// columns: exactly those, in the order of [`descending`](crate::descending). Of a row with elements that are not finite,
+    /// the first of these alone. `out` is memory for the product, whose values are unspecified afterwards.
+    fn top(
+        &self,
+        x: &Self::Input,
+        weight: &Self::Linear,
+        count: usize,
+        out: &mut Self::Tensor,
+    ) -> Result<Vec<Vec<(f32, u32)>>>;
 }

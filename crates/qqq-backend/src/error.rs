@@ -7,10 +7,13 @@ pub type Result<T, E = BackendError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// A shape that no kernel of this backend takes.
+    /// A shape that no kernel of this backend takes, or that does not fit the other arguments.
     #[error("{0}")]
     Shape(String),
     /// A kernel path that this machine cannot run, with the way out.
     #[error("{0}")]
     Unavailable(String),
+    /// A step that contradicts itself, or the pool it is to use.
+    #[error("{0}")]
+    Batch(String),
 }

@@ -5,7 +5,7 @@
 //! A linear layer is read and multiplied in float, then made W4A8 and multiplied again, in integers:
 //!
 //! ```
-//! use qqq_backend::{Backend, CpuBackend, InputKind};
+//! use qqq_backend::{Backend, CpuBackend};
 //! use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
 //! # let tiny = qqq_testing::TinyModel::new();
 //! # let model = tiny.model();
@@ -24,27 +24,32 @@
 //!
 //! let backend = CpuBackend::new();
 //! let x: Vec<f32> = (0..2 * k).map(|i| (i as f32).sin()).collect();
-//! let outputs = [float, LinearWeight::Quantized(w4a8)].map(|weight| {
-//!     let layer = backend.linear_weight(weight, None).expect("shapes that the kernels take");
-//!     let kind: InputKind = backend.input_kind(&layer);
-//!     let x = backend.activation(backend.tensor(2, k, x.clone()), kind);
-//!     backend.to_host(&backend.linear(&x, &layer))
-//! });
+//! let mut outputs = Vec::new();
+//! for weight in [float, LinearWeight::Quantized(w4a8)] {
+//!     let layer = backend.linear_weight(weight, None)?;
+//!     let (mut input, mut output) = (backend.input(2, k)?, backend.tensor(2, n)?);
+//!     backend.to_input(&mut backend.upload(2, k, x.clone())?, backend.input_kind(&layer), &mut input)?;
+//!     backend.linear(&input, &layer, &mut output)?;
+//!     outputs.push(backend.read(&output)?.into_owned());
+//! }
 //! let [error, size] = [1, 0].map(|float| -> f32 {
-//!     let [a, b] = &outputs;
-//!     a.iter().zip(b).map(|(a, b)| (a - float as f32 * b).powi(2)).sum()
+//!     outputs[0].iter().zip(&outputs[1]).map(|(a, b)| (a - float as f32 * b).powi(2)).sum()
 //! });
 //! assert!(error < 0.05 * size, "{error} of {size}");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 pub mod backend;
+mod batch;
+pub mod calibrate;
 pub mod cpu;
 pub mod error;
 pub mod finite;
 pub mod ranking;
 
-pub use backend::{Backend, HeadLayout, InputKind, KvDType, KvLayout, Span, WindowedCausal};
+pub use backend::{AttentionKind, Backend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm};
+pub use batch::{BatchPlan, PAGE, Span, pages_for};
+pub use calibrate::Calibrate;
 pub use cpu::CpuBackend;
 pub use error::{BackendError, Result};
 pub use finite::first_not_finite;

@@ -7,12 +7,15 @@ mod backend;
 use std::process::ExitCode;
 
 use half::f16;
-use qqq_backend::cpu::{CpuBackend, CpuKvCache, SimdLevel, matrix::Matrix};
-use qqq_backend::{Backend, HeadLayout, KvDType, KvLayout, Span, WindowedCausal};
+use qqq_backend::cpu::{CpuBackend, CpuKvPool, SimdLevel, matrix::Matrix};
+use qqq_backend::{
+    AttentionKind, Backend, BackendError, BatchPlan, HeadLayout, KvDType, KvLayout, Norm, pages_for,
+};
 use qqq_testing::{Suite, tests, values};
 
 fn main() -> ExitCode {
-    let mut suite = Suite::new().tests(tests![truncated_and_reused_slots, a_gap_in_the_cache_is_refused]);
+    let mut suite =
+        Suite::new().tests(tests![shortened_and_reused_pages, pages_that_were_never_written_are_refused]);
     for level in SimdLevel::ALL {
         suite = suite.on(
             &format!("{level:?}"),
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
                 half_precision_cache,
                 what_half_precision_cannot_hold_is_kept,
                 head_norms,
+                partial_rope_no_rope_and_other_scales,
                 long_decode
             ],
         );
@@ -42,9 +46,15 @@ struct Reference {
 }
 
 impl Reference {
-    fn new(qkv: &Matrix, heads: HeadLayout, norm: Option<(&[f32], &[f32], f32)>, dtype: KvDType) -> Self {
+    fn new(
+        qkv: &Matrix,
+        heads: HeadLayout,
+        norm: Option<(&[f32], &[f32], f32)>,
+        dtype: KvDType,
+        turned: usize,
+    ) -> Self {
         let d = heads.head_dim;
-        let freq = inv_freq(d);
+        let freq = inv_freq(turned);
         let rows = (0..qkv.rows)
             .map(|p| {
                 let mut row: Vec<f64> = qkv.row(p).iter().map(|&v| f64::from(v)).collect();
@@ -57,11 +67,11 @@ impl Reference {
                         let weight = if h < heads.num_heads { q } else { k };
                         head.iter_mut().zip(weight).for_each(|(v, &w)| *v *= scale * f64::from(w));
                     }
-                    for i in 0..d / 2 {
+                    for i in 0..turned / 2 {
                         // The angle is a float32 product by definition.
                         let (sin, cos) = f64::from(p as f32 * freq[i]).sin_cos();
-                        let (a, b) = (head[i], head[i + d / 2]);
-                        (head[i], head[i + d / 2]) = (a * cos - b * sin, b * cos + a * sin);
+                        let (a, b) = (head[i], head[i + turned / 2]);
+                        (head[i], head[i + turned / 2]) = (a * cos - b * sin, b * cos + a * sin);
                     }
                 }
                 if dtype == KvDType::F16 {
@@ -81,9 +91,9 @@ impl Reference {
         Self { heads, rows }
     }
 
-    fn attention(&self, position: usize, mask: WindowedCausal) -> Vec<f64> {
+    fn attention(&self, position: usize, window: Option<usize>, scale: f64) -> Vec<f64> {
         let HeadLayout { num_heads, num_kv_heads, head_dim: d } = self.heads;
-        let first = mask.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        let first = window.map_or(0, |w| (position + 1).saturating_sub(w));
         let mut out = Vec::new();
         for h in 0..num_heads {
             let kv_head = h / (num_heads / num_kv_heads);
@@ -91,9 +101,7 @@ impl Reference {
             let value = key + self.heads.kv_width();
             let q = &self.rows[position][h * d..(h + 1) * d];
             let scores: Vec<f64> = (first..=position)
-                .map(|p| {
-                    q.iter().zip(&self.rows[p][key..]).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt()
-                })
+                .map(|p| q.iter().zip(&self.rows[p][key..]).map(|(a, b)| a * b).sum::<f64>() * scale)
                 .collect();
             let max = scores.iter().copied().fold(f64::MIN, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
@@ -108,24 +116,48 @@ impl Reference {
 
 struct Case {
     heads: HeadLayout,
-    mask: WindowedCausal,
+    window: Option<usize>,
     dtype: KvDType,
     qk_norm: bool,
+    /// Components of a head that the rotary embedding turns; 0: there is none.
+    turned: usize,
+    /// Factor of the scores; `None`: `head_dim^-1/2`.
+    scale: Option<f32>,
+}
+
+/// New tokens of the sequence that has these pages.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    pages: &'a [u32],
+    start: usize,
+    len: usize,
 }
 
 impl Case {
     fn new(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> Self {
         Self {
             heads: HeadLayout { num_heads, num_kv_heads, head_dim },
-            mask: WindowedCausal { window: None },
+            window: None,
             dtype: KvDType::F32,
             qk_norm: false,
+            turned: head_dim,
+            scale: None,
         }
     }
 
-    fn cache(&self, b: &CpuBackend) -> CpuKvCache {
+    fn pool(&self, b: &CpuBackend, pages: usize) -> CpuKvPool {
         let HeadLayout { num_kv_heads, head_dim, .. } = self.heads;
-        b.kv_cache(KvLayout { num_layers: 2, num_kv_heads, head_dim, dtype: self.dtype })
+        b.kv_pool(KvLayout { num_layers: 2, num_kv_heads, head_dim, dtype: self.dtype }, pages).unwrap()
+    }
+
+    fn kind(&self) -> AttentionKind {
+        let plain = AttentionKind::causal(self.heads, self.window);
+        AttentionKind { scale: self.scale.unwrap_or(plain.scale), ..plain }
+    }
+
+    fn expected(&self, reference: &Reference, position: usize) -> Vec<f64> {
+        let scale = self.scale.map_or(1.0 / (self.heads.head_dim as f64).sqrt(), f64::from);
+        reference.attention(position, self.window, scale)
     }
 
     fn norms(&self) -> Option<(Vec<f32>, Vec<f32>, f32)> {
@@ -134,18 +166,32 @@ impl Case {
     }
 
     /// Appends and attends to parts of sequences; returns the attention rows.
-    fn step(&self, b: &CpuBackend, kv: &mut CpuKvCache, parts: &[(&Matrix, Span)]) -> Matrix {
+    fn step(&self, b: &CpuBackend, kv: &mut CpuKvPool, parts: &[(&Matrix, Part)]) -> Matrix {
+        self.try_step(b, kv, parts).unwrap()
+    }
+
+    fn try_step(
+        &self,
+        b: &CpuBackend,
+        kv: &mut CpuKvPool,
+        parts: &[(&Matrix, Part)],
+    ) -> Result<Matrix, BackendError> {
         let rows: Vec<f32> = parts
             .iter()
             .flat_map(|(x, s)| x.data[s.start * x.cols..(s.start + s.len) * x.cols].iter().copied())
             .collect();
-        let spans: Vec<Span> = parts.iter().map(|p| p.1).collect();
-        let mut qkv = b.tensor(spans.iter().map(|s| s.len).sum(), self.heads.qkv_width(), rows);
-        let rope = b.rope(&inv_freq(self.heads.head_dim), 4096);
-        let norms = self.norms();
-        let norms = norms.as_ref().map(|(q, k, eps)| (q, k, *eps));
-        b.rope_append_kv(&mut qkv, self.heads, norms, &rope, kv, 1, &spans);
-        b.attention(&qkv, self.heads, self.mask, kv, 1, &spans)
+        let mut plan = BatchPlan::default();
+        parts.iter().for_each(|(_, part)| plan.push(&vec![0; part.len], part.start, part.pages));
+        let batch = b.batch(&plan)?;
+        let mut qkv = b.upload(plan.rows(), self.heads.qkv_width(), rows)?;
+        let rope = b.rope(&inv_freq(self.turned), 1.0, 4096)?;
+        let norms = self.norms().map(|(q, k, eps)| [q, k].map(|weight| Norm { weight, eps }));
+        let norms = norms.as_ref().map(|[q, k]| (q, k));
+        let rope = (self.turned > 0).then_some(&rope);
+        b.rope_append(&mut qkv, self.heads, norms, rope, kv, 1, &batch)?;
+        let mut out = b.tensor(0, 0)?;
+        b.attention(&qkv, &self.kind(), kv, 1, &batch, &mut out)?;
+        Ok(out)
     }
 
     fn sequence(&self, len: usize, seed: u64) -> Matrix {
@@ -178,26 +224,27 @@ impl Case {
         let norms = self.norms();
         let norms = norms.as_ref().map(|(q, k, eps)| (q.as_slice(), k.as_slice(), *eps));
         let references: Vec<Reference> =
-            inputs.iter().map(|x| Reference::new(x, self.heads, norms, self.dtype)).collect();
-        let mut kv = self.cache(b);
-        let slots: Vec<usize> = inputs.iter().map(|_| b.kv_add_slot(&mut kv)).collect();
+            inputs.iter().map(|x| Reference::new(x, self.heads, norms, self.dtype, self.turned)).collect();
+        // Pages of the sequences in turns.
+        let most = inputs.iter().map(|x| pages_for(x.rows)).max().unwrap();
+        let mut kv = self.pool(b, most * inputs.len());
+        let table = |i: usize| (0..most).map(|page| (page * inputs.len() + i) as u32).collect();
+        let tables: Vec<Vec<u32>> = (0..inputs.len()).map(table).collect();
         let mut starts = vec![0; inputs.len()];
         for step in 0..sequences.iter().map(|pieces| pieces.len()).max().unwrap() {
             // The sequences that have a piece left, in reverse order.
             let active: Vec<usize> = (0..inputs.len()).rev().filter(|&i| step < sequences[i].len()).collect();
-            let parts: Vec<(&Matrix, Span)> = active
-                .iter()
-                .map(|&i| (&inputs[i], Span { slot: slots[i], start: starts[i], len: sequences[i][step] }))
-                .collect();
+            let part = |i: usize| Part { pages: &tables[i], start: starts[i], len: sequences[i][step] };
+            let parts: Vec<(&Matrix, Part)> = active.iter().map(|&i| (&inputs[i], part(i))).collect();
             let out = self.step(b, &mut kv, &parts);
             let mut row = 0;
-            for (&i, (_, span)) in active.iter().zip(&parts) {
-                for p in span.start..span.start + span.len {
+            for &i in &active {
+                for p in starts[i]..starts[i] + sequences[i][step] {
                     let what = format!("{:?} {:?} sequence {i} position {p}", b.simd_level(), self.heads);
-                    self.check(out.row(row), &references[i].attention(p, self.mask), &what);
+                    self.check(out.row(row), &self.expected(&references[i], p), &what);
                     row += 1;
                 }
-                starts[i] += span.len;
+                starts[i] += sequences[i][step];
             }
             assert_eq!(row, out.rows);
         }
@@ -216,8 +263,8 @@ fn several_spans_and_many_pieces(b: CpuBackend) {
 
 fn sliding_windows(b: CpuBackend) {
     for window in [1, 2, 31, 128, 130, 1000] {
-        let mask = WindowedCausal { window: Some(window) };
-        Case { mask, ..Case::new(4, 2, 32) }.run(&b, &[&[290, 1, 1, 40], &[5, 1]]);
+        let window = Some(window);
+        Case { window, ..Case::new(4, 2, 32) }.run(&b, &[&[290, 1, 1, 40], &[5, 1]]);
     }
 }
 
@@ -241,12 +288,12 @@ fn what_half_precision_cannot_hold_is_kept(b: CpuBackend) {
                 row[q_width..q_width + kv_width].iter_mut().for_each(|k| *k *= keys);
                 row[q_width + kv_width..].iter_mut().for_each(|v| *v *= values);
             }
-            let mut kv = case.cache(&b);
-            let slot = b.kv_add_slot(&mut kv);
+            let mut kv = case.pool(&b, 3);
+            let pages = &[2, 0, 1];
             let mut out: Vec<f32> = Vec::new();
             let mut start = 0;
             for len in [200, 1, 1, 60, 1, 67] {
-                out.extend(case.step(&b, &mut kv, &[(&x, Span { slot, start, len })]).data.iter());
+                out.extend(case.step(&b, &mut kv, &[(&x, Part { pages, start, len })]).data.iter());
                 start += len;
             }
             out.iter_mut().for_each(|v| *v /= values);
@@ -269,50 +316,50 @@ fn head_norms(b: CpuBackend) {
     Case { qk_norm: true, ..Case::new(4, 2, 64) }.run(&b, &[&[50, 1, 3]]);
 }
 
+fn partial_rope_no_rope_and_other_scales(b: CpuBackend) {
+    for turned in [0, 2, 24, 48] {
+        Case { turned, scale: Some(0.3), ..Case::new(4, 2, 48) }.run(&b, &[&[140, 1, 3], &[2, 1]]);
+    }
+}
+
 /// A decode step over a long cache splits the positions; so does a short prefill.
 fn long_decode(b: CpuBackend) {
     Case::new(3, 1, 64).run(&b, &[&[700, 1, 1, 20, 1]]);
-    Case { mask: WindowedCausal { window: Some(300) }, ..Case::new(3, 1, 64) }
-        .run(&b, &[&[700, 1, 1, 20, 1]]);
+    Case { window: Some(300), ..Case::new(3, 1, 64) }.run(&b, &[&[700, 1, 1, 20, 1]]);
 }
 
-fn truncated_and_reused_slots() {
+fn shortened_and_reused_pages() {
     let case = Case::new(4, 2, 32);
     let b = CpuBackend::default();
     let (x, y) = (case.sequence(200, 70), case.sequence(150, 71));
-    let span = |slot, start, len| Span { slot, start, len };
-    let mut kv = case.cache(&b);
-    let a = b.kv_add_slot(&mut kv);
-    let whole = case.step(&b, &mut kv, &[(&x, span(a, 0, 200))]);
+    let part = |pages, start, len| Part { pages, start, len };
+    let mut kv = case.pool(&b, 4);
+    let a = &[3, 1];
+    let whole = case.step(&b, &mut kv, &[(&x, part(a, 0, 200))]);
 
-    // Forget the end and append it again.
-    b.kv_truncate(&mut kv, a, 137);
-    let end = case.step(&b, &mut kv, &[(&x, span(a, 137, 63))]);
-    let reference = Reference::new(&x, case.heads, None, case.dtype);
+    // The end is forgotten and appended again.
+    let end = case.step(&b, &mut kv, &[(&x, part(a, 137, 63))]);
+    let reference = Reference::new(&x, case.heads, None, case.dtype, case.turned);
     for p in 137..200 {
-        case.check(end.row(p - 137), &reference.attention(p, case.mask), "after truncation");
+        case.check(end.row(p - 137), &case.expected(&reference, p), "after its end was forgotten");
     }
 
     // NaNs of a forgotten sequence must not come back.
     let mut bad = x.clone();
     bad.data.fill(f32::NAN);
-    let c = b.kv_add_slot(&mut kv);
-    let out = case.step(&b, &mut kv, &[(&bad, span(c, 0, 200))]);
+    let c = &[0, 2];
+    let out = case.step(&b, &mut kv, &[(&bad, part(c, 0, 200))]);
     assert!(out.data.iter().all(|v| v.is_nan()));
-    b.kv_truncate(&mut kv, c, 0);
-    assert_eq!(case.step(&b, &mut kv, &[(&x, span(c, 0, 200))]), whole);
+    assert_eq!(case.step(&b, &mut kv, &[(&x, part(c, 0, 200))]), whole);
 
-    // A freed slot is empty when it is used again.
-    b.kv_remove_slot(&mut kv, a);
-    let again = b.kv_add_slot(&mut kv);
-    assert_eq!(again, a);
-    let fresh = case.step(&b, &mut kv, &[(&y, span(again, 0, 150))]);
-    let reference = Reference::new(&y, case.heads, None, case.dtype);
+    // Pages of another sequence.
+    let fresh = case.step(&b, &mut kv, &[(&y, part(a, 0, 150))]);
+    let reference = Reference::new(&y, case.heads, None, case.dtype, case.turned);
     for p in 0..150 {
-        case.check(fresh.row(p), &reference.attention(p, case.mask), "in a reused slot");
+        case.check(fresh.row(p), &case.expected(&reference, p), "in pages that were another's");
     }
-    // The other slot is as it was.
-    let more = case.step(&b, &mut kv, &[(&x, span(c, 199, 1))]);
+    // The other sequence is as it was.
+    let more = case.step(&b, &mut kv, &[(&x, part(c, 199, 1))]);
     case.check(
         more.row(0),
         &whole.row(199).iter().map(|&v| f64::from(v)).collect::<Vec<_>>(),
@@ -320,15 +367,21 @@ fn truncated_and_reused_slots() {
     );
 }
 
-fn a_gap_in_the_cache_is_refused() {
-    let panic = std::panic::catch_unwind(|| {
-        let case = Case::new(2, 1, 32);
-        let b = CpuBackend::default();
-        let mut kv = case.cache(&b);
-        let slot = b.kv_add_slot(&mut kv);
-        case.step(&b, &mut kv, &[(&case.sequence(8, 80), Span { slot, start: 5, len: 1 })]);
-    });
-    let message = panic.expect_err("a gap is refused");
-    let message = message.downcast_ref::<String>().expect("a message with numbers");
-    assert!(message.contains("holds 0 positions, not 5"), "{message}");
+fn pages_that_were_never_written_are_refused() {
+    let case = Case::new(2, 1, 32);
+    let b = CpuBackend::default();
+    let mut kv = case.pool(&b, 3);
+    let x = case.sequence(300, 80);
+    for (pages, start, what) in
+        [([0, 1, 2], 256, "page 0 of layer 1 was never written"), ([0, 1, 3], 256, "no page 3, only 3")]
+    {
+        let part = Part { pages: &pages, start, len: 1 };
+        let error = case.try_step(&b, &mut kv, &[(&x, part)]).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
+    let layout = KvLayout { num_layers: 2, num_kv_heads: 2, head_dim: 32, dtype: KvDType::F32 };
+    let mut other = b.kv_pool(layout, 3).unwrap();
+    let part = Part { pages: &[0], start: 0, len: 1 };
+    let error = case.try_step(&b, &mut other, &[(&x, part)]).unwrap_err().to_string();
+    assert!(error.contains("KV pool"), "{error}");
 }

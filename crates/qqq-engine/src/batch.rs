@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, Span};
-use qqq_model::{Decoder, ModelError, NotFinite, Result, names};
+use qqq_backend::{Backend, BatchPlan, pages_for};
+use qqq_model::{Decoder, ModelError, NotFinite, Result, Runner, names};
 
-use crate::{BadLogit, FinishReason, GenerateOptions, Generation, Sampler, SamplingOptions};
+use crate::{BadLogit, FinishReason, GenerateOptions, Generation, Sampler, SamplingOptions, pages::Pages};
 
 /// Tokens of a prefill pass, over all sequences: bounds the memory of activations, and is enough for the matrix
 /// kernels to run at full speed.
@@ -13,9 +13,9 @@ pub(crate) const PREFILL_TOKENS: usize = 512;
 
 /// A sequence of a batch.
 pub(crate) struct Sequence {
-    /// Its place in the KV cache, while it has one.
-    slot: Option<usize>,
-    /// Whether the slot is the batch's own, to be freed at the end of the sequence.
+    /// Pages that hold its keys and values.
+    pages: Vec<u32>,
+    /// Whether these are the batch's own, to be freed at the end of the sequence.
     lent: bool,
     /// Prompt and new tokens.
     tokens: Vec<u32>,
@@ -61,11 +61,11 @@ pub(crate) enum Next {
 pub(crate) type Listener<'a> = dyn FnMut(Event) -> Next + 'a;
 
 impl Sequence {
-    /// A sequence that gets a slot when it joins the batch. `index` makes its random draws differ from those of other
+    /// A sequence that gets pages as it needs them. `index` makes its random draws differ from those of other
     /// sequences.
     pub fn new(prompt: Vec<u32>, sampling: &SamplingOptions, index: usize) -> Self {
         Self {
-            slot: None,
+            pages: Vec::new(),
             lent: true,
             prompt_len: prompt.len(),
             tokens: prompt,
@@ -81,9 +81,19 @@ impl Sequence {
         }
     }
 
-    /// With a slot that holds the first `cached` tokens of the prompt, and stays as it is at the end.
-    pub fn in_slot(self, slot: usize, cached: usize) -> Self {
-        Self { slot: Some(slot), lent: false, reused: cached, cached, ..self }
+    /// With pages that hold the first `cached` tokens of the prompt, and stay its own at the end.
+    pub fn with_pages(self, pages: Vec<u32>, cached: usize) -> Self {
+        Self { pages, lent: false, reused: cached, cached, ..self }
+    }
+
+    /// Positions that it takes at most.
+    pub fn positions(&self, options: &GenerateOptions, context: usize) -> usize {
+        self.prompt_len.saturating_add(options.max_new_tokens).min(context)
+    }
+
+    /// Its pages, which are the caller's from now on.
+    pub fn into_pages(self) -> Vec<u32> {
+        self.pages
     }
 
     /// The tokens whose keys and values lie in the cache.
@@ -156,11 +166,26 @@ impl Sequence {
     }
 }
 
+/// A runner for sequences, `together` of them at a time, with as many pages as they can come to need.
+pub(crate) fn runner<'d, B: Backend>(
+    decoder: &'d Decoder<B>,
+    sequences: &[Sequence],
+    options: &GenerateOptions,
+    together: usize,
+) -> Result<(Runner<'d, B>, Pages)> {
+    let context = decoder.config.max_position_embeddings;
+    let mut needs: Vec<usize> = sequences.iter().map(|s| pages_for(s.positions(options, context))).collect();
+    needs.sort_unstable_by_key(|&pages| std::cmp::Reverse(pages));
+    let pages = Pages::new(needs.iter().take(together.max(1)).sum());
+    let rows = sequences.iter().map(|s| s.prompt_len).sum::<usize>().min(PREFILL_TOKENS);
+    Ok((Runner::new(decoder, options.kv_dtype, pages.total(), rows)?, pages))
+}
+
 /// Runs the sequences to their ends, `together` at a time: one that ends makes room for the next. Which tokens come out
 /// does not depend on what else is in the batch (on a backend whose rows do not depend on each other).
 pub(crate) fn run<B: Backend>(
-    decoder: &Decoder<B>,
-    kv: &mut B::KvCache,
+    runner: &mut Runner<'_, B>,
+    pages: &mut Pages,
     sequences: &mut [Sequence],
     options: &GenerateOptions,
     together: usize,
@@ -169,6 +194,7 @@ pub(crate) fn run<B: Backend>(
     if let Some(problem) = options.sampling.problem() {
         return Err(ModelError::Request(problem));
     }
+    let decoder = runner.decoder();
     let context = decoder.config.max_position_embeddings;
     for (i, s) in sequences.iter().enumerate() {
         s.check(i, sequences.len(), context)?;
@@ -183,7 +209,6 @@ pub(crate) fn run<B: Backend>(
         let mut live = sequences[..joined].iter().filter(|s| s.is_live()).count();
         while joined < sequences.len() && live < together.max(1) {
             let s = &mut sequences[joined];
-            s.slot.get_or_insert_with(|| decoder.backend.kv_add_slot(kv));
             s.joined = Some(Instant::now());
             joined += 1;
             live += 1;
@@ -205,7 +230,7 @@ pub(crate) fn run<B: Backend>(
         let (computed, total) = (count(|s| s.cached.min(s.prompt_len)), count(|s| s.prompt_len));
         let mut next = listener(Event::Pass { computed, total });
         if next == Next::Go {
-            next = step(decoder, kv, sequences, &work, options, listener)?;
+            next = step(runner, pages, sequences, &work, options, listener)?;
             for w in &work {
                 let s = &mut sequences[w.index];
                 let seconds = s.joined.map_or(0.0, |joined| joined.elapsed().as_secs_f64());
@@ -233,10 +258,8 @@ pub(crate) fn run<B: Backend>(
             if s.joined.is_none() || s.finish.is_none() || std::mem::replace(&mut s.told, true) {
                 continue;
             }
-            if s.lent
-                && let Some(slot) = s.slot.take()
-            {
-                decoder.backend.kv_remove_slot(kv, slot);
+            if s.lent {
+                pages.truncate(&mut s.pages, 0);
             }
             // Who wants to cancel the rest says so again before the next run.
             listener(Event::End(index, s));
@@ -281,27 +304,26 @@ fn prefill_pass(sequences: &[Sequence], first: usize) -> Vec<Work> {
 /// Runs tokens, and samples for the sequences whose last token was among them. Gives [`Next::CancelAll`] if that was
 /// wanted.
 fn step<B: Backend>(
-    decoder: &Decoder<B>,
-    kv: &mut B::KvCache,
+    runner: &mut Runner<'_, B>,
+    pages: &mut Pages,
     sequences: &mut [Sequence],
     work: &[Work],
     options: &GenerateOptions,
     listener: &mut Listener,
 ) -> Result<Next> {
-    let mut tokens = Vec::new();
-    let mut spans = Vec::with_capacity(work.len());
+    let mut plan = BatchPlan::default();
     let mut ends = Vec::new();
     for w in work {
-        let s = &sequences[w.index];
-        tokens.extend_from_slice(&s.tokens[s.cached..s.cached + w.len]);
-        // Whoever takes part has joined, and got a slot then.
-        let slot = s.slot.unwrap_or_default();
-        spans.push(Span { slot, start: s.cached, len: w.len });
+        let s = &mut sequences[w.index];
+        let end = s.cached + w.len;
+        pages.extend(&mut s.pages, end)?;
+        plan.push(&s.tokens[s.cached..end], s.cached, &s.pages);
         if w.ends {
-            ends.push(tokens.len() - 1);
+            ends.push(plan.tokens.len() - 1);
         }
     }
-    let hidden = decoder.hidden(&tokens, &spans, kv)?;
+    let decoder = runner.decoder();
+    runner.step(&plan)?;
     for w in work {
         sequences[w.index].cached += w.len;
     }
@@ -309,16 +331,15 @@ fn step<B: Backend>(
         return Ok(Next::Go);
     }
     // The head is the widest layer: it runs for the rows that are sampled only.
-    let last = decoder.backend.select_rows(&hidden, &ends);
     let sampled: Vec<&Work> = work.iter().filter(|w| w.ends).collect();
     // All sequences share their options.
     let next: Vec<Result<u32, BadLogit>> = match sequences[sampled[0].index].sampler.top_needed() {
         Some(count) => {
-            let rows = decoder.top_logits(&last, count);
+            let rows = runner.top_logits(&ends, count)?;
             sampled.iter().zip(rows).map(|(w, row)| sequences[w.index].sampler.sample_top(&row)).collect()
         }
         None => {
-            let logits = decoder.backend.to_host(&decoder.logits(&last));
+            let logits = runner.logits(&ends)?;
             let rows = logits.chunks_exact(decoder.config.vocab_size);
             let sample = |(w, row): (&&Work, &[f32])| {
                 let s = &mut sequences[w.index];

@@ -65,13 +65,13 @@ pub fn generate<B: Backend>(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generation>> {
-    let mut kv = decoder.kv_cache(options.kv_dtype);
     let sequence = |(i, prompt): (usize, &Vec<u32>)| Sequence::new(prompt.clone(), &options.sampling, i);
     let mut sequences: Vec<Sequence> = prompts.iter().enumerate().map(sequence).collect();
     let mut listener = |event: Event<'_>| match event {
         Event::Token(i, id) if !on_token(i, id) => Next::Cancel,
         _ => Next::Go,
     };
-    batch::run(decoder, &mut kv, &mut sequences, options, prompts.len(), &mut listener)?;
+    let (mut runner, mut pages) = batch::runner(decoder, &sequences, options, prompts.len())?;
+    batch::run(&mut runner, &mut pages, &mut sequences, options, prompts.len(), &mut listener)?;
     Ok(sequences.iter().map(Sequence::generation).collect())
 }

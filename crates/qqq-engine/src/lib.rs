@@ -21,6 +21,7 @@
 
 mod batch;
 pub mod generate;
+mod pages;
 pub mod sampling;
 pub mod session;
 mod stop;

@@ -1,21 +1,23 @@
 //! One sequence whose KV cache outlives a generation: the turns of a chat.
 
-use qqq_backend::Backend;
-use qqq_model::{Decoder, ModelError, Result, Tokenizer};
+use qqq_backend::{Backend, pages_for};
+use qqq_model::{Decoder, ModelError, Result, Runner, Tokenizer};
 
 use crate::{
     GenerateOptions, Generation, StopStrings,
-    batch::{self, Event, Listener, Next, Sequence},
+    batch::{self, Event, Listener, Next, PREFILL_TOKENS, Sequence},
+    pages::Pages,
     text::{Monitor, TextEvent, TextGeneration},
 };
 
 /// A conversation with a decoder. Each [`Session::generate`] takes the whole prompt and computes only what
 /// the cache does not hold already.
 pub struct Session<'a, B: Backend> {
-    decoder: &'a Decoder<B>,
     options: GenerateOptions,
-    kv: B::KvCache,
-    slot: usize,
+    runner: Runner<'a, B>,
+    pages: Pages,
+    /// Pages of the conversation.
+    table: Vec<u32>,
     /// Tokens whose keys and values the cache holds.
     cached: Vec<u32>,
     turn: usize,
@@ -23,10 +25,13 @@ pub struct Session<'a, B: Backend> {
 
 impl<'a, B: Backend> Session<'a, B> {
     /// An empty session.
-    pub fn new(decoder: &'a Decoder<B>, options: GenerateOptions) -> Self {
-        let mut kv = decoder.kv_cache(options.kv_dtype);
-        let slot = decoder.backend.kv_add_slot(&mut kv);
-        Self { decoder, options, kv, slot, cached: Vec::new(), turn: 0 }
+    ///
+    /// # Errors
+    /// The backend has not the memory.
+    pub fn new(decoder: &'a Decoder<B>, options: GenerateOptions) -> Result<Self> {
+        let pages = Pages::new(pages_for(decoder.config.max_position_embeddings));
+        let runner = Runner::new(decoder, options.kv_dtype, pages.total(), PREFILL_TOKENS)?;
+        Ok(Self { options, runner, pages, table: Vec::new(), cached: Vec::new(), turn: 0 })
     }
 
     /// Tokens whose keys and values the cache holds.
@@ -36,7 +41,7 @@ impl<'a, B: Backend> Session<'a, B> {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.decoder.backend.kv_truncate(&mut self.kv, self.slot, 0);
+        self.pages.truncate(&mut self.table, 0);
         self.cached.clear();
     }
 
@@ -83,18 +88,20 @@ impl<'a, B: Backend> Session<'a, B> {
         let common = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token has to run in any case: its logits are needed.
         let common = common.min(prompt.len().saturating_sub(1));
-        self.decoder.backend.kv_truncate(&mut self.kv, self.slot, common);
+        self.pages.truncate(&mut self.table, common);
         self.cached.truncate(common);
         let sequence = Sequence::new(prompt.to_vec(), &self.options.sampling, self.turn);
-        let mut sequence = [sequence.in_slot(self.slot, common)];
+        let mut sequence = [sequence.with_pages(std::mem::take(&mut self.table), common)];
         self.turn += 1;
-        let result = batch::run(self.decoder, &mut self.kv, &mut sequence, &self.options, 1, listener);
+        let result = batch::run(&mut self.runner, &mut self.pages, &mut sequence, &self.options, 1, listener);
         let [sequence] = sequence;
         self.cached = sequence.cached_tokens().to_vec();
+        let generation = sequence.generation();
+        self.table = sequence.into_pages();
         if let Err(ModelError::NotFinite(_)) = result {
             // Keys and values of such a run are worth nothing.
             self.clear();
         }
-        result.map(|()| sequence.generation())
+        result.map(|()| generation)
     }
 }

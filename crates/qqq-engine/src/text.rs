@@ -78,7 +78,6 @@ impl<B: Backend> TextRun<'_, B> {
     /// # Errors
     /// As [`crate::generate()`], and tokens that the tokenizer cannot decode.
     pub fn run(&self, prompts: &[Prompt], on_event: &mut dyn FnMut(TextEvent<'_>) -> bool) -> Result<()> {
-        let mut kv = self.decoder.kv_cache(self.options.kv_dtype);
         let sequence = |(i, prompt): (usize, &Prompt)| {
             let tokens = prompt.tokens.clone();
             match prompt.seed {
@@ -91,7 +90,8 @@ impl<B: Backend> TextRun<'_, B> {
         };
         let mut sequences: Vec<Sequence> = prompts.iter().enumerate().map(sequence).collect();
         let mut monitor = Monitor::new(self.tokenizer, self.stop, prompts.len(), on_event);
-        batch::run(self.decoder, &mut kv, &mut sequences, self.options, self.together, &mut |event| {
+        let (mut runner, mut pages) = batch::runner(self.decoder, &sequences, self.options, self.together)?;
+        batch::run(&mut runner, &mut pages, &mut sequences, self.options, self.together, &mut |event| {
             monitor.event(event)
         })?;
         monitor.outcome()

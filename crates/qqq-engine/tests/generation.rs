@@ -5,10 +5,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use qqq_backend::{Backend, CpuBackend, KvDType};
+use qqq_backend::{Backend, BatchPlan, CpuBackend, KvDType, Norm};
 use qqq_engine::{FinishReason, GenerateOptions, SamplingOptions, Session, generate};
 use qqq_formats::{LinearWeight, ModelConfig, WeightData};
-use qqq_model::{Block, BlockWeights, Decoder, rope};
+use qqq_model::{Block, BlockNorms, BlockWeights, Decoder, LinearLayer, Runner, Sites, rope};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -29,30 +29,25 @@ fn model() -> Decoder<CpuBackend> {
     let b = CpuBackend::default();
     let mut linear = |n: usize, k: usize| {
         let data = WeightData::F32(draw(n, k));
-        (LinearWeight::Float { out_features: n, in_features: k, data }, None)
+        LinearLayer { weight: LinearWeight::Float { out_features: n, in_features: k, data }, bias: None }
     };
     let blocks = (0..2)
         .map(|i| {
             let weights = BlockWeights {
-                input_norm: vec![1.0; 32],
-                post_norm: vec![1.0; 32],
-                qk_norm: None,
-                qkv: linear(64, 32),
-                o: linear(32, 32),
-                gate_up: linear(128, 32),
-                down: linear(32, 64),
+                norms: BlockNorms { input: vec![1.0; 32], post: vec![1.0; 32], qk: None },
+                layers: Sites::new([linear(64, 32), linear(32, 32), linear(128, 32), linear(32, 64)]),
             };
             Block::new(&b, &config, i, weights).unwrap()
         })
         .collect();
-    let (head, _) = linear(VOCAB, 32);
+    let head = linear(VOCAB, 32).weight;
     let embedding = draw(VOCAB, 32);
     Decoder {
         embedding: b.embedding(VOCAB, 32, WeightData::F32(embedding)).unwrap(),
         blocks,
-        final_norm: b.vector(vec![1.0; 32]),
+        final_norm: Norm { weight: b.vector(vec![1.0; 32]).unwrap(), eps: config.rms_norm_eps },
         head: b.linear_weight(head, None).unwrap(),
-        rope: b.rope(&rope::inv_freq(&config), CONTEXT),
+        rope: rope::embedding(&b, &config, CONTEXT).unwrap(),
         config: Arc::new(config),
         backend: b,
         prefill: Default::default(),
@@ -114,12 +109,9 @@ fn greedy_equals_a_forward_pass_over_the_whole_text() {
     let tokens = one(&decoder, &prompt, &options(12));
     let mut text = prompt.clone();
     for id in tokens {
-        let mut kv = decoder.kv_cache(KvDType::F32);
-        let slot = decoder.backend.kv_add_slot(&mut kv);
-        let span = qqq_backend::Span { slot, start: 0, len: text.len() };
-        let hidden = decoder.hidden(&text, &[span], &mut kv).unwrap();
-        let logits = decoder.backend.to_host(&decoder.logits(&hidden));
-        let last = &logits[logits.len() - VOCAB..];
+        let mut runner = Runner::for_positions(&decoder, KvDType::F32, text.len()).unwrap();
+        runner.step(&BatchPlan::sequences([text.as_slice()])).unwrap();
+        let last = runner.logits(&[text.len() - 1]).unwrap();
         let best = (0..VOCAB).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
         assert_eq!(id as usize, best);
         text.push(id);
@@ -172,7 +164,7 @@ fn what_cannot_be_served_is_an_error() {
 #[test]
 fn a_session_reuses_the_common_prefix_and_gives_the_same_tokens() {
     let decoder = model();
-    let mut session = Session::new(&decoder, options(10));
+    let mut session = Session::new(&decoder, options(10)).unwrap();
     let mut conversation = prompt(1, 20);
     let first = session.generate(&conversation, &mut |_| true).unwrap();
     assert_eq!(first.prefill_tokens, 20);

@@ -2,10 +2,10 @@
 
 use std::{path::Path, sync::Arc};
 
-use qqq_backend::{Backend, CpuBackend, KvDType};
+use qqq_backend::{Backend, CpuBackend, KvDType, Norm};
 use qqq_engine::{GenerateOptions, SamplingOptions, Session, generate};
 use qqq_formats::{LinearWeight, ModelConfig, WeightData};
-use qqq_model::{Block, BlockWeights, Decoder, ModelError, names, rope};
+use qqq_model::{Block, BlockNorms, BlockWeights, Decoder, LinearLayer, ModelError, Sites, names, rope};
 use serde_json::{Value, json};
 
 const HIDDEN: usize = 64;
@@ -84,19 +84,23 @@ impl Model<'_> {
                 let out_features = modules.iter().map(|(_, n)| n).sum();
                 let data = WeightData::F32(parts("weight", k));
                 let bias = biased.then(|| parts("bias", 1));
-                (LinearWeight::Float { out_features, in_features: k, data }, bias)
+                LinearLayer { weight: LinearWeight::Float { out_features, in_features: k, data }, bias }
             };
             let kv = KV_HEADS * HEAD_DIM;
             let norm = |module: &str, len: usize| tensor(module, "weight", len);
             let weights = BlockWeights {
-                input_norm: norm(names::INPUT_NORM, HIDDEN),
-                post_norm: norm(names::POST_NORM, HIDDEN),
-                qk_norm: (self.architecture == "qwen3")
-                    .then(|| (norm(names::Q_NORM, HEAD_DIM), norm(names::K_NORM, HEAD_DIM))),
-                qkv: linear(&[(names::Q, HIDDEN), (names::K, kv), (names::V, kv)], HIDDEN, biased),
-                o: linear(&[(names::O, HIDDEN)], HIDDEN, false),
-                gate_up: linear(&[(names::GATE, INNER), (names::UP, INNER)], HIDDEN, false),
-                down: linear(&[(names::DOWN, HIDDEN)], INNER, false),
+                norms: BlockNorms {
+                    input: norm(names::INPUT_NORM, HIDDEN),
+                    post: norm(names::POST_NORM, HIDDEN),
+                    qk: (self.architecture == "qwen3")
+                        .then(|| (norm(names::Q_NORM, HEAD_DIM), norm(names::K_NORM, HEAD_DIM))),
+                },
+                layers: Sites::new([
+                    linear(&[(names::Q, HIDDEN), (names::K, kv), (names::V, kv)], HIDDEN, biased),
+                    linear(&[(names::O, HIDDEN)], HIDDEN, false),
+                    linear(&[(names::GATE, INNER), (names::UP, INNER)], HIDDEN, false),
+                    linear(&[(names::DOWN, HIDDEN)], INNER, false),
+                ]),
             };
             Block::new(&b, &config, layer, weights).unwrap()
         };
@@ -106,9 +110,12 @@ impl Model<'_> {
         Decoder {
             embedding: b.embedding(VOCAB, HIDDEN, float(names::EMBEDDING)).unwrap(),
             blocks: (0..LAYERS).map(block).collect(),
-            final_norm: b.vector(self.tensor(names::FINAL_NORM, HIDDEN)),
+            final_norm: Norm {
+                weight: b.vector(self.tensor(names::FINAL_NORM, HIDDEN)).unwrap(),
+                eps: config.rms_norm_eps,
+            },
             head: b.linear_weight(head, None).unwrap(),
-            rope: b.rope(&rope::inv_freq(&config), 512),
+            rope: rope::embedding(&b, &config, 512).unwrap(),
             config: Arc::new(config),
             backend: b,
             prefill: Default::default(),
@@ -141,7 +148,7 @@ fn greedy_tokens_are_those_of_transformers() {
         // All together, and each alone: prompts are then appended in other pieces.
         let together = generate(&decoder, &prompts, &options, &mut |_, _| true).unwrap();
         for (i, (prompt, expected)) in prompts.iter().zip(&expected).enumerate() {
-            let mut session = Session::new(&decoder, options.clone());
+            let mut session = Session::new(&decoder, options.clone()).unwrap();
             session.generate(&prompt[..prompt.len().div_ceil(2)], &mut |_| false).unwrap();
             let alone = session.generate(prompt, &mut |_| true).unwrap();
             for (how, found) in [("together", &together[i].tokens), ("alone", &alone.tokens)] {
@@ -192,7 +199,7 @@ fn a_session_forgets_a_run_that_was_not_finite() {
     let mut embedding = numbers("embedding", VOCAB * HIDDEN);
     embedding[7 * HIDDEN] = f32::NAN;
     decoder.embedding = decoder.backend.embedding(VOCAB, HIDDEN, WeightData::F32(embedding)).unwrap();
-    let mut session = Session::new(&decoder, options(SamplingOptions::default(), 4));
+    let mut session = Session::new(&decoder, options(SamplingOptions::default(), 4)).unwrap();
     let place = match session.generate(&[1, 2, 7, 3], &mut |_| true) {
         Err(ModelError::NotFinite(place)) => place,
         other => panic!("{other:?}"),

@@ -35,7 +35,8 @@ fn text_makes_sense(path: PathBuf) {
     assert!(texts[1].starts_with(" 6, 7, 8"), "{:?}", texts[1]);
 
     let template = ChatTemplate::load(&checkpoint, &tokenizer).unwrap().unwrap();
-    let mut session = Session::new(&decoder, GenerateOptions { max_new_tokens: 48, ..options.clone() });
+    let mut session =
+        Session::new(&decoder, GenerateOptions { max_new_tokens: 48, ..options.clone() }).unwrap();
     let mut messages = Vec::new();
     let mut cached = 0;
     for question in ["What is the capital of Italy? Answer in one short sentence.", "And of Spain?"] {
@@ -112,7 +113,7 @@ fn texts_stop_and_can_be_cancelled(path: PathBuf) {
     assert!(StopStrings::new(vec![String::new()], &tokenizer).is_err());
 
     let long = prompt(&"word ".repeat(1200)).tokens;
-    let mut session = Session::new(&decoder, options.clone());
+    let mut session = Session::new(&decoder, options.clone()).unwrap();
     let stop = StopStrings::default();
     let mut passes = 0;
     let given_up = session

@@ -1,7 +1,9 @@
 //! Running windows through a decoder, and its logits in chunks of rows.
 
-use qqq_backend::{Backend, KvDType, Span};
-use qqq_model::{Decoder, NotFinite, names};
+use std::borrow::Cow;
+
+use qqq_backend::{Backend, BatchPlan, KvDType, pages_for};
+use qqq_model::{Decoder, NotFinite, Runner, names};
 
 use crate::{EvalError, Progress, Result, Window, WindowOptions};
 
@@ -52,16 +54,15 @@ impl Batch<'_> {
         rows
     }
 
-    /// Final hidden states, one row per token of the batch.
-    pub fn hidden<B: Backend>(&self, decoder: &Decoder<B>) -> Result<B::Tensor> {
-        // A cache per batch: at most a window's worth of positions is held, and none outlives its use.
-        let mut kv = decoder.kv_cache(KvDType::F32);
-        let spans: Vec<Span> = self
-            .windows
-            .iter()
-            .map(|w| Span { slot: decoder.backend.kv_add_slot(&mut kv), start: 0, len: w.tokens.len() })
-            .collect();
-        Ok(decoder.hidden(&self.tokens, &spans, &mut kv)?)
+    /// Runs its windows.
+    pub fn run<B: Backend>(&self, runner: &mut Runner<'_, B>) -> Result<()> {
+        let mut first = 0;
+        let windows = self.windows.iter().map(|w| {
+            let tokens = &self.tokens[first..first + w.tokens.len()];
+            first += tokens.len();
+            tokens
+        });
+        Ok(runner.step(&BatchPlan::sequences(windows))?)
     }
 
     /// The error of a row whose logits are not finite; `model` says whose they are.
@@ -102,7 +103,7 @@ pub(crate) fn for_each_batch(
     if !progress(0, planned) {
         return Err(EvalError::Interrupted);
     }
-    for windows_of_batch in windows.chunks((BATCH_TOKENS / options.window).max(1)) {
+    for windows_of_batch in windows.chunks(windows_of_batch(options)) {
         let mut batch = Batch { first: done, windows: windows_of_batch, tokens: Vec::new() };
         for w in windows_of_batch {
             let start = batch.tokens.len();
@@ -125,9 +126,28 @@ pub(crate) fn chunk_rows(vocab: usize) -> usize {
     (LOGITS_BYTES / (4 * vocab)).clamp(16, 512)
 }
 
-/// Logits of some rows of `hidden`, row-major.
-pub(crate) fn logits<B: Backend>(decoder: &Decoder<B>, hidden: &B::Tensor, rows: &[Row]) -> Vec<f32> {
+/// A runner for the batches of windows of a text.
+///
+/// # Errors
+/// Options that leave nothing to score.
+pub(crate) fn runner<'d, B: Backend>(
+    decoder: &'d Decoder<B>,
+    tokens: &[u32],
+    options: &WindowOptions,
+) -> Result<Runner<'d, B>> {
+    options.cut(tokens.len())?;
+    let window = options.window.min(tokens.len());
+    let together = windows_of_batch(options);
+    Ok(Runner::new(decoder, KvDType::F32, together * pages_for(window), together * window)?)
+}
+
+/// Windows that run together.
+fn windows_of_batch(options: &WindowOptions) -> usize {
+    (BATCH_TOKENS / options.window).max(1)
+}
+
+/// Logits of some rows of the last batch, row-major.
+pub(crate) fn logits<'r, B: Backend>(runner: &'r mut Runner<'_, B>, rows: &[Row]) -> Result<Cow<'r, [f32]>> {
     let rows: Vec<usize> = rows.iter().map(|r| r.row).collect();
-    let selected = decoder.backend.select_rows(hidden, &rows);
-    decoder.backend.to_host(&decoder.logits(&selected))
+    Ok(runner.logits(&rows)?)
 }

@@ -7,7 +7,7 @@ use qqq_model::Decoder;
 
 use crate::{
     Estimate, EvalError, Progress, Result, WindowOptions,
-    forward::{chunk_rows, for_each_batch, logits},
+    forward::{chunk_rows, for_each_batch, logits, runner},
     softmax::{PairScore, compare},
     statistics::{WindowSum, estimate},
 };
@@ -57,11 +57,14 @@ pub fn kl_divergence<A: Backend, B: Backend>(
         )));
     }
     crate::windows::check_tokens(tokens, vocab)?;
+    let (mut of_baseline, mut of_model) =
+        (runner(baseline, tokens, options)?, runner(model, tokens, options)?);
     let [mut kl, mut agree, mut log_ratio, mut base_nll] = [const { Vec::new() }; 4];
     let scored = for_each_batch(tokens, options, progress, |batch, rows| {
-        let (hidden_p, hidden_q) = (batch.hidden(baseline)?, batch.hidden(model)?);
+        batch.run(&mut of_baseline)?;
+        batch.run(&mut of_model)?;
         for rows in rows.chunks(chunk_rows(vocab)) {
-            let (p, q) = (logits(baseline, &hidden_p, rows), logits(model, &hidden_q, rows));
+            let (p, q) = (logits(&mut of_baseline, rows)?, logits(&mut of_model, rows)?);
             let mut pairs: Vec<Option<PairScore>> = vec![None; rows.len()];
             parallel_chunks_mut(&mut pairs, 1, |i, out| {
                 let row = i * vocab..(i + 1) * vocab;

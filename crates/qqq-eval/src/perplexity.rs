@@ -7,7 +7,7 @@ use qqq_model::Decoder;
 
 use crate::{
     EvalError, Progress, Result, Scoring, WindowOptions,
-    forward::{chunk_rows, for_each_batch, logits},
+    forward::{chunk_rows, for_each_batch, logits, runner},
     softmax::score,
     statistics::{WindowSum, estimate},
 };
@@ -51,13 +51,14 @@ pub fn perplexity<B: Backend>(
     let start = Instant::now();
     let vocab = decoder.config.vocab_size;
     crate::windows::check_tokens(tokens, vocab)?;
+    let mut runner = runner(decoder, tokens, options)?;
     let (mut sums, mut halves) = (Vec::new(), Vec::new());
     // Windows that overlap score parts that say nothing about halves.
     let whole = options.scoring == Scoring::All && options.stride >= options.window;
     let scored = for_each_batch(tokens, options, progress, |batch, rows| {
-        let hidden = batch.hidden(decoder)?;
+        batch.run(&mut runner)?;
         for rows in rows.chunks(chunk_rows(vocab)) {
-            let logits = logits(decoder, &hidden, rows);
+            let logits = logits(&mut runner, rows)?;
             let mut nll = vec![0.0; rows.len()];
             parallel_chunks_mut(&mut nll, 1, |i, out| {
                 out[0] = score(&logits[i * vocab..(i + 1) * vocab], rows[i].target);

@@ -2,10 +2,10 @@
 
 use std::{path::Path, sync::Arc};
 
-use qqq_backend::{Backend, CpuBackend, KvDType, Span};
+use qqq_backend::{Backend, BatchPlan, CpuBackend, KvDType, Norm};
 use qqq_eval::{EvalError, Scoring, WindowOptions, kl_divergence, perplexity};
 use qqq_formats::{LinearWeight, ModelConfig, WeightData};
-use qqq_model::{Block, BlockWeights, Decoder, rope};
+use qqq_model::{Block, BlockNorms, BlockWeights, Decoder, LinearLayer, Runner, Sites, rope};
 
 const VOCAB: usize = 80;
 const HIDDEN: usize = 32;
@@ -40,33 +40,32 @@ fn model(seed: u64, vocab: usize, head: f32) -> Decoder<CpuBackend> {
     let config = Arc::new(config(vocab));
     let b = CpuBackend::default();
     let mut r = Random(seed);
-    let mut linear = |n: usize, k: usize, scale: f32| LinearWeight::Float {
-        out_features: n,
-        in_features: k,
-        data: WeightData::F32(r.vec(n * k, scale)),
+    let mut linear = |n: usize, k: usize, scale: f32| {
+        let data = WeightData::F32(r.vec(n * k, scale));
+        LinearLayer { weight: LinearWeight::Float { out_features: n, in_features: k, data }, bias: None }
     };
     let kv = HIDDEN / 2;
     let blocks = (0..2)
         .map(|i| {
             let weights = BlockWeights {
-                input_norm: vec![1.0; HIDDEN],
-                post_norm: vec![1.0; HIDDEN],
-                qk_norm: None,
-                qkv: (linear(HIDDEN + 2 * kv, HIDDEN, 0.4), None),
-                o: (linear(HIDDEN, HIDDEN, 0.4), None),
-                gate_up: (linear(2 * INNER, HIDDEN, 0.4), None),
-                down: (linear(HIDDEN, INNER, 0.4), None),
+                norms: BlockNorms { input: vec![1.0; HIDDEN], post: vec![1.0; HIDDEN], qk: None },
+                layers: Sites::new([
+                    linear(HIDDEN + 2 * kv, HIDDEN, 0.4),
+                    linear(HIDDEN, HIDDEN, 0.4),
+                    linear(2 * INNER, HIDDEN, 0.4),
+                    linear(HIDDEN, INNER, 0.4),
+                ]),
             };
             Block::new(&b, &config, i, weights).unwrap()
         })
         .collect();
-    let head = b.linear_weight(linear(vocab, HIDDEN, head), None).unwrap();
+    let head = b.linear_weight(linear(vocab, HIDDEN, head).weight, None).unwrap();
     Decoder {
         embedding: b.embedding(vocab, HIDDEN, WeightData::F32(r.vec(vocab * HIDDEN, 1.0))).unwrap(),
         blocks,
-        final_norm: b.vector(vec![1.0; HIDDEN]),
+        final_norm: Norm { weight: b.vector(vec![1.0; HIDDEN]).unwrap(), eps: config.rms_norm_eps },
         head,
-        rope: b.rope(&rope::inv_freq(&config), CONTEXT),
+        rope: rope::embedding(&b, &config, CONTEXT).unwrap(),
         config,
         backend: b,
         prefill: Default::default(),
@@ -80,12 +79,10 @@ fn text(n: usize) -> Vec<u32> {
 
 /// ln softmax of the logits that follow `context`, each context run alone.
 fn log_probabilities(decoder: &Decoder<CpuBackend>, context: &[u32]) -> Vec<f64> {
-    let mut kv = decoder.kv_cache(KvDType::F32);
-    let slot = decoder.backend.kv_add_slot(&mut kv);
-    let hidden = decoder.hidden(context, &[Span { slot, start: 0, len: context.len() }], &mut kv).unwrap();
-    let last = decoder.backend.select_rows(&hidden, &[context.len() - 1]);
-    let logits: Vec<f64> =
-        decoder.backend.to_host(&decoder.logits(&last)).into_iter().map(f64::from).collect();
+    let mut runner = Runner::for_positions(decoder, KvDType::F32, context.len()).unwrap();
+    runner.step(&BatchPlan::sequences([context])).unwrap();
+    let logits = runner.logits(&[context.len() - 1]).unwrap();
+    let logits: Vec<f64> = logits.iter().copied().map(f64::from).collect();
     let sum: f64 = logits.iter().map(|l| l.exp()).sum();
     logits.iter().map(|l| l - sum.ln()).collect()
 }

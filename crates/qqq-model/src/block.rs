@@ -1,34 +1,170 @@
 //! A block of the decoder: attention and gated MLP, each behind a norm and beside a residual connection.
+//!
+//! There is one way through a block, from site to site. [`Block::advance`] goes on to the input of a linear layer and stops
+//! there; running a model takes all steps at once, calibration looks at each input on the way.
 
-use qqq_backend::{Backend, BackendError, HeadLayout, Span, WindowedCausal};
-use qqq_formats::{LinearWeight, ModelConfig};
+use qqq_backend::{AttentionKind, Backend, BackendError, Gate, HeadLayout, InputKind, Norm};
+use qqq_formats::ModelConfig;
 
-use crate::{BlockWeights, ModelError, Result, names};
+use crate::{BlockNorms, BlockWeights, ModelError, Result, Site, names};
 
-/// One block on a backend. The stage methods are what [`Block::forward`] is made of; the quantizer
-/// calls them one by one.
+/// One block on a backend.
 pub struct Block<B: Backend> {
-    /// Norm before attention.
-    pub input_norm: B::Vector,
+    /// What mixes tokens.
+    pub mixer: Mixer<B>,
+    /// What works on each token.
+    pub mlp: Mlp<B>,
+    /// Norm before the mixer.
+    pub input_norm: Norm<B>,
     /// Norm before the MLP.
-    pub post_norm: B::Vector,
-    /// Head norms of q and k with their epsilon.
-    pub qk_norm: Option<(B::Vector, B::Vector)>,
-    /// q, k, v joined.
-    pub qkv: B::Linear,
-    /// Output projection of attention.
-    pub o: B::Linear,
-    /// gate and up joined.
-    pub gate_up: B::Linear,
-    /// Down projection.
-    pub down: B::Linear,
-    /// Epsilon of the norms.
-    pub eps: f32,
-    /// Heads.
-    pub heads: HeadLayout,
-    /// Mask.
-    pub mask: WindowedCausal,
+    pub post_norm: Norm<B>,
 }
+
+/// The first half of a block.
+pub enum Mixer<B: Backend> {
+    /// Attention over the KV cache.
+    Attention(Attention<B>),
+}
+
+/// Attention with its projections.
+pub struct Attention<B: Backend> {
+    /// q, k, v joined.
+    pub qkv: Layer<B>,
+    /// Output projection.
+    pub o: Layer<B>,
+    /// Heads, mask and scale.
+    pub kind: AttentionKind,
+    /// Norms of the heads of q and of k.
+    pub qk_norm: Option<(Norm<B>, Norm<B>)>,
+}
+
+/// The second half of a block.
+pub enum Mlp<B: Backend> {
+    /// `down(gate(g) * u)`.
+    Dense(Dense<B>),
+}
+
+/// A gated MLP.
+pub struct Dense<B: Backend> {
+    /// gate and up joined.
+    pub gate_up: Layer<B>,
+    /// Down projection.
+    pub down: Layer<B>,
+    /// Function of the gate.
+    pub gate: Gate,
+}
+
+/// A linear layer's place.
+pub enum Layer<B: Backend> {
+    /// With its weight.
+    Ready(B::Linear),
+    /// The weight is still to come, or was taken away; such is the input that is made for it.
+    Awaited(InputKind),
+}
+
+/// Rows on their way through the blocks.
+pub struct Flow<B: Backend> {
+    /// Residual stream, shape `rows x hidden`.
+    pub residual: B::Tensor,
+    /// Input of the site at which the rows stand, unless that is the last one.
+    input: B::Input,
+    /// Input of the last site.
+    inner: B::Input,
+    at: Option<Site>,
+    /// Whether [`Scratch::out`] is still to be added to the residual stream.
+    pending: bool,
+}
+
+impl<B: Backend> Flow<B> {
+    /// Rows before a block. `input` and `inner` are memory for the inputs of sites, `inner` for that of the last one.
+    pub fn new(residual: B::Tensor, input: B::Input, inner: B::Input) -> Self {
+        Self { residual, input, inner, at: None, pending: false }
+    }
+
+    /// The input of the site at which the rows stand.
+    pub fn input(&self) -> Option<&B::Input> {
+        match self.at? {
+            Site::Down => Some(&self.inner),
+            Site::Qkv | Site::O | Site::GateUp => Some(&self.input),
+        }
+    }
+
+    /// Gives the memory back that holds no input at present.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn shed(&mut self, b: &B) -> Result<()> {
+        if self.at != Some(Site::Down) {
+            self.inner = b.input(0, 0)?;
+        }
+        if !matches!(self.at, Some(Site::Qkv | Site::O | Site::GateUp)) {
+            self.input = b.input(0, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Goes back before the first block, whatever the rows were.
+    pub fn restart(&mut self) {
+        (self.at, self.pending) = (None, false);
+    }
+}
+
+/// Memory for what lies between the sites of a block. Nothing in it outlives a step to the next site.
+pub struct Scratch<B: Backend> {
+    /// Queries, keys and values.
+    pub qkv: B::Tensor,
+    /// Output of attention.
+    pub attention: B::Tensor,
+    /// Output of gate and up.
+    pub gate_up: B::Tensor,
+    /// Output of o, and of down.
+    pub out: B::Tensor,
+}
+
+impl<B: Backend> Scratch<B> {
+    /// For up to `rows` rows at a time of a model.
+    ///
+    /// # Errors
+    /// The backend has not the memory.
+    pub fn new(b: &B, config: &ModelConfig, rows: usize) -> Result<Self> {
+        let heads = head_layout(config);
+        Ok(Self {
+            qkv: b.tensor(rows, heads.qkv_width())?,
+            attention: b.tensor(rows, heads.q_width())?,
+            gate_up: b.tensor(rows, 2 * config.intermediate_size)?,
+            out: b.tensor(rows, config.hidden_size)?,
+        })
+    }
+
+    /// Where the output of a site's layer goes.
+    pub fn output(&mut self, site: Site) -> &mut B::Tensor {
+        match site {
+            Site::Qkv => &mut self.qkv,
+            Site::GateUp => &mut self.gate_up,
+            Site::O | Site::Down => &mut self.out,
+        }
+    }
+}
+
+/// What a block runs with.
+pub struct Step<'a, B: Backend> {
+    /// Device.
+    pub backend: &'a B,
+    /// Rotary embedding.
+    pub rope: &'a B::Rope,
+    /// Keys and values.
+    pub kv: &'a mut B::KvPool,
+    /// The block's layer in the pool.
+    pub layer: usize,
+    /// Whose the rows are.
+    pub batch: &'a B::Batch,
+    /// Memory.
+    pub scratch: &'a mut Scratch<B>,
+}
+
+/// Told of an attention layer's input, and of its queries, keys and values after the rotary embedding.
+pub type Tap<'a, B> =
+    dyn FnMut(&<B as Backend>::Input, &<B as Backend>::Tensor) -> Result<(), BackendError> + 'a;
 
 impl<B: Backend> Block<B> {
     /// Prepares weights on a backend. `index` is for error messages.
@@ -36,93 +172,234 @@ impl<B: Backend> Block<B> {
     /// # Errors
     /// A weight that the backend refuses.
     pub fn new(backend: &B, config: &ModelConfig, index: usize, weights: BlockWeights) -> Result<Self> {
-        let linear = |modules: &[&str], (weight, bias): (LinearWeight, Option<Vec<f32>>)| {
-            backend
-                .linear_weight(weight, bias)
-                .map_err(|source| at(&names::linear(index, &modules.join("+")), source))
+        let BlockWeights { norms, layers } = weights;
+        // Inputs are those of the weights that take their places.
+        let mut block = Self::without_layers(backend, config, norms, InputKind::Float)?;
+        let mut layers = layers.map(Some);
+        for site in Site::ALL {
+            if let Some(layer) = layers[site].take() {
+                let linear = backend
+                    .linear_weight(layer.weight, layer.bias)
+                    .map_err(|source| at(&names::linear(index, &site.module_names().join("+")), source))?;
+                *block.layer_mut(site) = Layer::Ready(linear);
+            }
+        }
+        Ok(block)
+    }
+
+    /// A block whose layers are still to come, and take inputs of a kind.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn without_layers(b: &B, config: &ModelConfig, norms: BlockNorms, kind: InputKind) -> Result<Self> {
+        let norm =
+            |weight| Ok::<_, BackendError>(Norm { weight: b.vector(weight)?, eps: config.rms_norm_eps });
+        let awaited = || Layer::Awaited(kind);
+        let qk_norm = match norms.qk {
+            Some((q, k)) => Some((norm(q)?, norm(k)?)),
+            None => None,
         };
         Ok(Self {
-            input_norm: backend.vector(weights.input_norm),
-            post_norm: backend.vector(weights.post_norm),
-            qk_norm: weights.qk_norm.map(|(q, k)| (backend.vector(q), backend.vector(k))),
-            qkv: linear(&[names::Q, names::K, names::V], weights.qkv)?,
-            o: linear(&[names::O], weights.o)?,
-            gate_up: linear(&[names::GATE, names::UP], weights.gate_up)?,
-            down: linear(&[names::DOWN], weights.down)?,
-            eps: config.rms_norm_eps,
-            heads: HeadLayout {
-                num_heads: config.num_heads,
-                num_kv_heads: config.num_kv_heads,
-                head_dim: config.head_dim,
-            },
-            mask: WindowedCausal { window: config.sliding_window },
+            mixer: Mixer::Attention(Attention {
+                qkv: awaited(),
+                o: awaited(),
+                kind: AttentionKind::causal(head_layout(config), config.sliding_window),
+                qk_norm,
+            }),
+            mlp: Mlp::Dense(Dense { gate_up: awaited(), down: awaited(), gate: Gate::Silu }),
+            input_norm: norm(norms.input)?,
+            post_norm: norm(norms.post)?,
         })
     }
 
-    /// Norm before attention: the input of `qkv`.
-    pub fn attention_input(&self, b: &B, hidden: &B::Tensor) -> B::Activation {
-        b.rms_norm(hidden, &self.input_norm, self.eps, b.input_kind(&self.qkv))
+    /// The layer at a site.
+    pub fn layer(&self, site: Site) -> &Layer<B> {
+        let (Mixer::Attention(attention), Mlp::Dense(mlp)) = (&self.mixer, &self.mlp);
+        match site {
+            Site::Qkv => &attention.qkv,
+            Site::O => &attention.o,
+            Site::GateUp => &mlp.gate_up,
+            Site::Down => &mlp.down,
+        }
     }
 
-    /// qkv, rotary embedding, cache append, attention: what `o` multiplies (not yet quantized).
-    /// `layer` is the layer's index in the cache.
-    pub fn attention(
+    /// The layer at a site, to be replaced.
+    pub fn layer_mut(&mut self, site: Site) -> &mut Layer<B> {
+        let (Mixer::Attention(attention), Mlp::Dense(mlp)) = (&mut self.mixer, &mut self.mlp);
+        match site {
+            Site::Qkv => &mut attention.qkv,
+            Site::O => &mut attention.o,
+            Site::GateUp => &mut mlp.gate_up,
+            Site::Down => &mut mlp.down,
+        }
+    }
+
+    /// The weight at a site.
+    ///
+    /// # Errors
+    /// [`ModelError::Order`] if it is still to come.
+    pub fn linear(&self, site: Site) -> Result<&B::Linear> {
+        match self.layer(site) {
+            Layer::Ready(linear) => Ok(linear),
+            Layer::Awaited(_) => Err(ModelError::Order(format!("{site:?} has no weight yet"))),
+        }
+    }
+
+    /// What the layer at a site takes.
+    fn kind(&self, b: &B, site: Site) -> InputKind {
+        match self.layer(site) {
+            Layer::Ready(linear) => b.input_kind(linear),
+            Layer::Awaited(kind) => *kind,
+        }
+    }
+
+    /// Runs from the site before up to the input of `site`, which is [`Flow::input`] then.
+    ///
+    /// # Errors
+    /// [`ModelError::Order`] if the rows do not stand at the site before (before the block, for the first one), or that has no
+    /// weight; those of the backend.
+    pub fn advance(&self, step: &mut Step<'_, B>, flow: &mut Flow<B>, site: Site) -> Result<()> {
+        self.advance_tapped(step, flow, site, &mut |_, _| Ok(()))
+    }
+
+    /// As [`advance`](Self::advance); `tap` hears what attention works on, if that lies on the way.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance), and those of `tap`.
+    pub fn advance_tapped(
         &self,
-        b: &B,
-        x: &B::Activation,
-        rope: &B::Rope,
-        kv: &mut B::KvCache,
-        layer: usize,
-        spans: &[Span],
-    ) -> B::Tensor {
-        let mut qkv = b.linear(x, &self.qkv);
-        self.rope_append_kv(b, &mut qkv, rope, kv, layer, spans);
-        b.attention(&qkv, self.heads, self.mask, kv, layer, spans)
+        step: &mut Step<'_, B>,
+        flow: &mut Flow<B>,
+        site: Site,
+        tap: &mut Tap<'_, B>,
+    ) -> Result<()> {
+        let b = step.backend;
+        let expected = match flow.at {
+            None => Some(Site::Qkv),
+            Some(at) => at.next(),
+        };
+        if expected != Some(site) {
+            return Err(ModelError::Order(format!("from {:?} there is no step to {site:?}", flow.at)));
+        }
+        let kind = self.kind(b, site);
+        match site {
+            Site::Qkv => {
+                let x = flow.pending.then_some(&step.scratch.out);
+                b.add_norm(&mut flow.residual, x, &self.input_norm, kind, &mut flow.input)?;
+                flow.pending = false;
+            }
+            Site::O => {
+                self.project(step, flow)?;
+                tap(&flow.input, &step.scratch.qkv)?;
+                self.attend(step, kind, &mut flow.input)?;
+            }
+            Site::GateUp => {
+                let out = &mut step.scratch.out;
+                b.linear(&flow.input, self.linear(Site::O)?, out)?;
+                b.add_norm(&mut flow.residual, Some(out), &self.post_norm, kind, &mut flow.input)?;
+            }
+            Site::Down => {
+                let Mlp::Dense(mlp) = &self.mlp;
+                let linear = self.linear(Site::GateUp)?;
+                let memory = &mut step.scratch.gate_up;
+                b.gated_linear(&flow.input, linear, mlp.gate, kind, memory, &mut flow.inner)?;
+            }
+        }
+        flow.at = Some(site);
+        Ok(())
     }
 
-    /// Head norms and rotary embedding of the output of `qkv`, in place, and cache append.
-    pub fn rope_append_kv(
+    /// With the rows before q, k and v: makes these in [`Scratch::qkv`], norms and rotates them, and writes keys and values
+    /// to the cache. The rows stay where they are.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
+    pub fn project(&self, step: &mut Step<'_, B>, flow: &Flow<B>) -> Result<()> {
+        if flow.at != Some(Site::Qkv) {
+            return Err(ModelError::Order(format!("queries are not made from {:?}", flow.at)));
+        }
+        step.backend.linear(&flow.input, self.linear(Site::Qkv)?, &mut step.scratch.qkv)?;
+        self.rotate(step)
+    }
+
+    fn rotate(&self, step: &mut Step<'_, B>) -> Result<()> {
+        let Mixer::Attention(attention) = &self.mixer;
+        let norms = attention.qk_norm.as_ref().map(|(q, k)| (q, k));
+        let Step { backend, rope, kv, layer, batch, scratch } = step;
+        let heads = attention.kind.heads;
+        Ok(backend.rope_append(&mut scratch.qkv, heads, norms, Some(rope), kv, *layer, batch)?)
+    }
+
+    fn attend(&self, step: &mut Step<'_, B>, kind: InputKind, out: &mut B::Input) -> Result<()> {
+        let Mixer::Attention(attention) = &self.mixer;
+        let Step { backend, kv, layer, batch, scratch, .. } = step;
+        backend.attention(&scratch.qkv, &attention.kind, kv, *layer, batch, &mut scratch.attention)?;
+        Ok(backend.to_input(&mut scratch.attention, kind, out)?)
+    }
+
+    /// What comes of the output of a site's layer on the way to the next site's input, as an input of a kind: attention of
+    /// queries, keys and values, or the gated activation. The output is in [`Scratch::output`].
+    ///
+    /// # Errors
+    /// [`ModelError::Order`] for another site; those of the backend.
+    pub fn finish_site(
         &self,
-        b: &B,
-        qkv: &mut B::Tensor,
-        rope: &B::Rope,
-        kv: &mut B::KvCache,
-        layer: usize,
-        spans: &[Span],
-    ) {
-        let norms = self.qk_norm.as_ref().map(|(q, k)| (q, k, self.eps));
-        b.rope_append_kv(qkv, self.heads, norms, rope, kv, layer, spans);
+        step: &mut Step<'_, B>,
+        site: Site,
+        kind: InputKind,
+        out: &mut B::Input,
+    ) -> Result<()> {
+        match (site, &self.mlp) {
+            (Site::Qkv, _) => {
+                self.rotate(step)?;
+                self.attend(step, kind, out)
+            }
+            (Site::GateUp, Mlp::Dense(mlp)) => {
+                Ok(step.backend.gated(&step.scratch.gate_up, mlp.gate, kind, out)?)
+            }
+            (Site::O | Site::Down, _) => Err(ModelError::Order(format!("{site:?} is the end of its half"))),
+        }
     }
 
-    /// Norm before the MLP: the input of `gate_up`.
-    pub fn mlp_input(&self, b: &B, hidden: &B::Tensor) -> B::Activation {
-        b.rms_norm(hidden, &self.post_norm, self.eps, b.input_kind(&self.gate_up))
+    /// Leaves the block: its last layer runs, and what it gives is added to the residual stream.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
+    pub fn finish(&self, step: &mut Step<'_, B>, flow: &mut Flow<B>) -> Result<()> {
+        self.leave(step, flow)?;
+        settle(step.backend, flow, step.scratch)
     }
 
-    /// `silu(gate) * up`: the input of `down`.
-    pub fn mlp_hidden(&self, b: &B, x: &B::Activation) -> B::Activation {
-        let gate_up = b.linear(x, &self.gate_up);
-        b.silu_mul(gate_up, b.input_kind(&self.down))
+    /// Leaves the block; what its last layer gives is added by the next block's norm, or by [`settle`].
+    fn leave(&self, step: &mut Step<'_, B>, flow: &mut Flow<B>) -> Result<()> {
+        if flow.at != Some(Site::Down) {
+            return Err(ModelError::Order(format!("a block does not end at {:?}", flow.at)));
+        }
+        step.backend.linear(&flow.inner, self.linear(Site::Down)?, &mut step.scratch.out)?;
+        (flow.at, flow.pending) = (None, true);
+        Ok(())
     }
 
-    /// The whole block; `hidden` is updated in place.
-    pub fn forward(
-        &self,
-        b: &B,
-        hidden: &mut B::Tensor,
-        rope: &B::Rope,
-        kv: &mut B::KvCache,
-        layer: usize,
-        spans: &[Span],
-    ) {
-        let x = self.attention_input(b, hidden);
-        let attn = self.attention(b, &x, rope, kv, layer, spans);
-        let attn = b.activation(attn, b.input_kind(&self.o));
-        b.linear_add(hidden, &attn, &self.o);
-        let x = self.mlp_input(b, hidden);
-        let h = self.mlp_hidden(b, &x);
-        b.linear_add(hidden, &h, &self.down);
+    /// The whole block. After the last one, the rows must be [settled](settle).
+    pub(crate) fn forward(&self, step: &mut Step<'_, B>, flow: &mut Flow<B>) -> Result<()> {
+        for site in Site::ALL {
+            self.advance(step, flow, site)?;
+        }
+        self.leave(step, flow)
     }
+}
+
+/// Adds what is still to be added to the residual stream.
+pub(crate) fn settle<B: Backend>(b: &B, flow: &mut Flow<B>, scratch: &Scratch<B>) -> Result<()> {
+    if std::mem::take(&mut flow.pending) {
+        b.add(&mut flow.residual, &scratch.out)?;
+    }
+    Ok(())
+}
+
+/// Heads of a model's attention layers.
+pub fn head_layout(config: &ModelConfig) -> HeadLayout {
+    HeadLayout { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim }
 }
 
 /// A backend's error with the layer it concerns.

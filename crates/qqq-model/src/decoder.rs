@@ -4,11 +4,15 @@
 
 use std::sync::Arc;
 
-use qqq_backend::{Backend, KvDType, KvLayout, Span};
+use qqq_backend::{Backend, BatchPlan, Norm};
 use qqq_formats::{Checkpoint, ModelConfig};
 
 use crate::{
-    Block, BlockWeights, ModelError, Result, block::at, names, prefill::Prefill, reading, rope, weights,
+    Block, BlockWeights, ModelError, Result,
+    block::{Flow, Scratch, Step, at, settle},
+    names,
+    prefill::Prefill,
+    reading, rope, weights,
 };
 
 /// A whole decoder.
@@ -22,7 +26,7 @@ pub struct Decoder<B: Backend> {
     /// Blocks in order.
     pub blocks: Vec<Block<B>>,
     /// Norm before the head.
-    pub final_norm: B::Vector,
+    pub final_norm: Norm<B>,
     /// Output head.
     pub head: B::Linear,
     /// Rotary embedding.
@@ -67,54 +71,56 @@ impl<B: Backend> Decoder<B> {
             backend.linear_weight(reading::whole(layer)?, None)
         }
         .map_err(|e| at(names::LM_HEAD, e))?;
-        let final_norm = backend.vector(checkpoint.tensors.f32(names::FINAL_NORM, &[width])?);
+        let weight = backend.vector(checkpoint.tensors.f32(names::FINAL_NORM, &[width])?)?;
+        let final_norm = Norm { weight, eps: config.rms_norm_eps };
         parts.loaded(parts.ends)?;
         let mut blocks = Vec::with_capacity(config.num_layers);
         for i in 0..config.num_layers {
             blocks.push(Block::new(&backend, &config, i, BlockWeights::read(checkpoint, i)?)?);
             parts.loaded(parts.blocks[i])?;
         }
-        let rope = rope::embedding(&backend, &config, config.max_position_embeddings);
+        let rope = rope::embedding(&backend, &config, config.max_position_embeddings)?;
         checkpoint.inputs.check()?;
         Ok(Self { backend, config, embedding, blocks, final_norm, head, rope, prefill: Prefill::default() })
     }
 
-    /// An empty cache for this decoder.
-    pub fn kv_cache(&self, dtype: KvDType) -> B::KvCache {
-        self.backend.kv_cache(KvLayout {
-            num_layers: self.blocks.len(),
-            num_kv_heads: self.config.num_kv_heads,
-            head_dim: self.config.head_dim,
-            dtype,
-        })
-    }
-
-    /// Runs new tokens (`tokens` are the spans' tokens, concatenated) and returns the final hidden
-    /// states before the last norm, one row per token.
+    /// Runs a batch's tokens, whose plan must have been [checked](Self::check), through all blocks: `flow` then holds their
+    /// states before the last norm, one row a token.
     ///
     /// # Errors
-    /// A token id outside the vocabulary, a span beyond `max_position_embeddings`, or spans that do not cover
-    /// `tokens`. The cache is unchanged then.
-    pub fn hidden(&self, tokens: &[u32], spans: &[Span], kv: &mut B::KvCache) -> Result<B::Tensor> {
-        self.check(tokens, spans)?;
-        let b = &self.backend;
-        let mut hidden = b.embed(&self.embedding, tokens);
+    /// Those of the backend.
+    pub fn forward(
+        &self,
+        batch: &B::Batch,
+        rows: usize,
+        flow: &mut Flow<B>,
+        scratch: &mut Scratch<B>,
+        kv: &mut B::KvPool,
+    ) -> Result<()> {
+        let backend = &self.backend;
+        flow.restart();
+        backend.embed(&self.embedding, batch, 1.0, &mut flow.residual)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            block.forward(b, &mut hidden, &self.rope, kv, layer, spans);
-            self.prefill.pass(tokens.len(), layer + 1, self.blocks.len());
+            block.forward(&mut Step { backend, rope: &self.rope, kv, layer, batch, scratch }, flow)?;
+            self.prefill.pass(rows, layer + 1, self.blocks.len());
         }
-        Ok(hidden)
+        settle(backend, flow, scratch)
     }
 
-    pub(crate) fn check(&self, tokens: &[u32], spans: &[Span]) -> Result<()> {
+    /// Checks a step's tokens and positions.
+    ///
+    /// # Errors
+    /// A token id outside the vocabulary, a sequence beyond `max_position_embeddings`, and whatever [`BatchPlan::check`]
+    /// refuses.
+    pub fn check(&self, plan: &BatchPlan) -> Result<()> {
         let vocab = self.config.vocab_size;
-        if let Some((i, id)) = tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
+        if let Some((i, id)) = plan.tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
             return Err(ModelError::Request(format!(
                 "token {id} (number {i} of the batch) is outside the model's vocabulary of {vocab}"
             )));
         }
         let context = self.config.max_position_embeddings;
-        for span in spans {
+        for span in &plan.spans {
             if span.start.checked_add(span.len).is_none_or(|end| end > context) {
                 return Err(ModelError::Request(format!(
                     "a sequence of {} and {} more tokens is longer than the model's context of {context}",
@@ -122,33 +128,19 @@ impl<B: Backend> Decoder<B> {
                 )));
             }
         }
-        let covered: usize = spans.iter().map(|s| s.len).sum();
-        let empty = tokens.is_empty() || spans.iter().any(|s| s.len == 0);
-        if empty || covered != tokens.len() {
-            return Err(ModelError::Request(format!(
-                "{} tokens for {} sequences that take {covered}; each must take at least one",
-                tokens.len(),
-                spans.len()
-            )));
+        if plan.tokens.is_empty() {
+            return Err(ModelError::Request("a batch without tokens".into()));
         }
-        Ok(())
+        Ok(plan.check()?)
     }
 
-    /// Final norm and output head for rows of hidden states; shape `rows x vocab`.
-    pub fn logits(&self, hidden: &B::Tensor) -> B::Tensor {
-        self.backend.linear(&self.head_input(hidden), &self.head)
-    }
-
-    /// The `count` largest logits of each row with their tokens, largest first, lower ids first among equals. They are
-    /// those of [`logits`](Self::logits), but may take far less time. Of a row with logits that are not finite, the first of
-    /// these alone.
-    pub fn top_logits(&self, hidden: &B::Tensor, count: usize) -> Vec<Vec<(f32, u32)>> {
-        self.backend.linear_top(&self.head_input(hidden), &self.head, count)
-    }
-
-    fn head_input(&self, hidden: &B::Tensor) -> B::Activation {
+    /// The last norm of rows of hidden states, as the input of the output head.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn head_input(&self, hidden: &mut B::Tensor, out: &mut B::Input) -> Result<()> {
         let kind = self.backend.input_kind(&self.head);
-        self.backend.rms_norm(hidden, &self.final_norm, self.config.rms_norm_eps, kind)
+        Ok(self.backend.add_norm(hidden, None, &self.final_norm, kind, out)?)
     }
 }
 

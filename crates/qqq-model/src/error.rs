@@ -18,6 +18,12 @@ pub enum ModelError {
         /// Reason.
         source: qqq_backend::BackendError,
     },
+    /// An operation that a backend refuses.
+    #[error(transparent)]
+    Operation(#[from] qqq_backend::BackendError),
+    /// Steps through a block in an order that makes no sense: a fault of the caller.
+    #[error("{0}")]
+    Order(String),
     /// Tokenizer: missing, damaged, or not matching the model.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

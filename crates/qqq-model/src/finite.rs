@@ -1,8 +1,12 @@
 //! Where a model's numbers stop being finite.
 
-use qqq_backend::{Backend, KvDType, Span, first_not_finite};
+use qqq_backend::{Backend, BatchPlan, KvDType, first_not_finite, pages_for};
 
-use crate::{Decoder, Result, names};
+use crate::{
+    Decoder, Result, Runner, Site,
+    block::{Flow, Step},
+    names,
+};
 
 /// Tokens that run through the blocks at a time.
 const PIECE: usize = 512;
@@ -25,45 +29,61 @@ impl<B: Backend> Decoder<B> {
     /// at the logits of the last token: to be asked when logits are not finite. `None` if all are.
     ///
     /// # Errors
-    /// As [`Decoder::hidden`].
+    /// As [`Runner::step`].
     pub fn first_not_finite(&self, tokens: &[u32]) -> Result<Option<NotFinite>> {
-        let b = &self.backend;
-        let mut kv = self.kv_cache(KvDType::F32);
-        let slot = b.kv_add_slot(&mut kv);
+        let backend = &self.backend;
+        let (rows, hidden) = (tokens.len().min(PIECE), self.config.hidden_size);
+        let mut runner = Runner::new(self, KvDType::F32, pages_for(tokens.len()), rows)?;
+        let pages: Vec<u32> = (0..pages_for(tokens.len()) as u32).collect();
         let mut start = 0;
         for piece in tokens.chunks(PIECE) {
-            let spans = [Span { slot, start, len: piece.len() }];
-            self.check(piece, &spans)?;
-            let mut hidden = b.embed(&self.embedding, piece);
-            let find = |hidden: &B::Tensor, module: &dyn Fn() -> String| {
-                let first = first_not_finite(&b.to_host(hidden))?;
-                Some(NotFinite { module: module(), position: start + first / self.config.hidden_size })
-            };
-            if let found @ Some(_) = find(&hidden, &|| names::EMBEDDING.into()) {
+            let mut plan = BatchPlan::default();
+            plan.push(piece, start, &pages);
+            let found = runner.watched_step(&plan, &mut |flow, module| {
+                let first = first_not_finite(&backend.read(&flow.residual)?);
+                let place = |first| NotFinite { module: module(), position: start + first / hidden };
+                Ok(first.map(place))
+            })?;
+            if found.is_some() {
                 return Ok(found);
             }
-            for (layer, block) in self.blocks.iter().enumerate() {
-                let x = block.attention_input(b, &hidden);
-                let attention = block.attention(b, &x, &self.rope, &mut kv, layer, &spans);
-                let attention = b.activation(attention, b.input_kind(&block.o));
-                b.linear_add(&mut hidden, &attention, &block.o);
-                if let found @ Some(_) = find(&hidden, &|| names::linear(layer, "self_attn")) {
-                    return Ok(found);
-                }
-                let x = block.mlp_input(b, &hidden);
-                let inner = block.mlp_hidden(b, &x);
-                b.linear_add(&mut hidden, &inner, &block.down);
-                if let found @ Some(_) = find(&hidden, &|| names::linear(layer, "mlp")) {
-                    return Ok(found);
-                }
-            }
             start += piece.len();
-            if start == tokens.len() {
-                let last = b.select_rows(&hidden, &[piece.len() - 1]);
-                if first_not_finite(&b.to_host(&self.logits(&last))).is_some() {
-                    let module = names::LM_HEAD_MODULE.into();
-                    return Ok(Some(NotFinite { module, position: start - 1 }));
-                }
+            if start == tokens.len() && first_not_finite(&runner.logits(&[piece.len() - 1])?).is_some() {
+                let module = names::LM_HEAD_MODULE.into();
+                return Ok(Some(NotFinite { module, position: start - 1 }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Looks at the residual stream behind a module, whose name is asked for where it matters.
+type Look<'a, B> = dyn FnMut(&Flow<B>, &dyn Fn() -> String) -> Result<Option<NotFinite>> + 'a;
+
+impl<B: Backend> Runner<'_, B> {
+    /// A [`step`](Self::step) that stops at the first module behind which `look` finds something.
+    fn watched_step(&mut self, plan: &BatchPlan, look: &mut Look<'_, B>) -> Result<Option<NotFinite>> {
+        let Decoder { backend, embedding, blocks, rope, .. } = self.decoder();
+        self.decoder().check(plan)?;
+        let batch = &backend.batch(plan)?;
+        let (flow, scratch, kv) = self.parts();
+        flow.restart();
+        backend.embed(embedding, batch, 1.0, &mut flow.residual)?;
+        if let found @ Some(_) = look(flow, &|| names::EMBEDDING.into())? {
+            return Ok(found);
+        }
+        for (layer, block) in blocks.iter().enumerate() {
+            let mut step = Step { backend, rope, kv, layer, batch, scratch };
+            for site in [Site::Qkv, Site::O, Site::GateUp] {
+                block.advance(&mut step, flow, site)?;
+            }
+            if let found @ Some(_) = look(flow, &|| names::linear(layer, "self_attn"))? {
+                return Ok(found);
+            }
+            block.advance(&mut step, flow, Site::Down)?;
+            block.finish(&mut step, flow)?;
+            if let found @ Some(_) = look(flow, &|| names::linear(layer, "mlp"))? {
+                return Ok(found);
             }
         }
         Ok(None)

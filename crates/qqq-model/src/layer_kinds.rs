@@ -7,7 +7,7 @@ use qqq_backend::{
     cpu::{CpuLinear, describe},
 };
 
-use crate::{Decoder, names};
+use crate::{Decoder, Site, block::Layer, names};
 
 /// Layers of one name, shape, form and kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,13 +58,9 @@ impl Decoder<CpuBackend> {
             bytes: describe::data_bytes(table),
         }];
         for block in &self.blocks {
-            for (modules, layer) in [
-                (&[names::Q, names::K, names::V][..], &block.qkv),
-                (&[names::O], &block.o),
-                (&[names::GATE, names::UP], &block.gate_up),
-                (&[names::DOWN], &block.down),
-            ] {
-                let kind = self.kind(joined_name(modules), layer, layer.bytes());
+            for site in Site::ALL {
+                let Layer::Ready(layer) = block.layer(site) else { continue };
+                let kind = self.kind(joined_name(site.module_names()), layer, layer.bytes());
                 let is_alike =
                     |k: &&mut LayerKind| LayerKind { count: 1, bytes: kind.bytes, ..(**k).clone() } == kind;
                 match kinds.iter_mut().find(is_alike) {

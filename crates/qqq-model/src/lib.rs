@@ -5,25 +5,25 @@
 //! A model is loaded, float or W4A8 as the checkpoint has it, and goes on with a text, always by the likeliest token:
 //!
 //! ```
-//! use qqq_backend::{Backend, CpuBackend, KvDType, Span};
+//! use qqq_backend::{BatchPlan, CpuBackend, KvDType};
 //! use qqq_formats::Checkpoint;
-//! use qqq_model::{Decoder, Tokenizer};
+//! use qqq_model::{Decoder, Runner, Tokenizer};
 //! # let tiny = qqq_testing::TinyModel::new();
 //! # let model = tiny.model();
 //!
 //! let checkpoint = Checkpoint::open(&model)?;
 //! let tokenizer = Tokenizer::load(&checkpoint)?;
 //! let decoder = Decoder::load(CpuBackend::new(), &checkpoint)?;
-//! let mut kv = decoder.kv_cache(KvDType::F16);
-//! let slot = decoder.backend.kv_add_slot(&mut kv);
+//! let mut runner = Runner::for_positions(&decoder, KvDType::F16, 32)?;
 //!
 //! let mut text = tokenizer.encode("w1 w5 w25", true)?;
 //! let mut start = 0;
 //! for _ in 0..8 {
-//!     let new = &text[start..];
-//!     let hidden = decoder.hidden(new, &[Span { slot, start, len: new.len() }], &mut kv)?;
-//!     let last = decoder.backend.select_rows(&hidden, &[new.len() - 1]);
-//!     let (_logit, token) = decoder.top_logits(&last, 1)[0][0];
+//!     // One sequence, whose keys and values lie in the first page of the pool.
+//!     let mut plan = BatchPlan::default();
+//!     plan.push(&text[start..], start, &[0]);
+//!     runner.step(&plan)?;
+//!     let (_logit, token) = runner.top_logits(&[plan.rows() - 1], 1)?[0][0];
 //!     start = text.len();
 //!     text.push(token);
 //! }
@@ -47,6 +47,8 @@ pub mod names;
 pub mod prefill;
 mod reading;
 pub mod rope;
+mod runner;
+mod site;
 mod tensor_bytes;
 pub mod text;
 pub mod tokenizer;
@@ -59,7 +61,9 @@ pub use error::{ModelError, Result};
 pub use finite::NotFinite;
 pub use hub::HubOptions;
 pub use layer_kinds::LayerKind;
+pub use runner::Runner;
+pub use site::{LinearLayer, Site, Sites};
 pub use tensor_bytes::TensorBytes;
 pub use text::{TextOptions, TextReader};
 pub use tokenizer::Tokenizer;
-pub use weights::{BlockNorms, BlockWeights, JoinedLinear, check_tensors};
+pub use weights::{BlockNorms, BlockWeights, check_tensors};

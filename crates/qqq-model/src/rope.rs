@@ -6,9 +6,14 @@ use std::f32::consts::TAU;
 use qqq_backend::Backend;
 use qqq_formats::{ModelConfig, config::RopeScaling};
 
+use crate::Result;
+
 /// The rotary embedding of a model, for so many positions.
-pub fn embedding<B: Backend>(backend: &B, config: &ModelConfig, positions: usize) -> B::Rope {
-    backend.scaled_rope(&inv_freq(config), config.rope_attention_factor as f32, positions)
+///
+/// # Errors
+/// Those of the backend.
+pub fn embedding<B: Backend>(backend: &B, config: &ModelConfig, positions: usize) -> Result<B::Rope> {
+    Ok(backend.rope(&inv_freq(config), config.rope_attention_factor as f32, positions)?)
 }
 
 /// `head_dim / 2` inverse frequencies, `theta^(-2i / head_dim)`, scaled as the configuration says.

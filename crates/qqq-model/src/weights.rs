@@ -3,31 +3,23 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use qqq_backend::cpu::pool::parallel_for;
-use qqq_formats::{Checkpoint, FormatError, LinearWeight, ModelConfig, config::Architecture};
+use qqq_formats::{Checkpoint, FormatError, ModelConfig, config::Architecture};
 
-use crate::{Result, names, reading};
+use crate::{
+    Result, names,
+    site::{LinearLayer, Sites},
+};
 
 /// Bytes of two tensors that are compared at a time.
 const COMPARED: usize = 1 << 20;
 
-/// The weights of one block, as read from a checkpoint or as the quantizer has made them.
-/// q, k and v are joined into one layer, and so are gate and up (gate first).
+/// The weights of one block: layers as read from a checkpoint, or in another form `L`.
 #[derive(Clone, Debug)]
-pub struct BlockWeights {
-    /// Weight of the norm before attention, length `hidden`.
-    pub input_norm: Vec<f32>,
-    /// Weight of the norm before the MLP, length `hidden`.
-    pub post_norm: Vec<f32>,
-    /// Head norms of q and k (Qwen3), length `head_dim` each.
-    pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
-    /// q, k and v joined, with bias.
-    pub qkv: (LinearWeight, Option<Vec<f32>>),
-    /// Output projection of attention.
-    pub o: (LinearWeight, Option<Vec<f32>>),
-    /// gate and up joined.
-    pub gate_up: (LinearWeight, Option<Vec<f32>>),
-    /// Down projection.
-    pub down: (LinearWeight, Option<Vec<f32>>),
+pub struct BlockWeights<L = LinearLayer> {
+    /// Norms.
+    pub norms: BlockNorms,
+    /// Linear layers.
+    pub layers: Sites<L>,
 }
 
 impl BlockWeights {
@@ -40,16 +32,9 @@ impl BlockWeights {
     /// that it does not promise and the file holds; joined layers of which one part is quantized and another
     /// is not, or in another way; one of the model's files was changed since it was opened.
     pub fn read(checkpoint: &Checkpoint, index: usize) -> Result<Self> {
-        let BlockNorms { input, post, qk } = BlockNorms::read(checkpoint, index)?;
-        let linear = |linear: JoinedLinear| linear.read(checkpoint, index);
         Ok(Self {
-            input_norm: input,
-            post_norm: post,
-            qk_norm: qk,
-            qkv: linear(JoinedLinear::Qkv)?,
-            o: linear(JoinedLinear::O)?,
-            gate_up: linear(JoinedLinear::GateUp)?,
-            down: linear(JoinedLinear::Down)?,
+            norms: BlockNorms::read(checkpoint, index)?,
+            layers: Sites::try_new(|site| site.read(checkpoint, index))?,
         })
     }
 }
@@ -87,113 +72,6 @@ impl BlockNorms {
             },
         })
     }
-}
-
-/// The linear layers of a block that take the same input and run as one, in the order of computation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum JoinedLinear {
-    /// q, k and v.
-    Qkv,
-    /// Output projection of attention.
-    O,
-    /// gate and up.
-    GateUp,
-    /// Down projection.
-    Down,
-}
-
-impl JoinedLinear {
-    /// All of them, in the order of computation.
-    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
-
-    /// Modules and their output channels in their order.
-    pub fn modules(self, c: &ModelConfig) -> Vec<(&'static str, usize)> {
-        let (hidden, wide) = (c.hidden_size, c.intermediate_size);
-        let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-        match self {
-            Self::Qkv => vec![(names::Q, q), (names::K, kv), (names::V, kv)],
-            Self::O => vec![(names::O, hidden)],
-            Self::GateUp => vec![(names::GATE, wide), (names::UP, wide)],
-            Self::Down => vec![(names::DOWN, hidden)],
-        }
-    }
-
-    /// Output channels of all modules together.
-    pub fn out_features(self, c: &ModelConfig) -> usize {
-        self.modules(c).iter().map(|(_, n)| n).sum()
-    }
-
-    /// Input channels.
-    pub fn in_features(self, c: &ModelConfig) -> usize {
-        match self {
-            Self::Qkv | Self::GateUp => c.hidden_size,
-            Self::O => c.num_heads * c.head_dim,
-            Self::Down => c.intermediate_size,
-        }
-    }
-
-    /// Reads weight and bias of block `index`.
-    ///
-    /// # Errors
-    /// As [`BlockWeights::read`].
-    pub fn read(self, checkpoint: &Checkpoint, index: usize) -> Result<(LinearWeight, Option<Vec<f32>>)> {
-        let c = &checkpoint.config;
-        let bias = match self {
-            Self::Qkv => c.qkv_bias,
-            Self::O => c.o_bias,
-            Self::GateUp | Self::Down => c.mlp_bias,
-        };
-        let layer = read_joined(checkpoint, index, &self.modules(c), self.in_features(c), bias)?;
-        // Every read has looked at its own file; the others may have been changed meanwhile.
-        checkpoint.inputs.check()?;
-        Ok(layer)
-    }
-}
-
-/// Linear layers of a block that take the same input, joined along their output channels.
-fn read_joined(
-    checkpoint: &Checkpoint,
-    index: usize,
-    modules: &[(&str, usize)],
-    k: usize,
-    promised: bool,
-) -> Result<(LinearWeight, Option<Vec<f32>>)> {
-    let mut parts = Vec::with_capacity(modules.len());
-    let mut bias = Vec::new();
-    for (module, n) in modules {
-        let prefix = names::linear(index, module);
-        parts.push(checkpoint.layer(&prefix, *n, k)?);
-        match (promised, checkpoint.bias(&prefix, *n)?) {
-            (true, Some(values)) => bias.extend(values),
-            (true, None) => {
-                return Err(FormatError::MissingTensor {
-                    location: checkpoint.tensors.location(),
-                    name: format!("{prefix}.bias"),
-                }
-                .into());
-            }
-            // Some tools write zeros for every layer; they change nothing.
-            (false, Some(values)) if values.iter().any(|b| *b != 0.0) => {
-                return Err(FormatError::Unsupported(format!(
-                    "{}: there is a tensor {prefix}.bias, but config.json promises no bias there (attention_bias, \
-                     mlp_bias); one of the two is wrong",
-                    checkpoint.tensors.location()
-                ))
-                .into());
-            }
-            (false, _) => {}
-        }
-    }
-    let weight = reading::joined(&parts)?.ok_or_else(|| {
-        let all: Vec<&str> = modules.iter().map(|(module, _)| *module).collect();
-        FormatError::Unsupported(format!(
-            "{}: {} of block {index} run as one layer, but are not quantized alike; quantize all of them in the same \
-             way or none",
-            checkpoint.tensors.location(),
-            all.join(", ")
-        ))
-    })?;
-    Ok((weight, promised.then_some(bias)))
 }
 
 /// Checks that a checkpoint's tensors are those of its configuration, as far as that shows without reading the blocks.

@@ -9,9 +9,9 @@ use std::{
 };
 
 use half::{bf16, f16};
-use qqq_backend::{Backend, CpuBackend, KvDType, Span};
+use qqq_backend::{BatchPlan, CpuBackend, KvDType, pages_for};
 use qqq_formats::Checkpoint;
-use qqq_model::{Decoder, ModelError};
+use qqq_model::{Decoder, ModelError, Runner};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
@@ -162,53 +162,51 @@ fn worst(found: &[f32], expected: &[f32]) -> f32 {
     })
 }
 
-fn run(
-    decoder: &Decoder<CpuBackend>,
-    tokens: &[u32],
-    spans: &[Span],
-    kv: &mut <CpuBackend as Backend>::KvCache,
-) -> Vec<f32> {
-    let hidden = decoder.hidden(tokens, spans, kv).unwrap();
-    decoder.backend.to_host(&decoder.logits(&hidden))
+/// Runs parts of sequences: tokens, their first position, and the pages of their sequence. All logits.
+fn run(runner: &mut Runner<'_, CpuBackend>, parts: &[(&[u32], usize, &[u32])]) -> Vec<f32> {
+    let mut plan = BatchPlan::default();
+    parts.iter().for_each(|(tokens, start, pages)| plan.push(tokens, *start, pages));
+    runner.step(&plan).unwrap();
+    let rows: Vec<usize> = (0..plan.rows()).collect();
+    runner.logits(&rows).unwrap().into_owned()
 }
 
 /// One prefill; token by token; and a ragged batch in two passes, among other sequences.
 fn check(name: &str, decoder: &Decoder<CpuBackend>, tokens: &[u32], expected: &[f32]) {
-    let b = &decoder.backend;
     let vocab = decoder.config.vocab_size;
     let n = tokens.len();
 
-    let mut kv = decoder.kv_cache(KvDType::F32);
-    let slot = b.kv_add_slot(&mut kv);
-    let logits = run(decoder, tokens, &[Span { slot, start: 0, len: n }], &mut kv);
+    let own = |sequence: usize| -> Vec<u32> {
+        let pages = pages_for(n);
+        (0..pages).map(|page| (sequence * pages + page) as u32).collect()
+    };
+    let mut runner = Runner::new(decoder, KvDType::F32, 3 * pages_for(n), n).unwrap();
+    let logits = run(&mut runner, &[(tokens, 0, &own(0))]);
     let prefill = worst(&logits, expected);
 
-    b.kv_truncate(&mut kv, slot, 0);
     let mut steps = Vec::new();
     for (start, token) in tokens.iter().enumerate() {
-        steps.extend(run(decoder, &[*token], &[Span { slot, start, len: 1 }], &mut kv));
+        steps.extend(run(&mut runner, &[(&[*token], start, &own(1))]));
     }
     let decode = worst(&steps, expected);
 
     // Three prefixes of the same text, of which the passes take different parts.
     let parts = [[n / 2, n - n / 2], [3, 1], [1, n - 4]];
-    let mut kv = decoder.kv_cache(KvDType::F32);
-    let slots = parts.map(|_| b.kv_add_slot(&mut kv));
+    let tables = [0, 1, 2].map(own);
     let mut ragged: f32 = 0.0;
     for pass in 0..2 {
-        let spans: Vec<Span> = (0..parts.len())
-            .map(|i| Span {
-                slot: slots[i],
-                start: if pass == 0 { 0 } else { parts[i][0] },
-                len: parts[i][pass],
-            })
-            .collect();
-        let batch: Vec<u32> = spans.iter().flat_map(|s| &tokens[s.start..s.start + s.len]).copied().collect();
-        let logits = run(decoder, &batch, &spans, &mut kv);
+        let range = |i: usize| {
+            let start = if pass == 0 { 0 } else { parts[i][0] };
+            start..start + parts[i][pass]
+        };
+        let batch: Vec<(&[u32], usize, &[u32])> =
+            (0..parts.len()).map(|i| (&tokens[range(i)], range(i).start, tables[i].as_slice())).collect();
+        let logits = run(&mut runner, &batch);
         let mut rows = logits.chunks_exact(vocab);
-        for s in &spans {
-            let found: Vec<f32> = rows.by_ref().take(s.len).flatten().copied().collect();
-            ragged = ragged.max(worst(&found, &expected[s.start * vocab..(s.start + s.len) * vocab]));
+        for i in 0..parts.len() {
+            let found: Vec<f32> = rows.by_ref().take(range(i).len()).flatten().copied().collect();
+            let want = &expected[range(i).start * vocab..range(i).end * vocab];
+            ragged = ragged.max(worst(&found, want));
         }
     }
     let scale = largest(expected);
@@ -254,9 +252,9 @@ fn the_vectors_depend_on_every_setting() {
         let decoder = model.load().unwrap();
         let tokens = ints(&vectors.tensor(&format!("{name}.tokens")).unwrap());
         let expected = floats(&vectors.tensor(&format!("{name}.logits")).unwrap());
-        let mut kv = decoder.kv_cache(KvDType::F32);
-        let slot = decoder.backend.kv_add_slot(&mut kv);
-        let logits = run(&decoder, &tokens, &[Span { slot, start: 0, len: tokens.len() }], &mut kv);
+        let mut runner = Runner::for_positions(&decoder, KvDType::F32, tokens.len()).unwrap();
+        let pages: Vec<u32> = (0..pages_for(tokens.len()) as u32).collect();
+        let logits = run(&mut runner, &[(&tokens, 0, &pages)]);
         let error = worst(&logits, &expected) / largest(&expected);
         println!("{name} with another {key}: {error:.1e}");
         assert!(error > 100.0 * TOLERANCE, "{name}: {key} changes the logits by {error:e} only");
@@ -319,20 +317,18 @@ fn tensors_that_change_nothing_are_let_pass() {
 #[test]
 fn requests_that_a_model_cannot_serve_are_errors() {
     let decoder = Model::named("mistral").load().unwrap();
-    let mut kv = decoder.kv_cache(KvDType::F16);
-    let slot = decoder.backend.kv_add_slot(&mut kv);
-    let mut message = |tokens: &[u32], start: usize, len: usize| match decoder.hidden(
-        tokens,
-        &[Span { slot, start, len }],
-        &mut kv,
-    ) {
-        Err(ModelError::Request(text)) => text,
-        Err(e) => panic!("another error: {e}"),
-        Ok(_) => panic!("served"),
+    let mut runner = Runner::for_positions(&decoder, KvDType::F16, 300).unwrap();
+    let mut message = |tokens: &[u32], start: usize| {
+        let mut plan = BatchPlan::default();
+        plan.push(tokens, start, &[0, 1, 2]);
+        match runner.step(&plan) {
+            Err(ModelError::Request(text)) => text,
+            Err(e) => panic!("another error: {e}"),
+            Ok(()) => panic!("served"),
+        }
     };
-    assert!(message(&[0, 61], 0, 2).contains("token 61"));
-    assert!(message(&[0; 257], 0, 257).contains("context of 256"));
-    assert!(message(&[0], usize::MAX, 1).contains("context of 256"));
-    assert!(message(&[], 0, 0).contains("at least one"));
-    assert!(message(&[1, 2], 0, 1).contains("2 tokens"));
+    assert!(message(&[0, 61], 0).contains("token 61"));
+    assert!(message(&[0; 257], 0).contains("context of 256"));
+    assert!(message(&[0], usize::MAX).contains("context of 256"));
+    assert!(message(&[], 0).contains("without tokens"));
 }

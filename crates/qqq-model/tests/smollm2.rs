@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use qqq_backend::{Backend, CpuBackend, KvDType, Span};
+use qqq_backend::{BatchPlan, CpuBackend, KvDType};
 use qqq_formats::Checkpoint;
-use qqq_model::{ChatTemplate, Decoder, Message, Tokenizer};
+use qqq_model::{ChatTemplate, Decoder, Message, Runner, Tokenizer};
 use qqq_testing::{Suite, tests};
 use safetensors::SafeTensors;
 
@@ -41,11 +41,10 @@ fn logits_agree_with_transformers_for_smollm2(path: PathBuf) {
     let decoder = Decoder::load(CpuBackend::default(), &Checkpoint::open(&path).unwrap()).unwrap();
     let vocab = decoder.config.vocab_size;
     assert_eq!(expected.len(), positions.len() * vocab / 16);
-    let mut kv = decoder.kv_cache(KvDType::F32);
-    let slot = decoder.backend.kv_add_slot(&mut kv);
-    let span = Span { slot, start: 0, len: tokens.len() };
-    let hidden = decoder.hidden(&tokens, &[span], &mut kv).unwrap();
-    let logits = decoder.backend.to_host(&decoder.logits(&hidden));
+    let mut runner = Runner::for_positions(&decoder, KvDType::F32, tokens.len()).unwrap();
+    runner.step(&BatchPlan::sequences([tokens.as_slice()])).unwrap();
+    let rows: Vec<usize> = (0..tokens.len()).collect();
+    let logits = runner.logits(&rows).unwrap();
     for (i, (position, max)) in positions.iter().zip(&maxima).enumerate() {
         let row = &logits[*position as usize * vocab..][..vocab];
         let found_max = row.iter().fold(0f32, |m, v| m.max(v.abs()));

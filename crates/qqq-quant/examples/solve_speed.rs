@@ -3,10 +3,10 @@
 
 use std::time::Instant;
 
+use qqq_backend::cpu::calibrate::CpuGram;
 use qqq_backend::cpu::matrix::Matrix;
 use qqq_backend::cpu::pool::{num_threads, parallel_for};
 use qqq_quant::Clip;
-use qqq_quant::hessian::Hessian;
 use qqq_quant::solve::{SolveOptions, solve};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -23,7 +23,7 @@ fn main() {
     let mut hessians = Vec::new();
     for k in [576, 1536] {
         let x = Matrix { rows: 2048, cols: k, data: random(2048 * k) };
-        let mut h = Hessian::new(k);
+        let mut h = CpuGram::new(k);
         h.add(&x);
         let start = Instant::now();
         let rounds = 10;
@@ -31,7 +31,7 @@ fn main() {
         let one = start.elapsed().as_secs_f64() / f64::from(rounds);
         let start = Instant::now();
         parallel_for(num_threads(), |_| {
-            let mut h = Hessian::new(k);
+            let mut h = CpuGram::new(k);
             (0..rounds).for_each(|_| h.add(&x));
         });
         let all = start.elapsed().as_secs_f64() / f64::from(rounds);

@@ -13,6 +13,9 @@ pub enum QuantError {
     /// The model.
     #[error(transparent)]
     Model(#[from] qqq_model::ModelError),
+    /// An operation that the backend refuses.
+    #[error(transparent)]
+    Operation(#[from] qqq_backend::BackendError),
     /// Calibration data.
     #[error("calibration data: {0}")]
     Calibration(String),

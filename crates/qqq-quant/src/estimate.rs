@@ -2,13 +2,11 @@
 //!
 //! [`work`](crate::work) turns amounts into time left, by what each kind is seen to take on this machine.
 
-use qqq_backend::HeadLayout;
+use qqq_backend::{HeadLayout, cpu::calibrate::attended::QUERIES};
 use qqq_formats::ModelConfig;
+use qqq_model::{Site, block::head_layout};
 
-use crate::{
-    Propagation, Recipe, Transform, ValueHessian, attended::QUERIES, calibration::Source,
-    float_block::head_layout,
-};
+use crate::{Propagation, Recipe, Transform, ValueHessian, calibration::Source};
 
 /// Operations a second of the kinds of work (measured on two AVX-512 cores).
 mod rate {
@@ -223,6 +221,16 @@ impl StageEstimate {
             gate_up: Units::new(Kind::GateUp, gate_up),
             down: Units::new(Kind::Down, down),
             finish: Units::new(Kind::Finish, finish),
+        }
+    }
+
+    /// The stage that makes a site's input.
+    pub fn site(&self, site: Site) -> Units {
+        match site {
+            Site::Qkv => self.qkv,
+            Site::O => self.o,
+            Site::GateUp => self.gate_up,
+            Site::Down => self.down,
         }
     }
 

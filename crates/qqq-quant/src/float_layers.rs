@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use qqq_formats::Checkpoint;
-use qqq_model::{BlockNorms, JoinedLinear};
+use qqq_model::{BlockNorms, Site, Sites, block::head_layout};
 
 use crate::{
     QuantError, Result,
-    float_block::{FloatBlock, FloatLinear, head_layout},
+    float_linear::{FloatBlock, FloatLinear},
     half_type::HalfType,
     rotations::Rotations,
     transform,
@@ -22,8 +22,8 @@ pub(crate) struct FloatLayers<'a> {
 }
 
 enum Layers<'a> {
-    /// Transformed together, because what is done to one layer depends on another; in the order of [`JoinedLinear`].
-    Held([Option<FloatLinear>; 4]),
+    /// Transformed together, because what is done to one layer depends on another.
+    Held(Box<Sites<Option<FloatLinear>>>),
     /// Each is read and transformed when it is asked for.
     Stored(Stored<'a>),
 }
@@ -57,41 +57,53 @@ impl<'a> FloatLayers<'a> {
 
     /// A block that was transformed as a whole.
     pub fn held(block: FloatBlock, half: HalfType) -> Self {
-        let FloatBlock { input_norm, post_norm, qk_norm, qkv, o, gate_up, down } = block;
-        let mut norms = BlockNorms { input: input_norm, post: post_norm, qk: qk_norm };
+        let FloatBlock { mut norms, layers } = block;
         transform::round_norms(&mut norms, half);
-        let layers = [qkv, o, gate_up, down].map(|mut layer| {
+        let layers = layers.map(|mut layer| {
             transform::round_bias(&mut layer, half);
             Some(layer)
         });
-        Self { norms, layers: Layers::Held(layers) }
+        Self { norms, layers: Layers::Held(Box::new(layers)) }
+    }
+
+    /// A copy of a layer, transformed, before it is [taken](Self::take).
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn copy(&self, site: Site) -> Result<FloatLinear> {
+        match &self.layers {
+            Layers::Held(layers) => layers[site].clone().ok_or_else(|| taken(site)),
+            Layers::Stored(stored) => stored.read(site),
+        }
     }
 
     /// A layer, transformed; once.
     ///
     /// # Errors
     /// Those of reading it, and a layer that was taken before.
-    pub fn take(&mut self, linear: JoinedLinear) -> Result<FloatLinear> {
+    pub fn take(&mut self, site: Site) -> Result<FloatLinear> {
         match &mut self.layers {
-            Layers::Held(layers) => layers[linear as usize]
-                .take()
-                .ok_or_else(|| QuantError::Recipe(format!("{linear:?} of a block was taken twice"))),
-            Layers::Stored(stored) => stored.read(linear),
+            Layers::Held(layers) => layers[site].take().ok_or_else(|| taken(site)),
+            Layers::Stored(stored) => stored.read(site),
         }
     }
 }
 
+fn taken(site: Site) -> QuantError {
+    QuantError::Recipe(format!("{site:?} of a block was taken twice"))
+}
+
 impl Stored<'_> {
-    fn read(&self, linear: JoinedLinear) -> Result<FloatLinear> {
-        let mut layer = FloatLinear::read(self.checkpoint, self.index, linear)?;
+    fn read(&self, site: Site) -> Result<FloatLinear> {
+        let mut layer = FloatLinear::read(self.checkpoint, self.index, site)?;
         if let Some((rotations, norms)) = &self.rotation {
-            match linear {
-                JoinedLinear::Qkv => layer.scale_inputs(&norms.input),
-                JoinedLinear::GateUp => layer.scale_inputs(&norms.post),
-                JoinedLinear::O | JoinedLinear::Down => {}
+            match site {
+                Site::Qkv => layer.scale_inputs(&norms.input),
+                Site::GateUp => layer.scale_inputs(&norms.post),
+                Site::O | Site::Down => {}
             }
             let heads = head_layout(&self.checkpoint.config);
-            transform::rotate_linear(linear, &mut layer, &rotations.stream, &rotations.head, heads);
+            transform::rotate_linear(site, &mut layer, &rotations.stream, &rotations.head, heads);
         }
         transform::round_bias(&mut layer, self.half);
         Ok(layer)

@@ -1,8 +1,9 @@
 //! The QQQ method: adaptive smoothing or rotation, Hessian-based compensation, recipes.
 //!
 //! [`pipeline::quantize`] walks a checkpoint block by block: transform, calibrate, solve, pack. The mathematics
-//! lies in [`hessian`], [`attended`], [`solve`], [`clip`], [`rotation`] and [`smooth`], each usable alone; [`transform`] and
-//! [`smooth_sites`] apply it to a block's weights, [`stages`] runs the calibration passes.
+//! lies in [`solve`], [`clip`], [`rotation`] and [`smooth`], each usable alone; [`transform`] and
+//! [`smooth_sites`] apply it to a block's weights, [`windows`] runs the calibration passes. Nothing here names a device: what
+//! computes is a [`Calibrate`](qqq_backend::Calibrate).
 //!
 //! # Example
 //! A model is loaded, quantized and evaluated, and the result writes on:
@@ -29,7 +30,7 @@
 //! let source = Source::Files(vec![text.clone()]);
 //! let reservation = Reservation::take(&out)?;
 //! let output = Output { reservation: &reservation, format: OutputFormat::Auto, model_name: "tiny" };
-//! let report = quantize(&checkpoint, &tokenizer, &recipe, &source, &output, &mut progress)?;
+//! let report = quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, &source, &output, &mut progress)?;
 //! assert!(report.linear_bytes.1 * 6 < report.linear_bytes.0);
 //!
 //! let decoder = Decoder::load(CpuBackend::new(), &Checkpoint::open(&out)?)?;
@@ -47,15 +48,13 @@
 //!
 //! `progress` is told what happens ([`Progress`]), and may interrupt.
 
-pub mod attended;
 pub mod calibration;
 pub mod clip;
 pub mod error;
 mod estimate;
-pub mod float_block;
 mod float_layers;
+pub mod float_linear;
 pub mod half_type;
-pub mod hessian;
 mod memory_need;
 pub mod model_card;
 pub mod nearest;
@@ -74,8 +73,9 @@ pub mod smooth;
 pub mod smooth_sites;
 pub mod solve;
 mod source_types;
-pub mod stages;
 pub mod transform;
+mod value_hessian;
+pub mod windows;
 mod work;
 
 pub use error::{QuantError, Result};

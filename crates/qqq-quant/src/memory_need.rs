@@ -5,18 +5,21 @@
 //! matrix, then that of a float32 one), its float weights, and what each thread works on. [`run`](crate::run) lets each go as
 //! soon as it can; every [`Phase`] here is a point at which something has just come.
 
-use qqq_backend::cpu::pool::num_threads;
+use qqq_backend::cpu::{
+    MLP_ROWS,
+    calibrate::{
+        attended::{BLOCK, QUERIES},
+        gram::PANEL_ROWS,
+    },
+    pool::num_threads,
+};
 use qqq_formats::{Checkpoint, ModelConfig};
-use qqq_model::{JoinedLinear, names};
+use qqq_model::{Site, block::head_layout, names};
 
 use crate::{
-    Propagation, Recipe, Transform, ValueHessian,
-    attended::{BLOCK, QUERIES},
-    float_block::head_layout,
-    hessian::PANEL_ROWS,
-    self_samples,
+    Propagation, Recipe, Transform, ValueHessian, self_samples,
     solve::ROWS_PER_TASK,
-    stages::{self, MAX_LANES},
+    windows::{self, MAX_LANES},
 };
 
 /// Program, tokenizer, thread stacks.
@@ -128,20 +131,20 @@ impl<'a> Model<'a> {
         }
     }
 
-    fn outputs(&self, linear: JoinedLinear) -> f64 {
+    fn outputs(&self, linear: Site) -> f64 {
         linear.out_features(self.config) as f64
     }
 
-    fn inputs(&self, linear: JoinedLinear) -> f64 {
+    fn inputs(&self, linear: Site) -> f64 {
         linear.in_features(self.config) as f64
     }
 
-    fn weights(&self, linear: JoinedLinear) -> f64 {
+    fn weights(&self, linear: Site) -> f64 {
         self.outputs(linear) * self.inputs(linear)
     }
 
     fn all_weights(&self) -> f64 {
-        JoinedLinear::ALL.iter().map(|&linear| self.weights(linear)).sum()
+        Site::ALL.iter().map(|&linear| self.weights(linear)).sum()
     }
 
     /// Windows that are worked on at the same time.
@@ -174,13 +177,9 @@ impl<'a> Model<'a> {
         if calibrates && self.recipe.propagation == Propagation::Float {
             phases.push(self.float_pass());
         } else if calibrates {
-            let after = |linear: JoinedLinear| match smooth {
+            let after = |linear: Site| match smooth {
                 // The layers were transformed together, and wait.
-                true => JoinedLinear::ALL
-                    .iter()
-                    .skip_while(|l| **l != linear)
-                    .map(|&l| 4.0 * self.weights(l))
-                    .sum(),
+                true => Site::ALL.iter().skip_while(|l| **l != linear).map(|&l| 4.0 * self.weights(l)).sum(),
                 false => 0.0,
             };
             if self.recipe.value_hessian == ValueHessian::Attention {
@@ -231,17 +230,17 @@ impl<'a> Model<'a> {
     /// The float block, and the Hessians of all its layers in every lane.
     fn float_pass(&self) -> Phase {
         let widths: Vec<usize> = [
-            Some(JoinedLinear::Qkv),
-            (self.recipe.value_hessian == ValueHessian::Attention).then_some(JoinedLinear::Qkv),
-            Some(JoinedLinear::O),
-            Some(JoinedLinear::GateUp),
-            Some(JoinedLinear::Down),
+            Some(Site::Qkv),
+            (self.recipe.value_hessian == ValueHessian::Attention).then_some(Site::Qkv),
+            Some(Site::O),
+            Some(Site::GateUp),
+            Some(Site::Down),
         ]
         .into_iter()
         .flatten()
         .map(|linear| linear.in_features(self.config))
         .collect();
-        let lanes = stages::lanes(&widths);
+        let lanes = windows::lanes(&widths);
         let hessians: f64 = widths.iter().map(|&k| 4.0 * (k * k) as f64).sum();
         let each = self.attention() + self.window * 4.0 * (3.0 * self.inner + 2.0 * self.hidden);
         Phase {
@@ -254,18 +253,18 @@ impl<'a> Model<'a> {
     }
 
     /// The inputs of v as attention averages them, in every lane, beside q, k and v in float.
-    fn averages(&self, waiting: &dyn Fn(JoinedLinear) -> f64) -> Phase {
+    fn averages(&self, waiting: &dyn Fn(Site) -> f64) -> Phase {
         let queries = (self.config.num_heads * QUERIES) as f64;
         let weights = (self.config.num_heads * BLOCK) as f64 * self.window * 4.0;
         let each = self.attention() + 5.0 * self.window * self.hidden + 4.0 * queries * self.hidden + weights;
-        let lanes = stages::lanes(&[self.config.hidden_size]);
+        let lanes = windows::lanes(&[self.config.hidden_size]);
         let hessians = 1 + lanes.min(self.recipe.calibration.windows);
         Phase {
             name: "calibrating v",
             arrays: self.always
                 + self.tokens * self.hidden
-                + 4.0 * self.weights(JoinedLinear::Qkv)
-                + waiting(JoinedLinear::O)
+                + 4.0 * self.weights(Site::Qkv)
+                + waiting(Site::O)
                 + 4.0 * self.hidden * self.hidden * hessians as f64,
             threads: self.passes(lanes, each),
         }
@@ -273,7 +272,7 @@ impl<'a> Model<'a> {
 
     /// The calibration stages of a quantized block. `waiting` is what the float layers from one on take that were
     /// transformed beforehand.
-    fn stages(&self, waiting: &dyn Fn(JoinedLinear) -> f64) -> Vec<Phase> {
+    fn stages(&self, waiting: &dyn Fn(Site) -> f64) -> Vec<Phase> {
         // Codes and scales of a block's layers as they are multiplied.
         let packed = 0.6 * self.all_weights();
         let kept = self.tokens * self.hidden;
@@ -281,21 +280,20 @@ impl<'a> Model<'a> {
         vec![
             Phase {
                 name: "calibrating o",
-                arrays: self.always + kept + packed / 4.0 + waiting(JoinedLinear::O),
+                arrays: self.always + kept + packed / 4.0 + waiting(Site::O),
                 threads: self.passes(MAX_LANES, self.attention()),
             },
             Phase {
                 name: "calibrating down",
-                arrays: self.always + self.tokens * self.inner + packed / 2.0 + waiting(JoinedLinear::Down),
-                threads: self
-                    .passes(MAX_LANES, (stages::ROWS as f64).min(self.window) * 4.0 * 3.0 * self.inner),
+                arrays: self.always + self.tokens * self.inner + packed / 2.0 + waiting(Site::Down),
+                threads: self.passes(MAX_LANES, (MLP_ROWS as f64).min(self.window) * 4.0 * 3.0 * self.inner),
             },
             Phase {
                 name: "summing the Hessian of down",
                 arrays: self.always
                     + self.tokens * self.inner
                     + packed / 2.0
-                    + waiting(JoinedLinear::Down)
+                    + waiting(Site::Down)
                     + 4.0 * self.inner * self.inner,
                 threads: panels,
             },
@@ -305,15 +303,15 @@ impl<'a> Model<'a> {
     /// Reading, factorising and solving each layer.
     fn solves(&self, calibrates: bool, smooth: bool) -> Vec<Phase> {
         let name = |linear| match linear {
-            JoinedLinear::Qkv => "solving q, k and v",
-            JoinedLinear::O => "solving o",
-            JoinedLinear::GateUp => "solving gate and up",
-            JoinedLinear::Down => "solving down",
+            Site::Qkv => "solving q, k and v",
+            Site::O => "solving o",
+            Site::GateUp => "solving gate and up",
+            Site::Down => "solving down",
         };
         let quantized = calibrates && self.recipe.propagation == Propagation::Quantized;
         let mut phases = Vec::new();
         let mut others = self.all_weights();
-        for linear in JoinedLinear::ALL {
+        for linear in Site::ALL {
             let (n, k, weights) = (self.outputs(linear), self.inputs(linear), self.weights(linear));
             others -= weights;
             // Inputs that the next stage takes; float layers that wait; Hessians that do.

@@ -6,7 +6,7 @@ use qqq_formats::{
     Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight,
     writer::{CheckpointWriter, Reservation},
 };
-use qqq_model::{BlockNorms, JoinedLinear, TensorBytes, Tokenizer, names};
+use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
 use serde_json::{Value, json};
 
 use crate::{
@@ -119,12 +119,12 @@ impl<'a> OutputCheckpoint<'a> {
     pub(crate) fn add_linear(
         &mut self,
         index: usize,
-        linear: JoinedLinear,
+        site: Site,
         weight: &QuantizedWeight,
         bias: Option<&[f32]>,
     ) -> Result<()> {
         let mut first = 0;
-        for (module, count) in linear.modules(&self.checkpoint.config) {
+        for (module, count) in site.modules(&self.checkpoint.config) {
             let prefix = names::linear(index, module);
             let rows = first..first + count;
             let part = weight.rows(rows.clone()).ok_or_else(|| {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use qqq_backend::{CpuBackend, cpu::matrix::Matrix};
+use qqq_backend::Calibrate;
 use qqq_formats::{Checkpoint, CheckpointFormat, size, writer::Reservation};
 use qqq_model::{Decoder, ModelError, TensorBytes, Tokenizer, memory, rope};
 
@@ -19,7 +19,7 @@ use crate::{
     self_samples,
     solve::ScaleDType,
     source_types::AlreadyQuantized,
-    stages::Stages,
+    windows::{Surroundings, Window, Windows},
     work::Work,
 };
 
@@ -46,7 +46,7 @@ pub struct Output<'a> {
     pub model_name: &'a str,
 }
 
-/// Quantizes `checkpoint` and writes the result, one block at a time.
+/// Quantizes `checkpoint` on a device and writes the result, one block at a time.
 ///
 /// Besides what one layer takes, the hidden states of all calibration tokens are held in memory (f32): how much memory all
 /// takes together is told before the work. The result depends on the recipe's seed, not on the number of threads. Nothing
@@ -55,7 +55,8 @@ pub struct Output<'a> {
 /// # Errors
 /// Recipes that do not fit the model or the machine's memory (before any work), calibration text that is too short,
 /// damaged weights, numerical failures, a full disk, and [`QuantError::Interrupted`].
-pub fn quantize<'a>(
+pub fn quantize<'a, B: Calibrate>(
+    backend: &B,
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
     recipe: &Recipe,
@@ -73,7 +74,7 @@ pub fn quantize<'a>(
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;
     let estimate = Estimate::new(config, recipe, calibration.source);
-    let mut work = Work::new(progress, &estimate, config.num_layers);
+    let mut work = Work::new(backend, progress, &estimate, config.num_layers)?;
     match &plan.already_quantized {
         Some(AlreadyQuantized::Coarse(message)) => work.warn(message.clone()),
         Some(AlreadyQuantized::Fine(message)) => work.note(message),
@@ -98,7 +99,7 @@ pub fn quantize<'a>(
         if samples { "sampling calibration text" } else { "reading calibration text" },
     )?;
     let windows = if plan.calibrates {
-        calibration_windows(checkpoint, tokenizer, recipe, calibration, &mut work)?
+        calibration_windows(backend, checkpoint, tokenizer, recipe, calibration, &mut work)?
     } else {
         Vec::new()
     };
@@ -115,11 +116,12 @@ pub fn quantize<'a>(
     let stream = rotations.as_ref().map(|r| &r.stream);
     let embedding = writer.add_embedding(stream)?;
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    let embed = |ids: &[u32]| embed(ids, &embedding, vocab, hidden, plan.half);
-    let smooth_hidden = match recipe.transform {
-        Transform::Smooth => {
-            windows.first().map(|w| embed(&w[..recipe.calibration.smooth_tokens])).transpose()?
-        }
+    let embed = |ids: &[u32]| -> Result<Window<B>> {
+        let states = embed(ids, &embedding, vocab, hidden, plan.half)?;
+        Window::new(backend, backend.upload(ids.len(), hidden, states)?, ids.len())
+    };
+    let smoothing_window = match (recipe.transform, windows.first()) {
+        (Transform::Smooth, Some(first)) => Some(embed(&first[..recipe.calibration.smooth_tokens])?),
         _ => None,
     };
     let embedded = windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>()?;
@@ -127,27 +129,30 @@ pub fn quantize<'a>(
     writer.add_head(stream)?;
     timings.transform += clock.elapsed().as_secs_f64();
 
-    let backend = CpuBackend::default();
     let positions = recipe.calibration.window.max(1);
-    let rope = rope::embedding(&backend, config, positions);
+    let rope = rope::embedding(backend, config, positions)?;
+    let around = Surroundings { backend, config, rope: &rope };
+    let smoothing_window = match smoothing_window {
+        Some(window) => Some((window, around.workshop(recipe.calibration.smooth_tokens)?)),
+        None => None,
+    };
     let mut run = Run {
         checkpoint,
         recipe,
         half: plan.half,
         scale_dtype: scale_dtype(plan.format, plan.half),
-        backend: &backend,
-        rope: &rope,
+        around,
         rotations: rotations.clone(),
-        smooth_hidden,
+        smoothing_window,
         estimate,
         work,
         layers: Vec::new(),
         smoothing: Vec::new(),
         timings,
     };
-    let mut stages = Stages::new(&backend, &rope, embedded);
+    let mut live = Windows::new(around, embedded, recipe.calibration.window);
     for index in 0..config.num_layers {
-        run.block(index, &mut stages, &mut writer)?;
+        run.block(index, &mut live, &mut writer)?;
     }
     log_memory("the end");
 
@@ -193,7 +198,8 @@ fn scale_dtype(format: CheckpointFormat, half: HalfType) -> ScaleDType {
     }
 }
 
-fn calibration_windows(
+fn calibration_windows<B: Calibrate>(
+    backend: &B,
     checkpoint: &Checkpoint,
     tokenizer: &Tokenizer,
     recipe: &Recipe,
@@ -211,8 +217,7 @@ fn calibration_windows(
         Source::BuiltIn => calibration::windows_of_built_in(tokenizer, calibration, recipe.seed),
         Source::SelfSamples => {
             // The time that it takes is not among the units; Ctrl-C works all the same.
-            let decoder =
-                Decoder::load_with(CpuBackend::default(), checkpoint, &mut |_, _| work.at(0.0).is_ok());
+            let decoder = Decoder::load_with(backend.clone(), checkpoint, &mut |_, _| work.at(0.0).is_ok());
             let decoder = decoder.map_err(|e| match e {
                 ModelError::Interrupted => QuantError::Interrupted,
                 e => e.into(),
@@ -227,8 +232,8 @@ fn calibration_windows(
     }
 }
 
-/// Rows of the stored embedding.
-fn embed(ids: &[u32], embedding: &[u8], vocab: usize, hidden: usize, half: HalfType) -> Result<Matrix> {
+/// Rows of the stored embedding, row-major.
+fn embed(ids: &[u32], embedding: &[u8], vocab: usize, hidden: usize, half: HalfType) -> Result<Vec<f32>> {
     let mut data = Vec::with_capacity(ids.len() * hidden);
     for &id in ids {
         let id = id as usize;
@@ -240,5 +245,5 @@ fn embed(ids: &[u32], embedding: &[u8], vocab: usize, hidden: usize, half: HalfT
         }
         data.extend(half.widen(&embedding[id * hidden * 2..(id + 1) * hidden * 2]));
     }
-    Ok(Matrix { rows: ids.len(), cols: hidden, data })
+    Ok(data)
 }

@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq, size};
-use qqq_model::{memory, names};
+use qqq_model::{block::head_layout, memory, names};
 
 use crate::{
     Clip, OutputFormat, QuantError, Recipe, Result, Transform,
     clip::Grid,
-    float_block::head_layout,
     half_type::HalfType,
     memory_need::{self, MemoryNeed},
     recipe::MAX_DAMPING,

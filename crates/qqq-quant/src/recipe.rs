@@ -64,7 +64,7 @@ pub enum Propagation {
 pub enum ValueHessian {
     /// Its inputs, as for every other layer (GPTQ and the QQQ reference).
     Input,
-    /// Its inputs as attention averages them, see [`attended`](crate::attended).
+    /// Its inputs as attention averages them, see [`Calibrate::attended`](qqq_backend::Calibrate::attended).
     Attention,
 }
 

@@ -5,25 +5,20 @@
 
 use std::{sync::Arc, time::Instant};
 
-use qqq_backend::{
-    Backend, CpuBackend,
-    cpu::{
-        CpuLinear,
-        matrix::{Matrix, free_kept},
-        w4a8::W4A8Linear,
-    },
+use qqq_backend::{Calibrate, InputKind};
+use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight};
+use qqq_model::{
+    Block, BlockWeights, ModelError, Site, Sites,
+    block::{Layer, head_layout},
+    memory, names,
 };
-use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, WeightData};
-use qqq_model::{Block, BlockNorms, BlockWeights, JoinedLinear, ModelError, memory, names};
 
 use crate::{
     Propagation, QuantError, Recipe, Result, ValueHessian,
-    attended::value_hessian,
     estimate::{Estimate, Units},
-    float_block::{FloatBlock, FloatLinear, head_layout, module},
     float_layers::FloatLayers,
+    float_linear::{self, FloatLinear, module},
     half_type::HalfType,
-    hessian::Hessian,
     nearest::round_scaled,
     output::OutputCheckpoint,
     report::{LayerReport, SmoothReport, Timings, modules},
@@ -31,21 +26,21 @@ use crate::{
     smooth::SearchOptions,
     smooth_sites::SmoothContext,
     solve::{ScaleDType, SolveOptions, solve},
-    stages::Stages,
+    value_hessian::value_hessian,
+    windows::{Surroundings, Window, Windows, Workshop},
     work::Work,
 };
 
 /// State of a run over the blocks.
-pub(crate) struct Run<'a> {
+pub(crate) struct Run<'a, B: Calibrate> {
     pub checkpoint: &'a Checkpoint,
     pub recipe: &'a Recipe,
     pub half: HalfType,
     pub scale_dtype: ScaleDType,
-    pub backend: &'a CpuBackend,
-    pub rope: &'a <CpuBackend as Backend>::Rope,
+    pub around: Surroundings<'a, B>,
     pub rotations: Option<Arc<Rotations>>,
-    /// Float states of the tokens for the smoothing search.
-    pub smooth_hidden: Option<Matrix>,
+    /// The window of the smoothing search, and what it works in.
+    pub smoothing_window: Option<(Window<B>, Workshop<B>)>,
     pub estimate: Estimate,
     pub work: Work<'a>,
     pub layers: Vec<LayerReport>,
@@ -73,7 +68,7 @@ impl<'w> Rows<'w> {
     }
 }
 
-impl<'a> Run<'a> {
+impl<'a, B: Calibrate> Run<'a, B> {
     /// Quantizes block `index` and writes it.
     ///
     /// # Errors
@@ -81,17 +76,17 @@ impl<'a> Run<'a> {
     pub fn block(
         &mut self,
         index: usize,
-        stages: &mut Stages<'_>,
+        windows: &mut Windows<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         let mut float = self.transformed_block(index)?;
         writer.add_norms(index, &float.norms)?;
-        if stages.sequences.is_empty() {
+        if windows.is_empty() {
             return self.uncalibrated_block(index, &mut float, writer);
         }
         match self.recipe.propagation {
-            Propagation::Float => self.float_block(index, float, stages, writer),
-            Propagation::Quantized => self.quantized_block(index, float, stages, writer),
+            Propagation::Float => self.float_block(index, float, windows, writer),
+            Propagation::Quantized => self.quantized_block(index, float, windows, writer),
         }
     }
 
@@ -110,14 +105,12 @@ impl<'a> Run<'a> {
     fn transformed_block(&mut self, index: usize) -> Result<FloatLayers<'a>> {
         let clock = Instant::now();
         let label = self.label(index, "smoothing");
-        let layers = match &mut self.smooth_hidden {
+        let layers = match &mut self.smoothing_window {
             None => FloatLayers::stored(self.checkpoint, index, self.half, self.rotations.clone())?,
-            Some(hidden) => {
-                let mut block = FloatBlock::read(self.checkpoint, index)?;
+            Some((window, workshop)) => {
+                let mut block = float_linear::read_block(self.checkpoint, index)?;
                 let context = SmoothContext {
-                    backend: self.backend,
-                    config: &self.checkpoint.config,
-                    rope: self.rope,
+                    around: self.around,
                     group_size: self.recipe.group_size,
                     half: self.half,
                     options: SearchOptions::default(),
@@ -127,7 +120,8 @@ impl<'a> Run<'a> {
                     log_memory(&label);
                     work.begin(units, label.as_str())
                 };
-                self.smoothing.extend(context.smooth_block(index, &mut block, hidden, &mut on_site)?);
+                let reports = context.smooth_block(index, &mut block, window, workshop, &mut on_site)?;
+                self.smoothing.extend(reports);
                 FloatLayers::held(block, self.half)
             }
         };
@@ -136,15 +130,10 @@ impl<'a> Run<'a> {
     }
 
     /// A layer of a block.
-    fn take(
-        &mut self,
-        index: usize,
-        float: &mut FloatLayers<'_>,
-        linear: JoinedLinear,
-    ) -> Result<FloatLinear> {
+    fn take(&mut self, index: usize, float: &mut FloatLayers<'_>, site: Site) -> Result<FloatLinear> {
         let clock = Instant::now();
-        self.begin(index, self.estimate.read.part(self.share(linear)), "reading")?;
-        let layer = float.take(linear)?;
+        self.begin(index, self.estimate.read.part(self.share(site)), "reading")?;
+        let layer = float.take(site)?;
         self.timings.transform += clock.elapsed().as_secs_f64();
         Ok(layer)
     }
@@ -156,13 +145,13 @@ impl<'a> Run<'a> {
         float: &mut FloatLayers<'_>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
-        for linear in JoinedLinear::ALL {
-            let layer = self.take(index, float, linear)?;
+        for site in Site::ALL {
+            let layer = self.take(index, float, site)?;
             let mut identity = vec![0.0; layer.k * layer.k];
             identity.iter_mut().step_by(layer.k + 1).for_each(|d| *d = 1.0);
-            let weight = self.solve(index, module(linear), Rows::of(&layer), &identity)?;
+            let weight = self.solve(index, module(site), Rows::of(&layer), &identity)?;
             drop(identity);
-            self.write(index, linear, &weight, layer.bias.as_deref(), writer)?;
+            self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
         }
         Ok(())
     }
@@ -172,51 +161,35 @@ impl<'a> Run<'a> {
         &mut self,
         index: usize,
         mut float: FloatLayers<'_>,
-        stages: &mut Stages<'_>,
+        windows: &mut Windows<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         let clock = Instant::now();
-        let mut layer = |linear: JoinedLinear| -> Result<(LinearWeight, Option<Vec<f32>>)> {
-            let FloatLinear { n, k, weight, bias } = float.take(linear)?;
-            let data = WeightData::F32(weight);
-            Ok((LinearWeight::Float { out_features: n, in_features: k, data }, bias))
+        let weights = BlockWeights {
+            norms: float.norms.clone(),
+            layers: Sites::try_new(|site| Ok::<_, QuantError>(float.copy(site)?.into_layer()))?,
         };
-        let [qkv, o, gate_up, down] = JoinedLinear::ALL.map(&mut layer);
-        let norms = float.norms.clone();
-        let live = self.live_block(index, norms, [qkv?, o?, gate_up?, down?])?;
+        let live = Block::new(self.around.backend, self.around.config, index, weights)?;
         self.timings.transform += clock.elapsed().as_secs_f64();
 
-        let config = &self.checkpoint.config;
-        let width = |linear: JoinedLinear| linear.in_features(config);
-        let averages = if self.attends() { width(JoinedLinear::Qkv) } else { 0 };
-        let [qkv, o, gate_up, down] = JoinedLinear::ALL.map(width);
         let name = format!("model.layers.{index}");
-        let h = self.stage(index, self.estimate.float_pass, "calibrating", |wave| {
-            stages.float_block(&name, &live, [qkv, averages, o, gate_up, down], wave)
+        let attends = self.attends();
+        let sums = self.stage(index, self.estimate.float_pass, "calibrating", |wave| {
+            windows.float_pass(&name, &live, attends, wave)
         })?;
-        let Block { qkv, o, gate_up, down, .. } = live;
-        let inputs = h.qkv.finish();
-        let (layer, bias) = float_rows(&qkv)?;
-        let weight = match self.attends() {
-            true => {
-                let (qk, v) = layer.split(self.queries_and_keys());
-                let qk = self.solve(index, modules::QK, qk, &inputs)?;
-                let v = self.solve(index, modules::V, v, &value_hessian(h.attended, &inputs))?;
-                join(&qk, &v)?
-            }
-            false => self.solve(index, modules::QKV, layer, &inputs)?,
-        };
-        drop(inputs);
-        self.write(index, JoinedLinear::Qkv, &weight, bias, writer)?;
-        drop(qkv);
-        for (linear, layer, h) in [
-            (JoinedLinear::O, o, h.o),
-            (JoinedLinear::GateUp, gate_up, h.gate_up),
-            (JoinedLinear::Down, down, h.down),
-        ] {
-            let (layer, bias) = float_rows(&layer)?;
-            let weight = self.solve(index, module(linear), layer, &h.finish())?;
-            self.write(index, linear, &weight, bias, writer)?;
+        drop(live);
+        let mut attended = sums.attended;
+        let mut sums = sums.sites.map(Some);
+        for site in Site::ALL {
+            let Some(sum) = sums[site].take() else { continue };
+            let layer = self.take(index, &mut float, site)?;
+            let inputs = self.around.backend.hessian(sum)?;
+            let averages = |_: &mut Self, _: &QuantizedWeight| {
+                attended.take().ok_or_else(|| QuantError::Recipe("a float pass has left no averages".into()))
+            };
+            let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
+            drop(inputs);
+            self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
         }
         Ok(())
     }
@@ -226,118 +199,63 @@ impl<'a> Run<'a> {
         &mut self,
         index: usize,
         mut float: FloatLayers<'_>,
-        stages: &mut Stages<'_>,
+        windows: &mut Windows<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
-        let config = &self.checkpoint.config;
+        let Surroundings { backend, config, .. } = self.around;
         let name = format!("model.layers.{index}");
         let units = self.estimate.stages;
-        let width = |linear: JoinedLinear| linear.in_features(config);
-        let mut live = self.unsolved_block(index, float.norms.clone())?;
-
-        let linear = JoinedLinear::Qkv;
-        let h = self.stage(index, units.qkv, "calibrating qkv", |wave| {
-            stages.qkv_input(&live, width(linear), wave)
-        })?;
-        let layer = self.take(index, &mut float, linear)?;
-        let h = h.finish();
-        let qkv = match self.attends() {
-            true => {
-                let (qk, v) = Rows::of(&layer).split(self.queries_and_keys());
-                let solved = self.solve(index, modules::QK, qk, &h)?;
-                // Attention needs some v to run; its output is not looked at.
-                let any = round_scaled(v.weight, &vec![1.0; v.k], self.recipe.group_size);
-                live.qkv = self.pack(index, &join(&solved, &any)?, layer.bias.as_deref())?;
-                let averages = self.stage(index, units.attended, "calibrating v", |wave| {
-                    stages.attended_input(&live, v.k, wave)
-                })?;
-                let v = self.solve(index, modules::V, v, &value_hessian(averages, &h))?;
-                join(&solved, &v)?
+        let is_last = index + 1 == config.num_layers;
+        let mut live = Block::without_layers(backend, config, float.norms.clone(), InputKind::Int8)?;
+        let mut before = None;
+        for site in Site::ALL {
+            let what = format!("calibrating {}", input_of(site));
+            let sum = self
+                .stage(index, units.site(site), &what, |wave| windows.sum_input(&name, &live, site, wave))?;
+            if let Some(spent) = before.replace(site) {
+                *live.layer_mut(spent) = Layer::Awaited(InputKind::Int8);
             }
-            false => self.solve(index, modules::QKV, Rows::of(&layer), &h)?,
-        };
-        drop(h);
-        live.qkv = self.pack(index, &qkv, layer.bias.as_deref())?;
-        self.write(index, linear, &qkv, layer.bias.as_deref(), writer)?;
-        drop((layer, qkv));
-
-        let linear = JoinedLinear::O;
-        let h =
-            self.stage(index, units.o, "calibrating o", |wave| stages.o_input(&live, width(linear), wave))?;
-        live.qkv = self.nothing()?;
-        live.o = self.solved(index, linear, &mut float, h, writer)?;
-
-        let linear = JoinedLinear::GateUp;
-        let h = self.stage(index, units.gate_up, "calibrating gate and up", |wave| {
-            stages.gate_up_input(&name, &live, width(linear), wave)
-        })?;
-        live.o = self.nothing()?;
-        live.gate_up = self.solved(index, linear, &mut float, h, writer)?;
-
-        let linear = JoinedLinear::Down;
-        let h = self.stage(index, units.down, "calibrating down", |wave| {
-            stages.down_input(&live, width(linear), wave)
-        })?;
-        live.gate_up = self.nothing()?;
-        if index + 1 == config.num_layers {
-            // Nothing comes after it.
-            stages.sequences.clear();
+            if is_last && site == Site::Down {
+                windows.clear();
+            }
+            let layer = self.take(index, &mut float, site)?;
+            let inputs = backend.hessian(sum)?;
+            let averages = |run: &mut Self, qk: &QuantizedWeight| {
+                // Attention needs some v to run; its output is not looked at.
+                let (_, v) = Rows::of(&layer).split(run.queries_and_keys());
+                let any = round_scaled(v.weight, &vec![1.0; v.k], run.recipe.group_size);
+                *live.layer_mut(site) = run.pack(index, join(qk, &any)?, layer.bias.clone())?;
+                run.stage(index, units.attended, "calibrating v", |wave| windows.sum_attended(&live, wave))
+            };
+            let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
+            drop(inputs);
+            let FloatLinear { bias, .. } = layer;
+            self.write(index, site, &weight, bias.as_deref(), writer)?;
+            *live.layer_mut(site) = self.pack(index, weight, bias)?;
         }
-        live.down = self.solved(index, linear, &mut float, h, writer)?;
-        if index + 1 < config.num_layers {
-            self.stage(index, units.finish, "forward", |wave| stages.finish_block(&name, &live, wave))?;
+        if !is_last {
+            self.stage(index, units.finish, "forward", |wave| windows.finish_block(&name, &live, wave))?;
         }
         Ok(())
     }
 
-    /// Solves a layer, writes it, and makes what stands for it in the forward passes.
-    fn solved(
+    /// Solves a site's layer. Where v has a Hessian of its own, `averages` gives it, once q and k are solved.
+    fn solve_site(
         &mut self,
         index: usize,
-        linear: JoinedLinear,
-        float: &mut FloatLayers<'_>,
-        hessian: Hessian,
-        writer: &mut OutputCheckpoint<'_>,
-    ) -> Result<CpuLinear> {
-        let layer = self.take(index, float, linear)?;
-        let weight = self.solve(index, module(linear), Rows::of(&layer), &hessian.finish())?;
-        let FloatLinear { bias, .. } = layer;
-        self.write(index, linear, &weight, bias.as_deref(), writer)?;
-        self.pack(index, &weight, bias.as_deref())
-    }
-
-    /// A block in which every layer is still to be put in its place: until then it has a single output, which no operation
-    /// of a block takes for its own.
-    fn unsolved_block(&self, index: usize, norms: BlockNorms) -> Result<Block<CpuBackend>> {
-        let config = &self.checkpoint.config;
-        let layers = JoinedLinear::ALL.map(|linear| {
-            let k = linear.in_features(config);
-            let data = WeightData::F32(vec![0.0; k]);
-            (LinearWeight::Float { out_features: 1, in_features: k, data }, None)
-        });
-        self.live_block(index, norms, layers)
-    }
-
-    /// What such a place holds, for one whose layer will not run again.
-    fn nothing(&self) -> Result<CpuLinear> {
-        let data = WeightData::F32(vec![0.0]);
-        let weight = LinearWeight::Float { out_features: 1, in_features: 1, data };
-        Ok(self
-            .backend
-            .linear_weight(weight, None)
-            .map_err(|source| ModelError::Backend { name: "a spent layer".into(), source })?)
-    }
-
-    fn live_block(
-        &self,
-        index: usize,
-        norms: BlockNorms,
-        layers: [(LinearWeight, Option<Vec<f32>>); 4],
-    ) -> Result<Block<CpuBackend>> {
-        let BlockNorms { input, post, qk } = norms;
-        let [qkv, o, gate_up, down] = layers;
-        let weights = BlockWeights { input_norm: input, post_norm: post, qk_norm: qk, qkv, o, gate_up, down };
-        Ok(Block::new(self.backend, &self.checkpoint.config, index, weights)?)
+        site: Site,
+        layer: &FloatLinear,
+        inputs: &[f32],
+        averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<B::Gram>,
+    ) -> Result<QuantizedWeight> {
+        if site != Site::Qkv || !self.attends() {
+            return self.solve(index, module(site), Rows::of(layer), inputs);
+        }
+        let (qk, v) = Rows::of(layer).split(self.queries_and_keys());
+        let qk = self.solve(index, modules::QK, qk, inputs)?;
+        let averages = averages(self, &qk)?;
+        let v = self.solve(index, modules::V, v, &value_hessian(self.around.backend, averages, inputs)?)?;
+        join(&qk, &v)
     }
 
     /// Whether v has a Hessian of its own.
@@ -362,8 +280,6 @@ impl<'a> Run<'a> {
         let clock = Instant::now();
         self.begin(index, units, what)?;
         let result = run(&mut |share| self.work.at(share))?;
-        // What comes next is not a forward pass.
-        free_kept();
         self.timings.calibrate += clock.elapsed().as_secs_f64();
         Ok(result)
     }
@@ -414,44 +330,42 @@ impl<'a> Run<'a> {
     }
 
     /// The share of a block's weights that a layer has.
-    fn share(&self, linear: JoinedLinear) -> f64 {
+    fn share(&self, site: Site) -> f64 {
         let config = &self.checkpoint.config;
-        let weights =
-            |linear: JoinedLinear| (linear.out_features(config) * linear.in_features(config)) as f64;
-        weights(linear) / JoinedLinear::ALL.map(weights).iter().sum::<f64>()
+        let weights = |site: Site| (site.out_features(config) * site.in_features(config)) as f64;
+        weights(site) / Site::ALL.map(weights).iter().sum::<f64>()
     }
 
     fn write(
         &mut self,
         index: usize,
-        linear: JoinedLinear,
+        site: Site,
         weight: &QuantizedWeight,
         bias: Option<&[f32]>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
-        self.begin(index, self.estimate.pack.part(self.share(linear)), "writing")?;
+        self.begin(index, self.estimate.pack.part(self.share(site)), "writing")?;
         let clock = Instant::now();
-        writer.add_linear(index, linear, weight, bias)?;
+        writer.add_linear(index, site, weight, bias)?;
         self.timings.write += clock.elapsed().as_secs_f64();
         Ok(())
     }
 
-    fn pack(&self, index: usize, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<CpuLinear> {
-        let packed = W4A8Linear::new(weight).map_err(|source| {
-            QuantError::from(ModelError::Backend { name: format!("model.layers.{index}"), source })
-        })?;
-        Ok(CpuLinear::W4A8(packed, bias.map(<[f32]>::to_vec)))
+    fn pack(&self, index: usize, weight: QuantizedWeight, bias: Option<Vec<f32>>) -> Result<Layer<B>> {
+        let packed = self.around.backend.linear_weight(LinearWeight::Quantized(weight), bias);
+        let name = || format!("model.layers.{index}");
+        Ok(Layer::Ready(packed.map_err(|source| ModelError::Backend { name: name(), source })?))
     }
 }
 
-/// Weights and bias of a float layer.
-fn float_rows(linear: &CpuLinear) -> Result<(Rows<'_>, Option<&[f32]>)> {
-    if let CpuLinear::Float(layer) = linear
-        && let WeightData::F32(weight) = layer.data()
-    {
-        return Ok((Rows { n: layer.out_features(), k: layer.in_features(), weight }, layer.bias()));
+/// What takes the input of a site, in a few words.
+fn input_of(site: Site) -> &'static str {
+    match site {
+        Site::Qkv => "qkv",
+        Site::O => "o",
+        Site::GateUp => "gate and up",
+        Site::Down => "down",
     }
-    Err(QuantError::Recipe("a layer of a float block is not float".into()))
 }
 
 /// Stacks two layers.

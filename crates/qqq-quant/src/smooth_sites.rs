@@ -1,37 +1,34 @@
 //! Adaptive smoothing of a block: what each site's output loses at a candidate's scales.
 //!
 //! Sites in order: input of q, k, v (loss on the attention output), input of o (the plain product), input of gate and
-//! up (loss on `silu(gate) * up`), input of down (the plain product). Losses are squared errors relative to the float
+//! up (loss on `gate(g) * u`), input of down (the plain product). Losses are squared errors relative to the float
 //! output, with activations and weights quantized as the kernel has them, weights rounded to nearest. The float inputs
 //! of the sites do not depend on the scales chosen before: smoothing never changes the float function.
 
-use qqq_backend::{
-    Backend, HeadLayout, InputKind, KvDType, KvLayout, Span,
-    cpu::{CpuActivation, CpuBackend, matrix::Matrix, w4a8::Int8Activations},
-    first_not_finite,
+use qqq_backend::{Calibrate, InputKind, first_not_finite};
+use qqq_formats::LinearWeight;
+use qqq_model::{
+    Block, BlockWeights, ModelError, Site,
+    block::{Step, head_layout},
+    names,
 };
-use qqq_formats::{LinearWeight, ModelConfig};
-use qqq_model::{Block, ModelError, names};
 
 use crate::{
     QuantError, Result,
-    float_block::{FloatBlock, FloatLinear},
+    float_linear::{FloatBlock, FloatLinear, module},
     half_type::HalfType,
     nearest::round_scaled,
     parallel,
-    report::{SmoothReport, modules},
+    report::SmoothReport,
     smooth::{self, SearchOptions, SmoothChoice},
     transform,
+    windows::{Surroundings, Window, Workshop},
 };
 
 /// What the search needs to know besides the block.
-pub struct SmoothContext<'a> {
-    /// Backend.
-    pub backend: &'a CpuBackend,
-    /// Model.
-    pub config: &'a ModelConfig,
-    /// Rotary embedding.
-    pub rope: &'a <CpuBackend as Backend>::Rope,
+pub struct SmoothContext<'a, B: Calibrate> {
+    /// Device and model.
+    pub around: Surroundings<'a, B>,
     /// Grid of the weights: `None` is per channel.
     pub group_size: Option<usize>,
     /// Type of the norms on disk.
@@ -40,9 +37,22 @@ pub struct SmoothContext<'a> {
     pub options: SearchOptions,
 }
 
-impl SmoothContext<'_> {
-    /// Finds and applies the scales of block `index`. `hidden` are the float states that enter the block (one sequence);
-    /// they leave it as the states after the block. `sites` names the site that is begun.
+/// A site whose scales are searched.
+struct Search<'s, B: Calibrate> {
+    context: &'s SmoothContext<'s, B>,
+    /// The float block.
+    block: &'s Block<B>,
+    site: Site,
+    /// Name of the layer.
+    name: &'s str,
+    /// Its input, row-major.
+    x: &'s [f32],
+    linear: &'s FloatLinear,
+}
+
+impl<B: Calibrate> SmoothContext<'_, B> {
+    /// Finds and applies the scales of block `index`. `window` stands before the block (one sequence in float); it leaves
+    /// it. `on_site` is told when a search begins.
     ///
     /// # Errors
     /// A weight that the backend refuses, inputs or outputs of a site that are not finite, and those of `on_site`.
@@ -50,96 +60,76 @@ impl SmoothContext<'_> {
         &self,
         index: usize,
         block: &mut FloatBlock,
-        hidden: &mut Matrix,
+        window: &mut Window<B>,
+        workshop: &mut Workshop<B>,
         on_site: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<SmoothReport>> {
-        let b = self.backend;
-        let heads = crate::float_block::head_layout(self.config);
-        let float = Block::new(b, self.config, index, block.to_weights())?;
-        let [qkv, o, gate_up, down] = [modules::QKV, modules::O, modules::GATE_UP, modules::DOWN]
-            .map(|site| names::linear(index, site));
+        let Surroundings { backend: b, config, .. } = self.around;
+        let heads = head_layout(config);
+        let copy = BlockWeights {
+            norms: block.norms.clone(),
+            layers: block.layers.clone().map(FloatLinear::into_layer),
+        };
+        let float = Block::new(b, config, index, copy)?;
+        let Window { flow, batch } = window;
+        let mut step = self.around.step(workshop, batch);
         let mut reports = Vec::new();
-        let mut push = |site: &str, choice: &SmoothChoice| {
+        for site in Site::ALL {
+            float.advance(&mut step, flow, site)?;
+            if site == Site::O && heads.num_heads != heads.num_kv_heads {
+                continue;
+            }
+            on_site()?;
+            let name = names::linear(index, module(site));
+            let Some(input) = flow.input() else { continue };
+            let (x, linear) = (b.read_input(input)?, &block.layers[site]);
+            let search = Search { context: self, block: &float, site, name: &name, x: &x, linear };
+            let reference = search.output(&mut step, input, float.linear(site)?)?;
+            let choice = search.run(&mut step, &reference)?;
             reports.push(SmoothReport {
-                site: site.to_owned(),
+                site: name,
                 sigma: choice.sigma,
                 smoothed_channels: choice.scales.iter().filter(|&&s| s > 1.0).count(),
                 loss_before: choice.loss_before,
                 loss_after: choice.loss_after,
             });
-        };
-
-        let x = float_rows(float.attention_input(b, hidden));
-        let attend = |mut qkv: Matrix| {
-            let mut kv = b.kv_cache(one_layer(heads));
-            let spans = [Span { slot: b.kv_add_slot(&mut kv), start: 0, len: qkv.rows }];
-            let norms = float.qk_norm.as_ref().map(|(q, k)| (q, k, float.eps));
-            b.rope_append_kv(&mut qkv, heads, norms, self.rope, &mut kv, 0, &spans);
-            b.attention(&qkv, heads, float.mask, &kv, 0, &spans)
-        };
-        let attn = attend(b.linear(&CpuActivation::Float(x.clone()), &float.qkv));
-        on_site()?;
-        let choice = self.search(&qkv, &x, &block.qkv, &attn, &attend)?;
-        transform::smooth_qkv(block, &choice.scales, self.half);
-        push(&qkv, &choice);
-
-        let attn = CpuActivation::Float(attn);
-        let out = b.linear(&attn, &float.o);
-        add(hidden, &out);
-        if heads.num_heads == heads.num_kv_heads {
-            on_site()?;
-            let choice = self.search(&o, &float_rows(attn), &block.o, &out, &|y| y)?;
-            transform::smooth_o(block, &choice.scales, heads);
-            push(&o, &choice);
+            match site {
+                Site::Qkv => transform::smooth_qkv(block, &choice.scales, self.half),
+                Site::O => transform::smooth_o(block, &choice.scales, heads),
+                Site::GateUp => transform::smooth_gate_up(block, &choice.scales, self.half),
+                Site::Down => transform::smooth_down(block, &choice.scales),
+            }
         }
-
-        let x = float_rows(float.mlp_input(b, hidden));
-        let activate = |y: Matrix| float_rows(b.silu_mul(y, InputKind::Float));
-        let inner = activate(b.linear(&CpuActivation::Float(x.clone()), &float.gate_up));
-        on_site()?;
-        let choice = self.search(&gate_up, &x, &block.gate_up, &inner, &activate)?;
-        transform::smooth_gate_up(block, &choice.scales, self.half);
-        push(&gate_up, &choice);
-
-        let inner = CpuActivation::Float(inner);
-        let out = b.linear(&inner, &float.down);
-        add(hidden, &out);
-        on_site()?;
-        let choice = self.search(&down, &float_rows(inner), &block.down, &out, &|y| y)?;
-        transform::smooth_down(block, &choice.scales);
-        push(&down, &choice);
+        float.finish(&mut step, flow)?;
         Ok(reports)
     }
+}
 
-    /// Searches the scales of one site: `x` enters `linear`, and `finish` of its output should be `reference`.
-    fn search(
-        &self,
-        site: &str,
-        x: &Matrix,
-        linear: &FloatLinear,
-        reference: &Matrix,
-        finish: &dyn Fn(Matrix) -> Matrix,
-    ) -> Result<SmoothChoice> {
-        check(site, "input", x)?;
-        check(site, "output", reference)?;
-        let (max, min) = channel_range(x);
-        let power: f64 = reference.data.iter().map(|&y| f64::from(y) * f64::from(y)).sum();
+impl<B: Calibrate> Search<'_, B> {
+    /// Searches the scales with which the quantized layer's output comes nearest to `reference`.
+    fn run(&self, step: &mut Step<'_, B>, reference: &[f32]) -> Result<SmoothChoice> {
+        let k = self.linear.k;
+        let rows = self.x.len() / k;
+        check(self.name, "input", self.x, k)?;
+        check(self.name, "output", reference, reference.len() / rows.max(1))?;
+        let (max, min) = channel_range(self.x, k);
+        let power: f64 = reference.iter().map(|&y| f64::from(y) * f64::from(y)).sum();
         let mut failure = None;
-        let loss = |s: &[f32]| match self.quantized(x, linear, s) {
-            Ok(y) => squared_distance(&finish(y), reference) / power.max(f64::MIN_POSITIVE),
+        let loss = |s: &[f32]| match self.quantized(step, s) {
+            Ok(y) => squared_distance(&y, reference, rows) / power.max(f64::MIN_POSITIVE),
             Err(e) => {
                 failure = Some(e);
                 f64::INFINITY
             }
         };
-        let choice = smooth::search(&max, &min, loss, &self.options);
+        let choice = smooth::search(&max, &min, loss, &self.context.options);
         if let Some(e) = failure {
             return Err(e);
         }
         match choice.loss_before.is_finite() && choice.loss_after.is_finite() {
             true => Ok(choice),
             false => Err(QuantError::NotFinite {
-                layer: site.to_owned(),
+                layer: self.name.to_owned(),
                 reason: "its quantized output overflows on the calibration text: the model's weights or activations are \
                          too large for 32-bit floats"
                     .into(),
@@ -148,64 +138,59 @@ impl SmoothContext<'_> {
     }
 
     /// The W4A8 layer's output when its input channels are divided by `s` and its columns multiplied.
-    fn quantized(&self, x: &Matrix, linear: &FloatLinear, s: &[f32]) -> Result<Matrix> {
-        let weight = round_scaled(&linear.weight, s, self.group_size);
-        let packed = self
-            .backend
-            .linear_weight(LinearWeight::Quantized(weight), linear.bias.clone())
+    fn quantized(&self, step: &mut Step<'_, B>, s: &[f32]) -> Result<Vec<f32>> {
+        let (b, k) = (step.backend, self.linear.k);
+        let weight = round_scaled(&self.linear.weight, s, self.context.group_size);
+        let packed = b
+            .linear_weight(LinearWeight::Quantized(weight), self.linear.bias.clone())
             .map_err(|source| ModelError::Backend { name: "smoothing search".into(), source })?;
         let inverse: Vec<f32> = s.iter().map(|s| 1.0 / s).collect();
-        let mut scaled = x.clone();
-        parallel::chunks_mut(&mut scaled.data, 32 * x.cols, |_, rows| {
-            for row in rows.chunks_exact_mut(x.cols) {
+        let mut scaled = self.x.to_vec();
+        parallel::chunks_mut(&mut scaled, 32 * k, |_, rows| {
+            for row in rows.chunks_exact_mut(k) {
                 row.iter_mut().zip(&inverse).for_each(|(x, i)| *x *= i);
             }
         });
-        let codes = Int8Activations::quantize(&scaled);
-        Ok(self.backend.linear(&CpuActivation::Int8(codes), &packed))
+        let mut rows = b.upload(scaled.len() / k, k, scaled)?;
+        let mut input = b.input(0, 0)?;
+        b.to_input(&mut rows, InputKind::Int8, &mut input)?;
+        self.output(step, &input, &packed)
+    }
+
+    /// What comes of an input behind a layer at the site: for q, k and v the output of attention, for gate and up the gated
+    /// activation, else the layer's own output.
+    fn output(&self, step: &mut Step<'_, B>, x: &B::Input, linear: &B::Linear) -> Result<Vec<f32>> {
+        let b = step.backend;
+        b.linear(x, linear, step.scratch.output(self.site))?;
+        match self.site {
+            Site::Qkv | Site::GateUp => {
+                let mut next = b.input(0, 0)?;
+                self.block.finish_site(step, self.site, InputKind::Float, &mut next)?;
+                Ok(b.read_input(&next)?.into_owned())
+            }
+            Site::O | Site::Down => Ok(b.read(step.scratch.output(self.site))?.into_owned()),
+        }
     }
 }
 
 /// What the search cannot see: the range of a channel and comparisons of losses leave NaN out.
-fn check(site: &str, what: &str, x: &Matrix) -> Result<()> {
-    let Some(first) = first_not_finite(&x.data) else { return Ok(()) };
+fn check(site: &str, what: &str, x: &[f32], cols: usize) -> Result<()> {
+    let Some(first) = first_not_finite(x) else { return Ok(()) };
     Err(QuantError::NotFinite {
         layer: site.to_owned(),
         reason: format!(
             "its float {what} becomes {} at token {} of the calibration text; the model's weights are damaged or overflow \
              on this text",
-            x.data[first],
-            first / x.cols.max(1)
+            x[first],
+            first / cols.max(1)
         ),
     })
 }
 
-/// A cache for one layer of calibration.
-pub(crate) fn one_layer(heads: HeadLayout) -> KvLayout {
-    KvLayout {
-        num_layers: 1,
-        num_kv_heads: heads.num_kv_heads,
-        head_dim: heads.head_dim,
-        dtype: KvDType::F32,
-    }
-}
-
-/// The rows of an activation, widened if they are quantized.
-pub(crate) fn float_rows(x: CpuActivation) -> Matrix {
-    match x {
-        CpuActivation::Float(m) => m,
-        CpuActivation::Int8(q) => q.dequantize(),
-    }
-}
-
-fn add(acc: &mut Matrix, x: &Matrix) {
-    acc.data.iter_mut().zip(&x.data).for_each(|(a, x)| *a += x);
-}
-
 /// Largest and smallest value of every channel.
-fn channel_range(x: &Matrix) -> (Vec<f32>, Vec<f32>) {
-    let (mut max, mut min) = (vec![f32::NEG_INFINITY; x.cols], vec![f32::INFINITY; x.cols]);
-    for row in x.data.chunks_exact(x.cols) {
+fn channel_range(x: &[f32], k: usize) -> (Vec<f32>, Vec<f32>) {
+    let (mut max, mut min) = (vec![f32::NEG_INFINITY; k], vec![f32::INFINITY; k]);
+    for row in x.chunks_exact(k) {
         for ((max, min), &x) in max.iter_mut().zip(&mut min).zip(row) {
             *max = max.max(x);
             *min = min.min(x);
@@ -215,12 +200,14 @@ fn channel_range(x: &Matrix) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// Summed by rows, then over rows in their order, so that the result does not depend on the number of threads.
-fn squared_distance(a: &Matrix, b: &Matrix) -> f64 {
+fn squared_distance(a: &[f32], b: &[f32], rows: usize) -> f64 {
     const ROWS: usize = 16;
-    let mut sums = vec![0.0f64; a.rows];
+    let cols = a.len() / rows.max(1);
+    let mut sums = vec![0.0f64; rows];
     parallel::chunks_mut(&mut sums, ROWS, |chunk, sums| {
         for (i, sum) in sums.iter_mut().enumerate() {
-            let (a, b) = (a.row(chunk * ROWS + i), b.row(chunk * ROWS + i));
+            let row = (chunk * ROWS + i) * cols..(chunk * ROWS + i + 1) * cols;
+            let (a, b) = (&a[row.clone()], &b[row]);
             // Eight partial sums, so that it is vectorized.
             let mut parts = [0.0f64; 8];
             for (a, b) in a.chunks(8).zip(b.chunks(8)) {

@@ -6,54 +6,50 @@
 //! `Q^T W`. Smoothing divides an input channel by `s_j` where it is made, and multiplies it where it is used.
 
 use qqq_backend::HeadLayout;
-use qqq_model::{BlockNorms, JoinedLinear};
+use qqq_model::{BlockNorms, Site};
 
 use crate::{
-    float_block::{FloatBlock, FloatLinear},
+    float_linear::{FloatBlock, FloatLinear},
     half_type::HalfType,
     rotation::Rotation,
 };
 
 /// Folds the norm weights of a block into its linear layers; the norms become 1.
 pub fn fold_norms(block: &mut FloatBlock) {
-    block.qkv.scale_inputs(&block.input_norm);
-    block.input_norm.fill(1.0);
-    block.gate_up.scale_inputs(&block.post_norm);
-    block.post_norm.fill(1.0);
+    let FloatBlock { norms, layers } = block;
+    for (site, norm) in [(Site::Qkv, &mut norms.input), (Site::GateUp, &mut norms.post)] {
+        layers[site].scale_inputs(norm);
+        norm.fill(1.0);
+    }
 }
 
 /// Rotates a block whose norms are folded: the residual stream by `stream`, the heads of v by `head`.
 pub fn rotate(block: &mut FloatBlock, stream: &Rotation, head: &Rotation, heads: HeadLayout) {
-    for (linear, weights) in [
-        (JoinedLinear::Qkv, &mut block.qkv),
-        (JoinedLinear::O, &mut block.o),
-        (JoinedLinear::GateUp, &mut block.gate_up),
-        (JoinedLinear::Down, &mut block.down),
-    ] {
-        rotate_linear(linear, weights, stream, head, heads);
+    for site in Site::ALL {
+        rotate_linear(site, &mut block.layers[site], stream, head, heads);
     }
 }
 
 /// Rotates one layer of a block, with the norm before it folded.
 pub fn rotate_linear(
-    linear: JoinedLinear,
+    site: Site,
     weights: &mut FloatLinear,
     stream: &Rotation,
     head: &Rotation,
     heads: HeadLayout,
 ) {
     let FloatLinear { k, weight, bias, .. } = weights;
-    match linear {
-        JoinedLinear::Qkv | JoinedLinear::GateUp => stream.apply_rows(weight),
-        JoinedLinear::O | JoinedLinear::Down => {
+    match site {
+        Site::Qkv | Site::GateUp => stream.apply_rows(weight),
+        Site::O | Site::Down => {
             stream.apply_outputs(weight, *k);
             if let Some(bias) = bias {
                 stream.apply_rows(bias);
             }
         }
     }
-    match linear {
-        JoinedLinear::Qkv => {
+    match site {
+        Site::Qkv => {
             let first_v = heads.q_width() + heads.kv_width();
             for v in weight[first_v * *k..].chunks_exact_mut(heads.head_dim * *k) {
                 head.apply_outputs(v, *k);
@@ -63,8 +59,8 @@ pub fn rotate_linear(
             }
         }
         // A row of o is a row of `head_dim` values for every query head.
-        JoinedLinear::O => head.apply_rows(weight),
-        JoinedLinear::GateUp | JoinedLinear::Down => {}
+        Site::O => head.apply_rows(weight),
+        Site::GateUp | Site::Down => {}
     }
 }
 
@@ -88,27 +84,28 @@ fn smooth_norm(norm: &mut [f32], s: &[f32], half: HalfType) -> Vec<f32> {
 
 /// Smooths the input of q, k and v.
 pub fn smooth_qkv(block: &mut FloatBlock, s: &[f32], half: HalfType) {
-    let factors = smooth_norm(&mut block.input_norm, s, half);
-    block.qkv.scale_inputs(&factors);
+    let factors = smooth_norm(&mut block.norms.input, s, half);
+    block.layers[Site::Qkv].scale_inputs(&factors);
 }
 
 /// Smooths the input of o. Only for models with as many key-value heads as query heads: otherwise a channel of v
 /// feeds several input channels of o.
 pub fn smooth_o(block: &mut FloatBlock, s: &[f32], heads: HeadLayout) {
-    block.qkv.divide_outputs(heads.q_width() + heads.kv_width(), s);
-    block.o.scale_inputs(s);
+    block.layers[Site::Qkv].divide_outputs(heads.q_width() + heads.kv_width(), s);
+    block.layers[Site::O].scale_inputs(s);
 }
 
 /// Smooths the input of gate and up.
 pub fn smooth_gate_up(block: &mut FloatBlock, s: &[f32], half: HalfType) {
-    let factors = smooth_norm(&mut block.post_norm, s, half);
-    block.gate_up.scale_inputs(&factors);
+    let factors = smooth_norm(&mut block.norms.post, s, half);
+    block.layers[Site::GateUp].scale_inputs(&factors);
 }
 
 /// Smooths the input of down: `silu(gate) * up` is linear in up.
 pub fn smooth_down(block: &mut FloatBlock, s: &[f32]) {
-    block.gate_up.divide_outputs(block.down.k, s);
-    block.down.scale_inputs(s);
+    let width = block.layers[Site::Down].k;
+    block.layers[Site::GateUp].divide_outputs(width, s);
+    block.layers[Site::Down].scale_inputs(s);
 }
 
 /// Rounds norms as they are stored in 16 bits, so that calibration sees the stored values.

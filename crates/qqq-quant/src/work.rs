@@ -5,16 +5,12 @@
 
 use std::time::Instant;
 
-use qqq_backend::{
-    Backend, CpuBackend,
-    cpu::{CpuActivation, matrix::Matrix, w4a8::Int8Activations},
-};
+use qqq_backend::{Calibrate, InputKind};
 use qqq_formats::LinearWeight;
 
 use crate::{
     Progress, QuantError, Result,
     estimate::{Estimate, Kind, Units, int8_product, rank_k},
-    hessian::Hessian,
     nearest::round_scaled,
 };
 
@@ -74,11 +70,19 @@ pub(crate) struct Work<'a> {
 
 impl<'a> Work<'a> {
     /// Begins a run over `blocks` blocks and tells how long it will be.
-    pub(crate) fn new(progress: &'a mut dyn Progress, estimate: &Estimate, blocks: usize) -> Self {
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub(crate) fn new<B: Calibrate>(
+        b: &B,
+        progress: &'a mut dyn Progress,
+        estimate: &Estimate,
+        blocks: usize,
+    ) -> Result<Self> {
         let now = Instant::now();
-        let ledger = Ledger::new(estimate.plan(blocks), trial());
+        let ledger = Ledger::new(estimate.plan(blocks), trial(b)?);
         progress.planned(ledger.left());
-        Self {
+        Ok(Self {
             progress,
             ledger,
             started: now,
@@ -86,7 +90,7 @@ impl<'a> Work<'a> {
             stage_started: now,
             label: String::new(),
             warnings: Vec::new(),
-        }
+        })
     }
 
     /// The last stage is done; begins one of `units`.
@@ -143,7 +147,7 @@ impl<'a> Work<'a> {
 
 /// Seconds that a unit takes here now, by a short trial of what takes most of calibration: int8 products and the second moments
 /// of int8 activations.
-fn trial() -> f64 {
+fn trial<B: Calibrate>(b: &B) -> Result<f64> {
     const WIDTH: usize = 512;
     const TOKENS: usize = 2048;
     const REPEAT: usize = 5;
@@ -154,20 +158,19 @@ fn trial() -> f64 {
         (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
     };
     let weights: Vec<f32> = (0..WIDTH * WIDTH).map(|_| random()).collect();
-    let input = Matrix { rows: TOKENS, cols: WIDTH, data: (0..TOKENS * WIDTH).map(|_| random()).collect() };
-    let backend = CpuBackend::default();
+    let mut rows = b.upload(TOKENS, WIDTH, (0..TOKENS * WIDTH).map(|_| random()).collect())?;
     let quantized = LinearWeight::Quantized(round_scaled(&weights, &[1.0; WIDTH], None));
-    let Ok(layer) = backend.linear_weight(quantized, None) else { return 1.0 };
-    let activations = Int8Activations::quantize(&input);
-    let moments = activations.clone();
-    let activations = CpuActivation::Int8(activations);
+    let layer = b.linear_weight(quantized, None)?;
+    let (mut input, mut output) = (b.input(TOKENS, WIDTH)?, b.tensor(TOKENS, WIDTH)?);
+    b.to_input(&mut rows, InputKind::Int8, &mut input)?;
     let clock = Instant::now();
     for _ in 0..REPEAT {
-        std::hint::black_box(backend.linear(&activations, &layer));
-        std::hint::black_box(Hessian::of_int8(WIDTH, &[&moments]));
+        b.linear(&input, &layer, &mut output)?;
+        std::hint::black_box(b.hessian(b.gram_of(WIDTH, &[&input])?)?);
     }
+    std::hint::black_box(b.read(&output)?);
     let (width, tokens) = (WIDTH as f64, (REPEAT * TOKENS) as f64);
-    clock.elapsed().as_secs_f64() / (int8_product(width, width, tokens) + rank_k(width, tokens))
+    Ok(clock.elapsed().as_secs_f64() / (int8_product(width, width, tokens) + rank_k(width, tokens)))
 }
 
 #[cfg(test)]

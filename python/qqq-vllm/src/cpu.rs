@@ -1,5 +1,6 @@
 //! Products on the CPU.
 
+use std::cell::RefCell;
 use std::ffi::{c_int, c_uint, c_void};
 
 use half::{bf16, f16};
@@ -101,17 +102,24 @@ impl CpuLinear {
         if bias.is_some_and(|b| b.len() != n) {
             return Err(value_error(format!("a bias that has not {n} values")));
         }
+        thread_local! {
+            /// Activations and products of the last call, in whose memory the next ones are made.
+            static BUFFERS: RefCell<(Int8Activations, Matrix)> = RefCell::default();
+        }
         py.detach(|| {
-            let a = Int8Activations::from_rows(rows, k, |i, row| {
-                row.iter_mut().zip(&x[i * k..(i + 1) * k]).for_each(|(to, from)| *to = from.widen());
-            });
-            let mut out = Matrix::unspecified(rows, n);
-            self.0.matmul(&a, bias, false, &mut out);
-            // Few rows are converted faster than they are handed over.
-            let chunk = if rows * n <= 1 << 14 { y.len().max(1) } else { n };
-            parallel_chunks_mut(y, chunk, |i, part| {
-                let values = &out.data[i * chunk..i * chunk + part.len()];
-                part.iter_mut().zip(values).for_each(|(to, from)| *to = T::narrow(*from));
+            BUFFERS.with_borrow_mut(|(a, out)| {
+                a.reshape(rows, k);
+                a.fill(0..rows, |i, row| {
+                    row.iter_mut().zip(&x[i * k..(i + 1) * k]).for_each(|(to, from)| *to = from.widen());
+                });
+                out.reshape(rows, n);
+                self.0.matmul(a, bias, false, out);
+                // Few rows are converted faster than they are handed over.
+                let chunk = if rows * n <= 1 << 14 { y.len().max(1) } else { n };
+                parallel_chunks_mut(y, chunk, |i, part| {
+                    let values = &out.data[i * chunk..i * chunk + part.len()];
+                    part.iter_mut().zip(values).for_each(|(to, from)| *to = T::narrow(*from));
+                });
             });
         });
         Ok(())

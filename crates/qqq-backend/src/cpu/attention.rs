@@ -6,107 +6,101 @@
 //! the group at the span's token `t`. So a decode step reads its keys and values once for the group.
 
 use super::{
-    kv_cache::{CHUNK, ChunkLayout, CpuKvCache, LayerCache},
+    kv_pool::{CpuKvPool, LayerPages, PageLayout},
     matrix::Matrix,
     norm::softmax_piece,
     pool,
+    rope::check_heads,
     shared::{SharedMut, with_scratch},
     simd::SimdLevel,
     tile::{MR, NR, Tile},
 };
-use crate::{HeadLayout, Span, WindowedCausal};
+use crate::{AttentionKind, BackendError, BatchPlan, HeadLayout, PAGE, Result, Span};
 
 /// Stacked rows of a job: 8 tiles.
 const ROWS_PER_JOB: usize = 8 * MR;
-/// Chunks of keys that a job sees where a span has few rows. A fixed number, so that results do not
+/// Pages of keys that a job sees where a span has few rows. A fixed number, so that results do not
 /// depend on the number of threads.
-const CHUNKS_PER_SPLIT: usize = 2;
+const PAGES_PER_SPLIT: usize = 2;
 
-/// One job: some stacked rows of a span and key/value head, over some chunks of the cache.
+/// One job: some stacked rows of a span and key/value head, over some pages of the sequence.
 struct Job<'a> {
     span: Span,
-    cache: &'a LayerCache,
+    cache: LayerPages<'a>,
     /// First row of the span in the batch.
     first_row: usize,
     kv_head: usize,
     rows: std::ops::Range<usize>,
-    chunks: std::ops::Range<usize>,
-    /// Place of the result among the partial ones, if the chunks are a part of what the rows see.
+    pages: std::ops::Range<usize>,
+    /// Place of the result among the partial ones, if the pages are a part of what the rows see.
     partial: Option<usize>,
 }
 
 /// See [`Backend::attention`](crate::Backend::attention).
 ///
-/// # Panics
-/// If shapes disagree or the cache does not hold the spans.
+/// # Errors
+/// Shapes that disagree, and pages that the pool has not or that were never written.
 pub(crate) fn attention(
     level: SimdLevel,
     qkv: &Matrix,
-    heads: HeadLayout,
-    mask: WindowedCausal,
-    kv: &CpuKvCache,
+    kind: &AttentionKind,
+    kv: &CpuKvPool,
     layer: usize,
-    spans: &[Span],
-) -> Matrix {
-    assert_eq!(qkv.cols, heads.qkv_width(), "width of a qkv row");
-    assert_eq!(qkv.rows, spans.iter().map(|s| s.len).sum::<usize>(), "rows of the spans");
-    assert_eq!(
-        (heads.num_kv_heads, heads.head_dim),
-        (kv.layout().num_kv_heads, kv.layout().head_dim),
-        "KV layout"
-    );
-    assert!(
-        heads.num_heads.is_multiple_of(heads.num_kv_heads),
-        "query heads are not a multiple of key heads"
-    );
-    assert!(mask.window != Some(0), "a sliding window of 0");
+    batch: &BatchPlan,
+    out: &mut Matrix,
+) -> Result<()> {
+    let heads = kind.heads;
+    check_heads(qkv, heads, kv, batch)?;
+    if kind.window == Some(0) {
+        return Err(BackendError::Shape("a sliding window of 0".into()));
+    }
     let context = Context {
         level,
         qkv,
         heads,
+        scale: kind.scale,
         group: heads.num_heads / heads.num_kv_heads,
-        window: mask.window.unwrap_or(usize::MAX),
-        layout: kv.chunk_layout(),
+        window: kind.window.unwrap_or(usize::MAX),
+        layout: kv.page_layout(),
     };
     let mut jobs = Vec::new();
     let mut merges = Vec::new();
     let mut partials = 0;
     let mut first_row = 0;
-    for &span in spans {
-        let cache = kv.layer(span.slot, layer);
-        assert!(cache.len() >= span.start + span.len, "KV slot {} lacks the span's positions", span.slot);
+    for &span in &batch.spans {
+        let cache = kv.pages(layer, batch.table(&span))?;
         let stacked = span.len * context.group;
         for kv_head in 0..heads.num_kv_heads {
             for start in (0..stacked).step_by(ROWS_PER_JOB) {
                 let rows = start..(start + ROWS_PER_JOB).min(stacked);
-                let chunks = context.visible_chunks(span, &rows);
-                let job = |chunks, partial| Job {
+                let pages = context.visible_pages(span, &rows);
+                let job = |pages, partial| Job {
                     span,
                     cache,
                     first_row,
                     kv_head,
                     rows: rows.clone(),
-                    chunks,
+                    pages,
                     partial,
                 };
-                if stacked > ROWS_PER_JOB || chunks.len() <= CHUNKS_PER_SPLIT {
-                    jobs.push(job(chunks, None));
+                if stacked > ROWS_PER_JOB || pages.len() <= PAGES_PER_SPLIT {
+                    jobs.push(job(pages, None));
                     continue;
                 }
                 let first = partials;
-                for from in chunks.clone().step_by(CHUNKS_PER_SPLIT) {
-                    jobs.push(job(from..(from + CHUNKS_PER_SPLIT).min(chunks.end), Some(partials)));
+                for from in pages.clone().step_by(PAGES_PER_SPLIT) {
+                    jobs.push(job(from..(from + PAGES_PER_SPLIT).min(pages.end), Some(partials)));
                     partials += rows.len();
                 }
-                merges.push((job(chunks, None), first..partials));
+                merges.push((job(pages, None), first..partials));
             }
         }
         first_row += span.len;
     }
     // Long jobs first, so that the last ones to finish are short.
-    jobs.sort_by_key(|job| std::cmp::Reverse(job.rows.len() * job.chunks.len()));
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.rows.len() * job.pages.len()));
     let partial_size = context.layout.head_dim + 2;
-    let mut out = Matrix::unspecified(qkv.rows, heads.q_width());
+    out.reshape(qkv.rows, heads.q_width());
     let mut partial = vec![0.0; partials * partial_size];
     let shared_out = SharedMut::new(&mut out.data);
     let shared_partial = SharedMut::new(&mut partial);
@@ -118,16 +112,17 @@ pub(crate) fn attention(
             context.merge(job, &partial[places.start * partial_size..places.end * partial_size], &shared_out)
         };
     }
-    out
+    Ok(())
 }
 
 struct Context<'a> {
     level: SimdLevel,
     qkv: &'a Matrix,
     heads: HeadLayout,
+    scale: f32,
     group: usize,
     window: usize,
-    layout: ChunkLayout,
+    layout: PageLayout,
 }
 
 impl Context<'_> {
@@ -138,9 +133,9 @@ impl Context<'_> {
     }
 
     /// Chunks that some of the rows see.
-    fn visible_chunks(&self, span: Span, rows: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+    fn visible_pages(&self, span: Span, rows: &std::ops::Range<usize>) -> std::ops::Range<usize> {
         let (first, last) = (self.visible(span, rows.start), self.visible(span, rows.end - 1));
-        first.start / CHUNK..last.end.div_ceil(CHUNK)
+        first.start / PAGE..last.end.div_ceil(PAGE)
     }
 
     /// Index of the first component of a stacked row in a matrix of rows of `width` values that starts
@@ -155,9 +150,9 @@ impl Context<'_> {
     /// # Safety
     /// No other job may write the same rows and heads of `out`, or place of `partial`.
     unsafe fn run(&self, job: &Job, out: &SharedMut<f32>, partial: &SharedMut<f32>) {
-        let ChunkLayout { head_dim, value_stride, head_size } = self.layout;
+        let PageLayout { head_dim, value_stride, head_size } = self.layout;
         let rows = job.rows.len();
-        let sizes = [head_dim * rows, rows * CHUNK, rows * value_stride, head_size, 2 * rows];
+        let sizes = [head_dim * rows, rows * PAGE, rows * value_stride, head_size, 2 * rows];
         let sizes = sizes.map(|n| n.next_multiple_of(16));
         with_scratch(sizes.iter().sum(), |scratch| {
             let (queries, scratch) = scratch.split_at_mut(sizes[0]);
@@ -170,18 +165,18 @@ impl Context<'_> {
             maxima.fill(f32::NEG_INFINITY);
             weights.fill(0.0);
 
-            for chunk in job.chunks.clone() {
-                let base = chunk * CHUNK;
+            for page in job.pages.clone() {
+                let base = page * PAGE;
                 let end = self.visible(job.span, job.rows.end - 1).end;
-                let positions = (end - base).min(CHUNK);
+                let positions = (end - base).min(PAGE);
                 let (keys, values) =
-                    job.cache.head(self.level, self.layout, chunk, job.kv_head, positions, wide);
+                    job.cache.head(self.level, self.layout, page, job.kv_head, positions, wide);
                 self.score(rows, queries, keys, scores);
                 for (r, row) in job.rows.clone().enumerate() {
                     let visible = self.visible(job.span, row);
                     let from = visible.start.saturating_sub(base).min(positions);
                     let to = visible.end.saturating_sub(base).clamp(from, positions);
-                    let scores = &mut scores[r * CHUNK..r * CHUNK + positions];
+                    let scores = &mut scores[r * PAGE..r * PAGE + positions];
                     let (max, sum) = softmax_piece(self.level, scores, from, to, maxima[r]);
                     if max != maxima[r] && weights[r] != 0.0 {
                         let factor = (maxima[r] - max).exp();
@@ -213,19 +208,18 @@ impl Context<'_> {
         });
     }
 
-    /// Copies the rows' queries, scaled by `head_dim^-1/2`, as `[component][row]`.
+    /// Copies the rows' queries, scaled, as `[component][row]`.
     fn load_queries(&self, job: &Job, queries: &mut [f32]) {
-        let scale = 1.0 / (self.heads.head_dim as f32).sqrt();
         let rows = job.rows.len();
         for (r, row) in job.rows.clone().enumerate() {
             let at = self.index(job, row, self.qkv.cols);
             for (d, &q) in self.qkv.data[at..at + self.heads.head_dim].iter().enumerate() {
-                queries[d * rows + r] = q * scale;
+                queries[d * rows + r] = q * self.scale;
             }
         }
     }
 
-    /// `scores[row][position] = query . key`, rows [`CHUNK`] values apart.
+    /// `scores[row][position] = query . key`, rows [`PAGE`] values apart.
     fn score(&self, rows: usize, queries: &[f32], keys: &[f32], scores: &mut [f32]) {
         let head_dim = self.heads.head_dim;
         for (block, keys) in keys.chunks_exact(head_dim * NR).enumerate() {
@@ -237,17 +231,17 @@ impl Context<'_> {
                     a_step: rows,
                     b: keys.as_ptr(),
                     b_step: NR,
-                    c: scores[r * CHUNK + block * NR..].as_mut_ptr(),
-                    c_row: CHUNK,
+                    c: scores[r * PAGE + block * NR..].as_mut_ptr(),
+                    c_row: PAGE,
                     add: false,
                 };
-                // SAFETY: the operands are `head_dim x rows`, `head_dim x 32` and `rows x CHUNK` values.
+                // SAFETY: the operands are `head_dim x rows`, `head_dim x 32` and `rows x PAGE` values.
                 unsafe { tile.run::<1>(self.level) };
             }
         }
     }
 
-    /// `sums += weights values` over the chunk's positions.
+    /// `sums += weights values` over the page's positions.
     fn weigh(&self, rows: usize, positions: usize, weights: &[f32], values: &[f32], sums: &mut [f32]) {
         let stride = self.layout.value_stride;
         assert!(values.len() >= positions * stride);
@@ -256,7 +250,7 @@ impl Context<'_> {
                 let tile = Tile {
                     rows: MR.min(rows - r),
                     depth: positions,
-                    a: weights[r * CHUNK..].as_ptr(),
+                    a: weights[r * PAGE..].as_ptr(),
                     a_step: 1,
                     b: values[col..].as_ptr(),
                     b_step: stride,
@@ -264,8 +258,8 @@ impl Context<'_> {
                     c_row: stride,
                     add: true,
                 };
-                // SAFETY: the operands are `rows x CHUNK`, `positions x stride` and `rows x stride` values.
-                unsafe { tile.run::<CHUNK>(self.level) };
+                // SAFETY: the operands are `rows x PAGE`, `positions x stride` and `rows x stride` values.
+                unsafe { tile.run::<PAGE>(self.level) };
             }
         }
     }

@@ -40,18 +40,25 @@ impl CpuEmbedding {
         FloatLinear::new(self.vocab, self.hidden, self.data.clone(), None)
     }
 
-    /// Rows of the table, widened.
+    /// Number of rows.
+    pub(crate) fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    /// Rows of the table, widened, times `scale`.
     ///
     /// # Panics
     /// If an id is not below `vocab`.
-    pub(crate) fn rows(&self, level: SimdLevel, ids: &[u32]) -> Matrix {
-        let mut out = Matrix::unspecified(ids.len(), self.hidden);
+    pub(crate) fn rows(&self, level: SimdLevel, ids: &[u32], scale: f32, out: &mut Matrix) {
+        out.reshape(ids.len(), self.hidden);
         match &*self.data {
-            WeightData::F32(t) => self.copy_rows(level, t, ids, &mut out),
-            WeightData::F16(t) => self.copy_rows(level, t, ids, &mut out),
-            WeightData::BF16(t) => self.copy_rows(level, t, ids, &mut out),
+            WeightData::F32(t) => self.copy_rows(level, t, ids, out),
+            WeightData::F16(t) => self.copy_rows(level, t, ids, out),
+            WeightData::BF16(t) => self.copy_rows(level, t, ids, out),
         }
-        out
+        if scale != 1.0 {
+            out.data.iter_mut().for_each(|v| *v *= scale);
+        }
     }
 
     fn copy_rows<T: Element>(&self, level: SimdLevel, table: &[T], ids: &[u32], out: &mut Matrix) {

@@ -64,21 +64,18 @@ impl FloatLinear {
     ///
     /// # Panics
     /// If `x` has not `K` columns.
-    pub(crate) fn matmul(&self, level: SimdLevel, x: &Matrix) -> Matrix {
-        let mut out = Matrix::unspecified(x.rows, self.out_features);
-        // SAFETY: `out` is a matrix of this shape.
-        unsafe { self.run(level, x, false, &SharedMut::new(&mut out.data)) };
-        out
-    }
-
-    /// `out += x W^T + bias`.
-    ///
-    /// # Panics
-    /// If `x` has not `K` columns or `out` is not of shape `x.rows x N`.
-    pub(crate) fn matmul_add(&self, level: SimdLevel, x: &Matrix, out: &mut Matrix) {
-        assert_eq!((out.rows, out.cols), (x.rows, self.out_features), "shape of the sum");
-        // SAFETY: `out` is a matrix of this shape.
-        unsafe { self.run(level, x, true, &SharedMut::new(&mut out.data)) };
+    pub(crate) fn matmul(&self, level: SimdLevel, x: &Matrix, out: &mut Matrix) {
+        assert_eq!(x.cols, self.in_features, "input channels");
+        out.reshape(x.rows, self.out_features);
+        let out = SharedMut::new(&mut out.data);
+        // SAFETY: `out` has the product's shape.
+        unsafe {
+            match &*self.data {
+                WeightData::F32(w) => self.run(level, x, w, &out),
+                WeightData::F16(w) => self.run(level, x, w, &out),
+                WeightData::BF16(w) => self.run(level, x, w, &out),
+            }
+        }
     }
 
     /// The `count` largest outputs of each row; see [`Shortlist::top`]. The first call makes a copy of the weights in 8
@@ -111,33 +108,14 @@ impl FloatLinear {
 
     /// # Safety
     /// `out` must be a matrix of shape `x.rows x N` that nothing else uses.
-    unsafe fn run(&self, level: SimdLevel, x: &Matrix, add: bool, out: &SharedMut<f32>) {
-        assert_eq!(x.cols, self.in_features, "input channels");
-        // SAFETY: the caller's promise.
-        unsafe {
-            match &*self.data {
-                WeightData::F32(w) => self.run_typed(level, x, w, add, out),
-                WeightData::F16(w) => self.run_typed(level, x, w, add, out),
-                WeightData::BF16(w) => self.run_typed(level, x, w, add, out),
-            }
-        }
-    }
-
-    unsafe fn run_typed<W: Element>(
-        &self,
-        level: SimdLevel,
-        x: &Matrix,
-        w: &[W],
-        add: bool,
-        out: &SharedMut<f32>,
-    ) {
+    unsafe fn run<W: Element>(&self, level: SimdLevel, x: &Matrix, w: &[W], out: &SharedMut<f32>) {
         let (n, bias) = (self.out_features, self.bias());
         // SAFETY: the caller's promise.
         unsafe {
             if x.rows <= SKINNY_ROWS {
-                gemv::skinny(level, x, w, n, bias, add, out);
+                gemv::skinny(level, x, w, n, bias, false, out);
             } else {
-                gemm::wide(level, x, w, n, bias, add, out);
+                gemm::wide(level, x, w, n, bias, false, out);
             }
         }
     }

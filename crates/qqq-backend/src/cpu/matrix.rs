@@ -1,19 +1,4 @@
 //! Row-major matrices of activations.
-//!
-//! The memory of large matrices is kept for the next ones: a block makes half a dozen, and
-//! fresh pages from the system for each cost a prefill a tenth of its time.
-
-use std::sync::{Mutex, PoisonError};
-
-/// Smallest buffer that is kept, in values: below it an allocator keeps memory at hand itself.
-const MIN_KEPT: usize = 64 << 10;
-/// Values kept at most (128 MiB); the oldest go first.
-const MAX_KEPT: usize = 32 << 20;
-
-static KEPT: Mutex<Buffers> = Mutex::new(Buffers(Vec::new()));
-
-/// Buffers kept, oldest first.
-struct Buffers(Vec<Vec<f32>>);
 
 /// Shape `rows x cols`, row-major.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -32,9 +17,16 @@ impl Matrix {
         Self { rows, cols, data: vec![0.0; rows * cols] }
     }
 
-    /// Content unspecified (but initialised): for operations that write every value.
-    pub fn unspecified(rows: usize, cols: usize) -> Self {
-        Self { rows, cols, data: buffer(rows * cols) }
+    /// Gives it another shape, in the memory it has. The values are unspecified (but initialised): for operations that write
+    /// every one.
+    pub fn reshape(&mut self, rows: usize, cols: usize) {
+        let len = rows * cols;
+        if len > self.data.capacity() {
+            // What is there is not worth copying.
+            self.data = Vec::new();
+        }
+        self.data.resize(len, 0.0);
+        (self.rows, self.cols) = (rows, cols);
     }
 
     /// Row `i`.
@@ -48,94 +40,20 @@ impl Matrix {
     }
 }
 
-impl Drop for Matrix {
-    fn drop(&mut self) {
-        if (MIN_KEPT..=MAX_KEPT).contains(&self.data.capacity()) {
-            let buffer = std::mem::take(&mut self.data);
-            let old = KEPT.lock().unwrap_or_else(PoisonError::into_inner).keep(buffer);
-            // Large blocks go back to the system, which takes time: the lock is free by now.
-            drop(old);
-        }
-    }
-}
-
-/// Gives the buffers that are kept back to the allocator: for a caller that goes on to something else, to which their memory
-/// is of more use.
-pub fn free_kept() {
-    let kept = std::mem::take(&mut KEPT.lock().unwrap_or_else(PoisonError::into_inner).0);
-    drop(kept);
-}
-
-/// A kept buffer of `len` values, or a new one.
-fn buffer(len: usize) -> Vec<f32> {
-    let kept =
-        if len < MIN_KEPT { None } else { KEPT.lock().unwrap_or_else(PoisonError::into_inner).take(len) };
-    match kept {
-        Some(mut buffer) => {
-            buffer.resize(len, 0.0);
-            buffer
-        }
-        None => vec![0.0; len],
-    }
-}
-
-impl Buffers {
-    /// Adds a buffer; returns the oldest ones, where there are too many now.
-    fn keep(&mut self, buffer: Vec<f32>) -> Vec<Vec<f32>> {
-        self.0.push(buffer);
-        let mut total: usize = self.0.iter().map(Vec::capacity).sum();
-        let mut surplus = 0;
-        while total > MAX_KEPT {
-            total -= self.0[surplus].capacity();
-            surplus += 1;
-        }
-        self.0.drain(..surplus).collect()
-    }
-
-    /// Takes the smallest buffer that holds `len` values, unless it is more than twice as large.
-    fn take(&mut self, len: usize) -> Option<Vec<f32>> {
-        let fitting = |i: &usize| (len..=2 * len).contains(&self.0[*i].capacity());
-        let index = (0..self.0.len()).filter(fitting).min_by_key(|&i| self.0[i].capacity())?;
-        Some(self.0.remove(index))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_best_fitting_buffer_is_taken() {
-        let mut buffers = Buffers(Vec::new());
-        for size in [300, 100, 150] {
-            assert!(buffers.keep(vec![0.0; size]).is_empty());
+    fn a_new_shape_is_in_the_same_memory_where_it_fits() {
+        let mut x = Matrix::zeros(4, 6);
+        let start = x.data.as_ptr();
+        for (rows, cols) in [(1, 6), (8, 3), (0, 5), (4, 6)] {
+            x.reshape(rows, cols);
+            assert_eq!((x.rows, x.cols, x.data.len()), (rows, cols, rows * cols));
+            assert_eq!(x.data.as_ptr(), start);
         }
-        assert_eq!(buffers.take(90).map(|b| b.capacity()), Some(100));
-        assert_eq!(buffers.take(90).map(|b| b.capacity()), Some(150));
-        assert_eq!(buffers.take(90), None);
-        assert_eq!(buffers.take(301), None);
-        assert_eq!(buffers.take(300).map(|b| b.capacity()), Some(300));
-    }
-
-    #[test]
-    fn the_oldest_buffers_go_first() {
-        let mut buffers = Buffers(Vec::new());
-        let sizes = [MIN_KEPT, MAX_KEPT / 2, MAX_KEPT / 2 - MIN_KEPT];
-        for size in sizes {
-            assert!(buffers.keep(Vec::with_capacity(size)).is_empty());
-        }
-        let old = buffers.keep(Vec::with_capacity(MIN_KEPT + 1));
-        assert_eq!(old.iter().map(Vec::capacity).collect::<Vec<_>>(), sizes[..2]);
-        assert_eq!(buffers.0.len(), 2);
-    }
-
-    #[test]
-    fn reused_memory_is_of_the_right_size() {
-        for (rows, cols) in [(1, MIN_KEPT), (3, MIN_KEPT / 2), (2, MIN_KEPT), (1, 5), (0, 5)] {
-            let mut x = Matrix::unspecified(rows, cols);
-            assert_eq!(x.data.len(), rows * cols);
-            x.data.fill(7.0);
-            assert_eq!(Matrix::zeros(rows, cols).data, vec![0.0; rows * cols]);
-        }
+        x.reshape(5, 5);
+        assert_eq!(x.row(4).len(), 5);
     }
 }

@@ -1,13 +1,15 @@
 //! The CPU backend: float32 compute, and W4A8 with integer kernels picked at run time.
 
 mod attention;
+pub mod calibrate;
 pub mod describe;
 mod element;
 mod embedding;
 mod gemm;
 mod gemv;
+mod input;
 pub mod isa;
-mod kv_cache;
+mod kv_pool;
 mod linear_float;
 pub mod matrix;
 mod norm;
@@ -20,14 +22,19 @@ pub mod team;
 mod tile;
 pub mod w4a8;
 
+use std::borrow::Cow;
+
 use qqq_formats::{LinearWeight, WeightData};
 
-use crate::{Backend, BackendError, HeadLayout, InputKind, KvLayout, Result, Span, WindowedCausal};
+use crate::{
+    AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvLayout, Norm, Result,
+};
 use matrix::Matrix;
-use w4a8::{Int8Activations, W4A8Linear};
+use w4a8::W4A8Linear;
 
 pub use embedding::CpuEmbedding;
-pub use kv_cache::CpuKvCache;
+pub use input::CpuInput;
+pub use kv_pool::CpuKvPool;
 pub use linear_float::FloatLinear;
 pub use rope::CpuRope;
 pub use simd::SimdLevel;
@@ -65,45 +72,9 @@ impl CpuBackend {
         Ok(Self { level })
     }
 
-    /// Softmax of the scores in `seen`, in place; all others become 0.
-    ///
-    /// # Panics
-    /// If `seen` does not lie within the scores.
-    pub fn softmax(&self, scores: &mut [f32], seen: std::ops::Range<usize>) {
-        let (_, sum) = norm::softmax_piece(self.level, scores, seen.start, seen.end, f32::NEG_INFINITY);
-        let inverse = 1.0 / sum;
-        scores[seen].iter_mut().for_each(|s| *s *= inverse);
-    }
-
     /// The instruction set of the float kernels.
     pub fn simd_level(&self) -> SimdLevel {
         self.level
-    }
-}
-
-/// Input of a linear layer.
-#[derive(Clone, Debug)]
-pub enum CpuActivation {
-    /// Float rows.
-    Float(Matrix),
-    /// int8 rows with per-token scales.
-    Int8(Int8Activations),
-}
-
-impl CpuActivation {
-    /// Kind of this activation.
-    pub fn kind(&self) -> InputKind {
-        match self {
-            CpuActivation::Float(_) => InputKind::Float,
-            CpuActivation::Int8(_) => InputKind::Int8,
-        }
-    }
-
-    fn rows(&self) -> usize {
-        match self {
-            CpuActivation::Float(x) => x.rows,
-            CpuActivation::Int8(x) => x.rows,
-        }
     }
 }
 
@@ -116,32 +87,46 @@ pub enum CpuLinear {
     W4A8(W4A8Linear, Option<Vec<f32>>),
 }
 
-/// Methods panic where arguments contradict each other (shapes, slots, positions); what comes
-/// from outside (weights) is checked and refused with an error.
+/// Tokens that pass through the first half of a quantized MLP at a time: what lies between its layers stays in cache.
+pub const MLP_ROWS: usize = 512;
+
 impl Backend for CpuBackend {
     type Tensor = Matrix;
-    type Activation = CpuActivation;
+    type Input = CpuInput;
     type Linear = CpuLinear;
     type Embedding = CpuEmbedding;
     type Vector = Vec<f32>;
     type Rope = CpuRope;
-    type KvCache = CpuKvCache;
+    type KvPool = CpuKvPool;
+    type Batch = BatchPlan;
 
-    fn tensor(&self, rows: usize, cols: usize, data: Vec<f32>) -> Matrix {
-        assert_eq!(data.len(), rows * cols, "values of a {rows} x {cols} tensor");
-        Matrix { rows, cols, data }
+    /// Takes memory as it is needed.
+    fn tensor(&self, _rows: usize, cols: usize) -> Result<Matrix> {
+        Ok(Matrix { rows: 0, cols, data: Vec::new() })
     }
 
-    fn to_host(&self, x: &Matrix) -> Vec<f32> {
-        x.data.clone()
+    /// Takes memory as it is needed.
+    fn input(&self, _rows: usize, _cols: usize) -> Result<CpuInput> {
+        Ok(CpuInput::default())
     }
 
-    fn rows(&self, x: &Matrix) -> usize {
-        x.rows
+    fn upload(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Matrix> {
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return shape(format!("{} values for a tensor of shape {rows} x {cols}", values.len()));
+        }
+        Ok(Matrix { rows, cols, data: values })
     }
 
-    fn vector(&self, data: Vec<f32>) -> Vec<f32> {
-        data
+    fn read<'t>(&self, x: &'t Matrix) -> Result<Cow<'t, [f32]>> {
+        Ok(Cow::Borrowed(&x.data))
+    }
+
+    fn read_input<'t>(&self, x: &'t CpuInput) -> Result<Cow<'t, [f32]>> {
+        Ok(x.values())
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(values)
     }
 
     fn linear_weight(&self, weight: LinearWeight, bias: Option<Vec<f32>>) -> Result<CpuLinear> {
@@ -171,109 +156,213 @@ impl Backend for CpuBackend {
         embedding.tied_head().map(CpuLinear::Float)
     }
 
-    fn scaled_rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> CpuRope {
-        CpuRope::new(inv_freq, factor, max_positions)
+    fn rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Result<CpuRope> {
+        Ok(CpuRope::new(inv_freq, factor, max_positions))
     }
 
-    fn kv_cache(&self, layout: KvLayout) -> CpuKvCache {
-        CpuKvCache::new(layout)
+    fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<CpuKvPool> {
+        Ok(CpuKvPool::new(layout, pages))
     }
 
-    fn kv_add_slot(&self, kv: &mut CpuKvCache) -> usize {
-        kv.add_slot()
+    fn batch(&self, plan: &BatchPlan) -> Result<BatchPlan> {
+        plan.check()?;
+        Ok(plan.clone())
     }
 
-    fn kv_remove_slot(&self, kv: &mut CpuKvCache, slot: usize) {
-        kv.remove_slot(slot);
+    fn refill(&self, batch: &mut BatchPlan, plan: &BatchPlan) -> Result<()> {
+        plan.check()?;
+        batch.clone_from(plan);
+        Ok(())
     }
 
-    fn kv_truncate(&self, kv: &mut CpuKvCache, slot: usize, len: usize) {
-        kv.truncate(slot, len);
-    }
-
-    fn embed(&self, table: &CpuEmbedding, ids: &[u32]) -> Matrix {
-        table.rows(self.level, ids)
-    }
-
-    fn rms_norm(&self, x: &Matrix, weight: &Vec<f32>, eps: f32, kind: InputKind) -> CpuActivation {
-        norm::rms_norm(self.level, x, weight, eps, kind)
-    }
-
-    fn activation(&self, x: Matrix, kind: InputKind) -> CpuActivation {
-        match kind {
-            InputKind::Float => CpuActivation::Float(x),
-            InputKind::Int8 => CpuActivation::Int8(Int8Activations::quantize(&x)),
+    fn embed(&self, table: &CpuEmbedding, batch: &BatchPlan, scale: f32, out: &mut Matrix) -> Result<()> {
+        if batch.tokens.is_empty() {
+            return Err(BackendError::Batch("a batch without tokens has no embeddings".into()));
         }
+        if let Some(id) = batch.tokens.iter().find(|id| **id as usize >= table.vocab()) {
+            return Err(BackendError::Batch(format!("token {id} of an embedding of {}", table.vocab())));
+        }
+        table.rows(self.level, &batch.tokens, scale, out);
+        Ok(())
     }
 
-    fn linear(&self, x: &CpuActivation, weight: &CpuLinear) -> Matrix {
-        match (x, weight) {
-            (CpuActivation::Float(x), CpuLinear::Float(weight)) => weight.matmul(self.level, x),
-            (CpuActivation::Int8(x), CpuLinear::W4A8(weight, bias)) => {
-                let mut out = Matrix::unspecified(x.rows, weight.out_features());
-                weight.matmul(x, bias.as_deref(), false, &mut out);
-                out
+    fn add_norm(
+        &self,
+        residual: &mut Matrix,
+        x: Option<&Matrix>,
+        norm: &Norm<Self>,
+        kind: InputKind,
+        out: &mut CpuInput,
+    ) -> Result<()> {
+        check_norm(residual, norm)?;
+        if let Some(x) = x {
+            check_alike(residual, x)?;
+        }
+        norm::add_norm(self.level, residual, x, (&norm.weight, norm.eps), kind, out);
+        Ok(())
+    }
+
+    fn add(&self, residual: &mut Matrix, x: &Matrix) -> Result<()> {
+        check_alike(residual, x)?;
+        norm::add(self.level, residual, x);
+        Ok(())
+    }
+
+    fn norm(&self, x: &mut Matrix, norm: &Norm<Self>) -> Result<()> {
+        check_norm(x, norm)?;
+        norm::norm(self.level, x, &norm.weight, norm.eps);
+        Ok(())
+    }
+
+    fn to_input(&self, x: &mut Matrix, kind: InputKind, out: &mut CpuInput) -> Result<()> {
+        match (kind, &mut *out) {
+            // The memory changes hands.
+            (InputKind::Float, CpuInput::Float(out)) => std::mem::swap(x, out),
+            (InputKind::Float, _) => *out = CpuInput::Float(std::mem::take(x)),
+            (InputKind::Int8, _) => {
+                out.reshape(kind, x.rows, x.cols);
+                out.fill(0..x.rows, x.cols, |i, row| row.copy_from_slice(x.row(i)));
             }
-            _ => panic!("a linear layer that takes {:?} was given {:?}", self.input_kind(weight), x.kind()),
         }
+        Ok(())
     }
 
-    fn linear_top(&self, x: &CpuActivation, weight: &CpuLinear, count: usize) -> Vec<Vec<(f32, u32)>> {
-        if let (CpuActivation::Float(x), CpuLinear::Float(weight)) = (x, weight)
-            && let Some(top) = weight.top(self.level, x, count)
-        {
-            return top;
-        }
-        let out = self.linear(x, weight);
-        (0..out.rows).map(|row| crate::largest(out.row(row), count)).collect()
-    }
-
-    fn linear_add(&self, acc: &mut Matrix, x: &CpuActivation, weight: &CpuLinear) {
-        assert_eq!(acc.rows, x.rows(), "rows of the sum");
+    fn linear(&self, x: &CpuInput, weight: &CpuLinear, out: &mut Matrix) -> Result<()> {
+        let (_, k) = weight.shape();
         match (x, weight) {
-            (CpuActivation::Float(x), CpuLinear::Float(weight)) => weight.matmul_add(self.level, x, acc),
-            (CpuActivation::Int8(x), CpuLinear::W4A8(weight, bias)) => {
-                weight.matmul(x, bias.as_deref(), true, acc)
+            _ if x.cols() != k => shape(format!("{} channels for a linear layer that takes {k}", x.cols())),
+            (CpuInput::Float(x), CpuLinear::Float(weight)) => {
+                weight.matmul(self.level, x, out);
+                Ok(())
             }
-            _ => panic!("a linear layer that takes {:?} was given {:?}", self.input_kind(weight), x.kind()),
+            (CpuInput::Int8(x), CpuLinear::W4A8(weight, bias)) => {
+                out.reshape(x.rows, weight.out_features());
+                weight.matmul(x, bias.as_deref(), false, out);
+                Ok(())
+            }
+            _ => shape(format!(
+                "a linear layer that takes {:?} was given {:?}",
+                self.input_kind(weight),
+                x.kind()
+            )),
         }
     }
 
-    fn silu_mul(&self, gate_up: Matrix, kind: InputKind) -> CpuActivation {
-        norm::silu_mul(self.level, &gate_up, kind)
+    fn gated_linear(
+        &self,
+        x: &CpuInput,
+        weight: &CpuLinear,
+        gate: Gate,
+        kind: InputKind,
+        gate_up: &mut Matrix,
+        out: &mut CpuInput,
+    ) -> Result<()> {
+        let (n, _) = weight.shape();
+        check_gated(n)?;
+        match x {
+            CpuInput::Int8(rows) if rows.rows > MLP_ROWS => {
+                out.reshape(kind, rows.rows, n / 2);
+                for first in (0..rows.rows).step_by(MLP_ROWS) {
+                    self.linear(&CpuInput::Int8(rows.rows(first, MLP_ROWS)), weight, gate_up)?;
+                    norm::gated(self.level, gate_up, gate, first, out);
+                }
+                Ok(())
+            }
+            _ => {
+                self.linear(x, weight, gate_up)?;
+                self.gated(gate_up, gate, kind, out)
+            }
+        }
     }
 
-    fn rope_append_kv(
+    fn gated(&self, gate_up: &Matrix, gate: Gate, kind: InputKind, out: &mut CpuInput) -> Result<()> {
+        check_gated(gate_up.cols)?;
+        out.reshape(kind, gate_up.rows, gate_up.cols / 2);
+        norm::gated(self.level, gate_up, gate, 0, out);
+        Ok(())
+    }
+
+    fn rope_append(
         &self,
         qkv: &mut Matrix,
         heads: HeadLayout,
-        qk_norm: Option<(&Vec<f32>, &Vec<f32>, f32)>,
-        rope: &CpuRope,
-        kv: &mut CpuKvCache,
+        qk_norm: Option<(&Norm<Self>, &Norm<Self>)>,
+        rope: Option<&CpuRope>,
+        kv: &mut CpuKvPool,
         layer: usize,
-        spans: &[Span],
-    ) {
-        let norm = qk_norm.map(|(q, k, eps)| (q.as_slice(), k.as_slice(), eps));
-        rope::rope_append_kv(self.level, qkv, heads, norm, rope, kv, layer, spans);
+        batch: &BatchPlan,
+    ) -> Result<()> {
+        let norms = qk_norm.map(|(q, k)| [q, k].map(|norm| (norm.weight.as_slice(), norm.eps)));
+        if norms.iter().flatten().any(|(weight, _)| weight.len() != heads.head_dim) {
+            return shape(format!("norms of heads that are {} wide", heads.head_dim));
+        }
+        rope::rope_append(self.level, qkv, heads, norms, rope, kv, layer, batch)
     }
 
     fn attention(
         &self,
         qkv: &Matrix,
-        heads: HeadLayout,
-        mask: WindowedCausal,
-        kv: &CpuKvCache,
+        kind: &AttentionKind,
+        kv: &CpuKvPool,
         layer: usize,
-        spans: &[Span],
-    ) -> Matrix {
-        attention::attention(self.level, qkv, heads, mask, kv, layer, spans)
+        batch: &BatchPlan,
+        out: &mut Matrix,
+    ) -> Result<()> {
+        attention::attention(self.level, qkv, kind, kv, layer, batch, out)
     }
 
-    fn select_rows(&self, x: &Matrix, rows: &[usize]) -> Matrix {
-        let mut out = Matrix::unspecified(rows.len(), x.cols);
+    fn gather(&self, x: &Matrix, rows: &[usize], out: &mut Matrix) -> Result<()> {
+        if let Some(row) = rows.iter().find(|row| **row >= x.rows) {
+            return Err(BackendError::Batch(format!("row {row} of {}", x.rows)));
+        }
+        out.reshape(rows.len(), x.cols);
         for (i, &row) in rows.iter().enumerate() {
             out.row_mut(i).copy_from_slice(x.row(row));
         }
-        out
+        Ok(())
+    }
+
+    fn top(
+        &self,
+        x: &CpuInput,
+        weight: &CpuLinear,
+        count: usize,
+        out: &mut Matrix,
+    ) -> Result<Vec<Vec<(f32, u32)>>> {
+        if let (CpuInput::Float(x), CpuLinear::Float(weight)) = (x, weight)
+            && x.cols == weight.in_features()
+            && let Some(top) = weight.top(self.level, x, count)
+        {
+            return Ok(top);
+        }
+        self.linear(x, weight, out)?;
+        Ok((0..out.rows).map(|row| crate::largest(out.row(row), count)).collect())
+    }
+}
+
+fn shape<T>(what: String) -> Result<T> {
+    Err(BackendError::Shape(what))
+}
+
+fn check_norm(x: &Matrix, norm: &Norm<CpuBackend>) -> Result<()> {
+    match x.cols == norm.weight.len() {
+        true => Ok(()),
+        false => shape(format!("a norm of {} for rows of {}", norm.weight.len(), x.cols)),
+    }
+}
+
+fn check_alike(residual: &Matrix, x: &Matrix) -> Result<()> {
+    match (residual.rows, residual.cols) == (x.rows, x.cols) {
+        true => Ok(()),
+        false => {
+            shape(format!("{} x {} cannot be added to {} x {}", x.rows, x.cols, residual.rows, residual.cols))
+        }
+    }
+}
+
+fn check_gated(cols: usize) -> Result<()> {
+    match cols.is_multiple_of(2) {
+        true => Ok(()),
+        false => shape(format!("rows of {cols} are not those of gate and up")),
     }
 }

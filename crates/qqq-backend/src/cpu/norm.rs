@@ -1,50 +1,66 @@
-//! RMS norm and the gated activation: the element-wise operations in front of linear layers. With
+//! RMS norm with the residual stream, and the gated activation: the element-wise operations in front of linear layers. With
 //! int8 input, rows are quantized as they are made.
 
 use super::{
-    CpuActivation,
+    input::CpuInput,
     matrix::Matrix,
     shared::{SharedMut, for_row_ranges},
-    simd::{SimdLevel, exp, multiversion, sum_of_squares},
-    w4a8::Int8Activations,
+    simd::{SimdLevel, exp, fma, multiversion, sum_of_squares},
 };
-use crate::InputKind;
+use crate::{Gate, InputKind};
 
-/// Makes an activation of shape `rows x cols` from a function that writes a row, which costs about
-/// `cost` element operations.
-fn activation(
-    rows: usize,
-    cols: usize,
-    cost: usize,
+/// `residual += x` if there is an `x`, then `residual / sqrt(mean(residual^2) + eps) * weight` per row.
+pub(crate) fn add_norm(
+    level: SimdLevel,
+    residual: &mut Matrix,
+    x: Option<&Matrix>,
+    (weight, eps): (&[f32], f32),
     kind: InputKind,
-    fill: impl Fn(usize, &mut [f32]) + Sync,
-) -> CpuActivation {
-    match kind {
-        InputKind::Int8 => CpuActivation::Int8(Int8Activations::from_rows(rows, cols, fill)),
-        InputKind::Float => {
-            let mut out = Matrix::unspecified(rows, cols);
-            let shared = SharedMut::new(&mut out.data);
-            for_row_ranges(rows, cost, |range| {
-                for i in range {
-                    // SAFETY: jobs have different rows.
-                    fill(i, unsafe { shared.slice(i * cols..(i + 1) * cols) });
-                }
-            });
-            CpuActivation::Float(out)
-        }
-    }
+    out: &mut CpuInput,
+) {
+    let (rows, cols) = (residual.rows, residual.cols);
+    out.reshape(kind, rows, cols);
+    let Some(x) = x else {
+        return out.fill(0..rows, cols, |i, out| norm_row(level, residual.row(i), weight, eps, out));
+    };
+    let shared = SharedMut::new(&mut residual.data);
+    out.fill(0..rows, 2 * cols, |i, out| {
+        // SAFETY: every row is made once, by one job.
+        let row = unsafe { shared.slice(i * cols..(i + 1) * cols) };
+        add_row(level, row, x.row(i));
+        norm_row(level, row, weight, eps, out);
+    });
 }
 
-/// `x / sqrt(mean(x^2) + eps) * weight` per row.
-pub(crate) fn rms_norm(
-    level: SimdLevel,
-    x: &Matrix,
-    weight: &[f32],
-    eps: f32,
-    kind: InputKind,
-) -> CpuActivation {
-    assert_eq!(x.cols, weight.len(), "length of the norm weight");
-    activation(x.rows, x.cols, x.cols, kind, |i, out| norm_row(level, x.row(i), weight, eps, out))
+/// `residual += x`.
+pub(crate) fn add(level: SimdLevel, residual: &mut Matrix, x: &Matrix) {
+    let cols = residual.cols;
+    let shared = SharedMut::new(&mut residual.data);
+    for_row_ranges(residual.rows, cols, |range| {
+        let part = range.start * cols..range.end * cols;
+        // SAFETY: jobs have different rows.
+        add_row(level, unsafe { shared.slice(part.clone()) }, &x.data[part]);
+    });
+}
+
+/// The norm of every row, in place.
+pub(crate) fn norm(level: SimdLevel, x: &mut Matrix, weight: &[f32], eps: f32) {
+    let cols = x.cols;
+    let shared = SharedMut::new(&mut x.data);
+    for_row_ranges(x.rows, 2 * cols, |range| {
+        for i in range {
+            // SAFETY: jobs have different rows.
+            norm_in_place(level, unsafe { shared.slice(i * cols..(i + 1) * cols) }, weight, eps);
+        }
+    });
+}
+
+multiversion! {
+    fn add_row(sum: &mut [f32], x: &[f32]) {
+        for (sum, &x) in sum.iter_mut().zip(x) {
+            *sum += x;
+        }
+    }
 }
 
 fn norm_row(level: SimdLevel, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -72,21 +88,35 @@ fn inverse_rms(level: SimdLevel, x: &[f32], eps: f32) -> f32 {
     1.0 / (sum_of_squares(level, x) / x.len() as f32 + eps).sqrt()
 }
 
-/// `silu(gate) * up` of rows `[gate | up]`.
-pub(crate) fn silu_mul(level: SimdLevel, gate_up: &Matrix, kind: InputKind) -> CpuActivation {
-    assert!(gate_up.cols.is_multiple_of(2), "rows of gate and up");
+/// `gate(g) * u` of rows `[g | u]`, into the rows of `out` from `first` on.
+pub(crate) fn gated(level: SimdLevel, gate_up: &Matrix, gate: Gate, first: usize, out: &mut CpuInput) {
     let cols = gate_up.cols / 2;
-    activation(gate_up.rows, cols, 4 * cols, kind, |i, out| {
-        let (gate, up) = gate_up.row(i).split_at(cols);
-        silu_mul_row(level, gate, up, out);
-    })
+    out.fill(first..first + gate_up.rows, 4 * cols, |i, out| {
+        let (g, u) = gate_up.row(i - first).split_at(cols);
+        match gate {
+            Gate::Silu => silu_mul_row(level, g, u, out),
+            Gate::GeluTanh => gelu_tanh_mul_row(level, g, u, out),
+        }
+    });
 }
 
 multiversion! {
-    /// `out = gate / (1 + e^-gate) * up`, to a few 1e-7 relative.
-    fn silu_mul_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
-        for ((out, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+    /// `out = g / (1 + e^-g) * u`, to a few 1e-7 relative.
+    fn silu_mul_row(g: &[f32], u: &[f32], out: &mut [f32]) {
+        for ((out, &g), &u) in out.iter_mut().zip(g).zip(u) {
             *out = g / (1.0 + exp::<FMA>(-g)) * u;
+        }
+    }
+}
+
+multiversion! {
+    /// `out = g/2 (1 + tanh(t)) * u` with `t = sqrt(2/pi) (g + 0.044715 g^3)`: as `(1 + tanh(t)) / 2 = 1 / (1 + e^(-2t))`, to a
+    /// few 1e-7 of `g u`.
+    fn gelu_tanh_mul_row(g: &[f32], u: &[f32], out: &mut [f32]) {
+        const TWO_ROOT: f32 = 1.595_769_1;
+        for ((out, &g), &u) in out.iter_mut().zip(g).zip(u) {
+            let t = TWO_ROOT * fma::<FMA>(0.044_715 * g * g, g, g);
+            *out = g / (1.0 + exp::<FMA>(-t)) * u;
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::OnceLock};
 
 use super::{
-    kv_cache::{CHUNK, ChunkWriter, CpuKvCache, NewPositions},
+    kv_pool::{CpuKvPool, NewPositions, PageWriter},
     matrix::Matrix,
     norm::norm_in_place,
     pool,
@@ -11,10 +11,10 @@ use super::{
     simd::{SimdLevel, fma, multiversion},
     tile::NR,
 };
-use crate::{HeadLayout, Span};
+use crate::{BackendError, BatchPlan, HeadLayout, KvDType, PAGE, Result};
 
 /// Positions of a table that are computed together.
-const PAGE: usize = 256;
+const TOGETHER: usize = 256;
 
 /// Cosines and sines by position, computed when a position is first used: a long context that is
 /// never reached costs nothing.
@@ -24,23 +24,28 @@ pub struct CpuRope {
     /// Factor of all cosines and sines.
     factor: f32,
     max_positions: usize,
-    /// Per position, the cosines, then the sines.
+    /// [`TOGETHER`] positions each: per position, the cosines, then the sines.
     pages: Vec<OnceLock<Box<[f32]>>>,
 }
 
 impl CpuRope {
     pub(crate) fn new(inv_freq: &[f32], factor: f32, max_positions: usize) -> Self {
-        let pages = (0..max_positions.div_ceil(PAGE)).map(|_| OnceLock::new()).collect();
+        let pages = (0..max_positions.div_ceil(TOGETHER)).map(|_| OnceLock::new()).collect();
         Self { inv_freq: inv_freq.to_vec(), factor, max_positions, pages }
     }
 
-    /// Cosines and sines of a position, `head_dim / 2` each.
+    /// Components of a head that are turned.
+    fn width(&self) -> usize {
+        2 * self.inv_freq.len()
+    }
+
+    /// Cosines and sines of a position, half of [`width`](Self::width) each.
     fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let half = self.inv_freq.len();
-        let page = self.pages[position / PAGE].get_or_init(|| {
-            let first = position / PAGE * PAGE;
-            let mut page = Vec::with_capacity(PAGE * 2 * half);
-            for p in first..first + PAGE {
+        let page = self.pages[position / TOGETHER].get_or_init(|| {
+            let first = position / TOGETHER * TOGETHER;
+            let mut page = Vec::with_capacity(TOGETHER * 2 * half);
+            for p in first..first + TOGETHER {
                 // The angle is rounded to f32 first, as transformers does.
                 let angles = self.inv_freq.iter().map(|f| f64::from(p as f32 * f));
                 page.extend(angles.clone().map(|a| a.cos() as f32 * self.factor));
@@ -48,7 +53,7 @@ impl CpuRope {
             }
             page.into_boxed_slice()
         });
-        page[position % PAGE * 2 * half..][..2 * half].split_at(half)
+        page[position % TOGETHER * 2 * half..][..2 * half].split_at(half)
     }
 }
 
@@ -61,60 +66,70 @@ multiversion! {
     }
 }
 
-/// Weights and epsilon of the head norms of q and k.
-pub(crate) type QkNorm<'a> = Option<(&'a [f32], &'a [f32], f32)>;
+/// Weights and epsilon of a norm.
+pub(crate) type NormOf<'a> = (&'a [f32], f32);
 
-/// See [`Backend::rope_append_kv`](crate::Backend::rope_append_kv).
+/// See [`Backend::rope_append`](crate::Backend::rope_append).
 ///
-/// # Panics
-/// If shapes disagree, a position is not below the rope's limit, or a slot holds fewer than `start` positions.
+/// # Errors
+/// Shapes that disagree, a position that is not below the rope's limit, pages that the pool has not.
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn rope_append_kv(
+pub(crate) fn rope_append(
     level: SimdLevel,
     qkv: &mut Matrix,
     heads: HeadLayout,
-    norm: QkNorm,
-    rope: &CpuRope,
-    kv: &mut CpuKvCache,
+    norms: Option<[NormOf; 2]>,
+    rope: Option<&CpuRope>,
+    kv: &mut CpuKvPool,
     layer: usize,
-    spans: &[Span],
-) {
-    assert_eq!(qkv.cols, heads.qkv_width(), "width of a qkv row");
-    assert_eq!(qkv.rows, spans.iter().map(|s| s.len).sum::<usize>(), "rows of the spans");
-    assert_eq!(
-        (heads.num_kv_heads, heads.head_dim),
-        (kv.layout().num_kv_heads, kv.layout().head_dim),
-        "KV layout"
-    );
-    assert_eq!(heads.head_dim, 2 * rope.inv_freq.len(), "head_dim of the rope");
-    let layout = kv.chunk_layout();
+    batch: &BatchPlan,
+) -> Result<()> {
+    check_heads(qkv, heads, kv, batch)?;
+    if let Some(rope) = rope.filter(|rope| rope.width() > heads.head_dim) {
+        return Err(BackendError::Shape(format!(
+            "a rotary embedding of {} components for heads of {}",
+            rope.width(),
+            heads.head_dim
+        )));
+    }
+    let layout = kv.page_layout();
+    let rounds = kv.layout().dtype == KvDType::F16;
     let width = qkv.cols;
     let mut first_row = 0;
-    for span in spans {
-        let end = span.start + span.len;
-        assert!(end <= rope.max_positions, "position {end} is beyond the limit of {}", rope.max_positions);
-        kv.extend(span.slot, layer, span.start, span.len);
-        let chunks = kv.writers(span.slot, layer);
+    for span in &batch.spans {
+        let end = span.end();
+        if let Some(rope) = rope.filter(|rope| end > rope.max_positions) {
+            return Err(BackendError::Batch(format!(
+                "position {end} is beyond the rotary embedding's {}",
+                rope.max_positions
+            )));
+        }
+        // Pages that get new positions.
+        let first_page = span.start / PAGE;
+        let table = &batch.table(span)[first_page..];
+        kv.check(layer, table)?;
+        let mut pages = kv.take(layer, table, span.start % PAGE);
         let rows = SharedMut::new(&mut qkv.data[first_row * width..(first_row + span.len) * width]);
         // One job for each block of 32 positions that the span touches.
         let blocks = span.start / NR..end.div_ceil(NR);
         let positions = |block: usize| (block * NR).max(span.start)..((block + 1) * NR).min(end);
-        let store = |block: usize, rows: &[f32], chunks: &[ChunkWriter]| {
+        let store = |block: usize, rows: &[f32], pages: &[PageWriter]| {
             let Range { start: from, end: to } = positions(block);
             for h in 0..heads.num_kv_heads {
                 let key = heads.q_width() + h * heads.head_dim;
                 let new = NewPositions {
                     head: h,
-                    first: from % CHUNK,
+                    first: from % PAGE,
                     count: to - from,
                     keys: &rows[key..],
                     values: &rows[key + heads.kv_width()..],
                     stride: width,
                 };
                 // SAFETY: jobs have different positions.
-                unsafe { chunks[from / CHUNK].write(level, layout, new) };
+                unsafe { pages[from / PAGE - first_page].write(level, layout, new) };
             }
         };
+        let writers: Vec<PageWriter> = pages.iter_mut().map(|page| page.writer(rounds)).collect();
         pool::parallel_for(blocks.len(), |b| {
             let block = blocks.start + b;
             let positions = positions(block);
@@ -123,25 +138,49 @@ pub(crate) fn rope_append_kv(
                 rows.slice((positions.start - span.start) * width..(positions.end - span.start) * width)
             };
             for (row, position) in rows.chunks_exact_mut(width).zip(positions) {
-                turn_row(level, row, heads, norm, rope, position);
+                turn_row(level, row, heads, norms, rope, position);
             }
-            store(block, rows, &chunks);
+            store(block, rows, &writers);
         });
-        let overflowed: Vec<usize> = (0..chunks.len()).filter(|&c| chunks[c].overflowed()).collect();
+        let overflowed: Vec<usize> = (0..writers.len()).filter(|&p| writers[p].overflowed()).collect();
         if !overflowed.is_empty() {
-            drop(chunks);
-            overflowed.iter().for_each(|&chunk| kv.widen_chunk(level, span.slot, layer, chunk));
-            let chunks = kv.writers(span.slot, layer);
+            drop(writers);
+            overflowed.iter().for_each(|&page| pages[page].widen(level));
+            let writers: Vec<PageWriter> = pages.iter_mut().map(|page| page.writer(rounds)).collect();
             let rows = &qkv.data[first_row * width..(first_row + span.len) * width];
-            for block in blocks.filter(|block| overflowed.contains(&(block * NR / CHUNK))) {
+            let is_wide = |block: &usize| overflowed.contains(&(block * NR / PAGE - first_page));
+            for block in blocks.filter(is_wide) {
                 let positions = positions(block);
                 let rows =
                     &rows[(positions.start - span.start) * width..(positions.end - span.start) * width];
-                store(block, rows, &chunks);
+                store(block, rows, &writers);
             }
         }
+        kv.put_back(layer, table, pages);
         first_row += span.len;
     }
+    Ok(())
+}
+
+/// Checks that rows, heads, pool and batch fit together.
+pub(crate) fn check_heads(qkv: &Matrix, heads: HeadLayout, kv: &CpuKvPool, batch: &BatchPlan) -> Result<()> {
+    let refuse = |what: String| Err(BackendError::Shape(what));
+    if qkv.cols != heads.qkv_width() || qkv.rows != batch.rows() {
+        return refuse(format!(
+            "queries, keys and values of shape {} x {} for {} rows of {}",
+            qkv.rows,
+            qkv.cols,
+            batch.rows(),
+            heads.qkv_width()
+        ));
+    }
+    if (heads.num_kv_heads, heads.head_dim) != (kv.layout().num_kv_heads, kv.layout().head_dim) {
+        return refuse(format!("a KV pool of {:?} for {heads:?}", kv.layout()));
+    }
+    if heads.num_kv_heads == 0 || !heads.num_heads.is_multiple_of(heads.num_kv_heads) {
+        return refuse(format!("query heads are not a multiple of key heads: {heads:?}"));
+    }
+    Ok(())
 }
 
 /// Norms and rotates the query and key heads of a row.
@@ -149,17 +188,20 @@ fn turn_row(
     level: SimdLevel,
     row: &mut [f32],
     heads: HeadLayout,
-    norm: QkNorm,
-    rope: &CpuRope,
+    norms: Option<[NormOf; 2]>,
+    rope: Option<&CpuRope>,
     position: usize,
 ) {
-    let (cos, sin) = rope.at(position);
+    let angles = rope.map(|rope| rope.at(position));
     let turned = (heads.num_heads + heads.num_kv_heads) * heads.head_dim;
     for (h, head) in row[..turned].chunks_exact_mut(heads.head_dim).enumerate() {
-        if let Some((q, k, eps)) = norm {
-            norm_in_place(level, head, if h < heads.num_heads { q } else { k }, eps);
+        if let Some(norms) = norms {
+            let (weight, eps) = norms[usize::from(h >= heads.num_heads)];
+            norm_in_place(level, head, weight, eps);
         }
-        rotate(level, head, cos, sin);
+        if let Some((cos, sin)) = angles {
+            rotate(level, &mut head[..2 * cos.len()], cos, sin);
+        }
     }
 }
 
@@ -168,7 +210,7 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::{KvDType, KvLayout};
+    use crate::{KvLayout, pages_for};
 
     const HEADS: HeadLayout = HeadLayout { num_heads: 2, num_kv_heads: 2, head_dim: 40 };
     const LEN: usize = 300;
@@ -197,25 +239,30 @@ mod tests {
     /// The cache after all rows have been appended in pieces: bytes, and all keys and values of each head.
     fn append(level: SimdLevel, dtype: KvDType, x: &Matrix, pieces: &[usize]) -> (usize, Vec<Vec<f32>>) {
         let HeadLayout { num_kv_heads, head_dim, .. } = HEADS;
-        let mut kv = CpuKvCache::new(KvLayout { num_layers: 1, num_kv_heads, head_dim, dtype });
+        let layout = KvLayout { num_layers: 1, num_kv_heads, head_dim, dtype };
+        let mut kv = CpuKvPool::new(layout, pages_for(LEN) + 2);
+        // Any pages in any order.
+        let table: Vec<u32> = (0..pages_for(LEN) as u32).map(|page| (2 * page + 1) % 5).collect();
         let rope = CpuRope::new(&vec![0.3; head_dim / 2], 1.0, LEN);
-        let slot = kv.add_slot();
         let mut start = 0;
         for &len in pieces {
             let data = x.data[start * x.cols..(start + len) * x.cols].to_vec();
             let mut part = Matrix { rows: len, cols: x.cols, data };
-            rope_append_kv(level, &mut part, HEADS, None, &rope, &mut kv, 0, &[Span { slot, start, len }]);
+            let mut plan = BatchPlan::default();
+            plan.push(&vec![0; len], start, &table);
+            rope_append(level, &mut part, HEADS, None, Some(&rope), &mut kv, 0, &plan).unwrap();
             start += len;
         }
         assert_eq!(start, LEN);
-        let layout = kv.chunk_layout();
+        let layout = kv.page_layout();
         let mut heads = Vec::new();
         for head in 0..num_kv_heads {
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             for position in 0..LEN {
-                let (chunk, at) = (position / CHUNK, position % CHUNK);
+                let (page, at) = (position / PAGE, position % PAGE);
                 let mut wide = vec![0.0; layout.head_size];
-                let (k, v) = kv.layer(slot, 0).head(level, layout, chunk, head, at + 1, &mut wide);
+                let pages = kv.pages(0, &table).unwrap();
+                let (k, v) = pages.head(level, layout, page, head, at + 1, &mut wide);
                 keys.extend((0..head_dim).map(|d| k[(at / NR * head_dim + d) * NR + at % NR]));
                 values.extend_from_slice(&v[at * layout.value_stride..][..head_dim]);
             }

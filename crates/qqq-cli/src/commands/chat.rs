@@ -91,7 +91,7 @@ pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
         kv_dtype: KvDType::F16,
     };
     let mut chat = Chat {
-        session: Session::new(&model.decoder, options),
+        session: Session::new(&model.decoder, options)?,
         stop: args.stop.strings(&model.tokenizer)?,
         model: &model,
         template,

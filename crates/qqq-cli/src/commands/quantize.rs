@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use qqq_backend::CpuBackend;
 use qqq_backend::cpu::pool;
 use qqq_model::Tokenizer;
 use qqq_quant::{
@@ -103,7 +104,8 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
     steps.plan = Some(plan(&recipe, &source));
     let text = CalibrationText { source: &source, options: Some(&read) };
-    let report = qqq_quant::quantize(&checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?;
+    let report =
+        qqq_quant::quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?;
     drop(steps);
     if let Some(place) = &report_place {
         write_report(place.path(), &report)?;

@@ -91,7 +91,8 @@ impl Case {
         let path = self.model.join(file);
         let action = || action(&path);
         let mut steps = At { label, action: Some(&action), notes: Vec::new() };
-        let report = quantize(&checkpoint, &tokenizer, recipe, &self.source, &output, &mut steps);
+        let report =
+            quantize(&CpuBackend::new(), &checkpoint, &tokenizer, recipe, &self.source, &output, &mut steps);
         assert!(steps.action.is_none(), "there is a step {label:?}");
         if cfg!(unix) {
             let replaced = steps.notes.iter().filter(|n| n.contains("was replaced or removed")).count();

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use qqq_backend::{Backend, CpuBackend, KvDType, Span};
+use qqq_backend::{BatchPlan, CpuBackend, KvDType};
 use qqq_formats::{
     Checkpoint, DType,
     writer::{CheckpointWriter, Reservation},
 };
-use qqq_model::{Decoder, Tokenizer};
+use qqq_model::{Decoder, Runner, Tokenizer};
 use qqq_quant::{
     Calibration, Clip, GroupScales, Output, OutputFormat, Progress, Propagation, Recipe, Report,
     RotationKind, Transform, ValueHessian, calibration::Source, quantize,
@@ -264,7 +264,7 @@ pub fn run(
     let tokenizer = Tokenizer::load(&checkpoint)?;
     let reservation = Reservation::take(out)?;
     let output = Output { reservation: &reservation, format, model_name: "tiny" };
-    quantize(&checkpoint, &tokenizer, recipe, source, &output, steps)
+    quantize(&CpuBackend::default(), &checkpoint, &tokenizer, recipe, source, &output, steps)
 }
 
 /// Logits of a fixed sequence.
@@ -275,10 +275,10 @@ pub fn logits(dir: &Path) -> Vec<f32> {
 /// Logits of a fixed sequence.
 pub fn logits_of(decoder: &Decoder<CpuBackend>) -> Vec<f32> {
     let tokens: Vec<u32> = (0..40).map(|i| (i * i * 7 + 3 * i) % VOCAB as u32).collect();
-    let mut kv = decoder.kv_cache(KvDType::F32);
-    let span = Span { slot: decoder.backend.kv_add_slot(&mut kv), start: 0, len: tokens.len() };
-    let hidden = decoder.hidden(&tokens, &[span], &mut kv).unwrap();
-    decoder.backend.to_host(&decoder.logits(&hidden))
+    let mut runner = Runner::for_positions(decoder, KvDType::F32, tokens.len()).unwrap();
+    runner.step(&BatchPlan::sequences([tokens.as_slice()])).unwrap();
+    let rows: Vec<usize> = (0..tokens.len()).collect();
+    runner.logits(&rows).unwrap().into_owned()
 }
 
 /// `|a - b|^2 / |b|^2`.

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use qqq_backend::HeadLayout;
 use qqq_formats::{Checkpoint, DType, writer::CheckpointWriter};
-use qqq_model::names;
+use qqq_model::{Site, names};
 use qqq_quant::{
     RotationKind,
-    float_block::{FloatBlock, FloatLinear},
+    float_linear::{FloatBlock, FloatLinear, read_block},
     half_type::HalfType,
     rotation::Rotation,
     transform,
@@ -40,33 +40,31 @@ fn rewrite(model: &Path, out: &Path, untie: bool, change: &dyn Fn(usize, &mut Fl
         writer.add(names::LM_HEAD, DType::F32, &[VOCAB, hidden], &bytes(&head)).unwrap();
     }
     for i in 0..config.num_layers {
-        let mut block = FloatBlock::read(&checkpoint, i).unwrap();
+        let mut block = read_block(&checkpoint, i).unwrap();
         change(i, &mut block);
         let mut add = |name: &str, shape: &[usize], v: &[f32]| {
             writer.add(&format!("model.layers.{i}.{name}"), DType::F32, shape, &bytes(v)).unwrap();
         };
-        add("input_layernorm.weight", &[hidden], &block.input_norm);
-        add("post_attention_layernorm.weight", &[hidden], &block.post_norm);
-        if let Some((q, k)) = &block.qk_norm {
+        add("input_layernorm.weight", &[hidden], &block.norms.input);
+        add("post_attention_layernorm.weight", &[hidden], &block.norms.post);
+        if let Some((q, k)) = &block.norms.qk {
             add("self_attn.q_norm.weight", &[head_dim], q);
             add("self_attn.k_norm.weight", &[head_dim], k);
         }
-        let mut split = |linear: &FloatLinear, parts: &[(&str, usize)]| {
+        let mut split = |linear: &FloatLinear, parts: Vec<(&str, usize)>| {
             let mut first = 0;
             for (name, rows) in parts {
                 let k = linear.k;
-                add(&format!("{name}.weight"), &[*rows, k], &linear.weight[first * k..(first + rows) * k]);
+                add(&format!("{name}.weight"), &[rows, k], &linear.weight[first * k..(first + rows) * k]);
                 if let Some(bias) = &linear.bias {
-                    add(&format!("{name}.bias"), &[*rows], &bias[first..first + rows]);
+                    add(&format!("{name}.bias"), &[rows], &bias[first..first + rows]);
                 }
                 first += rows;
             }
         };
-        let (q, kv) = (config.num_heads * head_dim, config.num_kv_heads * head_dim);
-        split(&block.qkv, &[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)]);
-        split(&block.o, &[("self_attn.o_proj", hidden)]);
-        split(&block.gate_up, &[("mlp.gate_proj", block.down.k), ("mlp.up_proj", block.down.k)]);
-        split(&block.down, &[("mlp.down_proj", hidden)]);
+        for site in Site::ALL {
+            split(&block.layers[site], site.modules(config));
+        }
     }
     let mut raw = config.raw.clone();
     raw.insert("tie_word_embeddings".into(), tied.into());
@@ -148,12 +146,12 @@ fn smoothing_keeps_the_function_even_when_norms_are_rounded() {
                 &|i, block| {
                     transform::smooth_qkv(block, &scales(HIDDEN, i), half);
                     if tiny.heads == tiny.kv_heads {
-                        transform::smooth_o(block, &scales(block.o.k, i + 1), heads(&tiny));
+                        transform::smooth_o(block, &scales(block.layers[Site::O].k, i + 1), heads(&tiny));
                     }
                     transform::smooth_gate_up(block, &scales(HIDDEN, i + 2), half);
-                    transform::smooth_down(block, &scales(block.down.k, i + 3));
+                    transform::smooth_down(block, &scales(block.layers[Site::Down].k, i + 3));
                     for (j, s) in scales(HIDDEN, i).iter().enumerate().filter(|(_, s)| **s > 1.0) {
-                        assert_eq!(block.input_norm[j], half.round(block.input_norm[j]), "scale {s}");
+                        assert_eq!(block.norms.input[j], half.round(block.norms.input[j]), "scale {s}");
                     }
                 },
                 &|_, _, _| {},

@@ -1,5 +1,7 @@
 //! Per-token int8 activations.
 
+use std::ops::Range;
+
 use crate::cpu::matrix::Matrix;
 use crate::cpu::pool::parallel_for;
 use crate::cpu::shared::SharedMut;
@@ -27,16 +29,53 @@ impl Int8Activations {
     /// gets scale 1. A row that holds a NaN or an infinity gets it as its scale (and codes 0), so that
     /// every product of the row is NaN.
     pub fn quantize(x: &Matrix) -> Self {
-        Self::build(x.rows, x.cols, |i, codes| quantize_row(x.row(i), codes))
+        let mut out = Self::default();
+        out.reshape(x.rows, x.cols);
+        out.quantize_from(x);
+        out
+    }
+
+    /// Quantizes the rows of `x`, which has the same shape, into these.
+    pub(crate) fn quantize_from(&mut self, x: &Matrix) {
+        self.make(0..x.rows, |i, codes| quantize_row(x.row(i), codes));
+    }
+
+    /// Gives it another shape, in the memory it has. The content is unspecified.
+    pub fn reshape(&mut self, rows: usize, cols: usize) {
+        let len = rows * cols;
+        if len > self.codes.capacity() {
+            // What is there is not worth copying.
+            self.codes = Vec::new();
+        }
+        self.codes.resize(len, 0);
+        self.scales.resize(rows, 0.0);
+        self.sums.resize(rows, 0);
+        (self.rows, self.cols) = (rows, cols);
+    }
+
+    /// At most `count` rows from `first` on.
+    pub fn rows(&self, first: usize, count: usize) -> Self {
+        let range = first..self.rows.min(first + count);
+        Self {
+            rows: range.len(),
+            cols: self.cols,
+            codes: self.codes[range.start * self.cols..range.end * self.cols].to_vec(),
+            scales: self.scales[range.clone()].to_vec(),
+            sums: self.sums[range].to_vec(),
+        }
     }
 
     /// Quantizes rows as [`quantize`](Self::quantize) does while they are made: `fill(i, row)` writes
-    /// row `i` into a buffer of length `cols` (content unspecified on entry). Parallel over rows.
-    pub fn from_rows(rows: usize, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+    /// row `i` into a buffer of length `cols` (content unspecified on entry). Parallel over rows; the others stay.
+    ///
+    /// # Panics
+    /// If the rows are not there.
+    pub fn fill(&mut self, rows: Range<usize>, fill: impl Fn(usize, &mut [f32]) + Sync) {
         thread_local! {
             static BUFFER: std::cell::Cell<Vec<f32>> = const { std::cell::Cell::new(Vec::new()) };
         }
-        Self::build(rows, cols, |i, codes| {
+        let cols = self.cols;
+        self.make(rows, |i, codes| {
             // Taken out for the call, so a nested use of this function gets a buffer of its own.
             let mut buffer = BUFFER.take();
             buffer.resize(cols, 0.0);
@@ -47,15 +86,15 @@ impl Int8Activations {
         })
     }
 
-    fn build(rows: usize, cols: usize, quantize: impl Fn(usize, &mut [i8]) -> (f32, i32) + Sync) -> Self {
-        let mut out =
-            Self { rows, cols, codes: vec![0; rows * cols], scales: vec![0.0; rows], sums: vec![0; rows] };
-        let codes = SharedMut::new(&mut out.codes);
-        let scales = SharedMut::new(&mut out.scales);
-        let sums = SharedMut::new(&mut out.sums);
+    fn make(&mut self, rows: Range<usize>, quantize: impl Fn(usize, &mut [i8]) -> (f32, i32) + Sync) {
+        let cols = self.cols;
+        let codes = SharedMut::new(&mut self.codes);
+        let scales = SharedMut::new(&mut self.scales);
+        let sums = SharedMut::new(&mut self.sums);
         let rows_per_task = VALUES_PER_TASK.div_ceil(cols.max(1));
-        parallel_for(rows.div_ceil(rows_per_task), |task| {
-            for i in task * rows_per_task..rows.min((task + 1) * rows_per_task) {
+        parallel_for(rows.len().div_ceil(rows_per_task), |task| {
+            let first = rows.start + task * rows_per_task;
+            for i in first..rows.end.min(first + rows_per_task) {
                 // SAFETY: each row belongs to one task.
                 let (codes, scale, sum) = unsafe {
                     (codes.slice(i * cols..(i + 1) * cols), scales.slice(i..i + 1), sums.slice(i..i + 1))
@@ -63,7 +102,6 @@ impl Int8Activations {
                 (scale[0], sum[0]) = quantize(i, codes);
             }
         });
-        out
     }
 
     /// `code * scale`, shape `rows x cols`.
@@ -200,9 +238,12 @@ mod tests {
             let value = |i: usize, j: usize| ((i * 31 + j * 17 + seed as usize) % 101) as f32 - 50.3;
             let data = (0..rows * cols).map(|p| value(p / cols, p % cols)).collect();
             let a = Int8Activations::quantize(&Matrix { rows, cols, data });
-            let b = Int8Activations::from_rows(rows, cols, |i, row| {
-                row.iter_mut().enumerate().for_each(|(j, v)| *v = value(i, j));
-            });
+            let mut b = Int8Activations::default();
+            b.reshape(rows, cols);
+            // In two parts.
+            for part in [0..rows / 3, rows / 3..rows] {
+                b.fill(part, |i, row| row.iter_mut().enumerate().for_each(|(j, v)| *v = value(i, j)));
+            }
             assert_eq!(a, b);
             assert_eq!(a.codes.len(), rows * cols);
         }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
+use qqq_backend::CpuBackend;
 use qqq_formats::{Checkpoint, cache, writer::CheckpointWriter};
 use qqq_model::Tokenizer;
 use qqq_quant::{Output, OutputFormat, REPORT_FILE, Recipe, Report, calibration::Source};
@@ -187,5 +188,13 @@ fn quantize(
     ));
     let output = Output { reservation: out.reservation(), format: OutputFormat::Auto, model_name: &name };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), guard);
-    Ok(qqq_quant::quantize(&checkpoint, &tokenizer, recipe, &Source::BuiltIn, &output, &mut steps)?)
+    Ok(qqq_quant::quantize(
+        &CpuBackend::new(),
+        &checkpoint,
+        &tokenizer,
+        recipe,
+        &Source::BuiltIn,
+        &output,
+        &mut steps,
+    )?)
 }

@@ -145,3 +145,32 @@ fn shapes_that_no_kernel_takes() {
         assert!(error.to_string().contains("32, 64 or 128"), "{error}");
     }
 }
+
+#[test]
+fn weights_are_stored_as_asked_where_their_scales_allow_it() {
+    let grouped = |scale: f32| QuantizedWeight {
+        out_features: 64,
+        in_features: 128,
+        codes: codes(64, 128),
+        scales: Scales::PerGroup {
+            group_size: 64,
+            channel: vec![0.25; 64],
+            group: vec![f16::from_f32(scale); 128],
+        },
+    };
+    let half = WeightKind::GroupHalf4(64);
+    // Integer scales are 16-bit numbers too, and give the same int8 weights.
+    let p = PackedWeights::of_kind(&grouped(3.0), half, DType::I8).unwrap();
+    assert_eq!(p.kind, half);
+    compare(&p, &grouped(3.0).int8_weights(), 1);
+    for (weight, kind, activation, says) in [
+        (grouped(2.5), WeightKind::GroupInteger4(64), DType::I8, "cannot be stored as g64"),
+        (grouped(2.5), WeightKind::GroupHalf4(32), DType::I8, "cannot be stored as g32-half"),
+        (grouped(2.5), WeightKind::Channel4, DType::I8, "cannot be stored as channel"),
+        (grouped(3.0), WeightKind::GroupInteger4(64), DType::F16, "f16 activations with weights g64"),
+        (grouped(3.0), half, DType::F32, "the kernels take I8"),
+    ] {
+        let error = PackedWeights::of_kind(&weight, kind, activation).unwrap_err();
+        assert!(matches!(error, CudaError::Types(_)) && error.to_string().contains(says), "{error}");
+    }
+}

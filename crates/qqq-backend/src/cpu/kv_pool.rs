@@ -1,12 +1,13 @@
-//! Cached keys and values.
+//! Pages of keys and values.
 //!
-//! A slot grows by chunks of [`CHUNK`] positions, which never move. Within a chunk, every key/value
+//! A page holds [`PAGE`] positions of one sequence, in every layer. Within a layer's page, every key/value
 //! head has its keys, then its values. Keys lie in blocks of 32 positions, `[head_dim][32]`: the form in which
 //! the tile kernel takes `K^T`, both for one query and for many. Values are `[position][value_stride]`.
+//! The memory of a layer's page is taken when it is first written.
 //!
-//! A cache of [`KvDType::F16`] rounds to float16 what float16 can stand for. The keys (or values) of a head at a position
-//! that it cannot ([`fits`]) stay as they are, and their chunk becomes one of float32, in which all others keep their rounded
-//! values: what the cache holds of a position does not depend on its neighbours, nor on what was appended together.
+//! A pool of [`KvDType::F16`] rounds to float16 what float16 can stand for. The keys (or values) of a head at a position
+//! that it cannot ([`fits`]) stay as they are, and their page becomes one of float32, in which all others keep their rounded
+//! values: what the pool holds of a position does not depend on its neighbours, nor on what was appended together.
 
 use std::{
     mem::size_of,
@@ -21,11 +22,9 @@ use super::{
     simd::{SimdLevel, multiversion},
     tile::NR,
 };
-use crate::{KvDType, KvLayout};
+use crate::{BackendError, KvDType, KvLayout, PAGE, Result};
 
-/// Positions of a chunk.
-pub(crate) const CHUNK: usize = 128;
-const _: () = assert!(CHUNK.is_multiple_of(NR));
+const _: () = assert!(PAGE.is_multiple_of(NR));
 
 /// Keys from here on stay float32: float16 numbers are half a unit apart, and the softmax turns an error of its scores,
 /// however small beside them, into as large a relative error of the weights.
@@ -35,31 +34,32 @@ const LARGEST_VALUE: f32 = 65504.0;
 /// The least float16 with all digits. A head whose largest component lies below it would lose some, or all.
 const SMALLEST: f32 = 6.103_515_6e-5;
 
-/// Keys and values of several sequences (slots), all layers.
+/// Keys and values of all sequences, all layers.
 #[derive(Debug)]
-pub struct CpuKvCache {
+pub struct CpuKvPool {
     layout: KvLayout,
-    slots: Vec<Option<Vec<LayerCache>>>,
+    /// By layer, then by page; `None` where nothing was written yet.
+    layers: Vec<Vec<Option<Page>>>,
 }
 
-/// One layer of one sequence.
-#[derive(Debug, Default)]
-pub(crate) struct LayerCache {
-    len: usize,
-    chunks: Vec<Chunk>,
-}
-
-/// Memory of [`CHUNK`] positions, all heads. In a cache of float16, a chunk of float32 is one that holds something that
-/// does not fit.
+/// Memory of [`PAGE`] positions of a layer, all heads. In a pool of float16, a page of float32 is one that holds something
+/// that does not fit.
 #[derive(Debug)]
-pub(crate) enum Chunk {
+pub(crate) enum Page {
     F32(Box<[f32]>),
     F16(Box<[f16]>),
 }
 
-/// Where things are in a chunk.
+/// A sequence's pages in a layer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ChunkLayout {
+pub(crate) struct LayerPages<'a> {
+    pages: &'a [Option<Page>],
+    table: &'a [u32],
+}
+
+/// Where things are in a page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageLayout {
     /// Width of a head.
     pub head_dim: usize,
     /// Distance of two positions' values: `head_dim` rounded up to whole tiles (zeros beyond it).
@@ -68,21 +68,22 @@ pub(crate) struct ChunkLayout {
     pub head_size: usize,
 }
 
-impl ChunkLayout {
+impl PageLayout {
     pub(crate) fn new(head_dim: usize) -> Self {
         let value_stride = head_dim.next_multiple_of(NR);
-        Self { head_dim, value_stride, head_size: CHUNK * (head_dim + value_stride) }
+        Self { head_dim, value_stride, head_size: PAGE * (head_dim + value_stride) }
     }
 
     /// Values of a head's keys.
     pub(crate) fn keys_size(&self) -> usize {
-        CHUNK * self.head_dim
+        PAGE * self.head_dim
     }
 }
 
-impl CpuKvCache {
-    pub(crate) fn new(layout: KvLayout) -> Self {
-        Self { layout, slots: Vec::new() }
+impl CpuKvPool {
+    pub(crate) fn new(layout: KvLayout, pages: usize) -> Self {
+        let layer = || (0..pages).map(|_| None).collect();
+        Self { layout, layers: (0..layout.num_layers).map(|_| layer()).collect() }
     }
 
     /// Shape and element type.
@@ -90,105 +91,108 @@ impl CpuKvCache {
         self.layout
     }
 
-    pub(crate) fn chunk_layout(&self) -> ChunkLayout {
-        ChunkLayout::new(self.layout.head_dim)
+    pub(crate) fn page_layout(&self) -> PageLayout {
+        PageLayout::new(self.layout.head_dim)
     }
 
-    pub(crate) fn add_slot(&mut self) -> usize {
-        let layers = (0..self.layout.num_layers).map(|_| LayerCache::default()).collect();
-        match self.slots.iter().position(Option::is_none) {
-            Some(slot) => {
-                self.slots[slot] = Some(layers);
-                slot
+    /// Checks that a layer and pages are there.
+    ///
+    /// # Errors
+    /// The layer or a page is beyond the pool.
+    pub(crate) fn check(&self, layer: usize, pages: &[u32]) -> Result<()> {
+        let Some(all) = self.layers.get(layer) else {
+            return Err(BackendError::Batch(format!("the KV pool has no layer {layer}")));
+        };
+        match pages.iter().find(|&&page| page as usize >= all.len()) {
+            Some(page) => {
+                Err(BackendError::Batch(format!("the KV pool has no page {page}, only {}", all.len())))
             }
-            None => {
-                self.slots.push(Some(layers));
-                self.slots.len() - 1
-            }
+            None => Ok(()),
         }
     }
 
-    pub(crate) fn remove_slot(&mut self, slot: usize) {
-        assert!(self.slots[slot].take().is_some(), "KV slot {slot} is not in use");
-    }
-
-    pub(crate) fn truncate(&mut self, slot: usize, len: usize) {
-        for layer in self.slots[slot].as_mut().expect("a KV slot in use") {
-            layer.len = layer.len.min(len);
-            layer.chunks.truncate(layer.len.div_ceil(CHUNK));
+    /// A sequence's pages.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check); a page that was never written.
+    pub(crate) fn pages<'a>(&'a self, layer: usize, table: &'a [u32]) -> Result<LayerPages<'a>> {
+        self.check(layer, table)?;
+        let pages = &self.layers[layer];
+        match table.iter().find(|&&page| pages[page as usize].is_none()) {
+            Some(page) => Err(BackendError::Batch(format!("page {page} of layer {layer} was never written"))),
+            None => Ok(LayerPages { pages, table }),
         }
     }
 
-    pub(crate) fn layer(&self, slot: usize, layer: usize) -> &LayerCache {
-        &self.slots[slot].as_ref().expect("a KV slot in use")[layer]
-    }
-
-    /// Makes room for positions `start..start + len`, which the caller then writes; what the layer held
-    /// from `start` on is gone.
-    pub(crate) fn extend(&mut self, slot: usize, layer: usize, start: usize, len: usize) {
-        let size = self.chunk_layout().head_size * self.layout.num_kv_heads;
+    /// Takes pages out to be written; `from` is the position in the first of them at which writing begins. They must be put
+    /// [back](Self::put_back). All must have been [checked](Self::check).
+    pub(crate) fn take(&mut self, layer: usize, table: &[u32], from: usize) -> Vec<Page> {
+        let size = self.page_layout().head_size * self.layout.num_kv_heads;
         let dtype = self.layout.dtype;
-        let cache = &mut self.slots[slot].as_mut().expect("a KV slot in use")[layer];
-        assert!(start <= cache.len, "KV slot {slot} holds {} positions, not {start}", cache.len);
-        cache.len = start + len;
-        cache.chunks.resize_with(cache.len.div_ceil(CHUNK), || match dtype {
-            KvDType::F32 => Chunk::F32(vec![0.0; size].into_boxed_slice()),
-            KvDType::F16 => Chunk::F16(vec![f16::ZERO; size].into_boxed_slice()),
-        });
+        let pages = &mut self.layers[layer];
+        let take = |(i, &page): (usize, &u32)| match (pages[page as usize].take(), dtype) {
+            // Written from its start, a page keeps nothing of what made it wide.
+            (Some(Page::F32(_)), KvDType::F16) if i > 0 || from == 0 => Page::f16(size),
+            (Some(page), _) => page,
+            (None, KvDType::F32) => Page::F32(vec![0.0; size].into_boxed_slice()),
+            (None, KvDType::F16) => Page::f16(size),
+        };
+        table.iter().enumerate().map(take).collect()
     }
 
-    /// Writable views of a layer's chunks.
-    pub(crate) fn writers(&mut self, slot: usize, layer: usize) -> Vec<ChunkWriter<'_>> {
-        let rounds = self.layout.dtype == KvDType::F16;
-        let cache = &mut self.slots[slot].as_mut().expect("a KV slot in use")[layer];
-        cache
-            .chunks
-            .iter_mut()
-            .map(|chunk| match chunk {
-                Chunk::F32(data) => {
-                    let data = SharedMut::new(data);
-                    if rounds { ChunkWriter::Mixed(data) } else { ChunkWriter::F32(data) }
-                }
-                Chunk::F16(data) => ChunkWriter::F16(SharedMut::new(data), AtomicBool::new(false)),
-            })
-            .collect()
-    }
-
-    /// Makes a chunk of float16 one of float32, of the same values.
-    pub(crate) fn widen_chunk(&mut self, level: SimdLevel, slot: usize, layer: usize, chunk: usize) {
-        let chunk = &mut self.slots[slot].as_mut().expect("a KV slot in use")[layer].chunks[chunk];
-        if let Chunk::F16(data) = chunk {
-            let mut wide = vec![0.0; data.len()].into_boxed_slice();
-            f16::widen(level, data, &mut wide);
-            *chunk = Chunk::F32(wide);
+    /// Puts pages back.
+    pub(crate) fn put_back(&mut self, layer: usize, table: &[u32], pages: Vec<Page>) {
+        for (&at, page) in table.iter().zip(pages) {
+            self.layers[layer][at as usize] = Some(page);
         }
     }
 
-    /// Bytes that the cache holds.
+    /// Bytes that the pool's pages take.
     pub fn bytes(&self) -> usize {
-        let chunks = self.slots.iter().flatten().flatten().flat_map(|layer| &layer.chunks);
-        chunks
-            .map(|chunk| match chunk {
-                Chunk::F32(data) => data.len() * size_of::<f32>(),
-                Chunk::F16(data) => data.len() * size_of::<f16>(),
+        let pages = self.layers.iter().flatten().flatten();
+        pages
+            .map(|page| match page {
+                Page::F32(data) => data.len() * size_of::<f32>(),
+                Page::F16(data) => data.len() * size_of::<f16>(),
             })
             .sum()
     }
 }
 
-impl LayerCache {
-    /// Positions held.
-    pub(crate) fn len(&self) -> usize {
-        self.len
+impl Page {
+    fn f16(size: usize) -> Self {
+        Self::F16(vec![f16::ZERO; size].into_boxed_slice())
     }
 
-    /// Keys and values of a head in chunk `index`, the first `positions` of them, as f32: in place, or
+    /// Writes to it. `rounds`: whether it belongs to a pool of float16.
+    pub(crate) fn writer(&mut self, rounds: bool) -> PageWriter<'_> {
+        match self {
+            Page::F32(data) => {
+                let data = SharedMut::new(data);
+                if rounds { PageWriter::Mixed(data) } else { PageWriter::F32(data) }
+            }
+            Page::F16(data) => PageWriter::F16(SharedMut::new(data), AtomicBool::new(false)),
+        }
+    }
+
+    /// Makes a page of float16 one of float32, of the same values.
+    pub(crate) fn widen(&mut self, level: SimdLevel) {
+        if let Page::F16(data) = self {
+            let mut wide = vec![0.0; data.len()].into_boxed_slice();
+            f16::widen(level, data, &mut wide);
+            *self = Page::F32(wide);
+        }
+    }
+}
+
+impl LayerPages<'_> {
+    /// Keys and values of a head in the sequence's page `index`, the first `positions` of them, as f32: in place, or
     /// widened into `scratch` (of `layout.head_size` values). Keys come in whole blocks of 32
     /// positions, of which those beyond `positions` are unspecified.
     pub(crate) fn head<'a>(
         &'a self,
         level: SimdLevel,
-        layout: ChunkLayout,
+        layout: PageLayout,
         index: usize,
         head: usize,
         positions: usize,
@@ -197,12 +201,12 @@ impl LayerCache {
         let range = head * layout.head_size..(head + 1) * layout.head_size;
         let keys = positions.next_multiple_of(NR) * layout.head_dim;
         let values = positions * layout.value_stride;
-        match &self.chunks[index] {
-            Chunk::F32(data) => {
+        match self.pages[self.table[index] as usize].as_ref().expect("a page that was written") {
+            Page::F32(data) => {
                 let (k, v) = data[range].split_at(layout.keys_size());
                 (&k[..keys], &v[..values])
             }
-            Chunk::F16(data) => {
+            Page::F16(data) => {
                 let (k, v) = data[range].split_at(layout.keys_size());
                 let (wide_k, wide_v) = scratch.split_at_mut(layout.keys_size());
                 f16::widen(level, &k[..keys], &mut wide_k[..keys]);
@@ -227,13 +231,13 @@ fn fits(level: SimdLevel, head: &[f32], largest: f32) -> bool {
     found == 0.0 || (SMALLEST..=largest).contains(&found)
 }
 
-/// A chunk that several jobs write, each its own positions.
-pub(crate) enum ChunkWriter<'a> {
-    /// Of a cache of float32.
+/// A page that several jobs write, each its own positions.
+pub(crate) enum PageWriter<'a> {
+    /// Of a pool of float32.
     F32(SharedMut<'a, f32>),
-    /// Of float16. The flag is set when something does not fit: widen the chunk and write the positions again.
+    /// Of float16. The flag is set when something does not fit: widen the page and write the positions again.
     F16(SharedMut<'a, f16>, AtomicBool),
-    /// Of a cache of float16, widened.
+    /// Of a pool of float16, widened.
     Mixed(SharedMut<'a, f32>),
 }
 
@@ -241,7 +245,7 @@ pub(crate) enum ChunkWriter<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct NewPositions<'a> {
     pub head: usize,
-    /// First position, counted in the chunk.
+    /// First position, counted in the page.
     pub first: usize,
     /// Number of positions, all within one block of 32.
     pub count: usize,
@@ -266,24 +270,24 @@ impl NewPositions<'_> {
     }
 }
 
-impl ChunkWriter<'_> {
+impl PageWriter<'_> {
     /// Writes positions.
     ///
     /// # Safety
     /// No other job may use these positions of the head.
-    pub(crate) unsafe fn write(&self, level: SimdLevel, layout: ChunkLayout, new: NewPositions) {
+    pub(crate) unsafe fn write(&self, level: SimdLevel, layout: PageLayout, new: NewPositions) {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                ChunkWriter::F32(data) => write(data, [|_, v| v; 2], layout, new),
-                ChunkWriter::F16(data, overflow) => {
+                PageWriter::F32(data) => write(data, [|_, v| v; 2], layout, new),
+                PageWriter::F16(data, overflow) => {
                     let fit = new.fit(level, layout.head_dim);
                     if fit.iter().any(|fit| !fit[..new.count].iter().all(|fit| *fit)) {
                         overflow.store(true, Ordering::Relaxed);
                     }
                     write(data, [|_, v| f16::from_f32(v); 2], layout, new);
                 }
-                ChunkWriter::Mixed(data) => {
+                PageWriter::Mixed(data) => {
                     let fit = new.fit(level, layout.head_dim);
                     let stored = |fit: [bool; NR]| {
                         move |i: usize, v: f32| if fit[i] { f16::from_f32(v).to_f32() } else { v }
@@ -296,7 +300,7 @@ impl ChunkWriter<'_> {
 
     /// Whether something that was written did not fit.
     pub(crate) fn overflowed(&self) -> bool {
-        matches!(self, ChunkWriter::F16(_, overflow) if overflow.load(Ordering::Relaxed))
+        matches!(self, PageWriter::F16(_, overflow) if overflow.load(Ordering::Relaxed))
     }
 }
 
@@ -305,12 +309,12 @@ impl ChunkWriter<'_> {
 unsafe fn write<T>(
     data: &SharedMut<T>,
     narrow: [impl Fn(usize, f32) -> T; 2],
-    layout: ChunkLayout,
+    layout: PageLayout,
     new: NewPositions,
 ) {
     let [narrow_key, narrow_value] = narrow;
     let (block, lane) = (new.first / NR, new.first % NR);
-    assert!(lane + new.count <= NR && new.first + new.count <= CHUNK);
+    assert!(lane + new.count <= NR && new.first + new.count <= PAGE);
     let start = new.head * layout.head_size;
     for d in 0..layout.head_dim {
         // One component of all positions: their part of a line of the block.

@@ -2,24 +2,24 @@
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, MatMut, MatRef, Par};
-use qqq_backend::cpu::matrix::Matrix;
-use qqq_backend::cpu::w4a8::Int8Activations;
-use qqq_backend::cpu::w4a8::gram::{self, GRAM_TOKENS, GramScratch, add_gram};
 
-use crate::parallel;
+use crate::cpu::matrix::Matrix;
+use crate::cpu::pool::parallel_chunks_mut;
+use crate::cpu::w4a8::Int8Activations;
+use crate::cpu::w4a8::gram::{self, GRAM_TOKENS, GramScratch, add_gram};
 
-/// Tokens that are widened at a time by [`Hessian::add_int8`]: enough to keep the rank-k update at its full speed,
+/// Tokens that are widened at a time by [`CpuGram::add_int8`]: enough to keep the rank-k update at its full speed,
 /// few enough for the copy to stay in cache.
 const INT8_CHUNK: usize = 256;
 
-/// Largest ratio of the scales of tokens whose codes are summed as integers (see [`Hessian::of_int8`]).
+/// Largest ratio of the scales of tokens whose codes are summed as integers (see [`CpuGram::of_int8`]).
 const SCALE_SPREAD: f32 = 1.04;
 /// Fewest tokens worth an integer sum: each passes over the whole Hessian.
 const MIN_GRAM_TOKENS: usize = 16;
-/// Partial sums of [`Hessian::of_int8`] where it runs in float32; fixed, so that results do not depend on the threads.
+/// Partial sums of [`CpuGram::of_int8`] where it runs in float32; fixed, so that results do not depend on the threads.
 const FLOAT_LANES: usize = 4;
 /// Rows of the sum that are one task there, with all partial sums: of these no more exists than the threads work on.
-pub(crate) const PANEL_ROWS: usize = 256;
+pub const PANEL_ROWS: usize = 256;
 
 /// `H = 2/n sum x x^T` over `n` tokens, kept as a running sum (lower triangle, f32).
 ///
@@ -28,10 +28,10 @@ pub(crate) const PANEL_ROWS: usize = 256;
 /// below the usual damping, and below the sampling error of the calibration data by more. A total in f64 would double
 /// the memory of every thread's copy for nothing.
 ///
-/// The sum depends on the order of the calls in its last bits. To be reproducible, give every thread its own Hessian
-/// over a fixed share of the data and [`Hessian::merge`] them in a fixed order.
+/// The sum depends on the order of the calls in its last bits. To be reproducible, give every thread its own sum
+/// over a fixed share of the data and [`CpuGram::merge`] them in a fixed order.
 #[derive(Clone, Debug)]
-pub struct Hessian {
+pub struct CpuGram {
     /// Width `K`.
     pub width: usize,
     /// Tokens so far.
@@ -40,7 +40,7 @@ pub struct Hessian {
     pub sum: Vec<f32>,
 }
 
-impl Hessian {
+impl CpuGram {
     /// Zero.
     pub fn new(width: usize) -> Self {
         Self { width, tokens: 0, sum: vec![0.0; width * width] }
@@ -51,7 +51,7 @@ impl Hessian {
     /// # Panics
     /// If `x` is not `width` wide.
     pub fn add(&mut self, x: &Matrix) {
-        assert_eq!(x.cols, self.width, "columns of x against the width of the Hessian");
+        assert_eq!(x.cols, self.width, "columns of x against the width of the sum");
         self.add_rows(&x.data, x.rows);
     }
 
@@ -60,7 +60,7 @@ impl Hessian {
     /// # Panics
     /// If `x` is not `width` wide.
     pub fn add_int8(&mut self, x: &Int8Activations) {
-        assert_eq!(x.cols, self.width, "columns of x against the width of the Hessian");
+        assert_eq!(x.cols, self.width, "columns of x against the width of the sum");
         if self.width == 0 {
             return;
         }
@@ -78,10 +78,7 @@ impl Hessian {
     /// # Panics
     /// If a part is not `width` wide.
     pub fn of_int8(width: usize, parts: &[&Int8Activations]) -> Self {
-        assert!(
-            parts.iter().all(|p| p.cols == width),
-            "columns of the parts against the width of the Hessian"
-        );
+        assert!(parts.iter().all(|p| p.cols == width), "columns of the parts against the width of the sum");
         if !gram::is_fast(width) {
             return Self::of_int8_in_float(width, parts);
         }
@@ -124,7 +121,8 @@ impl Hessian {
         // The lowest have the longest rows, and are begun first.
         let last = panels.len() - 1;
         panels.reverse();
-        parallel::each_mut(&mut panels, |i, panel| {
+        parallel_chunks_mut(&mut panels, 1, |i, panel| {
+            let panel = &mut *panel[0];
             let first = (last - i) * PANEL_ROWS;
             let lane = |lane: usize, sum: &mut [f32]| {
                 parts
@@ -179,8 +177,8 @@ impl Hessian {
     ///
     /// # Panics
     /// If the widths differ.
-    pub fn merge(&mut self, other: &Hessian) {
-        assert_eq!(other.width, self.width, "widths of the Hessians");
+    pub fn merge(&mut self, other: &CpuGram) {
+        assert_eq!(other.width, self.width, "widths of the sums");
         self.tokens += other.tokens;
         for (a, b) in self.sum.iter_mut().zip(&other.sum) {
             *a += b;
@@ -280,9 +278,9 @@ mod tests {
     fn equals_the_definition() {
         for k in [1, 5, 33, 64, 80] {
             let (a, b) = (random(300, k, 1), random(77, k, 2));
-            let mut first = Hessian::new(k);
+            let mut first = CpuGram::new(k);
             first.add(&a);
-            let mut second = Hessian::new(k);
+            let mut second = CpuGram::new(k);
             second.add(&b);
             first.merge(&second);
             assert_eq!(first.tokens, 377);
@@ -294,7 +292,7 @@ mod tests {
     fn many_small_additions_lose_little() {
         let k = 24;
         let parts: Vec<_> = (0..400).map(|i| random(16, k, i)).collect();
-        let mut h = Hessian::new(k);
+        let mut h = CpuGram::new(k);
         parts.iter().for_each(|p| h.add(p));
         assert_close(&h.finish(), &naive(&parts.iter().collect::<Vec<_>>()), k);
     }
@@ -307,7 +305,7 @@ mod tests {
         let scales: Vec<f32> = (0..rows).map(|_| rng.random::<f32>() + 0.01).collect();
         let data = codes.iter().enumerate().map(|(i, &c)| f32::from(c) * scales[i / k]).collect();
         let sums = codes.chunks_exact(k).map(|r| r.iter().map(|&c| i32::from(c)).sum()).collect();
-        let mut h = Hessian::new(k);
+        let mut h = CpuGram::new(k);
         h.add_int8(&Int8Activations { rows, cols: k, codes, scales, sums });
         assert_eq!(h.tokens, rows);
         assert_close(&h.finish(), &naive(&[&Matrix { rows, cols: k, data }]), k);
@@ -329,7 +327,7 @@ mod tests {
             // Scales that lie close together, and a few outliers that have no neighbours.
             let close = int8(1500, k, 4, |u| 0.02 * (1.0 + u));
             let wide = int8(40, k, 5, |u| 0.01 * (u * 9.0).exp());
-            let got = Hessian::of_int8(k, &[&close, &wide]);
+            let got = CpuGram::of_int8(k, &[&close, &wide]);
             assert_eq!(got.tokens, 1540);
             let want = naive(&[&close.dequantize(), &wide.dequantize()]);
             let got = got.finish();
@@ -349,7 +347,7 @@ mod tests {
         let parts = [int8(700, k, 6, |_| 0.03), int8(10, k, 7, |_| 0.5), int8(33, k, 8, |_| 0.0071)];
         let refs: Vec<&Int8Activations> = parts.iter().collect();
         let floats: Vec<Matrix> = parts.iter().map(Int8Activations::dequantize).collect();
-        let got = Hessian::of_int8(k, &refs);
+        let got = CpuGram::of_int8(k, &refs);
         assert_eq!(got.tokens, 743);
         assert_close(&got.finish(), &naive(&floats.iter().collect::<Vec<_>>()), k);
     }
@@ -360,11 +358,11 @@ mod tests {
             let parts: Vec<_> =
                 (0..6).map(|i| int8(100 + 97 * i, k, i as u64, |u| 0.01 * (u * 5.0).exp())).collect();
             let refs: Vec<&Int8Activations> = parts.iter().collect();
-            let mut lanes: Vec<Hessian> = (0..FLOAT_LANES).map(|_| Hessian::new(k)).collect();
+            let mut lanes: Vec<CpuGram> = (0..FLOAT_LANES).map(|_| CpuGram::new(k)).collect();
             parts.iter().enumerate().for_each(|(i, part)| lanes[i % FLOAT_LANES].add_int8(part));
             let mut want = lanes.remove(0);
             lanes.iter().for_each(|lane| want.merge(lane));
-            let got = Hessian::of_int8_in_float(k, &refs);
+            let got = CpuGram::of_int8_in_float(k, &refs);
             assert_eq!(got.tokens, want.tokens);
             for i in 0..k {
                 let row = i * k..=i * k + i;
@@ -377,14 +375,14 @@ mod tests {
     fn a_scale_that_is_not_finite_stays_visible() {
         let mut part = int8(64, 32, 9, |_| 0.1);
         part.scales[5] = f32::NAN;
-        assert!(Hessian::of_int8(32, &[&part]).finish().iter().all(|h| h.is_nan()));
+        assert!(CpuGram::of_int8(32, &[&part]).finish().iter().all(|h| h.is_nan()));
     }
 
     #[test]
     fn nothing_gives_zero() {
-        let mut h = Hessian::new(4);
+        let mut h = CpuGram::new(4);
         h.add(&Matrix::zeros(0, 4));
         assert_eq!(h.finish(), vec![0.0; 16]);
-        assert!(Hessian::new(0).finish().is_empty());
+        assert!(CpuGram::new(0).finish().is_empty());
     }
 }

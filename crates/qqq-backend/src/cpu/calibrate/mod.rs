@@ -1,0 +1,72 @@
+//! Calibration on the CPU.
+
+pub mod attended;
+pub mod gram;
+
+use std::borrow::Cow;
+
+use super::{CpuBackend, CpuInput, matrix::Matrix, pool::parallel_chunks_mut, w4a8::Int8Activations};
+use crate::{AttentionKind, BackendError, Calibrate, Result};
+pub use gram::CpuGram;
+
+impl Calibrate for CpuBackend {
+    type Gram = CpuGram;
+
+    fn gram(&self, width: usize) -> Result<CpuGram> {
+        Ok(CpuGram::new(width))
+    }
+
+    fn gram_add(&self, gram: &mut CpuGram, x: &CpuInput) -> Result<()> {
+        check_width(gram.width, x)?;
+        match x {
+            CpuInput::Float(x) => gram.add(x),
+            CpuInput::Int8(x) => gram.add_int8(x),
+        }
+        Ok(())
+    }
+
+    fn gram_of(&self, width: usize, inputs: &[&CpuInput]) -> Result<CpuGram> {
+        let mut int8: Vec<&Int8Activations> = Vec::with_capacity(inputs.len());
+        let mut sum = None;
+        for x in inputs {
+            check_width(width, x)?;
+            match x {
+                CpuInput::Int8(x) => int8.push(x),
+                CpuInput::Float(x) => sum.get_or_insert_with(|| CpuGram::new(width)).add(x),
+            }
+        }
+        match sum {
+            None => Ok(CpuGram::of_int8(width, &int8)),
+            Some(sum) if int8.is_empty() => Ok(sum),
+            Some(_) => Err(BackendError::Shape("a sum over float and int8 inputs".into())),
+        }
+    }
+
+    fn gram_merge(&self, sum: &mut CpuGram, part: &CpuGram) -> Result<()> {
+        sum.merge(part);
+        Ok(())
+    }
+
+    fn hessian(&self, gram: CpuGram) -> Result<Vec<f32>> {
+        Ok(gram.finish())
+    }
+
+    fn attended(&self, x: &CpuInput, qkv: &Matrix, kind: &AttentionKind) -> Result<CpuInput> {
+        let rows = match x {
+            CpuInput::Float(x) => Cow::Borrowed(x),
+            CpuInput::Int8(x) => Cow::Owned(x.dequantize()),
+        };
+        Ok(CpuInput::Float(attended::attended(self.simd_level(), &rows, qkv, kind)?))
+    }
+
+    fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync) {
+        parallel_chunks_mut(items, 1, |_, item| job(&mut item[0]));
+    }
+}
+
+fn check_width(width: usize, x: &CpuInput) -> Result<()> {
+    if x.cols() == width {
+        return Ok(());
+    }
+    Err(BackendError::Shape(format!("inputs of {} channels for a sum of {width}", x.cols())))
+}

@@ -1,0 +1,121 @@
+//! Steps of a decoder, with all the memory that they take.
+
+use std::borrow::Cow;
+
+use qqq_backend::{Backend, BatchPlan, KvDType, KvLayout, pages_for};
+
+use crate::{
+    Decoder, Result,
+    block::{Flow, Scratch},
+};
+
+/// Runs a decoder step by step. It owns the activations and the pool of KV pages; the decoder owns weights, and who has
+/// which page is for the caller to say, in each step's [`BatchPlan`].
+pub struct Runner<'d, B: Backend> {
+    decoder: &'d Decoder<B>,
+    kv: B::KvPool,
+    flow: Flow<B>,
+    scratch: Scratch<B>,
+    /// The step at hand, in memory that the next one takes over.
+    batch: Option<B::Batch>,
+    /// Rows whose logits are asked for.
+    gathered: B::Tensor,
+    head_input: B::Input,
+    logits: B::Tensor,
+}
+
+impl<'d, B: Backend> Runner<'d, B> {
+    /// With a pool of `pages` pages and room for steps of `rows` tokens; larger steps take more memory when they come.
+    ///
+    /// # Errors
+    /// The backend has not the memory.
+    pub fn new(decoder: &'d Decoder<B>, dtype: KvDType, pages: usize, rows: usize) -> Result<Self> {
+        let (b, config) = (&decoder.backend, &*decoder.config);
+        let layout = KvLayout {
+            num_layers: decoder.blocks.len(),
+            num_kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            dtype,
+        };
+        let width = config.hidden_size.max(config.num_heads * config.head_dim);
+        Ok(Self {
+            decoder,
+            kv: b.kv_pool(layout, pages)?,
+            flow: Flow::new(
+                b.tensor(rows, config.hidden_size)?,
+                b.input(rows, width)?,
+                b.input(rows, config.intermediate_size)?,
+            ),
+            scratch: Scratch::new(b, config, rows)?,
+            batch: None,
+            gathered: b.tensor(rows, config.hidden_size)?,
+            head_input: b.input(rows, config.hidden_size)?,
+            logits: b.tensor(1, config.vocab_size)?,
+        })
+    }
+
+    /// For whole sequences of up to `positions` tokens together, run one after the other or all at once.
+    ///
+    /// # Errors
+    /// As [`Runner::new`].
+    pub fn for_positions(decoder: &'d Decoder<B>, dtype: KvDType, positions: usize) -> Result<Self> {
+        Self::new(decoder, dtype, pages_for(positions), positions)
+    }
+
+    /// The decoder.
+    pub fn decoder(&self) -> &'d Decoder<B> {
+        self.decoder
+    }
+
+    /// Runs new tokens.
+    ///
+    /// # Errors
+    /// A plan that [`Decoder::check`] refuses, before anything is written; those of the backend.
+    pub fn step(&mut self, plan: &BatchPlan) -> Result<()> {
+        self.decoder.check(plan)?;
+        let b = &self.decoder.backend;
+        match &mut self.batch {
+            Some(batch) => b.refill(batch, plan)?,
+            None => self.batch = Some(b.batch(plan)?),
+        }
+        let Some(batch) = &self.batch else { return Ok(()) };
+        self.decoder.forward(batch, plan.rows(), &mut self.flow, &mut self.scratch, &mut self.kv)
+    }
+
+    pub(crate) fn parts(&mut self) -> (&mut Flow<B>, &mut Scratch<B>, &mut B::KvPool) {
+        (&mut self.flow, &mut self.scratch, &mut self.kv)
+    }
+
+    /// States of the last step's tokens before the last norm, one row a token.
+    pub fn hidden(&self) -> &B::Tensor {
+        &self.flow.residual
+    }
+
+    /// Logits of some rows of the last step, shape `rows.len() x vocab`.
+    ///
+    /// # Errors
+    /// A row that is not there; those of the backend.
+    pub fn logits(&mut self, rows: &[usize]) -> Result<Cow<'_, [f32]>> {
+        self.to_head(rows)?;
+        let b = &self.decoder.backend;
+        b.linear(&self.head_input, &self.decoder.head, &mut self.logits)?;
+        Ok(b.read(&self.logits)?)
+    }
+
+    /// The `count` largest logits of some rows with their tokens, largest first, lower ids first among equals. They are
+    /// those of [`logits`](Self::logits), but may take far less time. Of a row with logits that are not finite, the first of
+    /// these alone.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    pub fn top_logits(&mut self, rows: &[usize], count: usize) -> Result<Vec<Vec<(f32, u32)>>> {
+        self.to_head(rows)?;
+        let Decoder { backend, head, .. } = self.decoder;
+        Ok(backend.top(&self.head_input, head, count, &mut self.logits)?)
+    }
+
+    fn to_head(&mut self, rows: &[usize]) -> Result<()> {
+        self.decoder.backend.gather(&self.flow.residual, rows, &mut self.gathered)?;
+        self.decoder.head_input(&mut self.gathered, &mut self.head_input)
+    }
+}

@@ -1,0 +1,182 @@
+//! The places of a block's linear layers.
+
+use std::ops::{Index, IndexMut};
+
+use qqq_formats::{Checkpoint, FormatError, LinearWeight, ModelConfig};
+
+use crate::{Result, names, reading};
+
+/// A linear layer of a block and its input, in the order of computation. What takes the same input runs as one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Site {
+    /// q, k and v.
+    Qkv,
+    /// Output projection of attention.
+    O,
+    /// gate and up.
+    GateUp,
+    /// Down projection.
+    Down,
+}
+
+impl Site {
+    /// All of them, in the order of computation.
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+
+    /// Modules and their output channels in their order.
+    pub fn modules(self, c: &ModelConfig) -> Vec<(&'static str, usize)> {
+        let (hidden, wide) = (c.hidden_size, c.intermediate_size);
+        let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
+        match self {
+            Self::Qkv => vec![(names::Q, q), (names::K, kv), (names::V, kv)],
+            Self::O => vec![(names::O, hidden)],
+            Self::GateUp => vec![(names::GATE, wide), (names::UP, wide)],
+            Self::Down => vec![(names::DOWN, hidden)],
+        }
+    }
+
+    /// Names of its modules.
+    pub fn module_names(self) -> &'static [&'static str] {
+        match self {
+            Self::Qkv => &[names::Q, names::K, names::V],
+            Self::O => &[names::O],
+            Self::GateUp => &[names::GATE, names::UP],
+            Self::Down => &[names::DOWN],
+        }
+    }
+
+    /// Output channels of all modules together.
+    pub fn out_features(self, c: &ModelConfig) -> usize {
+        self.modules(c).iter().map(|(_, n)| n).sum()
+    }
+
+    /// Input channels.
+    pub fn in_features(self, c: &ModelConfig) -> usize {
+        match self {
+            Self::Qkv | Self::GateUp => c.hidden_size,
+            Self::O => c.num_heads * c.head_dim,
+            Self::Down => c.intermediate_size,
+        }
+    }
+
+    /// The site that comes after it in a block.
+    pub fn next(self) -> Option<Self> {
+        Self::ALL.get(self as usize + 1).copied()
+    }
+
+    /// Reads its layer of block `index`.
+    ///
+    /// # Errors
+    /// As [`BlockWeights::read`](crate::BlockWeights::read).
+    pub fn read(self, checkpoint: &Checkpoint, index: usize) -> Result<LinearLayer> {
+        let c = &checkpoint.config;
+        let bias = match self {
+            Self::Qkv => c.qkv_bias,
+            Self::O => c.o_bias,
+            Self::GateUp | Self::Down => c.mlp_bias,
+        };
+        let layer = read_joined(checkpoint, index, &self.modules(c), self.in_features(c), bias)?;
+        // Every read has looked at its own file; the others may have been changed meanwhile.
+        checkpoint.inputs.check()?;
+        Ok(layer)
+    }
+}
+
+/// Weight and bias of a linear layer in the neutral form.
+#[derive(Clone, Debug)]
+pub struct LinearLayer {
+    /// Weight of shape `N x K`.
+    pub weight: LinearWeight,
+    /// Length `N`.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// Something for each site of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sites<T>([T; 4]);
+
+impl<T> Sites<T> {
+    /// For the sites in the order of computation.
+    pub fn new(of: [T; 4]) -> Self {
+        Self(of)
+    }
+
+    /// Makes it, site by site in the order of computation.
+    ///
+    /// # Errors
+    /// The first error of `make`.
+    pub fn try_new<E>(mut make: impl FnMut(Site) -> Result<T, E>) -> Result<Self, E> {
+        let [qkv, o, gate_up, down] = Site::ALL;
+        Ok(Self([make(qkv)?, make(o)?, make(gate_up)?, make(down)?]))
+    }
+
+    /// All of them at once, to be changed together.
+    pub fn each_mut(&mut self) -> &mut [T; 4] {
+        &mut self.0
+    }
+
+    /// Changes each.
+    pub fn map<U>(self, change: impl FnMut(T) -> U) -> Sites<U> {
+        Sites(self.0.map(change))
+    }
+}
+
+impl<T> Index<Site> for Sites<T> {
+    type Output = T;
+
+    fn index(&self, site: Site) -> &T {
+        &self.0[site as usize]
+    }
+}
+
+impl<T> IndexMut<Site> for Sites<T> {
+    fn index_mut(&mut self, site: Site) -> &mut T {
+        &mut self.0[site as usize]
+    }
+}
+
+/// Linear layers of a block that take the same input, joined along their output channels.
+fn read_joined(
+    checkpoint: &Checkpoint,
+    index: usize,
+    modules: &[(&str, usize)],
+    k: usize,
+    promised: bool,
+) -> Result<LinearLayer> {
+    let mut parts = Vec::with_capacity(modules.len());
+    let mut bias = Vec::new();
+    for (module, n) in modules {
+        let prefix = names::linear(index, module);
+        parts.push(checkpoint.layer(&prefix, *n, k)?);
+        match (promised, checkpoint.bias(&prefix, *n)?) {
+            (true, Some(values)) => bias.extend(values),
+            (true, None) => {
+                return Err(FormatError::MissingTensor {
+                    location: checkpoint.tensors.location(),
+                    name: format!("{prefix}.bias"),
+                }
+                .into());
+            }
+            // Some tools write zeros for every layer; they change nothing.
+            (false, Some(values)) if values.iter().any(|b| *b != 0.0) => {
+                return Err(FormatError::Unsupported(format!(
+                    "{}: there is a tensor {prefix}.bias, but config.json promises no bias there (attention_bias, \
+                     mlp_bias); one of the two is wrong",
+                    checkpoint.tensors.location()
+                ))
+                .into());
+            }
+            (false, _) => {}
+        }
+    }
+    let weight = reading::joined(&parts)?.ok_or_else(|| {
+        let all: Vec<&str> = modules.iter().map(|(module, _)| *module).collect();
+        FormatError::Unsupported(format!(
+            "{}: {} of block {index} run as one layer, but are not quantized alike; quantize all of them in the same \
+             way or none",
+            checkpoint.tensors.location(),
+            all.join(", ")
+        ))
+    })?;
+    Ok(LinearLayer { weight, bias: promised.then_some(bias) })
+}
