@@ -27,8 +27,8 @@ const ROUNDS: usize = 400;
 pub struct CeilingKernels {
     read: Arc<Kernel>,
     multiply: Arc<Kernel>,
-    /// Blocks of a launch: one an SM.
-    blocks: usize,
+    /// CTAs of a launch: one on each SM.
+    ctas: usize,
 }
 
 impl CeilingKernels {
@@ -43,12 +43,12 @@ impl CeilingKernels {
         }
         let load = |(source, shared): (Source, usize)| device.kernel(&source, shared);
         let (read, multiply) = (load(read_source())?, load(multiply_source())?);
-        Ok(Some(Self { read, multiply, blocks: device.sms() }))
+        Ok(Some(Self { read, multiply, ctas: device.sms() }))
     }
 
     /// int8 operations of a [`launch_multiply`](Self::launch_multiply): a multiply-add is two.
     pub fn operations(&self) -> f64 {
-        self.blocks as f64 * 2.0 * ROUNDS as f64 * 8.0 * (64 * 256 * 32 * 2) as f64
+        self.ctas as f64 * 2.0 * ROUNDS as f64 * 8.0 * (64 * 256 * 32 * 2) as f64
     }
 
     /// Reads `bytes` bytes at `memory` on `stream`, whole chunks of 16 KiB of them. `sink` is one 32-bit word that is
@@ -69,7 +69,7 @@ impl CeilingKernels {
         let mut chunks = (bytes / CHUNK) as i32;
         let parameters: &mut [*mut c_void] =
             &mut [(&raw mut memory).cast(), (&raw mut chunks).cast(), (&raw mut sink).cast()];
-        let shape = (self.blocks, READ_THREADS, READ_SHARED_BYTES);
+        let shape = (self.ctas, READ_THREADS, READ_SHARED_BYTES);
         // SAFETY: the parameters are the kernel's; the caller vouches for the memory.
         unsafe { self.read.launch(stream, shape, 1, false, parameters) }
     }
@@ -91,7 +91,7 @@ impl CeilingKernels {
         let mut rounds = ROUNDS as i32;
         let parameters: &mut [*mut c_void] =
             &mut [(&raw mut memory).cast(), (&raw mut rounds).cast(), (&raw mut sink).cast()];
-        let shape = (self.blocks, MULTIPLY_THREADS, MULTIPLY_SHARED_BYTES);
+        let shape = (self.ctas, MULTIPLY_THREADS, MULTIPLY_SHARED_BYTES);
         // SAFETY: the parameters are the kernel's; the caller vouches for the memory.
         unsafe { self.multiply.launch(stream, shape, 1, false, parameters) }
     }

@@ -148,18 +148,18 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Clusters of `blocks` CTAs that the device can run at once.
+    /// Clusters of `ctas` CTAs that the device can run at once.
     pub(crate) fn max_active_clusters(
         &self,
         threads: usize,
         shared_bytes: usize,
-        blocks: usize,
+        ctas: usize,
     ) -> Result<usize> {
         let failed = |source| CudaError::Driver { what: format!("sizing the kernel {}", self.name), source };
         // The thread that loaded the kernel may have been another one.
         self.context.bind_to_thread().map_err(failed)?;
-        let mut attributes = [cluster_attribute(blocks)];
-        let config = launch_config(std::ptr::null_mut(), (blocks, threads, shared_bytes), &mut attributes);
+        let mut attributes = [cluster_attribute(ctas)];
+        let config = launch_config(std::ptr::null_mut(), (ctas, threads, shared_bytes), &mut attributes);
         let mut clusters = 0;
         // SAFETY: all pointers are to live values; the function belongs to a loaded module.
         unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, self.function, &raw const config) }
@@ -168,7 +168,7 @@ impl Kernel {
         Ok(clusters as usize)
     }
 
-    /// Launches `(blocks, threads, shared bytes)` in clusters of `cluster` CTAs. With `overlap`, it may
+    /// Launches `(ctas, threads, shared bytes)` in clusters of `cluster` CTAs. With `overlap`, it may
     /// begin while the launch before it on the stream still runs (programmatic dependent launch).
     ///
     /// # Safety
@@ -217,9 +217,9 @@ impl Drop for Kernel {
     }
 }
 
-fn cluster_attribute(blocks: usize) -> sys::CUlaunchAttribute {
+fn cluster_attribute(ctas: usize) -> sys::CUlaunchAttribute {
     let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-    value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks as u32, y: 1, z: 1 };
+    value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: ctas as u32, y: 1, z: 1 };
     sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
         pad: [0; 4],
@@ -239,11 +239,11 @@ fn overlap_attribute() -> sys::CUlaunchAttribute {
 
 fn launch_config(
     stream: sys::CUstream,
-    (blocks, threads, shared_bytes): (usize, usize, usize),
+    (ctas, threads, shared_bytes): (usize, usize, usize),
     attributes: &mut [sys::CUlaunchAttribute],
 ) -> sys::CUlaunchConfig {
     sys::CUlaunchConfig {
-        gridDimX: blocks as u32,
+        gridDimX: ctas as u32,
         gridDimY: 1,
         gridDimZ: 1,
         blockDimX: threads as u32,

@@ -20,28 +20,28 @@ pub enum Operation {
     /// Nothing.
     Plain,
     /// RMSNorm of the input, or of input + residual.
-    Norm,
+    RmsNorm,
     /// `silu(gate) * up` of rows `[gate | up]`.
-    Gated,
+    SiluMul,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Operation; 3] = [Operation::Plain, Operation::Norm, Operation::Gated];
+    pub const ALL: [Operation; 3] = [Operation::Plain, Operation::RmsNorm, Operation::SiluMul];
 
     fn short_name(self) -> &'static str {
         match self {
             Operation::Plain => "plain",
-            Operation::Norm => "norm",
-            Operation::Gated => "gated",
+            Operation::RmsNorm => "norm",
+            Operation::SiluMul => "gated",
         }
     }
 
     fn enumerator(self) -> &'static str {
         match self {
             Operation::Plain => "kPlain",
-            Operation::Norm => "kNorm",
-            Operation::Gated => "kGated",
+            Operation::RmsNorm => "kRmsNorm",
+            Operation::SiluMul => "kSiluMul",
         }
     }
 }
@@ -65,7 +65,7 @@ pub struct QuantizeConfig {
     pub input: DType,
     /// Precision of what is between.
     pub precision: Precision,
-    /// Threads of a row: 32 (then a block takes four rows), or a power of two up to 1,024.
+    /// Threads of a row: 32 (then a CTA takes four rows), or a power of two up to 1,024.
     pub row_threads: usize,
     /// Vectors of 8 values that a thread keeps; 0: none, rows are read again.
     pub vectors: usize,
@@ -98,7 +98,7 @@ impl QuantizeConfig {
         if self.row_threads == 32 { 4 } else { 1 }
     }
 
-    /// Blocks of a launch for `m` rows, and their threads.
+    /// CTAs of a launch for `m` rows, and their threads.
     pub fn launch_shape(&self, m: usize) -> (usize, usize) {
         (m.div_ceil(self.rows()), self.rows() * self.row_threads)
     }
@@ -137,13 +137,13 @@ impl QuantizeConfig {
 /// The device addresses of an operation's operands, all 16-byte aligned and valid until the launch has run.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantizeOperands {
-    /// Input, `m x k`, for [`Operation::Gated`] `m x 2k`, row-major.
+    /// Input, `m x k`, for [`Operation::SiluMul`] `m x 2k`, row-major.
     pub x: u64,
-    /// For [`Operation::Norm`]: `m x k` of the input's type; or 0.
+    /// For [`Operation::RmsNorm`]: `m x k` of the input's type; or 0.
     pub residual: u64,
     /// Output where there is a residual: input + residual, of the input's type; may be `residual` itself.
     pub new_residual: u64,
-    /// For [`Operation::Norm`]: `k` factors.
+    /// For [`Operation::RmsNorm`]: `k` factors.
     pub norm: u64,
     /// Type of `norm`.
     pub norm_type: DType,
@@ -186,7 +186,7 @@ impl QuantizeOperands {
         if self.m == 0 || self.m > i32::MAX as usize {
             return problem(format!("{} tokens", self.m));
         }
-        let normalizes = config.operation == Operation::Norm;
+        let normalizes = config.operation == Operation::RmsNorm;
         if !normalizes && [self.norm, self.residual, self.new_residual] != [0; 3] {
             return problem(String::from("a norm's operand is given, and the operation has none"));
         }
@@ -281,10 +281,10 @@ impl QuantizeKernel {
     /// The operands must be device memory of the sizes given.
     pub unsafe fn launch(&self, stream: sys::CUstream, o: &QuantizeOperands, overlap: bool) -> Result<()> {
         let mut parameters = o.parameters(&self.config, self.k)?;
-        let (blocks, threads) = self.config.launch_shape(o.m);
+        let (ctas, threads) = self.config.launch_shape(o.m);
         let parameters: *mut c_void = (&raw mut parameters).cast();
         // SAFETY: the structure is the kernel's one parameter; the caller vouches for the memory.
-        unsafe { self.kernel.launch(stream, (blocks, threads, 0), 1, overlap, &mut [parameters]) }
+        unsafe { self.kernel.launch(stream, (ctas, threads, 0), 1, overlap, &mut [parameters]) }
     }
 }
 

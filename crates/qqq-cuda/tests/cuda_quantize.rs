@@ -56,7 +56,7 @@ fn run(device: &Device, case: &Case, norm_type: DType) {
         x: address(device, &x),
         residual: residual.as_ref().map_or(0, |r| address(device, r)),
         new_residual: new_residual.as_ref().or(residual.as_ref()).map_or(0, |r| address(device, r)),
-        norm: if operation == Operation::Norm { address(device, &norm) } else { 0 },
+        norm: if operation == Operation::RmsNorm { address(device, &norm) } else { 0 },
         norm_type,
         epsilon: EPSILON,
         q: address(device, &q),
@@ -86,7 +86,7 @@ fn activations_are_those_of_float64(device: Arc<Device>) {
         // The widest row, and one that leaves threads without work.
         for (m, k) in [(2, widest), (6, widest / 2 + 16)] {
             assert_eq!(QuantizeConfig::new(config.operation, config.input, config.precision, k), config);
-            if config.operation == Operation::Norm {
+            if config.operation == Operation::RmsNorm {
                 for norm in [DType::F16, DType::BF16, DType::F32] {
                     for residual in Residual::ALL {
                         run(&device, &Case::new(config, m, k, residual), norm);

@@ -167,8 +167,8 @@ impl Quantize {
         let (device, input) = (gpu.0.device(), output_type(input)?);
         let operation = match operation {
             "plain" => Operation::Plain,
-            "norm" => Operation::Norm,
-            "gated" => Operation::Gated,
+            "norm" => Operation::RmsNorm,
+            "gated" => Operation::SiluMul,
             other => return Err(value_error(format!("no operation is called {other}"))),
         };
         py.detach(|| QuantizeKernel::new(device, operation, input, Precision::Float32, k))

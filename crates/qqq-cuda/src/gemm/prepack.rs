@@ -12,7 +12,7 @@ use super::weights::check_shape;
 use crate::device::{Device, Kernel};
 use crate::{CudaError, DType, Result, Source};
 
-/// Threads of a block.
+/// Threads of a CTA.
 const THREADS: usize = 256;
 
 /// Which way.
@@ -132,7 +132,7 @@ impl PrepackKernel {
             * kind.weight_tile_bytes(DType::I8)
     }
 
-    /// Blocks of a launch, and their threads.
+    /// CTAs of a launch, and their threads.
     pub fn launch_shape(kind: WeightKind, n: usize, k: usize) -> (usize, usize) {
         ((Self::weight_bytes(kind, n, k) / 16).div_ceil(THREADS), THREADS)
     }
@@ -147,9 +147,9 @@ impl PrepackKernel {
     /// The operands must be device memory of the sizes given.
     pub unsafe fn launch(&self, stream: sys::CUstream, o: &PrepackOperands) -> Result<()> {
         let mut parameters = o.parameters(self.kind)?;
-        let (blocks, threads) = Self::launch_shape(self.kind, o.n, o.k);
+        let (ctas, threads) = Self::launch_shape(self.kind, o.n, o.k);
         let parameters: *mut c_void = (&raw mut parameters).cast();
         // SAFETY: the structure is the kernel's one parameter; the caller vouches for the memory.
-        unsafe { self.kernel.launch(stream, (blocks, threads, 0), 1, false, &mut [parameters]) }
+        unsafe { self.kernel.launch(stream, (ctas, threads, 0), 1, false, &mut [parameters]) }
     }
 }

@@ -50,7 +50,7 @@ impl Schedule {
             stream_k_tiles = tiles;
             // At least four steps for each.
             stream_k_clusters = clusters.min(tiles * k_tiles / 4);
-            // Equal parts of a tile for everybody save a block an exchange; worth up to a tenth of the clusters.
+            // Equal parts of a tile for everybody save a CTA an exchange; worth up to a tenth of the clusters.
             let even = stream_k_clusters / tiles * tiles;
             if even * 10 >= stream_k_clusters * 9 {
                 stream_k_clusters = even;

@@ -39,7 +39,7 @@ impl Arch {
         }
     }
 
-    /// Shared memory that a block may have, in bytes.
+    /// Shared memory that a CTA may have, in bytes.
     pub fn shared_bytes(self) -> usize {
         1024 * match self {
             Arch::Sm80 => 163,

@@ -43,7 +43,7 @@ pub struct ArchivedKernel {
     pub source: Source,
     /// For which architecture.
     pub arch: Arch,
-    /// Dynamic shared memory of a block, in bytes.
+    /// Dynamic shared memory of a CTA, in bytes.
     pub shared_bytes: usize,
     /// Under which key it is found.
     pub key: String,

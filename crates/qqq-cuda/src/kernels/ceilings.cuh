@@ -3,7 +3,7 @@
 
 #include "wgmma.cuh"
 
-// Reads `chunks` chunks of kChunk bytes through a ring of kStages in shared memory; blocks take stretches. 64 threads.
+// Reads `chunks` chunks of kChunk bytes through a ring of kStages in shared memory; each CTA takes a range. 64 threads.
 template <int kChunk, int kStages>
 QQQ_DEVICE void read_ceiling(const uint8* source, int chunks, uint32* sink) {
     uint8* const memory = ptx::dynamic_shared();

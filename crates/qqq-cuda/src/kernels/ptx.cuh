@@ -21,7 +21,7 @@ QQQ_DEVICE uint32 shared_address(const void* p) { return (uint32)__cvta_generic_
 
 // --- shared memory -----------------------------------------------------------------------------
 
-// The block's dynamic shared memory.
+// The CTA's dynamic shared memory.
 QQQ_DEVICE uint8* dynamic_shared() {
     extern __shared__ __align__(1024) uint8 memory[];
     return memory;
@@ -78,7 +78,7 @@ QQQ_DEVICE void barrier_arrive(uint32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
 }
 
-// Arrives at the barrier at the same shared address in another block of the cluster. It tells that shared memory was
+// Arrives at the barrier at the same shared address in another CTA of the cluster. It tells that shared memory was
 // read, so it needs no fence of the cluster's scope, which would take a microsecond.
 QQQ_DEVICE void barrier_arrive_remote(uint32 barrier, uint32 rank) {
     asm volatile(
@@ -88,7 +88,7 @@ QQQ_DEVICE void barrier_arrive_remote(uint32 barrier, uint32 rank) {
         :: "r"(barrier), "r"(rank) : "memory");
 }
 
-// What is waited for was written by the copy engine: no wider scope than the block's is needed (a cluster's would
+// What is waited for was written by the copy engine: no wider scope than the CTA's is needed (a cluster's would
 // invalidate the L1 cache each time).
 QQQ_DEVICE void barrier_wait(uint32 barrier, uint32 parity) {
     asm volatile(
@@ -98,7 +98,7 @@ QQQ_DEVICE void barrier_wait(uint32 barrier, uint32 parity) {
         :: "r"(barrier), "r"(parity) : "memory");
 }
 
-// The same, and makes visible what other blocks of the cluster wrote before the barrier completed.
+// The same, and makes visible what other CTAs of the cluster wrote before the barrier completed.
 QQQ_DEVICE void barrier_wait_cluster(uint32 barrier, uint32 parity) {
     asm volatile(
         "{ .reg .pred done;\n"
@@ -107,14 +107,14 @@ QQQ_DEVICE void barrier_wait_cluster(uint32 barrier, uint32 parity) {
         :: "r"(barrier), "r"(parity) : "memory");
 }
 
-// The address of the same place in the shared memory of another block of the cluster.
+// The address of the same place in the shared memory of another CTA of the cluster.
 QQQ_DEVICE uint32 remote_address(uint32 address, uint32 rank) {
     uint32 remote;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
     return remote;
 }
 
-// Stores 16 bytes to another block's shared memory and counts them at its barrier (both addresses remote).
+// Stores 16 bytes to another CTA's shared memory and counts them at its barrier (both addresses remote).
 QQQ_DEVICE void store_remote_128(uint32 address, int4 v, uint32 barrier) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%1,%2,%3,%4}, [%5];"
                  :: "r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier) : "memory");
@@ -159,13 +159,13 @@ QQQ_DEVICE void tensor_load(uint32 target, const TensorMap* map, int column, int
         :: "r"(target), "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy) : "memory");
 }
 
-// The same to the same shared address of every block in `blocks` (a bit a rank); each one's barrier counts.
+// The same to the same shared address of every CTA in `ctas` (a bit a rank); each one's barrier counts.
 QQQ_DEVICE void tensor_load_multicast(uint32 target, const TensorMap* map, int column, int row, uint32 barrier,
-                                      uint16 blocks, uint64 policy) {
+                                      uint16 ctas, uint64 policy) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
         " [%0], [%1, {%2, %3}], [%4], %5, %6;"
-        :: "r"(target), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks), "l"(policy) : "memory");
+        :: "r"(target), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(ctas), "l"(policy) : "memory");
 }
 
 QQQ_DEVICE void tensor_store(const TensorMap* map, int column, int row, uint32 source) {
@@ -186,7 +186,7 @@ QQQ_DEVICE void prefetch_tensor_map(const TensorMap* map) {
 // Makes this thread's ordinary writes to shared memory visible to the copy engine and the tensor cores.
 QQQ_DEVICE void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// --- warps, blocks, clusters, grids --------------------------------------------------------------
+// --- warps, CTAs, clusters, grids --------------------------------------------------------------
 
 template <int Registers>
 QQQ_DEVICE void registers_raise() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(Registers)); }
@@ -305,7 +305,7 @@ QQQ_DEVICE uint32 atomic_add(uint32* p, uint32 value) {
     return old;
 }
 
-// Loads that other multiprocessors may have written meanwhile: from L2.
+// Loads that other SMs may have written meanwhile: from L2.
 QQQ_DEVICE int4 load_global_l2(const int4* p) {
     int4 v;
     asm volatile("ld.global.cg.v4.s32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");

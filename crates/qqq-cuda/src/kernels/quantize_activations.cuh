@@ -1,30 +1,30 @@
 // Activations to int8, one scale a token: what feeds the GEMM, alone or after the operation that makes them.
 //
-// A row is read once, kept in registers as float32, and written as int8; a block takes a row, or a warp where rows are
+// A row is read once, kept in registers as float32, and written as int8; a CTA takes a row, or a warp where rows are
 // narrow. Rows longer than the registers hold (kVectors == 0) are read again from the caches instead.
 #pragma once
 
 #include "convert.cuh"
 
-enum Activation {
+enum Operation {
     // The input itself.
     kPlain = 0,
     // RMSNorm of the input, or of input + residual.
-    kNorm = 1,
+    kRmsNorm = 1,
     // silu(gate) * up of input rows [gate | up].
-    kGated = 2,
+    kSiluMul = 2,
 };
 
 enum NormWeight { kHalfWeight = 0, kBfloatWeight = 1, kFloatWeight = 2 };
 
 struct QuantizeParameters {
-    // M x K, for kGated M x 2K, in half or bfloat16.
+    // M x K, for kSiluMul M x 2K, in half or bfloat16.
     const void* x;
-    // For kNorm: M x K, or null.
+    // For kRmsNorm: M x K, or null.
     const void* residual;
     // Where there is a residual, M x K: input + residual, rounded to the input's type. May be `residual` itself.
     void* new_residual;
-    // For kNorm: K values.
+    // For kRmsNorm: K values.
     const void* weight;
     int8* q;
     float* scale;
@@ -35,13 +35,13 @@ struct QuantizeParameters {
     NormWeight weight_type;
 };
 
-// kReference: as a sequence of 16-bit operations would do it, every intermediate result and the scale are rounded to
+// kStepwise: as a sequence of 16-bit operations would do it, every intermediate result and the scale are rounded to
 // the input's type. Otherwise everything between input and int8 is float32.
-template <Activation Kind_, bool Bfloat, int RowThreads, int Vectors, bool Reference>
+template <Operation Operation_, bool Bfloat, int RowThreads, int Vectors, bool Stepwise>
 struct QuantizeConfig {
-    static constexpr Activation Kind = Kind_;
-    static constexpr bool kBfloat = Bfloat, kReference = Reference;
-    // Threads of a row: a warp, or the block. Each holds `Vectors` times 8 values.
+    static constexpr Operation kOperation = Operation_;
+    static constexpr bool kBfloat = Bfloat, kStepwise = Stepwise;
+    // Threads of a row: a warp, or the CTA. Each holds `Vectors` times 8 values.
     static constexpr int kRowThreads = RowThreads, kVectors = Vectors;
     static constexpr int kRows = RowThreads == 32 ? 4 : 1, kThreads = kRows * RowThreads;
     static constexpr int kCapacity = RowThreads * 8 * Vectors;
@@ -107,7 +107,7 @@ struct QuantizeRow {
     uint16* new_residual;
 
     QQQ_DEVICE QuantizeRow(const QuantizeParameters& p, int row)
-        : x((const uint16*)p.x + (long long)row * p.k * (C::Kind == kGated ? 2 : 1)),
+        : x((const uint16*)p.x + (long long)row * p.k * (C::kOperation == kSiluMul ? 2 : 1)),
           residual(p.residual ? (const uint16*)p.residual + (long long)row * p.k : nullptr),
           new_residual((uint16*)p.new_residual + (long long)row * p.k) {}
 
@@ -119,32 +119,32 @@ struct QuantizeRow {
     // The first time, the residual is added to the input; `again` reads the sum.
     QQQ_DEVICE Words fetch(const QuantizeParameters& p, int i, bool again) const {
         Words words{};
-        if (C::Kind == kNorm && residual) words.second = ((const uint4*)(again ? new_residual : residual))[i];
-        if (C::Kind == kNorm && residual && again) return words;
+        if (C::kOperation == kRmsNorm && residual) words.second = ((const uint4*)(again ? new_residual : residual))[i];
+        if (C::kOperation == kRmsNorm && residual && again) return words;
         words.first = ptx::load_global_128(x + i * 8);
-        if constexpr (C::Kind == kGated) words.second = ptx::load_global_128(x + p.k + i * 8);
+        if constexpr (C::kOperation == kSiluMul) words.second = ptx::load_global_128(x + p.k + i * 8);
         return words;
     }
 
     // Eight values, before the norm's factors.
     QQQ_DEVICE void decode(const Words& words, int i, bool again, float (&v)[8]) const {
-        if (C::Kind == kNorm && residual && again) {
+        if (C::kOperation == kRmsNorm && residual && again) {
             unpack_vector<C::kBfloat>(words.second, v);
             return;
         }
         unpack_vector<C::kBfloat>(words.first, v);
-        if constexpr (C::Kind == kGated) {
+        if constexpr (C::kOperation == kSiluMul) {
             float up[8];
             unpack_vector<C::kBfloat>(words.second, up);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
                 float gate = __fdividef(v[j], 1.0f + __expf(-v[j]));
-                if (C::kReference) gate = round_to<C::kBfloat>(gate);
+                if (C::kStepwise) gate = round_to<C::kBfloat>(gate);
                 v[j] = gate * up[j];
-                if (C::kReference) v[j] = round_to<C::kBfloat>(v[j]);
+                if (C::kStepwise) v[j] = round_to<C::kBfloat>(v[j]);
             }
         }
-        if (C::Kind == kNorm && residual) {
+        if (C::kOperation == kRmsNorm && residual) {
             float other[8];
             unpack_vector<C::kBfloat>(words.second, other);
 #pragma unroll
@@ -175,9 +175,9 @@ struct QuantizeRow {
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
             v[j] = __fmul_rn(v[j], factor);
-            if (C::kReference) v[j] = round_to<C::kBfloat>(v[j]);
+            if (C::kStepwise) v[j] = round_to<C::kBfloat>(v[j]);
             v[j] = __fmul_rn(v[j], weight[j]);
-            if (C::kReference) v[j] = round_to<C::kBfloat>(v[j]);
+            if (C::kStepwise) v[j] = round_to<C::kBfloat>(v[j]);
         }
     }
 };
@@ -222,7 +222,7 @@ QQQ_DEVICE void quantize_activations(const QuantizeParameters& p) {
         source.decode(kKept ? words[j] : source.fetch(p, i, false), i, false, v);
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-            if (C::Kind == kNorm) {
+            if (C::kOperation == kRmsNorm) {
                 squares = __fmaf_rn(v[e], v[e], squares);
             } else {
                 largest = fmaxf(largest, fabsf(v[e]));
@@ -230,7 +230,7 @@ QQQ_DEVICE void quantize_activations(const QuantizeParameters& p) {
         }
     });
     [[maybe_unused]] float factor = 1.0f;
-    if constexpr (C::Kind == kNorm) {
+    if constexpr (C::kOperation == kRmsNorm) {
         squares = reduce_row<C::kRowThreads>(squares, squares_scratch, add);
         factor = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(squares, (float)p.k), p.epsilon)));
         for_vectors<C>(thread, count, [&](int i, int j) {
@@ -246,7 +246,7 @@ QQQ_DEVICE void quantize_activations(const QuantizeParameters& p) {
     // value.
     largest = largest >= 1e-30f ? fminf(largest, 3.4e38f) : 1.0f;
     float scale = __fdiv_rn(largest, 127.0f);
-    if constexpr (C::kReference) {
+    if constexpr (C::kStepwise) {
         // Where the type has no scale so small or so large, its smallest or largest positive value.
         scale = round_to<C::kBfloat>(scale);
         if (!C::kBfloat) scale = fminf(fmaxf(scale, 5.9604645e-8f), 65504.0f);
@@ -258,7 +258,7 @@ QQQ_DEVICE void quantize_activations(const QuantizeParameters& p) {
         float(&v)[8] = kept[j];
         if (!kKept) {
             source.decode(source.fetch(p, i, true), i, true, v);
-            if (C::Kind == kNorm) source.normalize(p, i, factor, v);
+            if (C::kOperation == kRmsNorm) source.normalize(p, i, factor, v);
         }
         uint2 out;
         out.x = quantize_four(v, scale, inverse), out.y = quantize_four(v + 4, scale, inverse);

@@ -45,7 +45,7 @@ pub struct Outputs {
 
 impl Case {
     pub fn new(config: QuantizeConfig, m: usize, k: usize, residual: Residual) -> Self {
-        let columns = if config.operation == Operation::Gated { 2 * k } else { k };
+        let columns = if config.operation == Operation::SiluMul { 2 * k } else { k };
         let spread = |row: usize| match row {
             // Zeros, and values whose scale is subnormal in float16.
             1 => 0.0,
@@ -91,7 +91,7 @@ impl Case {
         let value = |bits: u16| f64::from(self.config.input.decode(bits));
         match self.config.operation {
             Operation::Plain => self.x[row * self.k..][..self.k].iter().map(|b| value(*b)).collect(),
-            Operation::Gated => {
+            Operation::SiluMul => {
                 let (gate, up) = self.x[row * 2 * self.k..][..2 * self.k].split_at(self.k);
                 let one = |(g, u): (&u16, &u16)| {
                     let g = value(*g);
@@ -99,7 +99,7 @@ impl Case {
                 };
                 gate.iter().zip(up).map(one).collect()
             }
-            Operation::Norm => {
+            Operation::RmsNorm => {
                 let v: Vec<f64> = self.sum()[row * self.k..][..self.k].iter().map(|b| value(*b)).collect();
                 let mean = v.iter().map(|x| x * x).sum::<f64>() / self.k as f64;
                 let factor = 1.0 / (mean + f64::from(EPSILON)).sqrt();

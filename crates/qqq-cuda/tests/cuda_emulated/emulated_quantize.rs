@@ -31,7 +31,7 @@ pub fn activations_are_those_of_float64(compiler: OsString) {
         let config = configs[i];
         let widest = if config.vectors == 0 { 65536 } else { config.row_threads * config.vectors * 8 };
         let norms = [DType::F16, DType::BF16, DType::F32];
-        let normalizes = config.operation == Operation::Norm;
+        let normalizes = config.operation == Operation::RmsNorm;
         // The widest row, and one that leaves threads without work.
         for (j, (m, k)) in [(2, widest), (5, widest / 2 + 16)].into_iter().enumerate() {
             let residual = if normalizes { Residual::ALL[(i + j) % 3] } else { Residual::None };
@@ -54,7 +54,7 @@ fn run(emulator: &Emulator, case: &Case, norm_type: DType, seed: u64) {
         x: x.address,
         residual: residual.map_or(0, |r| r.address),
         new_residual: new_residual.or(residual).map_or(0, |r| r.address),
-        norm: if case.config.operation == Operation::Norm { norm.address } else { 0 },
+        norm: if case.config.operation == Operation::RmsNorm { norm.address } else { 0 },
         norm_type,
         epsilon: EPSILON,
         q: q.address,
