@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Puts a pinned NVRTC, the compiler of CUDA kernels, into the cache with pip, and prints the folder that holds it. The
 # tests compile every kernel with it; they need no GPU:
-#     QQQ_NVRTC=$(scripts/fetch-nvrtc.sh) cargo test -p qqq-backend --test cuda_compile
+#     QQQ_NVRTC=$(scripts/fetch-nvrtc.sh) cargo test -p qqq-cuda --test cuda_compile
 set -euo pipefail
 
 version=13.5.37

@@ -29,7 +29,7 @@ REVISION = "3c980c4"
 CODE = [
     ("crates/qqq-quant/src/solve.rs", 6000),
     ("python/qqq-vllm/python/qqq_vllm/linear.py", 5000),
-    ("crates/qqq-backend/src/cuda/kernels/sm80_gemm.cuh", 4000),
+    ("crates/qqq-cuda/src/kernels/sm80_gemm.cuh", 4000),
 ]
 BLANK = "\n\n"
 

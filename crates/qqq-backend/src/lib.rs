@@ -43,7 +43,6 @@ pub mod backend;
 mod batch;
 pub mod calibrate;
 pub mod cpu;
-pub mod cuda;
 pub mod error;
 pub mod finite;
 pub mod ranking;

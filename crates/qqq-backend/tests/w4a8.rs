@@ -1,9 +1,6 @@
 //! The W4A8 kernels: every path against an independent loop and the golden vectors. Those that this machine cannot run
 //! are reported as ignored.
 
-#[path = "common/random.rs"]
-mod random;
-
 use std::process::ExitCode;
 
 use half::f16;
@@ -13,9 +10,7 @@ use qqq_backend::cpu::isa::Isa;
 use qqq_backend::cpu::matrix::Matrix;
 use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
 use qqq_formats::{QuantizedWeight, Scales};
-use qqq_testing::{Missing, Suite, golden, tests};
-
-use random::Random;
+use qqq_testing::{Missing, Random, Suite, golden, tests};
 
 fn main() -> ExitCode {
     let mut suite = Suite::new().tests(tests![weights_that_the_kernels_cannot_hold_are_refused]);

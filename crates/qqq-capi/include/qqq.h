@@ -1,4 +1,4 @@
-/* The GPU kernels of qqq: W4A8 and W8A8 matrix products, weight prepacking, and quantization of activations.
+/* The GPU kernels of qqq: W4A8, W8A8 and W4A16 matrix products, weight prepacking, and quantization of activations.
  *
  * Addresses are device memory of the GPU that was opened, aligned to 16 bytes; a stream is a CUstream (or cudaStream_t) of
  * its primary context, or NULL for the default stream. Functions that take a stream only enqueue work: they neither
@@ -18,7 +18,7 @@ extern "C" {
 
 typedef enum qqq_status {
     QQQ_OK = 0,
-    /* A null pointer, or a value that no enumerator has. */
+    /* A null pointer, a value that no enumerator has, or types that no kernel takes together. */
     QQQ_ERROR_ARGUMENT = 1,
     /* A shape, alignment or size that the kernels do not take. */
     QQQ_ERROR_SHAPE = 2,
@@ -32,9 +32,10 @@ typedef enum qqq_status {
     QQQ_ERROR_INTERNAL = 6
 } qqq_status;
 
-typedef enum qqq_type { QQQ_FLOAT16 = 0, QQQ_BFLOAT16 = 1, QQQ_FLOAT32 = 2 } qqq_type;
+typedef enum qqq_type { QQQ_FLOAT16 = 0, QQQ_BFLOAT16 = 1, QQQ_FLOAT32 = 2, QQQ_INT8 = 3 } qqq_type;
 
-/* How weights are stored. With c the code, g the group's scale and s the channel's, a weight is s * q, where q is */
+/* How weights are stored. With c the code, g the group's scale and s the channel's, a weight is s * q, where q is as below with
+ * int8 activations. With 16-bit ones it is c, or c * g (|c * g| at most 127) rounded to the activations' type. */
 typedef enum qqq_weights {
     /* c, 4 bits */
     QQQ_CHANNEL_INT4 = 0,
@@ -67,8 +68,14 @@ typedef struct qqq_gemm_shape {
     qqq_weights weights;
     /* 32, 64 or 128; 0 for weights without groups. */
     int group_size;
-    /* Of y: QQQ_FLOAT16 or QQQ_BFLOAT16. */
+    /* Of x: QQQ_INT8 (with a scale a token), or QQQ_FLOAT16 or QQQ_BFLOAT16, which go with QQQ_CHANNEL_INT4 and
+     * QQQ_GROUP_HALF_INT4. */
+    qqq_type activations;
+    /* Of y: QQQ_FLOAT16 or QQQ_BFLOAT16; with 16-bit activations, theirs. */
     qqq_type output;
+    /* Not 0: sums are added in one order, so that a token's outputs depend neither on the other tokens nor on their number.
+     * It costs time where there are few tokens. Sums of int8 are exact, and need no such order. */
+    int batch_invariant;
     /* Output and input channels: multiples of 16; k at most 65,536. */
     int64_t n, k;
     /* Most tokens of a launch, 1 to 65,536. */
@@ -79,10 +86,10 @@ typedef struct qqq_gemm_shape {
 qqq_status qqq_gemm_create(const qqq_device *device, const qqq_gemm_shape *shape, qqq_gemm **gemm);
 void qqq_gemm_destroy(qqq_gemm *gemm);
 
-/* Bytes of the prepacked weights. */
-size_t qqq_gemm_weight_bytes(const qqq_gemm *gemm);
+/* Bytes of the prepacked weights; 0 for types that no kernel takes together. most_tokens is of no concern. */
+size_t qqq_gemm_weight_bytes(const qqq_gemm_shape *shape);
 /* Elements of the prepacked channel scales. */
-size_t qqq_gemm_scale_count(const qqq_gemm *gemm);
+size_t qqq_gemm_scale_count(const qqq_gemm_shape *shape);
 /* Bytes of the workspace. The caller sets it to zero once; every launch leaves it fit for the next. Products on the same
  * stream may share one that is large enough for each; launches that may run at the same time must not. */
 size_t qqq_gemm_workspace_bytes(const qqq_gemm *gemm);
@@ -101,14 +108,18 @@ typedef struct qqq_weight_operands {
     float *packed_scales;
 } qqq_weight_operands;
 
+/* On the GPU; for int8 activations. */
 qqq_status qqq_gemm_prepack(const qqq_gemm *gemm, const qqq_weight_operands *operands, void *stream);
 /* The way back: for weights that are sharded or stored again. */
 qqq_status qqq_gemm_unpack(const qqq_gemm *gemm, const qqq_weight_operands *operands, void *stream);
+/* On the host, for all activations; needs no GPU. The operands' addresses are host memory; reads the neutral form, of which
+ * codes and scales are checked, and writes the other. */
+qqq_status qqq_gemm_prepack_host(const qqq_gemm_shape *shape, const qqq_weight_operands *operands);
 
 typedef struct qqq_gemm_operands {
-    /* m x k int8, row-major. */
+    /* m x k of the activations' type, row-major. */
     const void *x;
-    /* m */
+    /* m; NULL for 16-bit activations. */
     const float *token_scales;
     const void *packed;
     const float *packed_scales;

@@ -1,15 +1,15 @@
 //! GPUs.
 
 use std::ffi::c_int;
-use std::sync::Arc;
 
-use qqq_backend::cuda::Device;
+use qqq_cuda::Device;
+use qqq_cuda::gemm::Planner;
 
 use crate::status::{Status, argument, give};
 
-/// An open GPU.
+/// An open GPU, and what is chosen on it.
 #[allow(non_camel_case_types)]
-pub struct qqq_device(pub(crate) Arc<Device>);
+pub struct qqq_device(pub(crate) Planner);
 
 /// See `qqq.h`.
 ///
@@ -19,10 +19,7 @@ pub struct qqq_device(pub(crate) Arc<Device>);
 pub unsafe extern "C" fn qqq_device_open(ordinal: c_int, device: *mut *mut qqq_device) -> Status {
     let make = || {
         let ordinal = usize::try_from(ordinal).map_err(|_| argument(format!("GPU number {ordinal}")))?;
-        let device = Device::new(ordinal)?;
-        // Kernels exist for it.
-        device.arch()?;
-        Ok(qqq_device(device))
+        Ok(qqq_device(Planner::new(&Device::new(ordinal)?)?))
     };
     // SAFETY: the caller's promise.
     unsafe { give(device, "device", make) }

@@ -3,13 +3,18 @@
 use std::ffi::{c_int, c_void};
 
 use cudarc::driver::sys::CUstream;
-use qqq_backend::cuda::gemm::prepack::Direction;
-use qqq_backend::cuda::gemm::{
-    GemmOperands, GemmPlans, GemmTypes, OutputType, PrepackKernel, PrepackOperands, WeightKind,
+use half::f16;
+use qqq_cuda::DType;
+use qqq_cuda::dtype::{ACTIVATIONS, HALVES};
+use qqq_cuda::gemm::prepack::Direction;
+use qqq_cuda::gemm::{
+    GemmOperands, GemmPlans, GemmSpec, GemmTypes, PackedWeights, PrepackKernel, PrepackOperands, SumOrder,
+    WeightKind, check_shape,
 };
+use qqq_formats::{QuantizedWeight, Scales};
 
 use crate::device::qqq_device;
-use crate::status::{Failure, Status, argument, call, enumerator, give, reference, size};
+use crate::status::{Failure, Status, argument, call, element, enumerator, give, reference, size};
 
 /// `qqq_gemm_shape` of `qqq.h`.
 #[allow(non_camel_case_types)]
@@ -21,7 +26,11 @@ pub struct qqq_gemm_shape {
     /// Input channels of a group, or 0.
     pub group_size: c_int,
     /// `qqq_type`.
+    pub activations: c_int,
+    /// `qqq_type`.
     pub output: c_int,
+    /// Whether a token's outputs depend on no other token.
+    pub batch_invariant: c_int,
     /// Output channels.
     pub n: i64,
     /// Input channels.
@@ -52,9 +61,9 @@ pub struct qqq_weight_operands {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct qqq_gemm_operands {
-    /// `m x k` int8.
+    /// `m x k`.
     pub x: *const c_void,
-    /// `m`.
+    /// `m`, or null.
     pub token_scales: *const f32,
     /// Prepacked weights.
     pub packed: *const c_void,
@@ -78,7 +87,12 @@ pub struct qqq_gemm_operands {
 #[allow(non_camel_case_types)]
 pub struct qqq_gemm {
     plans: GemmPlans,
-    kind: WeightKind,
+    /// For int8 activations.
+    prepack: Option<Prepack>,
+}
+
+/// Both ways between the forms of a layer's weights.
+struct Prepack {
     pack: PrepackKernel,
     unpack: PrepackKernel,
 }
@@ -100,6 +114,15 @@ fn weight_kind(shape: &qqq_gemm_shape) -> Result<WeightKind, Failure> {
     }
 }
 
+/// What a shape asks for.
+fn spec(shape: &qqq_gemm_shape) -> Result<GemmSpec, Failure> {
+    let activations = element("activations", shape.activations, &ACTIVATIONS)?;
+    let output = element("output", shape.output, &HALVES)?;
+    let types = GemmTypes::new(weight_kind(shape)?, activations, output)?;
+    let order = if shape.batch_invariant != 0 { SumOrder::Fixed } else { SumOrder::Free };
+    Ok(GemmSpec::new(types, (size("n", shape.n)?, size("k", shape.k)?)).with_order(order))
+}
+
 /// See `qqq.h`.
 ///
 /// # Safety
@@ -112,22 +135,17 @@ pub unsafe extern "C" fn qqq_gemm_create(
 ) -> Status {
     let make = || {
         // SAFETY: the caller's promise, for both.
-        let (device, shape) = unsafe { (&reference(device, "device")?.0, reference(shape, "shape")?) };
-        let kind = weight_kind(shape)?;
-        let output = enumerator("output", shape.output, &[OutputType::Float16, OutputType::Bfloat16])?;
-        let (n, k) = (size("n", shape.n)?, size("k", shape.k)?);
-        let most_tokens = size("most_tokens", shape.most_tokens)?;
-        Ok(qqq_gemm {
-            plans: GemmPlans::new(
-                device,
-                (GemmTypes::int8(kind, output), device.arch()?),
-                (n, k),
-                most_tokens,
-            )?,
-            kind,
-            pack: PrepackKernel::new(device, kind, Direction::Pack)?,
-            unpack: PrepackKernel::new(device, kind, Direction::Unpack)?,
-        })
+        let (planner, shape) = unsafe { (&reference(device, "device")?.0, reference(shape, "shape")?) };
+        let device = planner.device();
+        let spec = spec(shape)?;
+        let kind = spec.types.weights();
+        let load = |direction| PrepackKernel::new(device, kind, direction);
+        let prepack = match spec.types.activation() {
+            DType::I8 => Some(Prepack { pack: load(Direction::Pack)?, unpack: load(Direction::Unpack)? }),
+            _ => None,
+        };
+        let plans = GemmPlans::new(planner, &spec, size("most_tokens", shape.most_tokens)?)?;
+        Ok(qqq_gemm { plans, prepack })
     };
     // SAFETY: the caller's promise.
     unsafe { give(gemm, "gemm", make) }
@@ -145,38 +163,34 @@ pub unsafe extern "C" fn qqq_gemm_destroy(gemm: *mut qqq_gemm) {
     }
 }
 
-/// A number that a handle knows; 0 for no handle.
+/// A number that a shape determines; 0 for none, and for one that no kernel takes.
 ///
 /// # Safety
-/// `gemm` must be null, or a live handle.
-unsafe fn number(gemm: *const qqq_gemm, number: impl FnOnce(&qqq_gemm) -> usize) -> usize {
+/// `shape` must be null, or to a live value.
+unsafe fn number(shape: *const qqq_gemm_shape, number: impl FnOnce(&GemmSpec) -> usize) -> usize {
     // SAFETY: the caller's promise.
-    unsafe { gemm.as_ref() }.map_or(0, number)
+    let spec = unsafe { shape.as_ref() }.map(spec);
+    spec.and_then(Result::ok).map_or(0, |spec| number(&spec))
 }
 
 /// See `qqq.h`.
 ///
 /// # Safety
-/// `gemm` must be null, or a live handle.
+/// `shape` must be null, or to a live value.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn qqq_gemm_weight_bytes(gemm: *const qqq_gemm) -> usize {
+pub unsafe extern "C" fn qqq_gemm_weight_bytes(shape: *const qqq_gemm_shape) -> usize {
     // SAFETY: the caller's promise.
-    unsafe {
-        number(gemm, |g| {
-            let (n, k) = g.plans.shape();
-            PrepackKernel::chunks_bytes(g.kind, n, k)
-        })
-    }
+    unsafe { number(shape, GemmSpec::weight_bytes) }
 }
 
 /// See `qqq.h`.
 ///
 /// # Safety
-/// `gemm` must be null, or a live handle.
+/// `shape` must be null, or to a live value.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn qqq_gemm_scale_count(gemm: *const qqq_gemm) -> usize {
+pub unsafe extern "C" fn qqq_gemm_scale_count(shape: *const qqq_gemm_shape) -> usize {
     // SAFETY: the caller's promise.
-    unsafe { number(gemm, |g| g.plans.shape().0.next_multiple_of(64)) }
+    unsafe { number(shape, GemmSpec::scale_count) }
 }
 
 /// See `qqq.h`.
@@ -186,7 +200,7 @@ pub unsafe extern "C" fn qqq_gemm_scale_count(gemm: *const qqq_gemm) -> usize {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qqq_gemm_workspace_bytes(gemm: *const qqq_gemm) -> usize {
     // SAFETY: the caller's promise.
-    unsafe { number(gemm, |g| g.plans.workspace_bytes()) }
+    unsafe { gemm.as_ref() }.map_or(0, |g| g.plans.workspace_bytes())
 }
 
 /// Either way between the forms of a layer's weights.
@@ -197,23 +211,28 @@ unsafe fn repack(
     gemm: *const qqq_gemm,
     operands: *const qqq_weight_operands,
     stream: *mut c_void,
-    kernel: impl FnOnce(&qqq_gemm) -> &PrepackKernel,
+    kernel: impl FnOnce(&Prepack) -> &PrepackKernel,
 ) -> Status {
     call(|| {
         // SAFETY: the caller's promise, for both.
         let (gemm, o) = unsafe { (reference(gemm, "gemm")?, reference(operands, "operands")?) };
+        let Some(prepack) = &gemm.prepack else {
+            return Err(argument(
+                "weights for 16-bit activations are prepacked on the host, by qqq_gemm_prepack_host",
+            ));
+        };
         let (n, k) = gemm.plans.shape();
         let operands = PrepackOperands {
             codes: o.codes as u64,
             scales: o.group_scales as u64,
-            chunks: o.packed as u64,
+            weight_tiles: o.packed as u64,
             channel_scale: o.channel_scales as u64,
             padded_scale: o.packed_scales as u64,
             n,
             k,
         };
         // SAFETY: the caller's promise.
-        Ok(unsafe { kernel(gemm).launch(stream as CUstream, &operands) }?)
+        Ok(unsafe { kernel(prepack).launch(stream as CUstream, &operands) }?)
     })
 }
 
@@ -229,7 +248,7 @@ pub unsafe extern "C" fn qqq_gemm_prepack(
     stream: *mut c_void,
 ) -> Status {
     // SAFETY: the caller's promise.
-    unsafe { repack(gemm, operands, stream, |g| &g.pack) }
+    unsafe { repack(gemm, operands, stream, |p| &p.pack) }
 }
 
 /// See `qqq.h`.
@@ -243,7 +262,74 @@ pub unsafe extern "C" fn qqq_gemm_unpack(
     stream: *mut c_void,
 ) -> Status {
     // SAFETY: the caller's promise.
-    unsafe { repack(gemm, operands, stream, |g| &g.unpack) }
+    unsafe { repack(gemm, operands, stream, |p| &p.unpack) }
+}
+
+/// A copy of what an operand in host memory holds.
+///
+/// # Safety
+/// `pointer` must be null, or to `count` values.
+unsafe fn host<T: Copy>(pointer: *const T, count: usize, name: &str) -> Result<Vec<T>, Failure> {
+    if pointer.is_null() {
+        return Err(argument(format!("{name} is NULL")));
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count) }.to_vec())
+}
+
+/// See `qqq.h`.
+///
+/// # Safety
+/// Pointers must be null, or to live values of their type; those of `operands`, to host memory of the sizes that
+/// `qqq.h` states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qqq_gemm_prepack_host(
+    shape: *const qqq_gemm_shape,
+    operands: *const qqq_weight_operands,
+) -> Status {
+    call(|| {
+        // SAFETY: the caller's promise, for both.
+        let (shape, o) = unsafe { (reference(shape, "shape")?, reference(operands, "operands")?) };
+        let spec = spec(shape)?;
+        let (kind, n, k) = (spec.types.weights(), spec.n, spec.k);
+        check_shape(n, k)?;
+        if o.packed.is_null() || o.packed_scales.is_null() {
+            return Err(argument("packed or packed_scales is NULL"));
+        }
+        // SAFETY: the caller's promise, for both.
+        let (codes, channel) = unsafe {
+            (host::<i8>(o.codes.cast(), n * k, "codes")?, host(o.channel_scales, n, "channel_scales")?)
+        };
+        let group = kind.group_size().map(|size| {
+            let count = n * k.div_ceil(size);
+            // SAFETY: the caller's promise, for both.
+            unsafe {
+                if matches!(kind, WeightKind::GroupInteger4(_)) {
+                    let integers = host::<u8>(o.group_scales.cast(), count, "group_scales")?;
+                    return Ok(integers.into_iter().map(|s| f16::from_f32(f32::from(s))).collect());
+                }
+                host::<f16>(o.group_scales.cast(), count, "group_scales")
+            }
+        });
+        let packed = if kind == WeightKind::Channel8 {
+            PackedWeights::from_int8(&codes, &channel, k)?
+        } else {
+            let scales = match (group.transpose()?, kind.group_size()) {
+                (Some(group), Some(group_size)) => Scales::PerGroup { group_size, channel, group },
+                _ => Scales::PerChannel(channel),
+            };
+            let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+            PackedWeights::of_kind(&weight, kind, spec.types.activation())?
+        };
+        let (chunks, scales) = (&packed.weight_tiles, &packed.channel_scale);
+        // SAFETY: the caller's promise: there is room for `qqq_gemm_weight_bytes` bytes, and `qqq_gemm_scale_count`
+        // scales.
+        unsafe {
+            std::ptr::copy_nonoverlapping(chunks.as_ptr(), o.packed.cast(), chunks.len());
+            std::ptr::copy_nonoverlapping(scales.as_ptr(), o.packed_scales, scales.len());
+        }
+        Ok(())
+    })
 }
 
 /// See `qqq.h`.

@@ -3,11 +3,12 @@
 use std::ffi::{c_int, c_void};
 
 use cudarc::driver::sys::CUstream;
-use qqq_backend::cuda::gemm::OutputType;
-use qqq_backend::cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
+use qqq_cuda::DType;
+use qqq_cuda::dtype::HALVES;
+use qqq_cuda::quantize::{Operation, Precision, QuantizeKernel, QuantizeOperands};
 
 use crate::device::qqq_device;
-use crate::status::{Status, call, enumerator, give, reference, size};
+use crate::status::{Status, call, element, enumerator, give, reference, size};
 
 /// `qqq_quantize_shape` of `qqq.h`.
 #[allow(non_camel_case_types)]
@@ -69,9 +70,10 @@ pub unsafe extern "C" fn qqq_quantize_create(
 ) -> Status {
     let make = || {
         // SAFETY: the caller's promise, for both.
-        let (device, shape) = unsafe { (&reference(device, "device")?.0, reference(shape, "shape")?) };
+        let (device, shape) =
+            unsafe { (reference(device, "device")?.0.device(), reference(shape, "shape")?) };
         let operation = enumerator("operation", shape.operation, &Operation::ALL)?;
-        let input = enumerator("input", shape.input, &[OutputType::Float16, OutputType::Bfloat16])?;
+        let input = element("input", shape.input, &HALVES)?;
         let precision = if shape.stepwise != 0 { Precision::Stepwise } else { Precision::Float32 };
         Ok(qqq_quantize(QuantizeKernel::new(device, operation, input, precision, size("k", shape.k)?)?))
     };
@@ -105,13 +107,12 @@ pub unsafe extern "C" fn qqq_quantize_launch(
     call(|| {
         // SAFETY: the caller's promise, for both.
         let (kernel, o) = unsafe { (&reference(quantize, "quantize")?.0, reference(operands, "operands")?) };
-        const TYPES: [NormType; 3] = [NormType::Float16, NormType::Bfloat16, NormType::Float32];
         let operands = QuantizeOperands {
             x: o.x as u64,
             residual: o.residual as u64,
             new_residual: o.new_residual as u64,
             norm: o.norm as u64,
-            norm_type: enumerator("norm_type", o.norm_type, &TYPES)?,
+            norm_type: element("norm_type", o.norm_type, &[DType::F16, DType::BF16, DType::F32])?,
             epsilon: o.epsilon,
             q: o.q as u64,
             scale: o.scales as u64,

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use qqq_backend::cuda::CudaError;
+use qqq_cuda::{CudaError, DType};
 
 /// `qqq_status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ use qqq_backend::cuda::CudaError;
 pub enum Status {
     /// Done, or enqueued.
     Ok = 0,
-    /// A null pointer, or a value that no enumerator has.
+    /// A null pointer, a value that no enumerator has, or types that no kernel takes together.
     Argument = 1,
     /// A shape, alignment or size that the kernels do not take.
     Shape = 2,
@@ -37,13 +37,9 @@ impl From<CudaError> for Failure {
         let status = match &error {
             CudaError::NoDriver | CudaError::Device(_) => Status::Device,
             CudaError::Shape(_) => Status::Shape,
+            CudaError::Types(_) => Status::Argument,
             CudaError::Driver { .. } => Status::Driver,
-            CudaError::NvrtcNotFound { .. }
-            | CudaError::NvrtcUnusable { .. }
-            | CudaError::Compile { .. }
-            | CudaError::SlowCode { .. }
-            | CudaError::NoKernel { .. }
-            | CudaError::Archive { .. } => Status::Compiler,
+            CudaError::Jit(_) => Status::Compiler,
             _ => Status::Internal,
         };
         Self { status, message: error.to_string() }
@@ -134,5 +130,11 @@ pub(crate) fn enumerator<T: Copy>(name: &str, value: c_int, values: &[T]) -> Res
     usize::try_from(value)
         .ok()
         .and_then(|i| values.get(i).copied())
-        .ok_or_else(|| argument(format!("{name} is {value}: no such enumerator, or not one for this")))
+        .ok_or_else(|| argument(format!("{name} is {value}: no such enumerator")))
+}
+
+/// A `qqq_type` of `qqq.h` that is one of those allowed here.
+pub(crate) fn element(name: &str, value: c_int, allowed: &[DType]) -> Result<DType, Failure> {
+    let dtype = enumerator(name, value, &[DType::F16, DType::BF16, DType::F32, DType::I8])?;
+    if allowed.contains(&dtype) { Ok(dtype) } else { Err(argument(format!("{name} is {dtype}"))) }
 }

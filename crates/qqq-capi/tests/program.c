@@ -24,12 +24,25 @@ static void mistakes(void) {
     CHECK(strlen(qqq_version()) > 0);
     CHECK(qqq_device_open(0, NULL) == QQQ_ERROR_ARGUMENT && strstr(qqq_last_error(), "device is NULL"));
     qqq_gemm *gemm = NULL;
-    qqq_gemm_shape shape = {QQQ_CHANNEL_INT4, 0, QQQ_FLOAT16, 64, 64, 1};
+    qqq_gemm_shape shape = {QQQ_CHANNEL_INT4, 0, QQQ_INT8, QQQ_FLOAT16, 0, 64, 64, 1};
     CHECK(qqq_gemm_create(NULL, &shape, &gemm) == QQQ_ERROR_ARGUMENT && gemm == NULL);
     CHECK(qqq_gemm_launch(NULL, NULL, NULL) == QQQ_ERROR_ARGUMENT);
     CHECK(qqq_gemm_prepack(NULL, NULL, NULL) == QQQ_ERROR_ARGUMENT);
     CHECK(qqq_quantize_launch(NULL, NULL, NULL) == QQQ_ERROR_ARGUMENT);
     CHECK(qqq_gemm_workspace_bytes(NULL) == 0);
+    CHECK(qqq_gemm_weight_bytes(NULL) == 0 && qqq_gemm_scale_count(NULL) == 0);
+    CHECK(qqq_gemm_weight_bytes(&shape) == 64 * 64 && qqq_gemm_scale_count(&shape) == 64);
+    qqq_weight_operands operands = {0};
+    CHECK(qqq_gemm_prepack_host(&shape, &operands) == QQQ_ERROR_ARGUMENT && strstr(qqq_last_error(), "NULL"));
+    shape.activations = QQQ_BFLOAT16;
+    CHECK(qqq_gemm_prepack_host(&shape, &operands) == QQQ_ERROR_ARGUMENT && strstr(qqq_last_error(), "own type"));
+    CHECK(qqq_gemm_weight_bytes(&shape) == 0);
+    shape.activations = QQQ_FLOAT32;
+    CHECK(qqq_gemm_prepack_host(&shape, &operands) == QQQ_ERROR_ARGUMENT && strstr(qqq_last_error(), "F32"));
+    shape.activations = QQQ_FLOAT16, shape.weights = QQQ_CHANNEL_INT8;
+    CHECK(qqq_gemm_prepack_host(&shape, &operands) == QQQ_ERROR_ARGUMENT && strstr(qqq_last_error(), "4-bit weights"));
+    shape.weights = QQQ_CHANNEL_INT4, shape.k = 40;
+    CHECK(qqq_gemm_prepack_host(&shape, &operands) == QQQ_ERROR_SHAPE && strstr(qqq_last_error(), "multiples of 16"));
     qqq_device_close(NULL);
     qqq_gemm_destroy(NULL);
     qqq_quantize_destroy(NULL);
@@ -111,7 +124,7 @@ enum { N = 208, K = 384, M = 300, GROUP = 128, GROUPS = K / GROUP };
 
 static void layer(const qqq_device *device, qqq_weights weights) {
     const int grouped = weights == QQQ_GROUP_INTEGER_INT4;
-    qqq_gemm_shape shape = {weights, grouped ? GROUP : 0, QQQ_FLOAT16, N, K, M};
+    qqq_gemm_shape shape = {weights, grouped ? GROUP : 0, QQQ_INT8, QQQ_FLOAT16, 0, N, K, M};
     qqq_gemm *gemm = NULL;
     CHECK(qqq_gemm_create(device, &shape, &gemm) == QQQ_OK);
 
@@ -127,14 +140,19 @@ static void layer(const qqq_device *device, qqq_weights weights) {
 
     qqq_weight_operands neutral = {
         device_memory(sizeof codes, codes), grouped ? device_memory(sizeof groups, groups) : NULL,
-        (float *)device_memory(sizeof channel, channel), device_memory(qqq_gemm_weight_bytes(gemm), NULL),
-        (float *)device_memory(4 * qqq_gemm_scale_count(gemm), NULL)};
+        (float *)device_memory(sizeof channel, channel), device_memory(qqq_gemm_weight_bytes(&shape), NULL),
+        (float *)device_memory(4 * qqq_gemm_scale_count(&shape), NULL)};
     CHECK(qqq_gemm_prepack(gemm, &neutral, NULL) == QQQ_OK);
     qqq_weight_operands back = neutral;
     back.codes = device_memory(sizeof codes, NULL);
     back.group_scales = grouped ? device_memory(sizeof groups, NULL) : NULL;
     back.channel_scales = (float *)device_memory(sizeof channel, NULL);
     CHECK(qqq_gemm_unpack(gemm, &back, NULL) == QQQ_OK);
+    /* The host packs to the same bytes. */
+    qqq_weight_operands host = {codes, grouped ? groups : NULL, channel, malloc(qqq_gemm_weight_bytes(&shape)),
+                                malloc(4 * qqq_gemm_scale_count(&shape))};
+    CHECK(host.packed && host.packed_scales && qqq_gemm_prepack_host(&shape, &host) == QQQ_OK);
+    CHECK(memcmp(host_copy(neutral.packed, qqq_gemm_weight_bytes(&shape)), host.packed, qqq_gemm_weight_bytes(&shape)) == 0);
     CHECK(memcmp(host_copy(back.codes, sizeof codes), codes, sizeof codes) == 0);
     CHECK(memcmp(host_copy(back.channel_scales, sizeof channel), channel, sizeof channel) == 0);
     if (grouped) CHECK(memcmp(host_copy(back.group_scales, sizeof groups), groups, sizeof groups) == 0);
@@ -194,6 +212,88 @@ static void layer(const qqq_device *device, qqq_weights weights) {
     qqq_gemm_destroy(gemm);
 }
 
+/* Weights of every kind for 16-bit activations and for int8, packed on the host: a line of sums of the bytes, which the
+ * library's own packing must have as well. */
+static void packed(void) {
+    static int8_t codes[N * K];
+    static uint16_t halves[N * GROUPS];
+    static uint8_t integers[N * GROUPS];
+    float channel[N];
+    for (int i = 0; i < N * K; ++i) codes[i] = (int8_t)((i * 7 + i / 5) % 15 - 7);
+    for (int i = 0; i < N * GROUPS; ++i) integers[i] = (uint8_t)(i % 17), halves[i] = small_integer_to_half(i % 17);
+    for (int i = 0; i < N; ++i) channel[i] = (float)(i + 1) / 1024.0f;
+    static const struct {
+        qqq_weights weights;
+        qqq_type activations, output;
+    } kinds[] = {{QQQ_CHANNEL_INT4, QQQ_FLOAT16, QQQ_FLOAT16},     {QQQ_CHANNEL_INT4, QQQ_BFLOAT16, QQQ_BFLOAT16},
+                 {QQQ_GROUP_HALF_INT4, QQQ_FLOAT16, QQQ_FLOAT16},  {QQQ_GROUP_HALF_INT4, QQQ_BFLOAT16, QQQ_BFLOAT16},
+                 {QQQ_CHANNEL_INT4, QQQ_INT8, QQQ_FLOAT16},        {QQQ_GROUP_INTEGER_INT4, QQQ_INT8, QQQ_BFLOAT16},
+                 {QQQ_GROUP_HALF_INT4, QQQ_INT8, QQQ_FLOAT16},     {QQQ_CHANNEL_INT8, QQQ_INT8, QQQ_FLOAT16}};
+    printf("packed");
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; ++i) {
+        const qqq_weights weights = kinds[i].weights;
+        const int grouped = weights == QQQ_GROUP_INTEGER_INT4 || weights == QQQ_GROUP_HALF_INT4;
+        qqq_gemm_shape shape = {weights, grouped ? GROUP : 0, kinds[i].activations, kinds[i].output, 0, N, K, 1};
+        const size_t bytes = qqq_gemm_weight_bytes(&shape), scales = qqq_gemm_scale_count(&shape);
+        uint8_t *out = malloc(bytes);
+        float *out_scales = malloc(4 * scales);
+        CHECK(bytes > 0 && scales == 256 && out && out_scales);
+        void *group = weights == QQQ_GROUP_INTEGER_INT4 ? (void *)integers : grouped ? (void *)halves : NULL;
+        qqq_weight_operands operands = {codes, group, channel, out, out_scales};
+        CHECK(qqq_gemm_prepack_host(&shape, &operands) == QQQ_OK);
+        uint32_t sum = 0;
+        for (size_t at = 0; at < bytes; ++at) sum = sum * 31u + out[at];
+        uint32_t scale_sum = 0;
+        for (size_t at = 0; at < scales; ++at) scale_sum = scale_sum * 31u + (uint32_t)(out_scales[at] * 16384.0f);
+        printf(" %zu:%u:%u", bytes, sum, scale_sum);
+        free(out);
+        free(out_scales);
+    }
+    printf("\n");
+}
+
+/* W4A16: float16 activations, whose sums are exact here. */
+static void half_layer(const qqq_device *device, int batch_invariant) {
+    qqq_gemm_shape shape = {QQQ_CHANNEL_INT4, 0, QQQ_FLOAT16, QQQ_FLOAT16, batch_invariant, N, K, M};
+    qqq_gemm *gemm = NULL;
+    CHECK(qqq_gemm_create(device, &shape, &gemm) == QQQ_OK);
+    static int8_t codes[N * K];
+    static int values[M * K];
+    static uint16_t x[M * K];
+    float channel[N];
+    for (int i = 0; i < N * K; ++i) codes[i] = (int8_t)random_int(-8, 7);
+    for (int i = 0; i < M * K; ++i) values[i] = random_int(-100, 100), x[i] = small_integer_to_half(values[i]);
+    for (int i = 0; i < N; ++i) channel[i] = (float)random_int(1, 1000) / 1e5f;
+    const size_t bytes = qqq_gemm_weight_bytes(&shape), scales = 4 * qqq_gemm_scale_count(&shape);
+    qqq_weight_operands host = {codes, NULL, channel, malloc(bytes), malloc(scales)};
+    CHECK(host.packed && host.packed_scales && qqq_gemm_prepack_host(&shape, &host) == QQQ_OK);
+    CHECK(qqq_gemm_prepack(gemm, &host, NULL) == QQQ_ERROR_ARGUMENT && strstr(qqq_last_error(), "on the host"));
+
+    qqq_gemm_operands o = {0};
+    o.x = device_memory(sizeof x, x), o.packed = device_memory(bytes, host.packed);
+    o.packed_scales = (float *)device_memory(scales, host.packed_scales);
+    o.workspace_bytes = qqq_gemm_workspace_bytes(gemm);
+    o.workspace = device_memory(o.workspace_bytes, NULL);
+    CHECK(set_bytes((address)o.workspace, 0, o.workspace_bytes) == 0);
+    static const int tokens[] = {1, 7, 64, 300};
+    for (int t = 0; t < 4; ++t) {
+        o.m = tokens[t], o.y = device_memory(2 * (size_t)M * N, NULL), o.overlap = t % 2;
+        CHECK(qqq_gemm_launch(gemm, &o, NULL) == QQQ_OK);
+        const uint16_t *y = host_copy(o.y, 2 * (size_t)M * N);
+        for (int i = 0; i < tokens[t]; ++i) {
+            for (int j = 0; j < N; ++j) {
+                int sum = 0;
+                for (int k = 0; k < K; ++k) sum += values[i * K + k] * codes[j * K + k];
+                const float expected = (float)sum * channel[j], got = from_half(y[i * N + j]);
+                CHECK(fabsf(got - expected) <= fabsf(expected) / 2048.0f + 1e-7f);
+            }
+        }
+        CHECK(y[tokens[t] * N] == 0xA5A5 || tokens[t] == M);
+    }
+    printf("16-bit activations%s: products equal\n", batch_invariant ? ", batch-invariant" : "");
+    qqq_gemm_destroy(gemm);
+}
+
 static int products(void) {
     qqq_device *device = NULL;
     const qqq_status status = qqq_device_open(0, &device);
@@ -205,13 +305,15 @@ static int products(void) {
     CHECK(status == QQQ_OK);
     open_driver();
     qqq_gemm *gemm = NULL;
-    qqq_gemm_shape shape = {QQQ_GROUP_HALF_INT4, 48, QQQ_FLOAT16, 64, 128, 1};
+    qqq_gemm_shape shape = {QQQ_GROUP_HALF_INT4, 48, QQQ_INT8, QQQ_FLOAT16, 0, 64, 128, 1};
     CHECK(qqq_gemm_create(device, &shape, &gemm) == QQQ_ERROR_ARGUMENT && strstr(qqq_last_error(), "48"));
     shape.group_size = 128, shape.n = 60;
     CHECK(qqq_gemm_create(device, &shape, &gemm) == QQQ_ERROR_SHAPE && strstr(qqq_last_error(), "multiples of 16"));
     layer(device, QQQ_CHANNEL_INT4);
     layer(device, QQQ_GROUP_INTEGER_INT4);
     layer(device, QQQ_CHANNEL_INT8);
+    half_layer(device, 0);
+    half_layer(device, 1);
     qqq_device_close(device);
     return 0;
 }
@@ -220,5 +322,6 @@ int main(int count, char **arguments) {
     if (count == 2 && strcmp(arguments[1], "gpu") == 0) return products();
     mistakes();
     layouts();
+    packed();
     return 0;
 }

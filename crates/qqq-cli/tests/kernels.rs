@@ -5,11 +5,11 @@ mod common;
 use std::{fs, io::Cursor, process::ExitCode};
 
 use common::{Place, Run};
-use qqq_backend::cuda::{
+use qqq_cuda::DType;
+use qqq_cuda::{
     Arch, Archive, Compiler, Nvrtc,
-    archive::ArchivedKernel,
-    cache::Cache,
-    gemm::{Activation, OutputType, WeightKind},
+    gemm::WeightKind,
+    jit::{ArchivedKernel, Cache},
     prebuild::{Selection, kernels},
 };
 use qqq_testing::{Missing, Suite, tests};
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 
 /// That the binary must look elsewhere for kernels: it was built without the cargo feature `prebuilt-kernels`.
 fn no_kernels_of_its_own() -> Result<(), Missing> {
-    match qqq_backend::cuda::embedded() {
+    match qqq_cuda::embedded() {
         None => Ok(()),
         Some(_) => Err(Missing::Machine("this binary has kernels of its own".into())),
     }
@@ -51,8 +51,8 @@ fn run(place: &Place, line: &str, variables: &[(&str, &str)]) -> Run {
 fn kernel() -> ArchivedKernel {
     let selection = Selection {
         weights: vec![WeightKind::Channel4],
-        activations: vec![Activation::Int8],
-        outputs: vec![OutputType::Float16],
+        activations: vec![DType::I8],
+        outputs: vec![DType::F16],
         tokens: vec![8],
     };
     kernels(Arch::Sm80, &selection).remove(0)
@@ -164,7 +164,7 @@ fn a_broken_archive((): ()) {
 fn kernels_in_the_binary() {
     let place = Place::new();
     let listed = run(&place, "kernels list --embedded --json", &[]);
-    match qqq_backend::cuda::embedded() {
+    match qqq_cuda::embedded() {
         None => drop(listed.failure(2, "built without kernels")),
         Some(archive) => {
             let json = listed.success().json();

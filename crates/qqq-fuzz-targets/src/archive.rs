@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use qqq_backend::cuda::Archive;
+use qqq_cuda::Archive;
 
 use crate::{Outcome, text};
 

@@ -1,22 +1,20 @@
 //! Products and quantization on the GPU: device addresses in, work on a stream out.
 
-use std::sync::Arc;
-
 use cudarc::driver::sys::CUstream;
 use pyo3::prelude::*;
-use qqq_backend::cuda::gemm::prepack::Direction;
-use qqq_backend::cuda::gemm::{
-    GemmOperands, GemmPlans, GemmTypes, OutputType, PrepackKernel, PrepackOperands, WeightKind,
+use qqq_cuda::gemm::prepack::Direction;
+use qqq_cuda::gemm::{
+    GemmOperands, GemmPlans, GemmSpec, GemmTypes, Planner, PrepackKernel, PrepackOperands, WeightKind,
 };
-use qqq_backend::cuda::quantize::{NormType, Operation, Precision, QuantizeKernel, QuantizeOperands};
-use qqq_backend::cuda::{Arch, CudaError, Device};
+use qqq_cuda::quantize::{Operation, Precision, QuantizeKernel, QuantizeOperands};
+use qqq_cuda::{CudaError, DType, Device};
 
 use crate::{runtime_error, value_error};
 
-fn output_type(dtype: &str) -> PyResult<OutputType> {
+fn output_type(dtype: &str) -> PyResult<DType> {
     match dtype {
-        "float16" => Ok(OutputType::Float16),
-        "bfloat16" => Ok(OutputType::Bfloat16),
+        "float16" => Ok(DType::F16),
+        "bfloat16" => Ok(DType::BF16),
         other => Err(value_error(format!("the GPU kernels take float16 and bfloat16, not {other}"))),
     }
 }
@@ -30,34 +28,26 @@ fn error(error: CudaError) -> PyErr {
 
 /// A GPU: its primary context, which PyTorch uses as well.
 #[pyclass(frozen, module = "qqq_vllm._native")]
-pub struct Gpu {
-    device: Arc<Device>,
-    arch: Arch,
-}
+pub struct Gpu(Planner);
 
 #[pymethods]
 impl Gpu {
     /// Opens GPU number `ordinal`; RuntimeError where there is no such GPU, or none that there are kernels for.
     #[new]
     fn new(py: Python<'_>, ordinal: usize) -> PyResult<Self> {
-        py.detach(|| {
-            let device = Device::new(ordinal)?;
-            let arch = device.arch()?;
-            Ok(Self { device, arch })
-        })
-        .map_err(error)
+        py.detach(|| Ok(Self(Planner::new(&Device::new(ordinal)?)?))).map_err(error)
     }
 
     /// Its model.
     #[getter]
     fn name(&self) -> &str {
-        self.device.name()
+        self.0.device().name()
     }
 
     /// The architecture of the kernels that it runs.
     #[getter]
     fn arch(&self) -> String {
-        self.arch.to_string()
+        self.0.arch().to_string()
     }
 }
 
@@ -78,9 +68,9 @@ impl Gemm {
         most_tokens: usize,
     ) -> PyResult<Self> {
         let weights = weights.parse().map_err(value_error)?;
-        let types = (GemmTypes::int8(weights, output_type(output)?), gpu.arch);
-        let device = &gpu.device;
-        py.detach(|| GemmPlans::new(device, types, shape, most_tokens)).map(Self).map_err(error)
+        let spec = GemmSpec::new(GemmTypes::int8(weights, output_type(output)?), shape);
+        let planner = &gpu.0;
+        py.detach(|| GemmPlans::new(planner, &spec, most_tokens)).map(Self).map_err(error)
     }
 
     /// Bytes of a workspace, zero before its first use, that products on the same stream may share.
@@ -91,7 +81,7 @@ impl Gemm {
 
     /// The name of the kernel that a number of tokens gets.
     fn kernel(&self, tokens: usize) -> PyResult<String> {
-        Ok(self.0.plan(tokens).map_err(error)?.config.source().name)
+        Ok(self.0.plan(tokens).map_err(error)?.instance.source().name)
     }
 
     /// Launches `y = x W^T + bias` on `stream`.
@@ -129,7 +119,7 @@ impl Prepack {
     #[new]
     fn new(py: Python<'_>, gpu: PyRef<'_, Gpu>, weights: &str) -> PyResult<Self> {
         let kind = weights.parse().map_err(value_error)?;
-        let device = &gpu.device;
+        let device = gpu.0.device();
         py.detach(|| PrepackKernel::new(device, kind, Direction::Pack))
             .map(|kernel| Self { kernel, kind })
             .map_err(error)
@@ -137,7 +127,7 @@ impl Prepack {
 
     /// Bytes of the chunks of so many output and input channels.
     fn chunks_bytes(&self, n: usize, k: usize) -> usize {
-        PrepackKernel::chunks_bytes(self.kind, n, k)
+        PrepackKernel::weight_bytes(self.kind, n, k)
     }
 
     /// Launches on `stream`: codes (int8, `N x K`), group scales (of the kind's type; 0 without groups) and channel scales
@@ -154,7 +144,8 @@ impl Prepack {
         padded_scale: u64,
     ) -> PyResult<()> {
         let (n, k) = shape;
-        let operands = PrepackOperands { codes, scales, chunks, channel_scale, padded_scale, n, k };
+        let operands =
+            PrepackOperands { codes, scales, weight_tiles: chunks, channel_scale, padded_scale, n, k };
         // SAFETY: as for products.
         unsafe { self.kernel.launch(stream as CUstream, &operands) }.map_err(error)
     }
@@ -164,7 +155,7 @@ impl Prepack {
 #[pyclass(frozen, module = "qqq_vllm._native")]
 pub struct Quantize {
     kernel: QuantizeKernel,
-    input: OutputType,
+    input: DType,
 }
 
 #[pymethods]
@@ -173,11 +164,11 @@ impl Quantize {
     /// token's result.
     #[new]
     fn new(py: Python<'_>, gpu: PyRef<'_, Gpu>, operation: &str, input: &str, k: usize) -> PyResult<Self> {
-        let (device, input) = (&gpu.device, output_type(input)?);
+        let (device, input) = (gpu.0.device(), output_type(input)?);
         let operation = match operation {
             "plain" => Operation::Plain,
-            "norm" => Operation::Norm,
-            "gated" => Operation::Gated,
+            "norm" => Operation::RmsNorm,
+            "gated" => Operation::SiluMul,
             other => return Err(value_error(format!("no operation is called {other}"))),
         };
         py.detach(|| QuantizeKernel::new(device, operation, input, Precision::Float32, k))
@@ -187,7 +178,7 @@ impl Quantize {
 
     /// Launches `q, scale = x`, or `= silu(gate) * up` of `x = [gate | up]`, on `stream`.
     fn launch(&self, stream: usize, tokens: usize, x: u64, q: u64, scale: u64) -> PyResult<()> {
-        let norm = Norm { factors: 0, type_: NormType::Float32, epsilon: 0.0, residual: (0, 0) };
+        let norm = Norm { factors: 0, type_: DType::F32, epsilon: 0.0, residual: (0, 0) };
         self.start(stream, tokens, x, norm, (q, scale))
     }
 
@@ -206,11 +197,7 @@ impl Quantize {
         q: u64,
         scale: u64,
     ) -> PyResult<()> {
-        let type_ = match self.input {
-            _ if norm.1 => NormType::Float32,
-            OutputType::Float16 => NormType::Float16,
-            OutputType::Bfloat16 => NormType::Bfloat16,
-        };
+        let type_ = if norm.1 { DType::F32 } else { self.input };
         self.start(stream, tokens, x, Norm { factors: norm.0, type_, epsilon, residual }, (q, scale))
     }
 }
@@ -218,7 +205,7 @@ impl Quantize {
 /// A norm's part of the operands.
 struct Norm {
     factors: u64,
-    type_: NormType,
+    type_: DType,
     epsilon: f32,
     residual: (u64, u64),
 }

@@ -4,7 +4,7 @@ use half::f16;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use qqq_backend::cpu::pool::parallel_chunks_mut;
-use qqq_backend::cuda::gemm::{PackedWeights, WeightKind};
+use qqq_cuda::gemm::{PackedWeights, WeightKind};
 use qqq_formats::{QuantizedWeight, Scales};
 
 use crate::address::Span;
@@ -58,7 +58,7 @@ impl Weight {
     fn prepack<'py>(&self, py: Python<'py>) -> PyResult<(String, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
         let packed = py.detach(|| PackedWeights::new(&self.0)).map_err(value_error)?;
         let scales = PyBytes::new(py, bytemuck::cast_slice(&packed.channel_scale));
-        Ok((packed.kind.to_string(), PyBytes::new(py, &packed.chunks), scales))
+        Ok((packed.kind.to_string(), PyBytes::new(py, &packed.weight_tiles), scales))
     }
 }
 

@@ -3,16 +3,12 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use clap::Subcommand;
-use qqq_backend::{
-    cpu::pool,
-    cuda::{
-        Arch, Archive, Compiler,
-        archive::ArchivedKernel,
-        cache::Cache,
-        cubin, embedded,
-        gemm::WeightKind,
-        prebuild::{self, Selection},
-    },
+use qqq_backend::cpu::pool;
+use qqq_cuda::{
+    Arch, Archive, Compiler, DType, embedded,
+    gemm::WeightKind,
+    jit::{ArchivedKernel, Cache, cubin},
+    prebuild::{self, Selection},
 };
 use serde::Serialize;
 
@@ -62,11 +58,11 @@ struct BuildArgs {
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     weights: Vec<WeightKind>,
     /// Only products with such activations
-    #[arg(long, value_name = "TYPE", value_delimiter = ',')]
-    activations: Vec<super::bench::Activations>,
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = super::bench::activations())]
+    activations: Vec<DType>,
     /// Only products whose output is of this type
-    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
-    types: Vec<super::bench::Output>,
+    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',', value_parser = super::bench::output())]
+    types: Vec<DType>,
     /// Only products whose tiles have this many tokens
     #[arg(long, value_name = "M", value_delimiter = ',', allow_negative_numbers = true, value_parser = numbers::count)]
     tokens: Vec<usize>,
@@ -115,8 +111,8 @@ fn build(args: &BuildArgs, console: &Console) -> anyhow::Result<()> {
     architectures.dedup();
     let selection = Selection {
         weights: args.weights.clone(),
-        activations: args.activations.iter().map(|a| a.activation()).collect(),
-        outputs: args.types.iter().map(|t| t.output_type()).collect(),
+        activations: args.activations.clone(),
+        outputs: args.types.clone(),
         tokens: args.tokens.clone(),
     };
     let kernels: Vec<_> = architectures.iter().flat_map(|a| prebuild::kernels(*a, &selection)).collect();

@@ -1,12 +1,26 @@
 //! `qqq bench gemm`.
 
+mod ceilings;
+mod cublas;
+mod data;
+mod measure;
+mod problem;
+mod timing;
+
 use std::{ops::ControlFlow, path::PathBuf, str::FromStr};
 
-use qqq_backend::cuda::bench::{Ceilings, Choosing, Extent, GemmBench, Measurement};
-use qqq_backend::cuda::gemm::{Activation, OutputType, WeightKind};
-use qqq_backend::cuda::{Arch, CudaError, Device};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use qqq_cuda::{
+    Arch, CudaError, DType, Device, KernelType,
+    dtype::{ACTIVATIONS, HALVES},
+    gemm::{TunedStore, WeightKind},
+};
 use serde::Serialize;
 
+use self::{
+    ceilings::Ceilings,
+    measure::{Choosing, Extent, GemmBench, Measurement},
+};
 use super::plot::{self, Point};
 use crate::{
     console::Console,
@@ -51,11 +65,11 @@ pub struct GemmArgs {
     #[arg(long, value_name = "KIND", default_value = "channel", value_delimiter = ',')]
     weights: Vec<WeightKind>,
     /// Type of the activations: int8 with a scale a token (W4A8), or f16 or bf16 (W4A16, 4-bit weights only)
-    #[arg(long, value_name = "TYPE", default_value = "int8")]
-    activations: Activations,
+    #[arg(long, value_name = "TYPE", default_value = "int8", value_parser = activations())]
+    activations: DType,
     /// Type of the output [default: f16, or the activations' own]
-    #[arg(long, value_name = "TYPE")]
-    output: Option<Output>,
+    #[arg(long, value_name = "TYPE", value_parser = output())]
+    output: Option<DType>,
     /// Kernels: the GPU's own, or those for every GPU since Ampere (mma.sync)
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     kernels: Kernels,
@@ -97,49 +111,19 @@ impl FromStr for Shape {
     }
 }
 
-/// A type of the activations on the command line.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Activations {
-    Int8,
-    F16,
-    Bf16,
+/// Types of activations on the command line.
+pub fn activations() -> impl TypedValueParser<Value = DType> {
+    types_of(ACTIVATIONS)
 }
 
-impl Activations {
-    /// What it means.
-    pub fn activation(self) -> Activation {
-        match self {
-            Activations::Int8 => Activation::Int8,
-            Activations::F16 => Activation::Float16,
-            Activations::Bf16 => Activation::Bfloat16,
-        }
-    }
-
-    /// Its name.
-    fn name(self) -> &'static str {
-        match self {
-            Activations::Int8 => "int8",
-            Activations::F16 => "f16",
-            Activations::Bf16 => "bf16",
-        }
-    }
+/// Types of outputs on the command line.
+pub fn output() -> impl TypedValueParser<Value = DType> {
+    types_of(HALVES)
 }
 
-/// A type of the output on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
-    F16,
-    Bf16,
-}
-
-impl Output {
-    /// What it means.
-    pub fn output_type(self) -> OutputType {
-        match self {
-            Output::F16 => OutputType::Float16,
-            Output::Bf16 => OutputType::Bfloat16,
-        }
-    }
+fn types_of<const N: usize>(types: [DType; N]) -> impl TypedValueParser<Value = DType> {
+    PossibleValuesParser::new(types.map(DType::kernel_name))
+        .map(|name| DType::from_kernel_name(&name).expect("one of the possible values"))
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -181,15 +165,15 @@ struct Line {
 }
 
 impl Line {
-    fn new(shape: Shape, weights: WeightKind, activations: Activations, m: &Measurement) -> Self {
+    fn new(shape: Shape, weights: WeightKind, activations: DType, m: &Measurement) -> Self {
         Self {
             n: shape.n,
             k: shape.k,
             weights: weights.to_string(),
-            activations: activations.name(),
+            activations: activations.kernel_name(),
             tokens: m.m,
-            kernel: m.plan.config.source().name,
-            split: m.plan.split,
+            kernel: m.plan.instance.source().name,
+            split: m.plan.stream_k,
             paired: m.plan.paired,
             tuned: m.tuned,
             microseconds: m.microseconds,
@@ -223,19 +207,15 @@ fn label(weights: &str, activations: &str) -> String {
 }
 
 /// What activations and output are made of.
-fn types(args: &GemmArgs) -> anyhow::Result<(Activation, OutputType)> {
-    let own = match args.activations {
-        Activations::Int8 => None,
-        Activations::F16 => Some(Output::F16),
-        Activations::Bf16 => Some(Output::Bf16),
-    };
+fn types(args: &GemmArgs) -> anyhow::Result<(DType, DType)> {
+    let own = (args.activations != DType::I8).then_some(args.activations);
     if own.is_some() && args.output.is_some_and(|o| Some(o) != own) {
         return Err(bad_input("--output: 16-bit activations give outputs of their own type"));
     }
     if own.is_some() && args.weights.contains(&WeightKind::Channel8) {
         return Err(bad_input("--weights int8 needs --activations int8: there is no W8A16 kernel"));
     }
-    Ok((args.activations.activation(), args.output.or(own).unwrap_or(Output::F16).output_type()))
+    Ok((args.activations, args.output.or(own).unwrap_or(DType::F16)))
 }
 
 /// Runs the command.
@@ -293,7 +273,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         Kernels::Sm80 => Arch::Sm80,
     };
     if args.tune {
-        console.note(&match device.tuned_store().path() {
+        console.note(&match TunedStore::of_device(&device).path() {
             Some(path) => format!("what is found is kept in {}", path.display()),
             None => String::from("what is found is not kept: there is no folder for it (QQQ_KERNEL_CACHE)"),
         });
@@ -412,13 +392,10 @@ mod tests {
             let cli: Cli = clap::Parser::parse_from(["gemm"].iter().chain(more));
             types(&cli.args).map_err(|e| e.to_string())
         };
-        assert_eq!(types(&[]), Ok((Activation::Int8, OutputType::Float16)));
-        assert_eq!(types(&["--output", "bf16"]), Ok((Activation::Int8, OutputType::Bfloat16)));
-        assert_eq!(types(&["--activations", "bf16"]), Ok((Activation::Bfloat16, OutputType::Bfloat16)));
-        assert_eq!(
-            types(&["--activations", "f16", "--output", "f16"]),
-            Ok((Activation::Float16, OutputType::Float16))
-        );
+        assert_eq!(types(&[]), Ok((DType::I8, DType::F16)));
+        assert_eq!(types(&["--output", "bf16"]), Ok((DType::I8, DType::BF16)));
+        assert_eq!(types(&["--activations", "bf16"]), Ok((DType::BF16, DType::BF16)));
+        assert_eq!(types(&["--activations", "f16", "--output", "f16"]), Ok((DType::F16, DType::F16)));
         assert!(types(&["--activations", "f16", "--output", "bf16"]).unwrap_err().contains("own type"));
         assert!(types(&["--activations", "bf16", "--weights", "g64,int8"]).unwrap_err().contains("W8A16"));
     }

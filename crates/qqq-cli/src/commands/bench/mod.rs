@@ -8,7 +8,7 @@ use clap::Subcommand;
 
 use crate::console::Console;
 
-pub use gemm::{Activations, Output};
+pub use gemm::{activations, output};
 pub use model::{Speed, measure};
 
 /// Measure speed

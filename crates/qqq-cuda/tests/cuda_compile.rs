@@ -1,0 +1,66 @@
+//! Every kernel that can be chosen compiles, for every architecture it is for, without spills and without the
+//! compiler's remark that matrix instructions were serialized. Needs NVRTC, but no GPU. In CI each instance of the
+//! products with one of its two types of output, which takes minutes; a selection elsewhere; `QQQ_COMPILE=all` compiles
+//! both.
+
+use std::process::ExitCode;
+
+use qqq_backend::cpu::pool::parallel_for;
+use qqq_cuda::jit::ArchivedKernel;
+use qqq_cuda::prebuild::{self, Selection};
+use qqq_cuda::{Arch, Nvrtc, Resources};
+use qqq_testing::{Missing, Suite, in_ci, tests};
+
+fn main() -> ExitCode {
+    let nvrtc = || Nvrtc::find().map_err(|e| Missing::tool("QQQ_NVRTC", e));
+    Suite::new().with(nvrtc, tests![every_kernel_compiles_cleanly]).run()
+}
+
+/// Whether this is the type of output that stands for both: the type changes how results are rounded, after the main
+/// loop, where a kernel has registers to spare. Either type comes up for every kind of product.
+fn stands_for_both(name: &str) -> bool {
+    let instance = name.trim_end_matches("_f16").trim_end_matches("_bf16");
+    let is_odd = instance.bytes().map(usize::from).sum::<usize>() % 2 == 1;
+    instance == name || name.ends_with("_bf16") == is_odd
+}
+
+fn kernels() -> Vec<ArchivedKernel> {
+    let mut kernels = Vec::new();
+    for arch in Arch::ALL {
+        let mut all = prebuild::kernels(arch, &Selection::default());
+        // Between these architectures, half of the kernels that quantize will do.
+        if ![Arch::Sm80, Arch::Sm90a].contains(&arch) {
+            all.retain(|k| !k.source.name.contains("quantize_") || !k.source.name.contains("_stepwise"));
+        }
+        kernels.extend(all);
+    }
+    if std::env::var("QQQ_COMPILE").is_ok_and(|v| v == "all") {
+        return kernels;
+    }
+    kernels.retain(|k| stands_for_both(&k.source.name));
+    if !in_ci() {
+        kernels = kernels.into_iter().step_by(17).collect();
+    }
+    kernels
+}
+
+fn every_kernel_compiles_cleanly(nvrtc: Nvrtc) {
+    let kernels = kernels();
+    let problems = std::sync::Mutex::new(Vec::new());
+    parallel_for(kernels.len(), |i| {
+        let kernel = &kernels[i];
+        let problem = match nvrtc.compile(&kernel.source, kernel.arch) {
+            Err(error) => error.to_string(),
+            Ok(compiled) => {
+                let r = Resources::from_log(&compiled.log);
+                if r.spill_stores + r.spill_loads == 0 && r.warnings.is_empty() && r.registers > 0 {
+                    return;
+                }
+                format!("{} for {}: {r:?}", kernel.source.name, kernel.arch)
+            }
+        };
+        problems.lock().unwrap().push(problem);
+    });
+    let problems = problems.into_inner().unwrap();
+    assert!(problems.is_empty(), "{} of {}:\n{}", problems.len(), kernels.len(), problems.join("\n"));
+}

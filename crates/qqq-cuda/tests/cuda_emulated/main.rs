@@ -1,0 +1,52 @@
+//! The CUDA kernels on the CPU: their sources, compiled by the host's compiler for an emulated GPU (`emulator/`), which
+//! picks at random, from a seed, who runs next and when what is asynchronous takes effect. Wrong results, deadlocks,
+//! races with the copy engine and the tensor cores, and writes beside the operands are found without a GPU.
+//!
+//! A selection of the products is run. `QQQ_EMULATE=all` runs every instance in more cases, which takes an hour;
+//! `QQQ_EMULATE_SEED` is added to the seeds.
+
+#[path = "../common/packing.rs"]
+mod packing;
+#[path = "../common/products_half.rs"]
+mod products_half;
+#[path = "../common/products_int8.rs"]
+mod products_int8;
+#[path = "../common/quantized.rs"]
+mod quantized;
+#[path = "../common/uniform.rs"]
+mod uniform;
+
+mod emulated_mistakes;
+mod emulated_products;
+mod emulated_quantize;
+mod emulator;
+mod product;
+
+use std::process::ExitCode;
+
+use qqq_testing::{Suite, tests};
+
+fn main() -> ExitCode {
+    Suite::new()
+        .with(
+            qqq_testing::cxx,
+            tests![
+                emulated_mistakes::mistakes_are_found,
+                emulated_products::products_of_int8_activations,
+                emulated_products::products_of_16_bit_activations,
+                emulated_products::batch_invariant_plans,
+                emulated_quantize::activations_are_those_of_float64,
+                emulated_quantize::weights_are_packed_as_on_the_host
+            ],
+        )
+        .run()
+}
+
+/// Whether everything is run.
+fn everything() -> bool {
+    std::env::var("QQQ_EMULATE").is_ok_and(|v| v == "all")
+}
+
+fn seed() -> u64 {
+    std::env::var("QQQ_EMULATE_SEED").map_or(0, |v| v.parse().expect("QQQ_EMULATE_SEED is a number"))
+}
