@@ -96,7 +96,7 @@ impl<'d, B: Backend> Runner<'d, B> {
     /// # Errors
     /// A row that is not there; those of the backend.
     pub fn logits(&mut self, rows: &[usize]) -> Result<Cow<'_, [f32]>> {
-        self.to_head(rows)?;
+        self.run_last_norm(rows)?;
         let b = &self.decoder.backend;
         b.linear(&self.head_input, &self.decoder.head, &mut self.logits)?;
         Ok(b.read(&self.logits)?)
@@ -109,12 +109,12 @@ impl<'d, B: Backend> Runner<'d, B> {
     /// # Errors
     /// As [`logits`](Self::logits).
     pub fn top_logits(&mut self, rows: &[usize], count: usize) -> Result<Vec<Vec<(f32, u32)>>> {
-        self.to_head(rows)?;
+        self.run_last_norm(rows)?;
         let Decoder { backend, head, .. } = self.decoder;
         Ok(backend.top(&self.head_input, head, count, &mut self.logits)?)
     }
 
-    fn to_head(&mut self, rows: &[usize]) -> Result<()> {
+    fn run_last_norm(&mut self, rows: &[usize]) -> Result<()> {
         self.decoder.backend.gather(&self.flow.residual, rows, &mut self.gathered)?;
         self.decoder.head_input(&mut self.gathered, &mut self.head_input)
     }

@@ -114,7 +114,7 @@ multiversion! {
     /// `out = g/2 (1 + tanh(t)) * u` with `t = sqrt(2/pi) (g + 0.044715 g^3)`: as `(1 + tanh(t)) / 2 = 1 / (1 + e^(-2t))`, to a
     /// few 1e-7 of `g u`.
     fn gelu_tanh_mul_row(g: &[f32], u: &[f32], out: &mut [f32]) {
-        const TWO_ROOT: f32 = 1.595_769_1;
+        const TWO_ROOT: f32 = 1.595_769_2;
         for ((out, &g), &u) in out.iter_mut().zip(g).zip(u) {
             let t = TWO_ROOT * fma::<FMA>(0.044_715 * g * g, g, g);
             *out = g / (1.0 + exp::<FMA>(-t)) * u;
