@@ -94,37 +94,6 @@ fn the_built_in_text_is_the_default_and_the_first_line_says_so() {
 }
 
 #[test]
-fn the_demo_quantizes_once() {
-    let place = Place::new();
-    let cache = place.path("cache");
-    let demo = |options: &str| {
-        let mut command = place.command();
-        command.env("QQQ_CACHE", &cache).args("demo --model model --json".split(' '));
-        let run = Run::of(command.args(options.split_whitespace()).output().unwrap()).success();
-        let kept: Vec<_> =
-            std::fs::read_dir(cache.join("demo")).unwrap().map(|e| e.unwrap().path()).collect();
-        assert_eq!(kept.len(), 1, "one result is kept: {kept:?}");
-        (run.json()["from_cache"].as_bool().unwrap(), kept[0].clone())
-    };
-    let (from_cache, made) = demo("");
-    assert!(!from_cache);
-    assert_eq!(demo("--keep mine"), (true, made.clone()));
-    for entry in std::fs::read_dir(&made).unwrap() {
-        let name = entry.unwrap().file_name();
-        let [a, b] = [&made, &place.path("mine")].map(|dir| std::fs::read(dir.join(&name)).unwrap());
-        assert!(a == b, "{name:?}");
-    }
-    place.run("inspect mine").success();
-    assert_eq!(demo("--again"), (false, made.clone()));
-    // Another model: another result, and the old one goes.
-    let weights = place.path("model").join("model.safetensors");
-    std::fs::copy(&weights, place.path("copy")).unwrap();
-    std::fs::rename(place.path("copy"), weights).unwrap();
-    let (from_cache, other) = demo("");
-    assert!(!from_cache && other != made, "{other:?}");
-}
-
-#[test]
 fn perplexity() {
     let place = Place::new();
     let json = |line: &str| place.run(line).success().json();
