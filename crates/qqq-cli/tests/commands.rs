@@ -93,6 +93,48 @@ fn the_built_in_text_is_the_default_and_the_first_line_says_so() {
     place.run("quantize model -o out --windows 1000 --window 2048").failure(2, "the built-in text has");
 }
 
+/// Text that changes nothing is not called calibration, and without text there is no error of outputs.
+#[test]
+fn what_rounding_to_nearest_says_of_its_text() {
+    let place = Place::new();
+    let rtn = |out: &str, options: &str| {
+        let run = place.run(&format!("quantize model -o {out} --method rtn --clip none {options}")).success();
+        let first = run.stderr.lines().next().unwrap().to_owned();
+        let row = run.stdout.lines().find(|line| line.contains("mean over layers")).unwrap().to_owned();
+        (first, row, std::fs::read_to_string(place.path(out).join("README.md")).unwrap())
+    };
+    let gptq = "; --method gptq keeps more of the quality";
+    for text in ["text.txt", "built-in"] {
+        let (first, row, card) =
+            rtn(&format!("of-{text}"), &format!("--calibration {text} --windows 2 --window 64"));
+        assert!(first.starts_with("rounding to nearest, the loss measured on "), "{first}");
+        assert!(first.contains("2 windows of 64 tokens") && first.ends_with(gptq), "{first}");
+        assert!(row.starts_with("output error") && row.contains("of the output's square"), "{row}");
+        assert!(card.contains("| Calibration data | none; loss measured on "), "{card}");
+        assert!(
+            card.contains("a layer's output on the text above") && !card.contains("calibration data,"),
+            "{card}"
+        );
+    }
+    let (first, row, card) = rtn("none", "");
+    assert!(
+        first.starts_with("rounding to nearest, without calibration") && first.ends_with(gptq),
+        "{first}"
+    );
+    assert!(
+        row.starts_with("weight error") && row.contains("of the weights' square (no calibration)"),
+        "{row}"
+    );
+    assert!(card.contains("| Calibration data | none |"), "{card}");
+    assert!(
+        card.contains("a layer's weights (no calibration), relative to the weights themselves"),
+        "{card}"
+    );
+    place
+        .run("quantize model -o no --method rtn --windows 0")
+        .failure(2, "--windows 0 leaves no calibration text, which --clip output cannot do without");
+}
+
 #[test]
 fn perplexity() {
     let place = Place::new();

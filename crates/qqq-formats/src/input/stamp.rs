@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn parts_hash_as_when_they_were_read() {
-        let bytes: Vec<u8> = (0..2 * CHUNK + 77).map(|i| (i * i >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..2 * CHUNK + 77).map(|i| ((i * i) >> 3) as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         io::Write::write_all(&mut file, &bytes).unwrap();
         for part in [0..0, 3..4, 5..CHUNK + 5, 1..bytes.len()] {
