@@ -1,6 +1,7 @@
 //! Standard output and standard error.
 
 use std::{
+    borrow::Cow,
     ffi::OsString,
     io::{self, IsTerminal, Write},
     sync::{Arc, Mutex, PoisonError},
@@ -8,13 +9,18 @@ use std::{
 
 use serde::Serialize;
 
-use crate::errors::{ClosedOutput, Failure};
+use crate::{
+    controls::visible,
+    errors::{ClosedOutput, Failure},
+};
 
 /// Where results and notes go.
 #[derive(Clone, Debug)]
 pub struct Console {
     json: bool,
     quiet: bool,
+    out_is_terminal: bool,
+    err_is_terminal: bool,
     fancy_out: bool,
     fancy_err: bool,
     colour_err: bool,
@@ -59,11 +65,14 @@ impl Console {
     /// `json`: results as one JSON object; `quiet`: no notes.
     pub fn new(json: bool, quiet: bool) -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        let out_is_terminal = io::stdout().is_terminal();
         let err_is_terminal = io::stderr().is_terminal();
         Self {
             json,
             quiet,
-            fancy_out: !dumb && io::stdout().is_terminal(),
+            out_is_terminal,
+            err_is_terminal,
+            fancy_out: !dumb && out_is_terminal,
             fancy_err: !dumb && err_is_terminal,
             colour_err: wants_colour(err_is_terminal, &|name| std::env::var_os(name)),
             told: Arc::default(),
@@ -117,8 +126,9 @@ impl Console {
         self.raw(&format!("{}\n", text.trim_end_matches('\n')))
     }
 
-    /// Prints text on standard output at once.
+    /// Prints text on standard output at once: as it is, but a terminal gets no control characters.
     pub fn raw(&self, text: &str) -> anyhow::Result<()> {
+        let text = shown(text, self.out_is_terminal);
         let mut out = io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Ok(()) => Ok(()),
@@ -137,14 +147,14 @@ impl Console {
     pub fn status(&self, text: &str) {
         if !self.quiet {
             // Nobody can be told if standard error is gone.
-            let _ = writeln!(io::stderr(), "{text}");
+            let _ = writeln!(io::stderr(), "{}", shown(text, self.err_is_terminal));
         }
     }
 
     /// A line that the user must see; it is part of the JSON object as well.
     pub fn warn(&self, text: &str) {
         lock(&self.told).warnings.push(text.to_owned());
-        let _ = writeln!(io::stderr(), "warning: {text}");
+        let _ = writeln!(io::stderr(), "warning: {}", shown(text, self.err_is_terminal));
     }
 
     /// Tells the seed that was drawn for what `--seed -1` asks for.
@@ -158,9 +168,10 @@ impl Console {
         let mut err = io::stderr();
         let (red, blue, reset) =
             if self.colour_err { ("\x1b[1;31m", "\x1b[1;34m", "\x1b[0m") } else { ("", "", "") };
-        let _ = writeln!(err, "{red}error:{reset} {}", failure.message);
+        let shown = |text| shown(text, self.err_is_terminal);
+        let _ = writeln!(err, "{red}error:{reset} {}", shown(&failure.message));
         if let Some(hint) = &failure.hint {
-            let _ = writeln!(err, "{blue}hint:{reset} {hint}");
+            let _ = writeln!(err, "{blue}hint:{reset} {}", shown(hint));
         }
         self.failure_object(failure);
     }
@@ -174,6 +185,11 @@ impl Console {
             let _ = self.line(&object);
         }
     }
+}
+
+/// A text as a stream gets it.
+fn shown(text: &str, is_terminal: bool) -> Cow<'_, str> {
+    if is_terminal { visible(text) } else { text.into() }
 }
 
 /// Whether a stream gets colours, by the variables that programs have agreed on (<https://no-color.org>,

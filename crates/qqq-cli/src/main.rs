@@ -3,6 +3,7 @@
 mod app;
 mod commands;
 mod console;
+mod controls;
 mod device;
 mod download;
 mod errors;

@@ -86,6 +86,15 @@ fn commands_say_what_they_did() {
 }
 
 #[test]
+fn what_only_begins_as_a_command_is_a_message() {
+    let entered = "/exit codes of bash\n /exit\n/help me\n/reset it\n\t/reset\n";
+    let run = chat(TEMPLATE, entered.as_bytes());
+    assert_eq!(prompts(&run).len(), 5, "{}", run.stderr);
+    assert_eq!(prompts(&run)[0], "user: /exit codes of bash\nassistant: ".len());
+    assert_eq!(prompts(&chat(TEMPLATE, b"/exit \nHello\n")).len(), 0);
+}
+
+#[test]
 fn a_byte_order_mark_is_no_part_of_the_first_message() {
     let run = chat(TEMPLATE, b"\xEF\xBB\xBFHello\n");
     assert_eq!(prompts(&run), prompts(&chat(TEMPLATE, b"Hello\n")));

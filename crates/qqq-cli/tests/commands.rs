@@ -93,35 +93,46 @@ fn the_built_in_text_is_the_default_and_the_first_line_says_so() {
     place.run("quantize model -o out --windows 1000 --window 2048").failure(2, "the built-in text has");
 }
 
+/// Text that changes nothing is not called calibration, and without text there is no error of outputs.
 #[test]
-fn the_demo_quantizes_once() {
+fn what_rounding_to_nearest_says_of_its_text() {
     let place = Place::new();
-    let cache = place.path("cache");
-    let demo = |options: &str| {
-        let mut command = place.command();
-        command.env("QQQ_CACHE", &cache).args("demo --model model --json".split(' '));
-        let run = Run::of(command.args(options.split_whitespace()).output().unwrap()).success();
-        let kept: Vec<_> =
-            std::fs::read_dir(cache.join("demo")).unwrap().map(|e| e.unwrap().path()).collect();
-        assert_eq!(kept.len(), 1, "one result is kept: {kept:?}");
-        (run.json()["from_cache"].as_bool().unwrap(), kept[0].clone())
+    let rtn = |out: &str, options: &str| {
+        let run = place.run(&format!("quantize model -o {out} --method rtn --clip none {options}")).success();
+        let first = run.stderr.lines().next().unwrap().to_owned();
+        let row = run.stdout.lines().find(|line| line.contains("mean over layers")).unwrap().to_owned();
+        (first, row, std::fs::read_to_string(place.path(out).join("README.md")).unwrap())
     };
-    let (from_cache, made) = demo("");
-    assert!(!from_cache);
-    assert_eq!(demo("--keep mine"), (true, made.clone()));
-    for entry in std::fs::read_dir(&made).unwrap() {
-        let name = entry.unwrap().file_name();
-        let [a, b] = [&made, &place.path("mine")].map(|dir| std::fs::read(dir.join(&name)).unwrap());
-        assert!(a == b, "{name:?}");
+    let gptq = "; --method gptq keeps more of the quality";
+    for text in ["text.txt", "built-in"] {
+        let (first, row, card) =
+            rtn(&format!("of-{text}"), &format!("--calibration {text} --windows 2 --window 64"));
+        assert!(first.starts_with("rounding to nearest, the loss measured on "), "{first}");
+        assert!(first.contains("2 windows of 64 tokens") && first.ends_with(gptq), "{first}");
+        assert!(row.starts_with("output error") && row.contains("of the output's square"), "{row}");
+        assert!(card.contains("| Calibration data | none; loss measured on "), "{card}");
+        assert!(
+            card.contains("a layer's output on the text above") && !card.contains("calibration data,"),
+            "{card}"
+        );
     }
-    place.run("inspect mine").success();
-    assert_eq!(demo("--again"), (false, made.clone()));
-    // Another model: another result, and the old one goes.
-    let weights = place.path("model").join("model.safetensors");
-    std::fs::copy(&weights, place.path("copy")).unwrap();
-    std::fs::rename(place.path("copy"), weights).unwrap();
-    let (from_cache, other) = demo("");
-    assert!(!from_cache && other != made, "{other:?}");
+    let (first, row, card) = rtn("none", "");
+    assert!(
+        first.starts_with("rounding to nearest, without calibration") && first.ends_with(gptq),
+        "{first}"
+    );
+    assert!(
+        row.starts_with("weight error") && row.contains("of the weights' square (no calibration)"),
+        "{row}"
+    );
+    assert!(card.contains("| Calibration data | none |"), "{card}");
+    assert!(
+        card.contains("a layer's weights (no calibration), relative to the weights themselves"),
+        "{card}"
+    );
+    place
+        .run("quantize model -o no --method rtn --windows 0")
+        .failure(2, "--windows 0 leaves no calibration text, which --clip output cannot do without");
 }
 
 #[test]

@@ -137,7 +137,26 @@ fn a_prompt_from_a_file_is_that_from_standard_input() {
     let refused = |arguments: &[&str], says: &str| generate(&place, arguments, b"").failure(2, says);
     refused(&["--prompt-file", "none.txt"], "none.txt");
     refused(&["--prompt", "a", "--prompt-file", "prompt.txt"], "cannot be used with");
-    generate(&place, &[], b"ab\xff").failure(2, "standard input is not UTF-8 text (byte 3 is 0xff)");
+    // What is no text is none from either.
+    for (bytes, says) in [
+        (b"ab\xff" as &[u8], ", line 1: it is not UTF-8 text (byte 2 is invalid)"),
+        (b"a\0b\0", ": it is no text, but binary data"),
+        (b"PK\x03\x04abc", ": it is no text, but a zip archive"),
+    ] {
+        fs::write(place.path("bytes"), bytes).unwrap();
+        refused(&["--prompt-file", "bytes"], &format!("cannot read the prompt: bytes{says}"));
+        for arguments in [&[] as &[&str], &["--prompt", "-"], &["--prompt-file", "-"]] {
+            let says = format!("cannot read the prompt: standard input{says}");
+            generate(&place, arguments, bytes).failure(2, &says);
+        }
+    }
+    // One line end is the writer's, others are the text's.
+    let text = format!("{text}\n\r\n");
+    fs::write(place.path("prompt.txt"), &text).unwrap();
+    let wanted = tokens(&["--prompt", "Once upon a\ntime\n\n"], "");
+    assert_eq!(wanted.0, "Once upon a\ntime\n\n".len());
+    assert_eq!(tokens(&["--prompt-file", "prompt.txt"], ""), wanted);
+    assert_eq!(tokens(&["--prompt", "-"], &text), wanted);
 }
 
 const BATCH: &str = r#"{"prompt": "Once", "id": "first"}
@@ -204,6 +223,23 @@ fn draws_of_a_batch_are_defined() {
 }
 
 #[test]
+fn a_line_may_leave_its_seed_to_chance() {
+    let place = place();
+    let options = ["-n", "30", "--temperature", "1.5"];
+    let input = "{\"prompt\": \"Once\", \"seed\": -1}\n".repeat(4) + "{\"prompt\": \"Once\", \"seed\": 3}\n";
+    let run = generate(&place, &[&options[..], &["--batch"]].concat(), input.as_bytes()).success();
+    let answers = lines(&run);
+    assert_eq!(answers[4].get("seed"), None, "it is the user's own");
+    let seeds: Vec<u64> = answers[..4].iter().map(|a| a["seed"].as_u64().unwrap()).collect();
+    assert!(seeds.iter().any(|s| *s != seeds[0]), "{seeds:?}");
+    for (answer, seed) in answers.iter().zip(&seeds) {
+        let seed = seed.to_string();
+        let arguments = [&options[..], &["--seed", &seed, "--json", "--prompt", "Once"]].concat();
+        assert_eq!(generate(&place, &arguments, b"").success().json()["text"], answer["text"]);
+    }
+}
+
+#[test]
 fn a_batch_with_json_is_one_object() {
     let place = place();
     fs::write(place.path("prompts.jsonl"), BATCH).unwrap();
@@ -242,6 +278,10 @@ fn a_bad_line_is_refused_before_any_work() {
         ("{\"prompt\": 3}", "standard input, line 2: the prompt is not a text"),
         ("{\"prompt\": ", "standard input, line 2: it is no JSON"),
         ("{\"prompt\": \"a\", \"top_k\": 1}", "standard input, line 2: the key \"top_k\" is not known"),
+        (
+            "{\"id\": 1, \"prompt\": \"a\", \"id\": 2}",
+            "standard input, line 2: the key \"id\" is there twice",
+        ),
     ] {
         let mut command = place.command();
         let mut child = command
@@ -274,8 +314,10 @@ fn a_bad_line_is_refused_before_any_work() {
     let run = generate(&place, &["--batch", "--raw"], BATCH.as_bytes());
     run.failure(2, "standard input, line 4: there are messages, but model is used without a chat template");
     generate(&place, &["--batch"], b"\n").failure(2, "standard input: there are no prompts");
-    generate(&place, &["--batch", "--batch-size", "0"], b"\"a\"")
-        .failure(2, "--batch-size must be at least 1");
+    for size in ["0", "-1", "x"] {
+        generate(&place, &["--batch", "--batch-size", size], b"\"a\"")
+            .failure(2, "for '--batch-size <N>': a whole number from 1 on is needed");
+    }
     generate(&place, &["--batch", "--prompt", "a"], b"").failure(2, "cannot be used with");
     let failed = generate(&place, &["--batch", "--json"], b"1").failure(2, "line 1").json();
     assert!(failed["error"]["message"].as_str().unwrap().contains("standard input, line 1"));

@@ -7,41 +7,51 @@
 //! What an input was when it was opened is kept: its size and the time of its last change. Both are looked at again after
 //! every read, so that no byte is ever used that came from a file that was being overwritten. A file that is *replaced*, by
 //! renaming another one over it or by removing it, is still open here and still the same: the run goes on with it.
+//!
+//! That a file was written to shows in its size and its time of modification. A program can set that time back, but not
+//! the time of the last change of status, which Unix keeps beside it. That one moves for what leaves the content alone as
+//! well: a change of mode or owner, another name (`ln`), another file under the name. So where nothing else has moved, what
+//! was read until then is read again and compared by its hash. If it is the same the run goes on; what comes out of it fits
+//! the file as it is now.
+
+mod stamp;
+mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::{
     borrow::Cow,
     collections::BTreeMap,
     fmt,
     fs::{File, Metadata},
-    io::{self, Read},
+    io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use self::stamp::{Difference, Stamp, hash, hash_of};
+pub use self::stream::Watched;
 use crate::{FormatError, Result};
-
-/// What shows that a file's content has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    bytes: u64,
-    /// To the nanosecond where the file system has it; `None` where it does not say.
-    modified: Option<SystemTime>,
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
-        Self { bytes: metadata.len(), modified: metadata.modified().ok() }
-    }
-}
 
 /// A regular file that is open for reading, and must stay as it is.
 #[derive(Debug)]
 pub struct InputFile {
     path: PathBuf,
     file: File,
+    bytes: u64,
+    watch: Mutex<Watch>,
+}
+
+/// What is known of an [`InputFile`].
+#[derive(Debug)]
+struct Watch {
+    /// As it was when all that was read until then was known to be in the file.
     stamp: Stamp,
+    /// Hashes of what was read, by place and length.
+    parts: BTreeMap<(u64, usize), u64>,
+    /// Whether others have read from the file as well.
+    is_shared: bool,
 }
 
 impl InputFile {
@@ -57,7 +67,8 @@ impl InputFile {
         if !metadata.is_file() {
             return Err(FormatError::Malformed { path: path.into(), reason: "is not a file".into() });
         }
-        Ok(Self { path: path.into(), file, stamp: Stamp::of(&metadata) })
+        let watch = Watch { stamp: Stamp::of(&metadata), parts: BTreeMap::new(), is_shared: false };
+        Ok(Self { path: path.into(), file, bytes: metadata.len(), watch: Mutex::new(watch) })
     }
 
     /// The path by which it was opened.
@@ -67,7 +78,7 @@ impl InputFile {
 
     /// Its size in bytes, when it was opened.
     pub fn bytes(&self) -> u64 {
-        self.stamp.bytes
+        self.bytes
     }
 
     /// Fills `out` with the bytes from `offset` on. May be called by several threads at a time.
@@ -76,10 +87,12 @@ impl InputFile {
     /// [`FormatError::Io`] if they cannot be read, [`FormatError::Changed`] if the file is no longer what it was when it was
     /// opened; what is in `out` is nothing to be used then.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let before = self.watch().stamp;
         let read = read_exact_at(&self.file, out, offset);
+        let part = read.is_ok().then(|| ((offset, out.len()), hash(out)));
         // First: a file that was truncated ends too early, and that is the better explanation.
-        self.check()?;
-        read.map_err(|source| FormatError::Io { path: self.path.clone(), source })
+        self.check_since(before, part)?;
+        read.map_err(|source| self.io(source))
     }
 
     /// All of its bytes.
@@ -93,11 +106,13 @@ impl InputFile {
     }
 
     /// Another handle of the open file, for libraries that read one themselves; [`InputFile::check`] is left to the caller.
+    /// What they read is not known here, so that a change of status alone counts as a change from now on.
     ///
     /// # Errors
     /// The operating system's.
     pub fn handle(&self) -> Result<File> {
-        self.file.try_clone().map_err(|source| FormatError::Io { path: self.path.clone(), source })
+        self.watch().is_shared = true;
+        self.file.try_clone().map_err(|source| self.io(source))
     }
 
     /// Whether the file is still what it was when it was opened, whatever has its name by now.
@@ -105,20 +120,60 @@ impl InputFile {
     /// # Errors
     /// [`FormatError::Changed`], with what has changed.
     pub fn check(&self) -> Result<()> {
-        let metadata =
-            self.file.metadata().map_err(|source| FormatError::Io { path: self.path.clone(), source })?;
-        let now = Stamp::of(&metadata);
-        if now == self.stamp {
+        let before = self.watch().stamp;
+        self.check_since(before, None)
+    }
+
+    /// Checks the file after a part of it was read, with its hash; `before` is the stamp before that.
+    fn check_since(&self, before: Stamp, part: Option<((u64, usize), u64)>) -> Result<()> {
+        let mut watch = self.watch();
+        // Under the lock: what others compare from now on has this part in it.
+        let now = Stamp::of(&self.file.metadata().map_err(|source| self.io(source))?);
+        let difference = before.difference(&now);
+        if let Difference::Content(what) = difference {
+            return Err(self.changed(what));
+        }
+        if let Some((place, hash)) = part
+            && watch.parts.insert(place, hash).is_some_and(|earlier| earlier != hash)
+        {
+            return Err(self.changed(stamp::OTHER_CONTENT.into()));
+        }
+        if difference == Difference::None {
             return Ok(());
         }
-        let what = match now.bytes {
-            n if n < self.stamp.bytes => {
-                format!("it was truncated from {} to {n} bytes", self.stamp.bytes)
+        if watch.is_shared {
+            return Err(self.changed(
+                "its status is another (mode, names, or content with the time set back), and what was read of it cannot be \
+                 compared"
+                    .into(),
+            ));
+        }
+        // Where another thread was here first, the parts of the others are compared already.
+        let is_new = watch.stamp != now;
+        let own = part.map(|(place, _)| place);
+        for (&(offset, length), &hash) in
+            watch.parts.iter().filter(|(place, _)| is_new || Some(**place) == own)
+        {
+            let found = hash_of(&self.file, offset..offset + length as u64);
+            if found.map_err(|source| self.io(source))? != hash {
+                return Err(self.changed(stamp::OTHER_CONTENT.into()));
             }
-            n if n > self.stamp.bytes => format!("it grew from {} to {n} bytes", self.stamp.bytes),
-            n => format!("it still has {n} bytes, but its time of modification is another"),
-        };
-        Err(FormatError::Changed { path: self.path.clone(), what })
+        }
+        watch.stamp = now;
+        Ok(())
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        // Nothing is left half done in it by a panic.
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn io(&self, source: io::Error) -> FormatError {
+        FormatError::Io { path: self.path.clone(), source }
+    }
+
+    fn changed(&self, what: String) -> FormatError {
+        FormatError::Changed { path: self.path.clone(), what }
     }
 
     /// Whether the name that it was opened by is another file's by now, or nobody's. Where the system does not tell files
@@ -262,162 +317,5 @@ impl Content {
             }
             Content::Memory(bytes) => Cow::Borrowed(&bytes[range]),
         })
-    }
-}
-
-/// A stream over a file that is read once, from start to end: an error where the file was changed before its end was
-/// reached. What is no regular file (a pipe) is passed through.
-pub struct Watched {
-    file: File,
-    path: PathBuf,
-    stamp: Option<Stamp>,
-}
-
-impl Watched {
-    /// Opens a file.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
-        let stamp = metadata.is_file().then(|| Stamp::of(&metadata));
-        Ok(Self { file, path: path.into(), stamp })
-    }
-
-    /// Whether it has an end to count on: no pipe, say.
-    pub fn is_regular(&self) -> bool {
-        self.stamp.is_some()
-    }
-}
-
-impl Read for Watched {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read(out)?;
-        if let Some(stamp) = self.stamp
-            && Stamp::of(&self.file.metadata()?) != stamp
-        {
-            let what = "its size or time changed".into();
-            return Err(io::Error::other(FormatError::Changed { path: self.path.clone(), what }));
-        }
-        Ok(n)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{fs, io::Write, time::Duration};
-
-    use super::*;
-
-    fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("input");
-        fs::write(&path, text).unwrap();
-        (dir, path)
-    }
-
-    /// Writes into the file itself; the time is set, for two writes may fall into one tick of the clock.
-    fn overwrite(path: &Path, text: &str) {
-        let later = fs::metadata(path).unwrap().modified().unwrap() + Duration::from_nanos(1);
-        let mut file = File::options().write(true).open(path).unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        file.set_modified(later).unwrap();
-    }
-
-    fn changed<T>(result: Result<T>) -> String {
-        match result {
-            Err(FormatError::Changed { path, what }) => format!("{}: {what}", path.display()),
-            Err(e) => panic!("{e}"),
-            Ok(_) => panic!("no error"),
-        }
-    }
-
-    #[test]
-    fn reads_by_place() {
-        let (_dir, path) = written("0123456789");
-        let file = InputFile::open(&path).unwrap();
-        let mut out = [0; 4];
-        file.read_at(3, &mut out).unwrap();
-        assert_eq!(&out, b"3456");
-        assert_eq!(file.read().unwrap(), b"0123456789");
-        assert!(matches!(file.read_at(7, &mut out), Err(FormatError::Io { .. })), "beyond the end");
-    }
-
-    #[test]
-    fn truncated_grown_and_overwritten_files_are_told_apart() {
-        let truncate: fn(&Path) = |p| File::options().write(true).open(p).unwrap().set_len(4).unwrap();
-        let grow: fn(&Path) = |p| overwrite(p, "0123456789ab");
-        let rewrite: fn(&Path) = |p| overwrite(p, "x");
-        for (change, says) in [
-            (truncate, "from 10 to 4 bytes"),
-            (grow, "grew from 10 to 12 bytes"),
-            (rewrite, "still has 10 bytes, but its time"),
-        ] {
-            let (_dir, path) = written("0123456789");
-            let file = InputFile::open(&path).unwrap();
-            file.check().unwrap();
-            change(&path);
-            for message in [
-                changed(file.check()),
-                changed(file.read_at(0, &mut [0; 2])),
-                changed(file.read_at(6, &mut [0; 4])),
-            ] {
-                assert!(message.contains(says) && message.contains("input"), "{message}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_file_that_takes_the_name_is_another_one() {
-        let (dir, path) = written("old");
-        let inputs = Inputs::default();
-        assert_eq!(inputs.read(&path).unwrap(), b"old");
-        assert_eq!(inputs.replaced(), [] as [PathBuf; 0]);
-        fs::write(dir.path().join("new"), "newer").unwrap();
-        fs::rename(dir.path().join("new"), &path).unwrap();
-        inputs.check().unwrap();
-        assert_eq!(inputs.read(&path).unwrap(), b"old", "as it was the first time");
-        assert_eq!(inputs.replaced(), if cfg!(unix) { vec![path.clone()] } else { vec![] });
-        fs::remove_file(&path).unwrap();
-        inputs.check().unwrap();
-        assert_eq!(inputs.replaced(), if cfg!(unix) { vec![path.clone()] } else { vec![] });
-        assert_eq!(inputs.read_if_there(&path).unwrap().as_deref(), Some(&b"old"[..]));
-        assert_eq!(inputs.read_if_there(&dir.path().join("none")).unwrap(), None);
-    }
-
-    #[test]
-    fn all_inputs_are_watched() {
-        let (dir, path) = written("one");
-        let other = dir.path().join("other");
-        fs::write(&other, "two").unwrap();
-        let inputs = Inputs::default();
-        inputs.read(&path).unwrap();
-        inputs.read(&other).unwrap();
-        inputs.check().unwrap();
-        overwrite(&other, "six");
-        assert!(changed(inputs.check()).contains("other"));
-    }
-
-    #[test]
-    fn streams_end_with_an_error_when_the_file_changes() {
-        let (_dir, path) = written("0123456789");
-        let mut stream = Watched::open(&path).unwrap();
-        let mut out = [0; 4];
-        stream.read_exact(&mut out).unwrap();
-        overwrite(&path, "x");
-        let error = stream.read_to_end(&mut Vec::new()).unwrap_err();
-        assert!(error.to_string().contains("input"), "{error}");
-    }
-
-    /// The memory of a process has no byte at address 0: reading there is an error of the device, as on a disk that fails.
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn errors_of_the_device_name_the_file() {
-        let file = InputFile::open(Path::new("/proc/self/mem")).unwrap();
-        match file.read_at(0, &mut [0; 8]) {
-            Err(e @ FormatError::Io { .. }) => assert!(e.to_string().starts_with("/proc/self/mem: "), "{e}"),
-            other => panic!("{other:?}"),
-        }
     }
 }

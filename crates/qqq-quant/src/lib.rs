@@ -81,6 +81,7 @@ mod work;
 pub use error::{QuantError, Result};
 pub use output::REPORT_FILE;
 pub use pipeline::{Output, Progress, quantize};
+pub use preflight::NeedsText;
 pub use recipe::{
     Calibration, Clip, GroupScales, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind, Transform,
     ValueHessian,

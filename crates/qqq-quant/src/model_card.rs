@@ -93,11 +93,15 @@ fn render_into(
     let calibration = &recipe.calibration;
     match calibration.windows {
         0 => writeln!(card, "| Calibration data | none |")?,
-        n => writeln!(
-            card,
-            "| Calibration data | {}: {n} windows of {} tokens, seed {} |",
-            report.calibration_data, calibration.window, recipe.seed
-        )?,
+        n => {
+            let (data, tokens) = (&report.calibration_data, calibration.window);
+            let purpose = if recipe.needs_text().is_empty() { "none; loss measured on " } else { "" };
+            writeln!(
+                card,
+                "| Calibration data | {purpose}{data}: {n} windows of {tokens} tokens, seed {} |",
+                recipe.seed
+            )?;
+        }
     }
     for (name, value) in report.size_rows() {
         let (first, rest) = name.split_at(1);
@@ -117,10 +121,15 @@ fn render_into(
         }
     }
 
+    let what = match (calibration.windows, recipe.needs_text().as_slice()) {
+        (0, _) => "weights (no calibration), relative to the weights themselves",
+        (_, []) => "output on the text above, relative to the output itself",
+        _ => "output on the calibration data, relative to the output itself",
+    };
     writeln!(
         card,
-        "\n## Loss by layer\n\nSquared error of a layer's output on the calibration data, relative to the output itself, mean \
-         and worst over the blocks. `quantization_report.json` has every layer.\n"
+        "\n## Loss by layer\n\nSquared error of a layer's {what}, mean and worst over the blocks. \
+         `quantization_report.json` has every layer.\n"
     )?;
     writeln!(card, "| Layer | rounding to nearest | this checkpoint | worst |\n|---|---|---|---|")?;
     for module in modules::ALL {

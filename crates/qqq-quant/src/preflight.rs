@@ -29,6 +29,40 @@ pub(crate) struct Plan {
     pub already_quantized: Option<AlreadyQuantized>,
 }
 
+/// A part of a recipe that looks at calibration text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NeedsText {
+    /// The search for smoothing thresholds.
+    Smoothing,
+    /// Compensation of what was rounded before.
+    Compensation,
+    /// The choice of scales by the error of the output.
+    Clipping,
+}
+
+impl std::fmt::Display for NeedsText {
+    /// The recipe's field and its value.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Smoothing => "transform: smooth",
+            Self::Compensation => "compensate: true",
+            Self::Clipping => "clip: output",
+        })
+    }
+}
+
+impl Recipe {
+    /// What of it looks at calibration text. Where there is nothing, text only measures what was lost.
+    pub fn needs_text(&self) -> Vec<NeedsText> {
+        let needs = [
+            (self.transform == Transform::Smooth, NeedsText::Smoothing),
+            (self.compensate, NeedsText::Compensation),
+            (self.clip == Clip::Output, NeedsText::Clipping),
+        ];
+        needs.into_iter().filter(|(is_so, _)| *is_so).map(|(_, need)| need).collect()
+    }
+}
+
 /// The linear layers of a block: modules, output and input channels.
 fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
     let of_site = |site: Site| {
@@ -60,12 +94,12 @@ pub(crate) fn check(
     let smooth = recipe.transform == Transform::Smooth;
     let calibration = &recipe.calibration;
     let calibrates = recipe.calibrates();
-    if !calibrates && (recipe.compensate || smooth || recipe.clip == Clip::Output) {
-        return refuse(
-            "smoothing, compensation and clipping by output error need calibration windows; \
-             only plain rounding works without"
-                .into(),
-        );
+    let needs = recipe.needs_text();
+    if !calibrates && !needs.is_empty() {
+        return refuse(format!(
+            "calibration windows are 0, but this recipe looks at calibration text for {}",
+            needs.iter().map(|n| n.to_string()).collect::<Vec<_>>().join(" and ")
+        ));
     }
     if calibrates && calibration.window == 0 {
         return refuse("calibration windows must have at least one token".into());

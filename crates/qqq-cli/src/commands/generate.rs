@@ -3,6 +3,7 @@
 mod batch;
 mod lines;
 mod prompt;
+mod unique;
 
 use std::{
     io::IsTerminal,
@@ -36,7 +37,7 @@ Examples:
 The text goes to standard output as it is made, statistics to standard error.
 
 With --batch, a line of input is a JSON object with `prompt` (a text) or `messages` (a list, with `tools` if there are \
-any), and may have an `id` and a `seed`; or it is a text in quotes. All lines are checked before the first is run. An answer \
+any), and may have an `id` and a `seed` (-1: a random one, which its answer tells); or it is a text in quotes. All lines are checked before the first is run. An answer \
 is a JSON object on one line with the `line`'s number, its `id`, the `text` and what --json gives for one prompt; answers \
 come in the order of the lines. With --json they are the list `answers` of one object. Ctrl-C ends with the answers that are \
 complete. A line with a seed draws as if it were alone with --seed; line i of the others draws from the i-th of the \
@@ -59,7 +60,8 @@ pub struct GenerateArgs {
     #[arg(long, conflicts_with = "prompt")]
     batch: bool,
     /// Prompts of a batch that run together
-    #[arg(long, value_name = "N", default_value_t = 16, requires = "batch")]
+    #[arg(long, value_name = "N", default_value_t = 16, requires = "batch", allow_negative_numbers = true,
+        value_parser = numbers::count)]
     batch_size: usize,
     /// New tokens at most; -1: until the model ends or its context is full
     #[arg(short = 'n', long, value_name = "N", default_value_t = 256, allow_negative_numbers = true,
@@ -159,9 +161,6 @@ impl Answer {
 /// Runs the command.
 pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
     let sampling = args.sampling.options(0.0, console)?;
-    if args.batch_size == 0 {
-        return Err(bad_input("--batch-size must be at least 1"));
-    }
     args.stop.check(console)?;
     let text = read_prompt(args)?;
     let source = match &args.prompt_file {
@@ -213,10 +212,10 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
 fn read_prompt(args: &GenerateArgs) -> anyhow::Result<String> {
     let piped = !std::io::stdin().is_terminal();
     let text = match (args.prompt.as_deref(), &args.prompt_file) {
-        (Some("-"), _) => prompt::without_line_end(prompt::from_stdin()?),
+        (Some("-"), _) => prompt::read(Path::new("-"))?,
         (Some(text), _) => text.to_owned(),
-        (None, Some(file)) => prompt::without_line_end(prompt::from_file(file)?),
-        (None, None) if piped => prompt::without_line_end(prompt::from_stdin()?),
+        (None, Some(file)) => prompt::read(file)?,
+        (None, None) if piped => prompt::read(Path::new("-"))?,
         (None, None) => {
             let hint = match args.batch {
                 true => "name a file with --prompt-file FILE, or pipe JSON lines into standard input",

@@ -117,19 +117,17 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
 /// What a run will do, and what would be better or faster.
 fn plan(recipe: &Recipe, source: &Source) -> Plan {
     let calibration = &recipe.calibration;
-    let calibrates = recipe.calibrates();
-    let how = if calibrates {
-        format!(
-            "calibrating on {}, {} windows of {} tokens",
-            source.describe(),
-            calibration.windows,
-            calibration.window
-        )
-    } else {
-        "rounding to nearest, without calibration".into()
+    let text =
+        format!("{}, {} windows of {} tokens", source.describe(), calibration.windows, calibration.window);
+    // Otherwise the text only measures what was lost.
+    let needs_text = !recipe.needs_text().is_empty();
+    let how = match (recipe.calibrates(), needs_text) {
+        (false, _) => "rounding to nearest, without calibration".into(),
+        (true, false) => format!("rounding to nearest, the loss measured on {text}"),
+        (true, true) => format!("calibrating on {text}"),
     };
     let advice = match source {
-        _ if !calibrates => "--method gptq keeps more of the quality",
+        _ if !needs_text => "--method gptq keeps more of the quality",
         Source::SelfSamples => {
             "the built-in text is as good and takes none to write (--calibration built-in)"
         }
@@ -228,10 +226,14 @@ fn summary(report: &Report, output: &Path) -> String {
     let t = &report.timings;
     let mut rows = vec![("written", output.display().to_string()), ("format", report.format.clone())];
     rows.extend(report.size_rows());
+    let (name, whose) = match report.recipe.calibrates() {
+        true => ("output error", "output's square"),
+        false => ("weight error", "weights' square (no calibration)"),
+    };
     rows.push((
-        "output error",
+        name,
         format!(
-            "{} of the output's square, mean over layers (rounding to nearest: {})",
+            "{} of the {whose}, mean over layers (rounding to nearest: {})",
             format::significant(mean(&|l| l.loss), 3),
             format::significant(mean(&|l| l.loss_nearest), 3)
         ),

@@ -2,12 +2,12 @@
 
 use clap::ValueEnum;
 use qqq_quant::{
-    Calibration, Clip, GroupScales, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind, Transform,
-    ValueHessian,
+    Calibration, Clip, GroupScales, MAX_DAMPING, NeedsText, OutputFormat, Propagation, Recipe, RotationKind,
+    Transform, ValueHessian,
 };
 
 use crate::{
-    errors::bad_input,
+    errors::{bad_input, bad_input_hint},
     given::Given,
     numbers::{self, Seed},
 };
@@ -182,7 +182,7 @@ impl RecipeArgs {
         }
         let windows = self.windows(amount);
         self.refuse_idle(amount, windows)?;
-        Ok(Recipe {
+        let recipe = Recipe {
             transform: match self.transform {
                 TransformArg::Smooth => Transform::Smooth,
                 TransformArg::Rotate => Transform::Rotate,
@@ -224,7 +224,11 @@ impl RecipeArgs {
                 smooth_tokens: amount.smooth_tokens.min(amount.window),
             },
             seed: self.seed.value()?.0,
-        })
+        };
+        if !recipe.calibrates() {
+            refuse_without_text(&recipe.needs_text())?;
+        }
+        Ok(recipe)
     }
 
     /// Whether the recipe's seed was drawn.
@@ -273,7 +277,7 @@ impl RecipeArgs {
         if let Some(option) = idle(rtn && !by_output, &["value-hessian", "propagation"]) {
             return refuse(option, "with --method rtn, unless scales are chosen by --clip output");
         }
-        // What cannot do without calibration says so itself.
+        // What cannot do without calibration is refused as such.
         if windows == 0 && !self.needs_text() {
             let calibrating = ["calibration", "window", "text-format", "text-field"];
             if let Some(option) = idle(true, &calibrating).or(idle(!rotate, &["seed"])) {
@@ -300,11 +304,33 @@ impl RecipeArgs {
     }
 }
 
+/// Refuses a recipe without calibration windows that needs some.
+fn refuse_without_text(needs: &[NeedsText]) -> anyhow::Result<()> {
+    let (mut options, mut ways_out) = (Vec::new(), Vec::new());
+    for need in needs {
+        let (option, way_out) = match need {
+            NeedsText::Smoothing => ("--transform smooth", "another --transform"),
+            NeedsText::Compensation => ("--method gptq", "--method rtn"),
+            NeedsText::Clipping => ("--clip output", "--clip weight or none"),
+        };
+        options.push(option);
+        ways_out.push(way_out);
+    }
+    if options.is_empty() {
+        return Ok(());
+    }
+    Err(bad_input_hint(
+        format!("--windows 0 leaves no calibration text, which {} cannot do without", options.join(" and ")),
+        format!("give {}; or leave --windows out", ways_out.join(", and ")),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::errors::Failure;
 
     #[derive(Parser)]
     struct Line {
@@ -399,6 +425,31 @@ mod tests {
         ] {
             assert!(recipe(good).is_ok(), "{good}: {:?}", recipe(good));
         }
+    }
+
+    #[test]
+    fn what_needs_text_is_named_with_its_way_out() {
+        for (options, named, hint) in [
+            ("--method rtn", "--clip output", "give --clip weight or none; or leave --windows out"),
+            ("--clip none", "--method gptq", "give --method rtn; or leave --windows out"),
+            (
+                "--method rtn --clip weight --transform smooth",
+                "--transform smooth",
+                "give another --transform; or leave --windows out",
+            ),
+            (
+                "",
+                "--method gptq and --clip output",
+                "give --method rtn, and --clip weight or none; or leave --windows out",
+            ),
+        ] {
+            let line =
+                Line::parse_from(["qqq", "--windows", "0"].into_iter().chain(options.split_whitespace()));
+            let failure = Failure::of(&line.recipe.recipe(&line.amount).unwrap_err());
+            let message = format!("--windows 0 leaves no calibration text, which {named} cannot do without");
+            assert_eq!((failure.message, failure.hint.as_deref()), (message, Some(hint)), "{options}");
+        }
+        assert!(recipe("--windows 0 --method rtn --clip weight").is_ok());
     }
 
     #[test]

@@ -335,3 +335,29 @@ fn nothing_is_coloured() {
     let is_style = |s: &&&str| s.chars().all(|c| c.is_ascii_digit() || c == ';') && !matches!(**s, "0" | "");
     assert_eq!(styles.iter().find(is_style), None);
 }
+
+/// What a model says is shown, not obeyed; where it is no terminal that gets it, it is as it is.
+#[test]
+fn control_characters_of_an_answer_are_shown() {
+    let place = Place::new();
+    TinyModel::new().that_says(b"\x1b[").write(&place.path("model"));
+    let command = |options: &[&str]| {
+        let mut command = place.command();
+        command.args(["-q", "generate", "model", "-n", "40", "--prompt", "Hello"]).args(options);
+        command
+    };
+    let piped = common::Run::of(command(&[]).output().unwrap()).success().stdout;
+    assert!(piped.contains('\x1b'), "{piped:?}");
+    let shown = piped.replace('\x1b', "^[");
+    let mut terminal = Terminal::run(&mut command(&[]), 10, 120);
+    assert_eq!(terminal.wait_for_end(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&terminal.raw), shown.replace('\n', "\r\n"));
+    // Nor in an error.
+    let missing = place.path("\x1b[31mmodel");
+    let mut failing = place.command();
+    failing.env("NO_COLOR", "1").arg("inspect").arg(missing);
+    let mut terminal = Terminal::run(&mut failing, 10, 200);
+    assert_eq!(terminal.wait_for_end(), Some(2));
+    let raw = String::from_utf8_lossy(&terminal.raw);
+    assert!(!raw.contains('\x1b') && raw.contains("^[[31mmodel"), "{raw}");
+}

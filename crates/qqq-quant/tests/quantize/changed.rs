@@ -54,6 +54,25 @@ fn overwrite(path: &Path) {
     fs::File::options().write(true).open(path).unwrap().set_modified(later).unwrap();
 }
 
+/// As [`overwrite`], with the time set back.
+#[cfg(unix)]
+fn overwrite_unnoticed(path: &Path) {
+    use std::os::unix::fs::MetadataExt;
+
+    let before = fs::metadata(path).unwrap();
+    let status = |m: &fs::Metadata| (m.ctime(), m.ctime_nsec());
+    // Two changes of status may fall into one tick of the clock.
+    let clock = path.with_extension("clock");
+    while {
+        fs::write(&clock, "").unwrap();
+        status(&fs::metadata(&clock).unwrap()) <= status(&before)
+    } {}
+    fs::remove_file(clock).unwrap();
+    overwrite(path);
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(before.modified().unwrap()).unwrap();
+}
+
 fn truncate(path: &Path) {
     let file = fs::File::options().write(true).open(path).unwrap();
     file.set_len(file.metadata().unwrap().len() / 2).unwrap();
@@ -136,6 +155,15 @@ fn a_changed_file_ends_a_quantization_without_an_output() {
     for file in ["config.json", "tokenizer.json"] {
         Case::new().refused(&recipe(), "block 1/", file, overwrite);
         Case::new().refused(&recipe(), "block 2/2: writing", file, truncate);
+    }
+}
+
+/// Only what was read of the file shows it: here all of it.
+#[cfg(unix)]
+#[test]
+fn an_old_time_does_not_hide_a_change() {
+    for file in [WEIGHTS, "config.json", "tokenizer.json"] {
+        Case::new().refused(&recipe(), "block 2/2: writing", file, overwrite_unnoticed);
     }
 }
 

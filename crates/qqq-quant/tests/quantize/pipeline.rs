@@ -230,16 +230,20 @@ fn plain_rounding_needs_no_data() {
     let report = run(&model, &source, &out, &nearest, OutputFormat::Auto, &mut Steps::default()).unwrap();
     assert_eq!((report.calibration_tokens, report.calibration_data.as_str()), (0, "none"));
     assert!(distance(&logits(&out), &logits(&model)) < 0.2);
-    let compensate = Recipe { compensate: true, ..nearest };
-    let error = run(
-        &model,
-        &source,
-        &dir.path().join("out2"),
-        &compensate,
-        OutputFormat::Auto,
-        &mut Steps::default(),
-    );
-    assert!(matches!(error, Err(QuantError::Recipe(_))));
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains("layer's weights (no calibration), relative to the weights themselves"), "{card}");
+    // What needs text is named, and nothing else.
+    let smooth = Recipe { transform: Transform::Smooth, compensate: true, ..nearest };
+    for (recipe, named) in [
+        (Recipe { compensate: true, ..nearest }, "compensate: true"),
+        (Recipe { clip: Clip::Output, ..nearest }, "clip: output"),
+        (smooth, "transform: smooth and compensate: true"),
+    ] {
+        let out = dir.path().join("out2");
+        let error = run(&model, &source, &out, &recipe, OutputFormat::Auto, &mut Steps::default());
+        let Err(QuantError::Recipe(message)) = error else { panic!("{named}") };
+        assert!(message.ends_with(&format!("looks at calibration text for {named}")), "{message}");
+    }
 }
 
 #[test]

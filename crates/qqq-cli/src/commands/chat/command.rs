@@ -6,7 +6,8 @@ pub const COMMANDS: &str = "\
 /reset        forget the conversation; the system message stays
 /system TEXT  set the system message, and forget the conversation
 /system       remove the system message, and forget the conversation
-/exit         leave, as /quit and /bye";
+/exit         leave, as /quit and /bye
+What has several lines, or begins with a space, is always a message.";
 
 /// The keys of the line editor, for `/help`.
 pub const KEYS: &str = "\
@@ -40,19 +41,24 @@ pub enum Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// Reads what was entered, one line or several.
+    /// Reads what was entered, one line or several. A command is one line, and begins it; those that take no text have
+    /// nothing behind them.
     pub fn parse(entered: &'a str) -> Self {
         let text = entered.trim();
+        if text.is_empty() {
+            return Self::Nothing;
+        }
+        if entered.starts_with(char::is_whitespace) || text.contains(['\n', '\r']) {
+            return Self::Say(text);
+        }
         let (command, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-        match command {
-            "" => Self::Nothing,
-            "/exit" | "/quit" | "/bye" => Self::Exit,
-            "/reset" => Self::Reset,
-            "/help" | "/?" => Self::Help,
-            "/system" => Self::System(rest.trim()),
-            other if looks_like_a_command(other) && !text.contains('\n') && !entered.starts_with(' ') => {
-                Self::Unknown(other)
-            }
+        match (command, rest.trim()) {
+            ("/exit" | "/quit" | "/bye", "") => Self::Exit,
+            ("/reset", "") => Self::Reset,
+            ("/help" | "/?", "") => Self::Help,
+            ("/system", message) => Self::System(message),
+            ("/exit" | "/quit" | "/bye" | "/reset" | "/help", _) => Self::Say(text),
+            (other, _) if looks_like_a_command(other) => Self::Unknown(other),
             _ => Self::Say(text),
         }
     }
@@ -72,7 +78,8 @@ mod tests {
     #[test]
     fn lines() {
         assert_eq!(Input::parse("hello /exit\n"), Input::Say("hello /exit"));
-        assert_eq!(Input::parse(" /exit \n"), Input::Exit);
+        assert_eq!(Input::parse("/exit \n"), Input::Exit);
+        assert_eq!(Input::parse("/reset\r\n"), Input::Reset);
         assert_eq!(Input::parse("/system  Be brief. \n"), Input::System("Be brief."));
         assert_eq!(Input::parse("/system"), Input::System(""));
         assert_eq!(Input::parse("/help"), Input::Help);
@@ -93,6 +100,25 @@ mod tests {
             assert_eq!(Input::parse(text), Input::Say(text));
         }
         assert_eq!(Input::parse(" /rest of it"), Input::Say("/rest of it"));
-        assert_eq!(Input::parse("/system Be\nbrief."), Input::System("Be\nbrief."));
+        assert_eq!(Input::parse("/rest of it"), Input::Unknown("/rest"));
+    }
+
+    #[test]
+    fn messages_that_begin_as_a_command_does() {
+        for text in [
+            "/exit codes of bash",
+            "/help me with this",
+            "/? is what?",
+            "/reset\nis what git does",
+            "/exit\n\n/exit",
+            "/system Be\nbrief.",
+        ] {
+            assert_eq!(Input::parse(text), Input::Say(text));
+        }
+        for command in ["/exit", "/quit", "/bye", "/reset", "/help", "/?", "/system Be brief.", "/system"] {
+            for before in [" ", "\t", "\n"] {
+                assert_eq!(Input::parse(&format!("{before}{command}\n")), Input::Say(command));
+            }
+        }
     }
 }

@@ -2,18 +2,22 @@
 
 use std::{
     fs,
-    io::ErrorKind,
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use anyhow::Context;
 use qqq_backend::CpuBackend;
 use qqq_formats::{Checkpoint, cache, writer::CheckpointWriter};
 use qqq_model::Tokenizer;
-use qqq_quant::{Output, OutputFormat, REPORT_FILE, Recipe, Report, calibration::Source};
+use qqq_quant::{Output, OutputFormat, Recipe, Report, calibration::Source};
 use sha2::{Digest, Sha256};
 
+use super::{
+    cached::{Cached, Found, KEY, remove_others},
+    lock::{Lock, Work},
+    sums::Sums,
+};
 use crate::{
     commands::quantize::Steps,
     console::Console,
@@ -24,7 +28,9 @@ use crate::{
 };
 
 /// The folder of the cache.
-const FOLDER: &str = "demo";
+const FOLDER: &str = "qqq-demo";
+/// Between two looks at what another demo does.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A quantized checkpoint.
 pub struct Made {
@@ -33,25 +39,19 @@ pub struct Made {
     pub report: Report,
     /// Whether an earlier run made it.
     pub from_cache: bool,
+    sums: Sums,
+    /// No other demo makes it anew meanwhile.
+    _lock: Option<Lock>,
 }
 
 enum Place {
-    Cache(PathBuf),
+    Cache(Cached),
     /// Where there is no cache: removed at the end.
     Temporary(tempfile::TempDir),
 }
 
-impl Place {
-    fn checkpoint(&self) -> PathBuf {
-        match self {
-            Self::Cache(path) => path.clone(),
-            Self::Temporary(dir) => dir.path().join("w4a8"),
-        }
-    }
-}
-
 impl Made {
-    /// From the cache, or quantized now.
+    /// From the cache, or quantized now. A demo that quantizes the same model is waited for.
     ///
     /// # Errors
     /// As `qqq quantize`.
@@ -62,53 +62,115 @@ impl Made {
         console: &Console,
         guard: &Guard,
     ) -> anyhow::Result<Self> {
-        let place = place(model, recipe, console)?;
-        let path = place.checkpoint();
-        if again && path.exists() {
-            fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        match place(model, recipe, console)? {
+            Place::Temporary(dir) => {
+                let path = dir.path().join("w4a8");
+                let report = quantize(model, recipe, &Reserved::new(&path, console)?, console, guard)?;
+                let sums = Sums::of(&path)?;
+                Ok(Self { place: Place::Temporary(dir), report, from_cache: false, sums, _lock: None })
+            }
+            Place::Cache(cached) => Self::get_cached(cached, model, recipe, again, console, guard),
         }
-        if let Some(report) = complete(&path) {
-            console.note(&format!(
-                "Using {}, which an earlier demo quantized in {} (--again does it anew).",
-                path.display(),
-                format::seconds(report.timings.total)
-            ));
-            return Ok(Self { place, report, from_cache: true });
+    }
+
+    fn get_cached(
+        cached: Cached,
+        model: &Path,
+        recipe: &Recipe,
+        again: bool,
+        console: &Console,
+        guard: &Guard,
+    ) -> anyhow::Result<Self> {
+        let path = cached.checkpoint().to_owned();
+        let lock = |work: Work| {
+            let mut told = false;
+            let does = match work {
+                Work::Use => "makes",
+                Work::Make => "uses",
+            };
+            Lock::take(&cached.lock(), work, &mut || {
+                if !std::mem::replace(&mut told, true) {
+                    console.status(&format!(
+                        "Another demo {does} {}: waiting until it has finished (Ctrl-C ends the wait).",
+                        path.display()
+                    ));
+                }
+                std::thread::sleep(PAUSE);
+                guard.check()
+            })
+        };
+        let (mut again, mut is_made) = (again, false);
+        loop {
+            let using = lock(Work::Use)?;
+            if !again {
+                match cached.look()? {
+                    Found::Nothing => {}
+                    Found::Sound(report, sums) => {
+                        if !is_made {
+                            console.note(&format!(
+                                "Using {}, which an earlier demo quantized in {} (--again does it anew).",
+                                path.display(),
+                                format::seconds(report.timings.total)
+                            ));
+                        }
+                        let (place, lock) = (Place::Cache(cached), Some(using));
+                        return Ok(Self { place, report: *report, from_cache: !is_made, sums, _lock: lock });
+                    }
+                    Found::Damaged(why) if is_made => {
+                        anyhow::bail!("{}: {why}, though it was just made", path.display())
+                    }
+                    Found::Damaged(why) => {
+                        console.warn(&format!("{} is damaged ({why}): making it again", path.display()));
+                    }
+                }
+            }
+            drop(using);
+            let _making = lock(Work::Make)?;
+            // Another demo may have made it in between.
+            if !again && matches!(cached.look()?, Found::Sound(..)) {
+                continue;
+            }
+            cached.remove()?;
+            quantize(model, recipe, &Reserved::new(&path, console)?, console, guard)?;
+            cached.keep_sums()?;
+            remove_others(&cached);
+            (again, is_made) = (false, true);
         }
-        let reserved = Reserved::new(&path, console)?;
-        let report = quantize(model, recipe, &reserved, console, guard)?;
-        if let Place::Cache(path) = &place {
-            remove_others(path);
-        }
-        Ok(Self { place, report, from_cache: false })
     }
 
     /// Where it is.
     pub fn path(&self) -> PathBuf {
-        self.place.checkpoint()
+        match &self.place {
+            Place::Cache(cached) => cached.checkpoint().to_owned(),
+            Place::Temporary(dir) => dir.path().join("w4a8"),
+        }
     }
 
     /// Copies it to a directory that was reserved.
     ///
     /// # Errors
-    /// A full disk.
+    /// A full disk; it is not what was made any more.
     pub fn copy_to(&self, to: &Reserved) -> anyhow::Result<()> {
         let writer = CheckpointWriter::reserved(to.reservation())?;
-        copy(&self.path(), writer.staging())
-            .with_context(|| format!("cannot write {}", to.reservation().path().display()))?;
+        let (from, staging) = (self.path(), writer.staging());
+        for name in self.sums.names() {
+            let target = staging.join(name);
+            let folder = target.parent().unwrap_or(staging);
+            fs::create_dir_all(folder).and_then(|()| fs::copy(from.join(name), &target)).with_context(
+                || format!("cannot copy {} to {}", from.join(name).display(), target.display()),
+            )?;
+        }
+        if let Some(difference) = self.sums.difference(&Sums::of_files(staging, self.sums.names())?) {
+            anyhow::bail!("{} was changed while it was in use: {difference}", from.display());
+        }
         Ok(writer.finish()?)
     }
-}
-
-/// The report of a checkpoint that is there; directories appear only when they are complete.
-fn complete(path: &Path) -> Option<Report> {
-    serde_json::from_slice(&fs::read(path.join(REPORT_FILE)).ok()?).ok()
 }
 
 fn place(model: &Path, recipe: &Recipe, console: &Console) -> anyhow::Result<Place> {
     if let Some(folder) = cache::folder().map(|f| f.join(FOLDER)) {
         match fs::create_dir_all(&folder) {
-            Ok(()) => return Ok(Place::Cache(folder.join(key(model, recipe)?))),
+            Ok(()) => return Ok(Place::Cache(Cached::new(&folder, key(model, recipe)?))),
             Err(e) => console.warn(&format!(
                 "cannot keep the checkpoint in the cache: {}: {e}; it is removed at the end",
                 folder.display()
@@ -119,7 +181,7 @@ fn place(model: &Path, recipe: &Recipe, console: &Console) -> anyhow::Result<Pla
     Ok(Place::Temporary(temporary.context("cannot make a temporary directory")?))
 }
 
-/// What the checkpoint depends on: this very program, the recipe, and the model's files by name, size and time.
+/// What the checkpoint depends on: this very program, the recipe, and the model's files by name, size and times.
 fn key(model: &Path, recipe: &Recipe) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     let program = std::env::current_exe().context("cannot find this program's own file")?;
@@ -138,37 +200,14 @@ fn key(model: &Path, recipe: &Recipe) -> anyhow::Result<String> {
         let data = fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let time = data.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
         hash.update(format!("{}\0{}\0{}\n", path.display(), data.len(), time.as_nanos()));
-    }
-    Ok(hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect())
-}
-
-/// Results of other models and versions would pile up.
-fn remove_others(kept: &Path) {
-    let Some(entries) = kept.parent().and_then(|folder| fs::read_dir(folder).ok()) else { return };
-    for path in entries.filter_map(|e| Some(e.ok()?.path())) {
-        // Hidden names are what other runs are writing.
-        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-        if path != kept && !hidden {
-            // A cache that cannot be cleaned is no reason to fail.
-            let _ = fs::remove_dir_all(path);
+        // A time of modification can be set back.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            hash.update(format!("{}\0{}\n", data.ctime(), data.ctime_nsec()));
         }
     }
-}
-
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let (entry, name) = entry.map(|e| (e.path(), e.file_name()))?;
-        let target = to.join(name);
-        if entry.is_dir() {
-            match fs::create_dir(&target) {
-                Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
-                _ => copy(&entry, &target)?,
-            }
-        } else {
-            fs::copy(&entry, &target)?;
-        }
-    }
-    Ok(())
+    Ok(hash.finalize()[..KEY / 2].iter().map(|b| format!("{b:02x}")).collect())
 }
 
 fn quantize(

@@ -1,8 +1,11 @@
 //! `qqq demo`: a small model from download to answer.
 
+mod cached;
 mod compare;
 mod fetch;
+mod lock;
 mod made;
+mod sums;
 
 use std::path::{Path, PathBuf};
 
@@ -83,10 +86,11 @@ pub fn run(args: &DemoArgs, console: &Console) -> anyhow::Result<()> {
     }
 
     let made = made::Made::get(&path, &recipe(), args.again, console, &guard)?;
+    let comparison = compare::compare(&path, &made.path(), console, &guard)?;
+    // What was loaded and does what it should.
     if let Some(kept) = &kept {
         made.copy_to(kept)?;
     }
-    let comparison = compare::compare(&path, &made.path(), console, &guard)?;
     let outcome = Outcome {
         model: path,
         kept: args.keep.clone(),

@@ -12,7 +12,10 @@ use super::{
     lines::{self, Line, Request},
     prompt::Encoder,
 };
-use crate::{console::Console, errors::InterruptedWithResult, format, interrupt::Guard, progress::Progress};
+use crate::{
+    console::Console, errors::InterruptedWithResult, format, interrupt::Guard, numbers::Seed,
+    progress::Progress,
+};
 
 /// The answer to a line.
 #[derive(Serialize)]
@@ -20,6 +23,9 @@ struct Answered<'a> {
     line: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a Value>,
+    /// That was drawn because the line asks for any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
     #[serde(flatten)]
     answer: &'a Answer,
 }
@@ -39,7 +45,8 @@ pub fn encode(lines: &[Line], source: &str, encoder: &Encoder<'_>) -> anyhow::Re
             Request::Messages { messages, tools } => encoder.messages(messages, tools.as_ref()),
         };
         let tokens = tokens.map_err(|e| lines::at(source, line.number, &e))?;
-        Ok(Prompt { tokens, seed: line.seed })
+        let seed = line.seed.map(Seed::value).transpose()?.map(|(seed, _)| seed);
+        Ok(Prompt { tokens, seed })
     };
     lines.iter().map(prompt).collect()
 }
@@ -47,6 +54,7 @@ pub fn encode(lines: &[Line], source: &str, encoder: &Encoder<'_>) -> anyhow::Re
 /// Answers that are there, printed in the order of their lines as soon as all before them are.
 struct Answers<'a> {
     lines: &'a [Line],
+    prompts: &'a [Prompt],
     answers: Vec<Option<Answer>>,
     /// Lines until here are printed.
     printed: usize,
@@ -55,7 +63,13 @@ struct Answers<'a> {
 impl<'a> Answers<'a> {
     fn of(&self, i: usize) -> Option<Answered<'_>> {
         let line = &self.lines[i];
-        self.answers[i].as_ref().map(|answer| Answered { line: line.number, id: line.id.as_ref(), answer })
+        let seed = self.prompts[i].seed.filter(|_| line.seed == Some(Seed::Random));
+        self.answers[i].as_ref().map(|answer| Answered {
+            line: line.number,
+            id: line.id.as_ref(),
+            seed,
+            answer,
+        })
     }
 
     fn complete(&self) -> usize {
@@ -85,7 +99,7 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let guard = Guard::new();
     let start = Instant::now();
-    let mut answers = Answers { lines, answers: lines.iter().map(|_| None).collect(), printed: 0 };
+    let mut answers = Answers { lines, prompts, answers: lines.iter().map(|_| None).collect(), printed: 0 };
     // Where lines can be watched as they come, a bar would be in their way.
     let mut progress = (console.json() || !console.fancy_out()).then(|| Progress::new(console, "answering"));
     let mut printed = Ok(());

@@ -2,7 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use crate::errors::{bad_input, bad_input_hint};
+use super::unique::Unique;
+use crate::{
+    errors::{bad_input, bad_input_hint},
+    numbers::Seed,
+};
 
 const FORMS: &str =
     "a line is {\"prompt\": \"...\"}, {\"messages\": [...]} or a text in quotes, as one JSON value";
@@ -32,7 +36,7 @@ pub struct Line {
     /// What is wanted.
     pub request: Request,
     /// A seed of its own.
-    pub seed: Option<u64>,
+    pub seed: Option<Seed>,
 }
 
 /// Reads all lines; blank ones count, but ask for nothing. `source` names where they come from.
@@ -55,10 +59,13 @@ pub fn place(source: &str, number: usize) -> String {
 }
 
 fn request(number: usize, line: &str) -> Result<Line, String> {
-    let value: Value = serde_json::from_str(line).map_err(|e| {
-        let reason = e.to_string();
+    let Unique(value) = serde_json::from_str(line).map_err(|e| {
+        let (reason, column) = (e.to_string(), e.column());
         let reason = reason.split(" at line ").next().unwrap_or_default();
-        format!("it is no JSON ({reason} at column {})", e.column())
+        match e.is_data() {
+            true => format!("{reason} (column {column})"),
+            false => format!("it is no JSON ({reason} at column {column})"),
+        }
     })?;
     let object = match value {
         Value::String(text) => Map::from_iter([("prompt".to_owned(), Value::String(text))]),
@@ -88,7 +95,11 @@ fn request(number: usize, line: &str) -> Result<Line, String> {
     }
     let seed = match field("seed") {
         None => None,
-        Some(seed) => Some(seed.as_u64().ok_or("the seed is not a whole number from 0 to 2^64 - 1")?),
+        Some(seed) if seed.as_i64() == Some(-1) => Some(Seed::Random),
+        Some(seed) => {
+            let wanted = "the seed is not a whole number from 0 to 2^64 - 1, or -1 for a random one";
+            Some(Seed::Given(seed.as_u64().ok_or(wanted)?))
+        }
     };
     Ok(Line { number, id, request, seed })
 }
@@ -110,7 +121,7 @@ mod tests {
 
     #[test]
     fn forms() {
-        let text = "{\"prompt\": \"a\", \"id\": \"x\"}\r\n\n\"b\"\n{\"messages\": [{\"role\": \"user\"}], \"seed\": 7, \"id\": -3}";
+        let text = "{\"prompt\": \"a\", \"id\": \"x\"}\r\n\n\"b\"\n{\"messages\": [{\"role\": \"user\"}], \"seed\": 7, \"id\": -3}\n{\"prompt\": \"c\", \"seed\": -1}";
         let lines = parse(text, "in").unwrap();
         let messages = Request::Messages { messages: vec![json!({"role": "user"})], tools: None };
         let line = |number, id: Value, request, seed| Line {
@@ -122,7 +133,8 @@ mod tests {
         let wanted = [
             line(1, json!("x"), Request::Text("a".into()), None),
             line(3, Value::Null, Request::Text("b".into()), None),
-            line(4, json!(-3), messages, Some(7)),
+            line(4, json!(-3), messages, Some(Seed::Given(7))),
+            line(5, Value::Null, Request::Text("c".into()), Some(Seed::Random)),
         ];
         assert_eq!(lines, wanted);
     }
@@ -140,7 +152,13 @@ mod tests {
             ("{\"prompt\": \"a\", \"temperature\": 1}", "the key \"temperature\" is not known"),
             ("{\"prompt\": \"a\", \"id\": [1]}", "the id is neither"),
             ("{\"prompt\": \"a\", \"id\": 123456789012345678901}", "the id is neither"),
-            ("{\"prompt\": \"a\", \"seed\": -1}", "the seed is not"),
+            ("{\"prompt\": \"a\", \"seed\": -2}", "the seed is not"),
+            ("{\"prompt\": \"a\", \"seed\": 1.0}", "or -1 for a random one"),
+            ("{\"prompt\": \"a\", \"prompt\": \"b\"}", "the key \"prompt\" is there twice (column 24)"),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"content\": \"b\"}]}",
+                "the key \"content\" is there twice",
+            ),
             ("{\"prompt\": \"a\", \"tools\": []}", "tools go with messages"),
         ] {
             let error = refused(&format!("\"fine\"\n{line}\n\"fine\"\n"));

@@ -1,54 +1,67 @@
 //! Prompts: where they come from, and their tokens.
 
-use std::{io::Read, path::Path};
+use std::{
+    io::{Read, Write},
+    path::Path,
+};
 
 use anyhow::Context;
 use qqq_model::{
-    ChatTemplate, Message, TextOptions, TextReader,
-    text::{self, TextFormat},
+    ChatTemplate, Message, ModelError, TextOptions, TextReader,
+    text::{self, TextError, TextFormat},
 };
 use serde_json::{Map, Value};
 
 use crate::{
     errors::{bad_input, bad_input_hint},
+    interrupt::Temporary,
     model::LoadedModel,
 };
 
-/// Text from standard input.
-pub fn from_stdin() -> anyhow::Result<String> {
+/// What standard input is called in messages.
+const STDIN: &str = "standard input";
+
+/// The text of a file, "-" for standard input: one of any form of plain text, without the end of its last line, which
+/// whatever wrote it has put there.
+pub fn read(path: &Path) -> anyhow::Result<String> {
+    let text = if path == Path::new("-") { from_stdin() } else { from_file(path).map_err(Into::into) };
+    text.map(without_line_end).context("cannot read the prompt")
+}
+
+/// Standard input goes through a file, for the reader of files alone knows what is a text.
+fn from_stdin() -> anyhow::Result<String> {
     let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes).map_err(|e| bad_input(format!("standard input: {e}")))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        bad_input_hint(
-            format!("standard input is not UTF-8 text (byte {} is {:#04x})", at + 1, e.as_bytes()[at]),
-            "convert it, for instance with iconv -t utf-8",
-        )
-    })?;
-    // Editors on Windows put it before a text; it is no part of it.
-    Ok(text.strip_prefix('\u{FEFF}').map(str::to_owned).unwrap_or(text))
-}
-
-/// Text from a file, "-" for standard input.
-pub fn from_file(path: &Path) -> anyhow::Result<String> {
-    if path == Path::new("-") {
-        return from_stdin();
+    std::io::stdin().read_to_end(&mut bytes).map_err(|e| bad_input(format!("{STDIN}: {e}")))?;
+    if bytes.trim_ascii().is_empty() {
+        return Ok(String::new());
     }
-    let read = || {
-        let options = TextOptions { format: TextFormat::Plain, field: None };
-        let mut reader = TextReader::open(path, &options, Box::new(|| Ok(None)))?;
-        let mut text = String::new();
-        while let Some(piece) = reader.next_piece()? {
-            text += &piece;
-        }
-        anyhow::Ok(text)
-    };
-    read().context("cannot read the prompt")
+    let file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
+    let _removed = Temporary::new(file.path());
+    file.as_file().write_all(&bytes).context("cannot write a temporary file")?;
+    from_file(file.path()).map_err(|e| match e {
+        ModelError::Text(e) => ModelError::Text(TextError { path: STDIN.into(), ..e }).into(),
+        e => e.into(),
+    })
 }
 
-/// A text without the end of its last line, which whatever wrote it has put there.
-pub fn without_line_end(mut text: String) -> String {
-    text.truncate(text.trim_end_matches(['\n', '\r']).len());
+fn from_file(path: &Path) -> Result<String, ModelError> {
+    let options = TextOptions { format: TextFormat::Plain, field: None };
+    let mut reader = TextReader::open(path, &options, Box::new(|| Ok(None)))?;
+    let mut text = String::new();
+    while let Some(piece) = reader.next_piece()? {
+        text += &piece;
+    }
+    Ok(text)
+}
+
+/// Without one line end: more of them are the text's own.
+fn without_line_end(mut text: String) -> String {
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
     text
 }
 
@@ -122,6 +135,26 @@ impl<'a> Encoder<'a> {
                 "the prompt has {n} tokens; the model's context of {context} leaves no room for an answer"
             ))),
             _ => Ok(ids),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_end_is_taken_away() {
+        for (text, left) in [
+            ("a", "a"),
+            ("a\n", "a"),
+            ("a\r\n", "a"),
+            ("a\n\n", "a\n"),
+            ("a\r\n\r\n", "a\r\n"),
+            ("a\r", "a\r"),
+            ("\n", ""),
+        ] {
+            assert_eq!(without_line_end(text.into()), left, "{text:?}");
         }
     }
 }
