@@ -11,7 +11,6 @@ use serde::Serialize;
 
 use crate::{
     console::Console, device::DeviceArgs, errors::bad_input_hint, files::Reserved, format, interrupt::Guard,
-    model,
 };
 
 const AFTER_HELP: &str = "\
