@@ -32,7 +32,7 @@ fn matrix(rows: usize, cols: usize) -> Matrix {
 
 fn main() {
     let b = CpuBackend::default();
-    println!("{:?}, {} threads", b.simd_level(), pool::num_threads());
+    println!("{}, {} threads", b.simd_level().isa().name(), pool::num_threads());
     for (name, n, k) in [
         ("head", 49152, 576),
         ("qkv", 960, 576),

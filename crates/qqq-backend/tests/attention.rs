@@ -7,16 +7,16 @@ mod backend;
 use std::process::ExitCode;
 
 use half::f16;
-use qqq_backend::cpu::{CpuBackend, CpuKvCache, SimdLevel, matrix::Matrix};
+use qqq_backend::cpu::{CpuBackend, CpuKvCache, FloatIsa, matrix::Matrix};
 use qqq_backend::{Backend, HeadLayout, KvDType, KvLayout, Span, WindowedCausal};
 use qqq_testing::{Suite, tests, values};
 
 fn main() -> ExitCode {
     let mut suite = Suite::new().tests(tests![truncated_and_reused_slots, a_gap_in_the_cache_is_refused]);
-    for level in SimdLevel::ALL {
+    for isa in FloatIsa::ALL {
         suite = suite.on(
-            &format!("{level:?}"),
-            move || backend::of_level(level),
+            &format!("{isa:?}"),
+            move || backend::on_isa(isa),
             tests![
                 head_shapes,
                 several_spans_and_many_pieces,

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use half::{bf16, f16};
 use qqq_backend::cpu::{
-    CpuActivation, CpuBackend, CpuLinear, SimdLevel, matrix::Matrix, w4a8::Int8Activations,
+    CpuActivation, CpuBackend, CpuLinear, FloatIsa, matrix::Matrix, w4a8::Int8Activations,
 };
 use qqq_backend::{Backend, InputKind};
 use qqq_formats::{LinearWeight, WeightData};
@@ -20,10 +20,10 @@ const EPSILON: f64 = 1.0 / (1 << 24) as f64;
 fn main() -> ExitCode {
     let mut suite =
         Suite::new().tests(tests![no_rows, wrong_lengths_are_refused, rows_are_selected_in_order]);
-    for level in SimdLevel::ALL {
+    for isa in FloatIsa::ALL {
         suite = suite.on(
-            &format!("{level:?}"),
-            move || backend::of_level(level),
+            &format!("{isa:?}"),
+            move || backend::on_isa(isa),
             tests![
                 linear_with_few_rows,
                 linear_with_many_rows,

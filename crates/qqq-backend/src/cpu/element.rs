@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::simd::{SimdLevel, multiversion};
+use super::simd::{FloatIsa, SimdLevel, multiversion};
 
 /// A stored element type.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
@@ -18,10 +18,10 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// If the lengths differ.
     fn widen(level: SimdLevel, src: &[Self], dst: &mut [f32]) {
         assert_eq!(src.len(), dst.len());
-        match level {
+        match level.isa() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the level is available.
-            SimdLevel::Avx512 => unsafe { widen_avx512(src, dst) },
+            // SAFETY: the machine has the level.
+            FloatIsa::Avx512 => unsafe { widen_avx512(src, dst) },
             _ => Self::widen_portable(src, dst),
         }
     }

@@ -123,6 +123,8 @@ impl FloatLinear {
         }
     }
 
+    /// # Safety
+    /// As for [`run`](Self::run).
     unsafe fn run_typed<W: Element>(
         &self,
         level: SimdLevel,

@@ -75,6 +75,15 @@ pub fn parallel_chunks_mut<T: Send>(data: &mut [T], chunk: usize, job: impl Fn(u
     });
 }
 
+/// Runs `job(index, item)` for every item, as [`parallel_for`] does. An item may hold parts of several buffers that belong
+/// together: `a.chunks_mut(n).zip(b.chunks_mut(m))`.
+///
+/// # Panics
+/// If a task panics.
+pub fn parallel_each_mut<T: Send>(items: &mut [T], job: impl Fn(usize, &mut T) + Sync) {
+    parallel_chunks_mut(items, 1, |i, item| job(i, &mut item[0]));
+}
+
 /// Number of threads that [`parallel_for`] uses: the [team](super::team)'s, else what [`set_num_threads`] said, else
 /// `QQQ_THREADS`, else the available cores.
 pub fn num_threads() -> usize {

@@ -211,7 +211,7 @@ mod tests {
     use crate::ranking::largest;
 
     fn levels() -> impl Iterator<Item = SimdLevel> {
-        SimdLevel::ALL.into_iter().filter(|l| l.is_available())
+        SimdLevel::all()
     }
 
     fn random(count: usize, seed: u64) -> Vec<f32> {
