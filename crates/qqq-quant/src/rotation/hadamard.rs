@@ -120,7 +120,8 @@ impl Field {
     /// For an odd prime, and for the three powers of primes that give orders which hidden sizes of known models are made
     /// of: 28 (896, 3584, 7168), 52 (6656) and 100 (1600, 3200). Other powers give no such size that primes do not.
     pub(super) fn new(q: usize) -> Option<Self> {
-        let is_odd_prime = q % 2 == 1 && q > 1 && (3..).take_while(|d| d * d <= q).all(|d| q % d != 0);
+        let is_odd_prime =
+            q % 2 == 1 && q > 1 && (3..).take_while(|d| d * d <= q).all(|d| !q.is_multiple_of(d));
         let (p, reduction): (_, &[usize]) = match q {
             25 => (5, &[2, 0]),
             27 => (3, &[1, 1, 0]),

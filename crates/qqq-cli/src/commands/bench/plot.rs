@@ -97,7 +97,7 @@ fn figure(gpu: &str, points: &[Point]) -> anyhow::Result<String> {
                 lower.draw(&PathElement::new(line, colour(i).stroke_width(2)))?;
                 lower.draw(&marker((x + 13, y), i))?;
             } else {
-                lower.draw(&DashedPathElement::new(line.into_iter(), 6, 4, BLACK.stroke_width(2)))?;
+                lower.draw(&DashedPathElement::new(line, 6, 4, BLACK.stroke_width(2)))?;
             }
             lower.draw(&Text::new(name.unwrap_or("cuBLAS FP16"), (x + 34, y - 7), ("sans-serif", 16)))?;
         }
