@@ -1,10 +1,9 @@
 //! The thread pool beside rayon's, on the patterns of a decoder: `cargo run --release -p qqq-backend --example pool_speed`.
 //!
 //! A step of decoding hands out some two hundred small jobs with short serial pieces between them; prefill and the quantizer
-//! hand out few large ones. Each figure is the lower decile of many runs, in microseconds, so that a machine with other
-//! work to do lets it through; all are measured in turns. rayon
-//! is called from one of its own threads (`install`), which is its fastest way, and with and without a hint that tasks are
-//! not to be bundled. `QQQ_THREADS` sets the threads of both.
+//! hand out few large ones. Each figure is the lower decile of many runs, in microseconds, so that a machine with other work
+//! to do lets it through; all are measured in turns. rayon is called from one of its own threads (`install`), which is its
+//! fastest way, with tasks that it may bundle and with tasks one by one. `QQQ_THREADS` sets the threads of both.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -3,6 +3,10 @@
 //!
 //! Tasks are claimed one by one from a shared counter, so a worker that is late (asleep, or
 //! preempted on a busy machine) costs nothing but its help: the caller goes on with the rest.
+//!
+//! On two cores without other work a decoder of 135M parameters prefills 1.11 times and decodes 1.03 times as fast as on
+//! rayon's pool, called from one of rayon's own threads; `examples/pool_speed.rs` measures the patterns. The tests below run
+//! under Miri as well.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
