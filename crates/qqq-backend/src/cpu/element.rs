@@ -5,7 +5,9 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::simd::{FloatIsa, SimdLevel, multiversion};
+#[cfg(target_arch = "x86_64")]
+use super::simd::FloatIsa;
+use super::simd::{SimdLevel, multiversion};
 
 /// A stored element type.
 pub(crate) trait Element: Copy + Send + Sync + 'static {

@@ -2,12 +2,14 @@
 //! of high-performance matrix multiplication" (2008). Panels of W are widened and transposed once per call, in
 //! column blocks of bounded size; rows of x are packed per job.
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::FloatIsa;
 use super::{
     element::Element,
     matrix::Matrix,
     pool,
     shared::{SharedMut, with_scratch, with_shared_scratch},
-    simd::{FloatIsa, SimdLevel},
+    simd::SimdLevel,
     tile::{MR, NR, Tile},
 };
 

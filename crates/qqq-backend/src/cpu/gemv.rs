@@ -1,12 +1,14 @@
 //! Products with few rows: `out = x W^T`, where reading the weights is the work. Weights are read as
 //! they are stored, once for all rows, and widened in registers.
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::FloatIsa;
 use super::{
     element::Element,
     matrix::Matrix,
     pool,
     shared::{SharedMut, with_scratch},
-    simd::{FloatIsa, SimdLevel, fma, multiversion},
+    simd::{SimdLevel, fma, multiversion},
 };
 
 /// Weight rows that one job takes at most, and at least.

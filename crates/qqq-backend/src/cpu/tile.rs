@@ -1,7 +1,9 @@
 //! The float micro-kernel: a tile of `C = A B` (or `C += A B`) in registers. The float GEMM and
 //! attention are loops over it.
 
-use super::simd::{FloatIsa, SimdLevel};
+#[cfg(target_arch = "x86_64")]
+use super::simd::FloatIsa;
+use super::simd::SimdLevel;
 
 /// Columns of a tile.
 pub(crate) const NR: usize = 32;
