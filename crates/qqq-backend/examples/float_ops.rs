@@ -42,7 +42,7 @@ fn main() -> Result<(), BackendError> {
     let b = CpuBackend::default();
     let mut out = Matrix::default();
     let mut input = CpuInput::default();
-    println!("{:?}, {} threads", b.simd_level(), pool::num_threads());
+    println!("{}, {} threads", b.simd_level().isa().name(), pool::num_threads());
     for (name, n, k) in [
         ("head", 49152, 576),
         ("qkv", 960, 576),

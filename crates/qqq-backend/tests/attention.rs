@@ -7,7 +7,7 @@ mod backend;
 use std::process::ExitCode;
 
 use half::f16;
-use qqq_backend::cpu::{CpuBackend, CpuKvPool, SimdLevel, matrix::Matrix};
+use qqq_backend::cpu::{CpuBackend, CpuKvPool, FloatIsa, matrix::Matrix};
 use qqq_backend::{
     AttentionKind, Backend, BackendError, BatchPlan, HeadLayout, KvDType, KvLayout, Norm, pages_for,
 };
@@ -16,10 +16,10 @@ use qqq_testing::{Suite, tests, values};
 fn main() -> ExitCode {
     let mut suite =
         Suite::new().tests(tests![shortened_and_reused_pages, pages_that_were_never_written_are_refused]);
-    for level in SimdLevel::ALL {
+    for isa in FloatIsa::ALL {
         suite = suite.on(
-            &format!("{level:?}"),
-            move || backend::of_level(level),
+            &format!("{isa:?}"),
+            move || backend::on_isa(isa),
             tests![
                 head_shapes,
                 several_spans_and_many_pieces,

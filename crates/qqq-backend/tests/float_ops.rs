@@ -8,7 +8,7 @@ mod backend;
 use std::process::ExitCode;
 
 use half::{bf16, f16};
-use qqq_backend::cpu::{CpuBackend, CpuInput, CpuLinear, SimdLevel, matrix::Matrix, w4a8::Int8Activations};
+use qqq_backend::cpu::{CpuBackend, CpuInput, CpuLinear, FloatIsa, matrix::Matrix, w4a8::Int8Activations};
 use qqq_backend::{Backend, BatchPlan, Gate, InputKind, Norm};
 use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
 use qqq_testing::{Suite, tests, values};
@@ -22,10 +22,10 @@ fn main() -> ExitCode {
         contradictions_are_errors,
         rows_are_selected_in_order
     ]);
-    for level in SimdLevel::ALL {
+    for isa in FloatIsa::ALL {
         suite = suite.on(
-            &format!("{level:?}"),
-            move || backend::of_level(level),
+            &format!("{isa:?}"),
+            move || backend::on_isa(isa),
             tests![
                 linear_with_few_rows,
                 linear_with_many_rows,

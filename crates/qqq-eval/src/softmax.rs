@@ -1,45 +1,26 @@
 //! Sums over a row of logits: negative log-likelihood, KL divergence, the likeliest token.
 //!
 //! Rows are long (the vocabulary), so the loops are written to be vectorised: `exp` is a polynomial in f32, and sums
-//! run in f32 over [`LANES`] lanes of a [`BLOCK`] and in f64 beyond.
+//! run in f32 over [`LANES`] lanes of a [`BLOCK`] and in f64 beyond. Nothing is fused: every instruction set gives the same
+//! bits.
+
+use qqq_backend::cpu::simd::{SimdLevel, exp, multiversion};
 
 const LANES: usize = 16;
 const BLOCK: usize = 1024;
 
-/// `exp(x)` for `x <= 0`, relative error below 2e-7; 0 where the result would be below the normal range.
-#[inline(always)]
-fn exp_not_positive(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
-    const LN2_HIGH: f32 = 0.693_359_4; // few enough bits that multiples are exact
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = if x > -87.0 { x } else { -87.0 };
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
-    // Taylor series: |r| <= ln(2) / 2, so the first term left out is below 2e-8.
-    let p = 1.0 / 5040.0;
-    let p = p * r + 1.0 / 720.0;
-    let p = p * r + 1.0 / 120.0;
-    let p = p * r + 1.0 / 24.0;
-    let p = p * r + 1.0 / 6.0;
-    let p = p * r + 0.5;
-    let p = p * r + 1.0;
-    let p = p * r + 1.0;
-    // The low bits of `shifted` are the integer n; n + 127 is the exponent field of 2^n.
-    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-    if x > -87.0 { p * scale } else { 0.0 }
-}
-
-/// Largest value. NaN is not seen here; the sums of [`log_sum_exp`] become NaN instead.
-fn max(x: &[f32]) -> f32 {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for chunk in chunks {
-        for (m, &v) in lanes.iter_mut().zip(chunk) {
-            *m = if v > *m { v } else { *m };
+multiversion! {
+    /// Largest value. NaN is not seen here; the sums of [`log_sum_exp`] become NaN instead.
+    fn max(x: &[f32]) -> f32 {
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for chunk in chunks {
+            for (m, &v) in lanes.iter_mut().zip(chunk) {
+                *m = if v > *m { v } else { *m };
+            }
         }
+        lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
 }
 
 /// Sum of `f(x_i, y_i)` over two rows of one length.
@@ -60,16 +41,33 @@ fn sum2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
     total
 }
 
+multiversion! {
+    /// `sum(exp(x - max))`; not finite if a logit is not (the exponential of -infinity would be 0; 0 * v is 0 for every
+    /// finite v).
+    fn sum_exp(x: &[f32], max: f32) -> f64 {
+        sum2(x, x, |v, _| exp::<false>(v - max) + 0.0 * v)
+    }
+}
+
+multiversion! {
+    /// `sum(exp(a) (a - b))`, of rows whose largest values are subtracted first.
+    fn sum_weighted(a: &[f32], b: &[f32], max_a: f32, max_b: f32) -> f64 {
+        sum2(a, b, |a, b| {
+            let (a, b) = (a - max_a, b - max_b);
+            exp::<false>(a) * (a - b)
+        })
+    }
+}
+
 /// The largest logit and `ln(sum(exp(x - max)))`.
-fn log_sum_exp(x: &[f32]) -> (f32, f64) {
-    let max = max(x);
-    // The comparison inside `exp` would turn NaN into 0: add it back (0 * v is 0 for every finite v).
-    (max, sum2(x, x, |v, _| exp_not_positive(v - max) + 0.0 * v).ln())
+fn log_sum_exp(level: SimdLevel, x: &[f32]) -> (f32, f64) {
+    let max = max(level, x);
+    (max, sum_exp(level, x, max).ln())
 }
 
 /// Negative log-likelihood of `target` under a row of logits, nats; not finite if a logit is not.
 pub(crate) fn score(logits: &[f32], target: u32) -> f64 {
-    let (max, lse) = log_sum_exp(logits);
+    let (max, lse) = log_sum_exp(SimdLevel::detect(), logits);
     lse - f64::from(logits[target as usize] - max)
 }
 
@@ -94,15 +92,12 @@ impl PairScore {
 
 /// Compares two rows of logits of one length.
 pub(crate) fn compare(baseline: &[f32], model: &[f32], target: u32) -> PairScore {
-    let (max_p, lse_p) = log_sum_exp(baseline);
-    let (max_q, lse_q) = log_sum_exp(model);
+    let level = SimdLevel::detect();
+    let (max_p, lse_p) = log_sum_exp(level, baseline);
+    let (max_q, lse_q) = log_sum_exp(level, model);
     let t = target as usize;
     // sum p (ln p - ln q), with ln p = (a - max_p) - lse_p. Equal rows give exactly 0.
-    let weighted = sum2(baseline, model, |a, b| {
-        let (a, b) = (a - max_p, b - max_q);
-        exp_not_positive(a) * (a - b)
-    });
-    let kl = weighted / lse_p.exp() - (lse_p - lse_q);
+    let kl = sum_weighted(level, baseline, model, max_p, max_q) / lse_p.exp() - (lse_p - lse_q);
     let first = |x: &[f32], max: f32| x.iter().position(|&v| v == max);
     PairScore {
         baseline_nll: lse_p - f64::from(baseline[t] - max_p),
@@ -137,17 +132,15 @@ mod tests {
     }
 
     #[test]
-    fn exp_is_accurate() {
-        for i in 0..=870_000 {
-            let x = -(i as f32) / 10_000.0;
-            let (got, want) = (f64::from(exp_not_positive(x)), f64::from(x).exp());
-            if x > -87.0 {
-                assert!((got - want).abs() <= 2e-7 * want, "exp({x}) = {got}, not {want}");
-            }
+    fn every_level_gives_the_same_bits() {
+        let (a, b) = (values(5000, 30.0, 8), values(5000, 30.0, 9));
+        let bits = |level| {
+            let (max, lse) = log_sum_exp(level, &a);
+            (lse.to_bits(), sum_weighted(level, &a, &b, max, max).to_bits())
+        };
+        for level in SimdLevel::all() {
+            assert_eq!(bits(level), bits(SimdLevel::PORTABLE), "{level:?}");
         }
-        assert_eq!(exp_not_positive(0.0), 1.0);
-        assert_eq!(exp_not_positive(-1e9), 0.0);
-        assert_eq!(exp_not_positive(f32::NEG_INFINITY), 0.0);
     }
 
     #[test]

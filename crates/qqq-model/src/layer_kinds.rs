@@ -54,7 +54,7 @@ impl Decoder<CpuBackend> {
             count: 1,
             arithmetic: describe::float_type(table),
             group_size: None,
-            kernel: self.backend.simd_level().name(),
+            kernel: self.backend.simd_level().isa().name(),
             bytes: describe::data_bytes(table),
         }];
         for block in &self.blocks {

@@ -2,6 +2,8 @@
 
 pub mod integer;
 
+use qqq_backend::cpu::simd::{SimdLevel, multiversion};
+
 use crate::{Clip, solve::ScaleDType};
 
 /// A grid of codes.
@@ -121,44 +123,20 @@ fn ratio(w: &[f32], importance: &[f32], full: f32, grid: Grid, clip: Clip) -> f3
 /// The error of rounding `w` to the grid of step `scale`: `sum importance |w - q|^p`, with `p` 2 for [`Clip::Output`]
 /// and 2.4 otherwise.
 pub fn error(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip) -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the machine has AVX-512F.
-            return unsafe { error_avx512(w, importance, scale, grid, clip) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the machine has AVX2.
-            return unsafe { error_avx2(w, importance, scale, grid, clip) };
-        }
-    }
-    error_lanes(w, importance, scale, grid, clip)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn error_avx512(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip) -> f32 {
-    error_lanes(w, importance, scale, grid, clip)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn error_avx2(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip) -> f32 {
-    error_lanes(w, importance, scale, grid, clip)
+    error_at(SimdLevel::detect(), w, importance, scale, grid, clip)
 }
 
 /// Lanes of the sums, whatever the instruction set. Nothing is fused: all paths give the same bits.
 const LANES: usize = 16;
 
-// The helpers below are functions and not closures, because a closure does not take on the instruction set of the
-// function that it is called from.
-#[inline(always)]
-fn error_lanes(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip) -> f32 {
-    let (sum, power) = match clip {
-        Clip::Output => (sum_of_powers::<false>(w, importance, scale, grid), scale * scale),
-        _ => (sum_of_powers::<true>(w, importance, scale, grid), scale.powf(WEIGHT_NORM)),
-    };
-    sum * power
+multiversion! {
+    fn error_at(w: &[f32], importance: &[f32], scale: f32, grid: Grid, clip: Clip) -> f32 {
+        let (sum, power) = match clip {
+            Clip::Output => (sum_of_powers::<false>(w, importance, scale, grid), scale * scale),
+            _ => (sum_of_powers::<true>(w, importance, scale, grid), scale.powf(WEIGHT_NORM)),
+        };
+        sum * power
+    }
 }
 
 /// `sum importance |d|^p` with differences `d` in steps, whose powers stay in range; `p` is 2.4 if `STEEP`, else 2.

@@ -1,11 +1,12 @@
 //! Rounding to nearest on the checkpoint's grid, fast: the inner loop of the smoothing search.
 
+use qqq_backend::cpu::{
+    pool::parallel_each_mut,
+    simd::{SimdLevel, multiversion},
+};
 use qqq_formats::{QuantizedWeight, Scales};
 
-use crate::{
-    clip::{Grid, round},
-    parallel,
-};
+use crate::clip::{Grid, round};
 
 /// Rows that one task rounds.
 const ROWS: usize = 16;
@@ -26,9 +27,10 @@ pub fn round_scaled(weight: &[f32], s: &[f32], group_size: Option<usize>) -> Qua
     let mut scales = vec![0.0f32; n * groups];
     let mut tasks: Vec<_> = codes.chunks_mut(ROWS * k).zip(scales.chunks_mut(ROWS * groups)).collect();
     let grid = if group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
-    parallel::each_mut(&mut tasks, |task, (codes, scales)| {
+    let level = SimdLevel::detect();
+    parallel_each_mut(&mut tasks, |task, (codes, scales)| {
         let source = &weight[task * ROWS * k..][..codes.len()];
-        round_rows(source, s, len, grid, codes, scales);
+        round_rows(level, source, s, len, grid, codes, scales);
     });
     let scales = match group_size {
         None => Scales::PerChannel(scales),
@@ -37,67 +39,25 @@ pub fn round_scaled(weight: &[f32], s: &[f32], group_size: Option<usize>) -> Qua
     QuantizedWeight { out_features: n, in_features: k, codes, scales }
 }
 
-fn round_rows(source: &[f32], s: &[f32], len: usize, grid: Grid, codes: &mut [i8], scales: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-            // SAFETY: the machine has the features.
-            return unsafe { round_rows_avx512(source, s, len, grid, codes, scales) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the machine has the feature.
-            return unsafe { round_rows_avx2(source, s, len, grid, codes, scales) };
-        }
-    }
-    round_rows_portable(source, s, len, grid, codes, scales);
-}
-
-// One code, compiled for three vector widths: all paths give the same bits.
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn round_rows_avx512(
-    source: &[f32],
-    s: &[f32],
-    len: usize,
-    grid: Grid,
-    codes: &mut [i8],
-    scales: &mut [f32],
-) {
-    round_rows_portable(source, s, len, grid, codes, scales);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn round_rows_avx2(source: &[f32], s: &[f32], len: usize, grid: Grid, codes: &mut [i8], scales: &mut [f32]) {
-    round_rows_portable(source, s, len, grid, codes, scales);
-}
-
-/// Rounds rows of `s.len()` weights in groups of `len`.
-#[inline(always)]
-fn round_rows_portable(
-    source: &[f32],
-    s: &[f32],
-    len: usize,
-    grid: Grid,
-    codes: &mut [i8],
-    scales: &mut [f32],
-) {
-    let k = s.len();
-    let mut row = vec![0.0f32; k];
-    let rows = source.chunks_exact(k).zip(codes.chunks_exact_mut(k)).zip(scales.chunks_exact_mut(k / len));
-    for ((source, codes), scales) in rows {
-        for ((r, w), s) in row.iter_mut().zip(source).zip(s) {
-            *r = w * s;
-        }
-        for ((w, codes), scale) in row.chunks_exact(len).zip(codes.chunks_exact_mut(len)).zip(scales) {
-            // Magnitudes compare as their bits do.
-            let max = f32::from_bits(w.iter().fold(0, |max, w| max.max(w.to_bits() & 0x7fff_ffff)));
-            let step = max / grid.reach;
-            *scale = if step > f32::MIN_POSITIVE { step } else { 1.0 };
-            let inverse = 1.0 / *scale;
-            for (c, w) in codes.iter_mut().zip(w) {
-                *c = round(w * inverse).clamp(grid.low, grid.high) as i8;
+multiversion! {
+    /// Rounds rows of `s.len()` weights in groups of `len`; never fused, the same bits on every level.
+    fn round_rows(source: &[f32], s: &[f32], len: usize, grid: Grid, codes: &mut [i8], scales: &mut [f32]) {
+        let k = s.len();
+        let mut row = vec![0.0f32; k];
+        let rows = source.chunks_exact(k).zip(codes.chunks_exact_mut(k)).zip(scales.chunks_exact_mut(k / len));
+        for ((source, codes), scales) in rows {
+            for ((r, w), s) in row.iter_mut().zip(source).zip(s) {
+                *r = w * s;
+            }
+            for ((w, codes), scale) in row.chunks_exact(len).zip(codes.chunks_exact_mut(len)).zip(scales) {
+                // Magnitudes compare as their bits do.
+                let max = f32::from_bits(w.iter().fold(0, |max, w| max.max(w.to_bits() & 0x7fff_ffff)));
+                let step = max / grid.reach;
+                *scale = if step > f32::MIN_POSITIVE { step } else { 1.0 };
+                let inverse = 1.0 / *scale;
+                for (c, w) in codes.iter_mut().zip(w) {
+                    *c = round(w * inverse).clamp(grid.low, grid.high) as i8;
+                }
             }
         }
     }

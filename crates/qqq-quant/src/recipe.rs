@@ -2,81 +2,102 @@
 
 use serde::{Deserialize, Serialize};
 
+// The first paragraph of a variant's documentation is its help on a command line (feature `clap`), without the full stop.
+
 /// Transformation before the weights are rounded; all are absorbed into the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Transform {
-    /// None.
-    None,
-    /// QQQ's adaptive smoothing.
+    /// QQQ's adaptive smoothing: shrinks outlier channels of the activations.
     Smooth,
-    /// QuaRot's offline rotation: residual stream, and v/o per head.
+    /// QuaRot's offline rotation: spreads outliers over all channels.
+    ///
+    /// The residual stream turns, and v and o by heads.
     Rotate,
+    /// Neither.
+    None,
 }
 
 /// Matrix of the residual stream's rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum RotationKind {
-    /// Randomised Hadamard matrix; a randomised Hartley matrix for widths for which none can be built.
+    /// Randomised Hadamard matrix; a Hartley matrix, nearly as flat, for a hidden size that has none.
     Hadamard,
-    /// Random orthogonal matrix (Q of a Gaussian's QR decomposition).
+    /// Random orthogonal matrix (any hidden size).
+    ///
+    /// Q of a Gaussian's QR decomposition.
     Orthogonal,
 }
 
 /// How the scale of a group is kept beside its channel's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum GroupScales {
-    /// As a float16 number: int8 weights are rounded products of codes and scales (the QQQ reference).
+    /// float16 numbers, as in the QQQ reference.
+    ///
+    /// int8 weights are rounded products of codes and scales.
     #[default]
     Half,
-    /// As an integer of 1 to 15: int8 weights are exact products, and a GPU makes them faster.
+    /// 1 to 15 times the channel's scale: a GPU applies them faster, rounding of weights is exact.
     Integer,
 }
 
 /// How scales are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Clip {
-    /// From the largest weight.
+    /// The largest weight fits.
     None,
-    /// Shrunk to the least squared weight error.
+    /// Least squared error of the weights.
     Weight,
-    /// Shrunk to the least output error: weight error weighted by the Hessian's diagonal.
+    /// Least squared error of the layer's output.
+    ///
+    /// That is the weights' error, weighted by the Hessian's diagonal.
     Output,
 }
 
 /// What later blocks (and later layers of a block) are calibrated on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Propagation {
-    /// Outputs of the float layers before them.
+    /// Outputs of the float model.
     Float,
-    /// Outputs of the W4A8 layers before them, which is what they will see at run time. (The reference does so from block
-    /// to block, with float activations and weights as the GPTQ result; inside a block it calibrates on the float layers.)
+    /// Outputs of the quantized layers before, as at run time.
+    ///
+    /// The reference does so from block to block, with float activations and weights as the GPTQ result; inside a block it
+    /// calibrates on the float layers.
     Quantized,
 }
 
 /// Whose second moment the value projection is compensated for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum ValueHessian {
-    /// Its inputs, as for every other layer (GPTQ and the QQQ reference).
+    /// Its inputs, as GPTQ has it for every layer.
     Input,
-    /// Its inputs as attention averages them, see [`Calibrate::attended`](qqq_backend::Calibrate::attended).
+    /// Its inputs as attention averages them: what errors of the value projection really cost.
+    ///
+    /// See [`Calibrate::attended`](qqq_backend::Calibrate::attended).
     Attention,
 }
 
 /// Which on-disk form to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum OutputFormat {
-    /// `qqq` where every layer's shape fits it, else `compressed-tensors`.
+    /// qqq where every layer fits it, else compressed-tensors.
     Auto,
-    /// The QQQ reference's tiles.
+    /// The QQQ reference's tiles: groups of 128 or per channel, shapes divisible by 64 and 128.
     Qqq,
-    /// compressed-tensors.
+    /// pack-quantized int4 weights and dynamic int8 activations: every shape and group size.
     CompressedTensors,
 }
 

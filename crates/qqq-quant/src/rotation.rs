@@ -6,11 +6,9 @@
 
 mod hadamard;
 
-use std::sync::Mutex;
-
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::cpu::pool::parallel_chunks_mut;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -102,13 +100,11 @@ impl Rotation {
     pub fn apply_rows(&self, x: &mut [f32]) {
         let width = self.width;
         assert_eq!(x.len() % width, 0, "values that are not whole rows of {width}");
-        let tasks: Vec<_> = x.chunks_mut(ROWS_PER_TASK * width).map(Mutex::new).collect();
-        parallel_for(tasks.len(), |i| {
-            let mut rows = tasks[i].lock().expect("every task has its own rows");
+        parallel_chunks_mut(x, ROWS_PER_TASK * width, |_, rows| {
             let count = rows.len() / width;
             let input = rows.to_vec();
             matmul(
-                MatMut::from_row_major_slice_mut(&mut rows, count, width),
+                MatMut::from_row_major_slice_mut(rows, count, width),
                 Accum::Replace,
                 MatRef::from_row_major_slice(&input, count, width),
                 self.view(),
@@ -133,12 +129,10 @@ impl Rotation {
         for w in w.chunks_exact_mut(block) {
             let input = w.to_vec();
             let input = MatRef::from_row_major_slice(&input, self.width, cols);
-            let tasks: Vec<_> = w.chunks_mut(ROWS_PER_TASK * cols).map(Mutex::new).collect();
-            parallel_for(tasks.len(), |i| {
-                let mut rows = tasks[i].lock().expect("every task has its own rows");
+            parallel_chunks_mut(w, ROWS_PER_TASK * cols, |i, rows| {
                 let count = rows.len() / cols;
                 matmul(
-                    MatMut::from_row_major_slice_mut(&mut rows, count, cols),
+                    MatMut::from_row_major_slice_mut(rows, count, cols),
                     Accum::Replace,
                     self.view().subcols(i * ROWS_PER_TASK, count).transpose(),
                     input,

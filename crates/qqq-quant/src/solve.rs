@@ -6,10 +6,8 @@
 mod factor;
 mod rows;
 
-use std::sync::Mutex;
-
 use half::{bf16, f16};
-use qqq_backend::{cpu::pool::parallel_for, first_not_finite};
+use qqq_backend::{cpu::pool::parallel_each_mut, first_not_finite};
 use qqq_formats::{QuantizedWeight, Scales};
 
 use crate::{Clip, GroupScales, QuantError, Result, clip::Grid};
@@ -242,15 +240,14 @@ fn check(
 
 /// Solves all rows; `None` if numbers overflowed.
 fn solve_rows(task: &Task<'_>, n: usize) -> Option<Vec<RowSolution>> {
-    let chunks: Vec<Mutex<Option<RowSolution>>> =
-        (0..n.div_ceil(rows::ROWS_PER_TASK)).map(|_| Mutex::new(None)).collect();
-    parallel_for(chunks.len(), |i| {
+    let mut chunks: Vec<Option<RowSolution>> = Vec::new();
+    chunks.resize_with(n.div_ceil(rows::ROWS_PER_TASK), || None);
+    parallel_each_mut(&mut chunks, |i, solution| {
         let first = i * rows::ROWS_PER_TASK;
         let count = rows::ROWS_PER_TASK.min(n - first);
-        let solution = rows::solve(task, &task.weights[first * task.k..(first + count) * task.k]);
-        *chunks[i].lock().expect("every chunk has its own slot") = solution;
+        *solution = rows::solve(task, &task.weights[first * task.k..(first + count) * task.k]);
     });
-    chunks.into_iter().map(|c| c.into_inner().expect("every chunk has its own slot")).collect()
+    chunks.into_iter().collect()
 }
 
 /// Puts the chunks' rows together.

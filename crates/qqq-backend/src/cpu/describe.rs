@@ -8,7 +8,7 @@ impl CpuBackend {
     /// The kernel that multiplies by a weight: `avx2`, `avx512-vnni`.
     pub fn kernel(&self, weight: &CpuLinear) -> &'static str {
         match weight {
-            CpuLinear::Float(_) => self.level.name(),
+            CpuLinear::Float(_) => self.level.isa().name(),
             CpuLinear::W4A8(weight, _) => weight.isa().name(),
         }
     }

@@ -5,6 +5,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::FloatIsa;
 use super::simd::{SimdLevel, multiversion};
 
 /// A stored element type.
@@ -18,10 +20,10 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// If the lengths differ.
     fn widen(level: SimdLevel, src: &[Self], dst: &mut [f32]) {
         assert_eq!(src.len(), dst.len());
-        match level {
+        match level.isa() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the level is available.
-            SimdLevel::Avx512 => unsafe { widen_avx512(src, dst) },
+            // SAFETY: the machine has the level.
+            FloatIsa::Avx512 => unsafe { widen_avx512(src, dst) },
             _ => Self::widen_portable(src, dst),
         }
     }

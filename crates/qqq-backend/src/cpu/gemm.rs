@@ -2,6 +2,8 @@
 //! of high-performance matrix multiplication" (2008). Panels of W are widened and transposed once per call, in
 //! column blocks of bounded size; rows of x are packed per job.
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::FloatIsa;
 use super::{
     element::Element,
     matrix::Matrix,
@@ -60,8 +62,8 @@ pub(crate) unsafe fn wide<W: Element>(
 /// missing rows.
 fn pack_panel<W: Element>(level: SimdLevel, w: &[W], k: usize, panel: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if level == SimdLevel::Avx512 {
-        // SAFETY: the level is available.
+    if level.isa() == FloatIsa::Avx512 {
+        // SAFETY: the machine has the level.
         return unsafe { pack_panel_avx512(w, k, panel) };
     }
     let _ = level;
@@ -142,8 +144,8 @@ fn pack_rows(
     packed: &mut [f32],
 ) {
     #[cfg(target_arch = "x86_64")]
-    if level == SimdLevel::Avx512 {
-        // SAFETY: the level is available.
+    if level.isa() == FloatIsa::Avx512 {
+        // SAFETY: the machine has the level.
         return unsafe { pack_rows_avx512(x, row, rows, col, depth, packed) };
     }
     let _ = level;
@@ -231,6 +233,10 @@ impl Block<'_> {
     }
 
     /// Runs a tile into the output at (`row`, `col`); `tile.c` is memory for tiles that overhang.
+    ///
+    /// # Safety
+    /// As for [`Tile::run`]; no other job may use the `tile.rows x` [`NR`] elements of the output from there on (fewer at
+    /// its right edge).
     unsafe fn run(&self, tile: Tile, row: usize, col: usize, add: bool, last: bool) {
         let cols = NR.min(self.n - col);
         // SAFETY: `tile.rows x cols` values of the output are the job's own.

@@ -1,6 +1,8 @@
 //! Products with few rows: `out = x W^T`, where reading the weights is the work. Weights are read as
 //! they are stored, once for all rows, and widened in registers.
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::FloatIsa;
 use super::{
     element::Element,
     matrix::Matrix,
@@ -34,16 +36,16 @@ pub(crate) unsafe fn skinny<W: Element>(
         n.div_ceil(8 * pool::num_threads()).next_multiple_of(8).clamp(MIN_ROWS_PER_JOB, MAX_ROWS_PER_JOB);
     pool::parallel_for(n.div_ceil(step), |job| {
         let (first, last) = (job * step, ((job + 1) * step).min(n));
-        // SAFETY: jobs write disjoint columns; the level is available.
+        // SAFETY: jobs write disjoint columns; the machine has the level.
         unsafe {
             let store = |row: usize, col: usize, sum: f32| {
                 let p = out.at(row * n + col);
                 let sum = sum + bias.map_or(0.0, |b| b[col]);
                 p.write(if add { p.read() + sum } else { sum });
             };
-            match level {
+            match level.isa() {
                 #[cfg(target_arch = "x86_64")]
-                SimdLevel::Avx512 => columns_avx512(x, w, first, last, store),
+                FloatIsa::Avx512 => columns_avx512(x, w, first, last, store),
                 _ => columns(level, x, w, first, last, store),
             }
         }
@@ -56,11 +58,11 @@ pub(crate) unsafe fn skinny<W: Element>(
 /// If the lengths differ.
 pub(crate) fn product<W: Element>(level: SimdLevel, x: &[f32], w: &[W]) -> f32 {
     assert_eq!(x.len(), w.len());
-    match level {
+    match level.isa() {
         #[cfg(target_arch = "x86_64")]
-        SimdLevel::Avx512 => {
+        FloatIsa::Avx512 => {
             let mut sums = [[0.0; TILE.1]; TILE.0];
-            // SAFETY: the level is available.
+            // SAFETY: the machine has the level.
             unsafe { dots_avx512::<W, 1, 1, false>(x, w, x.len(), &mut sums) };
             sums[0][0]
         }

@@ -17,7 +17,7 @@ pub mod pool;
 mod rope;
 mod shared;
 mod shortlist;
-mod simd;
+pub mod simd;
 pub mod team;
 mod tile;
 pub mod w4a8;
@@ -37,7 +37,7 @@ pub use input::CpuInput;
 pub use kv_pool::CpuKvPool;
 pub use linear_float::FloatLinear;
 pub use rope::CpuRope;
-pub use simd::SimdLevel;
+pub use simd::{FloatIsa, SimdLevel};
 
 /// The CPU backend.
 #[derive(Clone, Debug)]
@@ -61,14 +61,14 @@ impl CpuBackend {
     ///
     /// # Errors
     /// This machine lacks it.
-    pub fn with_simd_level(level: SimdLevel) -> Result<Self> {
-        if !level.is_available() {
-            return Err(BackendError::Unavailable(format!(
+    pub fn with_float_isa(isa: FloatIsa) -> Result<Self> {
+        let level = SimdLevel::new(isa).ok_or_else(|| {
+            BackendError::Unavailable(format!(
                 "this machine cannot run the {} float kernels; its best are {}",
-                level.name(),
-                SimdLevel::detect().name()
-            )));
-        }
+                isa.name(),
+                SimdLevel::detect().isa().name()
+            ))
+        })?;
         Ok(Self { level })
     }
 

@@ -3,6 +3,10 @@
 //!
 //! Tasks are claimed one by one from a shared counter, so a worker that is late (asleep, or
 //! preempted on a busy machine) costs nothing but its help: the caller goes on with the rest.
+//!
+//! On two cores without other work a decoder of 135M parameters prefills 1.11 times and decodes 1.03 times as fast as on
+//! rayon's pool, called from one of rayon's own threads; `examples/pool_speed.rs` measures the patterns. The tests run
+//! under Miri as well.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -73,6 +77,15 @@ pub fn parallel_chunks_mut<T: Send>(data: &mut [T], chunk: usize, job: impl Fn(u
         // SAFETY: task i alone touches start..start + chunk, which is cut at the end of `data`.
         job(i, unsafe { base.slice(start..len.min(start + chunk)) });
     });
+}
+
+/// Runs `job(index, item)` for every item, as [`parallel_for`] does. An item may hold parts of several buffers that belong
+/// together: `a.chunks_mut(n).zip(b.chunks_mut(m))`.
+///
+/// # Panics
+/// If a task panics.
+pub fn parallel_each_mut<T: Send>(items: &mut [T], job: impl Fn(usize, &mut T) + Sync) {
+    parallel_chunks_mut(items, 1, |i, item| job(i, &mut item[0]));
 }
 
 /// Number of threads that [`parallel_for`] uses: the [team](super::team)'s, else what [`set_num_threads`] said, else
@@ -385,116 +398,4 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::AtomicU64;
-
-    /// Every index exactly once.
-    fn check(pool: &Pool, tasks: usize) {
-        let seen: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-        pool.run(tasks, &|i| {
-            seen[i].fetch_add(1, Ordering::Relaxed);
-        });
-        assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{tasks} tasks");
-    }
-
-    #[test]
-    fn runs_every_task_once() {
-        for threads in [1, 2, 3, 8] {
-            let pool = Pool::new(threads);
-            assert_eq!(pool.threads(), threads);
-            for tasks in [0, 1, 2, 3, 7, 64, 1000] {
-                check(&pool, tasks);
-            }
-        }
-    }
-
-    #[test]
-    fn stress_small_jobs_with_and_without_sleep() {
-        let pool = Pool::new(5);
-        let sum = AtomicU64::new(0);
-        let mut expected = 0;
-        for round in 0..20_000u64 {
-            let tasks = 1 + (round * 7 % 11) as usize;
-            pool.run(tasks, &|i| {
-                sum.fetch_add(round ^ i as u64, Ordering::Relaxed);
-            });
-            expected += (0..tasks as u64).map(|i| round ^ i).sum::<u64>();
-            if round % 1000 == 0 {
-                // Long enough for the workers to fall asleep.
-                std::thread::sleep(SPIN * 4);
-            }
-        }
-        assert_eq!(sum.load(Ordering::Relaxed), expected);
-    }
-
-    #[test]
-    fn waits_for_tasks_longer_than_the_spin() {
-        let pool = Pool::new(2);
-        for _ in 0..5 {
-            let done = AtomicUsize::new(0);
-            pool.run(2, &|_| {
-                std::thread::sleep(Duration::from_millis(5));
-                done.fetch_add(1, Ordering::Relaxed);
-            });
-            assert_eq!(done.load(Ordering::Relaxed), 2);
-        }
-    }
-
-    #[test]
-    fn nested_calls_and_concurrent_callers_complete() {
-        let pool = Pool::new(3);
-        let count = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..200 {
-                        pool.run(4, &|_| {
-                            pool.run(3, &|_| {
-                                count.fetch_add(1, Ordering::Relaxed);
-                            });
-                        });
-                    }
-                });
-            }
-        });
-        assert_eq!(count.load(Ordering::Relaxed), 4 * 200 * 4 * 3);
-    }
-
-    #[test]
-    fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
-        let pool = Pool::new(3);
-        let finished = AtomicUsize::new(0);
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            pool.run(16, &|i| {
-                assert!(i != 5, "task five");
-                finished.fetch_add(1, Ordering::Relaxed);
-            });
-        }));
-        let payload = result.expect_err("the panic must propagate");
-        assert_eq!(payload.downcast_ref::<&str>(), Some(&"task five"));
-        assert_eq!(finished.load(Ordering::Relaxed), 15);
-        check(&pool, 100);
-    }
-
-    #[test]
-    fn chunks_cover_the_slice() {
-        let mut data = vec![0usize; 103];
-        parallel_chunks_mut(&mut data, 10, |i, chunk| {
-            assert_eq!(chunk.len(), if i == 10 { 3 } else { 10 });
-            chunk.fill(i + 1);
-        });
-        assert!(data.iter().enumerate().all(|(i, &v)| v == i / 10 + 1));
-        parallel_chunks_mut(&mut [] as &mut [u8], 4, |_, _| panic!("no chunk"));
-    }
-
-    #[test]
-    fn thread_counts_are_checked() {
-        assert!(set_num_threads(Some(0)).is_err());
-        assert!(set_num_threads(Some(MAX_THREADS + 1)).is_err());
-        let running = num_threads();
-        assert!(set_num_threads(Some(running)).is_ok());
-        let error = set_num_threads(Some(running + 1)).expect_err("already running");
-        assert!(error.to_string().contains("already runs"), "{error}");
-    }
-}
+mod tests;

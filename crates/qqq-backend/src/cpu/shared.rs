@@ -4,7 +4,8 @@ use std::{cell::RefCell, marker::PhantomData, ops::Range};
 
 use super::pool;
 
-/// A buffer of which every job writes its own part.
+/// A buffer of which every job writes its own part, for kernels whose parts are not contiguous. What can be cut into
+/// chunks goes through [`pool::parallel_chunks_mut`] or [`pool::parallel_each_mut`], which are safe.
 pub(crate) struct SharedMut<'a, T> {
     start: *mut T,
     len: usize,
@@ -24,16 +25,22 @@ impl<'a, T> SharedMut<'a, T> {
 
     /// Pointer to element `index`.
     ///
+    /// # Panics
+    /// If the buffer is shorter.
+    ///
     /// # Safety
     /// No other job may access the elements reached through it in the meantime.
     #[inline]
     pub(crate) unsafe fn at(&self, index: usize) -> *mut T {
-        debug_assert!(index <= self.len);
+        assert!(index <= self.len);
         // SAFETY: within the buffer.
         unsafe { self.start.add(index) }
     }
 
     /// A part as a slice.
+    ///
+    /// # Panics
+    /// If it is not within the buffer.
     ///
     /// # Safety
     /// No other job may access it in the meantime.

@@ -49,23 +49,19 @@ impl Shortlist {
         let k = w.len() / n;
         let (mut codes, mut scales) = (vec![0i8; n * k], vec![0.0f32; n]);
         let (mut radii, mut norms) = (vec![0.0f32; n], vec![0.0f32; n]);
-        {
-            let codes = SharedMut::new(&mut codes);
-            let outputs = [&mut scales, &mut radii, &mut norms].map(|v| SharedMut::new(v));
-            pool::parallel_for(n.div_ceil(ROWS_PER_JOB), |job| {
-                let rows = job * ROWS_PER_JOB..((job + 1) * ROWS_PER_JOB).min(n);
-                let mut wide = vec![0.0f32; k];
-                for row in rows {
-                    W::widen(level, &w[row * k..(row + 1) * k], &mut wide);
-                    // SAFETY: each job writes what belongs to its own rows.
-                    let codes = unsafe { codes.slice(row * k..(row + 1) * k) };
-                    for (out, value) in outputs.iter().zip(encode(&wide, codes)) {
-                        // SAFETY: as above.
-                        unsafe { out.at(row).write(value) };
-                    }
-                }
-            });
-        }
+        let outputs = scales
+            .chunks_mut(ROWS_PER_JOB)
+            .zip(radii.chunks_mut(ROWS_PER_JOB))
+            .zip(norms.chunks_mut(ROWS_PER_JOB));
+        let mut jobs: Vec<_> = codes.chunks_mut(ROWS_PER_JOB * k).zip(outputs).collect();
+        pool::parallel_each_mut(&mut jobs, |job, (codes, ((scales, radii), norms))| {
+            let mut wide = vec![0.0f32; k];
+            for (i, codes) in codes.chunks_exact_mut(k).enumerate() {
+                let row = job * ROWS_PER_JOB + i;
+                W::widen(level, &w[row * k..(row + 1) * k], &mut wide);
+                [scales[i], radii[i], norms[i]] = encode(&wide, codes);
+            }
+        });
         if norms.iter().any(|norm| !norm.is_finite()) {
             return None;
         }
@@ -211,7 +207,7 @@ mod tests {
     use crate::ranking::largest;
 
     fn levels() -> impl Iterator<Item = SimdLevel> {
-        SimdLevel::ALL.into_iter().filter(|l| l.is_available())
+        SimdLevel::all()
     }
 
     fn random(count: usize, seed: u64) -> Vec<f32> {

@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
-/// Instruction set of the float kernels.
+/// Instruction set of the float kernels, whether or not this machine has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SimdLevel {
+pub enum FloatIsa {
     /// What the compilation target guarantees.
     Portable,
     /// AVX2 with FMA and F16C.
@@ -13,41 +13,29 @@ pub enum SimdLevel {
     Avx512,
 }
 
-impl SimdLevel {
-    /// Every level, slowest first.
-    pub const ALL: [SimdLevel; 3] = [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512];
+impl FloatIsa {
+    /// Every instruction set, slowest first.
+    pub const ALL: [FloatIsa; 3] = [FloatIsa::Portable, FloatIsa::Avx2, FloatIsa::Avx512];
 
     /// As users call it.
     pub fn name(self) -> &'static str {
         match self {
-            SimdLevel::Portable => "portable",
-            SimdLevel::Avx2 => "avx2",
-            SimdLevel::Avx512 => "avx512",
+            FloatIsa::Portable => "portable",
+            FloatIsa::Avx2 => "avx2",
+            FloatIsa::Avx512 => "avx512",
         }
     }
 
-    /// The best level of this machine.
-    pub fn detect() -> Self {
-        static LEVEL: OnceLock<SimdLevel> = OnceLock::new();
-        *LEVEL.get_or_init(|| {
-            [SimdLevel::Avx512, SimdLevel::Avx2]
-                .into_iter()
-                .find(|level| level.is_available())
-                .unwrap_or(SimdLevel::Portable)
-        })
-    }
-
-    /// Whether this machine can run the level.
-    pub fn is_available(self) -> bool {
+    fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
             let avx2 = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c");
             match self {
-                SimdLevel::Portable => true,
-                SimdLevel::Avx2 => avx2,
-                SimdLevel::Avx512 => {
+                FloatIsa::Portable => true,
+                FloatIsa::Avx2 => avx2,
+                FloatIsa::Avx512 => {
                     avx2 && is_x86_feature_detected!("avx512f")
                         && is_x86_feature_detected!("avx512bw")
                         && is_x86_feature_detected!("avx512dq")
@@ -57,16 +45,64 @@ impl SimdLevel {
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            self == SimdLevel::Portable
+            self == FloatIsa::Portable
         }
     }
 }
 
-/// Defines `fn name(level: SimdLevel, args...)`, whose body the compiler vectorises for every level.
-/// `FMA` is a constant in the body: whether [`fma`] may fuse (a call into the C library otherwise).
+/// An instruction set that this machine has: a value is the proof, since only detection makes one. Code that is compiled
+/// for the instruction set may run where there is such a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SimdLevel(FloatIsa);
+
+impl SimdLevel {
+    /// What every machine has.
+    pub const PORTABLE: SimdLevel = SimdLevel(FloatIsa::Portable);
+
+    /// The level of an instruction set, if this machine has it.
+    pub fn new(isa: FloatIsa) -> Option<Self> {
+        isa.is_available().then_some(Self(isa))
+    }
+
+    /// Every level of this machine, slowest first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FloatIsa::ALL.into_iter().filter_map(Self::new)
+    }
+
+    /// The best level of this machine.
+    pub fn detect() -> Self {
+        static LEVEL: OnceLock<SimdLevel> = OnceLock::new();
+        *LEVEL.get_or_init(|| Self::all().last().unwrap_or(Self::PORTABLE))
+    }
+
+    /// The instruction set.
+    #[inline]
+    pub fn isa(self) -> FloatIsa {
+        self.0
+    }
+}
+
+/// Defines `fn name(level: SimdLevel, args...)`, whose body the compiler vectorises for every instruction set.
+/// `FMA` is a constant in the body: whether [`fma`] may fuse (a call into the C library otherwise). A body without it is
+/// never fused, and gives the same bits on every level.
 ///
-/// Every caller takes `level` from a [`CpuBackend`](super::CpuBackend), which holds available levels
-/// only.
+/// Helpers of a body must be `#[inline(always)]` functions: a closure does not take on the instruction set of the function
+/// that calls it.
+///
+/// ```
+/// use qqq_backend::cpu::simd::{SimdLevel, multiversion};
+///
+/// multiversion! {
+///     fn scale(x: &mut [f32], by: f32) {
+///         x.iter_mut().for_each(|v| *v *= by);
+///     }
+/// }
+/// let mut x = [1.0, 2.0];
+/// scale(SimdLevel::detect(), &mut x, 3.0);
+/// assert_eq!(x, [3.0, 6.0]);
+/// ```
+#[doc(hidden)]
+#[macro_export]
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -84,12 +120,12 @@ macro_rules! multiversion {
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     body::<true>($($arg),*)
                 }
-                match level {
-                    // SAFETY: a level in use is available on this machine.
-                    $crate::cpu::simd::SimdLevel::Avx512 => unsafe { avx512($($arg),*) },
+                match level.isa() {
+                    // SAFETY: the machine has the instruction set of every level.
+                    $crate::cpu::simd::FloatIsa::Avx512 => unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    $crate::cpu::simd::SimdLevel::Avx2 => unsafe { avx2($($arg),*) },
-                    $crate::cpu::simd::SimdLevel::Portable => body::<false>($($arg),*),
+                    $crate::cpu::simd::FloatIsa::Avx2 => unsafe { avx2($($arg),*) },
+                    $crate::cpu::simd::FloatIsa::Portable => body::<false>($($arg),*),
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]
@@ -100,11 +136,12 @@ macro_rules! multiversion {
         }
     };
 }
-pub(crate) use multiversion;
+#[doc(inline)]
+pub use multiversion;
 
 /// `a * b + c`, fused where the instruction exists.
 #[inline(always)]
-pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
@@ -112,7 +149,7 @@ pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// `n = round(x / ln 2)`, and a Taylor polynomial of degree 7 for `e^r`, `|r| <= ln 2 / 2`.
 /// Below -87.3 the result is 0, above 88 that of 88; NaN stays NaN.
 #[inline(always)]
-pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+pub fn exp<const FMA: bool>(x: f32) -> f32 {
     const LOWEST: f32 = -87.3;
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     const ROUNDER: f32 = 12_582_912.0;
@@ -166,10 +203,7 @@ mod tests {
             }
         }
         let x: Vec<f32> = (0..1_000_000).map(|i| i as f32 * 1.75e-4 - 87.25).collect();
-        for level in SimdLevel::ALL {
-            if !level.is_available() {
-                continue;
-            }
+        for level in SimdLevel::all() {
             let mut y = vec![0.0; x.len()];
             exp_all(level, &x, &mut y);
             for (&x, &y) in x.iter().zip(&y) {
@@ -188,7 +222,7 @@ mod tests {
         for n in [0, 1, 31, 32, 33, 100] {
             let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let want: usize = (0..n).map(|i| i * i).sum();
-            for level in [SimdLevel::Portable, SimdLevel::detect()] {
+            for level in SimdLevel::all() {
                 assert_eq!(sum_of_squares(level, &x), want as f32);
             }
         }

@@ -1,6 +1,8 @@
 //! The float micro-kernel: a tile of `C = A B` (or `C += A B`) in registers. The float GEMM and
 //! attention are loops over it.
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::FloatIsa;
 use super::simd::SimdLevel;
 
 /// Columns of a tile.
@@ -37,18 +39,18 @@ impl Tile {
     /// instructions' displacements.
     ///
     /// # Safety
-    /// All elements named above must be valid (those of A and B to read, those of C to write, and to
-    /// read if `add`), C must not overlap A or B, and `level` must be available.
+    /// `rows` is at most [`MR`], and all elements named above must be valid (those of A and B to read, those of C to
+    /// write, and to read if `add`); C must not overlap A or B.
     #[inline]
     pub(crate) unsafe fn run<const A_ROW: usize>(self, level: SimdLevel) {
         debug_assert!((1..=MR).contains(&self.rows));
         // SAFETY: the caller's promise; the pieces lie within the tile.
         unsafe {
-            match level {
+            match level.isa() {
                 #[cfg(target_arch = "x86_64")]
-                SimdLevel::Avx512 => self.avx512::<A_ROW>(),
+                FloatIsa::Avx512 => self.avx512::<A_ROW>(),
                 #[cfg(target_arch = "x86_64")]
-                SimdLevel::Avx2 => self.in_pieces::<A_ROW>(|tile| match tile.rows {
+                FloatIsa::Avx2 => self.in_pieces::<A_ROW>(|tile| match tile.rows {
                     1 => avx2::<1, A_ROW>(tile),
                     2 => avx2::<2, A_ROW>(tile),
                     _ => avx2::<3, A_ROW>(tile),
@@ -76,6 +78,8 @@ impl Tile {
         }
     }
 
+    /// # Safety
+    /// As for [`run`](Self::run), on a machine with AVX-512F.
     #[cfg(target_arch = "x86_64")]
     #[inline]
     unsafe fn avx512<const A_ROW: usize>(self) {
@@ -92,6 +96,10 @@ impl Tile {
     }
 }
 
+/// A tile of `ROWS` rows.
+///
+/// # Safety
+/// As for [`Tile::run`], on a machine with AVX-512F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512<const ROWS: usize, const A_ROW: usize>(t: Tile) {
@@ -126,6 +134,10 @@ unsafe fn avx512<const ROWS: usize, const A_ROW: usize>(t: Tile) {
     }
 }
 
+/// A tile of `ROWS` rows.
+///
+/// # Safety
+/// As for [`Tile::run`], on a machine with AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2<const ROWS: usize, const A_ROW: usize>(t: Tile) {
@@ -163,6 +175,10 @@ unsafe fn avx2<const ROWS: usize, const A_ROW: usize>(t: Tile) {
     }
 }
 
+/// A tile of `ROWS` rows.
+///
+/// # Safety
+/// As for [`Tile::run`].
 unsafe fn portable<const ROWS: usize, const A_ROW: usize>(t: Tile) {
     use super::simd::fma;
     // SAFETY: all pointers stay within the elements that the caller has promised.

@@ -9,12 +9,12 @@ use qqq_backend::CpuBackend;
 use qqq_backend::cpu::pool;
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Output, Recipe, Report,
+    Output, OutputFormat, Recipe, Report,
     calibration::{CalibrationText, Source},
 };
 use serde::Serialize;
 
-use super::recipe::{AmountArgs, FormatArg, RecipeArgs};
+use super::recipe::{AmountArgs, RecipeArgs};
 use crate::{
     console::Console,
     device::DeviceArgs,
@@ -49,8 +49,8 @@ pub struct QuantizeArgs {
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// Form of the checkpoint on disk
-    #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
-    format: FormatArg,
+    #[arg(long, value_enum, default_value_t = OutputFormat::Auto)]
+    format: OutputFormat,
     /// Write the report (loss and scales of every layer, timings) to this file as well; it is always in OUT
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -99,8 +99,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let source = source(&args.calibration, &args.hub)?;
 
     let guard = Guard::new();
-    let output =
-        Output { reservation: reserved.reservation(), format: args.format.format(), model_name: &args.model };
+    let output = Output { reservation: reserved.reservation(), format: args.format, model_name: &args.model };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
     steps.plan = Some(plan(&recipe, &source));
     let text = CalibrationText { source: &source, options: Some(&read) };

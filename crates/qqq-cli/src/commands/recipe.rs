@@ -2,8 +2,8 @@
 
 use clap::ValueEnum;
 use qqq_quant::{
-    Calibration, Clip, GroupScales, MAX_DAMPING, NeedsText, OutputFormat, Propagation, Recipe, RotationKind,
-    Transform, ValueHessian,
+    Calibration, Clip, GroupScales, MAX_DAMPING, NeedsText, Propagation, Recipe, RotationKind, Transform,
+    ValueHessian,
 };
 
 use crate::{
@@ -12,101 +12,27 @@ use crate::{
     numbers::{self, Seed},
 };
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum TransformArg {
-    /// QQQ's adaptive smoothing: shrinks outlier channels of the activations
-    Smooth,
-    /// QuaRot's offline rotation: spreads outliers over all channels
-    Rotate,
-    /// Neither
-    None,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum RotationArg {
-    /// Randomised Hadamard matrix; a Hartley matrix, nearly as flat, for a hidden size that has none
-    Hadamard,
-    /// Random orthogonal matrix (any hidden size)
-    Orthogonal,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum GroupArg {
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum GroupSize {
     /// A scale for 32 input channels of an output channel
     #[value(name = "32")]
-    G32,
+    G32 = 32,
     /// For 64
     #[value(name = "64")]
-    G64,
+    G64 = 64,
     /// For 128
     #[value(name = "128")]
-    G128,
+    G128 = 128,
     /// One scale for a whole output channel: fastest, less exact
     Channel,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum GroupScalesArg {
-    /// float16 numbers, as in the QQQ reference
-    Half,
-    /// 1 to 15 times the channel's scale: a GPU applies them faster, rounding of weights is exact
-    Integer,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum MethodArg {
+enum Method {
     /// Hessian-based compensation: later columns make up for the rounding of earlier ones
     Gptq,
     /// Round to nearest
     Rtn,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ClipArg {
-    /// The largest weight fits
-    None,
-    /// Least squared error of the weights
-    Weight,
-    /// Least squared error of the layer's output
-    Output,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ValueHessianArg {
-    /// Its inputs, as GPTQ has it for every layer
-    Input,
-    /// Its inputs as attention averages them: what errors of the value projection really cost
-    Attention,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PropagationArg {
-    /// Outputs of the float model
-    Float,
-    /// Outputs of the quantized layers before, as at run time
-    Quantized,
-}
-
-/// Form on disk.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum FormatArg {
-    /// qqq where every layer fits it, else compressed-tensors
-    Auto,
-    /// The QQQ reference's tiles: groups of 128 or per channel, shapes divisible by 64 and 128
-    Qqq,
-    /// pack-quantized int4 weights and dynamic int8 activations: every shape and group size
-    CompressedTensors,
-}
-
-impl FormatArg {
-    /// For the library.
-    pub fn format(self) -> OutputFormat {
-        match self {
-            Self::Auto => OutputFormat::Auto,
-            Self::Qqq => OutputFormat::Qqq,
-            Self::CompressedTensors => OutputFormat::CompressedTensors,
-        }
-    }
 }
 
 /// What to do to the weights.
@@ -117,23 +43,23 @@ pub struct RecipeArgs {
     #[command(flatten)]
     given: Given,
     /// What is done to the model before rounding; absorbed into the weights, free at run time
-    #[arg(long, value_enum, default_value_t = TransformArg::Rotate)]
-    transform: TransformArg,
+    #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.transform)]
+    transform: Transform,
     /// Matrix of --transform rotate
-    #[arg(long, value_enum, default_value_t = RotationArg::Hadamard)]
-    rotation: RotationArg,
+    #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.rotation)]
+    rotation: RotationKind,
     /// Input channels that share a scale: smaller is more exact and a little larger and slower
-    #[arg(long, value_enum, default_value_t = GroupArg::G64)]
-    group_size: GroupArg,
+    #[arg(long, value_enum, default_value_t = GroupSize::G64)]
+    group_size: GroupSize,
     /// How the scales of groups are kept [default: integer, where there are groups]
     #[arg(long, value_enum)]
-    group_scales: Option<GroupScalesArg>,
+    group_scales: Option<GroupScales>,
     /// How weights are rounded
-    #[arg(long, value_enum, default_value_t = MethodArg::Gptq)]
-    method: MethodArg,
+    #[arg(long, value_enum, default_value_t = Method::Gptq)]
+    method: Method,
     /// How scales are chosen: clipping the largest weights can make all others more exact
-    #[arg(long, value_enum, default_value_t = ClipArg::Output)]
-    clip: ClipArg,
+    #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.clip)]
+    clip: Clip,
     /// Round columns in their natural order, not the most important ones first
     #[arg(long)]
     no_act_order: bool,
@@ -141,11 +67,11 @@ pub struct RecipeArgs {
     #[arg(long, value_name = "X", default_value_t = Recipe::DEFAULT.damping, allow_negative_numbers = true)]
     damping: f64,
     /// What the value projection's compensation looks at
-    #[arg(long, value_enum, default_value_t = ValueHessianArg::Attention)]
-    value_hessian: ValueHessianArg,
+    #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.value_hessian)]
+    value_hessian: ValueHessian,
     /// What later layers are calibrated on
-    #[arg(long, value_enum, default_value_t = PropagationArg::Quantized)]
-    propagation: PropagationArg,
+    #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.propagation)]
+    propagation: Propagation,
     /// Seed of everything random (rotation, choice of windows, samples): the same seed gives the same checkpoint; -1: a
     /// random one, which is told
     #[arg(long, value_name = "N", default_value = "0", allow_negative_numbers = true, value_parser = Seed::parse)]
@@ -183,41 +109,16 @@ impl RecipeArgs {
         let windows = self.windows(amount);
         self.refuse_idle(amount, windows)?;
         let recipe = Recipe {
-            transform: match self.transform {
-                TransformArg::Smooth => Transform::Smooth,
-                TransformArg::Rotate => Transform::Rotate,
-                TransformArg::None => Transform::None,
-            },
-            rotation: match self.rotation {
-                RotationArg::Hadamard => RotationKind::Hadamard,
-                RotationArg::Orthogonal => RotationKind::Orthogonal,
-            },
-            group_size: match self.group_size {
-                GroupArg::G32 => Some(32),
-                GroupArg::G64 => Some(64),
-                GroupArg::G128 => Some(128),
-                GroupArg::Channel => None,
-            },
-            group_scales: match self.group_scales {
-                Some(GroupScalesArg::Half) => GroupScales::Half,
-                Some(GroupScalesArg::Integer) | None => GroupScales::Integer,
-            },
-            compensate: matches!(self.method, MethodArg::Gptq),
-            clip: match self.clip {
-                ClipArg::None => Clip::None,
-                ClipArg::Weight => Clip::Weight,
-                ClipArg::Output => Clip::Output,
-            },
+            transform: self.transform,
+            rotation: self.rotation,
+            group_size: (self.group_size != GroupSize::Channel).then_some(self.group_size as usize),
+            group_scales: self.group_scales.unwrap_or(Recipe::DEFAULT.group_scales),
+            compensate: self.method == Method::Gptq,
+            clip: self.clip,
             act_order: !self.no_act_order,
             damping: self.damping,
-            value_hessian: match self.value_hessian {
-                ValueHessianArg::Input => ValueHessian::Input,
-                ValueHessianArg::Attention => ValueHessian::Attention,
-            },
-            propagation: match self.propagation {
-                PropagationArg::Float => Propagation::Float,
-                PropagationArg::Quantized => Propagation::Quantized,
-            },
+            value_hessian: self.value_hessian,
+            propagation: self.propagation,
             calibration: Calibration {
                 windows,
                 window: amount.window,
@@ -238,8 +139,8 @@ impl RecipeArgs {
 
     /// Rounding to nearest looks at no text, unless it is to choose scales by the output's error.
     fn needs_text(&self) -> bool {
-        let rounds = matches!(self.method, MethodArg::Rtn) && !matches!(self.clip, ClipArg::Output);
-        !rounds || matches!(self.transform, TransformArg::Smooth)
+        let rounds = self.method == Method::Rtn && self.clip != Clip::Output;
+        !rounds || self.transform == Transform::Smooth
     }
 
     /// Calibration windows: what was asked for, else none where nothing needs them and no option about them was given.
@@ -257,17 +158,17 @@ impl RecipeArgs {
         let idle = |is_so: bool, options: &[&'static str]| {
             options.iter().copied().find(|option| is_so && self.given.has(option))
         };
-        let rtn = matches!(self.method, MethodArg::Rtn);
-        let by_output = matches!(self.clip, ClipArg::Output);
-        let smooth = matches!(self.transform, TransformArg::Smooth);
-        let rotate = matches!(self.transform, TransformArg::Rotate);
+        let rtn = self.method == Method::Rtn;
+        let by_output = self.clip == Clip::Output;
+        let smooth = self.transform == Transform::Smooth;
+        let rotate = self.transform == Transform::Rotate;
         if let Some(option) = idle(!rotate, &["rotation"]) {
             return refuse(option, "without --transform rotate");
         }
         if let Some(option) = idle(!smooth, &["smooth-tokens"]) {
             return refuse(option, "without --transform smooth");
         }
-        if let Some(option) = idle(matches!(self.group_size, GroupArg::Channel), &["group-scales"]) {
+        if let Some(option) = idle(self.group_size == GroupSize::Channel, &["group-scales"]) {
             return refuse(option, "without groups (--group-size 32, 64 or 128)");
         }
         if let Some(option) = idle(rtn, &["damping", "no-act-order"]) {

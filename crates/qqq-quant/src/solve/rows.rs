@@ -4,6 +4,7 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use half::f16;
+use qqq_backend::cpu::simd::{SimdLevel, multiversion};
 use qqq_formats::{QuantizedWeight, Scales};
 
 use super::{SolveOptions, factor::Factor};
@@ -330,7 +331,7 @@ fn compensate(factor: &Factor, weights: &[f32], levels: &Levels, grid: Grid) -> 
             errors: &mut errors,
             codes: &mut codes,
         };
-        if levels.two_level { block.run::<true>() } else { block.run::<false>() }
+        run(SimdLevel::detect(), &mut block);
     }
     let mut out = vec![0i8; rows * k];
     for (row, out) in out.chunks_exact_mut(k).enumerate() {
@@ -354,34 +355,14 @@ struct Block<'a> {
     codes: &'a mut [f32],
 }
 
+multiversion! {
+    /// Solves a block.
+    fn run(block: &mut Block<'_>) {
+        if block.levels.two_level { block.run_lanes::<true>() } else { block.run_lanes::<false>() }
+    }
+}
+
 impl Block<'_> {
-    fn run<const TWO_LEVEL: bool>(&mut self) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") {
-                // SAFETY: the machine has AVX-512F.
-                return unsafe { self.run_avx512::<TWO_LEVEL>() };
-            }
-            if is_x86_feature_detected!("avx2") {
-                // SAFETY: the machine has AVX2.
-                return unsafe { self.run_avx2::<TWO_LEVEL>() };
-            }
-        }
-        self.run_lanes::<TWO_LEVEL>();
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f")]
-    fn run_avx512<const TWO_LEVEL: bool>(&mut self) {
-        self.run_lanes::<TWO_LEVEL>();
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn run_avx2<const TWO_LEVEL: bool>(&mut self) {
-        self.run_lanes::<TWO_LEVEL>();
-    }
-
     /// Plain loops over lanes, never fused: all instruction sets give the same bits.
     #[inline(always)]
     fn run_lanes<const TWO_LEVEL: bool>(&mut self) {

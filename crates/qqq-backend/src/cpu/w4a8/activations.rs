@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::cpu::matrix::Matrix;
-use crate::cpu::pool::parallel_for;
-use crate::cpu::shared::SharedMut;
+use crate::cpu::pool::parallel_each_mut;
+use crate::cpu::simd::{SimdLevel, multiversion};
 
 /// Per-token int8 activations: value = code * scale.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -87,19 +87,20 @@ impl Int8Activations {
     }
 
     fn make(&mut self, rows: Range<usize>, quantize: impl Fn(usize, &mut [i8]) -> (f32, i32) + Sync) {
-        let cols = self.cols;
-        let codes = SharedMut::new(&mut self.codes);
-        let scales = SharedMut::new(&mut self.scales);
-        let sums = SharedMut::new(&mut self.sums);
+        let (cols, first) = (self.cols, rows.start);
         let rows_per_task = VALUES_PER_TASK.div_ceil(cols.max(1));
-        parallel_for(rows.len().div_ceil(rows_per_task), |task| {
-            let first = rows.start + task * rows_per_task;
-            for i in first..rows.end.min(first + rows_per_task) {
-                // SAFETY: each row belongs to one task.
-                let (codes, scale, sum) = unsafe {
-                    (codes.slice(i * cols..(i + 1) * cols), scales.slice(i..i + 1), sums.slice(i..i + 1))
-                };
-                (scale[0], sum[0]) = quantize(i, codes);
+        let mut codes = &mut self.codes[rows.start * cols..rows.end * cols];
+        let scales = self.scales[rows.clone()].chunks_mut(rows_per_task);
+        let mut tasks: Vec<_> = scales
+            .zip(self.sums[rows].chunks_mut(rows_per_task))
+            .map(|(scales, sums)| {
+                (codes.split_off_mut(..scales.len() * cols).unwrap_or_default(), scales, sums)
+            })
+            .collect();
+        parallel_each_mut(&mut tasks, |task, (codes, scales, sums)| {
+            for (i, (scale, sum)) in scales.iter_mut().zip(sums.iter_mut()).enumerate() {
+                let codes = &mut codes[i * cols..(i + 1) * cols];
+                (*scale, *sum) = quantize(first + task * rows_per_task + i, codes);
             }
         });
     }
@@ -124,56 +125,29 @@ impl Int8Activations {
 /// If the lengths differ.
 pub fn quantize_row(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
     assert_eq!(x.len(), codes.len());
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            // SAFETY: the machine has the features.
-            return unsafe { quantize_row_avx512(x, codes) };
+    quantize_slice(SimdLevel::detect(), x, codes)
+}
+
+multiversion! {
+    fn quantize_slice(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
+        // Magnitudes compare as their bits do, infinities and NaNs above all numbers.
+        let amax = f32::from_bits(x.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff)));
+        let scale = amax / 127.0;
+        if scale == 0.0 || !scale.is_finite() {
+            codes.fill(0);
+            return (if scale == 0.0 { 1.0 } else { scale }, 0);
         }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the machine has the feature.
-            return unsafe { quantize_row_avx2(x, codes) };
+        // Adding 1.5 * 2^23 rounds a small number to an integer, half to even, and leaves it in the low
+        // bits. The quotient is at most 127 and a little, or 190 where the scale is subnormal.
+        const MAGIC: f32 = 12_582_912.0;
+        let mut sum = 0;
+        for (code, &v) in codes.iter_mut().zip(x) {
+            let q = ((v / scale + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32).clamp(-128, 127);
+            *code = q as i8;
+            sum += q;
         }
+        (scale, sum)
     }
-    quantize_row_portable(x, codes)
-}
-
-// One code, compiled for three vector widths: all paths give the same bits.
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn quantize_row_avx512(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
-    quantize_row_portable(x, codes)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn quantize_row_avx2(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
-    quantize_row_portable(x, codes)
-}
-
-#[inline(always)]
-fn quantize_row_portable(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
-    // Magnitudes compare as their bits do, infinities and NaNs above all numbers.
-    let amax = f32::from_bits(x.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff)));
-    let scale = amax / 127.0;
-    if scale == 0.0 || !scale.is_finite() {
-        codes.fill(0);
-        return (if scale == 0.0 { 1.0 } else { scale }, 0);
-    }
-    // Adding 1.5 * 2^23 rounds a small number to an integer, half to even, and leaves it in the low
-    // bits. The quotient is at most 127 and a little, or 190 where the scale is subnormal.
-    const MAGIC: f32 = 12_582_912.0;
-    let mut sum = 0;
-    for (code, &v) in codes.iter_mut().zip(x) {
-        let q = ((v / scale + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32).clamp(-128, 127);
-        *code = q as i8;
-        sum += q;
-    }
-    (scale, sum)
 }
 
 #[cfg(test)]
@@ -194,9 +168,11 @@ mod tests {
         assert_eq!(got_scale.to_bits(), scale.to_bits());
         assert_eq!(got, codes);
         assert_eq!(sum, codes.iter().map(|&c| i32::from(c)).sum::<i32>());
-        let mut portable = vec![1; x.len()];
-        assert_eq!(quantize_row_portable(x, &mut portable), (scale, sum));
-        assert_eq!(portable, codes);
+        for level in SimdLevel::all() {
+            let mut got = vec![1; x.len()];
+            assert_eq!(quantize_slice(level, x, &mut got), (scale, sum));
+            assert_eq!(got, codes);
+        }
     }
 
     #[test]

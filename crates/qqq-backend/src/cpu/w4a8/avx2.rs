@@ -77,6 +77,10 @@ pub(super) unsafe fn run_maddubs(gemm: &Gemm, blocks: Range<usize>, rows: Range<
     unsafe { run::<Maddubs>(gemm, blocks, rows) }
 }
 
+/// Computes output channels `BLOCK * blocks` of the given rows.
+///
+/// # Safety
+/// The machine has AVX2, F16C and what `D` needs; parts that run at the same time do not overlap.
 #[inline(always)]
 unsafe fn run<D: Dot>(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
     let groups = gemm.weight.groups.is_some();
@@ -109,6 +113,9 @@ unsafe fn run<D: Dot>(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
 }
 
 /// Weights of a block, with their offset: LINES lines for each 16 input channels, laid out as the packed ones.
+///
+/// # Safety
+/// The machine has AVX2 and F16C.
 #[inline(always)]
 unsafe fn expand<D: Dot>(gemm: &Gemm, block: usize, out: &mut [Line]) {
     let groups = gemm.weight.block_groups(block);
@@ -146,6 +153,9 @@ unsafe fn expand<D: Dot>(gemm: &Gemm, block: usize, out: &mut [Line]) {
 /// `round_half_even((i - 8) * scale) + offset` for i in 0..16, for the channels of a block, in the order of the packed
 /// lines. Products are exact in float32 (4 + 11 bits), the conversion rounds once. Entries beyond an int8 saturate; no code of
 /// the weight uses them.
+///
+/// # Safety
+/// The machine has AVX2 and F16C.
 #[inline(always)]
 unsafe fn group_tables(scales: &[f16; BLOCK], offset: i32) -> [Line; LINES] {
     let mut out = [Line([0; 64]); LINES];
@@ -173,6 +183,9 @@ unsafe fn group_tables(scales: &[f16; BLOCK], offset: i32) -> [Line; LINES] {
 }
 
 /// One block of output channels, `R` rows.
+///
+/// # Safety
+/// As for [`run`].
 #[inline(always)]
 unsafe fn tile<D: Dot, const R: usize, const PER_CHANNEL: bool>(
     gemm: &Gemm,
@@ -248,6 +261,8 @@ mod tests {
         }
     }
 
+    /// # Safety
+    /// As for [`run`].
     #[target_feature(enable = "avx2,f16c")]
     unsafe fn run_of_avx2(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
         // SAFETY: passed on to the caller.
