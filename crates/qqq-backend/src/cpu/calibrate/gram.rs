@@ -364,6 +364,13 @@ mod tests {
             lanes.iter().for_each(|lane| want.merge(lane));
             let got = CpuGram::of_int8_in_float(k, &refs);
             assert_eq!(got.tokens, want.tokens);
+            // Where faer's products of a panel sum in another order than those of the whole, checkpoints are no worse, but
+            // there are none of an earlier version that they must equal.
+            if cfg!(not(target_arch = "x86_64")) {
+                let exact: Vec<Matrix> = parts.iter().map(Int8Activations::dequantize).collect();
+                assert_close(&got.finish(), &naive(&exact.iter().collect::<Vec<_>>()), k);
+                continue;
+            }
             for i in 0..k {
                 let row = i * k..=i * k + i;
                 assert_eq!(got.sum[row.clone()], want.sum[row], "row {i} of {k}");
