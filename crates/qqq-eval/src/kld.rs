@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, cpu::pool::parallel_chunks_mut, first_not_finite};
+use qqq_backend::{Backend, cpu::pool::parallel_each_mut, first_not_finite};
 use qqq_model::Decoder;
 
 use crate::{
@@ -66,9 +66,9 @@ pub fn kl_divergence<A: Backend, B: Backend>(
         for rows in rows.chunks(chunk_rows(vocab)) {
             let (p, q) = (logits(&mut of_baseline, rows)?, logits(&mut of_model, rows)?);
             let mut pairs: Vec<Option<PairScore>> = vec![None; rows.len()];
-            parallel_chunks_mut(&mut pairs, 1, |i, out| {
+            parallel_each_mut(&mut pairs, |i, out| {
                 let row = i * vocab..(i + 1) * vocab;
-                out[0] = Some(compare(&p[row.clone()], &q[row], rows[i].target));
+                *out = Some(compare(&p[row.clone()], &q[row], rows[i].target));
             });
             let pairs = pairs.into_iter().flatten().zip(p.chunks_exact(vocab));
             for (row, (pair, p)) in rows.iter().zip(pairs) {

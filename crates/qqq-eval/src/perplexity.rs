@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, cpu::pool::parallel_chunks_mut};
+use qqq_backend::{Backend, cpu::pool::parallel_each_mut};
 use qqq_model::Decoder;
 
 use crate::{
@@ -60,8 +60,8 @@ pub fn perplexity<B: Backend>(
         for rows in rows.chunks(chunk_rows(vocab)) {
             let logits = logits(&mut runner, rows)?;
             let mut nll = vec![0.0; rows.len()];
-            parallel_chunks_mut(&mut nll, 1, |i, out| {
-                out[0] = score(&logits[i * vocab..(i + 1) * vocab], rows[i].target);
+            parallel_each_mut(&mut nll, |i, out| {
+                *out = score(&logits[i * vocab..(i + 1) * vocab], rows[i].target);
             });
             for (row, nll) in rows.iter().zip(nll) {
                 if !nll.is_finite() {

@@ -74,11 +74,14 @@ impl<'d, B: Backend> Runner<'d, B> {
     pub fn step(&mut self, plan: &BatchPlan) -> Result<()> {
         self.decoder.check(plan)?;
         let b = &self.decoder.backend;
-        match &mut self.batch {
-            Some(batch) => b.refill(batch, plan)?,
-            None => self.batch = Some(b.batch(plan)?),
-        }
-        let Some(batch) = &self.batch else { return Ok(()) };
+        let batch = match self.batch.take() {
+            Some(mut batch) => {
+                b.refill(&mut batch, plan)?;
+                batch
+            }
+            None => b.batch(plan)?,
+        };
+        let batch = self.batch.insert(batch);
         self.decoder.forward(batch, plan.rows(), &mut self.flow, &mut self.scratch, &mut self.kv)
     }
 

@@ -59,7 +59,6 @@ mod memory_need;
 pub mod model_card;
 pub mod nearest;
 mod output;
-mod parallel;
 pub mod pipeline;
 mod preflight;
 pub mod recipe;

@@ -5,7 +5,7 @@
 //! output, with activations and weights quantized as the kernel has them, weights rounded to nearest. The float inputs
 //! of the sites do not depend on the scales chosen before: smoothing never changes the float function.
 
-use qqq_backend::{Calibrate, InputKind, first_not_finite};
+use qqq_backend::{Calibrate, InputKind, cpu::pool::parallel_chunks_mut, first_not_finite};
 use qqq_formats::LinearWeight;
 use qqq_model::{
     Block, BlockWeights, ModelError, Site,
@@ -18,7 +18,6 @@ use crate::{
     float_linear::{FloatBlock, FloatLinear, module},
     half_type::HalfType,
     nearest::round_scaled,
-    parallel,
     report::SmoothReport,
     smooth::{self, SearchOptions, SmoothChoice},
     transform,
@@ -146,7 +145,7 @@ impl<B: Calibrate> Search<'_, B> {
             .map_err(|source| ModelError::Backend { name: "smoothing search".into(), source })?;
         let inverse: Vec<f32> = s.iter().map(|s| 1.0 / s).collect();
         let mut scaled = self.x.to_vec();
-        parallel::chunks_mut(&mut scaled, 32 * k, |_, rows| {
+        parallel_chunks_mut(&mut scaled, 32 * k, |_, rows| {
             for row in rows.chunks_exact_mut(k) {
                 row.iter_mut().zip(&inverse).for_each(|(x, i)| *x *= i);
             }
@@ -204,7 +203,7 @@ fn squared_distance(a: &[f32], b: &[f32], rows: usize) -> f64 {
     const ROWS: usize = 16;
     let cols = a.len() / rows.max(1);
     let mut sums = vec![0.0f64; rows];
-    parallel::chunks_mut(&mut sums, ROWS, |chunk, sums| {
+    parallel_chunks_mut(&mut sums, ROWS, |chunk, sums| {
         for (i, sum) in sums.iter_mut().enumerate() {
             let row = (chunk * ROWS + i) * cols..(chunk * ROWS + i + 1) * cols;
             let (a, b) = (&a[row.clone()], &b[row]);

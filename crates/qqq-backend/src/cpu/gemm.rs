@@ -20,7 +20,7 @@ const ROWS_PER_JOB: usize = 8 * MR;
 /// Longest piece of the inner dimension: a panel of 32 columns then takes 40 KB of the L1 cache.
 const MAX_DEPTH: usize = 320;
 
-/// Writes `x w^T + bias` (adds it if `add`) to `out`, which holds `x.rows x n` values, for the weight
+/// Writes `x w^T + bias` to `out`, which holds `x.rows x n` values, for the weight
 /// `w` of shape `n x x.cols`.
 ///
 /// # Safety
@@ -31,7 +31,6 @@ pub(crate) unsafe fn wide<W: Element>(
     w: &[W],
     n: usize,
     bias: Option<&[f32]>,
-    add: bool,
     out: &SharedMut<f32>,
 ) {
     let k = x.cols;
@@ -44,7 +43,7 @@ pub(crate) unsafe fn wide<W: Element>(
                 let col = (first + p) * NR;
                 pack_panel(level, &w[col * k..n.min(col + NR) * k], k, panel);
             });
-            let block = Block { level, x, packed, first_panel: first, n, bias, add, out };
+            let block = Block { level, x, packed, first_panel: first, n, bias, out };
             // Two parts of the columns even out the threads' shares; narrow products are not worth it.
             let parts = if count >= 24 { 2 } else { 1 };
             let row_blocks = x.rows.div_ceil(ROWS_PER_JOB);
@@ -184,7 +183,6 @@ struct Block<'a> {
     first_panel: usize,
     n: usize,
     bias: Option<&'a [f32]>,
-    add: bool,
     out: &'a SharedMut<'a, f32>,
 }
 
@@ -225,7 +223,7 @@ impl Block<'_> {
                             add: false,
                         };
                         // SAFETY: the packed operands hold the tile; the output part is this job's.
-                        unsafe { self.run(tile, row, col, start > 0 || self.add, last) };
+                        unsafe { self.run(tile, row, col, start > 0, last) };
                     }
                 }
             }

@@ -18,7 +18,7 @@ const MIN_ROWS_PER_JOB: usize = 16;
 #[cfg(target_arch = "x86_64")]
 const TILE: (usize, usize) = (6, 4);
 
-/// Writes `x w^T + bias` (adds it if `add`) to `out`, which holds `x.rows x n` values, for the weight
+/// Writes `x w^T + bias` to `out`, which holds `x.rows x n` values, for the weight
 /// `w` of shape `n x x.cols`.
 ///
 /// # Safety
@@ -29,7 +29,6 @@ pub(crate) unsafe fn skinny<W: Element>(
     w: &[W],
     n: usize,
     bias: Option<&[f32]>,
-    add: bool,
     out: &SharedMut<f32>,
 ) {
     let step =
@@ -39,9 +38,7 @@ pub(crate) unsafe fn skinny<W: Element>(
         // SAFETY: jobs write disjoint columns; the machine has the level.
         unsafe {
             let store = |row: usize, col: usize, sum: f32| {
-                let p = out.at(row * n + col);
-                let sum = sum + bias.map_or(0.0, |b| b[col]);
-                p.write(if add { p.read() + sum } else { sum });
+                out.at(row * n + col).write(sum + bias.map_or(0.0, |b| b[col]));
             };
             match level.isa() {
                 #[cfg(target_arch = "x86_64")]

@@ -113,9 +113,9 @@ impl FloatLinear {
         // SAFETY: the caller's promise.
         unsafe {
             if x.rows <= SKINNY_ROWS {
-                gemv::skinny(level, x, w, n, bias, false, out);
+                gemv::skinny(level, x, w, n, bias, out);
             } else {
-                gemm::wide(level, x, w, n, bias, false, out);
+                gemm::wide(level, x, w, n, bias, out);
             }
         }
     }

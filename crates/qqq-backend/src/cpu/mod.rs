@@ -30,7 +30,7 @@ use crate::{
     AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvLayout, Norm, Result,
 };
 use matrix::Matrix;
-use w4a8::W4A8Linear;
+use w4a8::{Int8Activations, W4A8Linear};
 
 pub use embedding::CpuEmbedding;
 pub use input::CpuInput;
@@ -219,10 +219,8 @@ impl Backend for CpuBackend {
             // The memory changes hands.
             (InputKind::Float, CpuInput::Float(out)) => std::mem::swap(x, out),
             (InputKind::Float, _) => *out = CpuInput::Float(std::mem::take(x)),
-            (InputKind::Int8, _) => {
-                out.reshape(kind, x.rows, x.cols);
-                out.fill(0..x.rows, x.cols, |i, row| row.copy_from_slice(x.row(i)));
-            }
+            (InputKind::Int8, CpuInput::Int8(out)) => out.quantize_from(x),
+            (InputKind::Int8, _) => *out = CpuInput::Int8(Int8Activations::quantize(x)),
         }
         Ok(())
     }

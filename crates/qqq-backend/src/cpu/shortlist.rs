@@ -89,7 +89,7 @@ impl Shortlist {
         }
         with_shared_scratch(x.rows * n, |products| {
             // SAFETY: the output is a matrix of this shape.
-            unsafe { gemv::skinny(level, x, &self.codes, n, None, false, &SharedMut::new(products)) };
+            unsafe { gemv::skinny(level, x, &self.codes, n, None, &SharedMut::new(products)) };
             let rows =
                 products.chunks_exact_mut(n).zip(&norms).enumerate().map(|(row, (products, &norm))| {
                     let columns = self.candidates(level, products, norm, count)?;
@@ -225,7 +225,7 @@ mod tests {
     ) -> Vec<Vec<(f32, u32)>> {
         let mut out = Matrix::zeros(x.rows, n);
         // SAFETY: the output is a matrix of this shape.
-        unsafe { gemv::skinny(level, x, w, n, None, false, &SharedMut::new(&mut out.data)) };
+        unsafe { gemv::skinny(level, x, w, n, None, &SharedMut::new(&mut out.data)) };
         (0..x.rows).map(|row| largest(out.row(row), count)).collect()
     }
 
@@ -263,7 +263,7 @@ mod tests {
         let mut products = Matrix::zeros(1, n);
         // SAFETY: the output is a matrix of this shape.
         unsafe {
-            gemv::skinny(level, &x, &shortlist.codes, n, None, false, &SharedMut::new(&mut products.data));
+            gemv::skinny(level, &x, &shortlist.codes, n, None, &SharedMut::new(&mut products.data));
         }
         let found =
             shortlist.candidates(level, &mut products.data, norm(&x.data), 1).expect("few candidates");

@@ -1,7 +1,7 @@
 //! A product's shape with every kernel that its numbers of tokens need, loaded: launches neither compile nor allocate.
 
 use cudarc::driver::sys;
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::cpu::pool::parallel_each_mut;
 
 use super::launch::GemmKernel;
 use super::weights::check_shape;
@@ -59,7 +59,7 @@ impl GemmPlans {
         check_shape(n, k)?;
         // Those that must be compiled, several at a time.
         let mut loaded: Vec<_> = plans.iter().map(|_| None).collect();
-        parallel_chunks_mut(&mut loaded, 1, |i, kernel| kernel[0] = Some(GemmKernel::new(device, plans[i])));
+        parallel_each_mut(&mut loaded, |i, kernel| *kernel = Some(GemmKernel::new(device, plans[i])));
         let kernels = loaded.into_iter().flatten().collect::<Result<Vec<_>>>()?;
         let (mut partial_bytes, mut counter_bytes) = (0, 0);
         for kernel in &kernels {

@@ -4,7 +4,7 @@ use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, MatMut, MatRef, Par};
 
 use crate::cpu::matrix::Matrix;
-use crate::cpu::pool::parallel_chunks_mut;
+use crate::cpu::pool::parallel_each_mut;
 use crate::cpu::w4a8::Int8Activations;
 use crate::cpu::w4a8::gram::{self, GRAM_TOKENS, GramScratch, add_gram};
 
@@ -121,8 +121,7 @@ impl CpuGram {
         // The lowest have the longest rows, and are begun first.
         let last = panels.len() - 1;
         panels.reverse();
-        parallel_chunks_mut(&mut panels, 1, |i, panel| {
-            let panel = &mut *panel[0];
+        parallel_each_mut(&mut panels, |i, panel| {
             let first = (last - i) * PANEL_ROWS;
             let lane = |lane: usize, sum: &mut [f32]| {
                 parts

@@ -5,7 +5,7 @@ pub mod gram;
 
 use std::borrow::Cow;
 
-use super::{CpuBackend, CpuInput, matrix::Matrix, pool::parallel_chunks_mut, w4a8::Int8Activations};
+use super::{CpuBackend, CpuInput, matrix::Matrix, pool::parallel_each_mut, w4a8::Int8Activations};
 use crate::{AttentionKind, BackendError, Calibrate, Result};
 pub use gram::CpuGram;
 
@@ -60,7 +60,7 @@ impl Calibrate for CpuBackend {
     }
 
     fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync) {
-        parallel_chunks_mut(items, 1, |_, item| job(&mut item[0]));
+        parallel_each_mut(items, |_, item| job(item));
     }
 }
 

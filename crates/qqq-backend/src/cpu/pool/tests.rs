@@ -102,6 +102,9 @@ fn chunks_cover_the_slice() {
         chunk.fill(i + 1);
     });
     assert!(data.iter().enumerate().all(|(i, &v)| v == i / 10 + 1));
+    let mut many = vec![1u32; 1000];
+    parallel_chunks_mut(&mut many, 7, |i, chunk| chunk.iter_mut().for_each(|x| *x += i as u32));
+    assert!(many.iter().enumerate().all(|(j, &x)| x == 1 + (j / 7) as u32));
     parallel_chunks_mut(&mut [] as &mut [u8], 4, |_, _| panic!("no chunk"));
 }
 

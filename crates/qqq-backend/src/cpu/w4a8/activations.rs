@@ -30,13 +30,13 @@ impl Int8Activations {
     /// every product of the row is NaN.
     pub fn quantize(x: &Matrix) -> Self {
         let mut out = Self::default();
-        out.reshape(x.rows, x.cols);
         out.quantize_from(x);
         out
     }
 
-    /// Quantizes the rows of `x`, which has the same shape, into these.
+    /// As [`quantize`](Self::quantize), in the memory it has.
     pub(crate) fn quantize_from(&mut self, x: &Matrix) {
+        self.reshape(x.rows, x.cols);
         self.make(0..x.rows, |i, codes| quantize_row(x.row(i), codes));
     }
 

@@ -1,10 +1,12 @@
 //! Which demo is at work on a result in the cache. The system releases a lock when its process ends, however it ends.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
     io,
     path::Path,
 };
+
+use qqq_formats::lock::is_at;
 
 /// What a demo does with a result.
 #[derive(Clone, Copy, Debug)]
@@ -65,24 +67,10 @@ fn open(path: &Path) -> io::Result<File> {
     written.or_else(|_| File::open(path))
 }
 
-/// Whether an open file is still what its path names.
-#[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    }
-}
-
-/// Elsewhere an open file keeps its name.
-#[cfg(not(unix))]
-fn is_at(_: &File, path: &Path) -> bool {
-    fs::exists(path).unwrap_or(true)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cudarc::driver::{CudaSlice, DevicePtr};
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::cpu::pool::parallel_each_mut;
 use qqq_cuda::{
     Arch, DType, Device, KernelType, Result,
     error::driver,
@@ -159,8 +159,8 @@ impl GemmBench {
             if matches!(choosing, Choosing::Tune | Choosing::Each) {
                 // On all cores: one after the other they take a second each. The device keeps what it has loaded.
                 let mut loaded: Vec<_> = candidates.iter().map(|_| Ok(())).collect();
-                parallel_chunks_mut(&mut loaded, 1, |i, loaded| {
-                    loaded[0] = GemmPlans::of_plan(&self.device, candidates[i], (n, k), m).map(drop);
+                parallel_each_mut(&mut loaded, |i, loaded| {
+                    *loaded = GemmPlans::of_plan(&self.device, candidates[i], (n, k), m).map(drop);
                 });
                 loaded.into_iter().collect::<Result<()>>()?;
             }
