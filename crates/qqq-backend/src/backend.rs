@@ -85,8 +85,8 @@ pub struct Norm<B: Backend> {
 pub enum KvDType {
     /// 32-bit.
     F32,
-    /// IEEE half. What it cannot stand for (numbers beyond its range, keys so large that their rounding would be felt, heads
-    /// so small that it loses their digits) is kept in 32 bits.
+    /// 16-bit. On a CPU IEEE half; what that cannot stand for (numbers beyond its range, keys so large that their rounding
+    /// would be felt, heads so small that it loses their digits) is kept in 32 bits. On a GPU the type of its activations.
     F16,
 }
 
@@ -144,6 +144,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// Prepacks a weight (`N x K`); `bias` has length `N`.
     fn linear_weight(&self, weight: LinearWeight, bias: Option<Vec<f32>>) -> Result<Self::Linear>;
+    /// Prepacks the weight of an output head (`N x K`): as [`linear_weight`](Self::linear_weight), but its products keep
+    /// more digits than those between two layers, where these have 16 bits.
+    fn head_weight(&self, weight: LinearWeight) -> Result<Self::Linear> {
+        self.linear_weight(weight, None)
+    }
     /// What `weight` takes as its input.
     fn input_kind(&self, weight: &Self::Linear) -> InputKind;
     /// An embedding table of shape `vocab x hidden`.
@@ -154,6 +159,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// turns with component `i + inv_freq.len()`. Cosines and sines are multiplied by `factor`, which makes what is turned
     /// longer. Positions are below `max_positions`.
     fn rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Result<Self::Rope>;
+    /// The element type that keeps keys and values most exactly here.
+    fn finest_kv(&self) -> KvDType {
+        KvDType::F32
+    }
     /// A pool of `pages` pages, [`PAGE`](crate::PAGE) positions each. Who has which page is for the caller to say, in a
     /// [`BatchPlan`].
     fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<Self::KvPool>;

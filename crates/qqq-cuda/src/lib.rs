@@ -6,6 +6,7 @@
 //! - [`Device`] is a GPU with its loaded kernels. The driver is loaded at run time, so one binary serves machines with
 //!   and without a GPU.
 //! - [`gemm`] multiplies: prepacked weights, instances of the kernels, which of them runs a shape, and the launch.
+//! - [`CudaBackend`] is a GPU as a [`Backend`](qqq_backend::Backend): a decoder's operations.
 //! - [`quantize`] makes int8 activations, [`ceilings`] measures what a GPU gives at most, and [`prebuild`] lists every
 //!   kernel.
 //!
@@ -40,6 +41,7 @@
 //! ```
 
 pub mod ceilings;
+pub mod decoder;
 pub mod device;
 pub mod dtype;
 pub mod error;
@@ -49,6 +51,7 @@ pub mod prebuild;
 pub mod quantize;
 pub mod tensor_map;
 
+pub use decoder::CudaBackend;
 pub use device::Device;
 pub use dtype::KernelType;
 pub use error::{CudaError, Result};

@@ -5,6 +5,9 @@ use std::sync::mpsc;
 
 use crate::DType;
 use crate::ceilings;
+use crate::decoder::attention::{AttentionConfig, AttentionKernel};
+use crate::decoder::rows::RowConfig;
+use crate::decoder::steps::StepKernel;
 use crate::gemm::prepack::{self, Direction};
 use crate::gemm::{GemmTypes, WeightKind, instances};
 use crate::jit::archive::ArchivedKernel;
@@ -65,6 +68,15 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
         }
         let quantize = QuantizeConfig::all().into_iter();
         kernels.extend(quantize.map(|c| ArchivedKernel::new(c.source(), arch, 0)));
+        let rows = RowConfig::all().into_iter();
+        kernels.extend(rows.map(|c| ArchivedKernel::new(c.source(), arch, 0)));
+        for config in AttentionConfig::all() {
+            for (kernel, shared) in [(AttentionKernel::Tiles, config.shared_bytes()), (AttentionKernel::Join, 0)] {
+                kernels.push(ArchivedKernel::new(config.source(kernel), arch, shared));
+            }
+        }
+        let steps = StepKernel::all().into_iter();
+        kernels.extend(steps.map(|s| ArchivedKernel::new(s.source(), arch, 0)));
         let ceilings = ceilings::sources(arch).into_iter();
         kernels.extend(ceilings.map(|(source, shared)| ArchivedKernel::new(source, arch, shared)));
     }

@@ -1,7 +1,7 @@
 //! Every kernel that can be chosen compiles, for every architecture it is for, without spills and without the
 //! compiler's remark that matrix instructions were serialized. Needs NVRTC, but no GPU. In CI each instance of the
 //! products with one of its two types of output, which takes minutes; a selection elsewhere; `QQQ_COMPILE=all` compiles
-//! both.
+//! both, `QQQ_COMPILE=attention` what has this in its name.
 
 use std::process::ExitCode;
 
@@ -34,8 +34,14 @@ fn kernels() -> Vec<ArchivedKernel> {
         }
         kernels.extend(all);
     }
-    if std::env::var("QQQ_COMPILE").is_ok_and(|v| v == "all") {
-        return kernels;
+    match std::env::var("QQQ_COMPILE") {
+        Ok(all) if all == "all" => return kernels,
+        Ok(part) if !part.is_empty() => {
+            kernels.retain(|k| k.source.name.contains(&part));
+            assert!(!kernels.is_empty(), "no kernel's name has {part:?}");
+            return kernels;
+        }
+        _ => {}
     }
     kernels.retain(|k| stands_for_both(&k.source.name));
     if !in_ci() {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use qqq_backend::{Backend, BatchPlan, KvDType, pages_for};
+use qqq_backend::{Backend, BatchPlan, pages_for};
 use qqq_model::{Decoder, NotFinite, Runner, names};
 
 use crate::{EvalError, Progress, Result, Window, WindowOptions};
@@ -138,7 +138,7 @@ pub(crate) fn runner<'d, B: Backend>(
     options.cut(tokens.len())?;
     let window = options.window.min(tokens.len());
     let together = windows_of_batch(options);
-    Ok(Runner::new(decoder, KvDType::F32, together * pages_for(window), together * window)?)
+    Ok(Runner::new(decoder, decoder.backend.finest_kv(), together * pages_for(window), together * window)?)
 }
 
 /// Windows that run together.

@@ -68,7 +68,7 @@ impl<B: Backend> Decoder<B> {
             backend.tied_head(&embedding)
         } else {
             let layer = checkpoint.layer(names::LM_HEAD_MODULE, vocab, width)?;
-            backend.linear_weight(reading::whole(layer)?, None)
+            backend.head_weight(reading::whole(layer)?)
         }
         .map_err(|e| at(names::LM_HEAD, e))?;
         let mut weight = checkpoint.tensors.f32(names::FINAL_NORM, &[width])?;

@@ -1,6 +1,6 @@
 //! Where a model's numbers stop being finite.
 
-use qqq_backend::{Backend, BatchPlan, KvDType, first_not_finite, pages_for};
+use qqq_backend::{Backend, BatchPlan, first_not_finite, pages_for};
 
 use crate::{
     Decoder, Result, Runner, Site,
@@ -33,7 +33,7 @@ impl<B: Backend> Decoder<B> {
     pub fn first_not_finite(&self, tokens: &[u32]) -> Result<Option<NotFinite>> {
         let backend = &self.backend;
         let (rows, hidden) = (tokens.len().min(PIECE), self.config.hidden_size);
-        let mut runner = Runner::new(self, KvDType::F32, pages_for(tokens.len()), rows)?;
+        let mut runner = Runner::new(self, self.backend.finest_kv(), pages_for(tokens.len()), rows)?;
         let pages: Vec<u32> = (0..pages_for(tokens.len()) as u32).collect();
         let mut start = 0;
         for piece in tokens.chunks(PIECE) {

@@ -7,8 +7,11 @@ use super::Arch;
 /// The files of `kernels/`, by the names under which sources include them.
 pub const HEADERS: &[(&str, &str)] = &[
     ("activations.cuh", include_str!("../kernels/activations.cuh")),
+    ("attention.cuh", include_str!("../kernels/attention.cuh")),
     ("ceilings.cuh", include_str!("../kernels/ceilings.cuh")),
     ("convert.cuh", include_str!("../kernels/convert.cuh")),
+    ("decoder_rows.cuh", include_str!("../kernels/decoder_rows.cuh")),
+    ("decoder_steps.cuh", include_str!("../kernels/decoder_steps.cuh")),
     ("dequantize.cuh", include_str!("../kernels/dequantize.cuh")),
     ("dequantize16.cuh", include_str!("../kernels/dequantize16.cuh")),
     ("operands.cuh", include_str!("../kernels/operands.cuh")),

@@ -266,6 +266,12 @@ QQQ_DEVICE void load_matrix_x4(uint32 address, uint32 (&d)[4]) {
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(address));
 }
 
+// The same four matrices, each transposed: register i of lane l gets rows 2*(l%4) and the next of column l/4.
+QQQ_DEVICE void load_matrix_x4_transposed(uint32 address, uint32 (&d)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(address));
+}
+
 // The transpose of an 8x8 matrix of 16-bit elements spread over a warp as above.
 QQQ_DEVICE uint32 transpose_matrix(uint32 a) {
     uint32 d;

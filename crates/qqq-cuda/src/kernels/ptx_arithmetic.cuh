@@ -69,6 +69,13 @@ QQQ_DEVICE uint32 select_or(uint32 x) {
     return d;
 }
 
+// 2^x, with an error of 2 units in the last place; 0 for results below the normal range.
+QQQ_DEVICE float exp2(float x) {
+    float d;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+
 // The sum of four products of int8 and c.
 QQQ_DEVICE int dot4(uint32 a, uint32 b, int c) {
     int d;

@@ -119,6 +119,10 @@ QQQ_DEVICE void copy_async_wait() {
 QQQ_DEVICE void prefetch_l2(const void* p) { emulator::check_global(p, 1, 1); }
 
 QQQ_DEVICE void load_matrix_x4(uint32 address, uint32 (&d)[4]) { emulator::load_matrices(address, d); }
+QQQ_DEVICE void load_matrix_x4_transposed(uint32 address, uint32 (&d)[4]) {
+    emulator::load_matrices(address, d);
+    for (uint32& matrix : d) matrix = emulator::transpose_matrix(matrix);
+}
 QQQ_DEVICE uint32 transpose_matrix(uint32 a) { return emulator::transpose_matrix(a); }
 QQQ_DEVICE uint32 shuffle_xor(uint32 value, int mask) { return emulator::shuffle_xor(value, mask); }
 

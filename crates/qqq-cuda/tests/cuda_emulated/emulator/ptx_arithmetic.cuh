@@ -33,6 +33,9 @@ QQQ_DEVICE uint32 select_or(uint32 x) {
     return (x & Mask) | Bits;
 }
 
+// The GPU's is an approximation.
+QQQ_DEVICE float exp2(float x) { return std::exp2(x); }
+
 QQQ_DEVICE int dot4(uint32 a, uint32 b, int c) {
     for (int shift = 0; shift < 32; shift += 8) c += (int8)(a >> shift) * (int8)(b >> shift);
     return c;

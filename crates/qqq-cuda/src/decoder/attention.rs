@@ -1,0 +1,316 @@
+//! Attention over pages: instances of `attention.cuh`, and how a step's queries are cut into tiles.
+
+use qqq_backend::{AttentionKind, BatchPlan, HeadLayout, PAGE, pages_for};
+
+use crate::{Arch, CudaError, DType, KernelType, Result, Source};
+
+/// Head sizes of common models, whose kernels are compiled ahead of time; others are compiled when they are needed.
+pub const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+/// Query rows of a tile of many tokens.
+const LONG_ROWS: usize = 64;
+/// Query rows of a tile of few.
+const SHORT_ROWS: usize = 16;
+/// Fewest keys of a part of a sequence that is cut.
+const LEAST_KEYS: usize = 2 * PAGE;
+
+/// Template arguments of `AttentionConfig` in `attention.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionConfig {
+    /// Width of a head: a multiple of 16 up to 256.
+    pub head_dim: usize,
+    /// Warps that share the rows of a tile, 16 each.
+    pub warps_m: usize,
+    /// Warps that share its keys.
+    pub warps_n: usize,
+    /// F16 or BF16.
+    pub half: DType,
+}
+
+/// What an attention kernel does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AttentionKernel {
+    /// Tiles.
+    Tiles,
+    /// Joins the parts of tiles that were cut along their keys.
+    Join,
+}
+
+impl AttentionConfig {
+    /// For tiles of many tokens, or of few.
+    pub fn new(head_dim: usize, long: bool, half: DType) -> Self {
+        let (warps_m, warps_n) = match long {
+            true => (LONG_ROWS / 16, 1),
+            false => (SHORT_ROWS / 16, if head_dim <= 128 { 4 } else { 2 }),
+        };
+        Self { head_dim, warps_m, warps_n, half }
+    }
+
+    /// Those compiled ahead of time.
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for head_dim in HEAD_DIMS {
+            for half in crate::dtype::HALVES {
+                all.extend([true, false].map(|long| Self::new(head_dim, long, half)));
+            }
+        }
+        all
+    }
+
+    /// Query rows of a tile.
+    pub fn rows(&self) -> usize {
+        16 * self.warps_m
+    }
+
+    /// Threads of a CTA.
+    pub fn threads(&self) -> usize {
+        32 * self.warps_m * self.warps_n
+    }
+
+    /// Shared memory of a CTA, in bytes.
+    pub fn shared_bytes(&self) -> usize {
+        let keys = if self.head_dim <= 128 { 64 } else { 32 };
+        (self.rows() + 4 * keys) * (2 * self.head_dim).next_multiple_of(128)
+    }
+
+    /// A kernel's source.
+    pub fn source(&self, kernel: AttentionKernel) -> Source {
+        let Self { head_dim, warps_m, warps_n, half } = *self;
+        let (short, function_of) = match kernel {
+            AttentionKernel::Tiles => ("attention", "attention"),
+            AttentionKernel::Join => ("attention_join", "join_parts"),
+        };
+        let name = format!("{short}_{}_{head_dim}_{warps_m}x{warps_n}", half.kernel_name());
+        Source::new(name, |function| {
+            format!(
+                "#include \"attention.cuh\"\n\
+             using C = AttentionConfig<{head_dim}, {warps_m}, {warps_n}, {}>;\n\
+             // What the host believes.\n\
+             static_assert(C::kThreads == {} && C::kRows == {} && C::kSharedBytes == {} && kPage == {PAGE});\n\
+             extern \"C\" __global__ void __launch_bounds__(C::kThreads)\n\
+             {function}(const __grid_constant__ AttentionParameters p) {{ {function_of}<C>(p); }}\n",
+                half == DType::BF16,
+                self.threads(),
+                self.rows(),
+                self.shared_bytes(),
+            )
+        })
+    }
+
+    /// That there are kernels for these heads.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`].
+    pub fn check(heads: &HeadLayout) -> Result<()> {
+        let group = heads.num_heads / heads.num_kv_heads.max(1);
+        let divides = heads.num_kv_heads > 0 && heads.num_heads.is_multiple_of(heads.num_kv_heads);
+        if !divides || group > LONG_ROWS {
+            return Err(CudaError::Shape(format!(
+                "{} query heads for {} key heads: attention on the GPU takes up to {LONG_ROWS} query heads for each",
+                heads.num_heads, heads.num_kv_heads
+            )));
+        }
+        if heads.head_dim == 0 || !heads.head_dim.is_multiple_of(16) || heads.head_dim > 256 {
+            return Err(CudaError::Shape(format!(
+                "heads that are {} wide: attention on the GPU takes multiples of 16 up to 256; use the CPU",
+                heads.head_dim
+            )));
+        }
+        Ok(())
+    }
+
+    /// Shared memory that an architecture has to have, which all that there are kernels for do.
+    pub fn fits(&self, arch: Arch) -> bool {
+        self.shared_bytes() <= arch.shared_bytes()
+    }
+}
+
+/// `AttentionTile` of `attention.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct AttentionTile {
+    /// Row of the batch of the first token.
+    pub first_row: i32,
+    /// Its position.
+    pub position: i32,
+    /// Tokens.
+    pub tokens: i32,
+    /// Where the sequence's page table begins.
+    pub first_page: i32,
+    /// First key, a multiple of [`PAGE`].
+    pub first_key: i32,
+    /// Behind the last key.
+    pub end_key: i32,
+    /// Number of the part, or [`WHOLE`].
+    pub part: i32,
+}
+
+/// A tile's result is no part of another.
+pub const WHOLE: i32 = -1;
+
+/// `JoinedTile` of `attention.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct JoinedTile {
+    /// Row of the batch of the first token.
+    pub first_row: i32,
+    /// Tokens.
+    pub tokens: i32,
+    /// Number of the first part.
+    pub first_part: i32,
+    /// Parts.
+    pub parts: i32,
+}
+
+/// The queries of a step that one kind of tile takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tiles {
+    /// Those with most keys first.
+    pub tiles: Vec<AttentionTile>,
+    /// Those that are parts of another.
+    pub joined: Vec<JoinedTile>,
+    /// Number of parts.
+    pub parts: usize,
+}
+
+/// Cuts a step's queries into tiles: of many tokens, and of few. `ctas` run at once on the device.
+pub fn cut(plan: &BatchPlan, kind: &AttentionKind, ctas: usize) -> [Tiles; 2] {
+    let heads = &kind.heads;
+    let group = heads.num_heads / heads.num_kv_heads;
+    let mut cut = [Tiles::default(), Tiles::default()];
+    let short = plan.spans.iter().filter(|s| s.len * group <= SHORT_ROWS).count();
+    let mut first_row = 0;
+    for span in &plan.spans {
+        let is_short = span.len * group <= SHORT_ROWS;
+        let most = if is_short { SHORT_ROWS } else { LONG_ROWS } / group;
+        let tiles = &mut cut[usize::from(is_short)];
+        for first in (0..span.len).step_by(most) {
+            let tokens = most.min(span.len - first);
+            let position = span.start + first;
+            let first_key = kind.window.map_or(0, |window| (position + 1).saturating_sub(window)) / PAGE * PAGE;
+            let end_key = position + tokens;
+            // Few queries leave SMs idle, unless their keys are shared out.
+            let wanted = if is_short { ctas / (short * heads.num_kv_heads).max(1) } else { 1 };
+            let parts = wanted.min((end_key - first_key) / LEAST_KEYS).max(1);
+            let keys = pages_for((end_key - first_key).div_ceil(parts)) * PAGE;
+            let parts = (end_key - first_key).div_ceil(keys);
+            let tile = AttentionTile {
+                first_row: (first_row + first) as i32,
+                position: position as i32,
+                tokens: tokens as i32,
+                first_page: span.first_page as i32,
+                first_key: first_key as i32,
+                end_key: end_key as i32,
+                part: WHOLE,
+            };
+            if parts == 1 {
+                tiles.tiles.push(tile);
+                continue;
+            }
+            for part in 0..parts {
+                tiles.tiles.push(AttentionTile {
+                    first_key: (first_key + part * keys) as i32,
+                    end_key: (first_key + (part + 1) * keys).min(end_key) as i32,
+                    part: (tiles.parts + part) as i32,
+                    ..tile
+                });
+            }
+            let (first_part, parts_) = (tiles.parts as i32, parts as i32);
+            tiles.joined.push(JoinedTile {
+                first_row: tile.first_row,
+                tokens: tile.tokens,
+                first_part,
+                parts: parts_,
+            });
+            tiles.parts += parts;
+        }
+        first_row += span.len;
+    }
+    for tiles in &mut cut {
+        tiles.tiles.sort_by_key(|t| std::cmp::Reverse(t.end_key - t.first_key));
+    }
+    cut
+}
+
+/// `AttentionParameters` of `attention.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionParameters {
+    /// Queries: rows of q, k and v heads.
+    pub qkv: u64,
+    /// Output: rows of query heads.
+    pub out: u64,
+    /// The layer's keys.
+    pub keys: u64,
+    /// Its values.
+    pub values: u64,
+    /// Page tables.
+    pub pages: u64,
+    /// Tiles.
+    pub tiles: u64,
+    /// Tiles that are joined.
+    pub joined: u64,
+    /// Parts of results.
+    pub sums: u64,
+    /// Their largest scores and sums of probabilities.
+    pub stats: u64,
+    /// Query heads.
+    pub num_heads: i32,
+    /// Key heads.
+    pub num_kv_heads: i32,
+    /// Positions that a query sees; 0: all.
+    pub window: i32,
+    /// Factor of scores, times `log2(e)`.
+    pub scale: f32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(heads: usize, kv: usize, window: Option<usize>) -> AttentionKind {
+        AttentionKind::causal(HeadLayout { num_heads: heads, num_kv_heads: kv, head_dim: 64 }, window)
+    }
+
+    /// Every query meets every key that it sees, once.
+    #[test]
+    fn tiles_cover_what_is_seen() {
+        for (group, window) in [(1, None), (3, None), (4, Some(100)), (8, Some(PAGE)), (40, None)] {
+            let kind = kind(2 * group, 2, window);
+            let mut plan = BatchPlan::default();
+            for (len, start) in [(1, 0), (1, 5000), (2, 700), (700, 0), (65, 130)] {
+                let first = plan.pages.len() as u32;
+                let pages: Vec<u32> = (first..first + pages_for(start + len) as u32).collect();
+                plan.push(&vec![0; len], start, &pages);
+            }
+            let [long, short] = cut(&plan, &kind, 264);
+            let mut seen = vec![Vec::new(); plan.rows()];
+            for t in long.tiles.iter().chain(&short.tiles) {
+                assert_eq!(t.first_key as usize % PAGE, 0);
+                for i in 0..t.tokens {
+                    seen[(t.first_row + i) as usize].push((t.position + i, t.first_key, t.end_key));
+                }
+            }
+            for rows in seen {
+                let position = rows[0].0;
+                let mut ranges: Vec<_> = rows.iter().map(|r| (r.1, r.2)).collect();
+                ranges.sort_unstable();
+                assert!(ranges.windows(2).all(|w| w[0].1 == w[1].0), "{ranges:?}");
+                let first = window.map_or(0, |w| (position + 1).saturating_sub(w as i32).max(0));
+                assert!(ranges[0].0 <= first && ranges.last().unwrap().1 > position, "{position}: {ranges:?}");
+            }
+            let parts: i32 = short.joined.iter().map(|j| j.parts).sum();
+            assert_eq!(parts as usize, short.parts);
+            assert!(group > 8 || short.parts > 0);
+        }
+    }
+
+    #[test]
+    fn every_architecture_has_the_shared_memory() {
+        for head_dim in (16..=256).step_by(16) {
+            for long in [false, true] {
+                let config = AttentionConfig::new(head_dim, long, DType::F16);
+                assert!(Arch::ALL.into_iter().all(|arch| config.fits(arch)), "{config:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,567 @@
+//! The operations, each a launch or two.
+
+use std::borrow::Cow;
+use std::sync::{Arc, PoisonError};
+
+use qqq_backend::{
+    AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm,
+    Result,
+};
+use qqq_formats::{LinearWeight, WeightData};
+
+use super::attention::{AttentionConfig, AttentionKernel, AttentionParameters};
+use super::batch::CudaBatch;
+use super::kv_pool::CudaKvPool;
+use super::linear::{CudaLinear, half_values};
+use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements};
+use super::rows::{self, RowConfig, RowOperands, RowSource};
+use super::steps::{AddParameters, EmbedParameters, RopeParameters, StepKernel, TopParameters, value_type};
+use super::CudaBackend;
+use crate::error::driver;
+use crate::{CudaError, DType, KernelType};
+
+/// CTAs of attention that an SM runs at once, at least.
+const ATTENTION_CTAS: usize = 2;
+
+/// An embedding table on a device, `vocab x hidden`, in the type of the checkpoint.
+#[derive(Debug)]
+pub struct CudaEmbedding {
+    table: Arc<Buffer>,
+    dtype: DType,
+    vocab: usize,
+    hidden: usize,
+}
+
+/// Cosines and sines on a device, `positions x pairs` float32 each.
+#[derive(Debug)]
+pub struct CudaRope {
+    cosines: CudaVector,
+    sines: CudaVector,
+    pairs: usize,
+    positions: usize,
+}
+
+impl From<CudaError> for BackendError {
+    fn from(error: CudaError) -> Self {
+        match error {
+            CudaError::Shape(what) => BackendError::Shape(what),
+            other => BackendError::Unavailable(other.to_string()),
+        }
+    }
+}
+
+fn shape<T>(what: String) -> Result<T> {
+    Err(BackendError::Shape(what))
+}
+
+/// How inputs of a kind are kept.
+fn elements(kind: InputKind) -> Elements {
+    match kind {
+        InputKind::Float => Elements::Half,
+        InputKind::Int8 => Elements::Int8,
+    }
+}
+
+impl CudaBackend {
+    /// A result of rows as the input of a linear layer.
+    fn rows_to_input(
+        &self,
+        source: RowSource,
+        operands: RowOperands,
+        kind: InputKind,
+        out: &mut CudaInput,
+    ) -> Result<()> {
+        out.reshape(operands.m, operands.k, elements(kind))?;
+        let scale = if kind == InputKind::Int8 { out.scales.address() } else { 0 };
+        self.rows(source, kind == InputKind::Int8, RowOperands { out: out.buffer.address(), scale, ..operands })
+    }
+
+    fn rows(&self, source: RowSource, int8: bool, operands: RowOperands) -> Result<()> {
+        let config = RowConfig::new(source, int8, self.half(), operands.k);
+        let kernel = self.row_kernel(config)?;
+        // SAFETY: the callers give memory of these sizes.
+        Ok(unsafe { rows::launch(&kernel, &config, self.device().stream().cu_stream(), &operands) }?)
+    }
+
+    fn expect(&self, x: &CudaTensor, dtype: DType, what: &str) -> Result<()> {
+        if x.dtype == dtype {
+            return Ok(());
+        }
+        shape(format!("{what} of {}, where {dtype} is needed", x.dtype))
+    }
+}
+
+/// That a norm fits rows.
+fn check_norm(cols: usize, norm: &Norm<CudaBackend>) -> Result<()> {
+    if norm.weight.len == cols {
+        return Ok(());
+    }
+    shape(format!("a norm of {} values for rows of {cols}", norm.weight.len))
+}
+
+impl Backend for CudaBackend {
+    type Tensor = CudaTensor;
+    type Input = CudaInput;
+    type Linear = CudaLinear;
+    type Embedding = CudaEmbedding;
+    type Vector = CudaVector;
+    type Rope = CudaRope;
+    type KvPool = CudaKvPool;
+    type Batch = CudaBatch;
+
+    fn tensor(&self, rows: usize, cols: usize) -> Result<CudaTensor> {
+        // Any tensor may come to hold float32.
+        let buffer = Buffer::new(self.device(), rows * cols * 4)?;
+        Ok(CudaTensor { buffer, rows: 0, cols, dtype: self.half() })
+    }
+
+    fn input(&self, rows: usize, cols: usize) -> Result<CudaInput> {
+        Ok(CudaInput::new(self.device(), self.half(), rows, cols)?)
+    }
+
+    fn upload(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<CudaTensor> {
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return shape(format!("{} values for a tensor of shape {rows} x {cols}", values.len()));
+        }
+        let mut buffer = Buffer::new(self.device(), values.len() * 4)?;
+        buffer.write(bytemuck::cast_slice(&values))?;
+        Ok(CudaTensor { buffer, rows, cols, dtype: DType::F32 })
+    }
+
+    fn read<'t>(&self, x: &'t CudaTensor) -> Result<Cow<'t, [f32]>> {
+        Ok(Cow::Owned(x.read()?))
+    }
+
+    fn read_input<'t>(&self, x: &'t CudaInput) -> Result<Cow<'t, [f32]>> {
+        Ok(Cow::Owned(x.read()?))
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<CudaVector> {
+        Ok(CudaVector::new(self.device(), &values)?)
+    }
+
+    fn linear_weight(&self, weight: LinearWeight, bias: Option<Vec<f32>>) -> Result<CudaLinear> {
+        Ok(CudaLinear::new(self, weight, bias)?)
+    }
+
+    fn head_weight(&self, weight: LinearWeight) -> Result<CudaLinear> {
+        match weight {
+            LinearWeight::Float { out_features, in_features, data } => {
+                Ok(CudaLinear::float(self, (out_features, in_features), data, None, DType::F32)?)
+            }
+            LinearWeight::Quantized(_) => self.linear_weight(weight, None),
+        }
+    }
+
+    fn input_kind(&self, weight: &CudaLinear) -> InputKind {
+        weight.input_kind()
+    }
+
+    fn finest_kv(&self) -> KvDType {
+        KvDType::F16
+    }
+
+    fn embedding(&self, vocab: usize, hidden: usize, data: WeightData) -> Result<CudaEmbedding> {
+        if vocab.checked_mul(hidden) != Some(data.len()) {
+            return shape(format!("{} values for an embedding of {vocab} x {hidden}", data.len()));
+        }
+        let dtype = match &data {
+            WeightData::F32(_) => DType::F32,
+            WeightData::F16(_) => DType::F16,
+            WeightData::BF16(_) => DType::BF16,
+        };
+        let table = match data {
+            WeightData::F32(v) => {
+                let mut buffer = Buffer::new(self.device(), v.len() * 4)?;
+                buffer.write(bytemuck::cast_slice(&v))?;
+                buffer
+            }
+            half => half_values(self.device(), half, dtype)?,
+        };
+        Ok(CudaEmbedding { table: Arc::new(table), dtype, vocab, hidden })
+    }
+
+    fn tied_head(&self, embedding: &CudaEmbedding) -> Result<CudaLinear> {
+        let size = (embedding.vocab, embedding.hidden);
+        if embedding.dtype == self.half() {
+            return Ok(CudaLinear::sharing(self, size, embedding.table.clone(), None, DType::F32)?);
+        }
+        // The head multiplies 16-bit numbers of its own.
+        let table = CudaTensor {
+            buffer: Buffer::new(self.device(), 0)?,
+            rows: embedding.vocab,
+            cols: embedding.hidden,
+            dtype: embedding.dtype,
+        };
+        let values = super::memory::read_values(&embedding.table, table.rows * table.cols, table.dtype)?;
+        Ok(CudaLinear::float(self, size, WeightData::F32(values), None, DType::F32)?)
+    }
+
+    fn rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Result<CudaRope> {
+        let pairs = inv_freq.len();
+        let angle = |i: usize| f64::from((i / pairs) as f32 * inv_freq[i % pairs]);
+        let values = |f: fn(f64) -> f64| -> Vec<f32> {
+            (0..max_positions * pairs).map(|i| f(angle(i)) as f32 * factor).collect()
+        };
+        Ok(CudaRope {
+            cosines: self.vector(values(f64::cos))?,
+            sines: self.vector(values(f64::sin))?,
+            pairs,
+            positions: max_positions,
+        })
+    }
+
+    fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<CudaKvPool> {
+        Ok(CudaKvPool::new(self.device(), self.half(), layout, pages)?)
+    }
+
+    fn batch(&self, plan: &BatchPlan) -> Result<CudaBatch> {
+        plan.check()?;
+        Ok(CudaBatch::new(self.device(), plan)?)
+    }
+
+    fn refill(&self, batch: &mut CudaBatch, plan: &BatchPlan) -> Result<()> {
+        plan.check()?;
+        Ok(batch.refill(plan)?)
+    }
+
+    fn embed(
+        &self,
+        table: &CudaEmbedding,
+        batch: &CudaBatch,
+        scale: f32,
+        out: &mut CudaTensor,
+    ) -> Result<()> {
+        let rows = batch.plan.tokens.len();
+        if rows == 0 {
+            return Err(BackendError::Batch("a batch without tokens has no embeddings".into()));
+        }
+        if let Some(id) = batch.plan.tokens.iter().find(|id| **id as usize >= table.vocab) {
+            return Err(BackendError::Batch(format!("token {id} of an embedding of {}", table.vocab)));
+        }
+        out.reshape(rows, table.hidden, DType::F32)?;
+        let parameters = EmbedParameters {
+            table: table.table.address(),
+            tokens: batch.tokens(),
+            out: out.address(),
+            rows: rows as i64,
+            hidden: table.hidden as i32,
+            value_type: value_type(table.dtype)?,
+            scale,
+        };
+        // SAFETY: tokens are in the table, and the output has this size.
+        Ok(unsafe { self.launch_step(StepKernel::Embed, rows * table.hidden, parameters) }?)
+    }
+
+    fn add_norm(
+        &self,
+        residual: &mut CudaTensor,
+        x: Option<(&CudaTensor, f32)>,
+        norm: &Norm<Self>,
+        kind: InputKind,
+        out: &mut CudaInput,
+    ) -> Result<()> {
+        self.expect(residual, DType::F32, "a residual stream")?;
+        check_norm(residual.cols, norm)?;
+        if let Some((x, _)) = x {
+            self.expect(x, self.half(), "what is added to the residual stream")?;
+            check_alike(residual, x)?;
+        }
+        let operands = RowOperands {
+            x: x.map_or(0, |(x, _)| x.address()),
+            residual: residual.address(),
+            weight: norm.weight.address(),
+            m: residual.rows,
+            k: residual.cols,
+            epsilon: norm.eps,
+            factor: x.map_or(0.0, |(_, factor)| factor),
+            ..RowOperands::default()
+        };
+        self.rows_to_input(RowSource::ResidualNorm, operands, kind, out)
+    }
+
+    fn add(&self, residual: &mut CudaTensor, x: &CudaTensor, scale: f32) -> Result<()> {
+        self.expect(residual, DType::F32, "a residual stream")?;
+        check_alike(residual, x)?;
+        let count = residual.rows * residual.cols;
+        let parameters = AddParameters {
+            residual: residual.address(),
+            x: x.address(),
+            count: count as i64,
+            value_type: value_type(x.dtype)?,
+            factor: scale,
+        };
+        // SAFETY: both have this size.
+        Ok(unsafe { self.launch_step(StepKernel::Add, count, parameters) }?)
+    }
+
+    fn norm(&self, x: &mut CudaTensor, norm: &Norm<Self>) -> Result<()> {
+        self.expect(x, self.half(), "rows to be normalized")?;
+        check_norm(x.cols, norm)?;
+        let operands = RowOperands {
+            x: x.address(),
+            weight: norm.weight.address(),
+            out: x.address(),
+            m: x.rows,
+            k: x.cols,
+            epsilon: norm.eps,
+            ..RowOperands::default()
+        };
+        self.rows(RowSource::InputNorm, false, operands)
+    }
+
+    fn to_input(&self, x: &mut CudaTensor, kind: InputKind, out: &mut CudaInput) -> Result<()> {
+        if x.dtype == DType::F32 {
+            // Given by the host.
+            let values = x.read()?;
+            let (rows, cols) = (x.rows, x.cols);
+            x.buffer = half_values(self.device(), WeightData::F32(values), self.half())?;
+            (x.rows, x.cols, x.dtype) = (rows, cols, self.half());
+        }
+        if kind == InputKind::Float {
+            out.reshape(x.rows, x.cols, Elements::Half)?;
+            return Ok(copy(self, x.address(), out.buffer.address(), x.rows * x.cols * self.half().bytes())?);
+        }
+        let operands = RowOperands { x: x.address(), m: x.rows, k: x.cols, ..RowOperands::default() };
+        self.rows_to_input(RowSource::Input, operands, kind, out)
+    }
+
+    fn linear(&self, x: &CudaInput, weight: &CudaLinear, out: &mut CudaTensor) -> Result<()> {
+        weight.multiply(self, x, out)
+    }
+
+    fn gated_linear(
+        &self,
+        x: &CudaInput,
+        weight: &CudaLinear,
+        gate: Gate,
+        kind: InputKind,
+        gate_up: &mut CudaTensor,
+        out: &mut CudaInput,
+    ) -> Result<()> {
+        self.linear(x, weight, gate_up)?;
+        self.gated(gate_up, gate, kind, out)
+    }
+
+    fn gated(&self, gate_up: &CudaTensor, gate: Gate, kind: InputKind, out: &mut CudaInput) -> Result<()> {
+        self.expect(gate_up, self.half(), "gates")?;
+        if !gate_up.cols.is_multiple_of(2) {
+            return shape(format!("{} columns are no pairs of gate and value", gate_up.cols));
+        }
+        let source = match gate {
+            Gate::Silu => RowSource::Silu,
+            Gate::GeluTanh => RowSource::GeluTanh,
+        };
+        let (m, k) = (gate_up.rows, gate_up.cols / 2);
+        let operands = RowOperands { x: gate_up.address(), m, k, ..RowOperands::default() };
+        self.rows_to_input(source, operands, kind, out)
+    }
+
+    fn rope_append(
+        &self,
+        qkv: &mut CudaTensor,
+        heads: HeadLayout,
+        qk_norm: Option<(&Norm<Self>, &Norm<Self>)>,
+        rope: Option<&CudaRope>,
+        kv: &mut CudaKvPool,
+        layer: usize,
+        batch: &CudaBatch,
+    ) -> Result<()> {
+        self.expect(qkv, self.half(), "queries, keys and values")?;
+        AttentionConfig::check(&heads)?;
+        kv.check(&batch.plan, (heads.num_kv_heads, heads.head_dim))?;
+        check_rows(qkv, heads.qkv_width(), batch)?;
+        if let Some((q, k)) = qk_norm {
+            check_norm(heads.head_dim, q)?;
+            check_norm(heads.head_dim, k)?;
+        }
+        if let Some(rope) = rope {
+            let end = batch.plan.spans.iter().map(|s| s.end()).max().unwrap_or(0);
+            if end > rope.positions || 2 * rope.pairs > heads.head_dim {
+                return shape(format!(
+                    "a rotary embedding of {} positions and {} pairs for position {} of heads {} wide",
+                    rope.positions,
+                    rope.pairs,
+                    end.saturating_sub(1),
+                    heads.head_dim
+                ));
+            }
+        }
+        let (keys, values) = kv.layer(layer)?;
+        let parameters = RopeParameters {
+            qkv: qkv.address(),
+            keys,
+            values,
+            q_norm: qk_norm.map_or(0, |(q, _)| q.weight.address()),
+            k_norm: qk_norm.map_or(0, |(_, k)| k.weight.address()),
+            cosines: rope.map_or(0, |r| r.cosines.address()),
+            sines: rope.map_or(0, |r| r.sines.address()),
+            positions: batch.positions(),
+            slots: batch.slots(),
+            rows: qkv.rows as i32,
+            num_heads: heads.num_heads as i32,
+            num_kv_heads: heads.num_kv_heads as i32,
+            head_dim: heads.head_dim as i32,
+            pairs: rope.map_or(0, |r| r.pairs as i32),
+            q_epsilon: qk_norm.map_or(0.0, |(q, _)| q.eps),
+            k_epsilon: qk_norm.map_or(0.0, |(_, k)| k.eps),
+        };
+        let units = qkv.rows * (heads.num_heads + 2 * heads.num_kv_heads);
+        // SAFETY: rows, pages and positions were checked above.
+        Ok(unsafe { self.launch_step(StepKernel::RopeAppend(self.half()), units, parameters) }?)
+    }
+
+    fn attention(
+        &self,
+        qkv: &CudaTensor,
+        kind: &AttentionKind,
+        kv: &CudaKvPool,
+        layer: usize,
+        batch: &CudaBatch,
+        out: &mut CudaTensor,
+    ) -> Result<()> {
+        let heads = &kind.heads;
+        self.expect(qkv, self.half(), "queries")?;
+        AttentionConfig::check(heads)?;
+        kv.check(&batch.plan, (heads.num_kv_heads, heads.head_dim))?;
+        check_rows(qkv, heads.qkv_width(), batch)?;
+        out.reshape(qkv.rows, heads.q_width(), self.half())?;
+        let (keys, values) = kv.layer(layer)?;
+        let window = match kind.window {
+            Some(0) => return shape(String::from("a window of no positions")),
+            Some(window) => i32::try_from(window).unwrap_or(0),
+            None => 0,
+        };
+        let parameters = AttentionParameters {
+            qkv: qkv.address(),
+            out: out.address(),
+            keys,
+            values,
+            pages: batch.pages(),
+            tiles: 0,
+            joined: 0,
+            sums: 0,
+            stats: 0,
+            num_heads: heads.num_heads as i32,
+            num_kv_heads: heads.num_kv_heads as i32,
+            window,
+            scale: kind.scale * std::f32::consts::LOG2_E,
+        };
+        let device = self.device();
+        let mut parts = self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let (sums, stats) = &mut *parts;
+        Ok(batch.with_tiles(device, kind, ATTENTION_CTAS * device.sms(), |cuts| {
+            for (long, tiles) in [true, false].into_iter().zip(cuts).filter(|(_, t)| t.tiles > 0) {
+                let config = AttentionConfig::new(heads.head_dim, long, self.half());
+                let rows = tiles.parts * heads.num_kv_heads * config.rows();
+                sums.reserve(rows * heads.head_dim * 4)?;
+                stats.reserve(rows * 8)?;
+                let mut parameters = AttentionParameters {
+                    tiles: tiles.address(),
+                    joined: tiles.joined_address(),
+                    sums: sums.address(),
+                    stats: stats.address(),
+                    ..parameters
+                };
+                let kernel = self.attention_kernel(config, AttentionKernel::Tiles)?;
+                let shape = (tiles.tiles * heads.num_kv_heads, config.threads(), config.shared_bytes());
+                // SAFETY: tiles are those of the batch, whose rows and pages were checked above.
+                unsafe { self.launch(&kernel, shape, &mut parameters) }?;
+                if tiles.joined > 0 {
+                    let kernel = self.attention_kernel(config, AttentionKernel::Join)?;
+                    let shape = (tiles.joined * heads.num_heads, config.threads(), 0);
+                    // SAFETY: as above.
+                    unsafe { self.launch(&kernel, shape, &mut parameters) }?;
+                }
+            }
+            Ok(())
+        })?)
+    }
+
+    fn gather(&self, x: &CudaTensor, rows: &[usize], out: &mut CudaTensor) -> Result<()> {
+        if let Some(row) = rows.iter().find(|row| **row >= x.rows) {
+            return Err(BackendError::Batch(format!("row {row} of {}", x.rows)));
+        }
+        out.reshape(rows.len(), x.cols, x.dtype)?;
+        let bytes = x.cols * x.dtype.bytes();
+        // Rows that follow each other are one copy.
+        let mut done = 0;
+        for run in rows.chunk_by(|a, b| a + 1 == *b) {
+            let (from, to) = ((run[0] * bytes) as u64, (done * bytes) as u64);
+            copy(self, x.address() + from, out.address() + to, run.len() * bytes)?;
+            done += run.len();
+        }
+        Ok(())
+    }
+
+    fn top(
+        &self,
+        x: &CudaInput,
+        weight: &CudaLinear,
+        count: usize,
+        out: &mut CudaTensor,
+    ) -> Result<Vec<Vec<(f32, u32)>>> {
+        self.linear(x, weight, out)?;
+        let (rows, columns) = (out.rows, out.cols);
+        let count = count.min(columns);
+        if rows == 0 || count == 0 {
+            return Ok(vec![Vec::new(); rows]);
+        }
+        if out.dtype != DType::F32 {
+            return Ok(out.read()?.chunks(columns).map(|row| qqq_backend::largest(row, count)).collect());
+        }
+        let mut top = self.shared.top.lock().unwrap_or_else(PoisonError::into_inner);
+        top.reserve(rows * count * 8)?;
+        let parameters = TopParameters {
+            logits: out.address(),
+            out: top.address(),
+            rows: rows as i32,
+            columns: columns as i32,
+            count: count as i32,
+        };
+        // SAFETY: logits and output have these sizes.
+        unsafe { self.launch_step(StepKernel::Top, rows, parameters) }?;
+        let bytes = top.read(rows * count * 8)?;
+        let words: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes);
+        Ok(words
+            .chunks(count)
+            .map(|row| {
+                let row: Vec<_> =
+                    row.iter().map(|w| (f32::from_bits((w >> 32) as u32), *w as u32)).collect();
+                // What is not finite comes first.
+                if row[0].0.is_finite() { row } else { row[..1].to_vec() }
+            })
+            .collect())
+    }
+}
+
+fn check_alike(a: &CudaTensor, b: &CudaTensor) -> Result<()> {
+    if (a.rows, a.cols) == (b.rows, b.cols) {
+        return Ok(());
+    }
+    shape(format!("{} x {} values to be added to {} x {}", b.rows, b.cols, a.rows, a.cols))
+}
+
+fn check_rows(qkv: &CudaTensor, width: usize, batch: &CudaBatch) -> Result<()> {
+    if (qkv.rows, qkv.cols) == (batch.plan.rows(), width) {
+        return Ok(());
+    }
+    shape(format!(
+        "queries, keys and values of shape {} x {} in a batch that takes {} x {width}",
+        qkv.rows,
+        qkv.cols,
+        batch.plan.rows()
+    ))
+}
+
+/// Copies bytes on the device, in the stream's order.
+fn copy(b: &CudaBackend, from: u64, to: u64, bytes: usize) -> crate::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    let stream = b.device().stream();
+    let failed = || driver("copying on the GPU");
+    stream.context().bind_to_thread().map_err(failed())?;
+    // SAFETY: the callers give memory of these sizes.
+    unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }.map_err(failed())
+}

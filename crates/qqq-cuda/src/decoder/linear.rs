@@ -1,0 +1,180 @@
+//! Linear layers.
+
+use half::{bf16, f16};
+use qqq_backend::{BackendError, InputKind};
+use qqq_formats::{LinearWeight, WeightData};
+
+use super::CudaBackend;
+use super::blas::{Operands, Product};
+use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
+use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights};
+use crate::{CudaError, DType, Device, KernelType, Result};
+
+/// Most tokens that a product's kernels are prepared for; more are multiplied in pieces.
+const MOST_TOKENS: usize = 8192;
+
+/// A linear layer on a device.
+#[derive(Debug)]
+pub struct CudaLinear {
+    pub(super) n: usize,
+    pub(super) k: usize,
+    weights: Weights,
+    /// Type of the output.
+    output: DType,
+}
+
+#[derive(Debug)]
+enum Weights {
+    /// 4-bit weights, int8 activations.
+    W4A8 { weights: DeviceWeights, plans: GemmPlans },
+    /// 16-bit weights and activations; a bias has the type of the output.
+    Half { values: std::sync::Arc<Buffer>, bias: Option<Buffer> },
+}
+
+impl CudaLinear {
+    /// # Errors
+    /// A shape that no kernel takes; what the device refuses.
+    pub(super) fn new(backend: &CudaBackend, weight: LinearWeight, bias: Option<Vec<f32>>) -> Result<Self> {
+        let half = backend.half();
+        match weight {
+            LinearWeight::Float { out_features, in_features, data } => {
+                Self::float(backend, (out_features, in_features), data, bias.as_deref(), half)
+            }
+            LinearWeight::Quantized(weight) => {
+                let packed = PackedWeights::new(&weight)?;
+                let (n, k) = (packed.out_features, packed.in_features);
+                let spec = GemmSpec::new(GemmTypes::int8(packed.kind, half), (n, k));
+                let plans = GemmPlans::new(backend.planner(), &spec, MOST_TOKENS)?;
+                backend.reserve_workspace(plans.workspace_bytes())?;
+                let weights = DeviceWeights::new(backend.device(), &packed, bias.as_deref())?;
+                Ok(Self { n, k, weights: Weights::W4A8 { weights, plans }, output: half })
+            }
+        }
+    }
+
+    /// 16-bit weights, whose products are of type `output`.
+    pub(super) fn float(
+        backend: &CudaBackend,
+        (n, k): (usize, usize),
+        data: WeightData,
+        bias: Option<&[f32]>,
+        output: DType,
+    ) -> Result<Self> {
+        if n.checked_mul(k) != Some(data.len()) {
+            return Err(CudaError::Shape(format!("{} values for a weight of {n} x {k}", data.len())));
+        }
+        // Known before the weights are copied.
+        backend.blas()?;
+        let values = half_values(backend.device(), data, backend.half())?;
+        Self::sharing(backend, (n, k), std::sync::Arc::new(values), bias, output)
+    }
+
+    /// The same with weights that lie on the device.
+    pub(super) fn sharing(
+        backend: &CudaBackend,
+        (n, k): (usize, usize),
+        values: std::sync::Arc<Buffer>,
+        bias: Option<&[f32]>,
+        output: DType,
+    ) -> Result<Self> {
+        if !n.is_multiple_of(8) || !k.is_multiple_of(8) {
+            return Err(CudaError::Shape(format!(
+                "{n} output and {k} input channels: 16-bit layers on the GPU take multiples of 8; use the CPU"
+            )));
+        }
+        let bias = match bias {
+            Some(b) if b.len() != n => {
+                return Err(CudaError::Shape(format!("a bias of {} values for {n} output channels", b.len())));
+            }
+            Some(b) if output == DType::F32 => {
+                let mut buffer = Buffer::new(backend.device(), n * 4)?;
+                buffer.write(bytemuck::cast_slice(b))?;
+                Some(buffer)
+            }
+            Some(b) => Some(half_values(backend.device(), WeightData::F32(b.to_vec()), output)?),
+            None => None,
+        };
+        Ok(Self { n, k, weights: Weights::Half { values, bias }, output })
+    }
+
+    pub(super) fn input_kind(&self) -> InputKind {
+        match self.weights {
+            Weights::W4A8 { .. } => InputKind::Int8,
+            Weights::Half { .. } => InputKind::Float,
+        }
+    }
+
+    /// `x W^T + bias`.
+    pub(super) fn multiply(
+        &self,
+        backend: &CudaBackend,
+        x: &CudaInput,
+        out: &mut CudaTensor,
+    ) -> Result<(), BackendError> {
+        let (m, n, k) = (x.rows, self.n, self.k);
+        if x.cols != k {
+            return Err(BackendError::Shape(format!("{} channels for a linear layer that takes {k}", x.cols)));
+        }
+        let elements = if self.input_kind() == InputKind::Int8 { Elements::Int8 } else { Elements::Half };
+        if x.elements != elements {
+            return Err(BackendError::Shape(format!(
+                "a linear layer that takes {elements:?} was given {:?}",
+                x.elements
+            )));
+        }
+        out.reshape(m, n, self.output)?;
+        match &self.weights {
+            Weights::W4A8 { weights, plans } => {
+                let device = backend.device();
+                let stream = device.stream().cu_stream();
+                for first in (0..m).step_by(MOST_TOKENS) {
+                    let rows = MOST_TOKENS.min(m - first);
+                    let x_at = x.buffer.address() + (first * k) as u64;
+                    let scales = x.scales.address() + 4 * first as u64;
+                    let y = out.address() + (first * n * self.output.bytes()) as u64;
+                    let operands = weights.operands(device, (x_at, scales, y), rows);
+                    backend.with_workspace(|workspace| {
+                        // SAFETY: input and output have these sizes, and launches are in the stream's order, which is that
+                        // of the workspace's uses.
+                        unsafe { plans.launch(stream, &operands, workspace, false) }
+                    })?;
+                }
+            }
+            Weights::Half { values, bias } => {
+                let product =
+                    Product { m, n, k, half: x.half, output: self.output, bias: bias.is_some() };
+                let operands = Operands {
+                    x: x.buffer.address(),
+                    weights: values.address(),
+                    bias: bias.as_ref().map_or(0, Buffer::address),
+                    y: out.address(),
+                };
+                if m > 0 {
+                    // SAFETY: the operands have these sizes.
+                    unsafe { backend.blas()?.launch(&product, &operands) }?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Values on the device in the 16-bit type.
+pub(super) fn half_values(device: &Device, data: WeightData, half: DType) -> Result<Buffer> {
+    let mut buffer = Buffer::new(device, data.len() * half.bytes())?;
+    match (data, half) {
+        (WeightData::F16(v), DType::F16) => buffer.write(bytemuck::cast_slice(&v))?,
+        (WeightData::BF16(v), DType::BF16) => buffer.write(bytemuck::cast_slice(&v))?,
+        (data, DType::F16) => {
+            let v: Vec<f16> = data.into_f32().into_iter().map(f16::from_f32).collect();
+            buffer.write(bytemuck::cast_slice(&v))?;
+        }
+        (data, _) => {
+            let v: Vec<bf16> = data.into_f32().into_iter().map(bf16::from_f32).collect();
+            buffer.write(bytemuck::cast_slice(&v))?;
+        }
+    }
+    // The host's memory is freed next.
+    device.stream().synchronize().map_err(crate::error::driver("copying weights to the GPU"))?;
+    Ok(buffer)
+}

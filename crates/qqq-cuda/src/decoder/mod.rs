@@ -1,0 +1,185 @@
+//! A decoder's operations on a GPU.
+//!
+//! The residual stream and logits are float32; what lies between is of one 16-bit type, and the inputs of quantized layers
+//! are int8. Keys and values are kept in the 16-bit type. Everything runs on one stream, in the order of the calls.
+
+pub mod attention;
+mod backend;
+mod batch;
+mod blas;
+mod kv_pool;
+mod linear;
+mod memory;
+pub mod rows;
+pub mod steps;
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use cudarc::driver::CudaSlice;
+use cudarc::driver::DevicePtr;
+
+use self::attention::{AttentionConfig, AttentionKernel};
+use self::blas::Blas;
+use self::memory::Buffer;
+use self::rows::RowConfig;
+use self::steps::StepKernel;
+use crate::device::Kernel;
+use crate::dtype::HALVES;
+use crate::error::driver;
+use crate::gemm::Planner;
+use crate::{CudaError, DType, Device, Result};
+
+pub use backend::{CudaEmbedding, CudaRope};
+pub use batch::CudaBatch;
+pub use kv_pool::CudaKvPool;
+pub use linear::CudaLinear;
+pub use memory::{CudaInput, CudaTensor, CudaVector};
+
+/// A GPU as a [`Backend`](qqq_backend::Backend).
+#[derive(Clone, Debug)]
+pub struct CudaBackend {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    device: Arc<Device>,
+    half: DType,
+    planner: Planner,
+    blas: OnceLock<Blas>,
+    rows: Mutex<HashMap<RowConfig, Arc<Kernel>>>,
+    attention: Mutex<HashMap<(AttentionConfig, AttentionKernel), Arc<Kernel>>>,
+    steps: Mutex<HashMap<StepKernel, Arc<Kernel>>>,
+    /// Of products: zero between two of them.
+    workspace: Mutex<Option<CudaSlice<u8>>>,
+    /// Parts of attention's results, then their statistics.
+    parts: Mutex<(Buffer, Buffer)>,
+    /// The largest logits.
+    top: Mutex<Buffer>,
+}
+
+impl CudaBackend {
+    /// On a device. `half` is the type of activations, keys and values: F16 or BF16. F16 has three digits more, but no
+    /// numbers beyond 65,504.
+    ///
+    /// # Errors
+    /// [`CudaError::Types`] for another type; [`CudaError::Device`] when there are no kernels for this GPU.
+    pub fn new(device: &Arc<Device>, half: DType) -> Result<Self> {
+        if !HALVES.contains(&half) {
+            return Err(CudaError::Types(format!("activations of {half} on a GPU: F16 or BF16")));
+        }
+        let shared = Shared {
+            device: device.clone(),
+            half,
+            planner: Planner::new(device)?,
+            blas: OnceLock::new(),
+            rows: Mutex::default(),
+            attention: Mutex::default(),
+            steps: Mutex::default(),
+            workspace: Mutex::default(),
+            parts: Mutex::new((Buffer::new(device, 0)?, Buffer::new(device, 0)?)),
+            top: Mutex::new(Buffer::new(device, 0)?),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.shared.device
+    }
+
+    /// Type of activations, keys and values.
+    pub fn half(&self) -> DType {
+        self.shared.half
+    }
+
+    fn planner(&self) -> &Planner {
+        &self.shared.planner
+    }
+
+    /// cuBLASLt, opened when the first layer needs it.
+    fn blas(&self) -> Result<&Blas> {
+        if let Some(blas) = self.shared.blas.get() {
+            return Ok(blas);
+        }
+        let opened = Blas::new(self.device())?;
+        Ok(self.shared.blas.get_or_init(|| opened))
+    }
+
+    /// Room for the workspace of products.
+    fn reserve_workspace(&self, bytes: usize) -> Result<()> {
+        let mut workspace = self.shared.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        if workspace.as_ref().is_none_or(|w| w.len() < bytes) {
+            *workspace = None;
+            let stream = self.device().stream();
+            let fresh = stream.alloc_zeros(bytes).map_err(driver("allocating a workspace for products"))?;
+            *workspace = Some(fresh);
+        }
+        Ok(())
+    }
+
+    /// Runs `job` with the address and the bytes of the workspace.
+    fn with_workspace(&self, job: impl FnOnce((u64, usize)) -> Result<()>) -> Result<()> {
+        let workspace = self.shared.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = workspace.as_ref().map_or((0, 0), |w| (w.device_ptr(self.device().stream()).0, w.len()));
+        job(place)
+    }
+
+    fn row_kernel(&self, config: RowConfig) -> Result<Arc<Kernel>> {
+        cached(&self.shared.rows, config, || self.device().kernel(&config.source(), 0))
+    }
+
+    fn attention_kernel(&self, config: AttentionConfig, kernel: AttentionKernel) -> Result<Arc<Kernel>> {
+        let shared_bytes = if kernel == AttentionKernel::Tiles { config.shared_bytes() } else { 0 };
+        cached(&self.shared.attention, (config, kernel), || {
+            self.device().kernel(&config.source(kernel), shared_bytes)
+        })
+    }
+
+    /// Launches a kernel of single elements, heads or rows.
+    ///
+    /// # Safety
+    /// The parameters must be those of the kernel, and what they point to device memory of the sizes given.
+    unsafe fn launch_step<T>(&self, step: StepKernel, units: usize, mut parameters: T) -> Result<()> {
+        if units == 0 {
+            return Ok(());
+        }
+        let kernel = cached(&self.shared.steps, step, || self.device().kernel(&step.source(), 0))?;
+        let shape = (step.ctas(units), step.threads(), 0);
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(&kernel, shape, &mut parameters) }
+    }
+
+    /// Launches a kernel of one parameter.
+    ///
+    /// # Safety
+    /// As [`launch_step`](Self::launch_step).
+    unsafe fn launch<T>(
+        &self,
+        kernel: &Kernel,
+        shape: (usize, usize, usize),
+        parameters: &mut T,
+    ) -> Result<()> {
+        let stream = self.device().stream().cu_stream();
+        let parameters: *mut c_void = (&raw mut *parameters).cast();
+        // SAFETY: the caller's promise.
+        unsafe { kernel.launch(stream, shape, 1, false, &mut [parameters]) }
+    }
+}
+
+fn cached<K: Eq + Hash>(
+    kernels: &Mutex<HashMap<K, Arc<Kernel>>>,
+    key: K,
+    load: impl FnOnce() -> Result<Arc<Kernel>>,
+) -> Result<Arc<Kernel>> {
+    let mut kernels = kernels.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(kernel) = kernels.get(&key) {
+        return Ok(kernel.clone());
+    }
+    let kernel = load()?;
+    kernels.insert(key, kernel.clone());
+    Ok(kernel)
+}

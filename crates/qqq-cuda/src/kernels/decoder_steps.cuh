@@ -1,0 +1,172 @@
+// The rest of a decoder's step: embedding, rotary embedding with the append to the KV cache, sums, and the largest logits.
+#pragma once
+
+#include "attention.cuh"
+
+// --- embedding and sums --------------------------------------------------------------------------
+
+enum ValueType { kHalfValue = 0, kBfloatValue = 1, kFloatValue = 2 };
+
+QQQ_DEVICE float value_at(const void* values, ValueType type, long long i) {
+    if (type == kFloatValue) return ((const float*)values)[i];
+    const uint16 bits = ((const uint16*)values)[i];
+    return type == kBfloatValue ? __uint_as_float((uint32)bits << 16) : ptx::half_to_float(bits);
+}
+
+struct EmbedParameters {
+    // vocabulary x hidden.
+    const void* table;
+    const int* tokens;
+    // rows x hidden.
+    float* out;
+    long long rows;
+    int hidden;
+    ValueType type;
+    float scale;
+};
+
+// Rows of a table, times a factor.
+QQQ_DEVICE void embed(const EmbedParameters& p) {
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < p.rows * p.hidden; i += (long long)gridDim.x * blockDim.x) {
+        const long long token = p.tokens[i / p.hidden];
+        p.out[i] = value_at(p.table, p.type, token * p.hidden + i % p.hidden) * p.scale;
+    }
+}
+
+struct AddParameters {
+    float* residual;
+    const void* x;
+    long long count;
+    ValueType type;
+    float factor;
+};
+
+// residual += factor * x.
+QQQ_DEVICE void add(const AddParameters& p) {
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < p.count; i += (long long)gridDim.x * blockDim.x) {
+        p.residual[i] = __fmaf_rn(p.factor, value_at(p.x, p.type, i), p.residual[i]);
+    }
+}
+
+// --- rotary embedding, and the KV cache --------------------------------------------------------------
+
+struct RopeParameters {
+    // rows x (q, k and v heads), in half or bfloat16; q is rotated in place.
+    void* qkv;
+    // Of the layer: pages x key heads x kPage x head size.
+    void *keys, *values;
+    // Norms of the heads, head size each; or null.
+    const float *q_norm, *k_norm;
+    // Cosines, then sines, positions x pairs each; or null.
+    const float *cosines, *sines;
+    // Of each row: its position, and page * kPage + the place in it.
+    const int *positions, *slots;
+    int rows, num_heads, num_kv_heads, head_dim;
+    // Components i and i + pairs turn together.
+    int pairs;
+    float q_epsilon, k_epsilon;
+};
+
+constexpr int kRopeWarps = 4, kMostHeadDim = 256;
+
+// A warp takes a head of a row.
+template <bool Bfloat>
+QQQ_DEVICE void rope_append(const RopeParameters& p) {
+    __shared__ float heads[kRopeWarps][kMostHeadDim];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int all = p.num_heads + 2 * p.num_kv_heads;
+    const long long unit = (long long)blockIdx.x * kRopeWarps + warp;
+    const int row = (int)(unit / all), head = (int)(unit % all);
+    if (row >= p.rows) return;
+    uint16* x = (uint16*)p.qkv + unit * p.head_dim;
+    float* v = heads[warp];
+    const bool query = head < p.num_heads, value = head >= p.num_heads + p.num_kv_heads;
+
+    float squares = 0.0f;
+    for (int i = lane; i < p.head_dim; i += 32) {
+        v[i] = value_at(x, Bfloat ? kBfloatValue : kHalfValue, i);
+        squares = __fmaf_rn(v[i], v[i], squares);
+    }
+    const float* norm = query ? p.q_norm : p.k_norm;
+    if (norm && !value) {
+#pragma unroll
+        for (int mask = 16; mask > 0; mask /= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, mask);
+        const float epsilon = query ? p.q_epsilon : p.k_epsilon;
+        const float factor = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(squares, (float)p.head_dim), epsilon)));
+        for (int i = lane; i < p.head_dim; i += 32) v[i] = __fmul_rn(__fmul_rn(v[i], factor), norm[i]);
+    }
+    __syncwarp();
+
+    uint16* out = x;
+    if (!query) {
+        const long long slot = p.slots[row], page = slot / kPage;
+        const int kv_head = head - p.num_heads - (value ? p.num_kv_heads : 0);
+        uint16* pool = (uint16*)(value ? p.values : p.keys);
+        out = pool + ((page * p.num_kv_heads + kv_head) * kPage + slot % kPage) * p.head_dim;
+    }
+    const long long turn = (long long)p.positions[row] * p.pairs;
+    for (int i = lane; i < p.head_dim; i += 32) {
+        float result = v[i];
+        if (p.cosines && !value && i < 2 * p.pairs) {
+            const bool first = i < p.pairs;
+            const int pair = first ? i : i - p.pairs;
+            const float other = first ? -v[i + p.pairs] : v[pair];
+            result = __fmaf_rn(v[i], p.cosines[turn + pair], __fmul_rn(other, p.sines[turn + pair]));
+        }
+        const uint32 packed = pack_floats<Bfloat>(result, result);
+        out[i] = (uint16)packed;
+        // Calibration looks at rotated keys where they came from.
+        if (!query && !value) x[i] = (uint16)packed;
+    }
+}
+
+// --- the largest logits ----------------------------------------------------------------------------
+
+struct TopParameters {
+    // rows x columns.
+    const float* logits;
+    // rows x count: the largest elements in order, each with its column in the low half.
+    uint64* out;
+    int rows, columns, count;
+};
+
+constexpr int kTopThreads = 1024;
+
+// Orders elements as their keys: the larger the better, then the lower column; what is not finite before all.
+QQQ_DEVICE uint64 top_key(float value, int column) {
+    const uint32 bits = __float_as_uint(value);
+    const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
+    const uint32 order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return (uint64)(finite ? order : 0xFFFFFFFFu) << 32 | (0xFFFFFFFFu - (uint32)column);
+}
+
+QQQ_DEVICE uint64 larger_key(uint64 a, uint64 b) { return a > b ? a : b; }
+
+// A CTA takes a row, and finds one after the other.
+QQQ_DEVICE void top(const TopParameters& p) {
+    __shared__ uint64 warps[kTopThreads / 32];
+    const float* row = p.logits + (long long)blockIdx.x * p.columns;
+    uint64 before = ~(uint64)0;
+    for (int place = 0; place < p.count; ++place) {
+        uint64 best = 0;
+        for (int i = threadIdx.x; i < p.columns; i += kTopThreads) {
+            const uint64 key = top_key(row[i], i);
+            if (key < before) best = larger_key(best, key);
+        }
+#pragma unroll
+        for (int mask = 16; mask > 0; mask /= 2) {
+            const uint32 low = __shfl_xor_sync(0xFFFFFFFFu, (uint32)best, mask);
+            const uint32 high = __shfl_xor_sync(0xFFFFFFFFu, (uint32)(best >> 32), mask);
+            best = larger_key(best, (uint64)high << 32 | low);
+        }
+        __syncthreads();
+        if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = best;
+        __syncthreads();
+        for (int w = 0; w < kTopThreads / 32; ++w) best = larger_key(best, warps[w]);
+        before = best;
+        if (threadIdx.x == 0) {
+            const uint32 column = 0xFFFFFFFFu - (uint32)best;
+            p.out[(long long)blockIdx.x * p.count + place] = (uint64)__float_as_uint(row[column]) << 32 | column;
+        }
+    }
+}
