@@ -1,66 +1,233 @@
-//! Where models run.
+//! Where models run: the option, and what it names.
+
+use std::sync::Arc;
 
 use clap::{
     Arg, Command, Error,
     builder::{PossibleValue, StringValueParser, TypedValueParser},
     error::{ContextKind, ContextValue, ErrorKind},
 };
+use qqq_backend::{Backend, CpuBackend, cpu::pool};
+use qqq_cuda::{CudaBackend, CudaError, DType, Device};
+use qqq_formats::Checkpoint;
+use qqq_model::{Decoder, names};
 
-/// Where a command computes.
+use crate::{console::Console, download, errors::failed_hint, format};
+
+/// Where a command that runs a model computes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DeviceArgs {
-    /// Where to compute: cpu, which is what auto takes too. On GPUs models run in vLLM, by the plugin qqq-vllm
-    #[arg(long, value_name = "DEVICE", help_heading = None::<&str>, default_value = "auto", value_parser = DeviceParser)]
+    /// Where to compute: cpu, cuda (the first GPU), cuda:N (GPU number N), or auto: a GPU if there is one that can, else the CPU
+    #[arg(long, value_name = "DEVICE", help_heading = None::<&str>, default_value = "auto",
+        value_parser = DeviceParser { gpus: true })]
+    pub device: Choice,
+}
+
+/// Where a command computes that knows the CPU alone.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CpuArgs {
+    /// Where to compute: cpu, which is what auto takes too. Models are run on GPUs, and quantized on CPUs
+    #[arg(long, value_name = "DEVICE", help_heading = None::<&str>, default_value = "auto",
+        value_parser = DeviceParser { gpus: false })]
     // Whatever the parser lets through is the CPU: nobody needs to look.
-    device: Device,
+    device: Choice,
 }
 
+/// A device that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Device {
+pub enum Choice {
+    /// A GPU if there is one that can, else the CPU.
+    Auto,
+    /// The CPU.
     Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
 }
 
-/// Takes what is a CPU, and says of GPUs where models run on them.
+/// Takes devices' names, and says of other makers' GPUs, and of GPUs where a command has no use for them, what to do instead.
 #[derive(Clone)]
-struct DeviceParser;
+struct DeviceParser {
+    gpus: bool,
+}
 
 /// What other tools call GPUs.
 const GPUS: [&str; 10] = ["cuda", "gpu", "rocm", "hip", "mps", "metal", "vulkan", "xpu", "tpu", "npu"];
 
 impl TypedValueParser for DeviceParser {
-    type Value = Device;
+    type Value = Choice;
 
     fn parse_ref(
         &self,
         command: &Command,
         arg: Option<&Arg>,
         value: &std::ffi::OsStr,
-    ) -> Result<Device, Error> {
+    ) -> Result<Choice, Error> {
         let text = StringValueParser::new().parse_ref(command, arg, value)?;
-        let name = text.split(':').next().unwrap_or_default().to_lowercase();
-        if ["auto", "cpu"].contains(&text.as_str()) {
-            return Ok(Device::Cpu);
+        let (name, number) = text.split_once(':').unwrap_or((&text, ""));
+        match (text.as_str(), name, number.parse()) {
+            ("auto", ..) => return Ok(Choice::Auto),
+            ("cpu", ..) => return Ok(Choice::Cpu),
+            ("cuda", ..) if self.gpus => return Ok(Choice::Cuda(0)),
+            (_, "cuda", Ok(number)) if self.gpus => return Ok(Choice::Cuda(number)),
+            _ => {}
         }
-        if GPUS.contains(&name.as_str()) {
-            return Err(Error::raw(
-                ErrorKind::InvalidValue,
-                format!(
-                    "--device {text}: models run on CPUs here (--device cpu), and on NVIDIA GPUs in vLLM with the plugin \
-                     qqq-vllm: vllm serve CHECKPOINT --quantization qqq\n"
-                ),
-            )
-            .with_cmd(command));
+        if GPUS.contains(&name.to_lowercase().as_str()) && (name != "cuda" || !self.gpus) {
+            let reason = match self.gpus {
+                true => "models run on CPUs (--device cpu) and on NVIDIA GPUs (--device cuda, or cuda:1 for the second one)",
+                false => "this command computes on the CPU alone (--device cpu); what it writes runs on NVIDIA GPUs",
+            };
+            return Err(Error::raw(ErrorKind::InvalidValue, format!("--device {text}: {reason}\n"))
+                .with_cmd(command));
         }
         let mut error = Error::new(ErrorKind::InvalidValue).with_cmd(command);
         let option = arg.map_or_else(|| "--device".to_owned(), ToString::to_string);
         error.insert(ContextKind::InvalidArg, ContextValue::String(option));
         error.insert(ContextKind::InvalidValue, ContextValue::String(text));
-        error.insert(ContextKind::ValidValue, ContextValue::Strings(vec!["auto".into(), "cpu".into()]));
+        let valid = self.names().iter().map(|name| (*name).to_owned()).collect();
+        error.insert(ContextKind::ValidValue, ContextValue::Strings(valid));
         Err(error)
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(["auto", "cpu"].into_iter().map(PossibleValue::new)))
+        Some(Box::new(self.names().iter().map(PossibleValue::new)))
+    }
+}
+
+impl DeviceParser {
+    fn names(&self) -> &'static [&'static str] {
+        if self.gpus { &["auto", "cpu", "cuda", "cuda:N"] } else { &["auto", "cpu"] }
+    }
+}
+
+/// Runs an expression with a [`Place`] of whatever type the choice of a device comes to.
+macro_rules! on_device {
+    ($choice:expr, |$place:ident| $job:expr) => {
+        match $crate::device::choose($choice)? {
+            $crate::device::Chosen::Cpu($place) => $job,
+            $crate::device::Chosen::Cuda($place) => $job,
+        }
+    };
+}
+pub(crate) use on_device;
+
+/// What a choice comes to.
+pub enum Chosen {
+    /// The CPU.
+    Cpu(CpuPlace),
+    /// A GPU.
+    Cuda(CudaPlace),
+}
+
+/// What a choice of a device comes to on this machine.
+///
+/// # Errors
+/// A GPU was asked for, and there is none that can.
+pub fn choose(choice: Choice) -> anyhow::Result<Chosen> {
+    match choice {
+        Choice::Cpu => Ok(Chosen::Cpu(CpuPlace)),
+        Choice::Cuda(number) => {
+            let device = usable(number).map_err(|e| {
+                failed_hint(format!("--device cuda:{number}: {e}"), "--device cpu runs it on the CPU")
+            })?;
+            Ok(Chosen::Cuda(CudaPlace(device)))
+        }
+        Choice::Auto => match usable(0) {
+            Ok(device) => Ok(Chosen::Cuda(CudaPlace(device))),
+            Err(CudaError::NoDriver) => Ok(Chosen::Cpu(CpuPlace)),
+            Err(error) => {
+                let quiet = Console::new(false, true);
+                let console = download::console().unwrap_or(&quiet);
+                console.note(&format!("running on the CPU: {error}"));
+                Ok(Chosen::Cpu(CpuPlace))
+            }
+        },
+    }
+}
+
+/// A GPU that there are kernels for.
+fn usable(number: usize) -> Result<Arc<Device>, CudaError> {
+    let device = Device::new(number)?;
+    device.arch()?;
+    Ok(device)
+}
+
+/// Where a model is loaded.
+pub trait Place {
+    /// What computes there.
+    type Backend: Backend;
+
+    /// What computes a model there.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    fn backend(&self, checkpoint: &Checkpoint) -> anyhow::Result<Self::Backend>;
+
+    /// In a line, what runs a model: kernels, and memory of the weights.
+    fn describe(&self, decoder: &Decoder<Self::Backend>) -> String;
+}
+
+/// The CPU.
+pub struct CpuPlace;
+
+impl Place for CpuPlace {
+    type Backend = CpuBackend;
+
+    fn backend(&self, _checkpoint: &Checkpoint) -> anyhow::Result<CpuBackend> {
+        Ok(CpuBackend::default())
+    }
+
+    fn describe(&self, decoder: &Decoder<CpuBackend>) -> String {
+        let kinds = decoder.layer_kinds();
+        let mut kernels: Vec<(&str, &str)> = Vec::new();
+        // The embedding is a table; what multiplies comes behind it.
+        for kind in kinds.iter().skip(1) {
+            if !kernels.contains(&(kind.kernel, kind.arithmetic)) {
+                kernels.push((kind.kernel, kind.arithmetic));
+            }
+        }
+        let kernels: Vec<String> =
+            kernels.iter().map(|(kernel, arithmetic)| format!("{kernel} ({arithmetic})")).collect();
+        for kind in &kinds {
+            let bytes = match kind.bytes {
+                0 => "the embedding's memory".into(),
+                bytes => format::bytes(bytes as u64),
+            };
+            tracing::info!("{kind}, {bytes}");
+        }
+        let threads = pool::num_threads();
+        format!(
+            "kernels {}; {threads} thread{}; weights take {}",
+            kernels.join(", "),
+            if threads == 1 { "" } else { "s" },
+            format::bytes(kinds.iter().map(|k| k.bytes as u64).sum()),
+        )
+    }
+}
+
+/// A GPU.
+pub struct CudaPlace(Arc<Device>);
+
+impl Place for CudaPlace {
+    type Backend = CudaBackend;
+
+    /// Activations have the type of a model that is stored in float16, and bfloat16 otherwise, which has no numbers that are
+    /// too large.
+    fn backend(&self, checkpoint: &Checkpoint) -> anyhow::Result<CudaBackend> {
+        let stored = checkpoint.tensors.info(names::EMBEDDING).map(|info| info.dtype);
+        let half = if stored == Some(DType::F16) { DType::F16 } else { DType::BF16 };
+        Ok(CudaBackend::new(&self.0, half)?)
+    }
+
+    fn describe(&self, decoder: &Decoder<CudaBackend>) -> String {
+        let (free, total) = self.0.memory().unwrap_or_default();
+        format!(
+            "{}, kernels for {}, activations {}; {} of {} are taken",
+            self.0.name(),
+            self.0.arch().map_or_else(|e| e.to_string(), |arch| arch.to_string()),
+            decoder.backend.half(),
+            format::bytes(total.saturating_sub(free) as u64),
+            format::bytes(total as u64),
+        )
     }
 }
 
@@ -73,18 +240,44 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Line {
         #[command(flatten)]
-        _device: DeviceArgs,
+        device: DeviceArgs,
+    }
+
+    #[derive(Debug, Parser)]
+    struct CpuLine {
+        #[command(flatten)]
+        _device: CpuArgs,
     }
 
     #[test]
-    fn cpus_are_taken_and_gpus_explained() {
+    fn devices_are_named() {
+        let parse = |device: &str| {
+            Line::try_parse_from(["qqq", "--device", device])
+                .map(|line| line.device.device)
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(parse("auto"), Ok(Choice::Auto));
+        assert_eq!(parse("cpu"), Ok(Choice::Cpu));
+        assert_eq!(parse("cuda"), Ok(Choice::Cuda(0)));
+        assert_eq!(parse("cuda:3"), Ok(Choice::Cuda(3)));
+        for gpu in ["gpu", "mps", "CUDA", "rocm:0"] {
+            let error = parse(gpu).unwrap_err();
+            assert!(error.contains(&format!("--device {gpu}: models run on CPUs (--device cpu)")), "{error}");
+        }
+        for wrong in ["cpu:0", "cuda:", "cuda:-1", "abacus"] {
+            let error = parse(wrong).unwrap_err();
+            assert!(error.contains(&format!("invalid value '{wrong}'")) && error.contains("cuda:N"), "{error}");
+        }
+    }
+
+    #[test]
+    fn commands_of_the_cpu_explain_themselves() {
         let parse =
-            |device: &str| Line::try_parse_from(["qqq", "--device", device]).map_err(|e| e.to_string());
+            |device: &str| CpuLine::try_parse_from(["qqq", "--device", device]).map_err(|e| e.to_string());
         assert!(parse("auto").is_ok() && parse("cpu").is_ok());
         for gpu in ["cuda", "cuda:1", "CUDA", "gpu", "mps"] {
             let error = parse(gpu).unwrap_err();
-            assert!(error.contains(&format!("--device {gpu}: models run on CPUs here")), "{error}");
-            assert!(error.contains("in vLLM with the plugin"), "{error}");
+            assert!(error.contains(&format!("--device {gpu}: this command computes on the CPU alone")), "{error}");
         }
         let error = parse("cpu:0").unwrap_err();
         assert!(error.contains("invalid value 'cpu:0'") && error.contains("auto, cpu"), "{error}");

@@ -5,10 +5,10 @@ use std::{
     time::Instant,
 };
 
-use qqq_backend::{CpuBackend, cpu::pool};
+use qqq_backend::Backend;
 use qqq_model::Decoder;
 
-use crate::{console::Console, format, progress::Progress};
+use crate::{console::Console, device::Place, format, progress::Progress};
 
 /// Seconds that something must have lasted, and that must be left of it, to be shown: what is over in a second is not.
 const SHORT: f64 = 0.5;
@@ -59,40 +59,20 @@ impl Loading {
 
     /// Ends: a line says what runs the model, and with `-v` another one for every kind of its layers. From now on the wait
     /// for the first token behind a long prompt is shown as well.
-    pub fn finish(self, what: &str, decoder: &mut Decoder<CpuBackend>) {
+    pub fn finish<P: Place>(self, what: &str, place: &P, decoder: &mut Decoder<P::Backend>) {
         let Wait { console, started, shown, .. } = self.0;
         drop(shown);
-        let kinds = decoder.layer_kinds();
-        let mut kernels: Vec<(&str, &str)> = Vec::new();
-        // The embedding is a table; what multiplies comes behind it.
-        for kind in kinds.iter().skip(1) {
-            if !kernels.contains(&(kind.kernel, kind.arithmetic)) {
-                kernels.push((kind.kernel, kind.arithmetic));
-            }
-        }
-        let kernels: Vec<String> =
-            kernels.iter().map(|(kernel, arithmetic)| format!("{kernel} ({arithmetic})")).collect();
-        let threads = pool::num_threads();
         console.status(&format!(
-            "loaded {what} in {}: kernels {}; {threads} thread{}; weights take {}",
+            "loaded {what} in {}: {}",
             format::seconds(started.elapsed().as_secs_f64()),
-            kernels.join(", "),
-            if threads == 1 { "" } else { "s" },
-            format::bytes(kinds.iter().map(|k| k.bytes as u64).sum()),
+            place.describe(decoder),
         ));
-        for kind in &kinds {
-            let bytes = match kind.bytes {
-                0 => "the embedding's memory".into(),
-                bytes => format::bytes(bytes as u64),
-            };
-            tracing::info!("{kind}, {bytes}");
-        }
         watch_prefill(console, decoder);
     }
 }
 
 /// Shows how far prompts are.
-fn watch_prefill(console: Console, decoder: &mut Decoder<CpuBackend>) {
+fn watch_prefill<B: Backend>(console: Console, decoder: &mut Decoder<B>) {
     let current: Mutex<Option<Wait>> = Mutex::new(None);
     decoder.watch_prefill(Box::new(move |done, total| {
         // A bar that was being drawn when another thread panicked can be drawn again.

@@ -3,14 +3,17 @@
 use std::path::Path;
 
 use anyhow::Context;
-use qqq_backend::CpuBackend;
+use qqq_backend::{Backend, CpuBackend};
 use qqq_formats::Checkpoint;
 use qqq_model::{
     Decoder, Tokenizer,
     hub::{self, HubOptions},
 };
 
-use crate::{console::Console, download, errors::bad_input_hint, interrupt, loading::Loading};
+use crate::{
+    console::Console,
+    device::{CpuPlace, Place},
+    download, errors::bad_input_hint, interrupt, loading::Loading};
 
 /// How to use the Hugging Face hub.
 #[derive(Clone, Debug, clap::Args)]
@@ -41,13 +44,13 @@ impl HubArgs {
 }
 
 /// A model, ready to run.
-pub struct LoadedModel {
+pub struct LoadedModel<B: Backend = CpuBackend> {
     /// As it lies on disk.
     pub checkpoint: Checkpoint,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Its weights in memory.
-    pub decoder: Decoder<CpuBackend>,
+    pub decoder: Decoder<B>,
 }
 
 /// Finds a model and reads its headers.
@@ -76,27 +79,31 @@ const MODEL_HINT: &str = "a model is a directory with config.json and safetensor
      (owner/name:file.gguf for a GGUF file of it)";
 
 /// Finds a model and loads it whole.
-pub fn load(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
-    load_opened(spec, || open(spec, hub))
+pub fn load<P: Place>(spec: &str, hub: &HubArgs, place: &P) -> anyhow::Result<LoadedModel<P::Backend>> {
+    load_opened(spec, place, || open(spec, hub))
 }
 
-/// Loads the model at a path whole.
+/// Loads the model at a path whole, to run on the CPU.
 pub fn load_path(path: &Path) -> anyhow::Result<LoadedModel> {
-    load_opened(&path.display().to_string(), || Ok(Checkpoint::open(path)?))
+    load_opened(&path.display().to_string(), &CpuPlace, || Ok(Checkpoint::open(path)?))
 }
 
-fn load_opened(spec: &str, open: impl Fn() -> anyhow::Result<Checkpoint>) -> anyhow::Result<LoadedModel> {
+fn load_opened<P: Place>(
+    spec: &str,
+    place: &P,
+    open: impl Fn() -> anyhow::Result<Checkpoint>,
+) -> anyhow::Result<LoadedModel<P::Backend>> {
     let quiet = Console::new(false, true);
     let load = || {
         let checkpoint = open()?;
         let tokenizer = Tokenizer::load(&checkpoint)?;
         let mut loading = Loading::new(download::console().unwrap_or(&quiet));
-        let mut decoder = Decoder::load_with(CpuBackend::default(), &checkpoint, &mut |done, total| {
+        let mut decoder = Decoder::load_with(place.backend(&checkpoint)?, &checkpoint, &mut |done, total| {
             loading.update(done, total, spec);
             // Without a guard the process has ended by now.
             !interrupt::requested()
         })?;
-        loading.finish(spec, &mut decoder);
+        loading.finish(spec, place, &mut decoder);
         anyhow::Ok(LoadedModel { checkpoint, tokenizer, decoder })
     };
     load().with_context(|| format!("cannot load {spec}"))

@@ -68,6 +68,14 @@ impl Device {
         self.sms
     }
 
+    /// Bytes of its memory: free ones, and all.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(driver("asking for the GPU's free memory"))
+    }
+
     /// The architecture that kernels are compiled for.
     ///
     /// # Errors

@@ -8,8 +8,8 @@ mod terminal;
 
 use std::{io::IsTerminal, path::PathBuf};
 
-use qqq_backend::{CpuBackend, KvDType};
-use qqq_engine::{FinishReason, GenerateOptions, Session, StopStrings, TextEvent};
+use qqq_backend::{Backend, KvDType};
+use qqq_engine::{FinishReason, GenerateOptions, SamplingOptions, Session, StopStrings, TextEvent};
 use qqq_model::{ChatTemplate, Message, ModelError};
 
 use self::{
@@ -20,7 +20,7 @@ use self::{
 use super::generate::{Answer, StopArgs, statistics};
 use crate::{
     console::Console,
-    device::DeviceArgs,
+    device::{DeviceArgs, Place, on_device},
     errors::bad_input_hint,
     interrupt::Guard,
     model::{self, HubArgs, LoadedModel},
@@ -76,7 +76,17 @@ pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
     args.stop.check(console)?;
     // Before the model is loaded: what is typed meanwhile is for the first prompt.
     let mut reader = Reader::new(args, console)?;
-    let model = model::load(&args.model, &args.hub)?;
+    on_device!(args.device.device, |place| run_on(args, &place, sampling, &mut reader, console))
+}
+
+fn run_on<P: Place>(
+    args: &ChatArgs,
+    place: &P,
+    sampling: SamplingOptions,
+    reader: &mut Reader,
+    console: &Console,
+) -> anyhow::Result<()> {
+    let model = model::load(&args.model, &args.hub, place)?;
     let Some(template) = ChatTemplate::load(&model.checkpoint, &model.tokenizer)? else {
         return Err(bad_input_hint(
             format!("{} has no chat template", args.model),
@@ -172,16 +182,16 @@ impl Reader {
     }
 }
 
-struct Chat<'a> {
-    model: &'a LoadedModel,
+struct Chat<'a, B: Backend> {
+    model: &'a LoadedModel<B>,
     template: ChatTemplate,
-    session: Session<'a, CpuBackend>,
+    session: Session<'a, B>,
     stop: StopStrings,
     messages: Vec<Message>,
     system: Option<String>,
 }
 
-impl Chat<'_> {
+impl<B: Backend> Chat<'_, B> {
     /// Whether the template would take the conversation if it had no system message.
     fn refuses_system(&self) -> bool {
         self.system.is_some() && self.template.render(&self.messages[1..], true).is_ok()

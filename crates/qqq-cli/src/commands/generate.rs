@@ -11,14 +11,14 @@ use std::{
 };
 
 use qqq_backend::{Backend, KvDType};
-use qqq_engine::{FinishReason, GenerateOptions, Prompt, StopStrings, TextEvent, TextGeneration, TextRun};
+use qqq_engine::{FinishReason, GenerateOptions, Prompt, SamplingOptions, StopStrings, TextEvent, TextGeneration, TextRun};
 use qqq_model::{Decoder, Tokenizer};
 use serde::Serialize;
 
 use self::prompt::Encoder;
 use crate::{
     console::Console,
-    device::DeviceArgs,
+    device::{DeviceArgs, Place, on_device},
     errors::{Interrupted, bad_input, bad_input_hint},
     format,
     interrupt::Guard,
@@ -168,7 +168,18 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
         _ => "standard input".into(),
     };
     let lines = if args.batch { Some(lines::parse(&text, &source)?) } else { None };
-    let model = model::load(&args.model, &args.hub)?;
+    on_device!(args.device.device, |place| run_on(args, &place, (&text, lines.as_deref(), &source), sampling, console))
+}
+
+/// With a text, and the lines of a batch in it if it is one, from a source.
+fn run_on<P: Place>(
+    args: &GenerateArgs,
+    place: &P,
+    (text, lines, source): (&str, Option<&[lines::Line]>, &str),
+    sampling: SamplingOptions,
+    console: &Console,
+) -> anyhow::Result<()> {
+    let model = model::load(&args.model, &args.hub, place)?;
     let encoder = Encoder::new(&model, &args.model, args.raw, args.chat, args.system.as_deref())?;
     model.tokenizer.check_generation()?;
     let options = GenerateOptions {
@@ -186,10 +197,10 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
         together: args.batch_size,
     };
     if let Some(lines) = lines {
-        let prompts = batch::encode(&lines, &source, &encoder)?;
-        return batch::run(&lines, &prompts, &run, console);
+        let prompts = batch::encode(lines, source, &encoder)?;
+        return batch::run(lines, &prompts, &run, console);
     }
-    let tokens = encoder.text(&text)?;
+    let tokens = encoder.text(text)?;
     let guard = Guard::new();
     let streaming = !console.json();
     let answer = one(&run, tokens, &mut |event| {

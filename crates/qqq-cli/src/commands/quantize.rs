@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::recipe::{AmountArgs, RecipeArgs};
 use crate::{
     console::Console,
-    device::DeviceArgs,
+    device::CpuArgs,
     errors::{bad_input, bad_input_hint},
     files::{self, Reserved},
     format,
@@ -66,7 +66,7 @@ pub struct QuantizeArgs {
     #[command(flatten)]
     amount: AmountArgs,
     #[command(flatten)]
-    device: DeviceArgs,
+    device: CpuArgs,
     #[command(flatten)]
     hub: HubArgs,
 }

@@ -77,9 +77,9 @@ impl CudaLinear {
         bias: Option<&[f32]>,
         output: DType,
     ) -> Result<Self> {
-        if !n.is_multiple_of(8) || !k.is_multiple_of(8) {
+        if !k.is_multiple_of(8) {
             return Err(CudaError::Shape(format!(
-                "{n} output and {k} input channels: 16-bit layers on the GPU take multiples of 8; use the CPU"
+                "{k} input channels: 16-bit layers on the GPU take multiples of 8; use the CPU"
             )));
         }
         let bias = match bias {

@@ -137,7 +137,8 @@ QQQ_DEVICE uint64 top_key(float value, int column) {
     const uint32 bits = __float_as_uint(value);
     const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
     const uint32 order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return (uint64)(finite ? order : 0xFFFFFFFFu) << 32 | (0xFFFFFFFFu - (uint32)column);
+    // Below the largest of all, which stands for the place before the first.
+    return (uint64)(finite ? order : 0xFFFFFFFEu) << 32 | (0xFFFFFFFFu - (uint32)column);
 }
 
 QQQ_DEVICE uint64 larger_key(uint64 a, uint64 b) { return a > b ? a : b; }

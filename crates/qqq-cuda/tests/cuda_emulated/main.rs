@@ -5,6 +5,8 @@
 //! A selection of the products is run. `QQQ_EMULATE=all` runs every instance in more cases, which takes an hour;
 //! `QQQ_EMULATE_SEED` is added to the seeds.
 
+#[path = "../common/attending.rs"]
+mod attending;
 #[path = "../common/packing.rs"]
 mod packing;
 #[path = "../common/products_half.rs"]
@@ -16,6 +18,7 @@ mod quantized;
 #[path = "../common/uniform.rs"]
 mod uniform;
 
+mod emulated_attention;
 mod emulated_mistakes;
 mod emulated_products;
 mod emulated_quantize;
@@ -31,6 +34,8 @@ fn main() -> ExitCode {
         .with(
             qqq_testing::cxx,
             tests![
+                emulated_attention::attention_is_that_of_float64,
+                emulated_attention::mistakes_in_attention_are_found,
                 emulated_mistakes::mistakes_are_found,
                 emulated_products::products_of_int8_activations,
                 emulated_products::products_of_16_bit_activations,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     console::Console,
-    device::DeviceArgs,
+    device::{DeviceArgs, Place, on_device},
     errors::{Interrupted, InterruptedWithResult, bad_input},
     interrupt::Guard,
     model::{self, HubArgs},
@@ -93,7 +93,11 @@ pub fn run(args: &ModelArgs, console: &Console) -> anyhow::Result<()> {
     if args.repeat > MAX_REPEAT {
         return Err(bad_input(format!("--repeat must be at most {MAX_REPEAT}, not {}", args.repeat)));
     }
-    let model = model::load(&args.model, &args.hub)?;
+    on_device!(args.device.device, |place| run_on(args, &place, console))
+}
+
+fn run_on<P: Place>(args: &ModelArgs, place: &P, console: &Console) -> anyhow::Result<()> {
+    let model = model::load(&args.model, &args.hub, place)?;
     let guard = Guard::telling("stopping after the run in hand; Ctrl-C again ends at once, without figures");
     let mut progress = Progress::new(console, "measuring");
     let speed =

@@ -13,7 +13,7 @@ use qqq_quant::{Calibration, Recipe, Report};
 use serde::Serialize;
 
 use crate::{
-    console::Console, device::DeviceArgs, errors::bad_input_hint, files::Reserved, format, interrupt::Guard,
+    console::Console, device::CpuArgs, errors::bad_input_hint, files::Reserved, format, interrupt::Guard,
 };
 
 const AFTER_HELP: &str = "\
@@ -44,7 +44,7 @@ pub struct DemoArgs {
     #[arg(long, conflicts_with_all = ["keep", "model", "again"])]
     fetch_only: bool,
     #[command(flatten)]
-    device: DeviceArgs,
+    device: CpuArgs,
 }
 
 /// Few windows: the demo is to end in a couple of minutes on two cores.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     console::Console,
-    device::DeviceArgs,
+    device::{DeviceArgs, Place, on_device},
     errors::{InterruptedWithResult, bad_input, bad_input_hint},
     format,
     model::{self, HubArgs},
@@ -80,10 +80,14 @@ impl Shown {
 
 /// Runs the command.
 pub fn run(args: &KldArgs, console: &Console) -> anyhow::Result<()> {
-    let model = model::load(&args.model, &args.hub)?;
+    on_device!(args.device.device, |place| run_on(args, &place, console))
+}
+
+fn run_on<P: Place>(args: &KldArgs, place: &P, console: &Console) -> anyhow::Result<()> {
+    let model = model::load(&args.model, &args.hub, place)?;
     let mut text = args.text.open(&model)?;
     let tokens = text.tokens(&model.tokenizer)?;
-    let baseline = model::load(&args.baseline, &args.hub)?;
+    let baseline = model::load(&args.baseline, &args.hub, place)?;
     if baseline.decoder.config.vocab_size != model.decoder.config.vocab_size {
         return Err(bad_input(format!(
             "{} has a vocabulary of {} tokens, {} one of {}: their predictions cannot be compared",

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     console::Console,
-    device::DeviceArgs,
+    device::{DeviceArgs, Place, on_device},
     errors::InterruptedWithResult,
     format,
     model::{self, HubArgs},
@@ -63,7 +63,11 @@ struct Shown {
 
 /// Runs the command.
 pub fn run(args: &PerplexityArgs, console: &Console) -> anyhow::Result<()> {
-    let model = model::load(&args.model, &args.hub)?;
+    on_device!(args.device.device, |place| run_on(args, &place, console))
+}
+
+fn run_on<P: Place>(args: &PerplexityArgs, place: &P, console: &Console) -> anyhow::Result<()> {
+    let model = model::load(&args.model, &args.hub, place)?;
     let mut text = args.text.open(&model)?;
     let tokens = text.tokens(&model.tokenizer)?;
     let (text, options) = text.finish(console)?;

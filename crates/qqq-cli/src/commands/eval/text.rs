@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use qqq_eval::{Scoring, Text, WindowOptions};
+use qqq_backend::Backend;
 use qqq_model::{ChatTemplate, TextReader, Tokenizer};
 use serde::Serialize;
 
@@ -71,7 +72,7 @@ impl TextArgs {
     ///
     /// # Errors
     /// The file cannot be read, or the windows do not fit the model.
-    pub fn open<'a>(&'a self, model: &'a LoadedModel) -> anyhow::Result<OpenText<'a>> {
+    pub fn open<'a, B: Backend>(&'a self, model: &'a LoadedModel<B>) -> anyhow::Result<OpenText<'a>> {
         let options = self.options(&model.tokenizer)?;
         options.check(&model.checkpoint.config)?;
         let template = Box::new(|| ChatTemplate::load(&model.checkpoint, &model.tokenizer));

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qqq_backend::CpuBackend;
+use qqq_backend::Backend;
 use qqq_engine::{FinishReason, Prompt, TextEvent, TextRun};
 use serde::Serialize;
 use serde_json::Value;
@@ -91,10 +91,10 @@ impl<'a> Answers<'a> {
 }
 
 /// Answers all lines.
-pub fn run(
+pub fn run<B: Backend>(
     lines: &[Line],
     prompts: &[Prompt],
-    run: &TextRun<'_, CpuBackend>,
+    run: &TextRun<'_, B>,
     console: &Console,
 ) -> anyhow::Result<()> {
     let guard = Guard::new();

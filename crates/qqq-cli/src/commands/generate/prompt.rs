@@ -6,8 +6,9 @@ use std::{
 };
 
 use anyhow::Context;
+use qqq_backend::Backend;
 use qqq_model::{
-    ChatTemplate, Message, ModelError, TextOptions, TextReader,
+    ChatTemplate, Message, ModelError, TextOptions, TextReader, Tokenizer,
     text::{self, TextError, TextFormat},
 };
 use serde_json::{Map, Value};
@@ -67,7 +68,9 @@ fn without_line_end(mut text: String) -> String {
 
 /// Makes tokens of prompts.
 pub struct Encoder<'a> {
-    model: &'a LoadedModel,
+    tokenizer: &'a Tokenizer,
+    /// Positions of the model.
+    context: usize,
     name: &'a str,
     template: Option<ChatTemplate>,
     system: Option<&'a str>,
@@ -75,8 +78,8 @@ pub struct Encoder<'a> {
 
 impl<'a> Encoder<'a> {
     /// For the model called `name`. `raw`: without the chat template; `insist`: not without one.
-    pub fn new(
-        model: &'a LoadedModel,
+    pub fn new<B: Backend>(
+        model: &'a LoadedModel<B>,
         name: &'a str,
         raw: bool,
         insist: bool,
@@ -89,13 +92,14 @@ impl<'a> Encoder<'a> {
                 "use --raw, and write the prompt as the model expects it",
             ));
         }
-        Ok(Self { model, name, template, system })
+        let context = model.decoder.config.max_position_embeddings;
+        Ok(Self { tokenizer: &model.tokenizer, context, name, template, system })
     }
 
     /// The tokens of a text: as a user's message, or as it is if there is no template.
     pub fn text(&self, prompt: &str) -> anyhow::Result<Vec<u32>> {
         let Some(template) = &self.template else {
-            return self.checked(self.model.tokenizer.encode(prompt, true)?);
+            return self.checked(self.tokenizer.encode(prompt, true)?);
         };
         let message = |role: &str, text: &str| Message { role: role.into(), content: text.into() };
         let mut messages: Vec<_> = self.system.iter().map(|s| message("system", s)).collect();
@@ -124,11 +128,11 @@ impl<'a> Encoder<'a> {
 
     /// Templates spell special tokens out.
     fn rendered(&self, text: &str) -> anyhow::Result<Vec<u32>> {
-        self.checked(self.model.tokenizer.encode(text, false)?)
+        self.checked(self.tokenizer.encode(text, false)?)
     }
 
     fn checked(&self, ids: Vec<u32>) -> anyhow::Result<Vec<u32>> {
-        let context = self.model.decoder.config.max_position_embeddings;
+        let context = self.context;
         match ids.len() {
             0 => Err(bad_input("the prompt has no tokens")),
             n if n >= context => Err(bad_input(format!(
