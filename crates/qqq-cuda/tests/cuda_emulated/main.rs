@@ -19,6 +19,7 @@ mod quantized;
 mod uniform;
 
 mod emulated_attention;
+mod emulated_decoder;
 mod emulated_mistakes;
 mod emulated_products;
 mod emulated_quantize;
@@ -36,6 +37,9 @@ fn main() -> ExitCode {
             tests![
                 emulated_attention::attention_is_that_of_float64,
                 emulated_attention::mistakes_in_attention_are_found,
+                emulated_decoder::embeddings_sums_and_largest_elements,
+                emulated_decoder::heads_are_rotated,
+                emulated_decoder::rows_are_those_of_float64,
                 emulated_mistakes::mistakes_are_found,
                 emulated_products::products_of_int8_activations,
                 emulated_products::products_of_16_bit_activations,
