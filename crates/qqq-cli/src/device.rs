@@ -12,7 +12,13 @@ use qqq_cuda::{CudaBackend, CudaError, DType, Device};
 use qqq_formats::Checkpoint;
 use qqq_model::{Decoder, names};
 
-use crate::{console::Console, download, errors::failed_hint, format};
+use crate::{
+    console::Console,
+    download,
+    errors::failed_hint,
+    format,
+    model::{self, HubArgs},
+};
 
 /// Where a command that runs a model computes.
 #[derive(Clone, Debug, clap::Args)]
@@ -73,11 +79,16 @@ impl TypedValueParser for DeviceParser {
         }
         if GPUS.contains(&name.to_lowercase().as_str()) && (name != "cuda" || !self.gpus) {
             let reason = match self.gpus {
-                true => "models run on CPUs (--device cpu) and on NVIDIA GPUs (--device cuda, or cuda:1 for the second one)",
-                false => "this command computes on the CPU alone (--device cpu); what it writes runs on NVIDIA GPUs",
+                true => {
+                    "models run on CPUs (--device cpu) and on NVIDIA GPUs (--device cuda, or cuda:1 for the second one)"
+                }
+                false => {
+                    "this command computes on the CPU alone (--device cpu); what it writes runs on NVIDIA GPUs"
+                }
             };
-            return Err(Error::raw(ErrorKind::InvalidValue, format!("--device {text}: {reason}\n"))
-                .with_cmd(command));
+            return Err(
+                Error::raw(ErrorKind::InvalidValue, format!("--device {text}: {reason}\n")).with_cmd(command)
+            );
         }
         let mut error = Error::new(ErrorKind::InvalidValue).with_cmd(command);
         let option = arg.map_or_else(|| "--device".to_owned(), ToString::to_string);
@@ -99,10 +110,10 @@ impl DeviceParser {
     }
 }
 
-/// Runs an expression with a [`Place`] of whatever type the choice of a device comes to.
+/// Runs an expression with a [`Place`] of whatever type the choice of a device for a model comes to.
 macro_rules! on_device {
-    ($choice:expr, |$place:ident| $job:expr) => {
-        match $crate::device::choose($choice)? {
+    ($choice:expr, $spec:expr, $hub:expr, |$place:ident| $job:expr) => {
+        match $crate::device::choose($choice, $spec, $hub)? {
             $crate::device::Chosen::Cpu($place) => $job,
             $crate::device::Chosen::Cuda($place) => $job,
         }
@@ -118,11 +129,12 @@ pub enum Chosen {
     Cuda(CudaPlace),
 }
 
-/// What a choice of a device comes to on this machine.
+/// What a choice of a device for a model comes to on this machine. Where the choice is left to the tool, a line says why a
+/// GPU that is there is not taken.
 ///
 /// # Errors
 /// A GPU was asked for, and there is none that can.
-pub fn choose(choice: Choice) -> anyhow::Result<Chosen> {
+pub fn choose(choice: Choice, spec: &str, hub: &HubArgs) -> anyhow::Result<Chosen> {
     match choice {
         Choice::Cpu => Ok(Chosen::Cpu(CpuPlace)),
         Choice::Cuda(number) => {
@@ -131,16 +143,25 @@ pub fn choose(choice: Choice) -> anyhow::Result<Chosen> {
             })?;
             Ok(Chosen::Cuda(CudaPlace(device)))
         }
-        Choice::Auto => match usable(0) {
-            Ok(device) => Ok(Chosen::Cuda(CudaPlace(device))),
-            Err(CudaError::NoDriver) => Ok(Chosen::Cpu(CpuPlace)),
-            Err(error) => {
-                let quiet = Console::new(false, true);
-                let console = download::console().unwrap_or(&quiet);
-                console.note(&format!("running on the CPU: {error}"));
-                Ok(Chosen::Cpu(CpuPlace))
-            }
-        },
+        Choice::Auto => {
+            let reason = match usable(0) {
+                Ok(device) => match model::open(spec, hub) {
+                    Ok(checkpoint) => match room(&device, &checkpoint) {
+                        Ok(()) => return Ok(Chosen::Cuda(CudaPlace(device))),
+                        Err(reason) => reason,
+                    },
+                    // What is wrong with the model is said where it is loaded.
+                    Err(_) => return Ok(Chosen::Cpu(CpuPlace)),
+                },
+                Err(CudaError::NoDriver) => return Ok(Chosen::Cpu(CpuPlace)),
+                Err(error) => error.to_string(),
+            };
+            let quiet = Console::new(false, true);
+            download::console()
+                .unwrap_or(&quiet)
+                .note(&format!("running on the CPU, not on the GPU: {reason}"));
+            Ok(Chosen::Cpu(CpuPlace))
+        }
     }
 }
 
@@ -149,6 +170,47 @@ fn usable(number: usize) -> Result<Arc<Device>, CudaError> {
     let device = Device::new(number)?;
     device.arch()?;
     Ok(device)
+}
+
+/// Beside weights and cache: activations, workspaces, what the driver takes.
+const SPARE_BYTES: u64 = 1 << 30;
+/// Positions of the KV cache for which there must be room.
+const CACHED_POSITIONS: usize = 8192;
+
+/// That a GPU runs a model.
+///
+/// # Errors
+/// Why it does not.
+fn room(device: &Device, checkpoint: &Checkpoint) -> Result<(), String> {
+    let config = &checkpoint.config;
+    CudaBackend::check(config).map_err(|e| e.to_string())?;
+    let weights: u64 = checkpoint
+        .tensors
+        .names()
+        .iter()
+        .filter_map(|name| checkpoint.tensors.info(name))
+        .map(|info| {
+            let elements: u64 = info.shape.iter().map(|n| *n as u64).product();
+            // Floats are made 16-bit ones, also those of GGUF's blocks.
+            if matches!(info.dtype, DType::I8 | DType::U8 | DType::I32 | DType::I64) {
+                info.bytes
+            } else {
+                2 * elements
+            }
+        })
+        .sum();
+    let positions = config.max_position_embeddings.min(CACHED_POSITIONS);
+    let cache = (4 * config.num_layers * config.num_kv_heads * config.head_dim * positions) as u64;
+    let (free, _) = device.memory().map_err(|e| e.to_string())?;
+    let needed = weights + cache + SPARE_BYTES;
+    if needed <= free as u64 {
+        return Ok(());
+    }
+    Err(format!(
+        "the model takes about {}, and {} are free",
+        format::bytes(needed),
+        format::bytes(free as u64)
+    ))
 }
 
 /// Where a model is loaded.
@@ -213,6 +275,8 @@ impl Place for CudaPlace {
     /// Activations have the type of a model that is stored in float16, and bfloat16 otherwise, which has no numbers that are
     /// too large.
     fn backend(&self, checkpoint: &Checkpoint) -> anyhow::Result<CudaBackend> {
+        CudaBackend::check(&checkpoint.config)
+            .map_err(|e| failed_hint(e.to_string(), "--device cpu runs it on the CPU"))?;
         let stored = checkpoint.tensors.info(names::EMBEDDING).map(|info| info.dtype);
         let half = if stored == Some(DType::F16) { DType::F16 } else { DType::BF16 };
         Ok(CudaBackend::new(&self.0, half)?)
@@ -266,7 +330,10 @@ mod tests {
         }
         for wrong in ["cpu:0", "cuda:", "cuda:-1", "abacus"] {
             let error = parse(wrong).unwrap_err();
-            assert!(error.contains(&format!("invalid value '{wrong}'")) && error.contains("cuda:N"), "{error}");
+            assert!(
+                error.contains(&format!("invalid value '{wrong}'")) && error.contains("cuda:N"),
+                "{error}"
+            );
         }
     }
 
@@ -277,7 +344,10 @@ mod tests {
         assert!(parse("auto").is_ok() && parse("cpu").is_ok());
         for gpu in ["cuda", "cuda:1", "CUDA", "gpu", "mps"] {
             let error = parse(gpu).unwrap_err();
-            assert!(error.contains(&format!("--device {gpu}: this command computes on the CPU alone")), "{error}");
+            assert!(
+                error.contains(&format!("--device {gpu}: this command computes on the CPU alone")),
+                "{error}"
+            );
         }
         let error = parse("cpu:0").unwrap_err();
         assert!(error.contains("invalid value 'cpu:0'") && error.contains("auto, cpu"), "{error}");

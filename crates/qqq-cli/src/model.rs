@@ -13,7 +13,11 @@ use qqq_model::{
 use crate::{
     console::Console,
     device::{CpuPlace, Place},
-    download, errors::bad_input_hint, interrupt, loading::Loading};
+    download,
+    errors::bad_input_hint,
+    interrupt,
+    loading::Loading,
+};
 
 /// How to use the Hugging Face hub.
 #[derive(Clone, Debug, clap::Args)]
@@ -98,11 +102,12 @@ fn load_opened<P: Place>(
         let checkpoint = open()?;
         let tokenizer = Tokenizer::load(&checkpoint)?;
         let mut loading = Loading::new(download::console().unwrap_or(&quiet));
-        let mut decoder = Decoder::load_with(place.backend(&checkpoint)?, &checkpoint, &mut |done, total| {
-            loading.update(done, total, spec);
-            // Without a guard the process has ended by now.
-            !interrupt::requested()
-        })?;
+        let mut decoder =
+            Decoder::load_with(place.backend(&checkpoint)?, &checkpoint, &mut |done, total| {
+                loading.update(done, total, spec);
+                // Without a guard the process has ended by now.
+                !interrupt::requested()
+            })?;
         loading.finish(spec, place, &mut decoder);
         anyhow::Ok(LoadedModel { checkpoint, tokenizer, decoder })
     };

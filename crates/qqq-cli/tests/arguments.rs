@@ -230,22 +230,28 @@ fn colours_are_as_the_variables_say() {
 }
 
 #[test]
-fn devices_are_cpus() {
+fn devices_are_asked_for() {
     let place = Place::new();
     fs::create_dir(place.path("kept")).unwrap();
+    for line in ["quantize model -o out", "demo --model model"] {
+        place
+            .run(&format!("{line} --device cuda:0"))
+            .failure(2, "--device cuda:0: this command computes on the CPU alone");
+        place.run(&format!("{line} --device abacus")).failure(2, "'abacus'");
+    }
     for line in [
-        "quantize model -o out",
         "generate model --prompt x",
         "chat model",
         "eval perplexity model --text text.txt",
         "eval kld model --baseline model --text text.txt",
         "bench model model",
-        "demo --model model",
     ] {
-        let run = place
-            .run(&format!("{line} --device cuda:0"))
-            .failure(2, "--device cuda:0: models run on CPUs here");
-        assert!(run.stderr.contains("in vLLM with the plugin"), "{}", run.stderr);
+        // There are not so many anywhere.
+        let run = place.run(&format!("{line} --device cuda:999")).failure(1, "--device cuda:999: ");
+        assert!(run.stderr.contains("--device cpu"), "{}", run.stderr);
+        place
+            .run(&format!("{line} --device mps"))
+            .failure(2, "--device mps: models run on CPUs (--device cpu)");
         place.run(&format!("{line} --device abacus")).failure(2, "'abacus'");
     }
     let json = |device: &str| {

@@ -71,7 +71,9 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
         let rows = RowConfig::all().into_iter();
         kernels.extend(rows.map(|c| ArchivedKernel::new(c.source(), arch, 0)));
         for config in AttentionConfig::all() {
-            for (kernel, shared) in [(AttentionKernel::Tiles, config.shared_bytes()), (AttentionKernel::Join, 0)] {
+            for (kernel, shared) in
+                [(AttentionKernel::Tiles, config.shared_bytes()), (AttentionKernel::Join, 0)]
+            {
                 kernels.push(ArchivedKernel::new(config.source(kernel), arch, shared));
             }
         }

@@ -52,7 +52,12 @@ fn rounded(b: &CudaBackend, values: Vec<f32>) -> Vec<f32> {
 }
 
 /// A tensor of the 16-bit type with these values, which must be of it: as a product with the identity gives it.
-fn half_tensor(b: &CudaBackend, rows: usize, cols: usize, values: Vec<f32>) -> <CudaBackend as Backend>::Tensor {
+fn half_tensor(
+    b: &CudaBackend,
+    rows: usize,
+    cols: usize,
+    values: Vec<f32>,
+) -> <CudaBackend as Backend>::Tensor {
     let mut x = b.upload(rows, cols, values).unwrap();
     let mut input = b.input(rows, cols).unwrap();
     b.to_input(&mut x, InputKind::Float, &mut input).unwrap();
@@ -198,7 +203,9 @@ fn norms_and_gates(b: CudaBackend) {
 fn rotated_heads(b: CudaBackend) {
     let cpu = CpuBackend::new();
     let unit = unit(&b);
-    for (head_dim, turned, norms) in [(64, 64, false), (96, 72, true), (128, 128, true), (256, 256, true), (32, 0, false)] {
+    for (head_dim, turned, norms) in
+        [(64, 64, false), (96, 72, true), (128, 128, true), (256, 256, true), (32, 0, false)]
+    {
         let heads = HeadLayout { num_heads: 6, num_kv_heads: 2, head_dim };
         let layout = KvLayout { num_layers: 1, num_kv_heads: 2, head_dim, dtype: KvDType::F16 };
         let mut plan = BatchPlan::default();
@@ -245,16 +252,20 @@ fn embeddings_sums_and_rows(b: CudaBackend) {
         let batch = b.batch(&BatchPlan::sequences([tokens.as_slice()])).unwrap();
         let mut out = b.tensor(0, 0).unwrap();
         b.embed(&embedding, &batch, 2.5, &mut out).unwrap();
-        let want: Vec<f32> =
-            tokens.iter().flat_map(|t| table[*t as usize * hidden..][..hidden].iter().map(|v| v * 2.5)).collect();
+        let want: Vec<f32> = tokens
+            .iter()
+            .flat_map(|t| table[*t as usize * hidden..][..hidden].iter().map(|v| v * 2.5))
+            .collect();
         assert_eq!(*b.read(&out).unwrap(), want);
         let x = half_tensor(&b, 5, hidden, rounded(&b, values(5 * hidden, 2)));
         b.add(&mut out, &x, 0.5).unwrap();
-        let want: Vec<f32> = want.iter().zip(&*b.read(&x).unwrap()).map(|(a, x)| 0.5f32.mul_add(*x, *a)).collect();
+        let want: Vec<f32> =
+            want.iter().zip(&*b.read(&x).unwrap()).map(|(a, x)| 0.5f32.mul_add(*x, *a)).collect();
         assert_eq!(*b.read(&out).unwrap(), want);
         let mut rows = b.tensor(0, 0).unwrap();
         b.gather(&out, &[4, 1, 2, 0], &mut rows).unwrap();
-        let want: Vec<f32> = [4, 1, 2, 0].iter().flat_map(|r| want[r * hidden..][..hidden].to_vec()).collect();
+        let want: Vec<f32> =
+            [4, 1, 2, 0].iter().flat_map(|r| want[r * hidden..][..hidden].to_vec()).collect();
         assert_eq!(*b.read(&rows).unwrap(), want);
         // The head shares the table.
         let head = b.tied_head(&embedding).unwrap();
@@ -265,7 +276,8 @@ fn embeddings_sums_and_rows(b: CudaBackend) {
         let x = b.read_input(&input).unwrap();
         let want: Vec<f32> = (0..4 * vocab)
             .map(|i| {
-                let pair = x[i / vocab * hidden..][..hidden].iter().zip(&table[i % vocab * hidden..][..hidden]);
+                let pair =
+                    x[i / vocab * hidden..][..hidden].iter().zip(&table[i % vocab * hidden..][..hidden]);
                 pair.map(|(a, w)| f64::from(*a) * f64::from(*w)).sum::<f64>() as f32
             })
             .collect();
@@ -329,7 +341,8 @@ fn linear_layers(b: CudaBackend) {
             let (mut input, mut out) = (b.input(m, k).unwrap(), b.tensor(m, n).unwrap());
             b.to_input(&mut tensor, b.input_kind(&layer), &mut input).unwrap();
             b.linear(&input, &layer, &mut out).unwrap();
-            let layer = cpu.linear_weight(LinearWeight::Quantized(weight.clone()), Some(bias.clone())).unwrap();
+            let layer =
+                cpu.linear_weight(LinearWeight::Quantized(weight.clone()), Some(bias.clone())).unwrap();
             let mut tensor = cpu.upload(m, k, x).unwrap();
             let (mut input, mut want) = (cpu.input(m, k).unwrap(), cpu.tensor(m, n).unwrap());
             cpu.to_input(&mut tensor, InputKind::Int8, &mut input).unwrap();

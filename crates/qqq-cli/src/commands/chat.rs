@@ -76,7 +76,13 @@ pub fn run(args: &ChatArgs, console: &Console) -> anyhow::Result<()> {
     args.stop.check(console)?;
     // Before the model is loaded: what is typed meanwhile is for the first prompt.
     let mut reader = Reader::new(args, console)?;
-    on_device!(args.device.device, |place| run_on(args, &place, sampling, &mut reader, console))
+    on_device!(args.device.device, &args.model, &args.hub, |place| run_on(
+        args,
+        &place,
+        sampling,
+        &mut reader,
+        console
+    ))
 }
 
 fn run_on<P: Place>(

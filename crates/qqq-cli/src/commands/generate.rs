@@ -11,7 +11,9 @@ use std::{
 };
 
 use qqq_backend::{Backend, KvDType};
-use qqq_engine::{FinishReason, GenerateOptions, Prompt, SamplingOptions, StopStrings, TextEvent, TextGeneration, TextRun};
+use qqq_engine::{
+    FinishReason, GenerateOptions, Prompt, SamplingOptions, StopStrings, TextEvent, TextGeneration, TextRun,
+};
 use qqq_model::{Decoder, Tokenizer};
 use serde::Serialize;
 
@@ -168,7 +170,13 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
         _ => "standard input".into(),
     };
     let lines = if args.batch { Some(lines::parse(&text, &source)?) } else { None };
-    on_device!(args.device.device, |place| run_on(args, &place, (&text, lines.as_deref(), &source), sampling, console))
+    on_device!(args.device.device, &args.model, &args.hub, |place| run_on(
+        args,
+        &place,
+        (&text, lines.as_deref(), &source),
+        sampling,
+        console
+    ))
 }
 
 /// With a text, and the lines of a batch in it if it is one, from a source.

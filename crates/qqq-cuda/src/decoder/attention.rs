@@ -186,7 +186,8 @@ pub fn cut(plan: &BatchPlan, kind: &AttentionKind, ctas: usize) -> [Tiles; 2] {
         for first in (0..span.len).step_by(most) {
             let tokens = most.min(span.len - first);
             let position = span.start + first;
-            let first_key = kind.window.map_or(0, |window| (position + 1).saturating_sub(window)) / PAGE * PAGE;
+            let first_key =
+                kind.window.map_or(0, |window| (position + 1).saturating_sub(window)) / PAGE * PAGE;
             let end_key = position + tokens;
             // Few queries leave SMs idle, unless their keys are shared out.
             let wanted = if is_short { ctas / (short * heads.num_kv_heads).max(1) } else { 1 };
@@ -296,7 +297,10 @@ mod tests {
                 ranges.sort_unstable();
                 assert!(ranges.windows(2).all(|w| w[0].1 == w[1].0), "{ranges:?}");
                 let first = window.map_or(0, |w| (position + 1).saturating_sub(w as i32).max(0));
-                assert!(ranges[0].0 <= first && ranges.last().unwrap().1 > position, "{position}: {ranges:?}");
+                assert!(
+                    ranges[0].0 <= first && ranges.last().unwrap().1 > position,
+                    "{position}: {ranges:?}"
+                );
             }
             let parts: i32 = short.joined.iter().map(|j| j.parts).sum();
             assert_eq!(parts as usize, short.parts);

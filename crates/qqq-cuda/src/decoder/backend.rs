@@ -9,6 +9,7 @@ use qqq_backend::{
 };
 use qqq_formats::{LinearWeight, WeightData};
 
+use super::CudaBackend;
 use super::attention::{AttentionConfig, AttentionKernel, AttentionParameters};
 use super::batch::CudaBatch;
 use super::kv_pool::CudaKvPool;
@@ -16,7 +17,6 @@ use super::linear::{CudaLinear, half_values};
 use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements};
 use super::rows::{self, RowConfig, RowOperands, RowSource};
 use super::steps::{AddParameters, EmbedParameters, RopeParameters, StepKernel, TopParameters, value_type};
-use super::CudaBackend;
 use crate::error::driver;
 use crate::{CudaError, DType, KernelType};
 
@@ -73,7 +73,11 @@ impl CudaBackend {
     ) -> Result<()> {
         out.reshape(operands.m, operands.k, elements(kind))?;
         let scale = if kind == InputKind::Int8 { out.scales.address() } else { 0 };
-        self.rows(source, kind == InputKind::Int8, RowOperands { out: out.buffer.address(), scale, ..operands })
+        self.rows(
+            source,
+            kind == InputKind::Int8,
+            RowOperands { out: out.buffer.address(), scale, ..operands },
+        )
     }
 
     fn rows(&self, source: RowSource, int8: bool, operands: RowOperands) -> Result<()> {
@@ -526,8 +530,7 @@ impl Backend for CudaBackend {
         Ok(words
             .chunks(count)
             .map(|row| {
-                let row: Vec<_> =
-                    row.iter().map(|w| (f32::from_bits((w >> 32) as u32), *w as u32)).collect();
+                let row: Vec<_> = row.iter().map(|w| (f32::from_bits((w >> 32) as u32), *w as u32)).collect();
                 // What is not finite comes first.
                 if row[0].0.is_finite() { row } else { row[..1].to_vec() }
             })
@@ -563,5 +566,6 @@ fn copy(b: &CudaBackend, from: u64, to: u64, bytes: usize) -> crate::Result<()> 
     let failed = || driver("copying on the GPU");
     stream.context().bind_to_thread().map_err(failed())?;
     // SAFETY: the callers give memory of these sizes.
-    unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }.map_err(failed())
+    unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
+        .map_err(failed())
 }

@@ -171,7 +171,8 @@ impl Description {
             _ => sys::cudaDataType_t::CUDA_R_32F,
         };
         let layout = |dtype, rows: usize, cols: usize| {
-            result::create_matrix_layout(type_of(dtype), rows as u64, cols as u64, rows as i64).map_err(refused)
+            result::create_matrix_layout(type_of(dtype), rows as u64, cols as u64, rows as i64)
+                .map_err(refused)
         };
         let operation = result::create_matmul_desc(
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,

@@ -33,7 +33,10 @@ impl CudaKvPool {
     /// Addresses of a layer's keys and values.
     pub(super) fn layer(&self, layer: usize) -> Result<(u64, u64)> {
         if layer >= self.layout.num_layers {
-            return Err(CudaError::Shape(format!("layer {layer} of {} in the KV cache", self.layout.num_layers)));
+            return Err(CudaError::Shape(format!(
+                "layer {layer} of {} in the KV cache",
+                self.layout.num_layers
+            )));
         }
         let half = self.pages * self.layout.num_kv_heads * PAGE * self.layout.head_dim * self.half.bytes();
         let keys = self.buffer.address() + (2 * layer * half) as u64;

@@ -84,7 +84,10 @@ impl CudaLinear {
         }
         let bias = match bias {
             Some(b) if b.len() != n => {
-                return Err(CudaError::Shape(format!("a bias of {} values for {n} output channels", b.len())));
+                return Err(CudaError::Shape(format!(
+                    "a bias of {} values for {n} output channels",
+                    b.len()
+                )));
             }
             Some(b) if output == DType::F32 => {
                 let mut buffer = Buffer::new(backend.device(), n * 4)?;
@@ -113,7 +116,10 @@ impl CudaLinear {
     ) -> Result<(), BackendError> {
         let (m, n, k) = (x.rows, self.n, self.k);
         if x.cols != k {
-            return Err(BackendError::Shape(format!("{} channels for a linear layer that takes {k}", x.cols)));
+            return Err(BackendError::Shape(format!(
+                "{} channels for a linear layer that takes {k}",
+                x.cols
+            )));
         }
         let elements = if self.input_kind() == InputKind::Int8 { Elements::Int8 } else { Elements::Half };
         if x.elements != elements {
@@ -141,8 +147,7 @@ impl CudaLinear {
                 }
             }
             Weights::Half { values, bias } => {
-                let product =
-                    Product { m, n, k, half: x.half, output: self.output, bias: bias.is_some() };
+                let product = Product { m, n, k, half: x.half, output: self.output, bias: bias.is_some() };
                 let operands = Operands {
                     x: x.buffer.address(),
                     weights: values.address(),

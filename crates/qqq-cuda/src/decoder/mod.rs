@@ -18,8 +18,9 @@ use std::ffi::c_void;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use cudarc::driver::CudaSlice;
-use cudarc::driver::DevicePtr;
+use cudarc::driver::{CudaSlice, DevicePtr};
+use qqq_backend::HeadLayout;
+use qqq_formats::ModelConfig;
 
 use self::attention::{AttentionConfig, AttentionKernel};
 use self::blas::Blas;
@@ -84,6 +85,31 @@ impl CudaBackend {
             top: Mutex::new(Buffer::new(device, 0)?),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// That there are kernels for a model of this configuration, before anything of it is read.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`], with the reason.
+    pub fn check(config: &ModelConfig) -> Result<()> {
+        AttentionConfig::check(&HeadLayout {
+            num_heads: config.num_heads,
+            num_kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+        })?;
+        for (what, width) in [
+            ("hidden_size", config.hidden_size),
+            ("intermediate_size", config.intermediate_size),
+            ("all query heads", config.num_heads * config.head_dim),
+        ] {
+            if !width.is_multiple_of(16) || width > rows::MAX_COLUMNS {
+                return Err(CudaError::Shape(format!(
+                    "{what} of {width}: the GPU kernels take multiples of 16 up to {}",
+                    rows::MAX_COLUMNS
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The device.

@@ -5,9 +5,7 @@ use std::sync::Mutex;
 
 use qqq_backend::PAGE;
 use qqq_backend::cpu::pool::parallel_for;
-use qqq_cuda::decoder::attention::{
-    self, AttentionConfig, AttentionKernel, AttentionParameters, Tiles,
-};
+use qqq_cuda::decoder::attention::{self, AttentionConfig, AttentionKernel, AttentionParameters, Tiles};
 use qqq_cuda::{DType, KernelType, Source};
 
 use crate::attending::Attending;
@@ -36,7 +34,11 @@ fn attend(emulator: &Emulator, case: &Attending, seed: u64) -> Result<Vec<f32>, 
     let encode = |rows: &mut dyn Iterator<Item = Vec<f32>>| -> Vec<u16> {
         rows.flatten().map(|v| case.half.encode(v)).collect()
     };
-    let new = case.spans.iter().enumerate().flat_map(|(s, &(len, start))| (start..start + len).map(move |p| (s, p)));
+    let new = case
+        .spans
+        .iter()
+        .enumerate()
+        .flat_map(|(s, &(len, start))| (start..start + len).map(move |p| (s, p)));
     let qkv = encode(&mut new.map(|(s, p)| case.row(s, p)));
     // Where nothing was written, the pool is garbage.
     let size = case.pages() * heads.num_kv_heads * PAGE * heads.head_dim;
@@ -84,10 +86,23 @@ fn attend(emulator: &Emulator, case: &Attending, seed: u64) -> Result<Vec<f32>, 
             scale: case.kind.scale * std::f32::consts::LOG2_E,
         };
         let raw = ((&raw const parameters).cast(), size_of::<AttentionParameters>());
-        let shape = |blocks, threads, shared_bytes| Shape { blocks, threads, cluster: 1, shared_bytes, together: false };
+        let shape = |blocks, threads, shared_bytes| Shape {
+            blocks,
+            threads,
+            cluster: 1,
+            shared_bytes,
+            together: false,
+        };
         let blocks = tiles.len() * heads.num_kv_heads;
         let source = config.source(AttentionKernel::Tiles);
-        emulator.launch(&source, shape(blocks, config.threads(), config.shared_bytes()), raw, &memory, &[], seed)?;
+        emulator.launch(
+            &source,
+            shape(blocks, config.threads(), config.shared_bytes()),
+            raw,
+            &memory,
+            &[],
+            seed,
+        )?;
         if !joined.is_empty() {
             let source = config.source(AttentionKernel::Join);
             let shape = shape(joined.len() * heads.num_heads, config.threads(), 0);
@@ -117,7 +132,8 @@ fn cases(head_dim: usize, half: DType) -> Vec<Attending> {
 }
 
 pub fn attention_is_that_of_float64(compiler: OsString) {
-    let widths: &[usize] = if everything() { &[16, 32, 64, 80, 96, 112, 128, 192, 256] } else { &[16, 64, 96, 256] };
+    let widths: &[usize] =
+        if everything() { &[16, 32, 64, 80, 96, 112, 128, 192, 256] } else { &[16, 64, 96, 256] };
     let halves = |i: usize| if i.is_multiple_of(2) { DType::BF16 } else { DType::F16 };
     let all: Vec<_> = widths.iter().enumerate().map(|(i, w)| (*w, halves(i))).collect();
     let emulator = Emulator::new(&compiler, all.iter().flat_map(|(w, half)| sources(*w, *half)).collect());
@@ -167,7 +183,8 @@ pub fn mistakes_in_attention_are_found(compiler: OsString) {
             assert!(header.contains(text), "there is no {text:?}");
             header.replace(text, replacement)
         });
-        let finds = |case: &Attending, seed| attend(&emulator, case, seed).and_then(|y| case.check(&y)).is_err();
+        let finds =
+            |case: &Attending, seed| attend(&emulator, case, seed).and_then(|y| case.check(&y)).is_err();
         if !cases(head_dim, half).iter().any(|case| (0..8).any(|seed| finds(case, 2 * seed))) {
             missed.lock().unwrap().push(text);
         }

@@ -100,7 +100,8 @@ fn check_rows(emulator: &Emulator, config: RowConfig, m: usize, k: usize, seed: 
                 let g = at(c);
                 match config.source {
                     RowSource::ResidualNorm => {
-                        let sum = f64::from(stream[row * k + c]) + if adds { f64::from(factor) * g } else { 0.0 };
+                        let sum =
+                            f64::from(stream[row * k + c]) + if adds { f64::from(factor) * g } else { 0.0 };
                         close(f64::from(streamed[row * k + c]), sum, 1e-6, 1e-7, &what);
                         sum
                     }
@@ -150,7 +151,8 @@ pub fn heads_are_rotated(compiler: OsString) {
         let slots: Vec<i32> = vec![PAGE as i32, 127, 2 * PAGE as i32, 2 * PAGE as i32 + 72, PAGE as i32 + 5];
         let rows = positions.len();
         let (bits, x) = encoded(half, &numbers(3, rows * width, 2.0));
-        let angle = |position: i32, pair: usize| f64::from(position) * 10_000f64.powf(-(pair as f64) / pairs as f64);
+        let angle =
+            |position: i32, pair: usize| f64::from(position) * 10_000f64.powf(-(pair as f64) / pairs as f64);
         let table = |f: fn(f64) -> f64| -> Vec<f32> {
             (0..256 * pairs).map(|i| f(angle((i / pairs) as i32, i % pairs)) as f32).collect()
         };
@@ -192,7 +194,11 @@ pub fn heads_are_rotated(compiler: OsString) {
                 let mean = own.iter().map(|v| v * v).sum::<f64>() / head_dim as f64;
                 let weight = &weights[usize::from(!is_query)];
                 let normed: Vec<f64> = match norms && !is_value {
-                    true => own.iter().zip(weight).map(|(v, w)| v / (mean + 1e-6).sqrt() * f64::from(*w)).collect(),
+                    true => own
+                        .iter()
+                        .zip(weight)
+                        .map(|(v, w)| v / (mean + 1e-6).sqrt() * f64::from(*w))
+                        .collect(),
                     false => own,
                 };
                 for d in 0..head_dim {

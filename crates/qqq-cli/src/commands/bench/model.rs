@@ -93,7 +93,7 @@ pub fn run(args: &ModelArgs, console: &Console) -> anyhow::Result<()> {
     if args.repeat > MAX_REPEAT {
         return Err(bad_input(format!("--repeat must be at most {MAX_REPEAT}, not {}", args.repeat)));
     }
-    on_device!(args.device.device, |place| run_on(args, &place, console))
+    on_device!(args.device.device, &args.model, &args.hub, |place| run_on(args, &place, console))
 }
 
 fn run_on<P: Place>(args: &ModelArgs, place: &P, console: &Console) -> anyhow::Result<()> {

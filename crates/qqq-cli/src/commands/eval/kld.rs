@@ -80,7 +80,7 @@ impl Shown {
 
 /// Runs the command.
 pub fn run(args: &KldArgs, console: &Console) -> anyhow::Result<()> {
-    on_device!(args.device.device, |place| run_on(args, &place, console))
+    on_device!(args.device.device, &args.model, &args.hub, |place| run_on(args, &place, console))
 }
 
 fn run_on<P: Place>(args: &KldArgs, place: &P, console: &Console) -> anyhow::Result<()> {

@@ -63,7 +63,7 @@ struct Shown {
 
 /// Runs the command.
 pub fn run(args: &PerplexityArgs, console: &Console) -> anyhow::Result<()> {
-    on_device!(args.device.device, |place| run_on(args, &place, console))
+    on_device!(args.device.device, &args.model, &args.hub, |place| run_on(args, &place, console))
 }
 
 fn run_on<P: Place>(args: &PerplexityArgs, place: &P, console: &Console) -> anyhow::Result<()> {

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use qqq_eval::{Scoring, Text, WindowOptions};
 use qqq_backend::Backend;
+use qqq_eval::{Scoring, Text, WindowOptions};
 use qqq_model::{ChatTemplate, TextReader, Tokenizer};
 use serde::Serialize;
 
