@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use qqq_formats::{LinearWeight, WeightData};
 
-use crate::{BatchPlan, Result};
+use crate::{BackendError, BatchPlan, Result};
 
 /// What a linear layer takes as its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +129,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     type KvPool: Send;
     /// What a step's operations must know of its rows: made once, read by every layer.
     type Batch: Send + Sync;
+    /// A recorded step.
+    type Graph: Send;
 
     /// A tensor with room for `rows x cols` values; it has no rows yet.
     fn tensor(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
@@ -170,6 +172,25 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn batch(&self, plan: &BatchPlan) -> Result<Self::Batch>;
     /// Prepares the next step in the memory of one before.
     fn refill(&self, batch: &mut Self::Batch, plan: &BatchPlan) -> Result<()>;
+
+    /// Records the operations of `step`, which work on `batch`, to be [replayed](Self::replay) in less time than it takes to
+    /// ask for each; they do not run. `None`, and `step` is not called, where a device has no use for that, or cannot: what the step
+    /// needs must have its place from one before.
+    ///
+    /// # Errors
+    /// Those of `step`, and of the device.
+    fn record<E: From<BackendError>>(
+        &self,
+        _batch: &Self::Batch,
+        _step: &mut dyn FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Option<Self::Graph>, E> {
+        Ok(None)
+    }
+    /// Runs a recorded step on what its memory holds by now. `false`, and nothing runs, if that cannot be done any more:
+    /// memory has moved, or the batch has been refilled with another kind of step.
+    fn replay(&self, _graph: &Self::Graph, _batch: &Self::Batch) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Rows of the embedding for the batch's tokens, times `scale`; shape `tokens x hidden`.
     fn embed(

@@ -29,7 +29,8 @@ fn main() -> ExitCode {
                 rotated_heads,
                 embeddings_sums_and_rows,
                 the_largest_logits,
-                linear_layers
+                linear_layers,
+                recorded_steps
             ],
         );
     }
@@ -314,7 +315,7 @@ fn the_largest_logits(b: CudaBackend) {
     let mut tensor = b.upload(1, n, bad).unwrap();
     b.to_input(&mut tensor, InputKind::Float, &mut input).unwrap();
     let got = b.top(&input, &head, 4, &mut out).unwrap();
-    // A NaN times zero spoils all logits: the first is meant.
+    // A NaN times zero spoils all logits: the first of them is meant.
     assert!(got[0].len() == 1 && got[0][0].1 == 0 && got[0][0].0.is_nan(), "{got:?}");
 }
 
@@ -371,4 +372,55 @@ fn linear_layers(b: CudaBackend) {
             .collect();
         close(&b.read(&out).unwrap(), &want, unit, 1e-4, "16-bit weights");
     }
+}
+
+/// Attention of a step that grows by a token at a time, recorded and replayed, is that of steps that are launched.
+fn recorded_steps(b: CudaBackend) {
+    let case = Attending::new((8, 2, 64), Some(600), b.half(), &[(1, 300), (1, 40)]);
+    let heads = case.kind.heads;
+    let layout = KvLayout { num_layers: 1, num_kv_heads: 2, head_dim: 64, dtype: KvDType::F16 };
+    let plan_of = |starts: [usize; 2]| {
+        let mut plan = BatchPlan::default();
+        plan.push(&[0], starts[0], &(0..9).collect::<Vec<u32>>());
+        plan.push(&[0], starts[1], &(9..18).collect::<Vec<u32>>());
+        plan
+    };
+    let mut kv = b.kv_pool(layout, 18).unwrap();
+    // Positions before are zeros of a prefill.
+    let mut before = BatchPlan::default();
+    before.push(&vec![0; 300], 0, &(0..9).collect::<Vec<u32>>());
+    before.push(&vec![0; 40], 0, &(9..18).collect::<Vec<u32>>());
+    let zeros = rounded(&b, values(340 * heads.qkv_width(), 3));
+    let mut qkv = half_tensor(&b, 340, heads.qkv_width(), zeros);
+    b.rope_append(&mut qkv, heads, None, None, &mut kv, 0, &b.batch(&before).unwrap()).unwrap();
+    let mut qkv = half_tensor(&b, 2, heads.qkv_width(), rounded(&b, values(2 * heads.qkv_width(), 1)));
+    let (mut out, mut again) = (b.tensor(0, 0).unwrap(), b.tensor(0, 0).unwrap());
+    let mut batch = b.batch(&plan_of([300, 40])).unwrap();
+    let (mut graph, mut replayed) = (None, 0);
+    for step in 0..300 {
+        b.refill(&mut batch, &plan_of([300 + step, 40 + step])).unwrap();
+        if !matches!(&graph, Some(graph) if b.replay(graph, &batch).unwrap()) {
+            graph = b
+                .record::<qqq_backend::BackendError>(&batch, &mut || {
+                    b.rope_append(&mut qkv, heads, None, None, &mut kv, 0, &batch)?;
+                    b.attention(&qkv, &case.kind, &kv, 0, &batch, &mut out)
+                })
+                .unwrap();
+            match &graph {
+                Some(graph) => assert!(b.replay(graph, &batch).unwrap()),
+                None => {
+                    b.rope_append(&mut qkv, heads, None, None, &mut kv, 0, &batch).unwrap();
+                    b.attention(&qkv, &case.kind, &kv, 0, &batch, &mut out).unwrap();
+                }
+            }
+        } else {
+            replayed += 1;
+        }
+        if step % 50 == 49 {
+            let got = b.read(&out).unwrap().into_owned();
+            b.attention(&qkv, &case.kind, &kv, 0, &batch, &mut again).unwrap();
+            assert_eq!(got, *b.read(&again).unwrap(), "step {step}");
+        }
+    }
+    assert!(replayed > 250, "{replayed}");
 }

@@ -18,6 +18,10 @@ pub struct Runner<'d, B: Backend> {
     scratch: Scratch<B>,
     /// The step at hand, in memory that the next one takes over.
     batch: Option<B::Batch>,
+    /// Sequences of the last step, if each of them had one token.
+    decoding: Option<usize>,
+    /// That step, recorded.
+    graph: Option<B::Graph>,
     /// Rows whose logits are asked for.
     gathered: B::Tensor,
     head_input: B::Input,
@@ -48,6 +52,8 @@ impl<'d, B: Backend> Runner<'d, B> {
             ),
             scratch: Scratch::new(b, config, rows)?,
             batch: None,
+            decoding: None,
+            graph: None,
             gathered: b.tensor(rows, config.hidden_size)?,
             head_input: b.input(rows, config.hidden_size)?,
             logits: b.tensor(1, config.vocab_size)?,
@@ -82,7 +88,28 @@ impl<'d, B: Backend> Runner<'d, B> {
             None => b.batch(plan)?,
         };
         let batch = self.batch.insert(batch);
-        self.decoder.forward(batch, plan.rows(), &mut self.flow, &mut self.scratch, &mut self.kv)
+        let decoding = plan.spans.iter().all(|span| span.len == 1).then_some(plan.spans.len());
+        // Memory has its place after the first step of a kind; from the second on it is recorded.
+        let again = decoding.is_some() && decoding == self.decoding;
+        self.decoding = decoding;
+        if let Some(graph) = self.graph.take_if(|_| again)
+            && b.replay(&graph, batch)?
+        {
+            self.graph = Some(graph);
+            return Ok(());
+        }
+        self.graph = None;
+        let (decoder, rows) = (self.decoder, plan.rows());
+        let (flow, scratch, kv) = (&mut self.flow, &mut self.scratch, &mut self.kv);
+        let mut forward = || decoder.forward(batch, rows, flow, scratch, kv);
+        if again
+            && let Some(graph) = b.record(batch, &mut forward)?
+            && b.replay(&graph, batch)?
+        {
+            self.graph = Some(graph);
+            return Ok(());
+        }
+        forward()
     }
 
     pub(crate) fn parts(&mut self) -> (&mut Flow<B>, &mut Scratch<B>, &mut B::KvPool) {

@@ -99,6 +99,8 @@ impl Backend for CpuBackend {
     type Rope = CpuRope;
     type KvPool = CpuKvPool;
     type Batch = BatchPlan;
+    /// There is none.
+    type Graph = std::convert::Infallible;
 
     /// Takes memory as it is needed.
     fn tensor(&self, _rows: usize, cols: usize) -> Result<Matrix> {

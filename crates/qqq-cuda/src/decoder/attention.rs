@@ -12,6 +12,8 @@ const LONG_ROWS: usize = 64;
 const SHORT_ROWS: usize = 16;
 /// Fewest keys of a part of a sequence that is cut.
 const LEAST_KEYS: usize = 2 * PAGE;
+/// Most parts of a sequence.
+const MOST_PARTS: usize = 64;
 
 /// Template arguments of `AttentionConfig` in `attention.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -173,11 +175,18 @@ pub struct Tiles {
 }
 
 /// Cuts a step's queries into tiles: of many tokens, and of few. `ctas` run at once on the device.
+///
+/// Where each sequence has one token, the number of tiles depends on the number of sequences and on the next power of two
+/// above the longest alone, so that the same launches serve many steps.
 pub fn cut(plan: &BatchPlan, kind: &AttentionKind, ctas: usize) -> [Tiles; 2] {
     let heads = &kind.heads;
     let group = heads.num_heads / heads.num_kv_heads;
     let mut cut = [Tiles::default(), Tiles::default()];
     let short = plan.spans.iter().filter(|s| s.len * group <= SHORT_ROWS).count();
+    // Few queries leave SMs idle, unless their keys are shared out.
+    let most_parts = (ctas / (short * heads.num_kv_heads).max(1)).min(MOST_PARTS);
+    let longest = plan.spans.iter().map(|s| s.end()).max().unwrap_or(0).next_power_of_two();
+    let decoding = plan.spans.iter().all(|s| s.len == 1);
     let mut first_row = 0;
     for span in &plan.spans {
         let is_short = span.len * group <= SHORT_ROWS;
@@ -186,43 +195,38 @@ pub fn cut(plan: &BatchPlan, kind: &AttentionKind, ctas: usize) -> [Tiles; 2] {
         for first in (0..span.len).step_by(most) {
             let tokens = most.min(span.len - first);
             let position = span.start + first;
+            let end = position + tokens;
             let first_key =
                 kind.window.map_or(0, |window| (position + 1).saturating_sub(window)) / PAGE * PAGE;
-            let end_key = position + tokens;
-            // Few queries leave SMs idle, unless their keys are shared out.
-            let wanted = if is_short { ctas / (short * heads.num_kv_heads).max(1) } else { 1 };
-            let parts = wanted.min((end_key - first_key) / LEAST_KEYS).max(1);
-            let keys = pages_for((end_key - first_key).div_ceil(parts)) * PAGE;
-            let parts = (end_key - first_key).div_ceil(keys);
-            let tile = AttentionTile {
-                first_row: (first_row + first) as i32,
-                position: position as i32,
-                tokens: tokens as i32,
-                first_page: span.first_page as i32,
-                first_key: first_key as i32,
-                end_key: end_key as i32,
-                part: WHOLE,
+            let seen = if decoding { longest.min(kind.window.unwrap_or(longest)) } else { end - first_key };
+            let parts = if is_short { most_parts.min(seen / LEAST_KEYS).max(1) } else { 1 };
+            let keys = pages_for((end - first_key).div_ceil(parts)) * PAGE;
+            let part = |part: usize| {
+                let (begin, end) =
+                    ((first_key + part * keys).min(end), (first_key + (part + 1) * keys).min(end));
+                // One without keys is at the beginning, where there is a page.
+                let (begin, end) = if begin < end { (begin, end) } else { (0, 0) };
+                AttentionTile {
+                    first_row: (first_row + first) as i32,
+                    position: position as i32,
+                    tokens: tokens as i32,
+                    first_page: span.first_page as i32,
+                    first_key: begin as i32,
+                    end_key: end as i32,
+                    part: if parts == 1 { WHOLE } else { (tiles.parts + part) as i32 },
+                }
             };
-            if parts == 1 {
-                tiles.tiles.push(tile);
-                continue;
-            }
-            for part in 0..parts {
-                tiles.tiles.push(AttentionTile {
-                    first_key: (first_key + part * keys) as i32,
-                    end_key: (first_key + (part + 1) * keys).min(end_key) as i32,
-                    part: (tiles.parts + part) as i32,
-                    ..tile
+            let all: Vec<_> = (0..parts).map(part).collect();
+            if parts > 1 {
+                tiles.joined.push(JoinedTile {
+                    first_row: all[0].first_row,
+                    tokens: tokens as i32,
+                    first_part: tiles.parts as i32,
+                    parts: parts as i32,
                 });
+                tiles.parts += parts;
             }
-            let (first_part, parts_) = (tiles.parts as i32, parts as i32);
-            tiles.joined.push(JoinedTile {
-                first_row: tile.first_row,
-                tokens: tile.tokens,
-                first_part,
-                parts: parts_,
-            });
-            tiles.parts += parts;
+            tiles.tiles.extend(all);
         }
         first_row += span.len;
     }
@@ -293,7 +297,7 @@ mod tests {
             }
             for rows in seen {
                 let position = rows[0].0;
-                let mut ranges: Vec<_> = rows.iter().map(|r| (r.1, r.2)).collect();
+                let mut ranges: Vec<_> = rows.iter().map(|r| (r.1, r.2)).filter(|r| r.0 < r.1).collect();
                 ranges.sort_unstable();
                 assert!(ranges.windows(2).all(|w| w[0].1 == w[1].0), "{ranges:?}");
                 let first = window.map_or(0, |w| (position + 1).saturating_sub(w as i32).max(0));
@@ -306,6 +310,26 @@ mod tests {
             assert_eq!(parts as usize, short.parts);
             assert!(group > 8 || short.parts > 0);
         }
+    }
+
+    /// While sequences grow by a token each, launches stay the same.
+    #[test]
+    fn decoding_is_the_same_launch() {
+        let kind = kind(4, 2, Some(1000));
+        let shape = |lens: [usize; 2]| {
+            let mut plan = BatchPlan::default();
+            for len in lens {
+                let first = plan.pages.len() as u32;
+                plan.push(&[0], len - 1, &(first..first + pages_for(len) as u32).collect::<Vec<_>>());
+            }
+            let [long, short] = cut(&plan, &kind, 264);
+            assert!(long.tiles.is_empty());
+            (short.tiles.len(), short.joined.len(), short.parts)
+        };
+        for len in 2050..4096 {
+            assert_eq!(shape([len, len / 3]), shape([4096, 1]), "{len}");
+        }
+        assert_ne!(shape([257, 1]), shape([513, 1]));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, PoisonError};
 
+use cudarc::driver::{CudaGraph, sys};
 use qqq_backend::{
     AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm,
     Result,
@@ -14,7 +15,7 @@ use super::attention::{AttentionConfig, AttentionKernel, AttentionParameters};
 use super::batch::CudaBatch;
 use super::kv_pool::CudaKvPool;
 use super::linear::{CudaLinear, half_values};
-use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements};
+use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements, allocations};
 use super::rows::{self, RowConfig, RowOperands, RowSource};
 use super::steps::{AddParameters, EmbedParameters, RopeParameters, StepKernel, TopParameters, value_type};
 use crate::error::driver;
@@ -40,6 +41,18 @@ pub struct CudaRope {
     pairs: usize,
     positions: usize,
 }
+
+/// A recorded step.
+pub struct CudaStep {
+    graph: CudaGraph,
+    /// Allocations before it was recorded.
+    allocations: u64,
+    /// Of its batch.
+    shape: Vec<usize>,
+}
+
+// SAFETY: whoever has the graph uses it alone; the context is bound before each use.
+unsafe impl Send for CudaStep {}
 
 impl From<CudaError> for BackendError {
     fn from(error: CudaError) -> Self {
@@ -112,6 +125,7 @@ impl Backend for CudaBackend {
     type Rope = CudaRope;
     type KvPool = CudaKvPool;
     type Batch = CudaBatch;
+    type Graph = CudaStep;
 
     fn tensor(&self, rows: usize, cols: usize) -> Result<CudaTensor> {
         // Any tensor may come to hold float32.
@@ -227,6 +241,38 @@ impl Backend for CudaBackend {
     fn refill(&self, batch: &mut CudaBatch, plan: &BatchPlan) -> Result<()> {
         plan.check()?;
         Ok(batch.refill(plan)?)
+    }
+
+    fn record<E: From<BackendError>>(
+        &self,
+        batch: &CudaBatch,
+        step: &mut dyn FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Option<CudaStep>, E> {
+        // Nothing may be allocated while a step is recorded: the one before must have needed as much.
+        if !batch.is_alike {
+            return Ok(None);
+        }
+        let stream = self.device().stream();
+        let failed = || driver("recording a step");
+        let device = |e| BackendError::from(failed()(e));
+        // Other threads may use the device meanwhile.
+        stream
+            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .map_err(device)?;
+        let before = allocations();
+        let outcome = step();
+        // A capture ends whatever has become of the step.
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        outcome?;
+        let Some(graph) = graph.map_err(device)? else { return Ok(None) };
+        Ok(Some(CudaStep { graph, allocations: before, shape: batch.shape() }))
+    }
+
+    fn replay(&self, step: &CudaStep, batch: &CudaBatch) -> Result<bool> {
+        if step.allocations != allocations() || step.shape != batch.shape() {
+            return Ok(false);
+        }
+        step.graph.launch().map_err(driver("replaying a step")).map_err(CudaError::into).map(|()| true)
     }
 
     fn embed(

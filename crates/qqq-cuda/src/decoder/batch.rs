@@ -16,15 +16,23 @@ pub struct CudaBatch {
     numbers: Buffer,
     /// Tiles of attention for each kind of it that a layer asked for.
     tiles: Mutex<Vec<KindTiles>>,
+    /// Whether launches are as large as those of the step before.
+    pub(super) is_alike: bool,
 }
 
 /// How a kind of attention cuts the step.
 #[derive(Debug)]
 struct KindTiles {
-    /// Query heads of a key head, key heads, window.
-    kind: (usize, usize, Option<usize>),
-    used: bool,
+    kind: AttentionKind,
+    ctas: usize,
     cuts: [DeviceTiles; 2],
+}
+
+impl KindTiles {
+    fn fill(&mut self, plan: &BatchPlan) -> Result<()> {
+        let cuts = attention::cut(plan, &self.kind, self.ctas);
+        self.cuts.iter_mut().zip(&cuts).try_for_each(|(device, cut)| device.fill(cut))
+    }
 }
 
 /// Tiles of one kernel on the device.
@@ -51,19 +59,26 @@ impl DeviceTiles {
         let mut bytes: Vec<u8> = bytemuck::cast_slice::<AttentionTile, u8>(&cut.tiles).to_vec();
         bytes.extend_from_slice(bytemuck::cast_slice::<JoinedTile, u8>(&cut.joined));
         (self.tiles, self.joined, self.parts) = (cut.tiles.len(), cut.joined.len(), cut.parts);
+        // Not allocated again whenever there is one more.
+        self.buffer.reserve(bytes.len().next_power_of_two())?;
         self.buffer.write(&bytes)
     }
 }
 
 impl CudaBatch {
     pub(super) fn new(device: &Device, plan: &BatchPlan) -> Result<Self> {
-        let mut batch =
-            Self { plan: BatchPlan::default(), numbers: Buffer::new(device, 0)?, tiles: Mutex::default() };
+        let mut batch = Self {
+            plan: BatchPlan::default(),
+            numbers: Buffer::new(device, 0)?,
+            tiles: Mutex::default(),
+            is_alike: false,
+        };
         batch.refill(plan)?;
         Ok(batch)
     }
 
     pub(super) fn refill(&mut self, plan: &BatchPlan) -> Result<()> {
+        let before = self.shape();
         self.plan.clone_from(plan);
         let rows = plan.rows();
         let mut numbers = vec![0i32; 3 * rows];
@@ -80,10 +95,20 @@ impl CudaBatch {
             }
         }
         numbers.extend(plan.pages.iter().map(|p| *p as i32));
+        self.numbers.reserve((4 * numbers.len()).next_power_of_two())?;
         self.numbers.write(bytemuck::cast_slice(&numbers))?;
+        let plan = &self.plan;
         let tiles = self.tiles.get_mut().unwrap_or_else(PoisonError::into_inner);
-        tiles.iter_mut().for_each(|t| t.used = false);
+        tiles.iter_mut().try_for_each(|t| t.fill(plan))?;
+        self.is_alike = self.shape() == before;
         Ok(())
+    }
+
+    /// What the launches of a step are as large as.
+    pub(super) fn shape(&self) -> Vec<usize> {
+        let tiles = self.tiles.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_kind = |t: &KindTiles| t.cuts.each_ref().map(|c| [c.tiles, c.joined]).concat();
+        [self.plan.rows()].into_iter().chain(tiles.iter().flat_map(of_kind)).collect()
     }
 
     pub(super) fn tokens(&self) -> u64 {
@@ -111,27 +136,21 @@ impl CudaBatch {
         job: impl FnOnce(&[DeviceTiles; 2]) -> Result<()>,
     ) -> Result<()> {
         let mut all = self.tiles.lock().unwrap_or_else(PoisonError::into_inner);
-        let heads = &kind.heads;
-        let key = (heads.num_heads / heads.num_kv_heads, heads.num_kv_heads, kind.window);
-        let index = match all.iter().position(|t| t.kind == key) {
+        let alike = |t: &KindTiles| (t.kind.heads, t.kind.window) == (kind.heads, kind.window);
+        let index = match all.iter().position(alike) {
             Some(index) => index,
             None => {
                 let empty = || {
                     let buffer = Buffer::new(device, 0)?;
                     Ok::<_, crate::CudaError>(DeviceTiles { buffer, tiles: 0, joined: 0, parts: 0 })
                 };
-                all.push(KindTiles { kind: key, used: false, cuts: [empty()?, empty()?] });
+                let mut tiles = KindTiles { kind: *kind, ctas, cuts: [empty()?, empty()?] };
+                tiles.fill(&self.plan)?;
+                all.push(tiles);
                 all.len() - 1
             }
         };
-        let tiles = &mut all[index];
-        if !tiles.used {
-            let cuts = attention::cut(&self.plan, kind, ctas);
-            for (device, cut) in tiles.cuts.iter_mut().zip(&cuts) {
-                device.fill(cut)?;
-            }
-            tiles.used = true;
-        }
+        let tiles = &all[index];
         job(&tiles.cuts)
     }
 }

@@ -2,9 +2,18 @@
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::driver;
 use crate::{DType, Device, KernelType, Result};
+
+/// How often memory was allocated, on whatever device: what was recorded before an allocation may mean memory that is gone.
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// How often memory was allocated until now.
+pub(super) fn allocations() -> u64 {
+    ALLOCATIONS.load(Ordering::Relaxed)
+}
 
 /// Bytes on a device, which grow when more are needed.
 #[derive(Debug)]
@@ -25,6 +34,7 @@ impl Buffer {
         if bytes > self.len() {
             // Given back first: both may not fit. Work under way is done before, for memory is freed in the stream's order.
             self.bytes = None;
+            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
             // SAFETY: what is read was written before by a kernel or a copy.
             let fresh = unsafe { self.stream.alloc::<u8>(bytes) };
             self.bytes = Some(fresh.map_err(driver(&format!("allocating {bytes} bytes on the GPU")))?);

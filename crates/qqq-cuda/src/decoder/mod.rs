@@ -33,7 +33,7 @@ use crate::error::driver;
 use crate::gemm::Planner;
 use crate::{CudaError, DType, Device, Result};
 
-pub use backend::{CudaEmbedding, CudaRope};
+pub use backend::{CudaEmbedding, CudaRope, CudaStep};
 pub use batch::CudaBatch;
 pub use kv_pool::CudaKvPool;
 pub use linear::CudaLinear;

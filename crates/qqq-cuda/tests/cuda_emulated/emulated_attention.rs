@@ -120,6 +120,8 @@ fn cases(head_dim: usize, half: DType) -> Vec<Attending> {
     let mut cases = vec![
         case((2, 2), None, &[(1, 0), (1, 127), (1, 128), (1, 300)]),
         case((6, 2), None, &[(3, 125), (40, 0), (1, 700)]),
+        // Parts without keys.
+        case((4, 2), None, &[(1, 5), (1, 1100)]),
         case((4, 1), Some(33), &[(70, 0), (1, 200), (2, 255)]),
         case((3, 1), Some(300), &[(1, 1100), (66, 400)]),
     ];
