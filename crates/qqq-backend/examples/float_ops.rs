@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use half::f16;
-use qqq_backend::cpu::{CpuBackend, CpuInput, matrix::Matrix, pool};
+use qqq_backend::cpu::{CpuBackend, CpuInput, matrix::Matrix};
+use qqq_backend::pool;
 use qqq_backend::{
     AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm,
 };

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use half::f16;
 use qqq_backend::cpu::isa::Isa;
 use qqq_backend::cpu::matrix::Matrix;
-use qqq_backend::cpu::pool::{num_threads, parallel_for};
 use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
+use qqq_backend::pool::{num_threads, parallel_for};
 use qqq_formats::{QuantizedWeight, Scales};
 
 /// N and K of SmolLM2-135M's layers (qkv, o, gate and up, down), and one of a 7B model.

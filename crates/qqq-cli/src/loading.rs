@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use qqq_backend::{CpuBackend, cpu::pool};
+use qqq_backend::{CpuBackend, pool};
 use qqq_model::Decoder;
 
 use crate::{console::Console, format, progress::Progress};

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, cpu::pool::parallel_each_mut, first_not_finite};
+use qqq_backend::{Backend, first_not_finite, pool::parallel_each_mut};
 use qqq_model::Decoder;
 
 use crate::{

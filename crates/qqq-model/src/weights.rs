@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_formats::{Checkpoint, FormatError, ModelConfig};
 
 use crate::{

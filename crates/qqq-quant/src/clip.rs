@@ -2,7 +2,7 @@
 
 pub mod integer;
 
-use qqq_backend::cpu::simd::{SimdLevel, multiversion};
+use qqq_backend::simd::{SimdLevel, multiversion};
 
 use crate::{Clip, solve::ScaleDType};
 

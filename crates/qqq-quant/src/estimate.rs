@@ -2,7 +2,7 @@
 //!
 //! [`work`](crate::work) turns amounts into time left, by what each kind is seen to take on this machine.
 
-use qqq_backend::{HeadLayout, cpu::calibrate::attended::QUERIES};
+use qqq_backend::{HeadLayout, Pieces};
 use qqq_formats::ModelConfig;
 use qqq_model::{Site, block::head_layout};
 
@@ -90,7 +90,7 @@ pub(crate) struct Estimate {
 }
 
 impl Estimate {
-    pub(crate) fn new(config: &ModelConfig, recipe: &Recipe, source: &Source) -> Self {
+    pub(crate) fn new(config: &ModelConfig, recipe: &Recipe, source: &Source, pieces: Pieces) -> Self {
         let heads = head_layout(config);
         let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
         let HeadLayout { num_heads, head_dim, .. } = heads;
@@ -107,7 +107,7 @@ impl Estimate {
             ValueHessian::Input => 0.0,
             // Of some queries of every head: half of the window's inputs on average, and the second moment.
             ValueHessian::Attention => {
-                let queries = windows * num_heads as f64 * window.min(QUERIES as f64);
+                let queries = windows * num_heads as f64 * window.min(pieces.attended_queries as f64);
                 queries * (window * hidden + hidden * hidden) / rate::AVERAGES
             }
         };

@@ -63,6 +63,7 @@ pub mod pipeline;
 mod preflight;
 pub mod recipe;
 pub mod report;
+pub mod resolved;
 pub mod rotation;
 mod rotations;
 mod run;
@@ -86,3 +87,4 @@ pub use recipe::{
     ValueHessian,
 };
 pub use report::Report;
+pub use resolved::Resolved;

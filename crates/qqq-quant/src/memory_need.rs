@@ -5,14 +5,7 @@
 //! matrix, then that of a float32 one), its float weights, and what each thread works on. [`run`](crate::run) lets each go as
 //! soon as it can; every [`Phase`] here is a point at which something has just come.
 
-use qqq_backend::cpu::{
-    MLP_ROWS,
-    calibrate::{
-        attended::{BLOCK, QUERIES},
-        gram::PANEL_ROWS,
-    },
-    pool::num_threads,
-};
+use qqq_backend::{Pieces, pool::num_threads};
 use qqq_formats::{Checkpoint, ModelConfig};
 use qqq_model::{Site, block::head_layout, names};
 
@@ -52,8 +45,8 @@ struct Phase {
     threads: f64,
 }
 
-/// The need of quantizing a checkpoint. `samples`: whether the model writes its calibration text itself.
-pub(crate) fn of(checkpoint: &Checkpoint, recipe: &Recipe, samples: bool) -> MemoryNeed {
+/// The need of quantizing a checkpoint on a device. `samples`: whether the model writes its calibration text itself.
+pub(crate) fn of(checkpoint: &Checkpoint, recipe: &Recipe, samples: bool, pieces: Pieces) -> MemoryNeed {
     // A block-quantized type is widened to float32 when it is read.
     let width = |name: &str| match checkpoint.tensors.info(name).and_then(|info| info.dtype.size()) {
         Some(2) => 2.0,
@@ -63,7 +56,7 @@ pub(crate) fn of(checkpoint: &Checkpoint, recipe: &Recipe, samples: bool) -> Mem
         linear: width(&format!("{}.weight", names::linear(0, names::DOWN))),
         ends: width(names::EMBEDDING),
     };
-    need(&checkpoint.config, recipe, stored, samples, num_threads())
+    need(&checkpoint.config, recipe, stored, samples, num_threads(), pieces)
 }
 
 /// Bytes of a weight when it has been read, before it becomes float32.
@@ -73,8 +66,15 @@ struct Stored {
     ends: f64,
 }
 
-fn need(config: &ModelConfig, recipe: &Recipe, stored: Stored, samples: bool, threads: usize) -> MemoryNeed {
-    let phases = Model::new(config, recipe, stored, threads).phases(samples);
+fn need(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    stored: Stored,
+    samples: bool,
+    threads: usize,
+    pieces: Pieces,
+) -> MemoryNeed {
+    let phases = Model::new(config, recipe, stored, threads, pieces).phases(samples);
     let mut need = MemoryNeed { bytes: 0, phase: "reading the model", least: 0 };
     for Phase { name, arrays, threads } in phases {
         // Sizes beyond all memory saturate.
@@ -93,6 +93,7 @@ struct Model<'a> {
     recipe: &'a Recipe,
     stored: Stored,
     threads: f64,
+    pieces: Pieces,
     hidden: f64,
     inner: f64,
     /// Width of queries, and of keys.
@@ -106,7 +107,13 @@ struct Model<'a> {
 }
 
 impl<'a> Model<'a> {
-    fn new(config: &'a ModelConfig, recipe: &'a Recipe, stored: Stored, threads: usize) -> Self {
+    fn new(
+        config: &'a ModelConfig,
+        recipe: &'a Recipe,
+        stored: Stored,
+        threads: usize,
+        pieces: Pieces,
+    ) -> Self {
         let heads = head_layout(config);
         let calibration = &recipe.calibration;
         let (windows, window) = (calibration.windows as f64, calibration.window as f64);
@@ -120,6 +127,7 @@ impl<'a> Model<'a> {
             recipe,
             stored,
             threads: threads as f64,
+            pieces,
             hidden,
             inner: config.intermediate_size as f64,
             q: heads.q_width() as f64,
@@ -254,8 +262,8 @@ impl<'a> Model<'a> {
 
     /// The inputs of v as attention averages them, in every lane, beside q, k and v in float.
     fn averages(&self, waiting: &dyn Fn(Site) -> f64) -> Phase {
-        let queries = (self.config.num_heads * QUERIES) as f64;
-        let weights = (self.config.num_heads * BLOCK) as f64 * self.window * 4.0;
+        let queries = (self.config.num_heads * self.pieces.attended_queries) as f64;
+        let weights = (self.config.num_heads * self.pieces.probability_queries) as f64 * self.window * 4.0;
         let each = self.attention() + 5.0 * self.window * self.hidden + 4.0 * queries * self.hidden + weights;
         let lanes = windows::lanes(&[self.config.hidden_size]);
         let hessians = 1 + lanes.min(self.recipe.calibration.windows);
@@ -276,7 +284,7 @@ impl<'a> Model<'a> {
         // Codes and scales of a block's layers as they are multiplied.
         let packed = 0.6 * self.all_weights();
         let kept = self.tokens * self.hidden;
-        let panels = self.threads * PANEL_ROWS as f64 * self.inner * 4.0 * 3.0;
+        let panels = self.threads * self.pieces.gram_rows as f64 * self.inner * 4.0 * 3.0;
         vec![
             Phase {
                 name: "calibrating o",
@@ -286,7 +294,10 @@ impl<'a> Model<'a> {
             Phase {
                 name: "calibrating down",
                 arrays: self.always + self.tokens * self.inner + packed / 2.0 + waiting(Site::Down),
-                threads: self.passes(MAX_LANES, (MLP_ROWS as f64).min(self.window) * 4.0 * 3.0 * self.inner),
+                threads: self.passes(
+                    MAX_LANES,
+                    (self.pieces.mlp_tokens as f64).min(self.window) * 4.0 * 3.0 * self.inner,
+                ),
             },
             Phase {
                 name: "summing the Hessian of down",
@@ -319,7 +330,7 @@ impl<'a> Model<'a> {
             let held = smooth || !quantized && calibrates;
             let waiting = if held { 4.0 * others } else { 0.0 };
             let hessians = if quantized || !calibrates { 0.0 } else { 4.0 * self.inner * self.inner };
-            let own = 4.0 * k * k;
+            let own = if calibrates { 4.0 * k * k } else { 0.0 };
             let fixed = self.always + kept + waiting + hessians + own;
             let page = 8192.0 * k;
             let factor = if self.recipe.compensate { 2.0 * k * k + page } else { 0.0 };
@@ -344,6 +355,8 @@ impl<'a> Model<'a> {
 
 #[cfg(test)]
 mod tests {
+    use qqq_backend::{Calibrate, CpuBackend};
+
     use super::*;
 
     const BF16: Stored = Stored { linear: 2.0, ends: 2.0 };
@@ -360,7 +373,7 @@ mod tests {
     }
 
     fn of(recipe: &Recipe, samples: bool, threads: usize) -> MemoryNeed {
-        need(&llama_7b(), recipe, BF16, samples, threads)
+        need(&llama_7b(), recipe, BF16, samples, threads, CpuBackend::PIECES)
     }
 
     #[test]

@@ -163,6 +163,8 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
         (Transform::Rotate, _) if report.rotation.is_some_and(|r| r.stream == Family::Hartley) => {
             "rotation by a randomised Hartley matrix".into()
         }
+        // A report of a run never has it.
+        (Transform::Auto, _) => "chosen for the model".into(),
         (Transform::None, _) => "none".into(),
         (Transform::Smooth, _) => {
             format!("adaptive smoothing on {} tokens", recipe.calibration.smooth_tokens)

@@ -7,7 +7,7 @@ use qqq_formats::{Checkpoint, CheckpointFormat, size, writer::Reservation};
 use qqq_model::{Decoder, ModelError, TensorBytes, Tokenizer, memory, rope};
 
 use crate::{
-    OutputFormat, QuantError, Recipe, Report, Result, Transform,
+    OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
     calibration::{self, CalibrationText, Read, Source},
     estimate::Estimate,
     half_type::HalfType,
@@ -49,7 +49,7 @@ pub struct Output<'a> {
 /// Quantizes `checkpoint` on a device and writes the result, one block at a time.
 ///
 /// Besides what one layer takes, the hidden states of all calibration tokens are held in memory (f32): how much memory all
-/// takes together is told before the work. The result depends on the recipe's seed, not on the number of threads. Nothing
+/// takes together is told before the work. [`Transform::Auto`] is resolved first; the report has what it became. The result depends on the recipe's seed, not on the number of threads. Nothing
 /// appears under the output's name unless all is well.
 ///
 /// # Errors
@@ -67,14 +67,19 @@ pub fn quantize<'a, B: Calibrate>(
     let started = Instant::now();
     let calibration = calibration.into();
     let samples = *calibration.source == Source::SelfSamples;
-    let plan = preflight::check(checkpoint, recipe, output.format, samples)?;
+    let Resolved { recipe, note } = recipe.resolved(&checkpoint.config);
+    let recipe = &recipe;
+    let plan = preflight::check(checkpoint, recipe, output.format, samples, B::PIECES)?;
     let mut writer =
         OutputCheckpoint::create(checkpoint, tokenizer, output.reservation, plan.format, plan.half)?;
 
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;
-    let estimate = Estimate::new(config, recipe, calibration.source);
+    let estimate = Estimate::new(config, recipe, calibration.source, B::PIECES);
     let mut work = Work::new(backend, progress, &estimate, config.num_layers)?;
+    if let Some(note) = note {
+        work.note(&note);
+    }
     match &plan.already_quantized {
         Some(AlreadyQuantized::Coarse(message)) => work.warn(message.clone()),
         Some(AlreadyQuantized::Fine(message)) => work.note(message),

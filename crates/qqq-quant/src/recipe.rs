@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Transform {
+    /// What suits the model: rotate, or smooth where its norms allow no rotation.
+    ///
+    /// [`Recipe::resolved`] decides.
+    Auto,
     /// QQQ's adaptive smoothing: shrinks outlier channels of the activations.
     Smooth,
     /// QuaRot's offline rotation: spreads outliers over all channels.
@@ -149,7 +153,7 @@ pub struct Recipe {
 impl Recipe {
     /// What is done unless told otherwise: the recipe that keeps most quality.
     pub const DEFAULT: Self = Self {
-        transform: Transform::Rotate,
+        transform: Transform::Auto,
         rotation: RotationKind::Hadamard,
         group_size: Some(64),
         group_scales: GroupScales::Integer,

@@ -8,7 +8,7 @@ mod hadamard;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::pool::parallel_chunks_mut;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};

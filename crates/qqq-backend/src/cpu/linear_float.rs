@@ -4,10 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use qqq_formats::WeightData;
 
-use super::{
-    element::Element, gemm, gemv, matrix::Matrix, shared::SharedMut, shortlist::Shortlist, simd::SimdLevel,
-};
-use crate::{BackendError, Result};
+use super::{element::Element, gemm, gemv, matrix::Matrix, shortlist::Shortlist};
+use crate::{BackendError, Result, shared::SharedMut, simd::SimdLevel};
 
 /// Up to this number of rows the weights are read as they are; above it they are packed.
 const SKINNY_ROWS: usize = 32;

@@ -2,7 +2,7 @@
 
 mod attention;
 pub mod calibrate;
-pub mod describe;
+mod describe;
 mod element;
 mod embedding;
 mod gemm;
@@ -13,12 +13,8 @@ mod kv_pool;
 mod linear_float;
 pub mod matrix;
 mod norm;
-pub mod pool;
 mod rope;
-mod shared;
 mod shortlist;
-pub mod simd;
-pub mod team;
 mod tile;
 pub mod w4a8;
 
@@ -32,12 +28,12 @@ use crate::{
 use matrix::Matrix;
 use w4a8::{Int8Activations, W4A8Linear};
 
+pub use crate::simd::{FloatIsa, SimdLevel};
 pub use embedding::CpuEmbedding;
 pub use input::CpuInput;
 pub use kv_pool::CpuKvPool;
 pub use linear_float::FloatLinear;
 pub use rope::CpuRope;
-pub use simd::{FloatIsa, SimdLevel};
 
 /// The CPU backend.
 #[derive(Clone, Debug)]
@@ -87,8 +83,18 @@ pub enum CpuLinear {
     W4A8(W4A8Linear, Option<Vec<f32>>),
 }
 
+impl CpuLinear {
+    /// `(N, K)`: output and input channels.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            CpuLinear::Float(weight) => (weight.out_features(), weight.in_features()),
+            CpuLinear::W4A8(weight, _) => (weight.out_features(), weight.in_features()),
+        }
+    }
+}
+
 /// Tokens that pass through the first half of a quantized MLP at a time: what lies between its layers stays in cache.
-pub const MLP_ROWS: usize = 512;
+const MLP_ROWS: usize = 512;
 
 impl Backend for CpuBackend {
     type Tensor = Matrix;

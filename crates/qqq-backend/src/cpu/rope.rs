@@ -6,12 +6,13 @@ use super::{
     kv_pool::{CpuKvPool, NewPositions, PageWriter},
     matrix::Matrix,
     norm::norm_in_place,
-    pool,
-    shared::SharedMut,
-    simd::{SimdLevel, fma, multiversion},
     tile::NR,
 };
-use crate::{BackendError, BatchPlan, HeadLayout, KvDType, PAGE, Result};
+use crate::{
+    BackendError, BatchPlan, HeadLayout, KvDType, PAGE, Result, pool,
+    shared::SharedMut,
+    simd::{SimdLevel, fma, multiversion},
+};
 
 /// Positions of a table that are computed together.
 const TOGETHER: usize = 256;

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use clap::Subcommand;
-use qqq_backend::cpu::pool;
+use qqq_backend::pool;
 use qqq_cuda::{
     Arch, Archive, Compiler, DType, embedded,
     gemm::WeightKind,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use qqq_backend::CpuBackend;
-use qqq_backend::cpu::pool;
+use qqq_backend::pool;
 use qqq_model::Tokenizer;
 use qqq_quant::{
     Output, OutputFormat, Recipe, Report,
@@ -101,7 +101,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let guard = Guard::new();
     let output = Output { reservation: reserved.reservation(), format: args.format, model_name: &args.model };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
-    steps.plan = Some(plan(&recipe, &source));
+    steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
     let text = CalibrationText { source: &source, options: Some(&read) };
     let report =
         qqq_quant::quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?;

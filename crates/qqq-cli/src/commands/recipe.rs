@@ -45,7 +45,7 @@ pub struct RecipeArgs {
     /// What is done to the model before rounding; absorbed into the weights, free at run time
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.transform)]
     transform: Transform,
-    /// Matrix of --transform rotate
+    /// Matrix of the rotation; giving it asks for --transform rotate
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.rotation)]
     rotation: RotationKind,
     /// Input channels that share a scale: smaller is more exact and a little larger and slower
@@ -109,7 +109,7 @@ impl RecipeArgs {
         let windows = self.windows(amount);
         self.refuse_idle(amount, windows)?;
         let recipe = Recipe {
-            transform: self.transform,
+            transform: self.transform(),
             rotation: self.rotation,
             group_size: (self.group_size != GroupSize::Channel).then_some(self.group_size as usize),
             group_scales: self.group_scales.unwrap_or(Recipe::DEFAULT.group_scales),
@@ -130,6 +130,14 @@ impl RecipeArgs {
             refuse_without_text(&recipe.needs_text())?;
         }
         Ok(recipe)
+    }
+
+    /// Who names the rotation's matrix wants a rotation, on whatever model.
+    fn transform(&self) -> Transform {
+        match self.transform {
+            Transform::Auto if self.given.has("rotation") => Transform::Rotate,
+            asked => asked,
+        }
     }
 
     /// Whether the recipe's seed was drawn.
@@ -161,7 +169,8 @@ impl RecipeArgs {
         let rtn = self.method == Method::Rtn;
         let by_output = self.clip == Clip::Output;
         let smooth = self.transform == Transform::Smooth;
-        let rotate = self.transform == Transform::Rotate;
+        // Most models are rotated where nothing is asked for.
+        let rotate = matches!(self.transform, Transform::Rotate | Transform::Auto);
         if let Some(option) = idle(!rotate, &["rotation"]) {
             return refuse(option, "without --transform rotate");
         }
@@ -269,13 +278,17 @@ mod tests {
         let options = "--transform smooth --group-size channel --clip none --no-act-order --damping 0.5 --value-hessian \
                        input --propagation float --seed 7 --windows 3 --window 64 --smooth-tokens 32";
         assert_eq!(recipe(options), Ok(want));
+        // Who names a matrix asks for the rotation.
         let want = Recipe {
+            transform: Transform::Rotate,
             rotation: RotationKind::Orthogonal,
             group_scales: GroupScales::Half,
             compensate: false,
             ..Recipe::DEFAULT
         };
         assert_eq!(recipe("--rotation orthogonal --group-scales half --method rtn"), Ok(want));
+        let auto = Recipe { seed: 1, ..Recipe::DEFAULT };
+        assert_eq!(recipe("--transform auto --seed 1"), Ok(auto));
     }
 
     #[test]
@@ -301,6 +314,7 @@ mod tests {
             ("--transform smooth --rotation hadamard", "--rotation", "--transform rotate"),
             ("--transform none --rotation orthogonal", "--rotation", "--transform rotate"),
             ("--smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
+            ("--transform auto --smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
             ("--group-scales integer --group-size channel", "--group-scales", "--group-size 32"),
             ("--method rtn --damping 0.01", "--damping", "--method rtn"),
             ("--method rtn --no-act-order", "--no-act-order", "--method rtn"),

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::cpu::matrix::Matrix;
-use crate::cpu::pool::parallel_each_mut;
-use crate::cpu::simd::{SimdLevel, multiversion};
+use crate::pool::parallel_each_mut;
+use crate::simd::{SimdLevel, multiversion};
 
 /// Per-token int8 activations: value = code * scale.
 #[derive(Clone, Debug, PartialEq, Default)]

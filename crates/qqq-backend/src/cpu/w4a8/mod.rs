@@ -24,8 +24,8 @@ pub use activations::{Int8Activations, quantize_row};
 
 use super::isa::Isa;
 use super::matrix::Matrix;
-use super::pool::{num_threads, parallel_for};
 use crate::Result;
+use crate::pool::{num_threads, parallel_for};
 use output::{Output, Scaling};
 use pack::{BLOCK, PackedWeight};
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::pack::BLOCK;
-use crate::cpu::shared::SharedMut;
+use crate::shared::SharedMut;
 
 /// The result of a product, shape `rows x N`; several tasks write their parts of it.
 pub(super) struct Output<'a> {

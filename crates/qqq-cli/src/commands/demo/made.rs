@@ -10,7 +10,7 @@ use anyhow::Context;
 use qqq_backend::CpuBackend;
 use qqq_formats::{Checkpoint, cache, writer::CheckpointWriter};
 use qqq_model::Tokenizer;
-use qqq_quant::{Output, OutputFormat, Recipe, Report, calibration::Source};
+use qqq_quant::{Output, OutputFormat, Recipe, Report, Transform, calibration::Source};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -220,8 +220,13 @@ fn quantize(
     let checkpoint = Checkpoint::open(path)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let transform = match recipe.resolved(&checkpoint.config).recipe.transform {
+        Transform::Rotate => "rotation",
+        Transform::Smooth => "smoothing",
+        Transform::Auto | Transform::None => "no transform",
+    };
     console.note(&format!(
-        "Quantizing {name} to W4A8: rotation, compensation, groups of 64; calibrated on {} windows of {} tokens of the \
+        "Quantizing {name} to W4A8: {transform}, compensation, groups of 64; calibrated on {} windows of {} tokens of the \
          built-in text.",
         recipe.calibration.windows, recipe.calibration.window
     ));
