@@ -113,7 +113,7 @@ impl CpuLinear {
                     row.iter_mut().zip(&x[i * k..(i + 1) * k]).for_each(|(to, from)| *to = from.widen());
                 });
                 out.reshape(rows, n);
-                self.0.matmul(a, bias, false, out);
+                self.0.matmul(a, bias, out);
                 // Few rows are converted faster than they are handed over.
                 let chunk = if rows * n <= 1 << 14 { y.len().max(1) } else { n };
                 parallel_chunks_mut(y, chunk, |i, part| {

@@ -77,7 +77,7 @@ impl CpuBackend {
 /// A prepacked linear layer.
 #[derive(Clone, Debug)]
 pub enum CpuLinear {
-    /// Float weights.
+    /// Float weights in their stored precision, float32 activations; the bias is inside.
     Float(FloatLinear),
     /// 4-bit weights, int8 activations; bias of length `N`.
     W4A8(W4A8Linear, Option<Vec<f32>>),
@@ -241,7 +241,7 @@ impl Backend for CpuBackend {
             }
             (CpuInput::Int8(x), CpuLinear::W4A8(weight, bias)) => {
                 out.reshape(x.rows, weight.out_features());
-                weight.matmul(x, bias.as_deref(), false, out);
+                weight.matmul(x, bias.as_deref(), out);
                 Ok(())
             }
             _ => shape(format!(
