@@ -9,7 +9,7 @@ use crate::{BatchPlan, Result};
 /// What a linear layer takes as its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputKind {
-    /// Float activations.
+    /// float32 activations, as they are.
     Float,
     /// int8 activations with one float32 scale per token.
     Int8,
@@ -19,7 +19,7 @@ pub enum InputKind {
 /// heads, then `num_kv_heads` value heads, `head_dim` values each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadLayout {
-    /// Query heads.
+    /// Query heads; a multiple of the key-value heads.
     pub num_heads: usize,
     /// Key and value heads; divides `num_heads`.
     pub num_kv_heads: usize,
@@ -47,7 +47,7 @@ impl HeadLayout {
 /// Which positions a query sees, and how scores are scaled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionKind {
-    /// Heads.
+    /// How many heads there are, and how wide each is.
     pub heads: HeadLayout,
     /// A query sees its own position and the `window - 1` before it; `None`: all before it.
     pub window: Option<usize>,
@@ -83,7 +83,7 @@ pub struct Norm<B: Backend> {
 /// Element type of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvDType {
-    /// 32-bit.
+    /// IEEE binary32: 4 bytes a value, keys and values as they were computed.
     F32,
     /// IEEE half. What it cannot stand for (numbers beyond its range, keys so large that their rounding would be felt, heads
     /// so small that it loses their digits) is kept in 32 bits.
@@ -99,7 +99,7 @@ pub struct KvLayout {
     pub num_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Element type.
+    /// Type in which keys and values are kept.
     pub dtype: KvDType,
 }
 

@@ -31,9 +31,9 @@ pub struct KldReport {
     pub planned_windows: usize,
     /// Whether it was stopped: the figures are those of the first windows only.
     pub partial: bool,
-    /// Scored tokens.
+    /// Tokens whose distributions were compared.
     pub tokens: usize,
-    /// Seconds.
+    /// Seconds that the comparison took.
     pub seconds: f64,
 }
 

@@ -30,9 +30,9 @@ pub struct PerplexityReport {
     pub planned_windows: usize,
     /// Whether it was stopped: the figures are those of the first windows only.
     pub partial: bool,
-    /// Scored tokens.
+    /// Tokens that the perplexity is the mean over.
     pub tokens: usize,
-    /// Seconds.
+    /// Seconds that the scoring took.
     pub seconds: f64,
 }
 

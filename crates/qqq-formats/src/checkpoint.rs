@@ -21,7 +21,7 @@ const LM_HEAD: &str = "lm_head.weight";
 pub struct Checkpoint {
     /// Directory or GGUF file.
     pub path: PathBuf,
-    /// Configuration.
+    /// What config.json (or a GGUF file's metadata) says of shapes and graph.
     pub config: ModelConfig,
     /// Tensors under their Hugging Face names.
     pub tensors: Box<dyn TensorSource>,

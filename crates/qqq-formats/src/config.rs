@@ -16,7 +16,7 @@ pub use families::{GateFunction, Graph};
 use fields::Fields;
 pub use rope::RopeScaling;
 
-/// Model family.
+/// A family of models that is supported, by the name of its class in transformers.
 #[derive(Clone, Copy)]
 pub struct Architecture(&'static Family);
 
@@ -37,7 +37,7 @@ impl fmt::Debug for Architecture {
 /// What a decoder needs to know, read from `config.json` or from GGUF metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Family.
+    /// The family, which decides the graph and the names of tensors.
     pub architecture: Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -45,7 +45,7 @@ pub struct ModelConfig {
     pub intermediate_size: usize,
     /// Number of blocks.
     pub num_layers: usize,
-    /// Query heads.
+    /// Query heads; a multiple of the key-value heads.
     pub num_heads: usize,
     /// Key and value heads.
     pub num_kv_heads: usize,
@@ -53,7 +53,7 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Longest context.
+    /// Longest context in tokens that the model was made for.
     pub max_position_embeddings: usize,
     /// Epsilon of the RMS norms.
     pub rms_norm_eps: f32,
@@ -71,7 +71,7 @@ pub struct ModelConfig {
     pub rotary_dim: usize,
     /// What the family's graph has beyond the plain one.
     pub graph: Graph,
-    /// `bos_token_id`.
+    /// Token that begins a text, where the configuration names one.
     pub bos_token_id: Option<u32>,
     /// `eos_token_id` (one or several).
     pub eos_token_ids: Vec<u32>,

@@ -34,7 +34,7 @@ pub enum Mixer<B: Backend> {
 pub struct Attention<B: Backend> {
     /// q, k, v joined.
     pub qkv: Layer<B>,
-    /// Output projection.
+    /// Output projection of attention, `hidden x (heads * head_dim)`.
     pub o: Layer<B>,
     /// Heads, mask and scale.
     pub kind: AttentionKind,
@@ -54,7 +54,7 @@ pub enum Mlp<B: Backend> {
 pub struct Dense<B: Backend> {
     /// gate and up joined.
     pub gate_up: Layer<B>,
-    /// Down projection.
+    /// Down projection of the MLP, `hidden x intermediate`.
     pub down: Layer<B>,
     /// Function of the gate.
     pub gate: Gate,

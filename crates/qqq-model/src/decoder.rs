@@ -19,15 +19,15 @@ use crate::{
 pub struct Decoder<B: Backend> {
     /// Backend it runs on.
     pub backend: B,
-    /// Configuration.
+    /// Shapes and graph of the model.
     pub config: Arc<ModelConfig>,
-    /// Embedding.
+    /// Embedding table, `vocab x hidden`.
     pub embedding: B::Embedding,
     /// Blocks in order.
     pub blocks: Vec<Block<B>>,
     /// Norm before the head.
     pub final_norm: Norm<B>,
-    /// Output head.
+    /// Output head, `vocab x hidden`; the embedding's values where they are tied.
     pub head: B::Linear,
     /// Rotary embeddings.
     pub ropes: Vec<B::Rope>,

@@ -13,7 +13,7 @@ pub struct LayerKind {
     pub name: String,
     /// Output channels; rows of the embedding.
     pub out_features: usize,
-    /// Input channels.
+    /// Input channels; width of the embedding.
     pub in_features: usize,
     /// How many there are.
     pub count: usize,

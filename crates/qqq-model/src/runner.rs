@@ -62,7 +62,7 @@ impl<'d, B: Backend> Runner<'d, B> {
         Self::new(decoder, dtype, pages_for(positions), positions)
     }
 
-    /// The decoder.
+    /// The decoder that is run, with its configuration.
     pub fn decoder(&self) -> &'d Decoder<B> {
         self.decoder
     }

@@ -108,7 +108,7 @@ impl<'a> From<&'a Source> for CalibrationText<'a> {
 pub struct Read<'a> {
     /// The model, for its chat template.
     pub checkpoint: &'a Checkpoint,
-    /// Its tokenizer.
+    /// The model's tokenizer, which cuts the texts.
     pub tokenizer: &'a Tokenizer,
     /// How files are read.
     pub options: &'a TextOptions,

@@ -17,6 +17,8 @@ mod rate {
     pub const ATTENTION: f64 = 80e9;
     pub const SOLVE: f64 = 80e9;
     pub const SAMPLE: f64 = 60e9;
+    /// Seconds for the scale and the code of a weight.
+    pub const ROUND_SECONDS: f64 = 10e-9;
 }
 
 /// What takes its own time for each unit: other shapes, another kernel, another bottleneck.
@@ -83,8 +85,8 @@ pub(crate) struct Estimate {
     pub float_pass: Units,
     /// Solving all layers of a block.
     solves: f64,
-    /// Whether layers are compensated.
-    compensate: bool,
+    /// How a layer is solved.
+    solving: Solving,
     /// Packing and writing of a block.
     pub pack: Units,
 }
@@ -125,7 +127,11 @@ impl Estimate {
             Propagation::Quantized => (quantized, 0.0),
             Propagation::Float => (StageEstimate::new([0.0; 6]), float),
         };
-        let compensate = recipe.compensate;
+        let solving = match recipe.compensate {
+            _ if tokens == 0.0 => Solving::WithoutData,
+            true => Solving::Compensated,
+            false => Solving::Nearest,
+        };
         let [qkv, others @ ..] = shapes;
         let v = heads.kv_width() as f64;
         // Two solutions of one width take two factorizations.
@@ -134,7 +140,7 @@ impl Estimate {
             ValueHessian::Input => vec![qkv],
             ValueHessian::Attention => vec![(qkv.0 - v, qkv.1), (v, qkv.1)],
         };
-        let solves = solved.into_iter().chain(others).map(|(n, k)| solve(n, k, compensate)).sum();
+        let solves = solved.into_iter().chain(others).map(|(n, k)| solve(n, k, solving)).sum();
         let weights: f64 = shapes.iter().map(|(n, k)| n * k).sum();
         let smooth = recipe.calibration.smooth_tokens as f64;
         let search =
@@ -155,7 +161,7 @@ impl Estimate {
             stages,
             float_pass: Units::new(Kind::FloatPass, float_pass),
             solves,
-            compensate,
+            solving,
             pack: Units::new(Kind::Pack, weights * 8e-9),
         }
     }
@@ -179,7 +185,7 @@ impl Estimate {
 
     /// Solving a layer of `n` outputs and `k` inputs.
     pub(crate) fn solve(&self, n: usize, k: usize) -> Units {
-        Units::new(Kind::Solve, solve(n as f64, k as f64, self.compensate))
+        Units::new(Kind::Solve, solve(n as f64, k as f64, self.solving))
     }
 }
 
@@ -193,9 +199,25 @@ pub(crate) fn rank_k(width: f64, tokens: f64) -> f64 {
     width * width * tokens / rate::RANK_K
 }
 
-fn solve(n: f64, k: f64, compensate: bool) -> f64 {
-    let compensate = if compensate { k * k * k + 2.0 * n * k * k } else { 2.0 * n * k };
-    (compensate + 2.0 * n * k * k) / rate::SOLVE
+/// What solving a layer has to do.
+#[derive(Clone, Copy, Debug)]
+enum Solving {
+    /// Codes and scales; losses are those of the weights.
+    WithoutData,
+    /// The same, with losses for a Hessian.
+    Nearest,
+    /// A factor of the Hessian, and a product with it, as well.
+    Compensated,
+}
+
+fn solve(n: f64, k: f64, solving: Solving) -> f64 {
+    let losses = 2.0 * n * k * k;
+    let operations = match solving {
+        Solving::WithoutData => return n * k * rate::ROUND_SECONDS,
+        Solving::Nearest => 2.0 * n * k + losses,
+        Solving::Compensated => k * k * k + 2.0 * n * k * k + losses,
+    };
+    operations / rate::SOLVE
 }
 
 /// Calibration stages of a block of quantized layers, named for the layer whose input they make.

@@ -29,7 +29,7 @@ pub trait Progress {
     fn planned(&mut self, _seconds: f64) {}
     /// `done` seconds of work are done, and there will be about `total` in all; `next` is what is being worked on.
     fn step(&mut self, done: f64, total: f64, next: &str) -> bool;
-    /// A warning.
+    /// Something that may make the result worse than expected; it also stands in the report.
     fn warn(&mut self, message: &str);
     /// Something to know that is no reason to worry.
     fn note(&mut self, _message: &str) {}
@@ -40,7 +40,7 @@ pub trait Progress {
 pub struct Output<'a> {
     /// Directory to be made, reserved before the model was looked for.
     pub reservation: &'a Reservation,
-    /// Form.
+    /// Form on disk, or that the shapes decide on it.
     pub format: OutputFormat,
     /// How the user named the model (for model card and report).
     pub model_name: &'a str,
@@ -49,8 +49,10 @@ pub struct Output<'a> {
 /// Quantizes `checkpoint` on a device and writes the result, one block at a time.
 ///
 /// Besides what one layer takes, the hidden states of all calibration tokens are held in memory (f32): how much memory all
-/// takes together is told before the work. [`Transform::Auto`] is resolved first; the report has what it became. The result depends on the recipe's seed, not on the number of threads. Nothing
+/// takes together is told before the work. The result depends on the recipe's seed, not on the number of threads. Nothing
 /// appears under the output's name unless all is well.
+///
+/// [`Transform::Auto`] is resolved before anything else; the report has what it became.
 ///
 /// # Errors
 /// Recipes that do not fit the model or the machine's memory (before any work), calibration text that is too short,

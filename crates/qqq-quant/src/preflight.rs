@@ -74,8 +74,8 @@ fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
     Site::ALL.into_iter().flat_map(of_site).collect()
 }
 
-/// Checks a resolved recipe and shapes, and decides on the form of the output. `samples`: whether the model writes its calibration text
-/// itself.
+/// Checks a resolved recipe and shapes, and decides on the form of the output. `samples`: whether the model writes its
+/// calibration text itself.
 pub(crate) fn check(
     checkpoint: &Checkpoint,
     recipe: &Recipe,

@@ -19,7 +19,7 @@ pub enum Transform {
     ///
     /// The residual stream turns, and v and o by heads.
     Rotate,
-    /// Neither.
+    /// The weights stay as they are.
     None,
 }
 
@@ -123,7 +123,7 @@ pub struct Calibration {
 /// A whole recipe. [`Recipe::DEFAULT`] is where most begin: `Recipe { group_size: None, ..Recipe::DEFAULT }`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
-    /// Transformation.
+    /// What is absorbed into the weights before they are rounded.
     pub transform: Transform,
     /// Kind of rotation, where there is one.
     pub rotation: RotationKind,
@@ -144,7 +144,7 @@ pub struct Recipe {
     pub value_hessian: ValueHessian,
     /// What later layers are calibrated on.
     pub propagation: Propagation,
-    /// Calibration data.
+    /// How much text is looked at.
     pub calibration: Calibration,
     /// Seed of everything random.
     pub seed: u64,

@@ -14,9 +14,9 @@ pub struct Resolved {
 }
 
 impl Recipe {
-    /// The recipe for a model: [`Transform::Auto`] becomes rotation where the residual stream may be turned, else smoothing,
-    /// else (without calibration windows to search thresholds on) nothing. Any other transform stays as it was asked for,
-    /// whether the model allows it or not.
+    /// The recipe for a model. [`Transform::Auto`] becomes rotation where the residual stream may be turned; else
+    /// smoothing; else, without calibration windows to search thresholds on, nothing. Any other transform stays as it was
+    /// asked for, whether the model allows it or not.
     pub fn resolved(&self, config: &ModelConfig) -> Resolved {
         let (transform, note) = match (self.transform, no_rotation(config)) {
             (Transform::Auto, None) => (Transform::Rotate, None),
@@ -26,8 +26,8 @@ impl Recipe {
             (Transform::Auto, Some(reason)) => (
                 Transform::None,
                 Some(format!(
-                    "transform auto leaves the weights as they are, as {reason}; and without calibration windows nothing can \
-                     be smoothed"
+                    "transform auto leaves the weights as they are, as {reason}; and without calibration windows nothing \
+                     can be smoothed"
                 )),
             ),
             (asked, _) => (asked, None),

@@ -46,7 +46,7 @@ impl std::fmt::Display for Family {
 /// An orthogonal matrix `Q`.
 #[derive(Clone, Debug)]
 pub struct Rotation {
-    /// Width.
+    /// Channels that are turned together: the order of the matrix.
     pub width: usize,
     /// How the matrix was made.
     pub family: Family,

@@ -38,12 +38,12 @@ impl FloatLinear {
         Ok(Self { out_features, in_features, data, bias, shortlist: Arc::default() })
     }
 
-    /// `N`.
+    /// `N`, the rows of the weight.
     pub fn out_features(&self) -> usize {
         self.out_features
     }
 
-    /// `K`.
+    /// `K`, the columns of the weight.
     pub fn in_features(&self) -> usize {
         self.in_features
     }
@@ -53,7 +53,7 @@ impl FloatLinear {
         &self.data
     }
 
-    /// The bias.
+    /// The bias, of length `N`, where the layer has one.
     pub fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()
     }

@@ -119,7 +119,7 @@ impl GgufFile {
         self.version
     }
 
-    /// All metadata.
+    /// Keys and values of the header.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }

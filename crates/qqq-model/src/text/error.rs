@@ -42,7 +42,7 @@ pub enum TextProblem {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}{place}: {reason}", path.display())]
 pub struct TextError {
-    /// The file.
+    /// The file that was read.
     pub path: PathBuf,
     /// Where in it.
     pub place: Place,

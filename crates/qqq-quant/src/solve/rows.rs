@@ -238,7 +238,7 @@ fn weighted_dot(p: &[f32], v: &[f32], d: &[f64]) -> f64 {
     sums.iter().sum()
 }
 
-/// Nearest codes.
+/// The codes nearest to `w / scale`, within the grid; shape of the weights.
 fn round_to_nearest(task: &Task<'_>, weights: &[f32], scales: &[f32], grid: Grid) -> Vec<i8> {
     let group = task.options.group_size.unwrap_or(task.k);
     let mut out = vec![0i8; weights.len()];

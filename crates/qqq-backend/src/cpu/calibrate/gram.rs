@@ -41,7 +41,7 @@ pub struct CpuGram {
 }
 
 impl CpuGram {
-    /// Zero.
+    /// A sum over no tokens, for inputs of `width` channels.
     pub fn new(width: usize) -> Self {
         Self { width, tokens: 0, sum: vec![0.0; width * width] }
     }
