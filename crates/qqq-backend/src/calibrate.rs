@@ -2,8 +2,8 @@
 
 use crate::{AttentionKind, Backend, Result};
 
-/// How many rows of a calibration's arrays a device has in work at the same time. Estimates of memory and time are made of
-/// these.
+/// How many rows of a calibration's arrays a device has in work at the same time. Estimates of memory and time are made
+/// of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pieces {
     /// Queries of a head for which [`Calibrate::attended`] averages the tokens of a sequence, at most.

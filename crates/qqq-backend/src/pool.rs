@@ -43,7 +43,8 @@ impl Drop for Reset {
 }
 
 /// Runs `job(i)` for every `i < tasks`, on all threads of the process-wide pool (the caller's
-/// included) or of the [team](crate::team) in its place; returns when all are done. Tasks are claimed dynamically, in ascending order. A call
+/// included) or of the [team](crate::team) in its place; returns when all are done. Tasks are claimed dynamically, in
+/// ascending order. A call
 /// from within a job, or while another thread uses the pool, runs its tasks on the calling thread.
 ///
 /// # Panics

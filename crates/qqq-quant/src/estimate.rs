@@ -17,8 +17,8 @@ mod rate {
     pub const ATTENTION: f64 = 80e9;
     pub const SOLVE: f64 = 80e9;
     pub const SAMPLE: f64 = 60e9;
-    /// Seconds for the scale and the code of a weight.
-    pub const ROUND_SECONDS: f64 = 10e-9;
+    /// Seconds for the code of a weight and its share of a scale that is searched.
+    pub const ROUND_SECONDS: f64 = 50e-9;
 }
 
 /// What takes its own time for each unit: other shapes, another kernel, another bottleneck.

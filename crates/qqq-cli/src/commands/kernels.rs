@@ -3,7 +3,6 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use clap::Subcommand;
-use qqq_backend::pool;
 use qqq_cuda::{
     Arch, Archive, Compiler, DType, embedded,
     gemm::WeightKind,
