@@ -19,6 +19,7 @@ use crate::{
     self_samples,
     solve::ScaleDType,
     source_types::AlreadyQuantized,
+    trial::Slowness,
     windows::{Surroundings, Window, Windows},
     work::Work,
 };
@@ -73,8 +74,9 @@ pub fn quantize<'a, B: Calibrate>(
 
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;
-    let estimate = Estimate::new(config, recipe, calibration.source);
-    let mut work = Work::new(backend, progress, &estimate, config.num_layers)?;
+    let slowness = Slowness::measured(backend)?;
+    let estimate = Estimate::new(config, recipe, calibration.source, &slowness);
+    let mut work = Work::new(progress, &estimate, config.num_layers);
     match &plan.already_quantized {
         Some(AlreadyQuantized::Coarse(message)) => work.warn(message.clone()),
         Some(AlreadyQuantized::Fine(message)) => work.note(message),
