@@ -45,7 +45,7 @@ const FOREIGN: [(&[u8], &str); 10] = [
 
 /// Where bytes come from.
 enum Source {
-    File(Watched),
+    File(Box<Watched>),
     /// What can be read once, from its beginning to its end.
     Stream(Box<dyn Read>),
 }
@@ -62,7 +62,7 @@ struct Hashed {
 impl Original {
     pub fn file(path: &Path) -> Result<Self> {
         let file = Watched::open(path).map_err(|e| read_error(path, e))?;
-        Ok(Self::new(Source::File(file)))
+        Ok(Self::new(Source::File(Box::new(file))))
     }
 
     pub fn stream(stream: Box<dyn Read>) -> Self {
