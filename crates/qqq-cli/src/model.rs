@@ -31,11 +31,31 @@ pub struct HubArgs {
 impl HubArgs {
     /// For the model library.
     pub fn options(&self) -> HubOptions {
+        HubOptions { revision: self.revision.clone(), ..self.data_set_options() }
+    }
+
+    /// The same for a data set: the revision is the model's.
+    pub fn data_set_options(&self) -> HubOptions {
         HubOptions {
-            revision: self.revision.clone(),
+            revision: None,
             token: self.token.clone(),
             offline: self.offline,
             progress: Some(download::show),
+        }
+    }
+
+    /// Refuses a revision where no model of a command comes from the hub: the files that are here may be any.
+    pub fn check(&self, models: &[&str]) -> anyhow::Result<()> {
+        match &self.revision {
+            Some(revision) if models.iter().all(|spec| Path::new(spec).exists()) => Err(bad_input_hint(
+                format!(
+                    "--revision {revision} does nothing with {}, which {} not from the hub: leave it out",
+                    models.join(" and "),
+                    if models.len() == 1 { "is" } else { "are" },
+                ),
+                "files are used as they lie on the disk; a model of the hub is named owner/name",
+            )),
+            _ => Ok(()),
         }
     }
 }
@@ -52,6 +72,11 @@ pub struct LoadedModel {
 
 /// Finds a model and reads its headers.
 pub fn open(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
+    hub.check(&[spec])?;
+    find(spec, hub)
+}
+
+fn find(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     let path = Path::new(spec);
     if spec.is_empty() {
         return Err(bad_input_hint("the model's name is empty", MODEL_HINT));
@@ -78,6 +103,11 @@ const MODEL_HINT: &str = "a model is a directory with config.json and safetensor
 /// Finds a model and loads it whole.
 pub fn load(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
     load_opened(spec, || open(spec, hub))
+}
+
+/// As [`load`], where the hub's options were [checked](HubArgs::check) for several models.
+pub fn load_checked(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
+    load_opened(spec, || find(spec, hub))
 }
 
 /// Loads the model at a path whole.

@@ -6,7 +6,7 @@ use qqq_backend::{Backend, BatchPlan, KvDType, KvLayout, pages_for};
 
 use crate::{
     Decoder, Result,
-    block::{Flow, Scratch},
+    block::{Flow, Scratch, Watch},
 };
 
 /// Runs a decoder step by step. It owns the activations and the pool of KV pages; the decoder owns weights, and who has
@@ -72,6 +72,11 @@ impl<'d, B: Backend> Runner<'d, B> {
     /// # Errors
     /// A plan that [`Decoder::check`] refuses, before anything is written; those of the backend.
     pub fn step(&mut self, plan: &BatchPlan) -> Result<()> {
+        self.watched_step(plan, &mut |_, _, _| Ok(()))
+    }
+
+    /// As [`step`](Self::step); `watch` sees the rows at each site of each layer.
+    pub(crate) fn watched_step(&mut self, plan: &BatchPlan, watch: &mut Watch<'_, B>) -> Result<()> {
         self.decoder.check(plan)?;
         let b = &self.decoder.backend;
         let batch = match self.batch.take() {
@@ -82,11 +87,8 @@ impl<'d, B: Backend> Runner<'d, B> {
             None => b.batch(plan)?,
         };
         let batch = self.batch.insert(batch);
-        self.decoder.forward(batch, plan.rows(), &mut self.flow, &mut self.scratch, &mut self.kv)
-    }
-
-    pub(crate) fn parts(&mut self) -> (&mut Flow<B>, &mut Scratch<B>, &mut B::KvPool) {
-        (&mut self.flow, &mut self.scratch, &mut self.kv)
+        let Self { flow, scratch, kv, .. } = self;
+        self.decoder.forward(batch, plan.rows(), flow, scratch, kv, watch)
     }
 
     /// States of the last step's tokens before the last norm, one row a token.

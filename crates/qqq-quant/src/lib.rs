@@ -69,11 +69,14 @@ mod rotations;
 mod run;
 mod scratch;
 mod self_samples;
+#[cfg(test)]
+mod shapes;
 pub mod smooth;
 pub mod smooth_sites;
 pub mod solve;
 mod source_types;
 pub mod transform;
+mod trial;
 mod value_hessian;
 pub mod windows;
 mod work;

@@ -95,10 +95,11 @@ fn render_into(
         0 => writeln!(card, "| Calibration data | none |")?,
         n => {
             let (data, tokens) = (&report.calibration_data, calibration.window);
+            let s = if n == 1 { "" } else { "s" };
             let purpose = if recipe.needs_text().is_empty() { "none; loss measured on " } else { "" };
             writeln!(
                 card,
-                "| Calibration data | {purpose}{data}: {n} windows of {tokens} tokens, seed {} |",
+                "| Calibration data | {purpose}{data}: {n} window{s} of {tokens} tokens, seed {} |",
                 recipe.seed
             )?;
         }

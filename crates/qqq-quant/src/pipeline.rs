@@ -19,6 +19,7 @@ use crate::{
     self_samples,
     solve::ScaleDType,
     source_types::AlreadyQuantized,
+    trial::Slowness,
     windows::{Surroundings, Window, Windows},
     work::Work,
 };
@@ -77,8 +78,9 @@ pub fn quantize<'a, B: Calibrate>(
 
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;
-    let estimate = Estimate::new(config, recipe, calibration.source, B::PIECES);
-    let mut work = Work::new(backend, progress, &estimate, config.num_layers)?;
+    let slowness = Slowness::measured(backend)?;
+    let estimate = Estimate::new(config, recipe, calibration.source, &slowness, B::PIECES);
+    let mut work = Work::new(progress, &estimate, config.num_layers);
     if let Some(note) = note {
         work.note(&note);
     }

@@ -26,9 +26,10 @@ pub struct LayerReport {
     pub out_features: usize,
     /// Input channels: columns of the weight.
     pub in_features: usize,
-    /// Relative output error of rounding to nearest.
+    /// [`loss`](Self::loss) of rounding to nearest with the same scales.
     pub loss_nearest: f64,
-    /// Relative output error of the result.
+    /// Squared error of the layer's output on the calibration text, as a share of the output's square; where there was no
+    /// text (0 windows), squared error of the weights as a share of the weights' square.
     pub loss: f64,
     /// Damping that was needed.
     pub damping: f64,

@@ -165,7 +165,7 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
     let text = read_prompt(args)?;
     let source = match &args.prompt_file {
         Some(file) if file != Path::new("-") => file.display().to_string(),
-        _ => "standard input".into(),
+        _ => prompt::STDIN.into(),
     };
     let lines = if args.batch { Some(lines::parse(&text, &source)?) } else { None };
     let model = model::load(&args.model, &args.hub)?;

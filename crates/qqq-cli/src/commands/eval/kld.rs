@@ -80,10 +80,11 @@ impl Shown {
 
 /// Runs the command.
 pub fn run(args: &KldArgs, console: &Console) -> anyhow::Result<()> {
-    let model = model::load(&args.model, &args.hub)?;
+    args.hub.check(&[&args.model, &args.baseline])?;
+    let model = model::load_checked(&args.model, &args.hub)?;
     let mut text = args.text.open(&model)?;
     let tokens = text.tokens(&model.tokenizer)?;
-    let baseline = model::load(&args.baseline, &args.hub)?;
+    let baseline = model::load_checked(&args.baseline, &args.hub)?;
     if baseline.decoder.config.vocab_size != model.decoder.config.vocab_size {
         return Err(bad_input(format!(
             "{} has a vocabulary of {} tokens, {} one of {}: their predictions cannot be compared",
