@@ -47,7 +47,7 @@ pub mod error;
 pub mod finite;
 pub mod ranking;
 
-pub use backend::{AttentionKind, Backend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm};
+pub use backend::{AttentionKind, Backend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm, QueryScale};
 pub use batch::{BatchPlan, PAGE, Span, pages_for};
 pub use calibrate::Calibrate;
 pub use cpu::CpuBackend;

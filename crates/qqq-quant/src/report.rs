@@ -98,6 +98,9 @@ pub struct Report {
     pub version: String,
     /// Model as named by the user.
     pub model: String,
+    /// Class of the model whose text part was quantized, if it has others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_part_of: Option<String>,
     /// Form written.
     pub format: String,
     /// Recipe.
