@@ -99,6 +99,10 @@ LLAVA = {
 }  # fmt: skip
 # The names of transformers 4's files.
 OLDER_NAMES = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""}
+SEED_OSS = LLAMA | {
+    "architectures": ["SeedOssForCausalLM"], "model_type": "seed_oss", "num_key_value_heads": 2, "head_dim": 24,
+    "attention_out_bias": False, "rope_theta": 1e7,
+}  # fmt: skip
 LONG_ROPE = {"type": "longrope", "short_factor": [1.0, 1.5, 2.5], "long_factor": [1.0, 1.5, 2.5]}
 LLAMA3_ROPE = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -176,6 +180,8 @@ MODELS = {
         },
         "f16", 1,
     ),
+    "seed_oss": (SEED_OSS, "bf16", 1),
+    "seed_oss_biases": (SEED_OSS | {"attention_out_bias": True, "mlp_bias": True, "attention_bias": True}, "f32", 1),
     "seeing_gemma3": (SEEING_GEMMA3, "bf16", 2),
     "seeing_mistral_older_names": (SEEING_MISTRAL, "f32", 1),
     "seeing_ministral3": (

@@ -9,7 +9,7 @@ use qqq_formats::{DType, writer::CheckpointWriter};
 use serde_json::Value;
 
 /// Of the models that are compared with transformers (`crates/qqq-model/tests/data/parity.json`), one or more of each family.
-const MODELS: [(&str, &str); 12] = [
+const MODELS: [(&str, &str); 13] = [
     ("llama_gqa", "LlamaForCausalLM"),
     ("mistral_window", "MistralForCausalLM"),
     ("ministral3", "Ministral3ForCausalLM"),
@@ -20,6 +20,7 @@ const MODELS: [(&str, &str); 12] = [
     ("phi3_two_lists", "Phi3ForCausalLM"),
     ("phi4_partial_rope", "Phi3ForCausalLM"),
     ("gemma3", "Gemma3ForCausalLM"),
+    ("seed_oss", "SeedOssForCausalLM"),
     ("seeing_gemma3", "Gemma3ForCausalLM"),
     ("seeing_mistral_older_names", "MistralForCausalLM"),
 ];

@@ -8,13 +8,14 @@ mod ministral3;
 mod mistral;
 mod phi3;
 mod qwen;
+mod seed_oss;
 mod smollm3;
 
 use super::{fields::Fields, limit};
 use crate::{FormatError, Result};
 
 /// Every family.
-pub(super) const ALL: [&Family; 9] = [
+pub(super) const ALL: [&Family; 10] = [
     &llama::LLAMA,
     &mistral::MISTRAL,
     &ministral3::MINISTRAL3,
@@ -24,6 +25,7 @@ pub(super) const ALL: [&Family; 9] = [
     &granite::GRANITE,
     &phi3::PHI3,
     &gemma3::GEMMA3,
+    &seed_oss::SEED_OSS,
 ];
 
 /// A family: its class in transformers, what a missing field means to it, and its flags.
