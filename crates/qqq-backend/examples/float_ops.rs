@@ -65,7 +65,7 @@ fn main() -> Result<(), BackendError> {
     }
 
     let heads = HeadLayout { num_heads: 9, num_kv_heads: 3, head_dim: 64 };
-    let rope = b.rope(&[0.01; 32], 1.0, 8192)?;
+    let rope = b.rope(&[0.01; 32], 1.0, None, 8192)?;
     let pages: Vec<u32> = (0..16).collect();
     let step = |start: usize, len: usize| {
         let mut plan = BatchPlan::default();

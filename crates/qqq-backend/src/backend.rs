@@ -80,6 +80,24 @@ pub struct Norm<B: Backend> {
     pub eps: f32,
 }
 
+/// Queries that grow with their position: a query at position `p` is multiplied by `1 + beta ln(1 + floor(p / period))`
+/// (Nakanishi, arXiv 2501.19399, in the form of Llama 4).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScale {
+    /// How fast they grow.
+    pub beta: f32,
+    /// Positions that share a factor; up to the first `period` ones it is 1.
+    pub period: usize,
+}
+
+impl QueryScale {
+    /// The factor at a position.
+    pub fn at(self, position: usize) -> f32 {
+        let periods = position.checked_div(self.period).unwrap_or(0);
+        1.0 + self.beta * (1.0 + periods as f32).ln()
+    }
+}
+
 /// Element type of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvDType {
@@ -152,8 +170,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn tied_head(&self, embedding: &Self::Embedding) -> Result<Self::Linear>;
     /// Rotary embedding of the first `2 * inv_freq.len()` components of a head, half-split ("neox") pairing: component `i`
     /// turns with component `i + inv_freq.len()`. Cosines and sines are multiplied by `factor`, which makes what is turned
-    /// longer. Positions are below `max_positions`.
-    fn rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Result<Self::Rope>;
+    /// longer. `query_scale` multiplies whole queries; a table of cosines and sines for queries alone may hold it where all
+    /// of a head turns. Positions are below `max_positions`.
+    fn rope(
+        &self,
+        inv_freq: &[f32],
+        factor: f32,
+        query_scale: Option<QueryScale>,
+        max_positions: usize,
+    ) -> Result<Self::Rope>;
     /// A pool of `pages` pages, [`PAGE`](crate::PAGE) positions each. Who has which page is for the caller to say, in a
     /// [`BatchPlan`].
     fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<Self::KvPool>;

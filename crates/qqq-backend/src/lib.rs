@@ -52,7 +52,7 @@ mod shared;
 pub mod simd;
 pub mod team;
 
-pub use backend::{AttentionKind, Backend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm};
+pub use backend::{AttentionKind, Backend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm, QueryScale};
 pub use batch::{BatchPlan, PAGE, Span, pages_for};
 pub use calibrate::{Calibrate, Pieces};
 pub use cpu::CpuBackend;

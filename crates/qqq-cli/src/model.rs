@@ -82,7 +82,7 @@ fn find(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
         return Err(bad_input_hint("the model's name is empty", MODEL_HINT));
     }
     if path.exists() {
-        return Ok(Checkpoint::open(path)?);
+        return open_path(path);
     }
     if spec.contains("://") {
         return Err(bad_input_hint(
@@ -93,8 +93,19 @@ fn find(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     if !hub::is_id(spec) {
         return Err(bad_input_hint(format!("{spec}: no such file or directory"), MODEL_HINT));
     }
-    let path = hub::resolve(spec, &hub.options())?;
-    Ok(Checkpoint::open(&path)?)
+    open_path(&hub::resolve(spec, &hub.options())?)
+}
+
+/// Opens a model, and says so where that is not all of it.
+fn open_path(path: &Path) -> anyhow::Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(path)?;
+    if let (Some(whole), Some(console)) = (checkpoint.config.text_part_of, download::console()) {
+        console.note(&format!(
+            "{}: the text part of a {whole}; the parts that see or hear are left out",
+            path.display()
+        ));
+    }
+    Ok(checkpoint)
 }
 
 const MODEL_HINT: &str = "a model is a directory with config.json and safetensors, a .gguf file, or owner/name on the hub \
@@ -112,7 +123,7 @@ pub fn load_checked(spec: &str, hub: &HubArgs) -> anyhow::Result<LoadedModel> {
 
 /// Loads the model at a path whole.
 pub fn load_path(path: &Path) -> anyhow::Result<LoadedModel> {
-    load_opened(&path.display().to_string(), || Ok(Checkpoint::open(path)?))
+    load_opened(&path.display().to_string(), || open_path(path))
 }
 
 fn load_opened(spec: &str, open: impl Fn() -> anyhow::Result<Checkpoint>) -> anyhow::Result<LoadedModel> {

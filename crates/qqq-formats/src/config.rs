@@ -10,9 +10,10 @@ mod families;
 mod fields;
 mod model_keys;
 mod rope;
+pub(crate) mod wrapped;
 
 use families::Family;
-pub use families::{GateFunction, Graph};
+pub use families::{GateFunction, Graph, QueryScale};
 use fields::Fields;
 pub use rope::RopeScaling;
 
@@ -53,8 +54,10 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Longest context in tokens that the model was made for.
+    /// Longest context in tokens: that which the model was made for, or as far as its rotary embedding can be followed.
     pub max_position_embeddings: usize,
+    /// Why longer texts cannot be, where the reason is not that the model has no more positions.
+    pub context_limit: Option<&'static str>,
     /// Epsilon of the RMS norms.
     pub rms_norm_eps: f32,
     /// Base of the rotary embedding.
@@ -77,8 +80,10 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// How the weights are quantized, if they are.
     pub quantization: Option<QuantizationConfig>,
-    /// The whole `config.json` (made up in Hugging Face's form for a GGUF file), to be written
-    /// again with a quantized checkpoint.
+    /// Class of the model whose text part this is, if it is one of a model that also sees or hears.
+    pub text_part_of: Option<&'static str>,
+    /// The whole `config.json` (made up in Hugging Face's form for a GGUF file and for the text part of a model), to be
+    /// written again with a quantized checkpoint.
     pub raw: Map<String, Value>,
 }
 
@@ -128,10 +133,12 @@ impl Architecture {
             (classes, _) => format!("architecture {:?}", classes.join(", ")),
         };
         let supported: Vec<&str> = families::ALL.iter().map(|family| family.class).collect();
+        let wrapped: Vec<&str> = wrapped::classes().collect();
         Err(FormatError::Unsupported(format!(
-            "{}: {found} is not supported; supported are {}",
+            "{}: {found} is not supported; supported are {}, and the text part of {}",
             fields.path().display(),
-            supported.join(", ")
+            supported.join(", "),
+            wrapped.join(", ")
         )))
     }
 }
@@ -167,6 +174,10 @@ impl ModelConfig {
     pub fn from_value(path: &Path, value: Value) -> Result<Self> {
         let Value::Object(raw) = value else {
             return Err(FormatError::Malformed { path: path.into(), reason: "not a JSON object".into() });
+        };
+        let (text_part_of, raw) = match wrapped::text_part(path, &raw)? {
+            Some((class, text)) => (Some(class), text),
+            None => (None, raw),
         };
         let f = Fields::new(path, "", &raw);
         let architecture = Architecture::detect(&f)?;
@@ -258,7 +269,8 @@ impl ModelConfig {
             num_kv_heads,
             head_dim,
             vocab_size: f.size("vocab_size", None, limit::VOCAB)?,
-            max_position_embeddings,
+            max_position_embeddings: rope.positions,
+            context_limit: rope.limit,
             rms_norm_eps,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
@@ -270,6 +282,7 @@ impl ModelConfig {
             bos_token_id: f.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: f.token_ids("eos_token_id")?,
             quantization,
+            text_part_of,
             raw,
         })
     }

@@ -130,8 +130,10 @@ impl<B: Backend> Decoder<B> {
         for span in &plan.spans {
             if span.start.checked_add(span.len).is_none_or(|end| end > context) {
                 return Err(ModelError::Request(format!(
-                    "a sequence of {} and {} more tokens is longer than the model's context of {context}",
-                    span.start, span.len
+                    "a sequence of {} and {} more tokens is longer than the model's context of {context}{}",
+                    span.start,
+                    span.len,
+                    self.config.context_limit.map_or(String::new(), |why| format!(": {why}"))
                 )));
             }
         }

@@ -317,13 +317,15 @@ impl StageEstimate {
 mod tests {
     use super::*;
     use crate::shapes;
+    use qqq_backend::{Calibrate, CpuBackend};
 
     /// Whole runs on the machine of the rates.
     #[test]
     fn runs_take_what_is_expected() {
         let slowness = Slowness { int8: 1.0, moments: 1.0, float: 1.0 };
         for (config, seconds) in [(shapes::smollm2(), 70.0), (shapes::llama_7b(2), 233.0)] {
-            let estimate = Estimate::new(&config, &Recipe::DEFAULT, &Source::BuiltIn, &slowness);
+            let recipe = Recipe { transform: Transform::Rotate, ..Recipe::DEFAULT };
+            let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
             let expected: f64 = estimate.plan(config.num_layers).iter().sum();
             assert!((0.8..1.25).contains(&(expected / seconds)), "{expected} instead of {seconds}");
         }
@@ -333,7 +335,8 @@ mod tests {
     fn a_slower_machine_takes_longer() {
         let seconds = |slowness| {
             let config = shapes::wide();
-            let estimate = Estimate::new(&config, &Recipe::DEFAULT, &Source::BuiltIn, &slowness);
+            let recipe = Recipe { transform: Transform::Rotate, ..Recipe::DEFAULT };
+            let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
             estimate.plan(config.num_layers).iter().sum::<f64>()
         };
         let usual = seconds(Slowness { int8: 1.0, moments: 1.0, float: 1.0 });

@@ -415,7 +415,7 @@ mod tests {
             ((shapes::wide(), BF16), usual.clone(), 1.91e9),
             ((shapes::llama_7b(2), BF16), usual, 3.36e9),
         ] {
-            let need = need(&config, &recipe, stored, false, 2);
+            let need = need(&config, &recipe, stored, false, 2, CpuBackend::PIECES);
             let ratio = need.bytes as f64 / peak;
             assert!((1.0..1.15).contains(&ratio), "{need:?} is {ratio} of {peak}");
         }

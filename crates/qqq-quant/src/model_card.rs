@@ -83,6 +83,12 @@ fn render_into(
          output head and norms are kept in 16 bits.\n",
         report.model, report.version
     )?;
+    if let Some(whole) = &report.text_part_of {
+        writeln!(
+            card,
+            "This is a text model: the text part of a {whole}, without the parts that see or hear.\n"
+        )?;
+    }
     writeln!(card, "| | |\n|---|---|")?;
     writeln!(card, "| Weights | {weights} |")?;
     writeln!(card, "| Activations | int8, one scale per token, found at run time |")?;

@@ -99,6 +99,9 @@ pub struct Report {
     pub version: String,
     /// Model as named by the user.
     pub model: String,
+    /// Class of the model whose text part was quantized, if it has others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_part_of: Option<String>,
     /// Form on disk: `qqq` or `compressed-tensors`.
     pub format: String,
     /// What was done; its transform is never [`Transform::Auto`](crate::Transform::Auto).

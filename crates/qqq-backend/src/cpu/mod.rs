@@ -23,7 +23,8 @@ use std::borrow::Cow;
 use qqq_formats::{LinearWeight, WeightData};
 
 use crate::{
-    AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvLayout, Norm, Result,
+    AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvLayout, Norm, QueryScale,
+    Result,
 };
 use matrix::Matrix;
 use w4a8::{Int8Activations, W4A8Linear};
@@ -162,8 +163,14 @@ impl Backend for CpuBackend {
         embedding.tied_head().map(CpuLinear::Float)
     }
 
-    fn rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Result<CpuRope> {
-        Ok(CpuRope::new(inv_freq, factor, max_positions))
+    fn rope(
+        &self,
+        inv_freq: &[f32],
+        factor: f32,
+        query_scale: Option<QueryScale>,
+        max_positions: usize,
+    ) -> Result<CpuRope> {
+        Ok(CpuRope::new(inv_freq, factor, query_scale, max_positions))
     }
 
     fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<CpuKvPool> {
