@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 OUT = Path(__file__).parent.parent / "crates/qqq-model/tests/data"
 TOKENS = 40
@@ -53,6 +53,56 @@ GEMMA3 = LLAMA | {
     "bos_token_id": 2, "eos_token_id": 1, "tie_word_embeddings": True,
 }  # fmt: skip
 del GEMMA3["hidden_act"]
+MINISTRAL3 = LLAMA | {
+    "architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3", "num_key_value_heads": 2, "head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16,
+        "max_position_embeddings": 256, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.5,
+    },
+}  # fmt: skip
+# Models that see: text_config, and as little as possible of the rest.
+SIGLIP = {
+    "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "vision_use_head": False,
+}  # fmt: skip
+PIXTRAL = {
+    "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "head_dim": 8, "image_size": 8, "patch_size": 4,
+}  # fmt: skip
+CLIP = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "projection_dim": 16,
+}  # fmt: skip
+
+
+def text(config, *left_out):
+    return {k: v for k, v in config.items() if k not in ("architectures", "tie_word_embeddings", *left_out)}
+
+
+SEEING_GEMMA3 = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text(GEMMA3),
+    "vision_config": SIGLIP, "mm_tokens_per_image": 4, "boi_token_index": 58, "eoi_token_index": 59,
+    "image_token_index": 60, "initializer_range": 0.02, "torch_dtype": "bfloat16",
+}  # fmt: skip
+SEEING_MISTRAL = {
+    "architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+    "text_config": text(MISTRAL) | {"sliding_window": None}, "vision_config": PIXTRAL, "image_token_index": 10,
+    "multimodal_projector_bias": False, "projector_hidden_act": "gelu", "spatial_merge_size": 2, "vision_feature_layer": -1,
+}  # fmt: skip
+LLAVA = {
+    "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava",
+    # All heads have keys of their own, as the class has it.
+    "text_config": text(LLAMA, "model_type") | {"architectures": ["LlamaForCausalLM"], "num_key_value_heads": 4},
+    "vision_config": CLIP, "image_token_index": 60, "projector_hidden_act": "gelu", "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default", "tie_word_embeddings": False,
+}  # fmt: skip
+# The names of transformers 4's files.
+OLDER_NAMES = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""}
+SEED_OSS = LLAMA | {
+    "architectures": ["SeedOssForCausalLM"], "model_type": "seed_oss", "num_key_value_heads": 2, "head_dim": 24,
+    "attention_out_bias": False, "rope_theta": 1e7,
+}  # fmt: skip
 LONG_ROPE = {"type": "longrope", "short_factor": [1.0, 1.5, 2.5], "long_factor": [1.0, 1.5, 2.5]}
 LLAMA3_ROPE = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -103,6 +153,19 @@ MODELS = {
         },
         "f32", 1,
     ),
+    # The short list counts up to the original context, and the factor of attention is that of the whole one.
+    "phi3_two_lists": (
+        PHI3 | {
+            "rope_scaling": {
+                "type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0],
+                "long_factor": [1.0, 3.0, 6.0, 9.0, 12.0, 15.0, 18.0, 21.0],
+            },
+            "original_max_position_embeddings": 48,
+        },
+        "f32", 1,
+    ),
+    "llama_dynamic_rope": (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 64}, "f32", 1),
+    "ministral3": (MINISTRAL3, "bf16", 1),
     "gemma3": (GEMMA3, "bf16", 1),
     "gemma3_scaled_rope": (
         GEMMA3 | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "attention_bias": True}, "f32", 2,
@@ -117,6 +180,14 @@ MODELS = {
         },
         "f16", 1,
     ),
+    "seed_oss": (SEED_OSS, "bf16", 1),
+    "seed_oss_biases": (SEED_OSS | {"attention_out_bias": True, "mlp_bias": True, "attention_bias": True}, "f32", 1),
+    "seeing_gemma3": (SEEING_GEMMA3, "bf16", 2),
+    "seeing_mistral_older_names": (SEEING_MISTRAL, "f32", 1),
+    "seeing_ministral3": (
+        SEEING_MISTRAL | {"text_config": text(MINISTRAL3), "tie_word_embeddings": False}, "bf16", 1,
+    ),
+    "llava_older_names": (LLAVA, "f16", 1),
     "qwen3_tied_bias": (QWEN3 | {"tie_word_embeddings": True, "attention_bias": True}, "f16", 1),
 }
 
@@ -166,15 +237,22 @@ def random_models():
     tensors, manifest = {}, {}
     for name, (config, storage, files) in MODELS.items():
         parsed = AutoConfig.for_model(**json.loads(json.dumps(config)))
-        model = AutoModelForCausalLM.from_config(parsed, attn_implementation="eager", dtype=torch.float32).eval()
+        kind = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+        model = kind.from_config(parsed, attn_implementation="eager", dtype=torch.float32).eval()
+        tied = config.get("tie_word_embeddings", "gemma3" in name)
+        if not tied and "vision_config" in config:
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
         shapes = {}
         with torch.no_grad():
             for key, parameter in model.state_dict().items():
-                if key == "lm_head.weight" and config["tie_word_embeddings"]:
+                if key == "lm_head.weight" and tied or parameter.dtype != torch.float32:
                     continue
+                if name.endswith("older_names"):
+                    new, old = next((pair for pair in OLDER_NAMES.items() if key.startswith(pair[0])))
+                    key = old + key.removeprefix(new)
                 shapes[key] = list(parameter.shape)
                 parameter.copy_(weight(key, shapes[key]).to(stored_as(key, storage)))
-            ids = (np.arange(TOKENS, dtype=np.int64) * 37 + fnv1a(name) % 1000) ** 2 % config["vocab_size"]
+            ids = (np.arange(TOKENS, dtype=np.int64) * 37 + fnv1a(name) % 1000) ** 2 % config.get("text_config", config)["vocab_size"]
             logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
             exact = model.double()(torch.from_numpy(ids)[None]).logits[0].numpy()
         noise = np.abs(logits - exact).max() / np.abs(exact).max()

@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 cargo +nightly miri --version >/dev/null 2>&1 ||
     rustup toolchain install nightly --profile minimal --component miri,rust-src
 MIRIFLAGS="-Zmiri-ignore-leaks -Zmiri-num-cpus=2 -Zmiri-many-seeds=0..3" \
-    cargo +nightly miri test -p qqq-backend --lib --locked -- cpu::pool cpu::team
+    cargo +nightly miri test -p qqq-backend --lib --locked -- pool::tests team::tests

@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use half::f16;
-use qqq_backend::cpu::{CpuBackend, CpuInput, matrix::Matrix, pool};
+use qqq_backend::cpu::{CpuBackend, CpuInput, matrix::Matrix};
+use qqq_backend::pool;
 use qqq_backend::{
     AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm,
 };
@@ -64,7 +65,7 @@ fn main() -> Result<(), BackendError> {
     }
 
     let heads = HeadLayout { num_heads: 9, num_kv_heads: 3, head_dim: 64 };
-    let rope = b.rope(&[0.01; 32], 1.0, 8192)?;
+    let rope = b.rope(&[0.01; 32], 1.0, None, 8192)?;
     let pages: Vec<u32> = (0..16).collect();
     let step = |start: usize, len: usize| {
         let mut plan = BatchPlan::default();

@@ -8,7 +8,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use qqq_backend::cpu::pool::{num_threads, parallel_for};
+use qqq_backend::pool::{num_threads, parallel_for};
 use rayon::prelude::*;
 
 /// A way to run `job(i)` for every `i` below a number.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use half::f16;
 use qqq_backend::cpu::isa::Isa;
 use qqq_backend::cpu::matrix::Matrix;
-use qqq_backend::cpu::pool::{num_threads, parallel_for};
 use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
+use qqq_backend::pool::{num_threads, parallel_for};
 use qqq_formats::{QuantizedWeight, Scales};
 
 /// N and K of SmolLM2-135M's layers (qkv, o, gate and up, down), and one of a 7B model.
@@ -66,7 +66,7 @@ fn table(isa: Isa) {
                 let mut out = Matrix::zeros(rows, n);
                 let mut next = 0;
                 let time = best(|| {
-                    copies[next].matmul(&a, None, false, &mut out);
+                    copies[next].matmul(&a, None, &mut out);
                     next = (next + 1) % if rows <= 16 { copies.len() } else { 1 };
                 });
                 let seconds = time.as_secs_f64();
@@ -98,7 +98,7 @@ fn decoder(isa: Isa) {
             let mut outs = [960, 576, 3072, 576].map(|cols| Matrix::zeros(rows, cols));
             let time = best(|| {
                 for (i, layer) in layers.iter().enumerate() {
-                    layer.matmul(&inputs[usize::from(i % 4 == 3)], None, false, &mut outs[i % 4]);
+                    layer.matmul(&inputs[usize::from(i % 4 == 3)], None, &mut outs[i % 4]);
                 }
             });
             println!(

@@ -9,7 +9,7 @@ use crate::{BackendError, BatchPlan, Result};
 /// What a linear layer takes as its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputKind {
-    /// Float activations.
+    /// float32 activations, as they are.
     Float,
     /// int8 activations with one float32 scale per token.
     Int8,
@@ -19,7 +19,7 @@ pub enum InputKind {
 /// heads, then `num_kv_heads` value heads, `head_dim` values each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadLayout {
-    /// Query heads.
+    /// Query heads; a multiple of the key-value heads.
     pub num_heads: usize,
     /// Key and value heads; divides `num_heads`.
     pub num_kv_heads: usize,
@@ -47,7 +47,7 @@ impl HeadLayout {
 /// Which positions a query sees, and how scores are scaled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionKind {
-    /// Heads.
+    /// How many heads there are, and how wide each is.
     pub heads: HeadLayout,
     /// A query sees its own position and the `window - 1` before it; `None`: all before it.
     pub window: Option<usize>,
@@ -80,10 +80,28 @@ pub struct Norm<B: Backend> {
     pub eps: f32,
 }
 
+/// Queries that grow with their position: a query at position `p` is multiplied by `1 + beta ln(1 + floor(p / period))`
+/// (Nakanishi, arXiv 2501.19399, in the form of Llama 4).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScale {
+    /// How fast they grow.
+    pub beta: f32,
+    /// Positions that share a factor; up to the first `period` ones it is 1.
+    pub period: usize,
+}
+
+impl QueryScale {
+    /// The factor at a position.
+    pub fn at(self, position: usize) -> f32 {
+        let periods = position.checked_div(self.period).unwrap_or(0);
+        1.0 + self.beta * (1.0 + periods as f32).ln()
+    }
+}
+
 /// Element type of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvDType {
-    /// 32-bit.
+    /// IEEE binary32: 4 bytes a value, keys and values as they were computed.
     F32,
     /// 16-bit. On a CPU IEEE half; what that cannot stand for (numbers beyond its range, keys so large that their rounding
     /// would be felt, heads so small that it loses their digits) is kept in 32 bits. On a GPU the type of its activations.
@@ -99,7 +117,7 @@ pub struct KvLayout {
     pub num_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Element type.
+    /// Type in which keys and values are kept.
     pub dtype: KvDType,
 }
 
@@ -159,8 +177,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn tied_head(&self, embedding: &Self::Embedding) -> Result<Self::Linear>;
     /// Rotary embedding of the first `2 * inv_freq.len()` components of a head, half-split ("neox") pairing: component `i`
     /// turns with component `i + inv_freq.len()`. Cosines and sines are multiplied by `factor`, which makes what is turned
-    /// longer. Positions are below `max_positions`.
-    fn rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Result<Self::Rope>;
+    /// longer. `query_scale` multiplies whole queries; a table of cosines and sines for queries alone may hold it where all
+    /// of a head turns. Positions are below `max_positions`.
+    fn rope(
+        &self,
+        inv_freq: &[f32],
+        factor: f32,
+        query_scale: Option<QueryScale>,
+        max_positions: usize,
+    ) -> Result<Self::Rope>;
     /// The element type that keeps keys and values most exactly here.
     fn finest_kv(&self) -> KvDType {
         KvDType::F32

@@ -34,7 +34,7 @@ impl Span {
 pub struct BatchPlan {
     /// Token ids of the rows; empty where the rows' states are given.
     pub tokens: Vec<u32>,
-    /// Sequences.
+    /// The sequences in the order of their rows, which lie one after the other.
     pub spans: Vec<Span>,
     /// Page tables of the sequences, one after the other.
     pub pages: Vec<u32>,

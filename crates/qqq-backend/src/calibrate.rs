@@ -2,6 +2,20 @@
 
 use crate::{AttentionKind, Backend, Result};
 
+/// How many rows of a calibration's arrays a device has in work at the same time. Estimates of memory and time are made
+/// of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pieces {
+    /// Queries of a head for which [`Calibrate::attended`] averages the tokens of a sequence, at most.
+    pub attended_queries: usize,
+    /// Queries of those whose probabilities are held at the same time.
+    pub probability_queries: usize,
+    /// Rows of a `K x K` sum that a thread of [`Calibrate::gram_of`] adds to at a time.
+    pub gram_rows: usize,
+    /// Tokens that pass through gate and up of a quantized MLP at a time.
+    pub mlp_tokens: usize,
+}
+
 /// A device on which a model can be calibrated: it sums second moments of the inputs of linear layers.
 ///
 /// Results do not depend on how many threads or cores a device has.
@@ -11,6 +25,9 @@ use crate::{AttentionKind, Backend, Result};
 pub trait Calibrate: Backend {
     /// A running sum of `x x^T` over tokens, `K x K`.
     type Gram: Send;
+
+    /// What is in work at the same time.
+    const PIECES: Pieces;
 
     /// A sum over no tokens.
     fn gram(&self, width: usize) -> Result<Self::Gram>;

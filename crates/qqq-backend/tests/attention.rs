@@ -184,7 +184,7 @@ impl Case {
         parts.iter().for_each(|(_, part)| plan.push(&vec![0; part.len], part.start, part.pages));
         let batch = b.batch(&plan)?;
         let mut qkv = b.upload(plan.rows(), self.heads.qkv_width(), rows)?;
-        let rope = b.rope(&inv_freq(self.turned), 1.0, 4096)?;
+        let rope = b.rope(&inv_freq(self.turned), 1.0, None, 4096)?;
         let norms = self.norms().map(|(q, k, eps)| [q, k].map(|weight| Norm { weight, eps }));
         let norms = norms.as_ref().map(|[q, k]| (q, k));
         let rope = (self.turned > 0).then_some(&rope);

@@ -31,9 +31,9 @@ pub struct qqq_gemm_shape {
     pub output: c_int,
     /// Whether a token's outputs depend on no other token.
     pub batch_invariant: c_int,
-    /// Output channels.
+    /// Output channels: a row of the output has as many values.
     pub n: i64,
-    /// Input channels.
+    /// Input channels: a token has as many activations.
     pub k: i64,
     /// Most tokens of a launch.
     pub most_tokens: i64,
@@ -73,11 +73,11 @@ pub struct qqq_gemm_operands {
     pub bias: *const f32,
     /// `m x n`.
     pub y: *mut c_void,
-    /// Tokens.
+    /// Tokens: rows of the activations and of the output.
     pub m: i64,
     /// Zero before the first launch.
     pub workspace: *mut c_void,
-    /// Its size.
+    /// Bytes of the workspace, at least what `qqq_gemm_workspace_bytes` gives.
     pub workspace_bytes: usize,
     /// Programmatic dependent launch.
     pub overlap: c_int,

@@ -40,7 +40,7 @@ pub struct qqq_quantize_operands {
     pub norm: *const c_void,
     /// `qqq_type`.
     pub norm_type: c_int,
-    /// Of RMSNorm.
+    /// What RMSNorm adds to the mean square; other operations do not look at it.
     pub epsilon: f32,
     /// `m x k` int8.
     pub q: *mut c_void,
@@ -48,7 +48,7 @@ pub struct qqq_quantize_operands {
     pub scales: *mut f32,
     /// `m`, or null.
     pub sums: *mut i32,
-    /// Tokens.
+    /// Tokens: rows of input and output.
     pub m: i64,
     /// Programmatic dependent launch.
     pub overlap: c_int,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
-use qqq_backend::cpu::{isa::Isa, pool};
+use qqq_backend::{cpu::isa::Isa, pool};
 
 use crate::{
     commands::{bench, chat, completions, demo, eval, generate, inspect, kernels, man, quantize},

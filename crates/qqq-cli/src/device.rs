@@ -7,7 +7,7 @@ use clap::{
     builder::{PossibleValue, StringValueParser, TypedValueParser},
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use qqq_backend::{Backend, CpuBackend, cpu::pool};
+use qqq_backend::{Backend, CpuBackend, pool};
 use qqq_cuda::{CudaBackend, CudaError, DType, Device};
 use qqq_formats::Checkpoint;
 use qqq_model::{Decoder, names};

@@ -38,11 +38,31 @@ pub struct HubArgs {
 impl HubArgs {
     /// For the model library.
     pub fn options(&self) -> HubOptions {
+        HubOptions { revision: self.revision.clone(), ..self.data_set_options() }
+    }
+
+    /// The same for a data set: the revision is the model's.
+    pub fn data_set_options(&self) -> HubOptions {
         HubOptions {
-            revision: self.revision.clone(),
+            revision: None,
             token: self.token.clone(),
             offline: self.offline,
             progress: Some(download::show),
+        }
+    }
+
+    /// Refuses a revision where no model of a command comes from the hub: the files that are here may be any.
+    pub fn check(&self, models: &[&str]) -> anyhow::Result<()> {
+        match &self.revision {
+            Some(revision) if models.iter().all(|spec| Path::new(spec).exists()) => Err(bad_input_hint(
+                format!(
+                    "--revision {revision} does nothing with {}, which {} not from the hub: leave it out",
+                    models.join(" and "),
+                    if models.len() == 1 { "is" } else { "are" },
+                ),
+                "files are used as they lie on the disk; a model of the hub is named owner/name",
+            )),
+            _ => Ok(()),
         }
     }
 }
@@ -59,12 +79,17 @@ pub struct LoadedModel<B: Backend = CpuBackend> {
 
 /// Finds a model and reads its headers.
 pub fn open(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
+    hub.check(&[spec])?;
+    find(spec, hub)
+}
+
+fn find(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     let path = Path::new(spec);
     if spec.is_empty() {
         return Err(bad_input_hint("the model's name is empty", MODEL_HINT));
     }
     if path.exists() {
-        return Ok(Checkpoint::open(path)?);
+        return open_path(path);
     }
     if spec.contains("://") {
         return Err(bad_input_hint(
@@ -75,8 +100,19 @@ pub fn open(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     if !hub::is_id(spec) {
         return Err(bad_input_hint(format!("{spec}: no such file or directory"), MODEL_HINT));
     }
-    let path = hub::resolve(spec, &hub.options())?;
-    Ok(Checkpoint::open(&path)?)
+    open_path(&hub::resolve(spec, &hub.options())?)
+}
+
+/// Opens a model, and says so where that is not all of it.
+fn open_path(path: &Path) -> anyhow::Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(path)?;
+    if let (Some(whole), Some(console)) = (checkpoint.config.text_part_of, download::console()) {
+        console.note(&format!(
+            "{}: the text part of a {whole}; the parts that see or hear are left out",
+            path.display()
+        ));
+    }
+    Ok(checkpoint)
 }
 
 const MODEL_HINT: &str = "a model is a directory with config.json and safetensors, a .gguf file, or owner/name on the hub \
@@ -87,9 +123,18 @@ pub fn load<P: Place>(spec: &str, hub: &HubArgs, place: &P) -> anyhow::Result<Lo
     load_opened(spec, place, || open(spec, hub))
 }
 
+/// As [`load`], where the hub's options were [checked](HubArgs::check) for several models.
+pub fn load_checked<P: Place>(
+    spec: &str,
+    hub: &HubArgs,
+    place: &P,
+) -> anyhow::Result<LoadedModel<P::Backend>> {
+    load_opened(spec, place, || find(spec, hub))
+}
+
 /// Loads the model at a path whole, to run on the CPU.
 pub fn load_path(path: &Path) -> anyhow::Result<LoadedModel> {
-    load_opened(&path.display().to_string(), &CpuPlace, || Ok(Checkpoint::open(path)?))
+    load_opened(&path.display().to_string(), &CpuPlace, || open_path(path))
 }
 
 fn load_opened<P: Place>(

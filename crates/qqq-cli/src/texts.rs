@@ -47,4 +47,17 @@ impl ReadArgs {
             field: self.text_field.clone(),
         })
     }
+
+    /// Refuses a field where no file has records to look for it in.
+    ///
+    /// # Errors
+    /// A field of what has none.
+    pub fn check_fields(&self, has_records: bool) -> anyhow::Result<()> {
+        match &self.text_field {
+            Some(field) if !has_records => Err(bad_input(format!(
+                "--text-field {field} does nothing here: the text is plain text, which has no fields"
+            ))),
+            _ => Ok(()),
+        }
+    }
 }

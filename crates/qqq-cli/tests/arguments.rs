@@ -278,12 +278,23 @@ fn options_that_would_do_nothing_are_refused() {
         ("--text-field body", "--text-field does nothing without a text"),
         ("--calibration self --text-format json", "--text-format does nothing without a text"),
         ("--calibration text.txt --text-format plain --text-field body", "plain text has no fields"),
+        ("--calibration text.txt --text-field body", "plain text, which has no fields"),
+        ("--revision main", "--revision main does nothing with model, which is not from the hub"),
     ] {
         place.run(&format!("quantize model -o out {options}")).failure(2, says);
     }
     place
         .run("eval perplexity model --text text.txt --text-format plain --text-field body")
         .failure(2, "plain text has no fields");
+    place
+        .run("eval perplexity model --text text.txt --text-field body")
+        .failure(2, "--text-field body does nothing here: the text is plain text");
+    for command in ["generate model --prompt a", "chat model", "inspect model", "bench model model"] {
+        place.run(&format!("{command} --revision v1")).failure(2, "--revision v1 does nothing with model");
+    }
+    place
+        .run("eval kld model --baseline ./model --text text.txt --revision v1")
+        .failure(2, "--revision v1 does nothing with model and ./model, which are not from the hub");
     assert_eq!(place.names(), ["model", "text.txt"]);
 }
 

@@ -98,7 +98,7 @@ fn the_built_in_text_is_the_default_and_the_first_line_says_so() {
 fn what_rounding_to_nearest_says_of_its_text() {
     let place = Place::new();
     let rtn = |out: &str, options: &str| {
-        let run = place.run(&format!("quantize model -o {out} --method rtn --clip none {options}")).success();
+        let run = place.run(&format!("quantize model -o {out} --method rtn {options}")).success();
         let first = run.stderr.lines().next().unwrap().to_owned();
         let row = run.stdout.lines().find(|line| line.contains("mean over layers")).unwrap().to_owned();
         (first, row, std::fs::read_to_string(place.path(out).join("README.md")).unwrap())
@@ -107,7 +107,8 @@ fn what_rounding_to_nearest_says_of_its_text() {
     for text in ["text.txt", "built-in"] {
         let (first, row, card) =
             rtn(&format!("of-{text}"), &format!("--calibration {text} --windows 2 --window 64"));
-        assert!(first.starts_with("rounding to nearest, the loss measured on "), "{first}");
+        let how = "rounding to nearest with scales of the least weight error, the loss measured on ";
+        assert!(first.starts_with(how), "{first}");
         assert!(first.contains("2 windows of 64 tokens") && first.ends_with(gptq), "{first}");
         assert!(row.starts_with("output error") && row.contains("of the output's square"), "{row}");
         assert!(card.contains("| Calibration data | none; loss measured on "), "{card}");
@@ -117,10 +118,8 @@ fn what_rounding_to_nearest_says_of_its_text() {
         );
     }
     let (first, row, card) = rtn("none", "");
-    assert!(
-        first.starts_with("rounding to nearest, without calibration") && first.ends_with(gptq),
-        "{first}"
-    );
+    let how = "rounding to nearest with scales of the least weight error, without calibration";
+    assert!(first.starts_with(how) && first.ends_with(gptq), "{first}");
     assert!(
         row.starts_with("weight error") && row.contains("of the weights' square (no calibration)"),
         "{row}"
@@ -131,8 +130,19 @@ fn what_rounding_to_nearest_says_of_its_text() {
         "{card}"
     );
     place
-        .run("quantize model -o no --method rtn --windows 0")
+        .run("quantize model -o no --method rtn --clip output --windows 0")
         .failure(2, "--windows 0 leaves no calibration text, which --clip output cannot do without");
+    // What needs text says so, and takes no more than it needs.
+    let smooth = "--transform smooth --window 64 --smooth-tokens 32";
+    let (first, _, card) = rtn("smooth", &format!("{smooth} --windows 1"));
+    assert!(
+        first.contains("smoothed for the first 32 tokens of the built-in text, 1 window of 64"),
+        "{first}"
+    );
+    assert!(first.ends_with(gptq) && card.contains("the built-in text: 1 window"), "{first} {card}");
+    let (first, _, _) = rtn("clipped", "--clip output --windows 2 --window 64");
+    let how = "rounding to nearest with scales of the least output error, calibrating on the built-in text";
+    assert!(first.starts_with(how), "{first}");
 }
 
 #[test]

@@ -142,6 +142,8 @@ fn a_prompt_from_a_file_is_that_from_standard_input() {
         (b"ab\xff" as &[u8], ", line 1: it is not UTF-8 text (byte 2 is invalid)"),
         (b"a\0b\0", ": it is no text, but binary data"),
         (b"PK\x03\x04abc", ": it is no text, but a zip archive"),
+        (b"PAR1abc", ": it is a parquet file"),
+        (b"\xff\xfea\0\n\0\x00\xd8a\0", ": line 2 is not UTF-16: half of a surrogate pair"),
     ] {
         fs::write(place.path("bytes"), bytes).unwrap();
         refused(&["--prompt-file", "bytes"], &format!("cannot read the prompt: bytes{says}"));
@@ -149,6 +151,9 @@ fn a_prompt_from_a_file_is_that_from_standard_input() {
             let says = format!("cannot read the prompt: standard input{says}");
             generate(&place, arguments, bytes).failure(2, &says);
         }
+    }
+    for blank in [b"" as &[u8], b" \r\n\n"] {
+        generate(&place, &["--prompt", "-"], blank).failure(2, "error: the prompt is empty");
     }
     // One line end is the writer's, others are the text's.
     let text = format!("{text}\n\r\n");

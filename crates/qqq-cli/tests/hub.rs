@@ -111,7 +111,11 @@ fn answer(stream: &TcpStream, repos: &Repos, seen: &Mutex<Vec<Option<String>>>) 
     seen.lock().unwrap().push(token);
     let path = request.split(' ').nth(1).unwrap_or_default();
     let list = |rest: &str| {
-        let (repo, _) = rest.split_once("/revision/")?;
+        let (repo, revision) = rest.split_once("/revision/")?;
+        // Models have others.
+        if repo.starts_with("datasets/") && revision != "main" {
+            return None;
+        }
         let names: Vec<_> = repos.get(repo)?.keys().map(|name| json!({ "rfilename": name })).collect();
         Some(json!({ "sha": COMMIT, "siblings": names }).to_string().into_bytes())
     };
@@ -188,6 +192,10 @@ fn a_model_and_a_data_set_of_the_hub_make_a_checkpoint() {
     let read = |name: &str| fs::read_to_string(place.path("out").join(name)).unwrap();
     assert_eq!(read("LICENSE"), "terms");
     assert_eq!(read("additional_chat_templates/tool_use.jinja"), "{{ x }}");
+    fs::remove_dir_all(place.path("out")).unwrap();
+    // The model's revision is not the data set's.
+    let of_revision = [&line("acme/texts:en/test")[..], &["--revision", "v1"]].concat();
+    hub.run(&place, "home", &[], &of_revision).success();
     fs::remove_dir_all(place.path("out")).unwrap();
     hub.run(&place, "home", &[], &line("acme/texts:en/none")).failure(1, "no split \"none\"");
     hub.run(&place, "home", &[], &line("acme/texts")).failure(1, "en, fr");

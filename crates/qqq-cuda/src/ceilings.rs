@@ -106,8 +106,10 @@ pub fn sources(arch: Arch) -> Vec<(Source, usize)> {
 fn read_source() -> (Source, usize) {
     let source = Source::new("read_ceiling", |function| {
         format!(
-            "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(64)\n\
-         {function}(const uint8* source, int chunks, uint32* sink) \
+            "#include \"ceilings.cuh\"\n\
+             static_assert(kReadSharedBytes<{CHUNK}, {STAGES}> == {READ_SHARED_BYTES});\n\
+             extern \"C\" __global__ void __launch_bounds__({READ_THREADS})\n\
+             {function}(const uint8* source, int chunks, uint32* sink) \
          {{ read_ceiling<{CHUNK}, {STAGES}>(source, chunks, sink); }}\n"
         )
     });
@@ -118,8 +120,10 @@ fn read_source() -> (Source, usize) {
 fn multiply_source() -> (Source, usize) {
     let source = Source::new("multiply_ceiling", |function| {
         format!(
-            "#include \"ceilings.cuh\"\nextern \"C\" __global__ void __launch_bounds__(256, 1)\n\
-         {function}(const uint4* source, int rounds, int* sink) \
+            "#include \"ceilings.cuh\"\n\
+             static_assert(kMultiplySharedBytes == {MULTIPLY_SHARED_BYTES});\n\
+             extern \"C\" __global__ void __launch_bounds__({MULTIPLY_THREADS}, 1)\n\
+             {function}(const uint4* source, int rounds, int* sink) \
          {{ multiply_ceiling(source, rounds, sink); }}\n"
         )
     });

@@ -58,7 +58,7 @@ impl Device {
         &self.name
     }
 
-    /// Compute capability.
+    /// Compute capability, major and minor: `(9, 0)` for Hopper.
     pub fn capability(&self) -> (u32, u32) {
         self.capability
     }
@@ -90,7 +90,7 @@ impl Device {
         })
     }
 
-    /// The context.
+    /// The driver's primary context of this GPU, which streams and memory belong to.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.context
     }

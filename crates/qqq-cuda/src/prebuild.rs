@@ -1,7 +1,8 @@
 //! Compiling kernels ahead of time.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
+
+use qqq_backend::pool;
 
 use crate::DType;
 use crate::ceilings;
@@ -85,44 +86,35 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
     kernels
 }
 
-/// The machine code of all these kernels, in their order: what `compiler` has, and the rest compiled by `threads`
-/// threads. `on_done` is told each kernel that is ready; `None` when it gives false, which ends the work.
+/// The machine code of all these kernels, in their order: what `compiler` has, and the rest compiled on the [pool].
+/// `on_done` is told each kernel that is ready, one at a time, on the thread that made it; `None` when it gives false,
+/// which ends the work.
 ///
 /// # Errors
 /// As [`Compiler::cubin`]; also when the compiler's code is slow ([`JitError::SlowCode`]), which must not be handed on.
 pub fn compile_all(
     compiler: &Compiler,
     kernels: &[ArchivedKernel],
-    threads: usize,
-    on_done: &mut dyn FnMut(&ArchivedKernel) -> bool,
+    on_done: &mut (dyn FnMut(&ArchivedKernel) -> bool + Send),
 ) -> Result<Option<Vec<Vec<u8>>>> {
-    let next = AtomicUsize::new(0);
-    let (sender, receiver) = mpsc::channel();
-    let mut cubins = vec![Vec::new(); kernels.len()];
-    let finished = std::thread::scope(|scope| -> Result<bool> {
-        for _ in 0..threads.clamp(1, kernels.len().max(1)) {
-            let (sender, next) = (sender.clone(), &next);
-            scope.spawn(move || {
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(kernel) = kernels.get(i) else { break };
-                    if sender.send((i, good_cubin(compiler, kernel))).is_err() {
-                        break;
-                    }
-                }
-            });
+    let mut cubins: Vec<Option<Result<Vec<u8>>>> = Vec::new();
+    cubins.resize_with(kernels.len(), || None);
+    // Gone once the work is to end.
+    let on_done = Mutex::new(Some(on_done));
+    let lock = || on_done.lock().unwrap_or_else(PoisonError::into_inner);
+    pool::parallel_each_mut(&mut cubins, |i, cubin| {
+        if lock().is_none() {
+            return;
         }
-        drop(sender);
-        // Dropping the receiver, on an error too, makes the threads end.
-        for (i, cubin) in receiver {
-            cubins[i] = cubin?;
-            if !on_done(&kernels[i]) {
-                return Ok(false);
-            }
+        let made = cubin.insert(good_cubin(compiler, &kernels[i]));
+        let mut on_done = lock();
+        if made.is_err() || on_done.as_mut().is_some_and(|on_done| !on_done(&kernels[i])) {
+            *on_done = None;
         }
-        Ok(true)
-    })?;
-    Ok(finished.then_some(cubins))
+    });
+    let is_finished = lock().is_some();
+    let made = cubins.into_iter().flatten().collect::<Result<Vec<_>>>()?;
+    Ok(is_finished.then_some(made))
 }
 
 /// The machine code of a kernel, not if it is slow.
@@ -186,14 +178,13 @@ mod tests {
         }
         let compiler = Compiler::new(cache);
         let mut done = HashSet::new();
-        let cubins =
-            compile_all(&compiler, &kernels, 3, &mut |k| done.insert(k.key.clone())).unwrap().unwrap();
+        let cubins = compile_all(&compiler, &kernels, &mut |k| done.insert(k.key.clone())).unwrap().unwrap();
         assert_eq!(done.len(), kernels.len());
         for (kernel, cubin) in kernels.iter().zip(cubins) {
             assert_eq!(cubin, kernel.source.name.as_bytes());
         }
         let mut told = 0;
-        let stopped = compile_all(&compiler, &kernels, 3, &mut |_| {
+        let stopped = compile_all(&compiler, &kernels, &mut |_| {
             told += 1;
             told < 2
         });

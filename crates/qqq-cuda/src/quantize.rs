@@ -17,7 +17,7 @@ const MAX_COLUMNS: usize = 65536;
 /// What is done to the input before it becomes int8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Nothing.
+    /// The input is quantized as it is.
     Plain,
     /// RMSNorm of the input, or of input + residual.
     RmsNorm,
@@ -49,7 +49,7 @@ impl Operation {
 /// How results between the input and int8 are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// In float32.
+    /// All in float32, up to the int8 codes.
     Float32,
     /// Every operation's result, and the scale, rounded to the input's type: the bits of a sequence of 16-bit
     /// operations.
@@ -155,7 +155,7 @@ pub struct QuantizeOperands {
     pub scale: u64,
     /// Output, `m` int32: the sum of a row of `q`; or 0.
     pub sum: u64,
-    /// Tokens.
+    /// Tokens: rows of input and output.
     pub m: usize,
 }
 

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_cuda::jit::ArchivedKernel;
 use qqq_cuda::prebuild::{self, Selection};
 use qqq_cuda::{Arch, Nvrtc, Resources};

@@ -11,7 +11,7 @@ use crate::{
 /// What to generate.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
-    /// Sampling.
+    /// How the next token is chosen from the logits.
     pub sampling: SamplingOptions,
     /// New tokens at most.
     pub max_new_tokens: usize,

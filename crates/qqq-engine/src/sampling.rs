@@ -17,7 +17,7 @@ pub struct SamplingOptions {
     pub min_p: f32,
     /// 1 means none.
     pub repetition_penalty: f32,
-    /// Seed.
+    /// Seed of the random choices: the same seed and logits give the same tokens.
     pub seed: u64,
 }
 
@@ -54,9 +54,9 @@ impl SamplingOptions {
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 #[error("the logit of token {token} is {value}")]
 pub struct BadLogit {
-    /// Its token.
+    /// Number of the token in the vocabulary.
     pub token: u32,
-    /// Its value.
+    /// The token's logit.
     pub value: f32,
 }
 

@@ -39,7 +39,7 @@ impl<'a, B: Backend> Session<'a, B> {
         &self.cached
     }
 
-    /// Forgets everything.
+    /// Forgets all tokens and gives their pages of the KV cache back.
     pub fn clear(&mut self) {
         self.pages.truncate(&mut self.table, 0);
         self.cached.clear();

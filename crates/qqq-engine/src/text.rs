@@ -12,7 +12,7 @@ use crate::{
 /// A prompt of a batch.
 #[derive(Clone, Debug)]
 pub struct Prompt {
-    /// Its tokens.
+    /// The prompt as tokens of the vocabulary.
     pub tokens: Vec<u32>,
     /// A seed of its own: its draws are then those of the only prompt of a batch with this seed. Without one they
     /// depend on the batch's seed and the prompt's index.
@@ -59,9 +59,9 @@ pub enum TextEvent<'a> {
 
 /// What a batch of texts runs with.
 pub struct TextRun<'a, B: Backend> {
-    /// The model.
+    /// The model that continues the text.
     pub decoder: &'a Decoder<B>,
-    /// Its tokenizer.
+    /// The model's tokenizer, which cuts prompts and joins answers.
     pub tokenizer: &'a Tokenizer,
     /// What to generate.
     pub options: &'a GenerateOptions,

@@ -7,7 +7,7 @@ pub type Result<T, E = EvalError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
-    /// The model.
+    /// The model could not be loaded or run.
     #[error(transparent)]
     Model(#[from] qqq_model::ModelError),
     /// A text or options that leave nothing to score.

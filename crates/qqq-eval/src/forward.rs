@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use qqq_backend::{Backend, BatchPlan, pages_for};
 use qqq_model::{Decoder, NotFinite, Runner, names};
 
-use crate::{EvalError, Progress, Result, Window, WindowOptions};
+use crate::{EvalError, Progress, Result, Window, WindowOptions, windows::check_tokens};
 
 /// Tokens that go through the blocks at a time, if a window is not longer: keeps the GEMMs large.
 const BATCH_TOKENS: usize = 2048;
@@ -80,6 +80,17 @@ impl Batch<'_> {
     }
 }
 
+/// A text cut into windows, as they will run.
+pub(crate) struct Cut<'t> {
+    tokens: &'t [u32],
+    windows: Vec<Window>,
+    /// Tokens of a window.
+    window: usize,
+    /// Windows that run together.
+    together: usize,
+    first_token: Option<u32>,
+}
+
 /// How many windows were scored, of how many.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scored {
@@ -87,63 +98,67 @@ pub(crate) struct Scored {
     pub planned: usize,
 }
 
-/// Cuts `tokens` into windows, and calls `run` with every batch and the rows it scores, until `progress` stops it.
-///
-/// # Errors
-/// As those of `run`, options that leave nothing to score, and being stopped before anything was scored.
-pub(crate) fn for_each_batch(
-    tokens: &[u32],
-    options: &WindowOptions,
-    progress: &mut Progress<'_>,
-    mut run: impl FnMut(&Batch<'_>, &[Row]) -> Result<()>,
-) -> Result<Scored> {
-    let windows = options.cut(tokens.len())?;
-    let planned = windows.len();
-    let mut done = 0;
-    if !progress(0, planned) {
-        return Err(EvalError::Interrupted);
+impl<'t> Cut<'t> {
+    /// Of tokens of a vocabulary.
+    ///
+    /// # Errors
+    /// Tokens outside the vocabulary, options that leave nothing to score.
+    pub fn new(tokens: &'t [u32], options: &WindowOptions, vocab: usize) -> Result<Self> {
+        check_tokens(tokens, vocab)?;
+        Ok(Self {
+            tokens,
+            windows: options.cut(tokens.len())?,
+            window: options.window,
+            together: (BATCH_TOKENS / options.window).max(1),
+            first_token: options.first_token,
+        })
     }
-    for windows_of_batch in windows.chunks(windows_of_batch(options)) {
-        let mut batch = Batch { first: done, windows: windows_of_batch, tokens: Vec::new() };
-        for w in windows_of_batch {
-            let start = batch.tokens.len();
-            batch.tokens.extend_from_slice(&tokens[w.tokens.clone()]);
-            if let Some(first) = options.first_token {
-                batch.tokens[start] = first;
+
+    /// A runner for its batches.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn runner<'d, B: Backend>(&self, decoder: &'d Decoder<B>) -> Result<Runner<'d, B>> {
+        let (pages, rows) = (self.together * pages_for(self.window), self.together * self.window);
+        Ok(Runner::new(decoder, decoder.backend.finest_kv(), pages, rows)?)
+    }
+
+    /// Calls `run` with every batch and the rows it scores, until `progress` stops it.
+    ///
+    /// # Errors
+    /// As those of `run`, and being stopped before anything was scored.
+    pub fn for_each_batch(
+        &self,
+        progress: &mut Progress<'_>,
+        mut run: impl FnMut(&Batch<'_>, &[Row]) -> Result<()>,
+    ) -> Result<Scored> {
+        let planned = self.windows.len();
+        let mut done = 0;
+        if !progress(0, planned) {
+            return Err(EvalError::Interrupted);
+        }
+        for windows in self.windows.chunks(self.together) {
+            let mut batch = Batch { first: done, windows, tokens: Vec::new() };
+            for w in windows {
+                let start = batch.tokens.len();
+                batch.tokens.extend_from_slice(&self.tokens[w.tokens.clone()]);
+                if let Some(first) = self.first_token {
+                    batch.tokens[start] = first;
+                }
+            }
+            run(&batch, &batch.rows(self.tokens))?;
+            done += windows.len();
+            if !progress(done, planned) {
+                break;
             }
         }
-        run(&batch, &batch.rows(tokens))?;
-        done += windows_of_batch.len();
-        if !progress(done, planned) {
-            break;
-        }
+        Ok(Scored { windows: done, planned })
     }
-    Ok(Scored { windows: done, planned })
 }
 
 /// Rows of logits that are made at a time, for a vocabulary.
 pub(crate) fn chunk_rows(vocab: usize) -> usize {
     (LOGITS_BYTES / (4 * vocab)).clamp(16, 512)
-}
-
-/// A runner for the batches of windows of a text.
-///
-/// # Errors
-/// Options that leave nothing to score.
-pub(crate) fn runner<'d, B: Backend>(
-    decoder: &'d Decoder<B>,
-    tokens: &[u32],
-    options: &WindowOptions,
-) -> Result<Runner<'d, B>> {
-    options.cut(tokens.len())?;
-    let window = options.window.min(tokens.len());
-    let together = windows_of_batch(options);
-    Ok(Runner::new(decoder, decoder.backend.finest_kv(), together * pages_for(window), together * window)?)
-}
-
-/// Windows that run together.
-fn windows_of_batch(options: &WindowOptions) -> usize {
-    (BATCH_TOKENS / options.window).max(1)
 }
 
 /// Logits of some rows of the last batch, row-major.

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, cpu::pool::parallel_each_mut, first_not_finite};
+use qqq_backend::{Backend, first_not_finite, pool::parallel_each_mut};
 use qqq_model::Decoder;
 
 use crate::{
     Estimate, EvalError, Progress, Result, WindowOptions,
-    forward::{chunk_rows, for_each_batch, logits, runner},
+    forward::{Cut, chunk_rows, logits},
     softmax::{PairScore, compare},
     statistics::{WindowSum, estimate},
 };
@@ -31,9 +31,9 @@ pub struct KldReport {
     pub planned_windows: usize,
     /// Whether it was stopped: the figures are those of the first windows only.
     pub partial: bool,
-    /// Scored tokens.
+    /// Tokens whose distributions were compared.
     pub tokens: usize,
-    /// Seconds.
+    /// Seconds that the comparison took.
     pub seconds: f64,
 }
 
@@ -56,11 +56,10 @@ pub fn kl_divergence<A: Backend, B: Backend>(
             baseline.config.vocab_size
         )));
     }
-    crate::windows::check_tokens(tokens, vocab)?;
-    let (mut of_baseline, mut of_model) =
-        (runner(baseline, tokens, options)?, runner(model, tokens, options)?);
+    let cut = Cut::new(tokens, options, vocab)?;
+    let (mut of_baseline, mut of_model) = (cut.runner(baseline)?, cut.runner(model)?);
     let [mut kl, mut agree, mut log_ratio, mut base_nll] = [const { Vec::new() }; 4];
-    let scored = for_each_batch(tokens, options, progress, |batch, rows| {
+    let scored = cut.for_each_batch(progress, |batch, rows| {
         batch.run(&mut of_baseline)?;
         batch.run(&mut of_model)?;
         for rows in rows.chunks(chunk_rows(vocab)) {

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, cpu::pool::parallel_each_mut};
+use qqq_backend::{Backend, pool::parallel_each_mut};
 use qqq_model::Decoder;
 
 use crate::{
     EvalError, Progress, Result, Scoring, WindowOptions,
-    forward::{chunk_rows, for_each_batch, logits, runner},
+    forward::{Cut, chunk_rows, logits},
     softmax::score,
     statistics::{WindowSum, estimate},
 };
@@ -30,9 +30,9 @@ pub struct PerplexityReport {
     pub planned_windows: usize,
     /// Whether it was stopped: the figures are those of the first windows only.
     pub partial: bool,
-    /// Scored tokens.
+    /// Tokens that the perplexity is the mean over.
     pub tokens: usize,
-    /// Seconds.
+    /// Seconds that the scoring took.
     pub seconds: f64,
 }
 
@@ -50,12 +50,12 @@ pub fn perplexity<B: Backend>(
 ) -> Result<PerplexityReport> {
     let start = Instant::now();
     let vocab = decoder.config.vocab_size;
-    crate::windows::check_tokens(tokens, vocab)?;
-    let mut runner = runner(decoder, tokens, options)?;
+    let cut = Cut::new(tokens, options, vocab)?;
+    let mut runner = cut.runner(decoder)?;
     let (mut sums, mut halves) = (Vec::new(), Vec::new());
     // Windows that overlap score parts that say nothing about halves.
     let whole = options.scoring == Scoring::All && options.stride >= options.window;
-    let scored = for_each_batch(tokens, options, progress, |batch, rows| {
+    let scored = cut.for_each_batch(progress, |batch, rows| {
         batch.run(&mut runner)?;
         for rows in rows.chunks(chunk_rows(vocab)) {
             let logits = logits(&mut runner, rows)?;

@@ -4,7 +4,7 @@
 //! run in f32 over [`LANES`] lanes of a [`BLOCK`] and in f64 beyond. Nothing is fused: every instruction set gives the same
 //! bits.
 
-use qqq_backend::cpu::simd::{SimdLevel, exp, multiversion};
+use qqq_backend::simd::{SimdLevel, exp, multiversion};
 
 const LANES: usize = 16;
 const BLOCK: usize = 1024;

@@ -75,8 +75,9 @@ impl WindowOptions {
         let context = config.max_position_embeddings;
         if self.window > context {
             return fail(format!(
-                "a window of {} tokens is longer than the model's context of {context}; ask for shorter windows",
-                self.window
+                "a window of {} tokens is longer than the model's context of {context}; ask for shorter windows{}",
+                self.window,
+                config.context_limit.map_or(String::new(), |why| format!(" ({why})"))
             ));
         }
         // Keys and values of all layers, hidden states, and what lies between the layers of a block, in float32.

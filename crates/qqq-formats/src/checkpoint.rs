@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     FormatError, Inputs, LayerReader, LinearWeight, ModelConfig, Result, TensorSource,
+    config::wrapped,
     gguf::GgufFile,
     renamed::Renamed,
     safetensors::{self, Safetensors},
@@ -21,9 +22,9 @@ const LM_HEAD: &str = "lm_head.weight";
 pub struct Checkpoint {
     /// Directory or GGUF file.
     pub path: PathBuf,
-    /// Configuration.
+    /// What config.json (or a GGUF file's metadata) says of shapes and graph.
     pub config: ModelConfig,
-    /// Tensors under their Hugging Face names.
+    /// Tensors under their Hugging Face names; of a model that also sees or hears, those of its text part.
     pub tensors: Box<dyn TensorSource>,
     /// Metadata of the GGUF file, if it is one: tokenizer and chat template come from there.
     pub gguf: Option<Arc<GgufFile>>,
@@ -58,7 +59,7 @@ impl Checkpoint {
             });
         }
         let inputs = Arc::new(Inputs::default());
-        let config = ModelConfig::from_bytes(&config_path, &inputs.read(&config_path)?)?;
+        let mut config = ModelConfig::from_bytes(&config_path, &inputs.read(&config_path)?)?;
         if safetensors::files_with_extension(path, "safetensors")?.is_empty()
             && !path.join(safetensors::INDEX_FILE).exists()
         {
@@ -73,7 +74,9 @@ impl Checkpoint {
                 )));
             }
         }
-        let tensors = tied(&config, Box::new(Safetensors::open_with(path, &inputs)?));
+        let stored: Box<dyn TensorSource> = Box::new(Safetensors::open_with(path, &inputs)?);
+        let text = text_part(&mut config, stored)?;
+        let tensors = tied(&config, text);
         Ok(Self { path: path.into(), config, tensors, gguf: None, inputs })
     }
 
@@ -126,12 +129,29 @@ impl Checkpoint {
     }
 }
 
+/// The tensors of a model's text part, where it has others; whether embedding and head are one is what these show, if the
+/// configuration leaves it open.
+fn text_part(config: &mut ModelConfig, source: Box<dyn TensorSource>) -> Result<Box<dyn TensorSource>> {
+    if config.text_part_of.is_none() {
+        return Ok(source);
+    }
+    let stored = wrapped::text_tensors(&source.location(), source.names())?;
+    let key = "tie_word_embeddings";
+    if !config.raw.contains_key(key) {
+        config.tie_word_embeddings = !stored.contains_key(LM_HEAD);
+        config.raw.insert(key.into(), config.tie_word_embeddings.into());
+    }
+    Ok(Box::new(Renamed { source, stored }))
+}
+
 /// A tied model may be saved with either of the two tensors that have the same values: one with its head alone goes by the
 /// embedding's name.
 fn tied(config: &ModelConfig, source: Box<dyn TensorSource>) -> Box<dyn TensorSource> {
     let head_alone = source.info(EMBEDDING).is_none() && source.info(LM_HEAD).is_some();
     if config.tie_word_embeddings && head_alone {
-        return Box::new(Renamed { source, stored: LM_HEAD, name: EMBEDDING });
+        let shown = |name: String| if name == LM_HEAD { EMBEDDING.into() } else { name };
+        let stored = source.names().into_iter().map(|name| (shown(name.clone()), name)).collect();
+        return Box::new(Renamed { source, stored });
     }
     source
 }

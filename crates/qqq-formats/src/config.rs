@@ -10,13 +10,14 @@ mod families;
 mod fields;
 mod model_keys;
 mod rope;
+pub(crate) mod wrapped;
 
 use families::Family;
-pub use families::{GateFunction, Graph};
+pub use families::{GateFunction, Graph, QueryScale};
 use fields::Fields;
 pub use rope::RopeScaling;
 
-/// Model family.
+/// A family of models that is supported, by the name of its class in transformers.
 #[derive(Clone, Copy)]
 pub struct Architecture(&'static Family);
 
@@ -37,7 +38,7 @@ impl fmt::Debug for Architecture {
 /// What a decoder needs to know, read from `config.json` or from GGUF metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Family.
+    /// The family, which decides the graph and the names of tensors.
     pub architecture: Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -45,7 +46,7 @@ pub struct ModelConfig {
     pub intermediate_size: usize,
     /// Number of blocks.
     pub num_layers: usize,
-    /// Query heads.
+    /// Query heads; a multiple of the key-value heads.
     pub num_heads: usize,
     /// Key and value heads.
     pub num_kv_heads: usize,
@@ -53,8 +54,10 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Longest context.
+    /// Longest context in tokens: that which the model was made for, or as far as its rotary embedding can be followed.
     pub max_position_embeddings: usize,
+    /// Why longer texts cannot be, where the reason is not that the model has no more positions.
+    pub context_limit: Option<&'static str>,
     /// Epsilon of the RMS norms.
     pub rms_norm_eps: f32,
     /// Base of the rotary embedding.
@@ -71,14 +74,16 @@ pub struct ModelConfig {
     pub rotary_dim: usize,
     /// What the family's graph has beyond the plain one.
     pub graph: Graph,
-    /// `bos_token_id`.
+    /// Token that begins a text, where the configuration names one.
     pub bos_token_id: Option<u32>,
     /// `eos_token_id` (one or several).
     pub eos_token_ids: Vec<u32>,
     /// How the weights are quantized, if they are.
     pub quantization: Option<QuantizationConfig>,
-    /// The whole `config.json` (made up in Hugging Face's form for a GGUF file), to be written
-    /// again with a quantized checkpoint.
+    /// Class of the model whose text part this is, if it is one of a model that also sees or hears.
+    pub text_part_of: Option<&'static str>,
+    /// The whole `config.json` (made up in Hugging Face's form for a GGUF file and for the text part of a model), to be
+    /// written again with a quantized checkpoint.
     pub raw: Map<String, Value>,
 }
 
@@ -128,10 +133,12 @@ impl Architecture {
             (classes, _) => format!("architecture {:?}", classes.join(", ")),
         };
         let supported: Vec<&str> = families::ALL.iter().map(|family| family.class).collect();
+        let wrapped: Vec<&str> = wrapped::classes().collect();
         Err(FormatError::Unsupported(format!(
-            "{}: {found} is not supported; supported are {}",
+            "{}: {found} is not supported; supported are {}, and the text part of {}",
             fields.path().display(),
-            supported.join(", ")
+            supported.join(", "),
+            wrapped.join(", ")
         )))
     }
 }
@@ -167,6 +174,10 @@ impl ModelConfig {
     pub fn from_value(path: &Path, value: Value) -> Result<Self> {
         let Value::Object(raw) = value else {
             return Err(FormatError::Malformed { path: path.into(), reason: "not a JSON object".into() });
+        };
+        let (text_part_of, raw) = match wrapped::text_part(path, &raw)? {
+            Some((class, text)) => (Some(class), text),
+            None => (None, raw),
         };
         let f = Fields::new(path, "", &raw);
         let architecture = Architecture::detect(&f)?;
@@ -258,7 +269,8 @@ impl ModelConfig {
             num_kv_heads,
             head_dim,
             vocab_size: f.size("vocab_size", None, limit::VOCAB)?,
-            max_position_embeddings,
+            max_position_embeddings: rope.positions,
+            context_limit: rope.limit,
             rms_norm_eps,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
@@ -270,6 +282,7 @@ impl ModelConfig {
             bos_token_id: f.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: f.token_ids("eos_token_id")?,
             quantization,
+            text_part_of,
             raw,
         })
     }

@@ -67,12 +67,12 @@ impl<'a> LayerReader<'a> {
         Ok(Self { tensors, prefix: prefix.into(), out_features: n, in_features: k, stored })
     }
 
-    /// `N`.
+    /// `N`, the output channels.
     pub fn out_features(&self) -> usize {
         self.out_features
     }
 
-    /// `K`.
+    /// `K`, the input channels.
     pub fn in_features(&self) -> usize {
         self.in_features
     }

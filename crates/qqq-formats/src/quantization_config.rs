@@ -33,7 +33,7 @@ impl CheckpointFormat {
 /// How the codes of a layer lie in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeLayout {
-    /// QQQ tiles.
+    /// Tiles of the QQQ reference, `quant_method` "qqq".
     Tiles,
     /// Eight codes in a word (compressed-tensors' `pack-quantized`).
     Packed,

@@ -1,53 +1,44 @@
-//! Tensors of which one goes by another name.
+//! Some tensors of a source, under other names.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, collections::BTreeMap, ops::Range};
 
-use crate::{Result, TensorInfo, TensorSource, WeightData};
+use crate::{FormatError, Result, TensorInfo, TensorSource, WeightData};
 
-/// A source without a tensor `name`, whose tensor `stored` is called that.
+/// A source of which only some tensors are shown, each under a name of its own.
 pub(crate) struct Renamed {
     pub source: Box<dyn TensorSource>,
-    pub stored: &'static str,
-    pub name: &'static str,
+    /// Names, and those that the source has for them.
+    pub stored: BTreeMap<String, String>,
 }
 
 impl Renamed {
-    /// The name in the source; for the name that is hidden, one that the source does not have.
-    fn stored<'a>(&self, name: &'a str) -> &'a str {
-        match name {
-            name if name == self.name => self.stored,
-            name if name == self.stored => self.name,
-            name => name,
-        }
+    fn stored(&self, name: &str) -> Result<&str> {
+        self.stored
+            .get(name)
+            .map(String::as_str)
+            .ok_or_else(|| FormatError::MissingTensor { location: self.location(), name: name.into() })
     }
 }
 
 impl TensorSource for Renamed {
     fn names(&self) -> Vec<String> {
-        let mut names = self.source.names();
-        for name in &mut names {
-            if name == self.stored {
-                self.name.clone_into(name);
-            }
-        }
-        names.sort();
-        names
+        self.stored.keys().cloned().collect()
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.source.info(self.stored(name))
+        self.source.info(self.stored.get(name)?)
     }
 
     fn bytes_at(&self, name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
-        self.source.bytes_at(self.stored(name), range)
+        self.source.bytes_at(self.stored(name)?, range)
     }
 
     fn read_into(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<()> {
-        self.source.read_into(self.stored(name), offset, out)
+        self.source.read_into(self.stored(name)?, offset, out)
     }
 
     fn float_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<WeightData> {
-        self.source.float_rows(self.stored(name), shape, rows)
+        self.source.float_rows(self.stored(name)?, shape, rows)
     }
 
     fn location(&self) -> String {

@@ -230,7 +230,7 @@ fn rope_fields_beside_each_other() {
 }
 
 #[test]
-fn long_ropes_serve_the_whole_context_or_are_refused() {
+fn long_ropes_serve_as_far_as_one_list_does() {
     let longrope = |short: f64, long: f64, original: u32| {
         json!({
             "rope_type": "longrope", "short_factor": vec![short; 8], "long_factor": vec![long; 8],
@@ -244,8 +244,15 @@ fn long_ropes_serve_the_whole_context_or_are_refused() {
     // sqrt(1 + log(4) / log(64))
     assert_eq!(c.rope_scaling, RopeScaling::Factors(vec![2.0; 8]));
     assert!((c.rope_attention_factor - 1.154_700_538_379_251_5).abs() < 1e-15);
-    let refused = error(json!({"rope_scaling": longrope(1.5, 3.0, 64)}));
-    assert!(refused.contains("max_position_embeddings is 256") && refused.contains("64"), "{refused}");
+    assert_eq!((c.max_position_embeddings, c.context_limit), (256, None));
+    // The short list, as far as it counts; the factor is that of the whole context.
+    let c = parse(&with(json!({"rope_scaling": longrope(1.5, 3.0, 64)}))).unwrap();
+    assert_eq!((c.rope_scaling, c.max_position_embeddings), (RopeScaling::Factors(vec![1.5; 8]), 64));
+    assert!((c.rope_attention_factor - 1.154_700_538_379_251_5).abs() < 1e-15);
+    assert!(c.context_limit.unwrap().contains("short_factor"), "{:?}", c.context_limit);
+    assert_eq!(c.raw["max_position_embeddings"], 256);
+    let c = parse(&with(json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}))).unwrap();
+    assert!(c.max_position_embeddings == 256 && c.context_limit.unwrap().contains("yarn"));
     let mut short = longrope(1.0, 1.0, 64);
     short["short_factor"] = json!([1.0, 2.0]);
     assert!(error(json!({"rope_scaling": short})).contains("short_factor holds 2 divisors"));

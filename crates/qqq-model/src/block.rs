@@ -34,7 +34,7 @@ pub enum Mixer<B: Backend> {
 pub struct Attention<B: Backend> {
     /// q, k, v joined.
     pub qkv: Layer<B>,
-    /// Output projection.
+    /// Output projection of attention, `hidden x (heads * head_dim)`.
     pub o: Layer<B>,
     /// Heads, mask and scale.
     pub kind: AttentionKind,
@@ -54,7 +54,7 @@ pub enum Mlp<B: Backend> {
 pub struct Dense<B: Backend> {
     /// gate and up joined.
     pub gate_up: Layer<B>,
-    /// Down projection.
+    /// Down projection of the MLP, `hidden x intermediate`.
     pub down: Layer<B>,
     /// Function of the gate.
     pub gate: Gate,
@@ -171,6 +171,9 @@ pub struct Step<'a, B: Backend> {
 /// Told of an attention layer's input, and of its queries, keys and values after the rotary embedding.
 pub type Tap<'a, B> =
     dyn FnMut(&<B as Backend>::Input, &<B as Backend>::Tensor) -> Result<(), BackendError> + 'a;
+
+/// Told of rows that have come to a site of a layer: what the halves before it give is in the residual stream.
+pub type Watch<'a, B> = dyn FnMut(usize, Site, &Flow<B>) -> Result<()> + 'a;
 
 impl<B: Backend> Block<B> {
     /// Prepares weights on a backend. `index` is for error messages.
@@ -416,10 +419,16 @@ impl<B: Backend> Block<B> {
         Ok(())
     }
 
-    /// The whole block. After the last one, the rows must be [settled](settle).
-    pub(crate) fn forward(&self, step: &mut Step<'_, B>, flow: &mut Flow<B>) -> Result<()> {
+    /// The whole block; `watch` sees the rows at each site. After the last one, the rows must be [settled](settle).
+    pub(crate) fn forward(
+        &self,
+        step: &mut Step<'_, B>,
+        flow: &mut Flow<B>,
+        watch: &mut Watch<'_, B>,
+    ) -> Result<()> {
         for site in Site::ALL {
             self.advance(step, flow, site)?;
+            watch(step.layer, site, flow)?;
         }
         self.leave(step, flow)
     }

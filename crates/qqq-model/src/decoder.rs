@@ -9,7 +9,7 @@ use qqq_formats::{Checkpoint, ModelConfig};
 
 use crate::{
     Block, BlockWeights, ModelError, Result,
-    block::{Flow, Scratch, Step, at, settle},
+    block::{Flow, Scratch, Step, Watch, at, settle},
     names,
     prefill::Prefill,
     reading, rope, weights,
@@ -19,15 +19,15 @@ use crate::{
 pub struct Decoder<B: Backend> {
     /// Backend it runs on.
     pub backend: B,
-    /// Configuration.
+    /// Shapes and graph of the model.
     pub config: Arc<ModelConfig>,
-    /// Embedding.
+    /// Embedding table, `vocab x hidden`.
     pub embedding: B::Embedding,
     /// Blocks in order.
     pub blocks: Vec<Block<B>>,
     /// Norm before the head.
     pub final_norm: Norm<B>,
-    /// Output head.
+    /// Output head, `vocab x hidden`; the embedding's values where they are tied.
     pub head: B::Linear,
     /// Rotary embeddings.
     pub ropes: Vec<B::Rope>,
@@ -89,10 +89,10 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Runs a batch's tokens, whose plan must have been [checked](Self::check), through all blocks: `flow` then holds their
-    /// states before the last norm, one row a token.
+    /// states before the last norm, one row a token. `watch` sees them on the way.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// Those of the backend and of `watch`.
     pub fn forward(
         &self,
         batch: &B::Batch,
@@ -100,20 +100,18 @@ impl<B: Backend> Decoder<B> {
         flow: &mut Flow<B>,
         scratch: &mut Scratch<B>,
         kv: &mut B::KvPool,
+        watch: &mut Watch<'_, B>,
     ) -> Result<()> {
         let backend = &self.backend;
         flow.restart();
-        backend.embed(&self.embedding, batch, self.embedding_scale(), &mut flow.residual)?;
+        let scale = self.config.graph.embedding_scale as f32;
+        backend.embed(&self.embedding, batch, scale, &mut flow.residual)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            block.forward(&mut Step { backend, ropes: &self.ropes, kv, layer, batch, scratch }, flow)?;
+            let mut step = Step { backend, ropes: &self.ropes, kv, layer, batch, scratch };
+            block.forward(&mut step, flow, watch)?;
             self.prefill.pass(rows, layer + 1, self.blocks.len());
         }
         settle(backend, flow, scratch)
-    }
-
-    /// Factor of the embeddings.
-    pub(crate) fn embedding_scale(&self) -> f32 {
-        self.config.graph.embedding_scale as f32
     }
 
     /// Checks a step's tokens and positions against the model. Whether they fit its pages is for the backend to say, which
@@ -132,8 +130,10 @@ impl<B: Backend> Decoder<B> {
         for span in &plan.spans {
             if span.start.checked_add(span.len).is_none_or(|end| end > context) {
                 return Err(ModelError::Request(format!(
-                    "a sequence of {} and {} more tokens is longer than the model's context of {context}",
-                    span.start, span.len
+                    "a sequence of {} and {} more tokens is longer than the model's context of {context}{}",
+                    span.start,
+                    span.len,
+                    self.config.context_limit.map_or(String::new(), |why| format!(": {why}"))
                 )));
             }
         }

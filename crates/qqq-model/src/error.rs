@@ -7,7 +7,7 @@ pub type Result<T, E = ModelError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// A file.
+    /// A model's file cannot be read, or says what is not supported.
     #[error(transparent)]
     Format(#[from] qqq_formats::FormatError),
     /// A weight that the backend refuses.

@@ -2,11 +2,7 @@
 
 use qqq_backend::{Backend, BatchPlan, first_not_finite, pages_for};
 
-use crate::{
-    Decoder, Result, Runner, Site,
-    block::{Flow, Step},
-    names,
-};
+use crate::{Decoder, ModelError, Result, Runner, Site, names};
 
 /// Tokens that run through the blocks at a time.
 const PIECE: usize = 512;
@@ -39,11 +35,28 @@ impl<B: Backend> Decoder<B> {
         for piece in tokens.chunks(PIECE) {
             let mut plan = BatchPlan::default();
             plan.push(piece, start, &pages);
-            let found = runner.watched_step(&plan, &mut |flow, module| {
-                let first = first_not_finite(&backend.read(&flow.residual)?);
+            let last = self.blocks.len() - 1;
+            let look = |rows: &B::Tensor, module: &dyn Fn() -> String| {
+                let first = first_not_finite(&backend.read(rows)?);
                 let place = |first| NotFinite { module: module(), position: start + first / hidden };
-                Ok(first.map(place))
+                Ok::<_, ModelError>(first.map(place))
+            };
+            let mut found = None;
+            runner.watched_step(&plan, &mut |layer, site, flow| {
+                if found.is_some() {
+                    return Ok(());
+                }
+                found = match (layer, site) {
+                    (0, Site::Qkv) => look(&flow.residual, &|| names::EMBEDDING.into())?,
+                    (_, Site::Qkv) => look(&flow.residual, &|| names::linear(layer - 1, "mlp"))?,
+                    (_, Site::GateUp) => look(&flow.residual, &|| names::linear(layer, "self_attn"))?,
+                    (_, Site::O | Site::Down) => None,
+                };
+                Ok(())
             })?;
+            if found.is_none() {
+                found = look(runner.hidden(), &|| names::linear(last, "mlp"))?;
+            }
             if found.is_some() {
                 return Ok(found);
             }
@@ -51,40 +64,6 @@ impl<B: Backend> Decoder<B> {
             if start == tokens.len() && first_not_finite(&runner.logits(&[piece.len() - 1])?).is_some() {
                 let module = names::LM_HEAD_MODULE.into();
                 return Ok(Some(NotFinite { module, position: start - 1 }));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Looks at the residual stream behind a module, whose name is asked for where it matters.
-type Look<'a, B> = dyn FnMut(&Flow<B>, &dyn Fn() -> String) -> Result<Option<NotFinite>> + 'a;
-
-impl<B: Backend> Runner<'_, B> {
-    /// A [`step`](Self::step) that stops at the first module behind which `look` finds something.
-    fn watched_step(&mut self, plan: &BatchPlan, look: &mut Look<'_, B>) -> Result<Option<NotFinite>> {
-        let decoder = self.decoder();
-        let Decoder { backend, embedding, blocks, ropes, .. } = decoder;
-        decoder.check(plan)?;
-        let batch = &backend.batch(plan)?;
-        let (flow, scratch, kv) = self.parts();
-        flow.restart();
-        backend.embed(embedding, batch, decoder.embedding_scale(), &mut flow.residual)?;
-        if let found @ Some(_) = look(flow, &|| names::EMBEDDING.into())? {
-            return Ok(found);
-        }
-        for (layer, block) in blocks.iter().enumerate() {
-            let mut step = Step { backend, ropes, kv, layer, batch, scratch };
-            for site in [Site::Qkv, Site::O, Site::GateUp] {
-                block.advance(&mut step, flow, site)?;
-            }
-            if let found @ Some(_) = look(flow, &|| names::linear(layer, "self_attn"))? {
-                return Ok(found);
-            }
-            block.advance(&mut step, flow, Site::Down)?;
-            block.finish(&mut step, flow)?;
-            if let found @ Some(_) = look(flow, &|| names::linear(layer, "mlp"))? {
-                return Ok(found);
             }
         }
         Ok(None)

@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use qqq_backend::{
-    CpuBackend,
-    cpu::{CpuLinear, describe},
-};
+use qqq_backend::{Describe, describe::Held};
 
 use crate::{Decoder, Site, block::Layer, names};
 
@@ -16,7 +13,7 @@ pub struct LayerKind {
     pub name: String,
     /// Output channels; rows of the embedding.
     pub out_features: usize,
-    /// Input channels.
+    /// Input channels; width of the embedding.
     pub in_features: usize,
     /// How many there are.
     pub count: usize,
@@ -43,24 +40,16 @@ impl fmt::Display for LayerKind {
     }
 }
 
-impl Decoder<CpuBackend> {
+impl<B: Describe> Decoder<B> {
     /// The kinds of layers, in the model's order: embedding, linear layers of the blocks, output head.
     pub fn layer_kinds(&self) -> Vec<LayerKind> {
-        let table = self.embedding.data();
-        let mut kinds = vec![LayerKind {
-            name: "embed_tokens".into(),
-            out_features: self.config.vocab_size,
-            in_features: self.config.hidden_size,
-            count: 1,
-            arithmetic: describe::float_type(table),
-            group_size: None,
-            kernel: self.backend.simd_level().isa().name(),
-            bytes: describe::data_bytes(table),
-        }];
+        let table = self.backend.describe_embedding(&self.embedding);
+        let mut kinds = vec![LayerKind::of("embed_tokens".into(), table)];
         for block in &self.blocks {
             for site in Site::ALL {
                 let Layer::Ready(layer) = block.layer(site) else { continue };
-                let kind = self.kind(joined_name(&site.module_names(&self.config)), layer, layer.bytes());
+                let held = self.backend.describe_linear(layer);
+                let kind = LayerKind::of(joined_name(&site.module_names(&self.config)), held);
                 let is_alike =
                     |k: &&mut LayerKind| LayerKind { count: 1, bytes: kind.bytes, ..(**k).clone() } == kind;
                 match kinds.iter_mut().find(is_alike) {
@@ -72,23 +61,20 @@ impl Decoder<CpuBackend> {
                 }
             }
         }
-        let own = if self.config.tie_word_embeddings { 0 } else { self.head.bytes() };
-        kinds.push(self.kind(names::LM_HEAD_MODULE.into(), &self.head, own));
+        let mut head = LayerKind::of(names::LM_HEAD_MODULE.into(), self.backend.describe_linear(&self.head));
+        if self.config.tie_word_embeddings {
+            head.bytes = 0;
+        }
+        kinds.push(head);
         kinds
     }
+}
 
-    fn kind(&self, name: String, layer: &CpuLinear, bytes: usize) -> LayerKind {
-        let (out_features, in_features) = layer.shape();
-        LayerKind {
-            name,
-            out_features,
-            in_features,
-            count: 1,
-            arithmetic: layer.arithmetic(),
-            group_size: layer.group_size(),
-            kernel: self.backend.kernel(layer),
-            bytes,
-        }
+impl LayerKind {
+    /// A kind of which there is one layer.
+    fn of(name: String, held: Held) -> Self {
+        let Held { out_features, in_features, arithmetic, group_size, kernel, bytes } = held;
+        Self { name, out_features, in_features, count: 1, arithmetic, group_size, kernel, bytes }
     }
 }
 

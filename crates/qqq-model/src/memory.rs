@@ -14,7 +14,7 @@ pub fn available() -> Option<u64> {
 /// Memory of this process, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// Resident now.
+    /// Bytes of this process that are in memory now.
     pub resident: u64,
     /// The most that was resident since the process began.
     pub peak: u64,

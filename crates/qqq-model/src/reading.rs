@@ -7,7 +7,7 @@ use std::{
 };
 
 use half::{bf16, f16};
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::pool::parallel_chunks_mut;
 use qqq_formats::{
     DType, FormatError, LayerReader, LinearWeight, QuantizedWeight, Scales, TensorSource, WeightData,
     WeightKind,

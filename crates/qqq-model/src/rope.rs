@@ -3,7 +3,7 @@
 
 use std::f32::consts::TAU;
 
-use qqq_backend::Backend;
+use qqq_backend::{Backend, QueryScale};
 use qqq_formats::{ModelConfig, config::RopeScaling};
 
 use crate::Result;
@@ -14,10 +14,13 @@ use crate::Result;
 /// # Errors
 /// Those of the backend.
 pub fn embeddings<B: Backend>(backend: &B, config: &ModelConfig, positions: usize) -> Result<Vec<B::Rope>> {
-    let mut ropes = vec![backend.rope(&inv_freq(config), config.rope_attention_factor as f32, positions)?];
+    let query_scale =
+        config.graph.query_scale.map(|scale| QueryScale { beta: scale.beta as f32, period: scale.period });
+    let factor = config.rope_attention_factor as f32;
+    let mut ropes = vec![backend.rope(&inv_freq(config), factor, query_scale, positions)?];
     if let Some(rope_theta) = config.local_rope_theta {
         let local = ModelConfig { rope_theta, rope_scaling: RopeScaling::None, ..config.clone() };
-        ropes.push(backend.rope(&inv_freq(&local), 1.0, positions)?);
+        ropes.push(backend.rope(&inv_freq(&local), 1.0, query_scale, positions)?);
     }
     Ok(ropes)
 }

@@ -6,7 +6,7 @@ use qqq_backend::{Backend, BatchPlan, KvDType, KvLayout, pages_for};
 
 use crate::{
     Decoder, Result,
-    block::{Flow, Scratch},
+    block::{Flow, Scratch, Watch},
 };
 
 /// Runs a decoder step by step. It owns the activations and the pool of KV pages; the decoder owns weights, and who has
@@ -68,7 +68,7 @@ impl<'d, B: Backend> Runner<'d, B> {
         Self::new(decoder, dtype, pages_for(positions), positions)
     }
 
-    /// The decoder.
+    /// The decoder that is run, with its configuration.
     pub fn decoder(&self) -> &'d Decoder<B> {
         self.decoder
     }
@@ -78,6 +78,42 @@ impl<'d, B: Backend> Runner<'d, B> {
     /// # Errors
     /// A plan that [`Decoder::check`] refuses, before anything is written; those of the backend.
     pub fn step(&mut self, plan: &BatchPlan) -> Result<()> {
+        self.prepare(plan)?;
+        let decoding = plan.spans.iter().all(|span| span.len == 1).then_some(plan.spans.len());
+        // Memory has its place after the first step of a kind; from the second on it is recorded.
+        let again = decoding.is_some() && decoding == self.decoding;
+        self.decoding = decoding;
+        let b = &self.decoder.backend;
+        if again
+            && let (Some(graph), Some(batch)) = (&self.graph, &self.batch)
+            && b.replay(graph, batch)?
+        {
+            return Ok(());
+        }
+        self.graph = None;
+        if again && let Some(batch) = &self.batch {
+            let (decoder, rows) = (self.decoder, plan.rows());
+            let (flow, scratch, kv) = (&mut self.flow, &mut self.scratch, &mut self.kv);
+            let mut step = || decoder.forward(batch, rows, flow, scratch, kv, &mut |_, _, _| Ok(()));
+            if let Some(graph) = b.record(batch, &mut step)?
+                && b.replay(&graph, batch)?
+            {
+                self.graph = Some(graph);
+                return Ok(());
+            }
+        }
+        self.forward(plan, &mut |_, _, _| Ok(()))
+    }
+
+    /// As [`step`](Self::step); `watch` sees the rows at each site of each layer.
+    pub(crate) fn watched_step(&mut self, plan: &BatchPlan, watch: &mut Watch<'_, B>) -> Result<()> {
+        self.prepare(plan)?;
+        self.decoding = None;
+        self.forward(plan, watch)
+    }
+
+    /// Makes the batch of a step.
+    fn prepare(&mut self, plan: &BatchPlan) -> Result<()> {
         self.decoder.check(plan)?;
         let b = &self.decoder.backend;
         let batch = match self.batch.take() {
@@ -87,33 +123,14 @@ impl<'d, B: Backend> Runner<'d, B> {
             }
             None => b.batch(plan)?,
         };
-        let batch = self.batch.insert(batch);
-        let decoding = plan.spans.iter().all(|span| span.len == 1).then_some(plan.spans.len());
-        // Memory has its place after the first step of a kind; from the second on it is recorded.
-        let again = decoding.is_some() && decoding == self.decoding;
-        self.decoding = decoding;
-        if let Some(graph) = self.graph.take_if(|_| again)
-            && b.replay(&graph, batch)?
-        {
-            self.graph = Some(graph);
-            return Ok(());
-        }
-        self.graph = None;
-        let (decoder, rows) = (self.decoder, plan.rows());
-        let (flow, scratch, kv) = (&mut self.flow, &mut self.scratch, &mut self.kv);
-        let mut forward = || decoder.forward(batch, rows, flow, scratch, kv);
-        if again
-            && let Some(graph) = b.record(batch, &mut forward)?
-            && b.replay(&graph, batch)?
-        {
-            self.graph = Some(graph);
-            return Ok(());
-        }
-        forward()
+        self.batch = Some(batch);
+        Ok(())
     }
 
-    pub(crate) fn parts(&mut self) -> (&mut Flow<B>, &mut Scratch<B>, &mut B::KvPool) {
-        (&mut self.flow, &mut self.scratch, &mut self.kv)
+    fn forward(&mut self, plan: &BatchPlan, watch: &mut Watch<'_, B>) -> Result<()> {
+        let Self { decoder, batch, flow, scratch, kv, .. } = self;
+        let Some(batch) = batch else { return Ok(()) };
+        decoder.forward(batch, plan.rows(), flow, scratch, kv, watch)
     }
 
     /// States of the last step's tokens before the last norm, one row a token.

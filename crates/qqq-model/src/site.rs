@@ -15,7 +15,7 @@ pub enum Site {
     O,
     /// gate and up.
     GateUp,
-    /// Down projection.
+    /// Down projection of the MLP; its input is what the gate lets through.
     Down,
 }
 
@@ -47,7 +47,7 @@ impl Site {
         self.modules(c).iter().map(|(_, n)| n).sum()
     }
 
-    /// Input channels.
+    /// Input channels of the site's layers in a model of this configuration.
     pub fn in_features(self, c: &ModelConfig) -> usize {
         match self {
             Self::Qkv | Self::GateUp => c.hidden_size,
@@ -84,7 +84,7 @@ impl Site {
 pub struct LinearLayer {
     /// Weight of shape `N x K`.
     pub weight: LinearWeight,
-    /// Length `N`.
+    /// Bias of length `N`, where the layer has one.
     pub bias: Option<Vec<f32>>,
 }
 
@@ -112,7 +112,7 @@ impl<T> Sites<T> {
         &mut self.0
     }
 
-    /// Changes each.
+    /// The same sites with what `change` makes of each, in the order of computation.
     pub fn map<U>(self, change: impl FnMut(T) -> U) -> Sites<U> {
         Sites(self.0.map(change))
     }

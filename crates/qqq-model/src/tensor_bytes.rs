@@ -13,7 +13,7 @@ pub struct TensorBytes {
     pub linear: u64,
     /// Embedding and output head; a head that is tied to the embedding has no bytes of its own.
     pub ends: u64,
-    /// All tensors.
+    /// Bytes of all tensors, norms and biases among them.
     pub total: u64,
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_formats::{Checkpoint, FormatError, ModelConfig};
 
 use crate::{
@@ -16,9 +16,9 @@ const COMPARED: usize = 1 << 20;
 /// The weights of one block: layers as read from a checkpoint, or in another form `L`.
 #[derive(Clone, Debug)]
 pub struct BlockWeights<L = LinearLayer> {
-    /// Norms.
+    /// Weights of the block's norms.
     pub norms: BlockNorms,
-    /// Linear layers.
+    /// Linear layers by site; q, k and v are one, gate and up are one.
     pub layers: Sites<L>,
 }
 
@@ -112,7 +112,7 @@ impl BlockNorms {
         named
     }
 
-    /// All weights.
+    /// The weight of every norm that the block has, to be changed.
     pub fn each_mut(&mut self) -> impl Iterator<Item = &mut Vec<f32>> {
         let pairs = [&mut self.qk, &mut self.after].into_iter().flatten();
         [&mut self.input, &mut self.post].into_iter().chain(pairs.flat_map(|(a, b)| [a, b]))

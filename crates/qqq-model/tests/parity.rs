@@ -222,12 +222,38 @@ fn logits_agree_with_transformers_for_every_family() {
     let file = std::fs::read(data("parity.safetensors")).unwrap();
     let vectors = SafeTensors::deserialize(&file).unwrap();
     let models = Model::all();
-    assert!(models.len() >= 13, "{} models", models.len());
+    assert!(models.len() >= 35, "{} models", models.len());
     for (name, model) in models {
         let decoder = model.load().unwrap_or_else(|e| panic!("{name}: {e}"));
         let tokens = ints(&vectors.tensor(&format!("{name}.tokens")).unwrap());
         let logits = floats(&vectors.tensor(&format!("{name}.logits")).unwrap());
         check(&name, &decoder, &tokens, &logits);
+    }
+}
+
+/// Files as llama.cpp's converter makes them (`scripts/make_gguf_model_vectors.py`): its names of tensors and keys, q and k
+/// interleaved, Gemma's norms with one added, two lists of rope factors.
+#[test]
+fn logits_of_gguf_files_are_those_of_transformers() {
+    let file = std::fs::read(data("gguf/logits.safetensors")).unwrap();
+    let vectors = SafeTensors::deserialize(&file).unwrap();
+    for (name, class) in [
+        ("smollm3", "SmolLM3ForCausalLM"),
+        ("granite", "GraniteForCausalLM"),
+        ("phi3", "Phi3ForCausalLM"),
+        ("gemma3", "Gemma3ForCausalLM"),
+        ("ministral3", "Ministral3ForCausalLM"),
+    ] {
+        let checkpoint = Checkpoint::open(&data(&format!("gguf/{name}.gguf"))).unwrap();
+        assert_eq!(checkpoint.config.architecture.class_name(), class);
+        let decoder = Decoder::load(CpuBackend::default(), &checkpoint).unwrap();
+        let tokens = ints(&vectors.tensor(&format!("{name}.tokens")).unwrap());
+        let logits = floats(&vectors.tensor(&format!("{name}.logits")).unwrap());
+        check(name, &decoder, &tokens, &logits);
+        // The configuration that a checkpoint made of it gets says the same.
+        let raw = Value::Object(checkpoint.config.raw.clone());
+        let again = qqq_formats::ModelConfig::from_value(Path::new("config.json"), raw).unwrap();
+        assert_eq!(again, checkpoint.config);
     }
 }
 
@@ -244,6 +270,12 @@ fn the_vectors_depend_on_every_setting() {
         ("mistral_window", "sliding_window", 8.into()),
         ("qwen2_window", "use_sliding_window", false.into()),
         ("llama_mha", "rms_norm_eps", 0.1.into()),
+        ("ministral3", "rope_parameters", {
+            let mut other = Model::named("ministral3").config["rope_parameters"].clone();
+            other["llama_4_scaling_beta"] = 0.0.into();
+            other
+        }),
+        ("phi3_two_lists", "original_max_position_embeddings", 200.into()),
     ];
     for (name, key, value) in settings {
         let mut model = Model::named(name);
@@ -306,6 +338,34 @@ fn a_checkpoint_that_does_not_fit_its_configuration_is_refused() {
     assert!(e.contains("self_attn.sinks"), "{e}");
 }
 
+/// Of a model that also sees, tensors of other parts than text are left alone; those of the text part must all be known.
+#[test]
+fn text_parts_are_checked_as_text_models_are() {
+    let e = refusal("seeing_gemma3", |m| {
+        m.tensors.insert("model.language_model.layers.0.self_attn.sinks".into(), vec![4]);
+    });
+    assert!(e.contains("model.layers.0.self_attn.sinks"), "{e}");
+    let e = refusal("seeing_mistral_older_names", |m| {
+        m.tensors.insert("language_model.score.weight".into(), vec![4]);
+    });
+    assert!(e.contains("\"language_model.score.weight\" lies outside"), "{e}");
+    let e = refusal("seeing_gemma3", |m| m.tensors.retain(|name, _| !name.contains("language_model")));
+    assert!(e.contains("no tensors") && e.contains("model.language_model."), "{e}");
+    let e = refusal("seeing_gemma3", |m| m.config["text_config"]["model_type"] = "gemma3n_text".into());
+    assert!(e.contains("gemma3n_text") && e.contains("gemma3_text"), "{e}");
+    let e = refusal("seeing_gemma3", |m| m.config["text_config"]["attn_logit_softcapping"] = 30.into());
+    assert!(e.contains("attn_logit_softcapping"), "{e}");
+    let e = refusal("seeing_gemma3", |m| m.config["experts_of_vision"] = 30.into());
+    assert!(e.contains("experts_of_vision"), "{e}");
+    // Said by one part alone or by none, the tensors decide whether there is a head.
+    let mut model = Model::named("seeing_mistral_older_names");
+    model.config["tie_word_embeddings"] = true.into();
+    model.config["text_config"]["tie_word_embeddings"] = false.into();
+    assert!(!model.load().unwrap().config.tie_word_embeddings);
+    model.tensors.insert("vision_tower.more.weight".into(), vec![4]);
+    assert_eq!(model.load().unwrap().config.text_part_of, Some("Mistral3ForConditionalGeneration"));
+}
+
 #[test]
 fn tensors_that_change_nothing_are_let_pass() {
     let mut model = Model::named("llama_mha");
@@ -331,4 +391,12 @@ fn requests_that_a_model_cannot_serve_are_errors() {
     assert!(message(&[0; 257], 0).contains("context of 256"));
     assert!(message(&[0], usize::MAX).contains("context of 256"));
     assert!(message(&[], 0).contains("without tokens"));
+
+    // Behind the original context other factors would count, for the keys in the cache too.
+    let decoder = Model::named("phi3_two_lists").load().unwrap();
+    let mut runner = Runner::for_positions(&decoder, KvDType::F16, 60).unwrap();
+    let mut plan = BatchPlan::default();
+    plan.push(&[0], 48, &[0]);
+    let e = runner.step(&plan).unwrap_err().to_string();
+    assert!(e.contains("context of 48") && e.contains("short_factor"), "{e}");
 }

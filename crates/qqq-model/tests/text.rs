@@ -97,7 +97,7 @@ fn error(name: &str, content: &[u8], options: &TextOptions) -> (Place, TextProbl
 
 #[test]
 fn what_cannot_be_read_is_an_error_with_its_line() {
-    use TextProblem::{Content, Field, NotJson};
+    use TextProblem::{Blank, Content, Field, NotJson};
     let line = Place::Line;
     let text = |n: usize| "{\"text\": \"a\"}\n".repeat(n);
     for (name, content, place, problem, says) in [
@@ -155,10 +155,10 @@ fn what_cannot_be_read_is_an_error_with_its_line() {
             "a number",
         ),
         ("nothing.jsonl", "{\"messages\": [{\"role\": \"user\"}]}".into(), line(1), Field, "no content"),
-        ("blank.txt", " \n\n".into(), Place::File, Content, "no text"),
-        ("empty.jsonl", "".into(), Place::File, Content, "no text"),
-        ("empty.json", "[]".into(), Place::File, Content, "no text"),
-        ("nulls.jsonl", "{\"text\": null}\n".repeat(3), Place::File, Content, "no text"),
+        ("blank.txt", " \n\n".into(), Place::File, Blank, "no text"),
+        ("empty.jsonl", "".into(), Place::File, Blank, "no text"),
+        ("empty.json", "[]".into(), Place::File, Blank, "no text"),
+        ("nulls.jsonl", "{\"text\": null}\n".repeat(3), Place::File, Blank, "no text"),
     ] {
         let (at, kind, reason) = error(name, content.as_bytes(), &TextOptions::default());
         assert!(reason.contains(says), "{name}: {reason}");

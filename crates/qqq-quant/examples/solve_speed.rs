@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use qqq_backend::cpu::calibrate::CpuGram;
 use qqq_backend::cpu::matrix::Matrix;
-use qqq_backend::cpu::pool::{num_threads, parallel_for};
+use qqq_backend::pool::{num_threads, parallel_for};
 use qqq_quant::Clip;
 use qqq_quant::solve::{SolveOptions, solve};
 use rand::{RngExt, SeedableRng};
@@ -59,7 +59,7 @@ fn main() {
             let hessian = &hessians.iter().find(|(width, _)| *width == k).expect("made above").1;
             let start = Instant::now();
             let solved =
-                solve(layer, &weights, n, k, hessian, &options).expect("a random problem is solvable");
+                solve(layer, &weights, n, k, Some(hessian), &options).expect("a random problem is solvable");
             let seconds = start.elapsed().as_secs_f64();
             total += seconds;
             print!(" {layer} {:.1} ms ({:.4} of {:.4}),", seconds * 1e3, solved.loss, solved.loss_nearest);

@@ -108,7 +108,7 @@ impl<'a> From<&'a Source> for CalibrationText<'a> {
 pub struct Read<'a> {
     /// The model, for its chat template.
     pub checkpoint: &'a Checkpoint,
-    /// Its tokenizer.
+    /// The model's tokenizer, which cuts the texts.
     pub tokenizer: &'a Tokenizer,
     /// How files are read.
     pub options: &'a TextOptions,
@@ -127,8 +127,14 @@ pub fn windows_of_files(
     seed: u64,
 ) -> Result<Vec<Vec<u32>>> {
     let mut text = String::new();
+    let mut have_records = false;
     for file in files {
-        read_text(file, &mut read, &mut text)?;
+        have_records |= read_text(file, &mut read, &mut text)?;
+    }
+    if let (Some(field), false) = (&read.options.field, have_records) {
+        return Err(QuantError::Calibration(format!(
+            "the field {field:?} is asked for, but the calibration text is plain text, which has no fields; ask for none"
+        )));
     }
     let tokenizer = read.tokenizer;
     windows_of_text("the text", &text, &|t| Ok(tokenizer.encode(t, false)?), calibration, seed)
@@ -254,8 +260,8 @@ fn line_start(text: &str, at: usize) -> usize {
     if at == 0 { 0 } else { text[at..near].find('\n').map_or(at, |i| at + i + 1) }
 }
 
-/// Appends a file's text, documents separated by blank lines.
-fn read_text(path: &Path, read: &mut Read<'_>, text: &mut String) -> Result<()> {
+/// Appends a file's text, documents separated by blank lines; gives whether it has records.
+fn read_text(path: &Path, read: &mut Read<'_>, text: &mut String) -> Result<bool> {
     let before = text.len();
     let (checkpoint, tokenizer) = (read.checkpoint, read.tokenizer);
     let template = Box::new(move || ChatTemplate::load(checkpoint, tokenizer));
@@ -288,7 +294,7 @@ fn read_text(path: &Path, read: &mut Read<'_>, text: &mut String) -> Result<()> 
             MAX_TEXT_BYTES >> 20
         ));
     }
-    Ok(())
+    Ok(reader.has_records())
 }
 
 #[cfg(test)]

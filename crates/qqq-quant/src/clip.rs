@@ -2,16 +2,16 @@
 
 pub mod integer;
 
-use qqq_backend::cpu::simd::{SimdLevel, multiversion};
+use qqq_backend::simd::{SimdLevel, multiversion};
 
 use crate::{Clip, solve::ScaleDType};
 
 /// A grid of codes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grid {
-    /// Least code.
+    /// Least code of the grid, a whole number.
     pub low: f32,
-    /// Largest code.
+    /// Largest code of the grid, a whole number.
     pub high: f32,
     /// The unclipped scale is the largest |weight| over this.
     pub reach: f32,

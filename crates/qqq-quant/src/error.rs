@@ -7,16 +7,16 @@ pub type Result<T, E = QuantError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuantError {
-    /// A file.
+    /// A file of the model or of the output cannot be read or written.
     #[error(transparent)]
     Format(#[from] qqq_formats::FormatError),
-    /// The model.
+    /// The model could not be loaded or run.
     #[error(transparent)]
     Model(#[from] qqq_model::ModelError),
     /// An operation that the backend refuses.
     #[error(transparent)]
     Operation(#[from] qqq_backend::BackendError),
-    /// Calibration data.
+    /// Calibration text that is missing, unreadable or too short.
     #[error("calibration data: {0}")]
     Calibration(String),
     /// A recipe that cannot be carried out on this model.

@@ -1,22 +1,58 @@
-//! How much work a run is: an amount for each kind of it, in seconds of a machine of two AVX-512 cores.
+//! How much work a run is: an amount for each kind of it, in seconds as [`trial`](crate::trial) lets expect them.
 //!
-//! [`work`](crate::work) turns amounts into time left, by what each kind is seen to take on this machine.
+//! [`work`](crate::work) turns amounts into time left, by what each kind is seen to take.
 
-use qqq_backend::{HeadLayout, cpu::calibrate::attended::QUERIES};
+use qqq_backend::{HeadLayout, Pieces};
 use qqq_formats::ModelConfig;
 use qqq_model::{Site, block::head_layout};
 
-use crate::{Propagation, Recipe, Transform, ValueHessian, calibration::Source};
+use crate::{Propagation, Recipe, Transform, ValueHessian, calibration::Source, trial::Slowness};
 
-/// Operations a second of the kinds of work (measured on two AVX-512 cores).
-mod rate {
-    pub const FLOAT: f64 = 170e9;
-    pub const INT8: f64 = 400e9;
-    pub const RANK_K: f64 = 260e9;
-    pub const AVERAGES: f64 = 75e9;
-    pub const ATTENTION: f64 = 80e9;
-    pub const SOLVE: f64 = 80e9;
+/// Operations a second of the kinds of work, as SmolLM2-135M and the shapes of Llama-2-7B take them on two cores of a Xeon
+/// with AVX-512 VNNI and AMX that have nothing else to do.
+pub(crate) mod rate {
+    pub const FLOAT: f64 = 165e9;
+    pub const INT8: f64 = 930e9;
+    pub const RANK_K: f64 = 800e9;
+    pub const AVERAGES: f64 = 120e9;
+    pub const ATTENTION: f64 = 190e9;
+    pub const SOLVE: f64 = 140e9;
     pub const SAMPLE: f64 = 60e9;
+    /// Seconds for the code of a weight and its share of a scale that is searched.
+    pub const ROUND_SECONDS: f64 = 50e-9;
+    /// The smoothing search has many short products.
+    pub const SEARCH: f64 = 600e9;
+}
+
+/// Seconds an operation here.
+struct Costs {
+    float: f64,
+    int8: f64,
+    rank_k: f64,
+    averages: f64,
+    attention: f64,
+    solve: f64,
+    sample: f64,
+    search: f64,
+    /// A second of what moves and converts weights.
+    move_second: f64,
+}
+
+impl Costs {
+    fn new(slowness: &Slowness) -> Self {
+        let Slowness { int8, moments, float } = *slowness;
+        Self {
+            float: float / rate::FLOAT,
+            int8: int8 / rate::INT8,
+            rank_k: moments / rate::RANK_K,
+            averages: float / rate::AVERAGES,
+            attention: float / rate::ATTENTION,
+            solve: float / rate::SOLVE,
+            sample: float / rate::SAMPLE,
+            search: int8 / rate::SEARCH,
+            move_second: float,
+        }
+    }
 }
 
 /// What takes its own time for each unit: other shapes, another kernel, another bottleneck.
@@ -48,7 +84,7 @@ impl Kind {
     pub(crate) const COUNT: usize = Kind::Pack as usize + 1;
 }
 
-/// An amount of work: seconds of the machine that the rates were measured on.
+/// An amount of work: seconds that it is expected to take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Units {
     pub kind: Kind,
@@ -83,14 +119,25 @@ pub(crate) struct Estimate {
     pub float_pass: Units,
     /// Solving all layers of a block.
     solves: f64,
-    /// Whether layers are compensated.
-    compensate: bool,
+    /// How a layer is solved.
+    solving: Solving,
+    /// Seconds an operation of solving.
+    solve_cost: f64,
+    /// A second of what rounds without data.
+    move_second: f64,
     /// Packing and writing of a block.
     pub pack: Units,
 }
 
 impl Estimate {
-    pub(crate) fn new(config: &ModelConfig, recipe: &Recipe, source: &Source) -> Self {
+    pub(crate) fn new(
+        config: &ModelConfig,
+        recipe: &Recipe,
+        source: &Source,
+        slowness: &Slowness,
+        pieces: Pieces,
+    ) -> Self {
+        let cost = Costs::new(slowness);
         let heads = head_layout(config);
         let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
         let HeadLayout { num_heads, head_dim, .. } = heads;
@@ -99,33 +146,40 @@ impl Estimate {
         let shapes = [(qkv, hidden), (hidden, q), (2.0 * inner, hidden), (hidden, inner)];
         let (windows, window) = (recipe.calibration.windows as f64, recipe.calibration.window as f64);
         let tokens = windows * window;
-        let linear = |i: usize, rate: f64| 2.0 * shapes[i].0 * shapes[i].1 * tokens / rate;
-        let rank_k = |i: usize| rank_k(shapes[i].1, tokens);
+        let product = |i: usize| 2.0 * shapes[i].0 * shapes[i].1 * tokens;
+        let linear = |i: usize| product(i) * cost.int8;
+        let moments = |i: usize| shapes[i].1 * shapes[i].1 * tokens;
+        let rank_k = |i: usize| moments(i) * cost.rank_k;
         let attention = |window: f64| 2.0 * (num_heads * head_dim) as f64 * window * window;
-        let attend = windows * attention(window) / rate::ATTENTION;
+        let attend = windows * attention(window) * cost.attention;
         let averages = match recipe.value_hessian {
             ValueHessian::Input => 0.0,
             // Of some queries of every head: half of the window's inputs on average, and the second moment.
             ValueHessian::Attention => {
-                let queries = windows * num_heads as f64 * window.min(QUERIES as f64);
-                queries * (window * hidden + hidden * hidden) / rate::AVERAGES
+                let queries = windows * num_heads as f64 * window.min(pieces.attended_queries as f64);
+                queries * (window * hidden + hidden * hidden) * cost.averages
             }
         };
         let quantized = StageEstimate::new([
             rank_k(0),
-            if averages > 0.0 { averages + linear(0, rate::INT8) } else { 0.0 },
-            linear(0, rate::INT8) + attend + rank_k(1),
-            linear(1, rate::INT8) + rank_k(2),
-            linear(2, rate::INT8) + rank_k(3),
-            linear(3, rate::INT8),
+            if averages > 0.0 { averages + linear(0) } else { 0.0 },
+            linear(0) + attend + rank_k(1),
+            linear(1) + rank_k(2),
+            linear(2) + rank_k(3),
+            linear(3),
         ]);
-        let float = (0..4).map(|i| linear(i, rate::FLOAT) + rank_k(i)).sum::<f64>() + attend + averages;
+        let products = (0..4).map(|i| (product(i) + moments(i)) * cost.float).sum::<f64>();
+        let float = products + attend + averages;
         let (stages, float_pass) = match recipe.propagation {
             _ if tokens == 0.0 => (StageEstimate::new([0.0; 6]), 0.0),
             Propagation::Quantized => (quantized, 0.0),
             Propagation::Float => (StageEstimate::new([0.0; 6]), float),
         };
-        let compensate = recipe.compensate;
+        let solving = match recipe.compensate {
+            _ if tokens == 0.0 => Solving::WithoutData,
+            true => Solving::Compensated,
+            false => Solving::Nearest,
+        };
         let [qkv, others @ ..] = shapes;
         let v = heads.kv_width() as f64;
         // Two solutions of one width take two factorizations.
@@ -134,20 +188,28 @@ impl Estimate {
             ValueHessian::Input => vec![qkv],
             ValueHessian::Attention => vec![(qkv.0 - v, qkv.1), (v, qkv.1)],
         };
-        let solves = solved.into_iter().chain(others).map(|(n, k)| solve(n, k, compensate)).sum();
+        let solves = solved
+            .into_iter()
+            .chain(others)
+            .map(|(n, k)| solve(n, k, solving, cost.solve, cost.move_second))
+            .sum();
         let weights: f64 = shapes.iter().map(|(n, k)| n * k).sum();
         let smooth = recipe.calibration.smooth_tokens as f64;
-        let search =
-            30.0 * (weights * (2.0 * smooth / rate::INT8 + 4e-9) + attention(smooth) / rate::ATTENTION) / 4.0;
+        let rounded = weights * (2.0 * smooth * cost.search + 3e-9 * cost.move_second);
+        let search = 30.0 * (rounded + attention(smooth) * cost.attention) / 4.0;
         let samples = match source {
-            Source::SelfSamples => 2.0 * weights * config.num_layers as f64 * tokens / rate::SAMPLE,
+            Source::SelfSamples => 2.0 * weights * config.num_layers as f64 * tokens * cost.sample,
             Source::BuiltIn | Source::Files(_) | Source::Dataset { .. } => 0.0,
         };
-        let rotation = if recipe.transform == Transform::Rotate { hidden.log2() * 1e-9 } else { 0.0 };
+        let rotate = recipe.transform == Transform::Rotate;
+        // Of a number, by a dense matrix.
+        let rotation = if rotate { 2.0 * hidden * cost.float } else { 0.0 };
+        let tables = if rotate || !config.tie_word_embeddings { 2.0 } else { 1.0 };
+        let table = config.vocab_size as f64 * hidden;
         Self {
-            text: Units::new(Kind::Text, 0.5 + samples),
-            ends: Units::new(Kind::Ends, config.vocab_size as f64 * hidden * (8e-9 + 8.0 * rotation)),
-            read: Units::new(Kind::Read, weights * (4e-9 + 2.0 * rotation)),
+            text: Units::new(Kind::Text, 0.2 + samples),
+            ends: Units::new(Kind::Ends, tables * table * (12e-9 * cost.move_second + rotation)),
+            read: Units::new(Kind::Read, weights * (5e-9 * cost.move_second + rotation)),
             smooth_site: Units::new(
                 Kind::Smooth,
                 if recipe.transform == Transform::Smooth { search } else { 0.0 },
@@ -155,8 +217,10 @@ impl Estimate {
             stages,
             float_pass: Units::new(Kind::FloatPass, float_pass),
             solves,
-            compensate,
-            pack: Units::new(Kind::Pack, weights * 8e-9),
+            solving,
+            solve_cost: cost.solve,
+            move_second: cost.move_second,
+            pack: Units::new(Kind::Pack, weights * 11e-9 * cost.move_second),
         }
     }
 
@@ -174,28 +238,38 @@ impl Estimate {
         for units in self.stages.all() {
             add(units, blocks);
         }
+        // Nothing comes after the last block.
+        add(self.stages.finish, -1.0);
         plan
     }
 
     /// Solving a layer of `n` outputs and `k` inputs.
     pub(crate) fn solve(&self, n: usize, k: usize) -> Units {
-        Units::new(Kind::Solve, solve(n as f64, k as f64, self.compensate))
+        let seconds = solve(n as f64, k as f64, self.solving, self.solve_cost, self.move_second);
+        Units::new(Kind::Solve, seconds)
     }
 }
 
-/// An int8 product.
-pub(crate) fn int8_product(n: f64, k: f64, tokens: f64) -> f64 {
-    2.0 * n * k * tokens / rate::INT8
+/// What solving a layer has to do.
+#[derive(Clone, Copy, Debug)]
+enum Solving {
+    /// Codes and scales; losses are those of the weights.
+    WithoutData,
+    /// The same, with losses for a Hessian.
+    Nearest,
+    /// A factor of the Hessian, and a product with it, as well.
+    Compensated,
 }
 
-/// The second moment of so many tokens of a width.
-pub(crate) fn rank_k(width: f64, tokens: f64) -> f64 {
-    width * width * tokens / rate::RANK_K
-}
-
-fn solve(n: f64, k: f64, compensate: bool) -> f64 {
-    let compensate = if compensate { k * k * k + 2.0 * n * k * k } else { 2.0 * n * k };
-    (compensate + 2.0 * n * k * k) / rate::SOLVE
+/// Seconds of solving a layer, at seconds an operation and a second of what rounds.
+fn solve(n: f64, k: f64, solving: Solving, cost: f64, move_second: f64) -> f64 {
+    let losses = 2.0 * n * k * k;
+    let operations = match solving {
+        Solving::WithoutData => return n * k * rate::ROUND_SECONDS * move_second,
+        Solving::Nearest => 2.0 * n * k + losses,
+        Solving::Compensated => k * k * k + 2.0 * n * k * k + losses,
+    };
+    operations * cost
 }
 
 /// Calibration stages of a block of quantized layers, named for the layer whose input they make.
@@ -236,5 +310,45 @@ impl StageEstimate {
 
     fn all(&self) -> [Units; 6] {
         [self.qkv, self.attended, self.o, self.gate_up, self.down, self.finish]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shapes;
+    use qqq_backend::{Calibrate, CpuBackend};
+
+    /// Whole runs on the machine of the rates.
+    #[test]
+    fn runs_take_what_is_expected() {
+        let slowness = Slowness { int8: 1.0, moments: 1.0, float: 1.0 };
+        for (config, seconds) in [(shapes::smollm2(), 70.0), (shapes::llama_7b(2), 233.0)] {
+            let recipe = Recipe { transform: Transform::Rotate, ..Recipe::DEFAULT };
+            let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
+            let expected: f64 = estimate.plan(config.num_layers).iter().sum();
+            assert!((0.8..1.25).contains(&(expected / seconds)), "{expected} instead of {seconds}");
+        }
+    }
+
+    #[test]
+    fn a_slower_machine_takes_longer() {
+        let seconds = |slowness| {
+            let config = shapes::wide();
+            let recipe = Recipe { transform: Transform::Rotate, ..Recipe::DEFAULT };
+            let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
+            estimate.plan(config.num_layers).iter().sum::<f64>()
+        };
+        let usual = seconds(Slowness { int8: 1.0, moments: 1.0, float: 1.0 });
+        let slow = seconds(Slowness { int8: 2.0, moments: 2.0, float: 2.0 });
+        // What opens and reads texts is not tried.
+        assert!((slow - 2.0 * usual).abs() < 1.0, "{slow} {usual}");
+        for slowness in [
+            Slowness { int8: 2.0, moments: 1.0, float: 1.0 },
+            Slowness { int8: 1.0, moments: 2.0, float: 1.0 },
+            Slowness { int8: 1.0, moments: 1.0, float: 2.0 },
+        ] {
+            assert!((1.05 * usual..slow).contains(&seconds(slowness)), "{slowness:?}");
+        }
     }
 }

@@ -8,13 +8,13 @@ use crate::{QuantError, Result, report::modules};
 /// A linear layer: weight of shape `n x k`, row-major, and bias of length `n`.
 #[derive(Clone, Debug)]
 pub struct FloatLinear {
-    /// Output channels.
+    /// Output channels: rows of the weight.
     pub n: usize,
-    /// Input channels.
+    /// Input channels: columns of the weight.
     pub k: usize,
-    /// Weight.
+    /// Weight, `n x k`, row-major.
     pub weight: Vec<f32>,
-    /// Bias.
+    /// Bias, of length `n`, where the layer has one.
     pub bias: Option<Vec<f32>>,
 }
 

@@ -1,9 +1,15 @@
 //! The 16-bit type of everything that is not quantized: embedding, output head, norms, biases.
 
-use half::{bf16, f16};
+use half::{
+    bf16, f16,
+    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
+};
 use qqq_formats::{DType, WeightData};
 
 use crate::{QuantError, Result};
+
+/// Values that are rounded at a time.
+const PIECE: usize = 256;
 
 /// A 16-bit float type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,22 +56,28 @@ impl HalfType {
     /// A value that the type cannot hold.
     pub fn append(self, name: &str, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
         out.reserve(values.len() * 2);
-        for &x in values {
-            let (bits, finite) = match self {
+        // Some at a time, for which processors have instructions.
+        let mut buffer = [0; PIECE];
+        for values in values.chunks(PIECE) {
+            let bits = &mut buffer[..values.len()];
+            let first_bad = match self {
                 HalfType::F16 => {
-                    let h = f16::from_f32(x);
-                    (h.to_bits(), h.is_finite())
+                    let halves: &mut [f16] = bits.reinterpret_cast_mut();
+                    halves.convert_from_f32_slice(values);
+                    halves.iter().position(|h| !h.is_finite())
                 }
                 HalfType::BF16 => {
-                    let h = bf16::from_f32(x);
-                    (h.to_bits(), h.is_finite())
+                    let halves: &mut [bf16] = bits.reinterpret_cast_mut();
+                    halves.convert_from_f32_slice(values);
+                    halves.iter().position(|h| !h.is_finite())
                 }
             };
-            if !finite {
+            if let Some(i) = first_bad {
                 return Err(QuantError::NotFinite {
                     layer: name.to_owned(),
                     reason: format!(
-                        "the value {x} is beyond the range of {}, in which it is to be stored{}",
+                        "the value {} is beyond the range of {}, in which it is to be stored{}",
+                        values[i],
                         self.config_name(),
                         match self {
                             HalfType::F16 => "; save the model as bfloat16 first, or leave it unrotated",
@@ -74,7 +86,11 @@ impl HalfType {
                     ),
                 });
             }
-            out.extend_from_slice(&bits.to_le_bytes());
+            let begin = out.len();
+            out.resize(begin + 2 * bits.len(), 0);
+            for (bytes, bits) in out[begin..].chunks_exact_mut(2).zip(bits) {
+                bytes.copy_from_slice(&bits.to_le_bytes());
+            }
         }
         Ok(())
     }
@@ -115,6 +131,11 @@ mod tests {
             let mut bytes = Vec::new();
             half.append("t", &values, &mut bytes).unwrap();
             assert_eq!(half.widen(&bytes), values.map(|x| half.round(x)));
+            // Many are as one.
+            let many: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.3) * 1.37f32.powi(i % 37 - 30)).collect();
+            let mut bytes = Vec::new();
+            half.append("t", &many, &mut bytes).unwrap();
+            assert_eq!(half.widen(&bytes), many.iter().map(|x| half.round(*x)).collect::<Vec<_>>());
         }
         let error = HalfType::F16.append("model.norm.weight", &[1e6], &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("model.norm.weight"), "{error}");

@@ -63,16 +63,20 @@ pub mod pipeline;
 mod preflight;
 pub mod recipe;
 pub mod report;
+pub mod resolved;
 pub mod rotation;
 mod rotations;
 mod run;
 mod scratch;
 mod self_samples;
+#[cfg(test)]
+mod shapes;
 pub mod smooth;
 pub mod smooth_sites;
 pub mod solve;
 mod source_types;
 pub mod transform;
+mod trial;
 mod value_hessian;
 pub mod windows;
 mod work;
@@ -86,3 +90,4 @@ pub use recipe::{
     ValueHessian,
 };
 pub use report::Report;
+pub use resolved::Resolved;

@@ -83,6 +83,12 @@ fn render_into(
          output head and norms are kept in 16 bits.\n",
         report.model, report.version
     )?;
+    if let Some(whole) = &report.text_part_of {
+        writeln!(
+            card,
+            "This is a text model: the text part of a {whole}, without the parts that see or hear.\n"
+        )?;
+    }
     writeln!(card, "| | |\n|---|---|")?;
     writeln!(card, "| Weights | {weights} |")?;
     writeln!(card, "| Activations | int8, one scale per token, found at run time |")?;
@@ -95,10 +101,11 @@ fn render_into(
         0 => writeln!(card, "| Calibration data | none |")?,
         n => {
             let (data, tokens) = (&report.calibration_data, calibration.window);
+            let s = if n == 1 { "" } else { "s" };
             let purpose = if recipe.needs_text().is_empty() { "none; loss measured on " } else { "" };
             writeln!(
                 card,
-                "| Calibration data | {purpose}{data}: {n} windows of {tokens} tokens, seed {} |",
+                "| Calibration data | {purpose}{data}: {n} window{s} of {tokens} tokens, seed {} |",
                 recipe.seed
             )?;
         }
@@ -163,6 +170,8 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
         (Transform::Rotate, _) if report.rotation.is_some_and(|r| r.stream == Family::Hartley) => {
             "rotation by a randomised Hartley matrix".into()
         }
+        // A report of a run never has it.
+        (Transform::Auto, _) => "chosen for the model".into(),
         (Transform::None, _) => "none".into(),
         (Transform::Smooth, _) => {
             format!("adaptive smoothing on {} tokens", recipe.calibration.smooth_tokens)

@@ -1,6 +1,6 @@
 //! Rounding to nearest on the checkpoint's grid, fast: the inner loop of the smoothing search.
 
-use qqq_backend::cpu::{
+use qqq_backend::{
     pool::parallel_each_mut,
     simd::{SimdLevel, multiversion},
 };

@@ -7,7 +7,7 @@ use qqq_formats::{Checkpoint, CheckpointFormat, size, writer::Reservation};
 use qqq_model::{Decoder, ModelError, TensorBytes, Tokenizer, memory, rope};
 
 use crate::{
-    OutputFormat, QuantError, Recipe, Report, Result, Transform,
+    OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
     calibration::{self, CalibrationText, Read, Source},
     estimate::Estimate,
     half_type::HalfType,
@@ -19,6 +19,7 @@ use crate::{
     self_samples,
     solve::ScaleDType,
     source_types::AlreadyQuantized,
+    trial::Slowness,
     windows::{Surroundings, Window, Windows},
     work::Work,
 };
@@ -29,7 +30,7 @@ pub trait Progress {
     fn planned(&mut self, _seconds: f64) {}
     /// `done` seconds of work are done, and there will be about `total` in all; `next` is what is being worked on.
     fn step(&mut self, done: f64, total: f64, next: &str) -> bool;
-    /// A warning.
+    /// Something that may make the result worse than expected; it also stands in the report.
     fn warn(&mut self, message: &str);
     /// Something to know that is no reason to worry.
     fn note(&mut self, _message: &str) {}
@@ -40,7 +41,7 @@ pub trait Progress {
 pub struct Output<'a> {
     /// Directory to be made, reserved before the model was looked for.
     pub reservation: &'a Reservation,
-    /// Form.
+    /// Form on disk, or that the shapes decide on it.
     pub format: OutputFormat,
     /// How the user named the model (for model card and report).
     pub model_name: &'a str,
@@ -51,6 +52,8 @@ pub struct Output<'a> {
 /// Besides what one layer takes, the hidden states of all calibration tokens are held in memory (f32): how much memory all
 /// takes together is told before the work. The result depends on the recipe's seed, not on the number of threads. Nothing
 /// appears under the output's name unless all is well.
+///
+/// [`Transform::Auto`] is resolved before anything else; the report has what it became.
 ///
 /// # Errors
 /// Recipes that do not fit the model or the machine's memory (before any work), calibration text that is too short,
@@ -67,14 +70,20 @@ pub fn quantize<'a, B: Calibrate>(
     let started = Instant::now();
     let calibration = calibration.into();
     let samples = *calibration.source == Source::SelfSamples;
-    let plan = preflight::check(checkpoint, recipe, output.format, samples)?;
+    let Resolved { recipe, note } = recipe.resolved(&checkpoint.config);
+    let recipe = &recipe;
+    let plan = preflight::check(checkpoint, recipe, output.format, samples, B::PIECES)?;
     let mut writer =
         OutputCheckpoint::create(checkpoint, tokenizer, output.reservation, plan.format, plan.half)?;
 
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;
-    let estimate = Estimate::new(config, recipe, calibration.source);
-    let mut work = Work::new(backend, progress, &estimate, config.num_layers)?;
+    let slowness = Slowness::measured(backend)?;
+    let estimate = Estimate::new(config, recipe, calibration.source, &slowness, B::PIECES);
+    let mut work = Work::new(progress, &estimate, config.num_layers);
+    if let Some(note) = note {
+        work.note(&note);
+    }
     match &plan.already_quantized {
         Some(AlreadyQuantized::Coarse(message)) => work.warn(message.clone()),
         Some(AlreadyQuantized::Fine(message)) => work.note(message),
@@ -171,6 +180,7 @@ pub fn quantize<'a, B: Calibrate>(
     let report = Report {
         version: env!("CARGO_PKG_VERSION").into(),
         model: output.model_name.into(),
+        text_part_of: checkpoint.config.text_part_of.map(Into::into),
         format: plan.format.name().into(),
         recipe: recipe.clone(),
         calibration_data: if plan.calibrates { calibration.source.describe() } else { "none".into() },

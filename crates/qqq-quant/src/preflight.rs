@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use qqq_backend::Pieces;
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq, size};
 use qqq_model::{Site, memory, names};
 
@@ -11,6 +12,7 @@ use crate::{
     half_type::HalfType,
     memory_need::{self, MemoryNeed},
     recipe::MAX_DAMPING,
+    resolved::no_rotation,
     source_types::{self, AlreadyQuantized},
 };
 
@@ -72,13 +74,14 @@ fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
     Site::ALL.into_iter().flat_map(of_site).collect()
 }
 
-/// Checks recipe and shapes, and decides on the form of the output. `samples`: whether the model writes its calibration text
-/// itself.
+/// Checks a resolved recipe and shapes, and decides on the form of the output. `samples`: whether the model writes its
+/// calibration text itself.
 pub(crate) fn check(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
     format: OutputFormat,
     samples: bool,
+    pieces: Pieces,
 ) -> Result<Plan> {
     let config = &checkpoint.config;
     let refuse = |message: String| Err(QuantError::Recipe(message));
@@ -117,14 +120,14 @@ pub(crate) fn check(
             calibration.window, calibration.smooth_tokens
         ));
     }
-    if recipe.transform == Transform::Rotate && config.graph.norms_after {
+    if recipe.transform == Transform::Rotate
+        && let Some(reason) = no_rotation(config)
+    {
         return refuse(format!(
-            "{} has norms behind attention and MLP, whose weights do not commute with a rotation of the residual stream; \
-             smooth instead, or leave the weights as they are",
-            config.architecture.class_name()
+            "transform rotate: {reason}; choose smooth or none, or auto, which takes the better"
         ));
     }
-    let memory = memory_need::of(checkpoint, recipe, samples);
+    let memory = memory_need::of(checkpoint, recipe, samples, pieces);
     check_memory(&memory, recipe)?;
     check_shapes(config, recipe.group_size)?;
     qqq_model::check_tensors(checkpoint)?;

@@ -9,13 +9,17 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Transform {
+    /// What suits the model: rotate, or smooth where its norms allow no rotation.
+    ///
+    /// [`Recipe::resolved`] decides.
+    Auto,
     /// QQQ's adaptive smoothing: shrinks outlier channels of the activations.
     Smooth,
     /// QuaRot's offline rotation: spreads outliers over all channels.
     ///
     /// The residual stream turns, and v and o by heads.
     Rotate,
-    /// Neither.
+    /// The weights stay as they are.
     None,
 }
 
@@ -119,7 +123,7 @@ pub struct Calibration {
 /// A whole recipe. [`Recipe::DEFAULT`] is where most begin: `Recipe { group_size: None, ..Recipe::DEFAULT }`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
-    /// Transformation.
+    /// What is absorbed into the weights before they are rounded.
     pub transform: Transform,
     /// Kind of rotation, where there is one.
     pub rotation: RotationKind,
@@ -140,7 +144,7 @@ pub struct Recipe {
     pub value_hessian: ValueHessian,
     /// What later layers are calibrated on.
     pub propagation: Propagation,
-    /// Calibration data.
+    /// How much text is looked at.
     pub calibration: Calibration,
     /// Seed of everything random.
     pub seed: u64,
@@ -149,7 +153,7 @@ pub struct Recipe {
 impl Recipe {
     /// What is done unless told otherwise: the recipe that keeps most quality.
     pub const DEFAULT: Self = Self {
-        transform: Transform::Rotate,
+        transform: Transform::Auto,
         rotation: RotationKind::Hadamard,
         group_size: Some(64),
         group_scales: GroupScales::Integer,

@@ -20,15 +20,16 @@ pub(crate) mod modules {
 /// One linear layer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LayerReport {
-    /// Module name.
+    /// Name as in the model, such as `model.layers.0.self_attn.qk_proj`.
     pub name: String,
-    /// Output channels.
+    /// Output channels: rows of the weight.
     pub out_features: usize,
-    /// Input channels.
+    /// Input channels: columns of the weight.
     pub in_features: usize,
-    /// Relative output error of rounding to nearest.
+    /// [`loss`](Self::loss) of rounding to nearest with the same scales.
     pub loss_nearest: f64,
-    /// Relative output error of the result.
+    /// Squared error of the layer's output on the calibration text, as a share of the output's square; where there was no
+    /// text (0 windows), squared error of the weights as a share of the weights' square.
     pub loss: f64,
     /// Damping that was needed.
     pub damping: f64,
@@ -43,7 +44,7 @@ pub struct LayerReport {
 pub struct SmoothReport {
     /// `model.layers.0.qkv`, ...
     pub site: String,
-    /// Threshold found.
+    /// Activation beyond which channels are shrunk; the largest one where smoothing does not pay.
     pub sigma: f32,
     /// Channels with a scale above 1.
     pub smoothed_channels: usize,
@@ -83,11 +84,11 @@ pub struct Timings {
     pub transform: f64,
     /// Calibration forward passes and Hessians.
     pub calibrate: f64,
-    /// Solving.
+    /// Choosing scales, rounding and compensation.
     pub solve: f64,
     /// Packing and writing.
     pub write: f64,
-    /// All.
+    /// From the start to the report, everything else included.
     pub total: f64,
 }
 
@@ -98,24 +99,27 @@ pub struct Report {
     pub version: String,
     /// Model as named by the user.
     pub model: String,
-    /// Form written.
+    /// Class of the model whose text part was quantized, if it has others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_part_of: Option<String>,
+    /// Form on disk: `qqq` or `compressed-tensors`.
     pub format: String,
-    /// Recipe.
+    /// What was done; its transform is never [`Transform::Auto`](crate::Transform::Auto).
     pub recipe: Recipe,
-    /// Calibration data.
+    /// Where the calibration text came from, in words; `none` without.
     pub calibration_data: String,
     /// Tokens of calibration.
     pub calibration_tokens: usize,
-    /// Layers.
+    /// Every layer that was solved, in the order of computation.
     pub layers: Vec<LayerReport>,
-    /// Smoothing sites.
+    /// Every site that was smoothed; empty for other transforms.
     pub smoothing: Vec<SmoothReport>,
     /// Rotation, where there is one (and the report is not of a version that did not say).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<RotationReport>,
     /// Things the user should know (damping raised, ...).
     pub warnings: Vec<String>,
-    /// Timings.
+    /// Seconds that each part took.
     pub timings: Timings,
     /// Bytes of the linear layers of the blocks, of the source and of the result: all their tensors, as they are stored
     /// ([`TensorBytes`](qqq_model::TensorBytes)).

@@ -8,7 +8,7 @@ mod hadamard;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::pool::parallel_chunks_mut;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ impl std::fmt::Display for Family {
 /// An orthogonal matrix `Q`.
 #[derive(Clone, Debug)]
 pub struct Rotation {
-    /// Width.
+    /// Channels that are turned together: the order of the matrix.
     pub width: usize,
     /// How the matrix was made.
     pub family: Family,

@@ -147,10 +147,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
     ) -> Result<()> {
         for site in Site::ALL {
             let layer = self.take(index, float, site)?;
-            let mut identity = vec![0.0; layer.k * layer.k];
-            identity.iter_mut().step_by(layer.k + 1).for_each(|d| *d = 1.0);
-            let weight = self.solve(index, module(site), Rows::of(&layer), &identity)?;
-            drop(identity);
+            let weight = self.solve(index, module(site), Rows::of(&layer), None)?;
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
         }
         Ok(())
@@ -249,12 +246,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
         averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<B::Gram>,
     ) -> Result<QuantizedWeight> {
         if site != Site::Qkv || !self.attends() {
-            return self.solve(index, module(site), Rows::of(layer), inputs);
+            return self.solve(index, module(site), Rows::of(layer), Some(inputs));
         }
         let (qk, v) = Rows::of(layer).split(self.queries_and_keys());
-        let qk = self.solve(index, modules::QK, qk, inputs)?;
+        let qk = self.solve(index, modules::QK, qk, Some(inputs))?;
         let averages = averages(self, &qk)?;
-        let v = self.solve(index, modules::V, v, &value_hessian(self.around.backend, averages, inputs)?)?;
+        let hessian = value_hessian(self.around.backend, averages, inputs)?;
+        let v = self.solve(index, modules::V, v, Some(&hessian))?;
         join(&qk, &v)
     }
 
@@ -284,13 +282,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
         Ok(result)
     }
 
-    /// Solves a layer, or several that share their input, for a Hessian (`k x k`).
+    /// Solves a layer, or several that share their input, for a Hessian (`k x k`), or without one.
     fn solve(
         &mut self,
         index: usize,
         module: &str,
         layer: Rows<'_>,
-        hessian: &[f32],
+        hessian: Option<&[f32]>,
     ) -> Result<QuantizedWeight> {
         let clock = Instant::now();
         let Rows { n, k, weight } = layer;

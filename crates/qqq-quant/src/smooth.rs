@@ -34,7 +34,7 @@ impl Default for SearchOptions {
 pub struct SmoothChoice {
     /// The threshold; the largest activation when smoothing does not pay.
     pub sigma: f32,
-    /// Its scales.
+    /// What each input channel is divided by, 1 where it stays.
     pub scales: Vec<f32>,
     /// Loss with all scales 1.
     pub loss_before: f64,

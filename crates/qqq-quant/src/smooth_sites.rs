@@ -5,7 +5,7 @@
 //! output, with activations and weights quantized as the kernel has them, weights rounded to nearest. The float inputs
 //! of the sites do not depend on the scales chosen before: smoothing never changes the float function.
 
-use qqq_backend::{Calibrate, InputKind, cpu::pool::parallel_chunks_mut, first_not_finite};
+use qqq_backend::{Calibrate, InputKind, first_not_finite, pool::parallel_chunks_mut};
 use qqq_formats::LinearWeight;
 use qqq_model::{
     Block, BlockWeights, ModelError, Site,

@@ -7,7 +7,7 @@ mod factor;
 mod rows;
 
 use half::{bf16, f16};
-use qqq_backend::{cpu::pool::parallel_each_mut, first_not_finite};
+use qqq_backend::{first_not_finite, pool::parallel_each_mut};
 use qqq_formats::{QuantizedWeight, Scales};
 
 use crate::{Clip, GroupScales, QuantError, Result, clip::Grid};
@@ -99,28 +99,41 @@ pub struct Solved {
 /// Quantizes `weights` (`n x k`, row-major) for inputs with Hessian `hessian` (`k x k`, full). `layer` names the layer in errors.
 /// Rows are independent: several layers that share an input may be stacked.
 ///
+/// Without a Hessian every input counts the same, and losses are those of the weights: rounding that looks at no data.
+///
 /// Input channels that were always zero (diagonal 0) are rounded to nearest: they carry no loss, take no part in the
 /// choice of scales, and neither give nor receive compensation.
 ///
 /// # Errors
-/// Sizes that do not fit, weights or Hessian or results that are not finite, scales beyond their type, a Hessian that stays
-/// indefinite at any damping.
+/// Sizes that do not fit, compensation without a Hessian, weights or Hessian or results that are not finite, scales beyond
+/// their type, a Hessian that stays indefinite at any damping.
 pub fn solve(
     layer: &str,
     weights: &[f32],
     n: usize,
     k: usize,
-    hessian: &[f32],
+    hessian: Option<&[f32]>,
     options: &SolveOptions,
 ) -> Result<Solved> {
-    check(layer, weights, n, k, hessian, options)?;
-    let diagonal: Vec<f32> = (0..k).map(|j| hessian[j * k + j]).collect();
+    check(layer, weights, n, k, options)?;
+    if let Some(hessian) = hessian {
+        check_hessian(layer, hessian, k)?;
+    }
+    let diagonal: Vec<f32> = match hessian {
+        Some(hessian) => hessian.iter().step_by(k + 1).copied().collect(),
+        None => vec![1.0; k],
+    };
     let dead_channels = diagonal.iter().filter(|d| **d == 0.0).count();
     let mut damping = options.damping;
     loop {
-        let factor = match options.compensate {
-            true => Factor::new(hessian, &diagonal, damping, options.act_order).map(Some),
-            false => Ok(None),
+        let factor = match (options.compensate, hessian) {
+            (true, Some(hessian)) => Factor::new(hessian, &diagonal, damping, options.act_order).map(Some),
+            (true, None) => {
+                return Err(QuantError::Recipe(format!(
+                    "{layer}: compensation takes a Hessian, and there is none"
+                )));
+            }
+            (false, _) => Ok(None),
         };
         let reason = match factor {
             Ok(factor) => {
@@ -176,20 +189,15 @@ fn finished(layer: &str, solved: Solved) -> Result<Solved> {
     }
 }
 
-fn check(
-    layer: &str,
-    weights: &[f32],
-    n: usize,
-    k: usize,
-    hessian: &[f32],
-    options: &SolveOptions,
-) -> Result<()> {
-    let shape = |what: &str, len: usize, rows: usize, cols: usize| match rows.checked_mul(cols) {
+fn check_shape(layer: &str, what: &str, len: usize, rows: usize, cols: usize) -> Result<()> {
+    match rows.checked_mul(cols) {
         Some(want) if want == len && want > 0 => Ok(()),
         _ => Err(QuantError::Recipe(format!("{layer}: {what} has {len} values, not {rows} x {cols}"))),
-    };
-    shape("the weight", weights.len(), n, k)?;
-    shape("the Hessian", hessian.len(), k, k)?;
+    }
+}
+
+fn check(layer: &str, weights: &[f32], n: usize, k: usize, options: &SolveOptions) -> Result<()> {
+    check_shape(layer, "the weight", weights.len(), n, k)?;
     if let Some(group) = options.group_size
         && (group == 0 || !k.is_multiple_of(group))
     {
@@ -217,6 +225,11 @@ fn check(
             ),
         ));
     }
+    Ok(())
+}
+
+fn check_hessian(layer: &str, hessian: &[f32], k: usize) -> Result<()> {
+    check_shape(layer, "the Hessian", hessian.len(), k, k)?;
     if let Some(i) = first_not_finite(hessian) {
         return Err(not_finite(
             layer,

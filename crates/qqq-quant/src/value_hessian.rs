@@ -70,7 +70,7 @@ mod tests {
         let z = b.read_input(&z).unwrap();
         let weight = random(n * k, 5);
         let error = |h: &[f32]| {
-            let solved = solve("v", &weight, n, k, h, &SolveOptions::default()).unwrap().weight;
+            let solved = solve("v", &weight, n, k, Some(h), &SolveOptions::default()).unwrap().weight;
             let value = |row: usize, j: usize| {
                 f64::from(solved.codes[row * k + j]) * f64::from(solved.channel_scales()[row])
             };

@@ -29,7 +29,7 @@ pub type OnWave<'a> = dyn FnMut(f64) -> Result<()> + 'a;
 
 /// One calibration window.
 pub struct Window<B: Calibrate> {
-    /// Its states.
+    /// The window's hidden states, and where in a block they stand.
     pub flow: Flow<B>,
     /// Its rows: one sequence from its start.
     pub batch: B::Batch,
@@ -56,9 +56,9 @@ pub struct Workshop<B: Calibrate> {
 
 /// The model around the blocks.
 pub struct Surroundings<'a, B: Calibrate> {
-    /// Device.
+    /// The device that calibrates.
     pub backend: &'a B,
-    /// Model.
+    /// Shapes and graph of the model.
     pub config: &'a ModelConfig,
     /// Rotary embeddings.
     pub ropes: &'a [B::Rope],

@@ -1,17 +1,13 @@
 //! How long a run has taken and will take, told after each step.
 //!
 //! Time left is, for each kind of work, what is left of it times what a unit of it has taken so far. Before a kind was seen, a unit
-//! is taken to cost what the other kinds' units cost on average, and before any was, what a short trial says.
+//! is taken to cost what the other kinds' units cost on average, and before any was, the second that is expected.
 
 use std::time::Instant;
 
-use qqq_backend::{Calibrate, InputKind};
-use qqq_formats::LinearWeight;
-
 use crate::{
     Progress, QuantError, Result,
-    estimate::{Estimate, Kind, Units, int8_product, rank_k},
-    nearest::round_scaled,
+    estimate::{Estimate, Kind, Units},
 };
 
 /// What was done of each kind, what it took, and what there is.
@@ -20,13 +16,11 @@ struct Ledger {
     plan: [f64; Kind::COUNT],
     done: [f64; Kind::COUNT],
     seconds: [f64; Kind::COUNT],
-    /// Seconds a unit where nothing was measured yet.
-    trial: f64,
 }
 
 impl Ledger {
-    fn new(plan: [f64; Kind::COUNT], trial: f64) -> Self {
-        Self { plan, done: [0.0; Kind::COUNT], seconds: [0.0; Kind::COUNT], trial }
+    fn new(plan: [f64; Kind::COUNT]) -> Self {
+        Self { plan, done: [0.0; Kind::COUNT], seconds: [0.0; Kind::COUNT] }
     }
 
     fn record(&mut self, units: Units, share: f64, seconds: f64) {
@@ -48,7 +42,7 @@ impl Ledger {
         let sum = |values: &[f64; Kind::COUNT]| values[Kind::Ends as usize + 1..].iter().sum::<f64>();
         let prior = sum(&self.plan) / 1000.0;
         let done = sum(&self.done) + prior;
-        if done > 0.0 { (sum(&self.seconds) + prior * self.trial) / done } else { self.trial }
+        if done > 0.0 { (sum(&self.seconds) + prior) / done } else { 1.0 }
     }
 
     /// Seconds left.
@@ -70,19 +64,11 @@ pub(crate) struct Work<'a> {
 
 impl<'a> Work<'a> {
     /// Begins a run over `blocks` blocks and tells how long it will be.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub(crate) fn new<B: Calibrate>(
-        b: &B,
-        progress: &'a mut dyn Progress,
-        estimate: &Estimate,
-        blocks: usize,
-    ) -> Result<Self> {
+    pub(crate) fn new(progress: &'a mut dyn Progress, estimate: &Estimate, blocks: usize) -> Self {
         let now = Instant::now();
-        let ledger = Ledger::new(estimate.plan(blocks), trial(b)?);
+        let ledger = Ledger::new(estimate.plan(blocks));
         progress.planned(ledger.left());
-        Ok(Self {
+        Self {
             progress,
             ledger,
             started: now,
@@ -90,7 +76,7 @@ impl<'a> Work<'a> {
             stage_started: now,
             label: String::new(),
             warnings: Vec::new(),
-        })
+        }
     }
 
     /// The last stage is done; begins one of `units`.
@@ -145,34 +131,6 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Seconds that a unit takes here now, by a short trial of what takes most of calibration: int8 products and the second moments
-/// of int8 activations.
-fn trial<B: Calibrate>(b: &B) -> Result<f64> {
-    const WIDTH: usize = 512;
-    const TOKENS: usize = 2048;
-    const REPEAT: usize = 5;
-    // A linear congruential generator (Knuth's constants): any codes that are not all alike.
-    let mut state = 1u64;
-    let mut random = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    let weights: Vec<f32> = (0..WIDTH * WIDTH).map(|_| random()).collect();
-    let mut rows = b.upload(TOKENS, WIDTH, (0..TOKENS * WIDTH).map(|_| random()).collect())?;
-    let quantized = LinearWeight::Quantized(round_scaled(&weights, &[1.0; WIDTH], None));
-    let layer = b.linear_weight(quantized, None)?;
-    let (mut input, mut output) = (b.input(TOKENS, WIDTH)?, b.tensor(TOKENS, WIDTH)?);
-    b.to_input(&mut rows, InputKind::Int8, &mut input)?;
-    let clock = Instant::now();
-    for _ in 0..REPEAT {
-        b.linear(&input, &layer, &mut output)?;
-        std::hint::black_box(b.hessian(b.gram_of(WIDTH, &[&input])?)?);
-    }
-    std::hint::black_box(b.read(&output)?);
-    let (width, tokens) = (WIDTH as f64, (REPEAT * TOKENS) as f64);
-    Ok(clock.elapsed().as_secs_f64() / (int8_product(width, width, tokens) + rank_k(width, tokens)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,7 +145,7 @@ mod tests {
         for (kind, amount) in [(Kind::Ends, 1.0), (Kind::Solve, 8.0), (Kind::Pack, 2.0)] {
             plan[kind as usize] = amount;
         }
-        Ledger::new(plan, 3.0)
+        Ledger::new(plan)
     }
 
     fn near(value: f64, want: f64) {
@@ -195,15 +153,15 @@ mod tests {
     }
 
     #[test]
-    fn before_anything_was_seen_the_trial_counts() {
-        near(ledger().left(), 33.0);
+    fn before_anything_was_seen_a_unit_is_a_second() {
+        near(ledger().left(), 11.0);
     }
 
     #[test]
     fn what_comes_before_the_blocks_says_nothing_about_them() {
         let mut ledger = ledger();
         ledger.record(units(Kind::Ends, 1.0), 1.0, 300.0);
-        near(ledger.left(), 30.0);
+        near(ledger.left(), 10.0);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod need;
 mod suite;
 mod tiny_model;
 
-pub use need::{Missing, cc, cxx, in_ci, smollm2};
+pub use need::{Missing, cc, cxx, gemma3, in_ci, smollm2};
 pub use suite::Suite;
 pub use tiny_model::{TinyModel, word_tokenizer};
 

@@ -63,6 +63,24 @@ pub fn smollm2() -> Result<PathBuf, Missing> {
     }
 }
 
+/// Gemma 3 270M, gemma-3-270m-q4_k_m.gguf: the file that `QQQ_TEST_GEMMA3` names, else the one that
+/// `scripts/fetch-gemma3.sh` obtains.
+///
+/// # Errors
+/// There is no such file.
+pub fn gemma3() -> Result<PathBuf, Missing> {
+    if let Some(path) = std::env::var_os("QQQ_TEST_GEMMA3") {
+        let path = PathBuf::from(path);
+        let missing = || Missing::Asked(format!("QQQ_TEST_GEMMA3 is {}: no such file", path.display()));
+        return if path.is_file() { Ok(path) } else { Err(missing()) };
+    }
+    let path = qqq_formats::cache::folder().map(|folder| folder.join("models/gemma-3-270m-q4_k_m.gguf"));
+    let place =
+        path.as_ref().map_or("cache directory of this user".into(), |path| path.display().to_string());
+    let missing = || Missing::Obtainable(format!("no {place}: scripts/fetch-gemma3.sh obtains it"));
+    path.filter(|path| path.is_file()).ok_or_else(missing)
+}
+
 /// The host's C compiler: `CC`, else `cc`.
 ///
 /// # Errors

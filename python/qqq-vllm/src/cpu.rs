@@ -6,9 +6,9 @@ use std::ffi::{c_int, c_uint, c_void};
 use half::{bf16, f16};
 use pyo3::prelude::*;
 use qqq_backend::cpu::matrix::Matrix;
-use qqq_backend::cpu::pool::parallel_chunks_mut;
-use qqq_backend::cpu::team::{Team, set_team};
 use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
+use qqq_backend::pool::parallel_chunks_mut;
+use qqq_backend::team::{Team, set_team};
 
 use crate::address::Span;
 use crate::weight::Weight;
@@ -113,7 +113,7 @@ impl CpuLinear {
                     row.iter_mut().zip(&x[i * k..(i + 1) * k]).for_each(|(to, from)| *to = from.widen());
                 });
                 out.reshape(rows, n);
-                self.0.matmul(a, bias, false, out);
+                self.0.matmul(a, bias, out);
                 // Few rows are converted faster than they are handed over.
                 let chunk = if rows * n <= 1 << 14 { y.len().max(1) } else { n };
                 parallel_chunks_mut(y, chunk, |i, part| {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use half::f16;
 use pyo3::prelude::*;
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_formats::{QuantizedWeight, Result, Scales, compressed_tensors, qqq};
 
 use crate::address::Span;

@@ -3,7 +3,7 @@
 use half::f16;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::pool::parallel_chunks_mut;
 use qqq_cuda::gemm::{PackedWeights, WeightKind};
 use qqq_formats::{QuantizedWeight, Scales};
 

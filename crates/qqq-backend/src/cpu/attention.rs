@@ -9,13 +9,14 @@ use super::{
     kv_pool::{CpuKvPool, LayerPages, PageLayout},
     matrix::Matrix,
     norm::softmax_piece,
-    pool,
     rope::check_heads,
-    shared::{SharedMut, with_scratch},
-    simd::SimdLevel,
     tile::{MR, NR, Tile},
 };
-use crate::{AttentionKind, BackendError, BatchPlan, HeadLayout, PAGE, Result, Span};
+use crate::{
+    AttentionKind, BackendError, BatchPlan, HeadLayout, PAGE, Result, Span, pool,
+    shared::{SharedMut, with_scratch},
+    simd::SimdLevel,
+};
 
 /// Stacked rows of a job: 8 tiles.
 const ROWS_PER_JOB: usize = 8 * MR;

@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
-use super::simd::FloatIsa;
-use super::simd::{SimdLevel, multiversion};
+use crate::simd::FloatIsa;
+use crate::simd::{SimdLevel, multiversion};
 
 /// A stored element type.
 pub(crate) trait Element: Copy + Send + Sync + 'static {

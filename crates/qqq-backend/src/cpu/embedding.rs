@@ -8,9 +8,8 @@ use super::{
     element::Element,
     linear_float::{FloatLinear, check_weight},
     matrix::Matrix,
-    simd::SimdLevel,
 };
-use crate::Result;
+use crate::{Result, simd::SimdLevel};
 
 /// Table of shape `vocab x hidden`, in its stored precision.
 #[derive(Clone, Debug)]
@@ -38,6 +37,11 @@ impl CpuEmbedding {
     /// The linear layer with the same values.
     pub(crate) fn tied_head(&self) -> Result<FloatLinear> {
         FloatLinear::new(self.vocab, self.hidden, self.data.clone(), None)
+    }
+
+    /// Width of a row.
+    pub(crate) fn hidden(&self) -> usize {
+        self.hidden
     }
 
     /// Number of rows.

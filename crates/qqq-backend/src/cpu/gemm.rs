@@ -2,15 +2,17 @@
 //! of high-performance matrix multiplication" (2008). Panels of W are widened and transposed once per call, in
 //! column blocks of bounded size; rows of x are packed per job.
 
-#[cfg(target_arch = "x86_64")]
-use super::simd::FloatIsa;
 use super::{
     element::Element,
     matrix::Matrix,
+    tile::{MR, NR, Tile},
+};
+#[cfg(target_arch = "x86_64")]
+use crate::{
     pool,
     shared::{SharedMut, with_scratch, with_shared_scratch},
+    simd::FloatIsa,
     simd::SimdLevel,
-    tile::{MR, NR, Tile},
 };
 
 /// Packed values of W that exist at a time (8 MiB).

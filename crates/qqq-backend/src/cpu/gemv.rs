@@ -1,13 +1,12 @@
 //! Products with few rows: `out = x W^T`, where reading the weights is the work. Weights are read as
 //! they are stored, once for all rows, and widened in registers.
 
+use super::{element::Element, matrix::Matrix};
 #[cfg(target_arch = "x86_64")]
-use super::simd::FloatIsa;
-use super::{
-    element::Element,
-    matrix::Matrix,
+use crate::{
     pool,
     shared::{SharedMut, with_scratch},
+    simd::FloatIsa,
     simd::{SimdLevel, fma, multiversion},
 };
 

@@ -2,12 +2,11 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use super::{
-    matrix::Matrix,
+use super::{matrix::Matrix, w4a8::Int8Activations};
+use crate::{
+    InputKind,
     shared::{SharedMut, for_row_ranges},
-    w4a8::Int8Activations,
 };
-use crate::InputKind;
 
 /// Input of a linear layer.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,7 +9,7 @@ use crate::{BackendError, Result};
 /// A code path of the W4A8 kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// Plain Rust.
+    /// Plain Rust, for processors that have none of the others.
     Portable,
     /// AVX2 without VNNI.
     Avx2,

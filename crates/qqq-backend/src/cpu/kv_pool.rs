@@ -16,13 +16,12 @@ use std::{
 
 use half::f16;
 
-use super::{
-    element::Element,
+use super::{element::Element, tile::NR};
+use crate::{
+    BackendError, KvDType, KvLayout, PAGE, Result,
     shared::SharedMut,
     simd::{SimdLevel, multiversion},
-    tile::NR,
 };
-use crate::{BackendError, KvDType, KvLayout, PAGE, Result};
 
 const _: () = assert!(PAGE.is_multiple_of(NR));
 

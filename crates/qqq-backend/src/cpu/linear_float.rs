@@ -4,10 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use qqq_formats::WeightData;
 
-use super::{
-    element::Element, gemm, gemv, matrix::Matrix, shared::SharedMut, shortlist::Shortlist, simd::SimdLevel,
-};
-use crate::{BackendError, Result};
+use super::{element::Element, gemm, gemv, matrix::Matrix, shortlist::Shortlist};
+use crate::{BackendError, Result, shared::SharedMut, simd::SimdLevel};
 
 /// Up to this number of rows the weights are read as they are; above it they are packed.
 const SKINNY_ROWS: usize = 32;
@@ -40,12 +38,12 @@ impl FloatLinear {
         Ok(Self { out_features, in_features, data, bias, shortlist: Arc::default() })
     }
 
-    /// `N`.
+    /// `N`, the rows of the weight.
     pub fn out_features(&self) -> usize {
         self.out_features
     }
 
-    /// `K`.
+    /// `K`, the columns of the weight.
     pub fn in_features(&self) -> usize {
         self.in_features
     }
@@ -55,7 +53,7 @@ impl FloatLinear {
         &self.data
     }
 
-    /// The bias.
+    /// The bias, of length `N`, where the layer has one.
     pub fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()
     }

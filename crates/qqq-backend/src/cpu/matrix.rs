@@ -12,7 +12,7 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Zeros.
+    /// A matrix of shape `rows x cols` that is 0 everywhere.
     pub fn zeros(rows: usize, cols: usize) -> Self {
         Self { rows, cols, data: vec![0.0; rows * cols] }
     }
@@ -29,7 +29,7 @@ impl Matrix {
         (self.rows, self.cols) = (rows, cols);
     }
 
-    /// Row `i`.
+    /// Row `i`, `cols` values. Panics beyond the last row.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.data[i * self.cols..(i + 1) * self.cols]
     }

@@ -2,7 +2,7 @@
 
 mod attention;
 pub mod calibrate;
-pub mod describe;
+mod describe;
 mod element;
 mod embedding;
 mod gemm;
@@ -13,12 +13,8 @@ mod kv_pool;
 mod linear_float;
 pub mod matrix;
 mod norm;
-pub mod pool;
 mod rope;
-mod shared;
 mod shortlist;
-pub mod simd;
-pub mod team;
 mod tile;
 pub mod w4a8;
 
@@ -27,17 +23,18 @@ use std::borrow::Cow;
 use qqq_formats::{LinearWeight, WeightData};
 
 use crate::{
-    AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvLayout, Norm, Result,
+    AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvLayout, Norm, QueryScale,
+    Result,
 };
 use matrix::Matrix;
 use w4a8::{Int8Activations, W4A8Linear};
 
+pub use crate::simd::{FloatIsa, SimdLevel};
 pub use embedding::CpuEmbedding;
 pub use input::CpuInput;
 pub use kv_pool::CpuKvPool;
 pub use linear_float::FloatLinear;
 pub use rope::CpuRope;
-pub use simd::{FloatIsa, SimdLevel};
 
 /// The CPU backend.
 #[derive(Clone, Debug)]
@@ -81,14 +78,24 @@ impl CpuBackend {
 /// A prepacked linear layer.
 #[derive(Clone, Debug)]
 pub enum CpuLinear {
-    /// Float weights.
+    /// Float weights in their stored precision, float32 activations; the bias is inside.
     Float(FloatLinear),
     /// 4-bit weights, int8 activations; bias of length `N`.
     W4A8(W4A8Linear, Option<Vec<f32>>),
 }
 
+impl CpuLinear {
+    /// `(N, K)`: output and input channels.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            CpuLinear::Float(weight) => (weight.out_features(), weight.in_features()),
+            CpuLinear::W4A8(weight, _) => (weight.out_features(), weight.in_features()),
+        }
+    }
+}
+
 /// Tokens that pass through the first half of a quantized MLP at a time: what lies between its layers stays in cache.
-pub const MLP_ROWS: usize = 512;
+const MLP_ROWS: usize = 512;
 
 impl Backend for CpuBackend {
     type Tensor = Matrix;
@@ -158,8 +165,14 @@ impl Backend for CpuBackend {
         embedding.tied_head().map(CpuLinear::Float)
     }
 
-    fn rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Result<CpuRope> {
-        Ok(CpuRope::new(inv_freq, factor, max_positions))
+    fn rope(
+        &self,
+        inv_freq: &[f32],
+        factor: f32,
+        query_scale: Option<QueryScale>,
+        max_positions: usize,
+    ) -> Result<CpuRope> {
+        Ok(CpuRope::new(inv_freq, factor, query_scale, max_positions))
     }
 
     fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<CpuKvPool> {
@@ -237,7 +250,7 @@ impl Backend for CpuBackend {
             }
             (CpuInput::Int8(x), CpuLinear::W4A8(weight, bias)) => {
                 out.reshape(x.rows, weight.out_features());
-                weight.matmul(x, bias.as_deref(), false, out);
+                weight.matmul(x, bias.as_deref(), out);
                 Ok(())
             }
             _ => shape(format!(

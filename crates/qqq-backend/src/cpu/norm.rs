@@ -1,13 +1,12 @@
 //! RMS norm with the residual stream, and the gated activation: the element-wise operations in front of linear layers. With
 //! int8 input, rows are quantized as they are made.
 
-use super::{
-    input::CpuInput,
-    matrix::Matrix,
+use super::{input::CpuInput, matrix::Matrix};
+use crate::{
+    Gate, InputKind,
     shared::{SharedMut, for_row_ranges},
     simd::{SimdLevel, exp, fma, multiversion, sum_of_squares},
 };
-use crate::{Gate, InputKind};
 
 /// `residual += scale x` if there is an `x`, then `residual / sqrt(mean(residual^2) + eps) * weight` per row.
 pub(crate) fn add_norm(

@@ -6,12 +6,13 @@ use super::{
     kv_pool::{CpuKvPool, NewPositions, PageWriter},
     matrix::Matrix,
     norm::norm_in_place,
-    pool,
-    shared::SharedMut,
-    simd::{SimdLevel, fma, multiversion},
     tile::NR,
 };
-use crate::{BackendError, BatchPlan, HeadLayout, KvDType, PAGE, Result};
+use crate::{
+    BackendError, BatchPlan, HeadLayout, KvDType, PAGE, QueryScale, Result, pool,
+    shared::SharedMut,
+    simd::{SimdLevel, fma, multiversion},
+};
 
 /// Positions of a table that are computed together.
 const TOGETHER: usize = 256;
@@ -23,15 +24,21 @@ pub struct CpuRope {
     inv_freq: Vec<f32>,
     /// Factor of all cosines and sines.
     factor: f32,
+    query_scale: Option<QueryScale>,
     max_positions: usize,
     /// [`TOGETHER`] positions each: per position, the cosines, then the sines.
     pages: Vec<OnceLock<Box<[f32]>>>,
 }
 
 impl CpuRope {
-    pub(crate) fn new(inv_freq: &[f32], factor: f32, max_positions: usize) -> Self {
+    pub(crate) fn new(
+        inv_freq: &[f32],
+        factor: f32,
+        query_scale: Option<QueryScale>,
+        max_positions: usize,
+    ) -> Self {
         let pages = (0..max_positions.div_ceil(TOGETHER)).map(|_| OnceLock::new()).collect();
-        Self { inv_freq: inv_freq.to_vec(), factor, max_positions, pages }
+        Self { inv_freq: inv_freq.to_vec(), factor, query_scale, max_positions, pages }
     }
 
     /// Components of a head that are turned.
@@ -193,6 +200,7 @@ fn turn_row(
     position: usize,
 ) {
     let angles = rope.map(|rope| rope.at(position));
+    let query_scale = rope.and_then(|rope| rope.query_scale).map_or(1.0, |scale| scale.at(position));
     let turned = (heads.num_heads + heads.num_kv_heads) * heads.head_dim;
     for (h, head) in row[..turned].chunks_exact_mut(heads.head_dim).enumerate() {
         if let Some(norms) = norms {
@@ -201,6 +209,9 @@ fn turn_row(
         }
         if let Some((cos, sin)) = angles {
             rotate(level, &mut head[..2 * cos.len()], cos, sin);
+        }
+        if query_scale != 1.0 && h < heads.num_heads {
+            head.iter_mut().for_each(|x| *x *= query_scale);
         }
     }
 }
@@ -243,7 +254,7 @@ mod tests {
         let mut kv = CpuKvPool::new(layout, pages_for(LEN) + 2);
         // Any pages in any order.
         let table: Vec<u32> = (0..pages_for(LEN) as u32).map(|page| (2 * page + 1) % 5).collect();
-        let rope = CpuRope::new(&vec![0.3; head_dim / 2], 1.0, LEN);
+        let rope = CpuRope::new(&vec![0.3; head_dim / 2], 1.0, None, LEN);
         let mut start = 0;
         for &len in pieces {
             let data = x.data[start * x.cols..(start + len) * x.cols].to_vec();

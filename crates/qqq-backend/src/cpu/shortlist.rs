@@ -9,15 +9,13 @@
 //! the rounding of float32 sums of `K` products in any order, at most `K 2^-24 |w| |x|` each for the copy and for the
 //! weights.
 
-use super::{
-    element::Element,
-    gemv,
-    matrix::Matrix,
+use super::{element::Element, gemv, matrix::Matrix};
+use crate::{
     pool,
+    ranking::descending,
     shared::{SharedMut, with_shared_scratch},
     simd::{SimdLevel, multiversion},
 };
-use crate::ranking::descending;
 
 /// Rows of the weight that one job encodes.
 const ROWS_PER_JOB: usize = 256;

@@ -2,8 +2,8 @@
 //! attention are loops over it.
 
 #[cfg(target_arch = "x86_64")]
-use super::simd::FloatIsa;
-use super::simd::SimdLevel;
+use crate::simd::FloatIsa;
+use crate::simd::SimdLevel;
 
 /// Columns of a tile.
 pub(crate) const NR: usize = 32;
@@ -180,7 +180,7 @@ unsafe fn avx2<const ROWS: usize, const A_ROW: usize>(t: Tile) {
 /// # Safety
 /// As for [`Tile::run`].
 unsafe fn portable<const ROWS: usize, const A_ROW: usize>(t: Tile) {
-    use super::simd::fma;
+    use crate::simd::fma;
     // SAFETY: all pointers stay within the elements that the caller has promised.
     unsafe {
         let mut acc = [[0.0f32; NR]; ROWS];

@@ -16,6 +16,7 @@ use self::{
     command::{COMMANDS, Input, KEYS},
     editor::Editor,
     plain::Lines,
+    terminal::KeySignals,
 };
 use super::generate::{Answer, StopArgs, statistics};
 use crate::{
@@ -144,7 +145,12 @@ fn run_on<P: Place>(
             Input::Unknown(command) => console.note(&format!(
                 "({command} is unknown, /help tells what there is; a space before it makes it a message)"
             )),
-            Input::Say(text) => chat.turn(text, console)?,
+            Input::Say(text) => {
+                // The guard is there before the first signal can come, and longer than the last.
+                let guard = Guard::new();
+                let _signals = reader.signals();
+                chat.turn(text, &guard, console)?;
+            }
         }
     }
     Ok(())
@@ -174,6 +180,14 @@ impl Reader {
         match self {
             Self::Editor(editor) => editor.read(console),
             Self::Lines { lines, prompt } => lines.read(*prompt, console),
+        }
+    }
+
+    /// Ctrl-C and Ctrl-Z are signals while this lives.
+    fn signals(&self) -> Option<KeySignals> {
+        match self {
+            Self::Editor(editor) => Some(editor.signals()),
+            Self::Lines { .. } => None,
         }
     }
 
@@ -213,7 +227,7 @@ impl<B: Backend> Chat<'_, B> {
 
     /// One message and its answer. A request that the template refuses or the model cannot serve is told,
     /// and forgotten.
-    fn turn(&mut self, text: &str, console: &Console) -> anyhow::Result<()> {
+    fn turn(&mut self, text: &str, guard: &Guard, console: &Console) -> anyhow::Result<()> {
         self.messages.push(message("user", text));
         let prompt = match self.template.render(&self.messages, true) {
             Ok(prompt) => prompt,
@@ -237,7 +251,6 @@ impl<B: Backend> Chat<'_, B> {
                 return Ok(());
             }
         };
-        let guard = Guard::new();
         let mut printed = Ok(());
         let result = self.session.generate_text(&self.model.tokenizer, &ids, &self.stop, &mut |event| {
             if let TextEvent::Text { piece, .. } = event

@@ -167,7 +167,7 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
     let text = read_prompt(args)?;
     let source = match &args.prompt_file {
         Some(file) if file != Path::new("-") => file.display().to_string(),
-        _ => "standard input".into(),
+        _ => prompt::STDIN.into(),
     };
     let lines = if args.batch { Some(lines::parse(&text, &source)?) } else { None };
     on_device!(args.device.device, &args.model, &args.hub, |place| run_on(

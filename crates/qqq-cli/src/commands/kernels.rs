@@ -3,7 +3,6 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use clap::Subcommand;
-use qqq_backend::cpu::pool;
 use qqq_cuda::{
     Arch, Archive, Compiler, DType, embedded,
     gemm::WeightKind,
@@ -122,7 +121,7 @@ fn build(args: &BuildArgs, console: &Console) -> anyhow::Result<()> {
     let guard = Guard::new();
     let mut progress = Progress::new(console, "compiling");
     let mut done = 0;
-    let cubins = prebuild::compile_all(&Compiler::default(), &kernels, pool::num_threads(), &mut |kernel| {
+    let cubins = prebuild::compile_all(&Compiler::default(), &kernels, &mut |kernel| {
         done += 1;
         progress.update(
             done as f64,

@@ -6,10 +6,10 @@ use std::{
 };
 
 use qqq_backend::CpuBackend;
-use qqq_backend::cpu::pool;
+use qqq_backend::pool;
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Output, OutputFormat, Recipe, Report,
+    Clip, NeedsText, Output, OutputFormat, Recipe, Report,
     calibration::{CalibrationText, Source},
 };
 use serde::Serialize;
@@ -101,7 +101,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let guard = Guard::new();
     let output = Output { reservation: reserved.reservation(), format: args.format, model_name: &args.model };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
-    steps.plan = Some(plan(&recipe, &source));
+    steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
     let text = CalibrationText { source: &source, options: Some(&read) };
     let report =
         qqq_quant::quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?;
@@ -116,17 +116,32 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
 /// What a run will do, and what would be better or faster.
 fn plan(recipe: &Recipe, source: &Source) -> Plan {
     let calibration = &recipe.calibration;
-    let text =
-        format!("{}, {} windows of {} tokens", source.describe(), calibration.windows, calibration.window);
-    // Otherwise the text only measures what was lost.
-    let needs_text = !recipe.needs_text().is_empty();
-    let how = match (recipe.calibrates(), needs_text) {
-        (false, _) => "rounding to nearest, without calibration".into(),
-        (true, false) => format!("rounding to nearest, the loss measured on {text}"),
-        (true, true) => format!("calibrating on {text}"),
+    let windows = match calibration.windows {
+        1 => "1 window".to_owned(),
+        n => format!("{n} windows"),
+    };
+    let text = format!("{}, {windows} of {} tokens", source.describe(), calibration.window);
+    let needs = recipe.needs_text();
+    let clipped = match recipe.clip {
+        Clip::None => "with scales of the largest weights",
+        Clip::Weight => "with scales of the least weight error",
+        Clip::Output => "with scales of the least output error",
+    };
+    let how = match needs.as_slice() {
+        [] if !recipe.calibrates() => format!("rounding to nearest {clipped}, without calibration"),
+        // Text then only measures what was lost.
+        [] => format!("rounding to nearest {clipped}, the loss measured on {text}"),
+        [NeedsText::Smoothing] => format!(
+            "rounding to nearest {clipped}, smoothed for the first {} tokens of {text}",
+            calibration.smooth_tokens
+        ),
+        _ if !recipe.compensate => format!("rounding to nearest {clipped}, calibrating on {text}"),
+        _ => format!("calibrating on {text}"),
     };
     let advice = match source {
-        _ if !needs_text => "--method gptq keeps more of the quality",
+        _ if matches!(needs.as_slice(), [] | [NeedsText::Smoothing]) => {
+            "--method gptq keeps more of the quality"
+        }
         Source::SelfSamples => {
             "the built-in text is as good and takes none to write (--calibration built-in)"
         }
@@ -197,7 +212,7 @@ fn reserve_report(path: &Path, output: &Path, console: &Console) -> anyhow::Resu
 /// One source of text: files can be several, a data set or "self" stands alone.
 fn source(specs: &[String], hub: &HubArgs) -> anyhow::Result<Source> {
     if let [spec] = specs {
-        return Ok(Source::parse(spec, &hub.options())?);
+        return Ok(Source::parse(spec, &hub.data_set_options())?);
     }
     let mut files = Vec::new();
     for spec in specs {

@@ -45,7 +45,7 @@ pub struct RecipeArgs {
     /// What is done to the model before rounding; absorbed into the weights, free at run time
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.transform)]
     transform: Transform,
-    /// Matrix of --transform rotate
+    /// Matrix of the rotation; giving it asks for --transform rotate
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.rotation)]
     rotation: RotationKind,
     /// Input channels that share a scale: smaller is more exact and a little larger and slower
@@ -57,9 +57,10 @@ pub struct RecipeArgs {
     /// How weights are rounded
     #[arg(long, value_enum, default_value_t = Method::Gptq)]
     method: Method,
-    /// How scales are chosen: clipping the largest weights can make all others more exact
-    #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.clip)]
-    clip: Clip,
+    /// How scales are chosen: clipping the largest weights can make all others more exact [default: output, and weight with
+    /// --method rtn, which then needs no text]
+    #[arg(long, value_enum)]
+    clip: Option<Clip>,
     /// Round columns in their natural order, not the most important ones first
     #[arg(long)]
     no_act_order: bool,
@@ -83,8 +84,8 @@ pub struct RecipeArgs {
 #[command(next_help_heading = "Calibration")]
 pub struct AmountArgs {
     /// Windows of text for calibration; 0: none, as --method rtn can do without unless --clip output or --transform smooth
-    /// need it (windows then only measure what was lost) [default: 32, and 0 where none are needed and --calibration is
-    /// not given]
+    /// need it (windows then only measure what was lost) [default: 32; where neither --method nor --clip need any and
+    /// no option about the text is given: 0, and 1 with --transform smooth]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = numbers::whole)]
     windows: Option<usize>,
     /// Tokens of a window
@@ -109,12 +110,12 @@ impl RecipeArgs {
         let windows = self.windows(amount);
         self.refuse_idle(amount, windows)?;
         let recipe = Recipe {
-            transform: self.transform,
+            transform: self.transform(),
             rotation: self.rotation,
             group_size: (self.group_size != GroupSize::Channel).then_some(self.group_size as usize),
             group_scales: self.group_scales.unwrap_or(Recipe::DEFAULT.group_scales),
             compensate: self.method == Method::Gptq,
-            clip: self.clip,
+            clip: self.clip(),
             act_order: !self.no_act_order,
             damping: self.damping,
             value_hessian: self.value_hessian,
@@ -132,21 +133,41 @@ impl RecipeArgs {
         Ok(recipe)
     }
 
+    /// Who names the rotation's matrix wants a rotation, on whatever model.
+    fn transform(&self) -> Transform {
+        match self.transform {
+            Transform::Auto if self.given.has("rotation") => Transform::Rotate,
+            asked => asked,
+        }
+    }
+
     /// Whether the recipe's seed was drawn.
     pub fn draws_seed(&self) -> bool {
         self.seed == Seed::Random
     }
 
-    /// Rounding to nearest looks at no text, unless it is to choose scales by the output's error.
-    fn needs_text(&self) -> bool {
-        let rounds = self.method == Method::Rtn && self.clip != Clip::Output;
-        !rounds || self.transform == Transform::Smooth
+    /// What was asked for, else what the method makes the most of: rounding to nearest looks at the weights alone.
+    fn clip(&self) -> Clip {
+        self.clip.unwrap_or(match self.method {
+            Method::Gptq => Recipe::DEFAULT.clip,
+            Method::Rtn => Clip::Weight,
+        })
     }
 
-    /// Calibration windows: what was asked for, else none where nothing needs them and no option about them was given.
+    /// Whether Hessians are looked at, which take many windows of text.
+    fn needs_hessians(&self) -> bool {
+        self.method == Method::Gptq || self.clip() == Clip::Output
+    }
+
+    /// Calibration windows: what was asked for, else no more than is needed where no option about them was given.
     fn windows(&self, amount: &AmountArgs) -> usize {
         let given = ["calibration", "window", "text-format", "text-field"].iter().any(|o| self.given.has(o));
-        let default = if self.needs_text() || given { Recipe::DEFAULT.calibration.windows } else { 0 };
+        let default = match self.transform {
+            _ if self.needs_hessians() || given => Recipe::DEFAULT.calibration.windows,
+            // Thresholds are searched on the first.
+            Transform::Smooth => 1,
+            Transform::Rotate | Transform::None | Transform::Auto => 0,
+        };
         amount.windows.unwrap_or(default)
     }
 
@@ -159,9 +180,9 @@ impl RecipeArgs {
             options.iter().copied().find(|option| is_so && self.given.has(option))
         };
         let rtn = self.method == Method::Rtn;
-        let by_output = self.clip == Clip::Output;
         let smooth = self.transform == Transform::Smooth;
-        let rotate = self.transform == Transform::Rotate;
+        // Most models are rotated where nothing is asked for.
+        let rotate = matches!(self.transform, Transform::Rotate | Transform::Auto);
         if let Some(option) = idle(!rotate, &["rotation"]) {
             return refuse(option, "without --transform rotate");
         }
@@ -175,11 +196,11 @@ impl RecipeArgs {
             return refuse(option, "with --method rtn");
         }
         // Calibration then only measures what was lost.
-        if let Some(option) = idle(rtn && !by_output, &["value-hessian", "propagation"]) {
+        if let Some(option) = idle(!self.needs_hessians(), &["value-hessian", "propagation"]) {
             return refuse(option, "with --method rtn, unless scales are chosen by --clip output");
         }
         // What cannot do without calibration is refused as such.
-        if windows == 0 && !self.needs_text() {
+        if windows == 0 && !self.needs_hessians() && !smooth {
             let calibrating = ["calibration", "window", "text-format", "text-field"];
             if let Some(option) = idle(true, &calibrating).or(idle(!rotate, &["seed"])) {
                 return refuse(option, "without calibration windows (--windows)");
@@ -239,6 +260,8 @@ mod tests {
         recipe: RecipeArgs,
         #[command(flatten)]
         amount: AmountArgs,
+        #[arg(long)]
+        calibration: Option<String>,
     }
 
     #[test]
@@ -269,13 +292,18 @@ mod tests {
         let options = "--transform smooth --group-size channel --clip none --no-act-order --damping 0.5 --value-hessian \
                        input --propagation float --seed 7 --windows 3 --window 64 --smooth-tokens 32";
         assert_eq!(recipe(options), Ok(want));
+        // Who names a matrix asks for the rotation.
         let want = Recipe {
+            transform: Transform::Rotate,
             rotation: RotationKind::Orthogonal,
             group_scales: GroupScales::Half,
             compensate: false,
             ..Recipe::DEFAULT
         };
-        assert_eq!(recipe("--rotation orthogonal --group-scales half --method rtn"), Ok(want));
+        let options = "--rotation orthogonal --group-scales half --method rtn --clip output";
+        assert_eq!(recipe(options), Ok(want));
+        let auto = Recipe { seed: 1, ..Recipe::DEFAULT };
+        assert_eq!(recipe("--transform auto --seed 1"), Ok(auto));
     }
 
     #[test]
@@ -284,8 +312,12 @@ mod tests {
         for (options, want) in [
             ("--method rtn --clip none", 0),
             ("--method rtn --clip weight --transform none", 0),
-            ("--method rtn", 32),
-            ("--method rtn --clip none --transform smooth", 32),
+            ("--method rtn", 0),
+            ("--method rtn --clip output", 32),
+            ("--method rtn --clip none --transform smooth", 1),
+            ("--method rtn --transform smooth", 1),
+            ("--method rtn --transform smooth --calibration x", 32),
+            ("--clip weight", 32),
             ("--method rtn --clip none --window 64", 32),
             ("--method rtn --clip none --windows 4", 4),
             ("--windows 4", 4),
@@ -296,14 +328,30 @@ mod tests {
     }
 
     #[test]
+    fn scales_are_chosen_as_the_method_can() {
+        for (options, want) in [
+            ("", Clip::Output),
+            ("--method rtn", Clip::Weight),
+            ("--method rtn --calibration x", Clip::Weight),
+            ("--method rtn --clip output", Clip::Output),
+            ("--method rtn --clip none", Clip::None),
+            ("--clip weight", Clip::Weight),
+        ] {
+            assert_eq!(recipe(options).unwrap().clip, want, "{options}");
+        }
+    }
+
+    #[test]
     fn options_that_would_do_nothing_are_refused() {
         for (options, option, why) in [
             ("--transform smooth --rotation hadamard", "--rotation", "--transform rotate"),
             ("--transform none --rotation orthogonal", "--rotation", "--transform rotate"),
             ("--smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
+            ("--transform auto --smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
             ("--group-scales integer --group-size channel", "--group-scales", "--group-size 32"),
             ("--method rtn --damping 0.01", "--damping", "--method rtn"),
             ("--method rtn --no-act-order", "--no-act-order", "--method rtn"),
+            ("--method rtn --value-hessian input", "--value-hessian", "--clip output"),
             ("--method rtn --clip weight --value-hessian input", "--value-hessian", "--clip output"),
             ("--method rtn --clip none --propagation float", "--propagation", "--clip output"),
             ("--method rtn --clip none --windows 0 --window 64", "--window", "--windows"),
@@ -317,7 +365,7 @@ mod tests {
         for good in [
             "--transform rotate --rotation orthogonal",
             "--transform smooth --smooth-tokens 64 --window 64",
-            "--method rtn --value-hessian input --propagation float",
+            "--method rtn --clip output --value-hessian input --propagation float",
             "--method rtn --clip none --windows 0 --seed 1",
             "--method rtn --clip none --windows 4 --window 64",
             // A default that does not fit is not one that was given.
@@ -331,7 +379,11 @@ mod tests {
     #[test]
     fn what_needs_text_is_named_with_its_way_out() {
         for (options, named, hint) in [
-            ("--method rtn", "--clip output", "give --clip weight or none; or leave --windows out"),
+            (
+                "--method rtn --clip output",
+                "--clip output",
+                "give --clip weight or none; or leave --windows out",
+            ),
             ("--clip none", "--method gptq", "give --method rtn; or leave --windows out"),
             (
                 "--method rtn --clip weight --transform smooth",

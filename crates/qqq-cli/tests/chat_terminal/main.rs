@@ -183,6 +183,28 @@ fn ctrl_c_at_the_prompt_clears_the_line_and_twice_leaves() {
     assert_eq!(fs::read_to_string(chat.history()).unwrap(), "meant\n");
 }
 
+/// Whether it stops the answer, comes behind it, or is a key of the next prompt: the chat goes on.
+#[test]
+fn ctrl_c_at_the_end_of_an_answer_never_ends_the_chat() {
+    let chat = Chat::new();
+    let mut terminal = chat.plain();
+    for _ in 0..20 {
+        terminal.type_in("Hello\r");
+        terminal.wait_for("a");
+        terminal.type_in("\x03");
+        // Keys that come at once after such a key are dropped with the line.
+        terminal.type_until("x", |screen| screen.lines().last().is_some_and(|line| line.starts_with("> x")));
+        terminal.type_in("\x15");
+        terminal.wait_for_prompt();
+        terminal.type_in("/reset\r");
+        terminal.wait_for("is forgotten)");
+        terminal.wait_for_prompt();
+    }
+    terminal.type_in("/exit\r");
+    assert_eq!(terminal.wait_for_end(), Some(0));
+    assert!(terminal.is_ordinary());
+}
+
 #[test]
 fn messages_are_kept_for_the_next_chat() {
     let chat = Chat::new();

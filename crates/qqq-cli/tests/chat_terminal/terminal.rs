@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::{self, Receiver, Sender},
     thread,
     time::{Duration, Instant},
 };
@@ -24,9 +24,10 @@ const END: &[u8] = b"\x1b]0;end\x07";
 const WHERE: &[u8] = b"\x1b[6n";
 
 pub struct Terminal {
-    master: File,
     slave: File,
     child: Child,
+    /// What is typed: a terminal that nobody reads takes no more at some point, which must not stop the test.
+    input: Sender<Vec<u8>>,
     output: Receiver<Vec<u8>>,
     screen: vt100::Parser,
     /// All that was printed.
@@ -75,12 +76,15 @@ impl Terminal {
                 }
             }
         });
+        let (input, typed) = mpsc::channel::<Vec<u8>>();
+        let mut master = File::from(master);
+        thread::spawn(move || typed.iter().all(|bytes| master.write_all(&bytes).is_ok()));
         let screen = vt100::Parser::new(rows, columns, 0);
-        Self { master: master.into(), slave, child, output, screen, raw: Vec::new(), seen: 0 }
+        Self { slave, child, input, output, screen, raw: Vec::new(), seen: 0 }
     }
 
     pub fn type_in(&mut self, bytes: impl AsRef<[u8]>) {
-        self.master.write_all(bytes.as_ref()).unwrap();
+        self.input.send(bytes.as_ref().to_vec()).unwrap();
     }
 
     /// As terminals hand on what is pasted.
@@ -122,6 +126,22 @@ impl Terminal {
         }
     }
 
+    /// Types something, again and again, until the screen is as wanted.
+    #[track_caller]
+    pub fn type_until(&mut self, keys: &str, wanted: impl Fn(&str) -> bool) {
+        let start = Instant::now();
+        while !wanted(&self.screen()) {
+            self.type_in(keys);
+            for _ in 0..3 {
+                assert!(
+                    self.pump() && start.elapsed() < PATIENCE,
+                    "typed in vain; the screen:\n{}",
+                    self.screen()
+                );
+            }
+        }
+    }
+
     /// Waits for a prompt at which nothing is typed yet, below all else.
     #[track_caller]
     pub fn wait_for_prompt(&mut self) {
@@ -138,14 +158,24 @@ impl Terminal {
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 (&self.slave).write_all(END).unwrap();
-                while !self.raw.ends_with(END) {
-                    self.pump();
-                }
-                self.raw.truncate(self.raw.len() - END.len());
+                // What comes behind it is an echo of what the program has not read.
+                let mut looked_at = self.raw.len();
+                let end = loop {
+                    let from = looked_at.saturating_sub(END.len());
+                    if let Some(at) = self.raw[from..].windows(END.len()).position(|w| w == END) {
+                        break from + at;
+                    }
+                    looked_at = self.raw.len();
+                    assert!(self.pump() && start.elapsed() < PATIENCE, "its last output does not come");
+                };
+                self.raw.truncate(end);
                 return status.code();
             }
-            self.pump();
-            assert!(start.elapsed() < PATIENCE, "it does not end; the screen:\n{}", self.screen());
+            assert!(
+                self.pump() && start.elapsed() < PATIENCE,
+                "it does not end; the screen:\n{}",
+                self.screen()
+            );
         }
     }
 

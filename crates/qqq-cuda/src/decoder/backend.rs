@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use cudarc::driver::{CudaGraph, sys};
 use qqq_backend::{
     AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm,
-    Result,
+    QueryScale, Result,
 };
 use qqq_formats::{LinearWeight, WeightData};
 
@@ -21,6 +21,9 @@ use super::steps::{AddParameters, EmbedParameters, RopeParameters, StepKernel, T
 use crate::error::driver;
 use crate::{CudaError, DType, KernelType};
 
+/// What there is no kernel for yet.
+pub(super) const GROWING_QUERIES: &str =
+    "queries that grow with their position (Ministral 3) are not computed on GPUs yet; use the CPU";
 /// CTAs of attention that an SM runs at once, at least.
 const ATTENTION_CTAS: usize = 2;
 
@@ -215,7 +218,16 @@ impl Backend for CudaBackend {
         Ok(CudaLinear::float(self, size, WeightData::F32(values), None, DType::F32)?)
     }
 
-    fn rope(&self, inv_freq: &[f32], factor: f32, max_positions: usize) -> Result<CudaRope> {
+    fn rope(
+        &self,
+        inv_freq: &[f32],
+        factor: f32,
+        query_scale: Option<QueryScale>,
+        max_positions: usize,
+    ) -> Result<CudaRope> {
+        if query_scale.is_some() {
+            return Err(BackendError::Unavailable(String::from(GROWING_QUERIES)));
+        }
         let pairs = inv_freq.len();
         let angle = |i: usize| f64::from((i / pairs) as f32 * inv_freq[i % pairs]);
         let values = |f: fn(f64) -> f64| -> Vec<f32> {

@@ -25,11 +25,11 @@ pub struct GemmOperands {
     pub channel_scale: u64,
     /// `n` float32, or 0.
     pub bias: u64,
-    /// Tokens.
+    /// Tokens: rows of activations and output.
     pub m: usize,
-    /// Output channels.
+    /// Output channels: rows of the weights.
     pub n: usize,
-    /// Input channels.
+    /// Input channels: columns of activations and weights.
     pub k: usize,
 }
 

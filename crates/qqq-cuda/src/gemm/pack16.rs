@@ -1,7 +1,7 @@
 //! Prepacked weights for 16-bit activations: the layout that `dequantize16.cuh` describes.
 
 use half::{bf16, f16};
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::pool::parallel_chunks_mut;
 use qqq_formats::{QuantizedWeight, Scales};
 
 use super::WeightKind;

@@ -1,7 +1,7 @@
 //! Prepacked weights for int8 activations: the layout that `dequantize.cuh` describes.
 
 use half::f16;
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::pool::parallel_chunks_mut;
 
 use super::WeightKind;
 use super::weight_kind::{WEIGHT_TILE_ROWS, code_bytes};

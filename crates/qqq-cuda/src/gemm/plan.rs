@@ -6,7 +6,7 @@ use crate::{Arch, DType};
 /// An instance of a kernel, and how its CTAs share the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Plan {
-    /// The instance.
+    /// The kernel: types, tile and pipeline.
     pub instance: Instance,
     /// Stream-K: tiles that do not fill a round are cut along K.
     pub stream_k: bool,

@@ -30,7 +30,7 @@ impl Planner {
         Self { arch, ..self }
     }
 
-    /// The device.
+    /// The GPU that is planned for, and that loads the kernels.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }

@@ -1,7 +1,7 @@
 //! A product's shape with every kernel that its numbers of tokens need, loaded: launches neither compile nor allocate.
 
 use cudarc::driver::sys;
-use qqq_backend::cpu::pool::parallel_each_mut;
+use qqq_backend::pool::parallel_each_mut;
 
 use super::launch::GemmKernel;
 use super::weights::check_shape;

@@ -15,7 +15,7 @@ use crate::{CudaError, DType, Result, Source};
 /// Threads of a CTA.
 const THREADS: usize = 256;
 
-/// Which way.
+/// Whether weights are brought into the kernels' order or back out of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the neutral form to weight tiles.
@@ -57,9 +57,9 @@ pub struct PrepackOperands {
     pub channel_scale: u64,
     /// Channel scales as the products take them, `ceil(n / 64) * 64` float32.
     pub padded_scale: u64,
-    /// Output channels.
+    /// Output channels: rows of the weights.
     pub n: usize,
-    /// Input channels.
+    /// Input channels: columns of the weights.
     pub k: usize,
 }
 

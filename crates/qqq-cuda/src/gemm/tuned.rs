@@ -29,9 +29,9 @@ pub struct TunedKey {
     pub arch: Arch,
     /// What the operands are made of.
     pub types: GemmTypes,
-    /// Output channels.
+    /// Output channels of the product that was measured.
     pub n: usize,
-    /// Input channels.
+    /// Input channels of the product that was measured.
     pub k: usize,
 }
 

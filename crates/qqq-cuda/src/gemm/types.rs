@@ -139,9 +139,9 @@ pub struct GemmSpec {
     pub types: GemmTypes,
     /// How sums are added.
     pub order: SumOrder,
-    /// Output channels.
+    /// Output channels: rows of the weights.
     pub n: usize,
-    /// Input channels.
+    /// Input channels: columns of the weights.
     pub k: usize,
 }
 

@@ -30,9 +30,9 @@ const MAX_MEMBER_BYTES: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 #[error("{place}: not a usable archive of kernels: {reason}")]
 pub struct ArchiveError {
-    /// The file.
+    /// The archive's file, or that it is part of the binary.
     pub place: String,
-    /// Why.
+    /// What is wrong with the archive, in words.
     pub reason: String,
 }
 

@@ -49,7 +49,7 @@ impl std::fmt::Debug for Nvrtc {
 /// A compiled source.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// Machine code.
+    /// Machine code for one architecture, as the driver loads it (ELF).
     pub cubin: Vec<u8>,
     /// What the compiler printed; see [`Resources`](super::Resources).
     pub log: String,

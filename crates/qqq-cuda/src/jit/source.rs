@@ -45,7 +45,7 @@ pub fn revision() -> String {
 pub struct Source {
     /// Says which instance it is; unique among sources.
     pub name: String,
-    /// The text.
+    /// CUDA C++ of the kernel's own file; headers come from those that are built in.
     pub text: String,
 }
 

@@ -3,6 +3,13 @@
 
 #include "wgmma.cuh"
 
+// Shared memory of read_ceiling: the ring, and two barriers a stage.
+template <int kChunk, int kStages>
+constexpr int kReadSharedBytes = kStages * (kChunk + 16);
+
+// That of multiply_ceiling: the second operand of its instructions, 256 x 128 bytes.
+constexpr int kMultiplySharedBytes = 256 * 128;
+
 // Reads `chunks` chunks of kChunk bytes through a ring of kStages in shared memory; each CTA takes a range. 64 threads.
 template <int kChunk, int kStages>
 QQQ_DEVICE void read_ceiling(const uint8* source, int chunks, uint32* sink) {
@@ -43,7 +50,7 @@ QQQ_DEVICE void read_ceiling(const uint8* source, int chunks, uint32* sink) {
 QQQ_DEVICE void multiply_ceiling(const uint4* source, int rounds, int* sink) {
     uint8* const memory = ptx::dynamic_shared();
     uint4* tile = (uint4*)memory;
-    for (int i = threadIdx.x; i < 256 * 128 / 16; i += blockDim.x) tile[i] = source[i];
+    for (int i = threadIdx.x; i < kMultiplySharedBytes / 16; i += blockDim.x) tile[i] = source[i];
     ptx::fence_async_shared();
     __syncthreads();
     const uint64 b = wgmma::descriptor(wgmma::descriptor_low(ptx::shared_address(memory)));

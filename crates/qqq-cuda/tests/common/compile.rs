@@ -1,6 +1,6 @@
 //! Kernels for tests that run many.
 
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_cuda::{Arch, Compiler, Source};
 
 /// Fills the cache of kernels on all cores.

@@ -1,7 +1,7 @@
 //! Products of 16-bit activations with their results. Needs the module `random` beside it.
 
 use half::f16;
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::pool::parallel_chunks_mut;
 use qqq_cuda::gemm::{GemmTypes, PackedWeights, WeightKind};
 use qqq_cuda::{DType, KernelType};
 use qqq_formats::{QuantizedWeight, Scales};

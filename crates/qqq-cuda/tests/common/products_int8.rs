@@ -1,7 +1,7 @@
 //! Products of int8 activations with their exact results. Needs the module `random` beside it.
 
 use half::f16;
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::pool::parallel_chunks_mut;
 use qqq_cuda::gemm::{PackedWeights, WeightKind};
 use qqq_cuda::{DType, KernelType};
 use qqq_formats::{QuantizedWeight, Scales};

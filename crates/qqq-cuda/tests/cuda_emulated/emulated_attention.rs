@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Mutex;
 
 use qqq_backend::PAGE;
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_cuda::decoder::attention::{self, AttentionConfig, AttentionKernel, AttentionParameters, Tiles};
 use qqq_cuda::{DType, KernelType, Source};
 

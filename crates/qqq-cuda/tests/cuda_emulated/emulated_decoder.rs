@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_backend::{PAGE, largest};
 use qqq_cuda::decoder::rows::{RowConfig, RowOperands, RowSource};
 use qqq_cuda::decoder::steps::{AddParameters, EmbedParameters, RopeParameters, StepKernel, TopParameters};

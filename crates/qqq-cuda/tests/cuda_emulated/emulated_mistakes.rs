@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use crate::emulator::Emulator;
 use crate::product::{Case, product};
 use crate::products_int8::{Problem, Weights};
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_cuda::gemm::{GemmLaunch, GemmTypes, Instance, Plan, WeightKind, instances};
 use qqq_cuda::{Arch, DType};
 

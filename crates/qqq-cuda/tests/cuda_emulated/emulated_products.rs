@@ -9,7 +9,7 @@ use crate::emulator::Emulator;
 use crate::product::{Case, product};
 use crate::products_half::{self, Numbers, Problem, Weights};
 use crate::{everything, products_int8, seed};
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_cuda::gemm::{GemmLaunch, GemmTypes, Instance, Plan, WeightKind, instances};
 use qqq_cuda::{Arch, DType};
 

@@ -6,7 +6,7 @@ use crate::emulator::{Emulator, Memory, Region, Shape};
 use crate::everything;
 use crate::packing::{Packing, PackingOutputs};
 use crate::quantized::{Case, EPSILON, Outputs, Residual};
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_cuda::DType;
 use qqq_cuda::gemm::prepack::{self, Direction};
 use qqq_cuda::gemm::{PrepackKernel, PrepackOperands, WeightKind};

@@ -57,7 +57,18 @@ pub(super) struct Rope {
     pub width: usize,
     /// Base in layers with a window, if it is another one there.
     pub local_theta: Option<f64>,
+    /// Positions for which this holds.
+    pub positions: usize,
+    /// What comes behind them, if something does.
+    pub limit: Option<&'static str>,
 }
+
+/// Behind the context, the embedding of earlier positions changes with the length of the text, and so would keys that are
+/// in the cache. transformers keeps these as they are, so what it computes depends on how a text was fed.
+const LONG_ROPE_LIMIT: &str = "rope type \"longrope\" turns all tokens of longer texts by other factors, those in the KV cache \
+     too; for longer texts, make short_factor in config.json what long_factor is, which then counts for all texts";
+const DYNAMIC_LIMIT: &str = "rope type \"dynamic\" turns all tokens of longer texts anew with each token, those in the KV cache \
+     too; for longer texts, use rope type \"yarn\" with a factor in config.json";
 
 /// Keys that every type has.
 const COMMON: &[&str] = &[
@@ -112,7 +123,15 @@ pub(super) fn read(config: &Fields<'_>, family: &Family, head_dim: usize, positi
     let theta = theta(config, own.as_ref(), family.defaults.rope_theta)?;
     let width = width(config, own.as_ref(), family, head_dim)?;
     let Some(f) = own else {
-        return Ok(Rope { theta, scaling: RopeScaling::None, attention_factor: 1.0, width, local_theta });
+        return Ok(Rope {
+            theta,
+            scaling: RopeScaling::None,
+            attention_factor: 1.0,
+            width,
+            local_theta,
+            positions,
+            limit: None,
+        });
     };
     let key = if f.has("rope_type") { "rope_type" } else { "type" };
     if f.is_null(key) {
@@ -133,7 +152,11 @@ pub(super) fn read(config: &Fields<'_>, family: &Family, head_dim: usize, positi
             format_args!("rope type {kind:?} is not supported; supported are {}", supported.join(", ")),
         ));
     };
-    f.check_known(known, &format!("a key that rope type {kind:?} does not know; it would have no effect"))?;
+    f.check_known_but(
+        family.own_rope_keys,
+        known,
+        &format!("a key that rope type {kind:?} does not know; it would have no effect"),
+    )?;
     let original = || -> Result<f64> {
         const KEY: &str = "original_max_position_embeddings";
         if config.is_null(KEY) || f.is_null(KEY) {
@@ -152,11 +175,13 @@ pub(super) fn read(config: &Fields<'_>, family: &Family, head_dim: usize, positi
             found => Err(f.malformed(&format!("rope scaling: original_max_position_embeddings is {found}"))),
         }
     };
+    let (mut usable, mut limit) = (positions, None);
     let (scaling, attention_factor) = match *kind {
-        // The base of "dynamic" grows with sequences that are longer than the context, which are refused.
+        // Its base grows with sequences that are longer than the context.
         "default" => (RopeScaling::None, 1.0),
         "dynamic" => {
             f.positive("factor")?;
+            limit = Some(DYNAMIC_LIMIT);
             (RopeScaling::None, 1.0)
         }
         "linear" => (RopeScaling::Linear { factor: f.positive("factor")? }, 1.0),
@@ -166,10 +191,17 @@ pub(super) fn read(config: &Fields<'_>, family: &Family, head_dim: usize, positi
         }
         "proportional" => (RopeScaling::None, 1.0),
         "llama3" => (llama3(&f, original()?)?, 1.0),
-        "longrope" => longrope(&f, original()?, width, positions)?,
+        "longrope" => {
+            let original = original()?;
+            let (scaling, attention_factor, same) = longrope(&f, original, width, positions)?;
+            if !same && positions as f64 > original {
+                (usable, limit) = (original as usize, Some(LONG_ROPE_LIMIT));
+            }
+            (scaling, attention_factor)
+        }
         _ => yarn(&f, original()?, positions)?,
     };
-    Ok(Rope { theta, scaling, attention_factor, width, local_theta })
+    Ok(Rope { theta, scaling, attention_factor, width, local_theta, positions: usable, limit })
 }
 
 /// The parameters of layers without a window, and the base of those with one.
@@ -283,9 +315,14 @@ fn divisor(f: &Fields<'_>, original: f64, positions: usize, may_miss: bool) -> R
     Ok(positions as f64 / original)
 }
 
-/// Short factors count up to the original context, long ones in sequences beyond it: for all positions of these, which a
-/// decoder that keeps earlier keys cannot do. So one of the lists must serve all of the model's context.
-fn longrope(f: &Fields<'_>, original: f64, width: usize, positions: usize) -> Result<(RopeScaling, f64)> {
+/// Short factors count in texts up to the original context, long ones in longer texts, for all their positions. Gives the
+/// short ones, and whether the long ones are the same.
+fn longrope(
+    f: &Fields<'_>,
+    original: f64,
+    width: usize,
+    positions: usize,
+) -> Result<(RopeScaling, f64, bool)> {
     let (short, long) = (f.numbers("short_factor")?, f.numbers("long_factor")?);
     let factor = divisor(f, original, positions, true)?;
     for (name, list) in [("short_factor", &short), ("long_factor", &long)] {
@@ -299,23 +336,14 @@ fn longrope(f: &Fields<'_>, original: f64, width: usize, positions: usize) -> Re
             return Err(f.malformed(&format!("rope scaling: {name} holds {bad}")));
         }
     }
-    if short != long && positions as f64 > original {
-        return Err(unsupported(
-            f,
-            format_args!(
-                "rope type \"longrope\" with a short_factor that differs from long_factor is supported only up to \
-                 original_max_position_embeddings {original}, but max_position_embeddings is {positions}; set that to \
-                 {original} (and \"factor\" to {factor}, if there is none) for texts of that length"
-            ),
-        ));
-    }
     let attention_factor = match f.number("attention_factor")? {
         Some(given) => given,
         None if factor <= 1.0 => 1.0,
         None => (1.0 + factor.ln() / original.ln()).sqrt(),
     };
+    let same = short == long;
     let factors = short.into_iter().map(|x| x as f32).collect();
-    Ok((RopeScaling::Factors(factors), checked(f, attention_factor)?))
+    Ok((RopeScaling::Factors(factors), checked(f, attention_factor)?, same))
 }
 
 fn yarn(f: &Fields<'_>, original: f64, positions: usize) -> Result<(RopeScaling, f64)> {

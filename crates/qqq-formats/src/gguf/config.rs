@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{GgufFile, Metadata, Value, names, split};
+use super::{GgufFile, Metadata, Value, architectures, family::Sizes, names, split};
 use crate::config::Architecture;
 use crate::{FormatError, ModelConfig, Result, TensorSource};
 
@@ -42,20 +42,14 @@ impl GgufFile {
     /// The configuration; its `raw` is what transformers would have written as `config.json`.
     ///
     /// # Errors
-    /// Missing or ill-typed keys, and whatever these decoders cannot do: other architectures,
-    /// mixtures of experts, partial rotary embeddings, YaRN.
+    /// Missing or ill-typed keys, and whatever these decoders cannot do: other architectures, mixtures of experts.
     pub fn config(&self) -> Result<ModelConfig> {
         let m = self.metadata();
-        let arch = m.required("general.architecture", m.string("general.architecture")?)?;
+        let arch = architectures::of_model(m)?.name;
         let parts = split::count(m)?;
         if parts != self.parts.len() {
             return Err(self.unsupported(format!(
                 "is one of {parts} parts of a split model, which have to be opened together, by the name of one of them"
-            )));
-        }
-        if !["llama", "qwen2", "qwen3"].contains(&arch) {
-            return Err(self.unsupported(format!(
-                "architecture {arch:?} is not supported (llama, qwen2 and qwen3 are)"
             )));
         }
         let key = |name: &str| format!("{arch}.{name}");
@@ -75,7 +69,10 @@ impl GgufFile {
                 )));
             }
         };
-        for other in ["attention.value_length", "rope.dimension_count"] {
+        let rotary_dim = m.size(&key("rope.dimension_count"))?.unwrap_or(head_dim);
+        // Phi-3 turns a part of a head.
+        let others = ["attention.value_length", "rope.dimension_count"];
+        for other in &others[..if arch == "phi3" { 1 } else { 2 }] {
             if let Some(n) = m.size(&key(other))?.filter(|&n| n != head_dim) {
                 return Err(self.unsupported(format!(
                     "{} is {n}, but heads are {head_dim} wide; such models are not supported",
@@ -112,6 +109,13 @@ impl GgufFile {
             ("llama", q, o, _) if q == o => arch,
             ("qwen2", _, false, false) => arch,
             ("qwen3", q, o, false) if q == o => arch,
+            ("mistral3", false, false, false) if m.get(&key("attention.temperature_scale")).is_some() => {
+                "ministral3"
+            }
+            ("mistral3", false, false, false) => "mistral",
+            ("smollm3" | "granite", q, o, _) if q == o => arch,
+            ("phi3", false, false, false) => arch,
+            ("gemma3", q, o, false) if q == o => "gemma3_text",
             _ => {
                 return Err(self.unsupported(format!(
                     "{arch} with these biases (q, k, v: {qkv_bias}, o: {o_bias}, MLP: {mlp_bias}) is not supported"
@@ -157,7 +161,7 @@ impl GgufFile {
             "max_position_embeddings": context,
             "rms_norm_eps": eps,
             "rope_theta": rope_theta,
-            "rope_scaling": self.rope_scaling(arch, rope_theta, head_dim, context)?,
+            "rope_scaling": self.rope_scaling(arch, rope_theta, rotary_dim, context)?,
             "tie_word_embeddings": self.info("lm_head.weight").is_none(),
             "attention_dropout": 0.0,
             "bos_token_id": m.token_id("tokenizer.ggml.bos_token_id")?,
@@ -165,24 +169,28 @@ impl GgufFile {
             "torch_dtype": "float16",
             "use_cache": true,
         });
-        match family {
-            "llama" => {
-                raw["attention_bias"] = json!(qkv_bias);
-                raw["mlp_bias"] = json!(mlp_bias);
-            }
-            "mistral" => raw["sliding_window"] = json!(sliding_window),
-            "qwen2" => raw["use_sliding_window"] = json!(false),
-            _ => {
-                raw["attention_bias"] = json!(qkv_bias);
-                raw["use_sliding_window"] = json!(false);
-            }
+        let sizes = Sizes {
+            hidden: hidden_size,
+            heads: num_heads,
+            head_dim,
+            layers: num_layers,
+            window: sliding_window,
+            biases: (qkv_bias, mlp_bias),
+        };
+        self.add_family(&mut raw, family, arch, &sizes)?;
+        if rotary_dim != head_dim {
+            // What transformers rounds down to it.
+            raw["partial_rotary_factor"] = json!((rotary_dim as f64 / head_dim as f64).next_up());
         }
         // One reader checks sizes and decides what is supported, for both kinds of files.
         ModelConfig::from_value(m.path(), raw)
     }
 
     /// `rope_scaling` of `config.json`.
-    fn rope_scaling(&self, arch: &str, theta: f64, head_dim: usize, context: usize) -> Result<Json> {
+    fn rope_scaling(&self, arch: &str, theta: f64, rotary_dim: usize, context: usize) -> Result<Json> {
+        if let Some(scaling) = self.long_rope(arch, rotary_dim, context)? {
+            return Ok(scaling);
+        }
         let m = self.metadata();
         let linear = match m.float(&format!("{arch}.rope.scaling.factor"))? {
             Some(factor) => Some(factor),
@@ -214,7 +222,7 @@ impl GgufFile {
                 names::ROPE_FREQS
             )));
         }
-        let factors = self.f32(names::ROPE_FREQS, &[head_dim / 2])?;
+        let factors = self.f32(names::ROPE_FREQS, &[rotary_dim / 2])?;
         Ok(llama3(theta, &factors).unwrap_or_else(|| {
             let factors: Vec<f64> = factors.iter().map(|&f| shortest(f.into())).collect();
             json!({
@@ -232,17 +240,18 @@ impl GgufFile {
     /// llama.cpp computes the same but for one thing: it takes `0.1 ln(factor) + 1` for the length of queries and keys, whatever
     /// `yarn_attn_factor` says, where its converter puts the `attention_factor` of `config.json`. That one counts here, as in
     /// transformers; but 1 may also be the `attn_factor` of early configurations, without an effect in either, and counts as
-    /// missing. A factor of llama.cpp's own, `attn_factor`, multiplies what there is.
+    /// missing. A factor of llama.cpp's own, `attn_factor`, multiplies what there is. Ministral 3 has neither.
     fn yarn(&self, arch: &str, factor: f64) -> Result<Json> {
         let m = self.metadata();
         let number = |key: &str| -> Result<Option<f64>> {
             Ok(m.float(&format!("{arch}.rope.scaling.{key}"))?.map(shortest))
         };
-        // A negative extrapolation counts as missing; less than all of it and DeepSeek's logarithm are of other families.
+        // A negative extrapolation counts as missing; less than all of it and DeepSeek's logarithm (but in Ministral 3) are
+        // of other families.
         let (extrapolation, logarithm) = (number("yarn_ext_factor")?, number("yarn_log_multiplier")?);
         let given = [
             ("yarn_ext_factor", extrapolation.filter(|x| !(*x < 0.0 || *x == 1.0))),
-            ("yarn_log_multiplier", logarithm.filter(|x| *x != 0.0)),
+            ("yarn_log_multiplier", logarithm.filter(|x| *x != 0.0 && arch != "mistral3")),
         ];
         if let Some((key, value)) = given.into_iter().find_map(|(key, value)| Some((key, value?))) {
             return Err(
@@ -257,6 +266,13 @@ impl GgufFile {
             if let Some(value) = number(key)? {
                 scaling[name] = json!(value);
             }
+        }
+        if arch == "mistral3" {
+            // llama.cpp takes back what the multiplier does to the length of queries and keys, as equal ones do here.
+            let multiplier = logarithm.unwrap_or(1.0);
+            scaling["mscale"] = json!(multiplier);
+            scaling["mscale_all_dim"] = json!(multiplier);
+            return Ok(scaling);
         }
         let attention = number("yarn_attn_factor")?.filter(|x| *x != 1.0);
         let more = number("attn_factor")?.unwrap_or(1.0);
@@ -303,7 +319,7 @@ fn llama3(theta: f64, factors: &[f32]) -> Option<Json> {
 }
 
 /// The f64 of an f32's shortest decimal form (1e-5 rather than 9.999999747378752e-6).
-fn shortest(x: f64) -> f64 {
+pub(super) fn shortest(x: f64) -> f64 {
     let narrow = x as f32;
     if f64::from(narrow) == x { narrow.to_string().parse().unwrap_or(x) } else { x }
 }

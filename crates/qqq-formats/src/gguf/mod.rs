@@ -2,13 +2,16 @@
 //! tensors, plain or block-quantized.
 //!
 //! Tensors are offered under their Hugging Face names and in Hugging Face's order of rows:
-//! llama.cpp's converter interleaves the rows of q and k of Llama models so that its rotary
-//! embedding can turn neighbouring elements; that is undone here.
+//! llama.cpp's converter interleaves the rows of q and k of some families so that its rotary
+//! embedding can turn neighbouring elements, and adds what a family's norms add to the weights of Gemma's; that is
+//! undone here.
 //!
 //! A model that is split over several files is opened by the name of any of them.
 
+mod architectures;
 mod config;
 mod dequant;
+mod family;
 mod metadata;
 mod names;
 mod part;
@@ -55,6 +58,8 @@ struct Tensor {
     entry: reader::Entry,
     /// How rows are to be put back into Hugging Face's order.
     permuted: Option<Permuted>,
+    /// What the converter has added to its values.
+    shift: f32,
 }
 
 impl GgufFile {
@@ -95,15 +100,25 @@ impl GgufFile {
     /// One model of its parts.
     fn join(parts: Vec<Part>) -> Result<Self> {
         let none = || FormatError::Layout("a GGUF model has at least one file".into());
-        let heads = permutation::heads(&parts.first().ok_or_else(none)?.metadata)?;
+        let metadata = &parts.first().ok_or_else(none)?.metadata;
+        let arch = architectures::find(metadata)?;
+        let heads = match arch {
+            Some(arch) if arch.interleaved => Some(config::heads(metadata, arch.name)?),
+            _ => None,
+        };
+        let own_names = arch.map_or(&[][..], |arch| arch.own_names);
         let mut sources = Vec::new();
         let mut tensors = BTreeMap::new();
         let mut first = None;
         for (index, part) in parts.into_iter().enumerate() {
             for (gguf_name, entry) in part.tensors {
                 let permuted = permutation::of_tensor(&gguf_name, &entry, heads, &part.metadata)?;
-                let name = names::hugging_face(&gguf_name).unwrap_or(gguf_name);
-                if tensors.insert(name.clone(), Tensor { part: index, entry, permuted }).is_some() {
+                let shift = match arch {
+                    Some(arch) if gguf_name.ends_with("norm.weight") => arch.norm_shift,
+                    _ => 0.0,
+                };
+                let name = names::hugging_face(&gguf_name, own_names).unwrap_or(gguf_name);
+                if tensors.insert(name.clone(), Tensor { part: index, entry, permuted, shift }).is_some() {
                     return Err(part.metadata.malformed(format!("two tensors stand for {name:?}")));
                 }
             }
@@ -119,7 +134,7 @@ impl GgufFile {
         self.version
     }
 
-    /// All metadata.
+    /// Keys and values of the header.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
@@ -160,7 +175,8 @@ impl TensorSource for GgufFile {
         })
     }
 
-    /// The stored bytes, block-quantized rows included; rows of q and k in Hugging Face's order.
+    /// The stored bytes, block-quantized rows included; rows of q and k in Hugging Face's order. What was added to values
+    /// is in them.
     fn bytes_at(&self, name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
         let tensor = self.tensor(name)?;
         let (start, len) = (tensor.entry.range.start, tensor.entry.range.len());
@@ -192,9 +208,13 @@ impl TensorSource for GgufFile {
             row_range(shape, entry.range.len(), &rows).ok_or_else(|| beyond(&location, name, &rows))?;
         let bytes = self.bytes_at(name, range)?;
         if let "F32" | "F16" | "BF16" = entry.ty.name() {
-            return crate::float::decode(&location, name, entry.ty.dtype(), &bytes);
+            let values = crate::float::decode(&location, name, entry.ty.dtype(), &bytes)?;
+            return Ok(match tensor.shift {
+                0.0 => values,
+                shift => WeightData::F32(values.into_f32().into_iter().map(|x| x - shift).collect()),
+            });
         }
-        let Some(values) = entry.ty.dequantize(&bytes) else {
+        let Some(mut values) = entry.ty.dequantize(&bytes) else {
             return Err(FormatError::Unsupported(format!(
                 "{}: tensor {name:?} has type {}, which cannot be read as float ({} can); \
                  convert the model to one of these types",
@@ -203,6 +223,7 @@ impl TensorSource for GgufFile {
                 types::READABLE
             )));
         };
+        values.iter_mut().for_each(|x| *x -= tensor.shift);
         crate::float::check(&location, name, WeightData::F32(values))
     }
 

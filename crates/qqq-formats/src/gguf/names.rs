@@ -23,8 +23,9 @@ const OUTSIDE: [(&str, &str); 3] =
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// The Hugging Face name of a GGUF tensor (`blk.3.attn_q.weight` is
-/// `model.layers.3.self_attn.q_proj.weight`); `None` for tensors that have none.
-pub(super) fn hugging_face(gguf: &str) -> Option<String> {
+/// `model.layers.3.self_attn.q_proj.weight`); `None` for tensors that have none. `own` are modules of a block that the
+/// architecture has under other names.
+pub(super) fn hugging_face(gguf: &str, own: &[(&str, &'static str)]) -> Option<String> {
     let (module, suffix) = gguf.rsplit_once('.')?;
     if suffix != "weight" && suffix != "bias" {
         return None;
@@ -35,7 +36,7 @@ pub(super) fn hugging_face(gguf: &str) -> Option<String> {
         if block.parse::<usize>().ok()?.to_string() != block {
             return None;
         }
-        let (_, name) = BLOCK.iter().find(|(from, _)| *from == module)?;
+        let (_, name) = own.iter().chain(&BLOCK).find(|(from, _)| *from == module)?;
         return Some(format!("model.layers.{block}.{name}.{suffix}"));
     }
     let (_, name) = OUTSIDE.iter().find(|(from, _)| *from == module)?;
@@ -64,7 +65,7 @@ mod tests {
             ("blk.x.attn_q.weight", None),
             ("weight", None),
         ] {
-            assert_eq!(hugging_face(gguf).as_deref(), hf, "{gguf}");
+            assert_eq!(hugging_face(gguf, &[]).as_deref(), hf, "{gguf}");
         }
     }
 }

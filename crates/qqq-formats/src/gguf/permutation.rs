@@ -1,11 +1,11 @@
 //! The order of q and k rows.
 //!
 //! transformers' rotary embedding turns element `i` of a head with element `i + head_dim / 2`;
-//! llama.cpp's, for the architecture `llama`, turns `2i` with `2i + 1`. Its converter moves the rows
-//! of q and k (weights and biases) accordingly: row `half * (head_dim / 2) + i` of a head becomes
+//! llama.cpp's, for the architecture `llama` and those made after it, turns `2i` with `2i + 1`. Its converter
+//! moves the rows of q and k (weights and biases) accordingly: row `half * (head_dim / 2) + i` of a head becomes
 //! row `2 * i + half`. Qwen models are stored unchanged.
 
-use super::{Metadata, config, reader};
+use super::{Metadata, reader};
 use crate::Result;
 
 /// A tensor whose rows are permuted within heads.
@@ -39,15 +39,7 @@ impl Permuted {
     }
 }
 
-/// Query heads and key heads of a file whose q and k are permuted, `None` for other architectures.
-pub(super) fn heads(metadata: &Metadata) -> Result<Option<(usize, usize)>> {
-    if metadata.string("general.architecture")? != Some("llama") {
-        return Ok(None);
-    }
-    config::heads(metadata, "llama").map(Some)
-}
-
-/// How the tensor of a GGUF name is permuted, if it is.
+/// How the tensor of a GGUF name is permuted, if it is; `heads` are query and key heads where the architecture's are.
 ///
 /// # Errors
 /// The tensor's rows are no whole number of heads of even width.

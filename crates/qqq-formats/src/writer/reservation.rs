@@ -87,7 +87,7 @@ impl Reservation {
         Ok(Self(Arc::new(place)))
     }
 
-    /// The output.
+    /// The path that is reserved for the output.
     pub fn path(&self) -> &Path {
         &self.0.out
     }

@@ -192,10 +192,16 @@ impl Client {
             }
             Known::OneOf(commits) if commits.is_empty() => return Err(self.not_cached()),
             Known::OneOf(commits) => {
+                let way_out = match self.kind {
+                    Kind::Model => {
+                        format!("name one of those it has with --revision: {}", commits.join(", "))
+                    }
+                    Kind::Dataset => {
+                        "run once with network (without --offline and HF_HUB_OFFLINE)".to_owned()
+                    }
+                };
                 return Err(error(format!(
-                    "{repo}: the hub's cache ({root}) does not say which commit {revision} is; name one of those it \
-                     has with --revision: {}",
-                    commits.join(", ")
+                    "{repo}: the hub's cache ({root}) does not say which commit {revision} is; {way_out}"
                 )));
             }
         };

@@ -22,7 +22,7 @@ pub(super) struct Settings {
     pub endpoint: String,
     /// Fit for a header.
     pub token: Option<String>,
-    /// No network.
+    /// Whether only what the hub's cache has may be used.
     pub offline: bool,
     /// How long a server may be silent.
     pub patience: Duration,

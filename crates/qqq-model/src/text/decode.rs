@@ -1,4 +1,4 @@
-//! From a file's bytes to UTF-8: compression, byte order marks, and what is no text at all.
+//! From bytes to UTF-8: compression, byte order marks, and what is no text at all.
 
 use std::{
     cell::RefCell,
@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
 };
 
-use qqq_formats::{FormatError, InputFile, input::Watched};
+use qqq_formats::{FormatError, input::Watched};
 use sha2::{Digest, Sha256};
 
 use super::TextError;
@@ -20,7 +20,7 @@ const MAX_BLANKS: usize = 64 << 20;
 
 /// What a file holds.
 pub(super) enum Content {
-    Parquet(InputFile),
+    Parquet,
     /// `reader` gives all of it, `head` is its beginning; a byte order mark is taken away. What was UTF-16 is UTF-8,
     /// other bytes are not checked.
     Text {
@@ -43,24 +43,48 @@ const FOREIGN: [(&[u8], &str); 10] = [
     (b"\0\0\xFE\xFF", "UTF-32: convert it, for instance with iconv -t utf-8"),
 ];
 
-/// A file as it lies on the disk, which is hashed as it is read.
+/// Where bytes come from.
+enum Source {
+    File(Box<Watched>),
+    /// What can be read once, from its beginning to its end.
+    Stream(Box<dyn Read>),
+}
+
+/// Bytes as they come from a file or a stream, which are hashed as they are read.
 #[derive(Clone)]
 pub(super) struct Original(Rc<RefCell<Hashed>>);
 
 struct Hashed {
-    file: Watched,
+    source: Source,
     hash: Sha256,
 }
 
 impl Original {
-    fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self(Rc::new(RefCell::new(Hashed { file: Watched::open(path)?, hash: Sha256::new() }))))
+    pub fn file(path: &Path) -> Result<Self> {
+        let file = Watched::open(path).map_err(|e| read_error(path, e))?;
+        Ok(Self::new(Source::File(Box::new(file))))
+    }
+
+    pub fn stream(stream: Box<dyn Read>) -> Self {
+        Self::new(Source::Stream(stream))
+    }
+
+    fn new(source: Source) -> Self {
+        Self(Rc::new(RefCell::new(Hashed { source, hash: Sha256::new() })))
+    }
+
+    pub fn is_stream(&self) -> bool {
+        matches!(self.0.borrow().source, Source::Stream(_))
     }
 
     /// SHA-256 of the file in hexadecimal, for which it is read to its end; `None` of what has no end to count on, a pipe
     /// say.
     pub fn sha256(&mut self) -> io::Result<Option<String>> {
-        if !self.0.borrow().file.is_regular() {
+        let is_regular = match &self.0.borrow().source {
+            Source::File(file) => file.is_regular(),
+            Source::Stream(_) => false,
+        };
+        if !is_regular {
             return Ok(None);
         }
         io::copy(self, &mut io::sink())?;
@@ -71,20 +95,18 @@ impl Original {
 
 impl Read for Original {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Hashed { file, hash } = &mut *self.0.borrow_mut();
-        let read = file.read(buffer)?;
+        let Hashed { source, hash } = &mut *self.0.borrow_mut();
+        let read = match source {
+            Source::File(file) => file.read(buffer)?,
+            Source::Stream(stream) => stream.read(buffer)?,
+        };
         hash.update(&buffer[..read]);
         Ok(read)
     }
 }
 
-/// Opens a file.
-pub(super) fn open(path: &Path) -> Result<(Content, Original)> {
-    let original = Original::open(path).map_err(|e| read_error(path, e))?;
-    Ok((content(path, original.clone())?, original))
-}
-
-fn content(path: &Path, original: Original) -> Result<Content> {
+/// Finds out what there is; `path` names it in errors.
+pub(super) fn content(path: &Path, original: Original) -> Result<Content> {
     let mut reader: Box<dyn Read> = Box::new(original);
     let mut packed = None;
     let mut head = peek(path, &mut reader)?;
@@ -115,7 +137,7 @@ fn decoded(
     if head.starts_with(b"PAR1") {
         return match packed {
             Some(packed) => refuse(&format!("a parquet file compressed by {packed} as a whole: unpack it")),
-            None => Ok(Content::Parquet(InputFile::open(path)?)),
+            None => Ok(Content::Parquet),
         };
     }
     if packed.is_some() && (head.starts_with(b"\x1F\x8B") || head.starts_with(b"\x28\xB5\x2F\xFD")) {

@@ -34,6 +34,8 @@ pub enum TextProblem {
     Content,
     /// It is no JSON, though its beginning or its name says so.
     NotJson,
+    /// There is nothing in it, or white space alone.
+    Blank,
     /// No field of a known name, or the field is not what it should be.
     Field,
 }
@@ -42,7 +44,7 @@ pub enum TextProblem {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}{place}: {reason}", path.display())]
 pub struct TextError {
-    /// The file.
+    /// The file that was read.
     pub path: PathBuf,
     /// Where in it.
     pub place: Place,
@@ -60,6 +62,10 @@ impl TextError {
             problem: TextProblem::Content,
             reason: reason.into(),
         }
+    }
+
+    pub(super) fn blank(path: &Path) -> Self {
+        Self { problem: TextProblem::Blank, ..Self::file(path, "it holds no text") }
     }
 
     pub(super) fn line(path: &Path, line: usize, problem: TextProblem, reason: impl Into<String>) -> Self {

@@ -14,7 +14,12 @@ mod parquet;
 mod plain;
 mod record;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use qqq_formats::InputFile;
 
 pub use conversation::{messages, render};
 pub use error::{Place, TextError, TextProblem};
@@ -61,7 +66,7 @@ enum Pieces {
     Parquet(Rows),
 }
 
-/// Reads a file's text, piece by piece.
+/// Reads the text of a file or a stream, piece by piece.
 pub struct TextReader<'a> {
     path: PathBuf,
     original: Original,
@@ -80,14 +85,40 @@ impl<'a> TextReader<'a> {
     /// # Errors
     /// It cannot be opened, holds nothing that this reader understands, or its content leaves open what it is.
     pub fn open(path: &Path, options: &TextOptions, template: LoadTemplate<'a>) -> Result<Self> {
+        Self::new(path, Original::file(path)?, options, template)
+    }
+
+    /// The same of what comes from elsewhere, standard input say; errors call it `name`.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open); a parquet file, whose end has to be read first.
+    pub fn stream(
+        name: &str,
+        stream: impl Read + 'static,
+        options: &TextOptions,
+        template: LoadTemplate<'a>,
+    ) -> Result<Self> {
+        Self::new(Path::new(name), Original::stream(Box::new(stream)), options, template)
+    }
+
+    fn new(
+        path: &Path,
+        original: Original,
+        options: &TextOptions,
+        template: LoadTemplate<'a>,
+    ) -> Result<Self> {
         let mut records = Records::new(options.field.clone(), template);
-        let (content, original) = decode::open(path)?;
-        let pieces = match content {
-            Content::Parquet(file) => {
+        let pieces = match decode::content(path, original.clone())? {
+            Content::Parquet => {
                 if options.format != TextFormat::Auto {
                     return Err(TextError::file(path, "it is a parquet file").into());
                 }
-                Pieces::Parquet(Rows::open(path, file, &mut records)?)
+                if original.is_stream() {
+                    return Err(
+                        TextError::file(path, "it is a parquet file, which is read from a disk").into()
+                    );
+                }
+                Pieces::Parquet(Rows::open(path, InputFile::open(path)?, &mut records)?)
             }
             Content::Text { head, reader } => match options.format {
                 TextFormat::Plain => Pieces::Plain(Plain::new(reader)),
@@ -132,7 +163,7 @@ impl<'a> TextReader<'a> {
             return Ok(Some(text));
         }
         if !std::mem::replace(&mut self.ended, true) && self.blank {
-            return Err(TextError::file(&self.path, "it holds no text").into());
+            return Err(TextError::blank(&self.path).into());
         }
         Ok(None)
     }

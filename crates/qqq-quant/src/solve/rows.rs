@@ -4,7 +4,7 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use half::f16;
-use qqq_backend::cpu::simd::{SimdLevel, multiversion};
+use qqq_backend::simd::{SimdLevel, multiversion};
 use qqq_formats::{QuantizedWeight, Scales};
 
 use super::{SolveOptions, factor::Factor};
@@ -24,7 +24,9 @@ const CHANNEL_SCALE_ROUNDS: usize = 2;
 pub(super) struct Task<'a> {
     pub weights: &'a [f32],
     pub k: usize,
-    pub hessian: &'a [f32],
+    /// `None`: every input counts the same.
+    pub hessian: Option<&'a [f32]>,
+    /// That of the Hessian; ones where there is none.
     pub diagonal: &'a [f32],
     pub factor: Option<&'a Factor>,
     pub options: &'a SolveOptions,
@@ -192,7 +194,12 @@ fn difference(weights: &[f32], quantized: &QuantizedWeight) -> Vec<f32> {
 }
 
 /// `v H v^T` of each row `v`: twice the product with the lower triangle of the symmetric `H`, whose diagonal counts once.
-fn quadratic_forms(rows: &[f32], hessian: &[f32], k: usize) -> Vec<f64> {
+/// Without `H`, `v v^T`.
+fn quadratic_forms(rows: &[f32], hessian: Option<&[f32]>, k: usize) -> Vec<f64> {
+    let Some(hessian) = hessian else {
+        let (zeros, ones) = (vec![0.0; k], vec![1.0; k]);
+        return rows.chunks_exact(k).map(|v| weighted_dot(&zeros, v, &ones)).collect();
+    };
     let count = rows.len() / k;
     let mut product = vec![0.0f32; rows.len()];
     triangular::matmul(
@@ -231,7 +238,7 @@ fn weighted_dot(p: &[f32], v: &[f32], d: &[f64]) -> f64 {
     sums.iter().sum()
 }
 
-/// Nearest codes.
+/// The codes nearest to `w / scale`, within the grid; shape of the weights.
 fn round_to_nearest(task: &Task<'_>, weights: &[f32], scales: &[f32], grid: Grid) -> Vec<i8> {
     let group = task.options.group_size.unwrap_or(task.k);
     let mut out = vec![0i8; weights.len()];

@@ -133,7 +133,7 @@ fn follows_the_textbook_per_channel() {
         let n = 5;
         let (w, h) = (normal(n * k, 1), correlated(k, 4 * k, 2));
         let options = SolveOptions { act_order, ..SolveOptions::default() };
-        let solved = solve("layer", &w, n, k, &h, &options).expect("well-conditioned");
+        let solved = solve("layer", &w, n, k, Some(&h), &options).expect("well-conditioned");
         let exact = assert_textbook(&w, &h, &solved, &options, 1e-3);
         assert!(exact > 0.999, "{exact}");
         assert_eq!(solved.damping, 0.01);
@@ -150,7 +150,7 @@ fn follows_the_textbook_per_group() {
     (0..n).for_each(|row| w[row * k] = 4.0);
     h[0] = 2.0 * (0..k).map(|j| h[j * k + j]).fold(0.0, f32::max);
     let options = SolveOptions { group_size: Some(32), ..SolveOptions::default() };
-    let solved = solve("layer", &w, n, k, &h, &options).expect("well-conditioned");
+    let solved = solve("layer", &w, n, k, Some(&h), &options).expect("well-conditioned");
     let exact = assert_textbook(&w, &h, &solved, &options, 1e-3);
     assert!(exact > 0.9, "{exact}");
     assert!(solved.weight.int8_weights().iter().all(|w| (-127..=127).contains(w)));
@@ -167,7 +167,7 @@ fn integer_group_scales_are_integers_and_lose_little() {
             let half =
                 SolveOptions { group_size: Some(32), clip, scale_dtype: dtype, ..SolveOptions::default() };
             let integer = SolveOptions { group_scales: GroupScales::Integer, ..half.clone() };
-            let solved = |options| solve("layer", &w, n, k, &h, options).expect("well-conditioned");
+            let solved = |options| solve("layer", &w, n, k, Some(&h), options).expect("well-conditioned");
             let (half, integer) = (solved(&half), solved(&integer));
             let Scales::PerGroup { group, .. } = &integer.weight.scales else { panic!("groups") };
             assert!(group.iter().all(|s| (0..=15).any(|i| s.to_f32() == i as f32)), "{dtype:?} {clip:?}");
@@ -189,7 +189,7 @@ fn losses_are_those_of_the_dequantized_weight() {
     for group_size in [None, Some(32)] {
         for clip in [Clip::None, Clip::Weight, Clip::Output] {
             let options = SolveOptions { group_size, clip, ..SolveOptions::default() };
-            let solved = solve("layer", &w, n, k, &h, &options).expect("well-conditioned");
+            let solved = solve("layer", &w, n, k, Some(&h), &options).expect("well-conditioned");
             let loss = relative_loss(&w, &solved.weight, &h);
             assert!(
                 (solved.loss - loss).abs() < 1e-4 * loss,
@@ -203,7 +203,7 @@ fn losses_are_those_of_the_dequantized_weight() {
                 solved.loss_nearest
             );
 
-            let nearest = solve("layer", &w, n, k, &h, &SolveOptions { compensate: false, ..options })
+            let nearest = solve("layer", &w, n, k, Some(&h), &SolveOptions { compensate: false, ..options })
                 .expect("nothing can fail");
             let loss = relative_loss(&w, &nearest.weight, &h);
             assert!((nearest.loss - loss).abs() < 1e-4 * loss);
@@ -221,7 +221,7 @@ fn rounds_to_nearest_without_compensation() {
     let w = [0.7, -0.34, 0.04, 0.14, 0.0, 0.21, -0.7, 0.699];
     let h: Vec<f32> = (0..16).map(|i| f32::from(u8::from(i % 5 == 0))).collect();
     let options = SolveOptions { compensate: false, ..SolveOptions::default() };
-    let solved = solve("layer", &w, 2, 4, &h, &options).expect("fine");
+    let solved = solve("layer", &w, 2, 4, Some(&h), &options).expect("fine");
     assert_eq!(solved.weight.codes, [7, -3, 0, 1, 0, 2, -7, 7]);
     assert_eq!(solved.weight.channel_scales(), [0.1, 0.1]);
 }
@@ -237,7 +237,7 @@ fn dead_channels_change_nothing_else() {
         (0..k).for_each(|j| (h[d * k + j], h[j * k + d]) = (0.0, 0.0));
     }
     let solved =
-        solve("layer", &w, n, k, &h, &SolveOptions::default()).expect("dead channels are no failure");
+        solve("layer", &w, n, k, Some(&h), &SolveOptions::default()).expect("dead channels are no failure");
     assert_eq!(solved.dead_channels, 3);
     assert!(solved.loss.is_finite() && solved.loss < solved.loss_nearest);
 
@@ -246,7 +246,7 @@ fn dead_channels_change_nothing_else() {
     let w2: Vec<f32> =
         (0..n).flat_map(|i| alive.iter().map(move |&j| (i, j))).map(|(i, j)| w[i * k + j]).collect();
     let h2: Vec<f32> = (0..m * m).map(|at| h[alive[at / m] * k + alive[at % m]]).collect();
-    let without = solve("layer", &w2, n, m, &h2, &SolveOptions::default()).expect("well-conditioned");
+    let without = solve("layer", &w2, n, m, Some(&h2), &SolveOptions::default()).expect("well-conditioned");
     assert_eq!(solved.weight.scales, without.weight.scales);
     let same = (0..n)
         .flat_map(|i| alive.iter().enumerate().map(move |(at, &j)| (i, at, j)))
@@ -254,7 +254,8 @@ fn dead_channels_change_nothing_else() {
         .count();
     assert_eq!(same, n * m);
 
-    let nothing = solve("layer", &w, n, k, &vec![0.0; k * k], &SolveOptions::default()).expect("all dead");
+    let nothing =
+        solve("layer", &w, n, k, Some(&vec![0.0; k * k]), &SolveOptions::default()).expect("all dead");
     assert_eq!((nothing.dead_channels, nothing.loss), (k, 0.0));
 }
 
@@ -264,7 +265,7 @@ fn a_singular_hessian_raises_the_damping() {
     // Fewer tokens than channels, and no damping to begin with.
     let (w, h) = (normal(n * k, 9), correlated(k, 20, 10));
     let options = SolveOptions { damping: 0.0, ..SolveOptions::default() };
-    let solved = solve("layer", &w, n, k, &h, &options).expect("cured by damping");
+    let solved = solve("layer", &w, n, k, Some(&h), &options).expect("cured by damping");
     assert!(solved.damping > 0.0, "{}", solved.damping);
     assert!(solved.loss <= solved.loss_nearest);
 
@@ -275,7 +276,7 @@ fn a_singular_hessian_raises_the_damping() {
         let off = (h[a * k + a] * h[b * k + b]).sqrt() + 0.05 * mean;
         (h[a * k + b], h[b * k + a]) = (off, off);
     }
-    let solved = solve("layer", &w, n, k, &h, &SolveOptions::default()).expect("cured by damping");
+    let solved = solve("layer", &w, n, k, Some(&h), &SolveOptions::default()).expect("cured by damping");
     assert!(solved.damping > 0.01 && solved.damping <= 10.0, "{}", solved.damping);
 }
 
@@ -284,7 +285,8 @@ fn hopeless_input_is_an_error_that_names_the_layer() {
     let (n, k) = (2, 32);
     let (w, h) = (normal(n * k, 1), correlated(k, 100, 2));
     let message = |w: &[f32], h: &[f32], options: SolveOptions| {
-        let error = solve("model.layers.3.o_proj", w, n, k, h, &options).expect_err("must fail").to_string();
+        let error =
+            solve("model.layers.3.o_proj", w, n, k, Some(h), &options).expect_err("must fail").to_string();
         assert!(error.contains("model.layers.3.o_proj"), "{error}");
         error
     };
@@ -314,7 +316,7 @@ fn zero_weights_stay_zero() {
     let h = correlated(k, 200, 1);
     for group_size in [None, Some(32)] {
         let options = SolveOptions { group_size, ..SolveOptions::default() };
-        let solved = solve("layer", &vec![0.0; 3 * k], 3, k, &h, &options).expect("fine");
+        let solved = solve("layer", &vec![0.0; 3 * k], 3, k, Some(&h), &options).expect("fine");
         assert_eq!((solved.loss, solved.loss_nearest), (0.0, 0.0));
         assert!(solved.weight.dequantize().iter().all(|&w| w == 0.0));
     }
@@ -324,11 +326,11 @@ fn zero_weights_stay_zero() {
 fn the_order_of_channels_does_not_matter_with_act_order() {
     let (n, k) = (40, 96);
     let (w, h) = (normal(n * k, 12), correlated(k, 300, 13));
-    let solved = solve("layer", &w, n, k, &h, &SolveOptions::default()).expect("well-conditioned");
+    let solved = solve("layer", &w, n, k, Some(&h), &SolveOptions::default()).expect("well-conditioned");
     let shuffled = |j: usize| j * 35 % k;
     let w2: Vec<f32> = (0..n * k).map(|at| w[at / k * k + shuffled(at % k)]).collect();
     let h2: Vec<f32> = (0..k * k).map(|at| h[shuffled(at / k) * k + shuffled(at % k)]).collect();
-    let again = solve("layer", &w2, n, k, &h2, &SolveOptions::default()).expect("well-conditioned");
+    let again = solve("layer", &w2, n, k, Some(&h2), &SolveOptions::default()).expect("well-conditioned");
     for at in 0..n * k {
         assert_eq!(again.weight.codes[at], solved.weight.codes[at / k * k + shuffled(at % k)]);
     }
@@ -340,13 +342,15 @@ fn rows_are_independent_and_runs_repeat() {
     let (w, h) = (normal(n * k, 14), correlated(k, 300, 15));
     for group_size in [None, Some(32)] {
         let options = SolveOptions { group_size, clip: Clip::Output, ..SolveOptions::default() };
-        let all = solve("layer", &w, n, k, &h, &options).expect("well-conditioned");
-        let again = solve("layer", &w, n, k, &h, &options).expect("well-conditioned");
+        let all = solve("layer", &w, n, k, Some(&h), &options).expect("well-conditioned");
+        let again = solve("layer", &w, n, k, Some(&h), &options).expect("well-conditioned");
         assert_eq!(all.weight, again.weight);
         assert_eq!(all.loss.to_bits(), again.loss.to_bits());
         let parts: Vec<_> = [(0, 101), (101, 230)]
             .map(|(a, b)| {
-                solve("layer", &w[a * k..b * k], b - a, k, &h, &options).expect("well-conditioned").weight
+                solve("layer", &w[a * k..b * k], b - a, k, Some(&h), &options)
+                    .expect("well-conditioned")
+                    .weight
             })
             .into();
         let joined = QuantizedWeight::concat(&[&parts[0], &parts[1]]).expect("same shape");
@@ -361,7 +365,7 @@ fn scales_are_rounded_before_weights_are() {
     let (w, h) = (normal(n * k, 16), correlated(k, 300, 17));
     for scale_dtype in [ScaleDType::F16, ScaleDType::BF16] {
         let options = SolveOptions { scale_dtype, ..SolveOptions::default() };
-        let solved = solve("layer", &w, n, k, &h, &options).expect("well-conditioned");
+        let solved = solve("layer", &w, n, k, Some(&h), &options).expect("well-conditioned");
         assert!(solved.weight.channel_scales().iter().all(|&s| scale_dtype.round(s) == s));
         assert_textbook(&w, &h, &solved, &options, 1e-3);
     }
@@ -381,14 +385,15 @@ fn results_that_no_reader_could_use_are_errors() {
         };
         // Scales of some 5e5.
         for dtype in [ScaleDType::F32, ScaleDType::BF16] {
-            solve("layer", &large, n, k, &h, &options(dtype)).expect("scales within range");
+            solve("layer", &large, n, k, Some(&h), &options(dtype)).expect("scales within range");
         }
-        let error = solve("layer", &large, n, k, &h, &options(ScaleDType::F16)).unwrap_err().to_string();
+        let error =
+            solve("layer", &large, n, k, Some(&h), &options(ScaleDType::F16)).unwrap_err().to_string();
         assert!(error.contains("layer") && error.contains("bfloat16"), "{error}");
         // Quadratic forms beyond float32.
         let (huge, much) =
             (w.iter().map(|v| v * 1e20).collect::<Vec<_>>(), h.iter().map(|v| v * 1e30).collect::<Vec<_>>());
-        let error = solve("layer", &huge, n, k, &much, &options(ScaleDType::F32)).unwrap_err();
+        let error = solve("layer", &huge, n, k, Some(&much), &options(ScaleDType::F32)).unwrap_err();
         assert!(error.to_string().contains("layer"), "{error}");
     }
 }
@@ -404,11 +409,32 @@ proptest! {
     ) {
         let (w, h) = (normal(n * k, seed), correlated(k, 3 * k, seed + 1));
         let options = SolveOptions { group_size: grouped.then_some(16), act_order, clip, ..SolveOptions::default() };
-        let solved = solve("layer", &w, n, k, &h, &options).expect("well-conditioned");
+        let solved = solve("layer", &w, n, k, Some(&h), &options).expect("well-conditioned");
         prop_assert!(solved.loss <= solved.loss_nearest);
         let least = if grouped { -8 } else { -7 };
         prop_assert!(solved.weight.codes.iter().all(|c| (least..=7).contains(c)));
         prop_assert!(solved.weight.int8_weights().iter().all(|w| (-127..=127).contains(w)));
         prop_assert_eq!((solved.weight.out_features, solved.weight.in_features), (n, k));
     }
+}
+
+/// Without a Hessian: what one gives that counts every input the same.
+#[test]
+fn no_hessian_is_the_identity() {
+    let (n, k) = (100, 96);
+    let w = normal(n * k, 1);
+    let mut identity = vec![0.0; k * k];
+    identity.iter_mut().step_by(k + 1).for_each(|d| *d = 1.0);
+    for group_size in [None, Some(32)] {
+        for clip in [Clip::None, Clip::Weight, Clip::Output] {
+            let options = SolveOptions { group_size, clip, compensate: false, ..SolveOptions::default() };
+            let [with, without] = [Some(identity.as_slice()), None]
+                .map(|h| solve("layer", &w, n, k, h, &options).expect("finite weights"));
+            assert_eq!(with.weight, without.weight);
+            assert_eq!((with.loss, with.loss_nearest), (without.loss, without.loss_nearest));
+            assert_eq!((with.damping, with.dead_channels), (without.damping, without.dead_channels));
+        }
+    }
+    let error = solve("layer", &w, n, k, None, &SolveOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("layer: compensation takes a Hessian"), "{error}");
 }

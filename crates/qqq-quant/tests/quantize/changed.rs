@@ -178,6 +178,14 @@ fn a_file_that_is_replaced_is_used_as_it_was() {
             .filter(|p| !p.ends_with(REPORT_FILE))
             .map(|p| (p.file_name().unwrap().to_owned(), fs::read(&p).unwrap()))
             .collect();
+        for (name, content) in &mut files {
+            if name == "README.md" {
+                // So does the time that it tells.
+                let text = String::from_utf8(std::mem::take(content)).unwrap();
+                let lines = text.lines().filter(|line| !line.starts_with("| Time to quantize |"));
+                *content = lines.collect::<Vec<_>>().join("\n").into_bytes();
+            }
+        }
         files.sort();
         files
     };

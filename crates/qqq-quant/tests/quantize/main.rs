@@ -1,5 +1,6 @@
 //! Whole quantizations and transformations of small random models.
 
+mod auto;
 mod changed;
 mod numbers;
 mod pipeline;

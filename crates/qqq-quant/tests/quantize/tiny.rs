@@ -267,6 +267,7 @@ pub struct Steps {
     pub last: (f64, f64),
     pub planned: f64,
     pub warnings: Vec<String>,
+    pub notes: Vec<String>,
 }
 
 impl Progress for Steps {
@@ -285,6 +286,10 @@ impl Progress for Steps {
 
     fn warn(&mut self, message: &str) {
         self.warnings.push(message.to_owned());
+    }
+
+    fn note(&mut self, message: &str) {
+        self.notes.push(message.to_owned());
     }
 }
 

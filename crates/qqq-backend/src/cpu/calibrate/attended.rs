@@ -11,13 +11,14 @@ use faer::{Accum, MatMut, MatRef, Par};
 
 use crate::{
     AttentionKind, BackendError, Result,
-    cpu::{matrix::Matrix, norm::softmax_piece, simd::SimdLevel},
+    cpu::{matrix::Matrix, norm::softmax_piece},
+    simd::SimdLevel,
 };
 
 /// Queries of a window and head that are looked at, evenly spaced: neighbours attend to nearly the same.
-pub const QUERIES: usize = 32;
+pub(super) const QUERIES: usize = 32;
 /// Queries that share the range of keys they are multiplied with.
-pub const BLOCK: usize = 16;
+pub(super) const BLOCK: usize = 16;
 /// Averages `z` of the rows of `x` (one sequence from its start), one for each sampled query of every head, for queries
 /// and keys as they stand in `qkv` after the rotary embedding.
 ///

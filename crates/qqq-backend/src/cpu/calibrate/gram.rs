@@ -4,9 +4,9 @@ use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, MatMut, MatRef, Par};
 
 use crate::cpu::matrix::Matrix;
-use crate::cpu::pool::parallel_each_mut;
 use crate::cpu::w4a8::Int8Activations;
 use crate::cpu::w4a8::gram::{self, GRAM_TOKENS, GramScratch, add_gram};
+use crate::pool::parallel_each_mut;
 
 /// Tokens that are widened at a time by [`CpuGram::add_int8`]: enough to keep the rank-k update at its full speed,
 /// few enough for the copy to stay in cache.
@@ -19,7 +19,7 @@ const MIN_GRAM_TOKENS: usize = 16;
 /// Partial sums of [`CpuGram::of_int8`] where it runs in float32; fixed, so that results do not depend on the threads.
 const FLOAT_LANES: usize = 4;
 /// Rows of the sum that are one task there, with all partial sums: of these no more exists than the threads work on.
-pub const PANEL_ROWS: usize = 256;
+pub(super) const PANEL_ROWS: usize = 256;
 
 /// `H = 2/n sum x x^T` over `n` tokens, kept as a running sum (lower triangle, f32).
 ///
@@ -41,7 +41,7 @@ pub struct CpuGram {
 }
 
 impl CpuGram {
-    /// Zero.
+    /// A sum over no tokens, for inputs of `width` channels.
     pub fn new(width: usize) -> Self {
         Self { width, tokens: 0, sum: vec![0.0; width * width] }
     }

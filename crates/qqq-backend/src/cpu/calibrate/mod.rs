@@ -1,16 +1,23 @@
 //! Calibration on the CPU.
 
-pub mod attended;
-pub mod gram;
+mod attended;
+mod gram;
 
 use std::borrow::Cow;
 
-use super::{CpuBackend, CpuInput, matrix::Matrix, pool::parallel_each_mut, w4a8::Int8Activations};
-use crate::{AttentionKind, BackendError, Calibrate, Result};
+use super::{CpuBackend, CpuInput, MLP_ROWS, matrix::Matrix, w4a8::Int8Activations};
+use crate::{AttentionKind, BackendError, Calibrate, Pieces, Result, pool::parallel_each_mut};
 pub use gram::CpuGram;
 
 impl Calibrate for CpuBackend {
     type Gram = CpuGram;
+
+    const PIECES: Pieces = Pieces {
+        attended_queries: attended::QUERIES,
+        probability_queries: attended::BLOCK,
+        gram_rows: gram::PANEL_ROWS,
+        mlp_tokens: MLP_ROWS,
+    };
 
     fn gram(&self, width: usize) -> Result<CpuGram> {
         Ok(CpuGram::new(width))

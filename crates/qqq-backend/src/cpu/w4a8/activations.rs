@@ -3,19 +3,19 @@
 use std::ops::Range;
 
 use crate::cpu::matrix::Matrix;
-use crate::cpu::pool::parallel_each_mut;
-use crate::cpu::simd::{SimdLevel, multiversion};
+use crate::pool::parallel_each_mut;
+use crate::simd::{SimdLevel, multiversion};
 
 /// Per-token int8 activations: value = code * scale.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Int8Activations {
-    /// Tokens.
+    /// Tokens, each with a scale of its own.
     pub rows: usize,
-    /// Channels.
+    /// Channels of a token: `K` of the layers that take it.
     pub cols: usize,
     /// Shape `rows x cols`, row-major.
     pub codes: Vec<i8>,
-    /// Shape `rows`.
+    /// What a code of 1 stands for in each token; shape `rows`.
     pub scales: Vec<f32>,
     /// Sum of each row's codes (kernels that take weights with an offset subtract a multiple).
     pub sums: Vec<i32>,

@@ -279,16 +279,13 @@ unsafe fn store<const C: usize>(gemm: &Gemm, row: usize, block: usize, acc: [__m
                     _mm512_storeu_si512(out.as_mut_ptr().cast(), acc);
                 }
             }
-            Destination::Scaled { out, channels, token, bias, add } => {
+            Destination::Scaled { out, channels, token, bias } => {
                 let token = _mm512_set1_ps(token);
                 for (c, ((out, channels), acc)) in out.iter_mut().zip(channels).zip(acc).enumerate() {
                     let y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_loadu_ps(channels.as_ptr()));
                     let mut y = _mm512_mul_ps(y, token);
                     if let Some(bias) = bias {
                         y = _mm512_add_ps(y, _mm512_loadu_ps(bias[c].as_ptr()));
-                    }
-                    if add {
-                        y = _mm512_add_ps(_mm512_loadu_ps(out.as_ptr()), y);
                     }
                     _mm512_storeu_ps(out.as_mut_ptr(), y);
                 }

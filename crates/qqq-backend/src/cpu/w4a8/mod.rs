@@ -24,8 +24,8 @@ pub use activations::{Int8Activations, quantize_row};
 
 use super::isa::Isa;
 use super::matrix::Matrix;
-use super::pool::{num_threads, parallel_for};
 use crate::Result;
+use crate::pool::{num_threads, parallel_for};
 use output::{Output, Scaling};
 use pack::{BLOCK, PackedWeight};
 
@@ -104,14 +104,14 @@ impl W4A8Linear {
         acc
     }
 
-    /// `out = (acc as f32 * channel_scale) * token_scale + bias`, or `out += ...` if `add`; each step
-    /// is rounded to float32. Shape of `out`: `a.rows x N`.
+    /// `out = (acc as f32 * channel_scale) * token_scale + bias`; each step is rounded to float32. Shape of `out`:
+    /// `a.rows x N`.
     ///
     /// # Panics
     /// If the shapes do not fit together.
-    pub fn matmul(&self, a: &Int8Activations, bias: Option<&[f32]>, add: bool, out: &mut Matrix) {
+    pub fn matmul(&self, a: &Int8Activations, bias: Option<&[f32]>, out: &mut Matrix) {
         assert_eq!((out.rows, out.cols), (a.rows, self.out_features()), "shape of the output");
-        let scaling = Scaling { channels: &self.weight.channel_scales, tokens: &a.scales, bias, add };
+        let scaling = Scaling { channels: &self.weight.channel_scales, tokens: &a.scales, bias };
         self.run(a, Output::scaled(&mut out.data, scaling));
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::pack::BLOCK;
-use crate::cpu::shared::SharedMut;
+use crate::shared::SharedMut;
 
 /// The result of a product, shape `rows x N`; several tasks write their parts of it.
 pub(super) struct Output<'a> {
@@ -16,7 +16,7 @@ enum Kind<'a> {
     Scaled(SharedMut<'a, f32>, Scaling<'a>),
 }
 
-/// `(acc as f32 * channels[n]) * tokens[row] + bias[n]`, in that order, added to the output if `add`.
+/// `(acc as f32 * channels[n]) * tokens[row] + bias[n]`, in that order.
 #[derive(Clone, Copy)]
 pub(super) struct Scaling<'a> {
     /// Shape `N`.
@@ -25,7 +25,6 @@ pub(super) struct Scaling<'a> {
     pub tokens: &'a [f32],
     /// Shape `N`.
     pub bias: Option<&'a [f32]>,
-    pub add: bool,
 }
 
 /// The part of the output that takes the accumulators of one row and some blocks; all slices have one
@@ -37,7 +36,6 @@ pub(super) enum Destination<'a> {
         channels: &'a [[f32; BLOCK]],
         token: f32,
         bias: Option<&'a [[f32; BLOCK]]>,
-        add: bool,
     },
 }
 
@@ -75,7 +73,6 @@ impl<'a> Output<'a> {
                 channels: &scaling.channels.as_chunks().0[blocks.clone()],
                 token: scaling.tokens[row],
                 bias: scaling.bias.map(|bias| &bias.as_chunks().0[blocks]),
-                add: scaling.add,
             },
         }
     }
@@ -107,13 +104,13 @@ impl<'a> Output<'a> {
         // SAFETY: passed on to the caller.
         match unsafe { self.destination(row, block..block + 1) } {
             Destination::Accumulators(out) => out[0] = *acc,
-            Destination::Scaled { out, channels, token, bias, add } => {
+            Destination::Scaled { out, channels, token, bias } => {
                 for i in 0..BLOCK {
                     let mut y = (acc[i] as f32 * channels[0][i]) * token;
                     if let Some(bias) = bias {
                         y += bias[0][i];
                     }
-                    out[0][i] = if add { out[0][i] + y } else { y };
+                    out[0][i] = y;
                 }
             }
         }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use half::f16;
 use qqq_formats::{QuantizedWeight, Scales};
 
-use crate::cpu::pool::parallel_chunks_mut;
+use crate::pool::parallel_chunks_mut;
 use crate::{BackendError, Result};
 
 /// Output channels of a block.

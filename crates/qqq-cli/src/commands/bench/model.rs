@@ -1,6 +1,6 @@
 //! `qqq bench model`.
 
-use qqq_backend::{Backend, KvDType, cpu::pool};
+use qqq_backend::{Backend, KvDType, pool};
 use qqq_engine::{GenerateOptions, SamplingOptions, generate};
 use qqq_model::Decoder;
 use serde::Serialize;

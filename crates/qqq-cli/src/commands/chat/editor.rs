@@ -17,7 +17,10 @@ use reedline::{
     default_emacs_keybindings,
 };
 
-use super::{history, terminal::Terminal};
+use super::{
+    history,
+    terminal::{KeySignals, Terminal},
+};
 use crate::console::Console;
 
 /// Reads messages from a terminal.
@@ -58,6 +61,7 @@ impl Editor {
 
     /// The next message, `None` to leave.
     pub fn read(&mut self, console: &Console) -> anyhow::Result<Option<String>> {
+        self.terminal.read_keys();
         loop {
             let signal = self.line.read_line(&ChatPrompt);
             self.terminal.mark_pastes();
@@ -78,6 +82,11 @@ impl Editor {
                 _ => return Ok(None),
             }
         }
+    }
+
+    /// Ctrl-C and Ctrl-Z are signals while this lives.
+    pub fn signals(&self) -> KeySignals {
+        self.terminal.signals()
     }
 
     /// Writes the history now: a chat may end by a signal.

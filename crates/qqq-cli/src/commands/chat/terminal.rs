@@ -2,7 +2,9 @@
 //!
 //! Between two prompts nothing is echoed and lines are not collected, so that what is typed or pasted during an answer
 //! neither disturbs the answer nor is cut at the length of a terminal's line: the next prompt gets it. Ctrl-C and Ctrl-Z
-//! are signals then. However the process ends or stops, the terminal is as it was before.
+//! are signals while the model is loaded and while it answers. At a prompt, and in the moments before and after one, when
+//! the editor has not got the terminal yet or no more, they are keys: there is no time at which they are lost, or
+//! end the process instead. However the process ends or stops, the terminal is as it was before.
 
 use std::io::{self, Write};
 
@@ -16,7 +18,7 @@ fn print(sequence: &str) {
 }
 
 #[cfg(unix)]
-pub use unix::Terminal;
+pub use unix::{KeySignals, Terminal};
 
 #[cfg(unix)]
 mod unix {
@@ -83,6 +85,18 @@ mod unix {
             Ok(this)
         }
 
+        /// From now on Ctrl-C and Ctrl-Z are keys.
+        pub fn read_keys(&self) {
+            interrupt::keys_are_read();
+            set_signals(false);
+        }
+
+        /// Ctrl-C and Ctrl-Z are signals while this lives.
+        pub fn signals(&self) -> KeySignals {
+            set_signals(true);
+            KeySignals(())
+        }
+
         /// After the editor, which has switched it off.
         pub fn mark_pastes(&self) {
             print(PASTES_MARKED);
@@ -98,6 +112,23 @@ mod unix {
         fn drop(&mut self) {
             self.signals.close();
             give_back();
+        }
+    }
+
+    /// While it lives, Ctrl-C and Ctrl-Z are signals.
+    pub struct KeySignals(());
+
+    impl Drop for KeySignals {
+        fn drop(&mut self) {
+            set_signals(false);
+        }
+    }
+
+    /// Whether keys send signals. A terminal that is gone has none.
+    fn set_signals(sent: bool) {
+        if let Ok(mut modes) = tcgetattr(io::stdin()) {
+            modes.local_modes.set(LocalModes::ISIG, sent);
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &modes);
         }
     }
 
@@ -154,12 +185,26 @@ mod unix {
 #[cfg(not(unix))]
 pub struct Terminal(());
 
+/// Does nothing.
+#[cfg(not(unix))]
+pub struct KeySignals(());
+
 #[cfg(not(unix))]
 impl Terminal {
     /// Takes the terminal at standard input.
     pub fn take() -> io::Result<Self> {
         print(PASTES_MARKED);
         Ok(Self(()))
+    }
+
+    /// From now on Ctrl-C is a key.
+    pub fn read_keys(&self) {
+        crate::interrupt::keys_are_read();
+    }
+
+    /// Between prompts Ctrl-C is a request by itself.
+    pub fn signals(&self) -> KeySignals {
+        KeySignals(())
     }
 
     /// After the editor, which has switched it off.

@@ -10,7 +10,7 @@ use anyhow::Context;
 use qqq_backend::CpuBackend;
 use qqq_formats::{Checkpoint, cache, writer::CheckpointWriter};
 use qqq_model::Tokenizer;
-use qqq_quant::{Output, OutputFormat, Recipe, Report, calibration::Source};
+use qqq_quant::{Output, OutputFormat, Recipe, Report, Transform, calibration::Source};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -151,20 +151,25 @@ impl Made {
     /// # Errors
     /// A full disk; it is not what was made any more.
     pub fn copy_to(&self, to: &Reserved) -> anyhow::Result<()> {
-        let writer = CheckpointWriter::reserved(to.reservation())?;
-        let (from, staging) = (self.path(), writer.staging());
-        for name in self.sums.names() {
-            let target = staging.join(name);
-            let folder = target.parent().unwrap_or(staging);
-            fs::create_dir_all(folder).and_then(|()| fs::copy(from.join(name), &target)).with_context(
-                || format!("cannot copy {} to {}", from.join(name).display(), target.display()),
-            )?;
-        }
-        if let Some(difference) = self.sums.difference(&Sums::of_files(staging, self.sums.names())?) {
-            anyhow::bail!("{} was changed while it was in use: {difference}", from.display());
-        }
-        Ok(writer.finish()?)
+        copy(&self.path(), &self.sums, to)
     }
+}
+
+/// Copies the files that have sums, and compares what has arrived.
+fn copy(from: &Path, sums: &Sums, to: &Reserved) -> anyhow::Result<()> {
+    let writer = CheckpointWriter::reserved(to.reservation())?;
+    let staging = writer.staging();
+    for name in sums.names() {
+        let target = staging.join(name);
+        let folder = target.parent().unwrap_or(staging);
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::copy(from.join(name), &target))
+            .with_context(|| format!("cannot copy {} to {}", from.join(name).display(), target.display()))?;
+    }
+    if let Some(difference) = sums.difference(&Sums::of_files(staging, sums.names())?) {
+        anyhow::bail!("{} was changed while it was in use: {difference}", from.display());
+    }
+    Ok(writer.finish()?)
 }
 
 fn place(model: &Path, recipe: &Recipe, console: &Console) -> anyhow::Result<Place> {
@@ -220,8 +225,13 @@ fn quantize(
     let checkpoint = Checkpoint::open(path)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let transform = match recipe.resolved(&checkpoint.config).recipe.transform {
+        Transform::Rotate => "rotation",
+        Transform::Smooth => "smoothing",
+        Transform::Auto | Transform::None => "no transform",
+    };
     console.note(&format!(
-        "Quantizing {name} to W4A8: rotation, compensation, groups of 64; calibrated on {} windows of {} tokens of the \
+        "Quantizing {name} to W4A8: {transform}, compensation, groups of 64; calibrated on {} windows of {} tokens of the \
          built-in text.",
         recipe.calibration.windows, recipe.calibration.window
     ));
@@ -236,4 +246,35 @@ fn quantize(
         &output,
         &mut steps,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_changed_since_it_was_compared_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("w4a8"), dir.path().join("mine"));
+        fs::create_dir_all(from.join("below")).unwrap();
+        let write = |name: &str, text: &str| fs::write(from.join(name), text).unwrap();
+        write("model.safetensors", "weights");
+        write("below/config.json", "{}");
+        let sums = Sums::of(&from).unwrap();
+        let console = Console::new(false, true);
+        let kept = || copy(&from, &sums, &Reserved::new(&to, &console).unwrap());
+
+        // As long as before.
+        write("model.safetensors", "Weights");
+        let error = kept().unwrap_err().to_string();
+        assert!(error.contains("was changed while it was in use: model.safetensors is not what"), "{error}");
+        assert!(!to.exists(), "nothing that is not what was measured");
+        write("model.safetensors", "weights");
+        // No part of what was measured.
+        write("notes", "");
+        kept().unwrap();
+        assert_eq!(fs::read_to_string(to.join("model.safetensors")).unwrap(), "weights");
+        assert_eq!(fs::read_to_string(to.join("below/config.json")).unwrap(), "{}");
+        assert!(!to.join("notes").exists());
+    }
 }

@@ -80,14 +80,15 @@ impl Shown {
 
 /// Runs the command.
 pub fn run(args: &KldArgs, console: &Console) -> anyhow::Result<()> {
+    args.hub.check(&[&args.model, &args.baseline])?;
     on_device!(args.device.device, &args.model, &args.hub, |place| run_on(args, &place, console))
 }
 
 fn run_on<P: Place>(args: &KldArgs, place: &P, console: &Console) -> anyhow::Result<()> {
-    let model = model::load(&args.model, &args.hub, place)?;
+    let model = model::load_checked(&args.model, &args.hub, place)?;
     let mut text = args.text.open(&model)?;
     let tokens = text.tokens(&model.tokenizer)?;
-    let baseline = model::load(&args.baseline, &args.hub, place)?;
+    let baseline = model::load_checked(&args.baseline, &args.hub, place)?;
     if baseline.decoder.config.vocab_size != model.decoder.config.vocab_size {
         return Err(bad_input(format!(
             "{} has a vocabulary of {} tokens, {} one of {}: their predictions cannot be compared",

@@ -77,6 +77,7 @@ impl TextArgs {
         options.check(&model.checkpoint.config)?;
         let template = Box::new(|| ChatTemplate::load(&model.checkpoint, &model.tokenizer));
         let reader = TextReader::open(&self.text, &self.read.options()?, template)?;
+        self.read.check_fields(reader.has_records())?;
         Ok(OpenText { text: Text::new(reader), path: &self.text, options })
     }
 

@@ -1,53 +1,41 @@
 //! Prompts: where they come from, and their tokens.
 
-use std::{
-    io::{Read, Write},
-    path::Path,
-};
+use std::path::Path;
 
 use anyhow::Context;
 use qqq_backend::Backend;
 use qqq_model::{
     ChatTemplate, Message, ModelError, TextOptions, TextReader, Tokenizer,
-    text::{self, TextError, TextFormat},
+    text::{self, TextError, TextFormat, TextProblem},
 };
 use serde_json::{Map, Value};
 
 use crate::{
     errors::{bad_input, bad_input_hint},
-    interrupt::Temporary,
     model::LoadedModel,
 };
 
 /// What standard input is called in messages.
-const STDIN: &str = "standard input";
+pub const STDIN: &str = "standard input";
 
 /// The text of a file, "-" for standard input: one of any form of plain text, without the end of its last line, which
 /// whatever wrote it has put there.
 pub fn read(path: &Path) -> anyhow::Result<String> {
-    let text = if path == Path::new("-") { from_stdin() } else { from_file(path).map_err(Into::into) };
+    let is_stdin = path == Path::new("-");
+    let text = match from(path, is_stdin) {
+        // Nothing was piped: whoever asked for the prompt says what is missing.
+        Err(ModelError::Text(TextError { problem: TextProblem::Blank, .. })) if is_stdin => Ok(String::new()),
+        text => text,
+    };
     text.map(without_line_end).context("cannot read the prompt")
 }
 
-/// Standard input goes through a file, for the reader of files alone knows what is a text.
-fn from_stdin() -> anyhow::Result<String> {
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes).map_err(|e| bad_input(format!("{STDIN}: {e}")))?;
-    if bytes.trim_ascii().is_empty() {
-        return Ok(String::new());
-    }
-    let file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
-    let _removed = Temporary::new(file.path());
-    file.as_file().write_all(&bytes).context("cannot write a temporary file")?;
-    from_file(file.path()).map_err(|e| match e {
-        ModelError::Text(e) => ModelError::Text(TextError { path: STDIN.into(), ..e }).into(),
-        e => e.into(),
-    })
-}
-
-fn from_file(path: &Path) -> Result<String, ModelError> {
+fn from(path: &Path, is_stdin: bool) -> Result<String, ModelError> {
     let options = TextOptions { format: TextFormat::Plain, field: None };
-    let mut reader = TextReader::open(path, &options, Box::new(|| Ok(None)))?;
+    let mut reader = match is_stdin {
+        true => TextReader::stream(STDIN, std::io::stdin().lock(), &options, Box::new(|| Ok(None)))?,
+        false => TextReader::open(path, &options, Box::new(|| Ok(None)))?,
+    };
     let mut text = String::new();
     while let Some(piece) = reader.next_piece()? {
         text += &piece;

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 
 use libloading::Library;
-use qqq_backend::cpu::pool::parallel_for;
+use qqq_backend::pool::parallel_for;
 use qqq_cuda::jit::source::HEADERS;
 use qqq_cuda::tensor_map::{TensorMap, TiledMatrix};
 use qqq_cuda::{KernelType, Result, Source};

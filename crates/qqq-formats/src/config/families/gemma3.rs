@@ -15,7 +15,6 @@ pub(super) const GEMMA3: Family = Family {
         "_sliding_window_pattern",
     ],
     gate: GateFunction::GeluTanh,
-    partial_rotary: false,
     local_rope_theta: Some(10_000.0),
     defaults: Defaults {
         num_kv_heads: Some(4),
@@ -23,6 +22,7 @@ pub(super) const GEMMA3: Family = Family {
         max_position_embeddings: 131_072,
         rope_theta: 1_000_000.0,
         tie_word_embeddings: true,
+        sizes: [2304, 9216, 26, 8, 262_208],
         ..Defaults::PLAIN
     },
     graph: |f, layers| {
@@ -58,4 +58,5 @@ pub(super) const GEMMA3: Family = Family {
             ..Graph::plain(layers)
         })
     },
+    ..Family::PLAIN
 };

@@ -1,15 +1,12 @@
 //! Granite 3, dense: Llama with factors on embeddings, attention, residual stream and logits (IBM, "Granite 3.0 Language
 //! Models"; transformers' `modeling_granite`).
 
-use super::{Defaults, Family, GateFunction, Graph, factor, same_layers};
+use super::{Defaults, Family, Graph, factor, same_layers};
 
 pub(super) const GRANITE: Family = Family {
     class: "GraniteForCausalLM",
     model_type: "granite",
     own_keys: &["attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier"],
-    gate: GateFunction::Silu,
-    partial_rotary: false,
-    local_rope_theta: None,
     defaults: Defaults::PLAIN,
     graph: |f, layers| {
         let bias = f.flag("attention_bias", false)?;
@@ -25,4 +22,5 @@ pub(super) const GRANITE: Family = Family {
             ..Graph::plain(layers)
         })
     },
+    ..Family::PLAIN
 };

@@ -4,24 +4,28 @@
 mod gemma3;
 mod granite;
 mod llama;
+mod ministral3;
 mod mistral;
 mod phi3;
 mod qwen;
+mod seed_oss;
 mod smollm3;
 
 use super::{fields::Fields, limit};
 use crate::{FormatError, Result};
 
 /// Every family.
-pub(super) const ALL: [&Family; 8] = [
+pub(super) const ALL: [&Family; 10] = [
     &llama::LLAMA,
     &mistral::MISTRAL,
+    &ministral3::MINISTRAL3,
     &qwen::QWEN2,
     &qwen::QWEN3,
     &smollm3::SMOLLM3,
     &granite::GRANITE,
     &phi3::PHI3,
     &gemma3::GEMMA3,
+    &seed_oss::SEED_OSS,
 ];
 
 /// A family: its class in transformers, what a missing field means to it, and its flags.
@@ -32,6 +36,8 @@ pub(super) struct Family {
     pub model_type: &'static str,
     /// Keys that this family reads, beside those of all.
     pub own_keys: &'static [&'static str],
+    /// Keys that it reads among those of the rotary embedding.
+    pub own_rope_keys: &'static [&'static str],
     /// The function that its MLP's gate has.
     pub gate: GateFunction,
     /// `partial_rotary_factor` counts: only the first components of a head are turned.
@@ -41,6 +47,21 @@ pub(super) struct Family {
     pub defaults: Defaults,
     /// The graph of a model of so many layers.
     pub graph: fn(&Fields<'_>, usize) -> Result<Graph>,
+}
+
+impl Family {
+    /// What most have: nothing of their own.
+    const PLAIN: Self = Self {
+        class: "",
+        model_type: "",
+        own_keys: &[],
+        own_rope_keys: &[],
+        gate: GateFunction::Silu,
+        partial_rotary: false,
+        local_rope_theta: None,
+        defaults: Defaults::PLAIN,
+        graph: |_, layers| Ok(Graph::plain(layers)),
+    };
 }
 
 /// What a missing field means.
@@ -54,6 +75,9 @@ pub(super) struct Defaults {
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
     pub tie_word_embeddings: bool,
+    /// `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads` and `vocab_size` of the class: what
+    /// the text part of a model that also sees may leave out.
+    pub sizes: [usize; 5],
 }
 
 impl Defaults {
@@ -65,6 +89,7 @@ impl Defaults {
         rms_norm_eps: 1e-6,
         rope_theta: 10_000.0,
         tie_word_embeddings: false,
+        sizes: [4096, 11_008, 32, 32, 32_000],
     };
 }
 
@@ -85,6 +110,15 @@ impl GateFunction {
             Self::GeluTanh => &["gelu_pytorch_tanh"],
         }
     }
+}
+
+/// Factor of a query at position `p`: `1 + beta ln(1 + floor(p / period))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScale {
+    /// `llama_4_scaling_beta`.
+    pub beta: f64,
+    /// Positions of the context that the model was first trained with.
+    pub period: usize,
 }
 
 /// How a decoder's graph differs from the plain one.
@@ -110,6 +144,8 @@ pub struct Graph {
     pub windows: Vec<Option<usize>>,
     /// Whether each layer has the rotary embedding.
     pub rotary: Vec<bool>,
+    /// Queries grow with their position.
+    pub query_scale: Option<QueryScale>,
     /// Factor of the scores of attention; `None`: `head_dim^-1/2`.
     pub attention_scale: Option<f64>,
     /// Factor of the embeddings.
@@ -133,6 +169,7 @@ impl Graph {
             fused: false,
             windows: vec![None; num_layers],
             rotary: vec![true; num_layers],
+            query_scale: None,
             attention_scale: None,
             embedding_scale: 1.0,
             residual_scale: 1.0,

@@ -1,37 +1,35 @@
 //! Qwen2 and Qwen2.5 (biases on q, k and v) and Qwen3 (norms on the heads of q and k), dense: Yang et al., arXiv 2412.15115
 //! and arXiv 2505.09388; transformers' `modeling_qwen2` and `modeling_qwen3`.
 
-use super::{Defaults, Family, GateFunction, Graph, SLIDING, layer_types, same_layers, window};
+use super::{Defaults, Family, Graph, SLIDING, layer_types, same_layers, window};
 use crate::{Result, config::fields::Fields};
 
 pub(super) const QWEN2: Family = Family {
     class: "Qwen2ForCausalLM",
     model_type: "qwen2",
-    own_keys: &[],
-    gate: GateFunction::Silu,
-    partial_rotary: false,
-    local_rope_theta: None,
     defaults: DEFAULTS,
     graph: |f, layers| Ok(Graph { qkv_bias: true, windows: windows(f, layers)?, ..Graph::plain(layers) }),
+    ..Family::PLAIN
 };
 
 pub(super) const QWEN3: Family = Family {
     class: "Qwen3ForCausalLM",
     model_type: "qwen3",
-    own_keys: &[],
-    gate: GateFunction::Silu,
-    partial_rotary: false,
-    local_rope_theta: None,
     defaults: Defaults { head_dim: Some(128), ..DEFAULTS },
     graph: |f, layers| {
         let bias = f.flag("attention_bias", false)?;
         let windows = windows(f, layers)?;
         Ok(Graph { qkv_bias: bias, o_bias: bias, qk_norm: true, windows, ..Graph::plain(layers) })
     },
+    ..Family::PLAIN
 };
 
-const DEFAULTS: Defaults =
-    Defaults { num_kv_heads: Some(32), max_position_embeddings: 32_768, ..Defaults::PLAIN };
+const DEFAULTS: Defaults = Defaults {
+    num_kv_heads: Some(32),
+    max_position_embeddings: 32_768,
+    sizes: [4096, 22_016, 32, 32, 151_936],
+    ..Defaults::PLAIN
+};
 
 /// Windows slide where `layer_types` says so, or, without that list, from layer `max_window_layers` on.
 fn windows(f: &Fields<'_>, layers: usize) -> Result<Vec<Option<usize>>> {

@@ -1,20 +1,18 @@
 //! SmolLM3: Llama without the rotary embedding in every fourth layer (Yang et al., "Rope to Nope and Back Again", arXiv
 //! 2501.18795; transformers' `modeling_smollm3`).
 
-use super::{Defaults, Family, GateFunction, Graph, SLIDING, layer_types, window};
+use super::{Defaults, Family, Graph, SLIDING, layer_types, window};
 
 pub(super) const SMOLLM3: Family = Family {
     class: "SmolLM3ForCausalLM",
     model_type: "smollm3",
     own_keys: &["no_rope_layers", "no_rope_layer_interval"],
-    gate: GateFunction::Silu,
-    partial_rotary: false,
-    local_rope_theta: None,
     defaults: Defaults {
         num_kv_heads: Some(4),
         max_position_embeddings: 32_768,
         rope_theta: 2_000_000.0,
         tie_word_embeddings: true,
+        sizes: [2048, 11_008, 36, 16, 128_256],
         ..Defaults::PLAIN
     },
     graph: |f, layers| {
@@ -42,4 +40,5 @@ pub(super) const SMOLLM3: Family = Family {
         let mlp_bias = f.flag("mlp_bias", false)?;
         Ok(Graph { qkv_bias: bias, o_bias: bias, mlp_bias, windows, rotary, ..Graph::plain(layers) })
     },
+    ..Family::PLAIN
 };

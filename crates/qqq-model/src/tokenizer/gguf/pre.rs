@@ -19,6 +19,7 @@ pub(super) struct Pre {
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// llama.cpp's rules for files that name none, one after the other.
 const DEFAULT: [&str; 4] = [
     r"[\p{P}\$\+<=>\^~\|]+",
@@ -31,8 +32,8 @@ const DEFAULT: [&str; 4] = [
 pub(super) const DEFAULT_NAME: &str = "default";
 
 /// Names that [`pre`] knows, for messages.
-pub(super) const KNOWN: &str =
-    "default, gpt-2, phi-2, llama-bpe, llama3, llama-v3, smollm, qwen2, deepseek-r1-qwen, tekken";
+pub(super) const KNOWN: &str = "default, gpt-2, phi-2, llama-bpe, llama3, llama-v3, smaug-bpe, dbrx, gpt-4o, smollm, refact, qwen2, \
+     deepseek-r1-qwen, tekken";
 
 fn split(regex: &str) -> Value {
     json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
@@ -58,7 +59,8 @@ pub(super) fn pre(name: &str) -> Option<Pre> {
             plain(sequence(parts))
         }
         "gpt-2" | "phi-2" => plain(byte_level(true)),
-        "smollm" => {
+        // Granite's is that of StarCoder, like SmolLM's.
+        "smollm" | "refact" => {
             plain(sequence(vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)]))
         }
         "llama-bpe" | "llama3" | "llama-v3" => Pre {
@@ -66,6 +68,11 @@ pub(super) fn pre(name: &str) -> Option<Pre> {
             add_bos: true,
             ..plain(sequence(vec![split(LLAMA3), byte_level(false)]))
         },
+        // SmolLM3 has Llama 3's, but adds no BOS.
+        "smaug-bpe" => Pre { ignore_merges: true, ..plain(sequence(vec![split(LLAMA3), byte_level(false)])) },
+        // Phi-4's, and that of its smaller models.
+        "dbrx" => plain(sequence(vec![split(LLAMA3), byte_level(false)])),
+        "gpt-4o" => plain(sequence(vec![split(O200K), byte_level(false)])),
         "tekken" => Pre {
             ignore_merges: true,
             add_bos: true,

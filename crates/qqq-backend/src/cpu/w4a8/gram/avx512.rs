@@ -3,9 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::{BLOCK, GramScratch};
-use crate::cpu::pool::parallel_for;
-use crate::cpu::shared::SharedMut;
 use crate::cpu::w4a8::pack::Line;
+use crate::pool::parallel_for;
+use crate::shared::SharedMut;
 
 /// Tokens of a word.
 const STEP: usize = 4;

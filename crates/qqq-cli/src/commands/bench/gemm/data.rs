@@ -1,7 +1,7 @@
 //! Random data that looks like a model's.
 
 use half::f16;
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::pool::parallel_chunks_mut;
 use qqq_formats::{QuantizedWeight, Scales};
 
 /// A number that is nearly normally distributed (the sum of eight uniform bytes), from a counter.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cudarc::driver::{CudaSlice, DevicePtr};
-use qqq_backend::cpu::pool::parallel_each_mut;
+use qqq_backend::pool::parallel_each_mut;
 use qqq_cuda::{
     Arch, DType, Device, KernelType, Result,
     error::driver,

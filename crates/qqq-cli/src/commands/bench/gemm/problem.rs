@@ -1,7 +1,7 @@
 //! Activations for a product that is measured, and a check of what it gives.
 
 use cudarc::driver::{CudaSlice, DevicePtr};
-use qqq_backend::cpu::pool::parallel_chunks_mut;
+use qqq_backend::pool::parallel_chunks_mut;
 use qqq_cuda::{CudaError, DType, Device, KernelType, Result, error::driver};
 use qqq_formats::{QuantizedWeight, Scales};
 

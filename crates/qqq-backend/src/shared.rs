@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, marker::PhantomData, ops::Range};
 
-use super::pool;
+use crate::pool;
 
 /// A buffer of which every job writes its own part, for kernels whose parts are not contiguous. What can be cut into
 /// chunks goes through [`pool::parallel_chunks_mut`] or [`pool::parallel_each_mut`], which are safe.

@@ -90,7 +90,7 @@ impl SimdLevel {
 /// that calls it.
 ///
 /// ```
-/// use qqq_backend::cpu::simd::{SimdLevel, multiversion};
+/// use qqq_backend::simd::{SimdLevel, multiversion};
 ///
 /// multiversion! {
 ///     fn scale(x: &mut [f32], by: f32) {
@@ -106,7 +106,7 @@ impl SimdLevel {
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name(level: $crate::cpu::simd::SimdLevel, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(level: $crate::simd::SimdLevel, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn body<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
 
@@ -122,10 +122,10 @@ macro_rules! multiversion {
                 }
                 match level.isa() {
                     // SAFETY: the machine has the instruction set of every level.
-                    $crate::cpu::simd::FloatIsa::Avx512 => unsafe { avx512($($arg),*) },
+                    $crate::simd::FloatIsa::Avx512 => unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    $crate::cpu::simd::FloatIsa::Avx2 => unsafe { avx2($($arg),*) },
-                    $crate::cpu::simd::FloatIsa::Portable => body::<false>($($arg),*),
+                    $crate::simd::FloatIsa::Avx2 => unsafe { avx2($($arg),*) },
+                    $crate::simd::FloatIsa::Portable => body::<false>($($arg),*),
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]

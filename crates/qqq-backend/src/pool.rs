@@ -17,9 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockE
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::shared::SharedMut;
-use super::team::team;
-use crate::{BackendError, Result};
+use crate::{BackendError, Result, shared::SharedMut, team::team};
 
 /// How long a thread without work spins before it sleeps: longer than the serial pieces between
 /// the parallel regions of a decode step, short enough not to be felt by other processes.
@@ -45,7 +43,8 @@ impl Drop for Reset {
 }
 
 /// Runs `job(i)` for every `i < tasks`, on all threads of the process-wide pool (the caller's
-/// included) or of the [team](super::team) in its place; returns when all are done. Tasks are claimed dynamically, in ascending order. A call
+/// included) or of the [team](crate::team) in its place; returns when all are done. Tasks are claimed dynamically, in
+/// ascending order. A call
 /// from within a job, or while another thread uses the pool, runs its tasks on the calling thread.
 ///
 /// # Panics
@@ -88,7 +87,7 @@ pub fn parallel_each_mut<T: Send>(items: &mut [T], job: impl Fn(usize, &mut T) +
     parallel_chunks_mut(items, 1, |i, item| job(i, &mut item[0]));
 }
 
-/// Number of threads that [`parallel_for`] uses: the [team](super::team)'s, else what [`set_num_threads`] said, else
+/// Number of threads that [`parallel_for`] uses: the [team](crate::team)'s, else what [`set_num_threads`] said, else
 /// `QQQ_THREADS`, else the available cores.
 pub fn num_threads() -> usize {
     team().map_or_else(|| global().threads(), |team| team.threads())
