@@ -293,7 +293,7 @@ fn the_largest_logits(b: CudaBackend) {
     (0..n).for_each(|i| data[i * n + i] = 1.0);
     let identity = LinearWeight::Float { out_features: n, in_features: n, data: WeightData::F32(data) };
     let head = b.head_weight(identity).unwrap();
-    let mut rows = vec![
+    let mut rows = [
         (0..n).map(|i| ((i * 37) % 64) as f32 - 20.0).collect::<Vec<f32>>(),
         vec![0.0; n],
         (0..n).map(|i| -(i as f32)).collect(),

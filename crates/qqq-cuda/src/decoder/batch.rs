@@ -100,7 +100,8 @@ impl CudaBatch {
         let plan = &self.plan;
         let tiles = self.tiles.get_mut().unwrap_or_else(PoisonError::into_inner);
         tiles.iter_mut().try_for_each(|t| t.fill(plan))?;
-        self.is_alike = self.shape() == before;
+        // Of a step that never ran nothing is known.
+        self.is_alike = before.len() > 1 && self.shape() == before;
         Ok(())
     }
 

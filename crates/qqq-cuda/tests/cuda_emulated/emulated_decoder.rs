@@ -270,7 +270,7 @@ pub fn embeddings_sums_and_largest_elements(compiler: OsString) {
         assert_eq!(memory.download::<f32>(out), want);
     }
     let columns = 1500;
-    let mut rows = vec![
+    let mut rows = [
         (0..columns).map(|i| ((i * 37) % 64) as f32 - 20.0).collect::<Vec<f32>>(),
         vec![0.0; columns],
         (0..columns).map(|i| -(i as f32)).collect(),
