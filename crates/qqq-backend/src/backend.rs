@@ -128,8 +128,8 @@ pub struct KvLayout {
 /// [`top`](Backend::top) wait. An output takes the shape that its operation gives it.
 ///
 /// # Errors
-/// An operation fails where arguments contradict each other ([`BackendError::Batch`](crate::BackendError::Batch) and
-/// [`BackendError::Shape`](crate::BackendError::Shape)), or the device does.
+/// An operation fails where arguments contradict each other ([`BackendError::Batch`] and
+/// [`BackendError::Shape`]), or the device does.
 pub trait Backend: Clone + Send + Sync + 'static {
     /// Activations, shape `rows x cols`, one row a token.
     type Tensor: Send + Sync;

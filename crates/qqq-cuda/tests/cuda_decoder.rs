@@ -388,8 +388,8 @@ fn recorded_steps(b: CudaBackend) {
     let mut kv = b.kv_pool(layout, 18).unwrap();
     // Positions before are zeros of a prefill.
     let mut before = BatchPlan::default();
-    before.push(&vec![0; 300], 0, &(0..9).collect::<Vec<u32>>());
-    before.push(&vec![0; 40], 0, &(9..18).collect::<Vec<u32>>());
+    before.push(&[0; 300], 0, &(0..9).collect::<Vec<u32>>());
+    before.push(&[0; 40], 0, &(9..18).collect::<Vec<u32>>());
     let zeros = rounded(&b, values(340 * heads.qkv_width(), 3));
     let mut qkv = half_tensor(&b, 340, heads.qkv_width(), zeros);
     b.rope_append(&mut qkv, heads, None, None, &mut kv, 0, &b.batch(&before).unwrap()).unwrap();

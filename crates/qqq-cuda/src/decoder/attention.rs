@@ -308,7 +308,8 @@ mod tests {
             }
             let parts: i32 = short.joined.iter().map(|j| j.parts).sum();
             assert_eq!(parts as usize, short.parts);
-            assert!(group > 8 || short.parts > 0);
+            // Few positions in a window are one part, and so are the rows of many heads.
+            assert!(window.is_some() || group > SHORT_ROWS || short.parts > 0);
         }
     }
 
