@@ -8,10 +8,10 @@ use super::{
     tile::{MR, NR, Tile},
 };
 #[cfg(target_arch = "x86_64")]
+use crate::simd::FloatIsa;
 use crate::{
     pool,
     shared::{SharedMut, with_scratch, with_shared_scratch},
-    simd::FloatIsa,
     simd::SimdLevel,
 };
 

@@ -3,10 +3,10 @@
 
 use super::{element::Element, matrix::Matrix};
 #[cfg(target_arch = "x86_64")]
+use crate::simd::FloatIsa;
 use crate::{
     pool,
     shared::{SharedMut, with_scratch},
-    simd::FloatIsa,
     simd::{SimdLevel, fma, multiversion},
 };
 
