@@ -74,7 +74,7 @@ fn bash_completes(bash: &str) {
     assert_eq!(completed("qqq eval per"), ["perplexity"]);
     assert_eq!(completed("qqq quantize --transf"), ["--transform"]);
     assert_eq!(completed("qqq quantize --transform r"), ["rotate"]);
-    assert_eq!(completed("qqq generate --device c"), ["cpu"]);
+    assert_eq!(completed("qqq generate --device c"), ["cpu", "cuda", "cuda:N"]);
     assert_eq!(completed("qqq help eval k"), ["kld"]);
 }
 
