@@ -12,7 +12,7 @@ use super::device::{Device, Kernel};
 use super::{CudaError, Result, Source};
 
 /// Longest row.
-const MAX_COLUMNS: usize = 65536;
+pub const MAX_COLUMNS: usize = 65536;
 
 /// What is done to the input before it becomes int8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +56,17 @@ pub enum Precision {
     Stepwise,
 }
 
+/// Threads of a row of `k` values, and the vectors of 8 values that each keeps: `vectors`, or none where rows are too long.
+pub(crate) fn row_threads(k: usize, vectors: usize) -> (usize, usize) {
+    let threads = k.div_ceil(8 * vectors).next_power_of_two().max(32);
+    if threads > 1024 { (1024, 0) } else { (threads, vectors) }
+}
+
+/// Rows of a CTA: one, or one a warp.
+pub(crate) fn rows_of_cta(row_threads: usize) -> usize {
+    if row_threads == 32 { 4 } else { 1 }
+}
+
 /// Template arguments of `QuantizeConfig` in `quantize_activations.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuantizeConfig {
@@ -74,9 +85,7 @@ pub struct QuantizeConfig {
 impl QuantizeConfig {
     /// The instance for rows of `k` values.
     pub fn new(operation: Operation, input: DType, precision: Precision, k: usize) -> Self {
-        const VECTORS: usize = 4;
-        let threads = k.div_ceil(8 * VECTORS).next_power_of_two().max(32);
-        let (row_threads, vectors) = if threads > 1024 { (1024, 0) } else { (threads, VECTORS) };
+        let (row_threads, vectors) = row_threads(k, 4);
         Self { operation, input, precision, row_threads, vectors }
     }
 
@@ -95,7 +104,7 @@ impl QuantizeConfig {
     }
 
     fn rows(&self) -> usize {
-        if self.row_threads == 32 { 4 } else { 1 }
+        rows_of_cta(self.row_threads)
     }
 
     /// CTAs of a launch for `m` rows, and their threads.

@@ -78,58 +78,64 @@ impl<'d, B: Backend> Runner<'d, B> {
     /// # Errors
     /// A plan that [`Decoder::check`] refuses, before anything is written; those of the backend.
     pub fn step(&mut self, plan: &BatchPlan) -> Result<()> {
-        self.prepare(plan)?;
-        let decoding = plan.spans.iter().all(|span| span.len == 1).then_some(plan.spans.len());
-        // Memory has its place after the first step of a kind; from the second on it is recorded.
-        let again = decoding.is_some() && decoding == self.decoding;
-        self.decoding = decoding;
-        let b = &self.decoder.backend;
-        if again
-            && let (Some(graph), Some(batch)) = (&self.graph, &self.batch)
-            && b.replay(graph, batch)?
-        {
-            return Ok(());
-        }
-        self.graph = None;
-        if again && let Some(batch) = &self.batch {
-            let (decoder, rows) = (self.decoder, plan.rows());
-            let (flow, scratch, kv) = (&mut self.flow, &mut self.scratch, &mut self.kv);
-            let mut step = || decoder.forward(batch, rows, flow, scratch, kv, &mut |_, _, _| Ok(()));
-            if let Some(graph) = b.record(batch, &mut step)?
-                && b.replay(&graph, batch)?
-            {
-                self.graph = Some(graph);
-                return Ok(());
-            }
-        }
-        self.forward(plan, &mut |_, _, _| Ok(()))
+        let batch = self.prepare(plan)?;
+        let outcome = self.run(plan, &batch);
+        self.batch = Some(batch);
+        outcome
     }
 
     /// As [`step`](Self::step); `watch` sees the rows at each site of each layer.
     pub(crate) fn watched_step(&mut self, plan: &BatchPlan, watch: &mut Watch<'_, B>) -> Result<()> {
-        self.prepare(plan)?;
+        let batch = self.prepare(plan)?;
         self.decoding = None;
-        self.forward(plan, watch)
+        let outcome = self.forward(plan, &batch, watch);
+        self.batch = Some(batch);
+        outcome
     }
 
-    /// Makes the batch of a step.
-    fn prepare(&mut self, plan: &BatchPlan) -> Result<()> {
+    /// The batch of a step, in the memory of the last one's.
+    fn prepare(&mut self, plan: &BatchPlan) -> Result<B::Batch> {
         self.decoder.check(plan)?;
         let b = &self.decoder.backend;
-        let batch = match self.batch.take() {
+        match self.batch.take() {
             Some(mut batch) => {
                 b.refill(&mut batch, plan)?;
-                batch
+                Ok(batch)
             }
-            None => b.batch(plan)?,
-        };
-        self.batch = Some(batch);
-        Ok(())
+            None => Ok(b.batch(plan)?),
+        }
     }
 
-    fn forward(&mut self, plan: &BatchPlan, watch: &mut Watch<'_, B>) -> Result<()> {
-        let Self { decoder, batch, flow, scratch, kv, .. } = self;
-        let Some(batch) = batch else { return Ok(()) };
+    /// Replays the step, if it is like the last one, or has the backend do it operation by operation.
+    fn run(&mut self, plan: &BatchPlan, batch: &B::Batch) -> Result<()> {
+        let decoding = plan.spans.iter().all(|span| span.len == 1).then_some(plan.spans.len());
+        // Memory has its place after the first step of a kind; from the second on it is recorded.
+        let again = decoding.is_some() && decoding == self.decoding;
+        self.decoding = decoding;
+        if again {
+            if self.replay(batch)? {
+                return Ok(());
+            }
+            let b = &self.decoder.backend;
+            self.graph = b.record(batch, &mut || self.forward(plan, batch, &mut |_, _, _| Ok(())))?;
+            if self.replay(batch)? {
+                return Ok(());
+            }
+        }
+        self.graph = None;
+        self.forward(plan, batch, &mut |_, _, _| Ok(()))
+    }
+
+    /// Whether the recorded step served.
+    fn replay(&self, batch: &B::Batch) -> Result<bool> {
+        match &self.graph {
+            Some(graph) => Ok(self.decoder.backend.replay(graph, batch)?),
+            None => Ok(false),
+        }
+    }
+
+    fn forward(&mut self, plan: &BatchPlan, batch: &B::Batch, watch: &mut Watch<'_, B>) -> Result<()> {
+        let Self { decoder, flow, scratch, kv, .. } = self;
         decoder.forward(batch, plan.rows(), flow, scratch, kv, watch)
     }
 

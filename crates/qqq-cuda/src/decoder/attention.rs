@@ -2,7 +2,7 @@
 
 use qqq_backend::{AttentionKind, BatchPlan, HeadLayout, PAGE, pages_for};
 
-use crate::{Arch, CudaError, DType, KernelType, Result, Source};
+use crate::{CudaError, DType, KernelType, Result, Source};
 
 /// Head sizes of common models, whose kernels are compiled ahead of time; others are compiled when they are needed.
 pub const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
@@ -118,11 +118,6 @@ impl AttentionConfig {
             )));
         }
         Ok(())
-    }
-
-    /// Shared memory that an architecture has to have, which all that there are kernels for do.
-    pub fn fits(&self, arch: Arch) -> bool {
-        self.shared_bytes() <= arch.shared_bytes()
     }
 }
 
@@ -271,6 +266,7 @@ pub struct AttentionParameters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Arch;
 
     fn kind(heads: usize, kv: usize, window: Option<usize>) -> AttentionKind {
         AttentionKind::causal(HeadLayout { num_heads: heads, num_kv_heads: kv, head_dim: 64 }, window)
@@ -338,7 +334,8 @@ mod tests {
         for head_dim in (16..=256).step_by(16) {
             for long in [false, true] {
                 let config = AttentionConfig::new(head_dim, long, DType::F16);
-                assert!(Arch::ALL.into_iter().all(|arch| config.fits(arch)), "{config:?}");
+                let fits = |arch: Arch| config.shared_bytes() <= arch.shared_bytes();
+                assert!(Arch::ALL.into_iter().all(fits), "{config:?}");
             }
         }
     }

@@ -15,8 +15,8 @@ use super::attention::{AttentionConfig, AttentionKernel, AttentionParameters};
 use super::batch::CudaBatch;
 use super::kv_pool::CudaKvPool;
 use super::linear::{CudaLinear, half_values};
-use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements, allocations};
-use super::rows::{self, RowConfig, RowOperands, RowSource};
+use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements, allocations, read_values};
+use super::rows::{RowConfig, RowOperands, RowSource};
 use super::steps::{AddParameters, EmbedParameters, RopeParameters, StepKernel, TopParameters, value_type};
 use crate::error::driver;
 use crate::{CudaError, DType, KernelType};
@@ -98,9 +98,10 @@ impl CudaBackend {
 
     fn rows(&self, source: RowSource, int8: bool, operands: RowOperands) -> Result<()> {
         let config = RowConfig::new(source, int8, self.half(), operands.k);
-        let kernel = self.row_kernel(config)?;
+        let mut parameters = operands.parameters(&config)?;
+        let (ctas, threads) = config.launch_shape(operands.m);
         // SAFETY: the callers give memory of these sizes.
-        Ok(unsafe { rows::launch(&kernel, &config, self.device().stream().cu_stream(), &operands) }?)
+        Ok(unsafe { self.launch(&*self.row_kernel(config)?, (ctas, threads, 0), &mut parameters) }?)
     }
 
     fn expect(&self, x: &CudaTensor, dtype: DType, what: &str) -> Result<()> {
@@ -144,8 +145,7 @@ impl Backend for CudaBackend {
         if rows.checked_mul(cols) != Some(values.len()) {
             return shape(format!("{} values for a tensor of shape {rows} x {cols}", values.len()));
         }
-        let mut buffer = Buffer::new(self.device(), values.len() * 4)?;
-        buffer.write(bytemuck::cast_slice(&values))?;
+        let buffer = Buffer::of(self.device(), &values)?;
         Ok(CudaTensor { buffer, rows, cols, dtype: DType::F32 })
     }
 
@@ -192,11 +192,7 @@ impl Backend for CudaBackend {
             WeightData::BF16(_) => DType::BF16,
         };
         let table = match data {
-            WeightData::F32(v) => {
-                let mut buffer = Buffer::new(self.device(), v.len() * 4)?;
-                buffer.write(bytemuck::cast_slice(&v))?;
-                buffer
-            }
+            WeightData::F32(v) => Buffer::of(self.device(), &v)?,
             half => half_values(self.device(), half, dtype)?,
         };
         Ok(CudaEmbedding { table: Arc::new(table), dtype, vocab, hidden })
@@ -208,13 +204,7 @@ impl Backend for CudaBackend {
             return Ok(CudaLinear::sharing(self, size, embedding.table.clone(), None, DType::F32)?);
         }
         // The head multiplies 16-bit numbers of its own.
-        let table = CudaTensor {
-            buffer: Buffer::new(self.device(), 0)?,
-            rows: embedding.vocab,
-            cols: embedding.hidden,
-            dtype: embedding.dtype,
-        };
-        let values = super::memory::read_values(&embedding.table, table.rows * table.cols, table.dtype)?;
+        let values = read_values(&embedding.table, size.0 * size.1, embedding.dtype)?;
         Ok(CudaLinear::float(self, size, WeightData::F32(values), None, DType::F32)?)
     }
 

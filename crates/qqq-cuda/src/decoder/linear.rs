@@ -1,6 +1,5 @@
 //! Linear layers.
 
-use half::{bf16, f16};
 use qqq_backend::{BackendError, InputKind};
 use qqq_formats::{LinearWeight, WeightData};
 
@@ -89,11 +88,7 @@ impl CudaLinear {
                     b.len()
                 )));
             }
-            Some(b) if output == DType::F32 => {
-                let mut buffer = Buffer::new(backend.device(), n * 4)?;
-                buffer.write(bytemuck::cast_slice(b))?;
-                Some(buffer)
-            }
+            Some(b) if output == DType::F32 => Some(Buffer::of(backend.device(), b)?),
             Some(b) => Some(half_values(backend.device(), WeightData::F32(b.to_vec()), output)?),
             None => None,
         };
@@ -166,19 +161,14 @@ impl CudaLinear {
 
 /// Values on the device in the 16-bit type.
 pub(super) fn half_values(device: &Device, data: WeightData, half: DType) -> Result<Buffer> {
-    let mut buffer = Buffer::new(device, data.len() * half.bytes())?;
-    match (data, half) {
-        (WeightData::F16(v), DType::F16) => buffer.write(bytemuck::cast_slice(&v))?,
-        (WeightData::BF16(v), DType::BF16) => buffer.write(bytemuck::cast_slice(&v))?,
-        (data, DType::F16) => {
-            let v: Vec<f16> = data.into_f32().into_iter().map(f16::from_f32).collect();
-            buffer.write(bytemuck::cast_slice(&v))?;
+    let buffer = match (data, half) {
+        (WeightData::F16(v), DType::F16) => Buffer::of(device, &v)?,
+        (WeightData::BF16(v), DType::BF16) => Buffer::of(device, &v)?,
+        (data, half) => {
+            let bits: Vec<u16> = data.into_f32().into_iter().map(|v| half.encode(v)).collect();
+            Buffer::of(device, &bits)?
         }
-        (data, _) => {
-            let v: Vec<bf16> = data.into_f32().into_iter().map(bf16::from_f32).collect();
-            buffer.write(bytemuck::cast_slice(&v))?;
-        }
-    }
+    };
     // The host's memory is freed next.
     device.stream().synchronize().map_err(crate::error::driver("copying weights to the GPU"))?;
     Ok(buffer)

@@ -29,6 +29,13 @@ impl Buffer {
         Ok(buffer)
     }
 
+    /// With values of the host.
+    pub(super) fn of<T: bytemuck::NoUninit>(device: &Device, values: &[T]) -> Result<Self> {
+        let mut buffer = Self::new(device, size_of_val(values))?;
+        buffer.write(bytemuck::cast_slice(values))?;
+        Ok(buffer)
+    }
+
     /// Room for as many bytes; what was there is lost if there was not.
     pub(super) fn reserve(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.len() {
@@ -161,9 +168,7 @@ pub struct CudaVector {
 
 impl CudaVector {
     pub(super) fn new(device: &Device, values: &[f32]) -> Result<Self> {
-        let mut buffer = Buffer::new(device, values.len() * 4)?;
-        buffer.write(bytemuck::cast_slice(values))?;
-        Ok(Self { buffer, len: values.len() })
+        Ok(Self { buffer: Buffer::of(device, values)?, len: values.len() })
     }
 
     pub(super) fn address(&self) -> u64 {

@@ -1,15 +1,11 @@
 //! Norms, gates, and inputs of products: instances of `decoder_rows.cuh`.
 
-use std::ffi::c_void;
-
-use cudarc::driver::sys;
-
-use crate::device::Kernel;
 use crate::dtype::HALVES;
+use crate::quantize::{row_threads, rows_of_cta};
 use crate::{CudaError, DType, KernelType, Result, Source};
 
 /// Longest row.
-pub const MAX_COLUMNS: usize = 65536;
+pub use crate::quantize::MAX_COLUMNS;
 
 /// What the values of a row are, as `RowSource` of `decoder_rows.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,9 +61,7 @@ pub struct RowConfig {
 impl RowConfig {
     /// The instance for rows of `k` values.
     pub fn new(source: RowSource, int8: bool, half: DType, k: usize) -> Self {
-        const VECTORS: usize = 2;
-        let threads = k.div_ceil(8 * VECTORS).next_power_of_two().max(32);
-        let (row_threads, vectors) = if threads > 1024 { (1024, 0) } else { (threads, VECTORS) };
+        let (row_threads, vectors) = row_threads(k, 2);
         Self { source, int8, half, row_threads, vectors }
     }
 
@@ -88,7 +82,7 @@ impl RowConfig {
     }
 
     fn rows(&self) -> usize {
-        if self.row_threads == 32 { 4 } else { 1 }
+        rows_of_cta(self.row_threads)
     }
 
     /// CTAs of a launch for `m` rows, and their threads.
@@ -208,23 +202,6 @@ impl RowOperands {
             factor: self.factor,
         })
     }
-}
-
-/// Launches an instance.
-///
-/// # Safety
-/// The operands must be device memory of the sizes given.
-pub(super) unsafe fn launch(
-    kernel: &Kernel,
-    config: &RowConfig,
-    stream: sys::CUstream,
-    operands: &RowOperands,
-) -> Result<()> {
-    let mut parameters = operands.parameters(config)?;
-    let (ctas, threads) = config.launch_shape(operands.m);
-    let parameters: *mut c_void = (&raw mut parameters).cast();
-    // SAFETY: the structure is the kernel's one parameter; the caller vouches for the memory.
-    unsafe { kernel.launch(stream, (ctas, threads, 0), 1, false, &mut [parameters]) }
 }
 
 #[cfg(test)]
