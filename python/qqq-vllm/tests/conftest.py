@@ -60,7 +60,21 @@ def smollm2() -> Path:
 def quantize(model: Path, out: Path, text: Path, *options: object) -> Path:
     """A checkpoint, with as little calibration as the recipe takes."""
     qqq(
-        "quantize", model, "-o", out, "--calibration", text, "--method", "rtn", "--clip", "output", "--windows", 1, "--window", 64, *options
+        "quantize",
+        model,
+        "-o",
+        out,
+        "--calibration",
+        text,
+        "--method",
+        "rtn",
+        "--clip",
+        "output",
+        "--windows",
+        1,
+        "--window",
+        64,
+        *options,
     )
     return out
 
