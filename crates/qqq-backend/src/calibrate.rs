@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use qqq_formats::WeightData;
+
 use crate::{
     AttentionKind, Backend, BackendError, Result,
     solve::{Problem, Solution},
@@ -35,6 +37,10 @@ pub trait Calibrate: Backend {
     type Gram: Send;
     /// `2/n sum x x^T` over `n` tokens, `K x K`, full and symmetric.
     type Hessian: Send + Sync;
+    /// float32 weights of a layer on their way to codes, `N x K`.
+    type Weights: Send;
+    /// An orthogonal matrix that weights are multiplied with.
+    type Rotation: Send + Sync;
 
     /// What is in work at the same time.
     const PIECES: Pieces;
@@ -59,12 +65,27 @@ pub trait Calibrate: Backend {
     /// The rows of `x` (one sequence from its start) as attention averages them: `sum_t p_t x_t` for some queries of every
     /// head, with the probabilities `p` of the queries and keys in `qkv`, which have been rotated.
     fn attended(&self, x: &Self::Input, qkv: &Self::Tensor, kind: &AttentionKind) -> Result<Self::Input>;
+    /// Weights of shape `n x k`, row-major, in float32.
+    fn weights(&self, n: usize, k: usize, data: WeightData) -> Result<Self::Weights>;
+    /// Waits, and gives weights, row-major.
+    fn read_weights<'w>(&self, weights: &'w Self::Weights) -> Result<Cow<'w, [f32]>>;
+    /// Multiplies input channel `j` by `s[j]`.
+    fn scale_inputs(&self, weights: &mut Self::Weights, s: &[f32]) -> Result<()>;
+    /// An orthogonal matrix `Q`, `width x width`, row-major.
+    fn rotation(&self, width: usize, matrix: &[f32]) -> Result<Self::Rotation>;
+    /// `W <- W Q`, for every `width` input channels that follow one another.
+    fn rotate_inputs(&self, weights: &mut Self::Weights, q: &Self::Rotation) -> Result<()>;
+    /// `W <- Q^T W`, for every `width` output channels that follow one another, from channel `first` on.
+    fn rotate_outputs(&self, weights: &mut Self::Weights, first: usize, q: &Self::Rotation) -> Result<()>;
     /// Solves a layer, where [`SOLVES`](Self::SOLVES). What cannot be solved with this damping is the inner error, with the
     /// reason.
     ///
     /// # Errors
     /// A problem whose parts contradict each other, Hessians that are not finite, and what the device refuses.
-    fn solve(&self, _problem: &Problem<'_, Self::Hessian>) -> Result<std::result::Result<Solution, String>> {
+    fn solve(
+        &self,
+        _problem: &Problem<'_, Self::Weights, Self::Hessian>,
+    ) -> Result<std::result::Result<Solution, String>> {
         Err(BackendError::Unavailable("this device solves no layers".into()))
     }
     /// Runs `job` for every item: several at the same time where the device has use for that.

@@ -48,6 +48,7 @@ pub mod error;
 pub mod finite;
 pub mod pool;
 pub mod ranking;
+pub mod rotate;
 mod shared;
 pub mod simd;
 pub mod solve;

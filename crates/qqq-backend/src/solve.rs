@@ -1,5 +1,7 @@
 //! What a device is asked that solves the rows of a layer itself.
 
+use std::ops::Range;
+
 use qqq_formats::DType;
 
 /// A grid of codes.
@@ -73,15 +75,15 @@ pub struct Compensation {
     pub act_order: bool,
 }
 
-/// A layer, or several that share their input.
-#[derive(Clone, Copy, Debug)]
-pub struct Problem<'a, H> {
-    /// Output channels.
-    pub n: usize,
+/// Output channels of a layer, or of several that share their input.
+#[derive(Clone, Debug)]
+pub struct Problem<'a, W, H> {
+    /// Weights of the layer.
+    pub weights: &'a W,
+    /// The output channels that are solved.
+    pub rows: Range<usize>,
     /// Input channels.
     pub k: usize,
-    /// Weights, `n x k`, row-major, all finite.
-    pub weights: &'a [f32],
     /// Second moments of the inputs; `None`: every input counts the same.
     pub hessian: Option<&'a H>,
     /// `None`: per channel.
@@ -95,9 +97,9 @@ pub struct Problem<'a, H> {
 /// Solved rows.
 #[derive(Clone, Debug)]
 pub struct Solution {
-    /// Codes, `n x k`, row-major.
+    /// Codes, `rows x k`, row-major.
     pub codes: Vec<i8>,
-    /// Effective scales, `n x groups`, one of a channel without groups.
+    /// Effective scales, `rows x groups`, one of a channel without groups.
     pub scales: Vec<f32>,
     /// `tr(W H W^T)`.
     pub energy: f64,

@@ -76,6 +76,24 @@ impl Device {
         self.context.mem_get_info().map_err(driver("asking for the GPU's free memory"))
     }
 
+    /// Keeps memory that is freed for what is allocated next, instead of giving it back to the driver whenever the host waits.
+    /// Other programs do not get it meanwhile.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn keep_freed_memory(&self) -> Result<()> {
+        let failed = || driver("setting up the GPU's memory");
+        // SAFETY: the context's device exists.
+        let pool =
+            unsafe { result::device::get_default_mem_pool(self.context.cu_device()) }.map_err(failed())?;
+        let mut all = u64::MAX;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the attribute is a number of 64 bits, which is read before the call returns.
+        unsafe { sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut all).cast()) }
+            .result()
+            .map_err(failed())
+    }
+
     /// The architecture that kernels are compiled for.
     ///
     /// # Errors

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use qqq_backend::{AttentionKind, Backend, Calibrate, CpuBackend, HeadLayout, InputKind};
 use qqq_cuda::{CudaBackend, DType, Device, KernelType};
+use qqq_formats::WeightData;
 use qqq_quant::{
-    Clip, GroupScales,
+    Clip, GroupScales, RotationKind,
+    rotation::Rotation,
     solve::{ScaleDType, SolveOptions, Solved, solve, solve_on},
 };
 use qqq_testing::{Missing, Suite, tests, values};
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
             tests![
                 second_moments,
                 averages_of_attention,
+                weights_are_turned_as_on_the_cpu,
                 layers_are_solved_as_on_the_cpu,
                 large_layers,
                 what_cannot_be_solved,
@@ -170,6 +173,54 @@ fn weights(n: usize, k: usize) -> Vec<f32> {
     w
 }
 
+/// Weights on the device.
+fn on(b: &CudaBackend, w: &[f32], k: usize) -> <CudaBackend as Calibrate>::Weights {
+    b.weights(w.len() / k, k, WeightData::F32(w.to_vec())).unwrap()
+}
+
+fn weights_are_turned_as_on_the_cpu(b: CudaBackend) {
+    let cpu = CpuBackend::default();
+    let (n, k) = (160, 96);
+    let of = |width: usize| Rotation::new(RotationKind::Hadamard, width, 3).unwrap();
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let w = values(n * k, 8);
+        let data = match dtype {
+            DType::F16 => WeightData::F16(w.iter().map(|v| half::f16::from_f32(*v)).collect()),
+            DType::BF16 => WeightData::BF16(w.iter().map(|v| half::bf16::from_f32(*v)).collect()),
+            _ => WeightData::F32(w),
+        };
+        let (mut here, mut there) =
+            (cpu.weights(n, k, data.clone()).unwrap(), b.weights(n, k, data).unwrap());
+        let same = |here: &_, there: &_, bound: f32, what: &str| {
+            let (here, there) = (cpu.read_weights(here).unwrap(), b.read_weights(there).unwrap());
+            for (i, (a, b)) in here.iter().zip(there.iter()).enumerate() {
+                assert!((a - b).abs() <= bound * (1.0 + a.abs()), "{dtype}, {what}: {i}: {b} instead of {a}");
+            }
+        };
+        same(&here, &there, 0.0, "as stored");
+        let s: Vec<f32> = (0..k).map(|j| 0.5 + j as f32 / 50.0).collect();
+        cpu.scale_inputs(&mut here, &s).unwrap();
+        b.scale_inputs(&mut there, &s).unwrap();
+        same(&here, &there, 0.0, "scaled");
+        for width in [96, 32] {
+            let q = of(width);
+            cpu.rotate_inputs(&mut here, &cpu.rotation(width, q.matrix()).unwrap()).unwrap();
+            b.rotate_inputs(&mut there, &b.rotation(width, q.matrix()).unwrap()).unwrap();
+            same(&here, &there, 1e-5, "inputs");
+        }
+        for (width, first) in [(160, 0), (32, 64)] {
+            let q = of(width);
+            cpu.rotate_outputs(&mut here, first, &cpu.rotation(width, q.matrix()).unwrap()).unwrap();
+            b.rotate_outputs(&mut there, first, &b.rotation(width, q.matrix()).unwrap()).unwrap();
+            same(&here, &there, 1e-5, "outputs");
+        }
+        let wrong = b.rotation(7, &vec![0.0; 49]).unwrap();
+        assert!(
+            b.rotate_inputs(&mut there, &wrong).is_err() && b.rotate_outputs(&mut there, 0, &wrong).is_err()
+        );
+    }
+}
+
 fn options() -> Vec<SolveOptions> {
     let mut all = Vec::new();
     for clip in [Clip::None, Clip::Weight, Clip::Output] {
@@ -226,16 +277,16 @@ fn layers_are_solved_as_on_the_cpu(b: CudaBackend) {
         let on_host = b.read_hessian(&h).unwrap();
         for options in options() {
             let want = solve("layer", &w, n, k, Some(&on_host), &options).unwrap();
-            let got = solve_on(&b, "layer", &w, (n, k), Some(&h), &options).unwrap();
+            let got = solve_on(&b, "layer", &on(&b, &w, k), 0..n, k, Some(&h), &options).unwrap();
             assert_alike(&got, &want, &options);
-            let again = solve_on(&b, "layer", &w, (n, k), Some(&h), &options).unwrap();
+            let again = solve_on(&b, "layer", &on(&b, &w, k), 0..n, k, Some(&h), &options).unwrap();
             assert_eq!(again.weight, got.weight, "{options:?}");
         }
     }
     // Without data.
     for options in options().into_iter().filter(|o| !o.compensate && o.clip != Clip::Output) {
         let want = solve("layer", &w, n, k, None, &options).unwrap();
-        let got = solve_on(&b, "layer", &w, (n, k), None, &options).unwrap();
+        let got = solve_on(&b, "layer", &on(&b, &w, k), 0..n, k, None, &options).unwrap();
         assert_alike(&got, &want, &options);
     }
 }
@@ -248,7 +299,7 @@ fn large_layers(b: CudaBackend) {
         let options =
             SolveOptions { group_size, group_scales, clip: Clip::Output, ..SolveOptions::default() };
         let want = solve("layer", &w, n, k, Some(&on_host), &options).unwrap();
-        let got = solve_on(&b, "layer", &w, (n, k), Some(&h), &options).unwrap();
+        let got = solve_on(&b, "layer", &on(&b, &w, k), 0..n, k, Some(&h), &options).unwrap();
         assert_alike(&got, &want, &options);
     }
 }
@@ -260,9 +311,9 @@ fn what_cannot_be_solved(b: CudaBackend) {
     let x = activations(1, k, 3);
     let h = b.hessian(b.gram_of(k, &[&input(&b, 1, k, x, InputKind::Float)]).unwrap()).unwrap();
     let options = SolveOptions { damping: 0.0, ..SolveOptions::default() };
-    let solved = solve_on(&b, "layer", &w, (n, k), Some(&h), &options).unwrap();
+    let solved = solve_on(&b, "layer", &on(&b, &w, k), 0..n, k, Some(&h), &options).unwrap();
     assert!(solved.damping > 0.0, "{}", solved.damping);
-    let error = solve_on(&b, "layer", &w, (n, k), None, &options).unwrap_err().to_string();
+    let error = solve_on(&b, "layer", &on(&b, &w, k), 0..n, k, None, &options).unwrap_err().to_string();
     assert!(error.contains("layer") && error.contains("Hessian"), "{error}");
 }
 
@@ -276,7 +327,8 @@ fn numbers_that_are_not_finite(b: CudaBackend) {
     assert_eq!(found, Some((7 * k + 9, f32::INFINITY)));
     let h = b.hessian(b.gram_of(k, &[&input(&b, rows, k, x, InputKind::Float)]).unwrap()).unwrap();
     let w = weights(32, k);
-    let error =
-        solve_on(&b, "layer", &w, (32, k), Some(&h), &SolveOptions::default()).unwrap_err().to_string();
+    let error = solve_on(&b, "layer", &on(&b, &w, k), 0..32, k, Some(&h), &SolveOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("layer") && error.contains("not finite"), "{error}");
 }

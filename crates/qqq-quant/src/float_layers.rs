@@ -3,46 +3,59 @@
 
 use std::sync::Arc;
 
-use qqq_formats::Checkpoint;
+use qqq_backend::Calibrate;
+use qqq_formats::{Checkpoint, WeightData};
 use qqq_model::{BlockNorms, Site, Sites, block::head_layout};
 
 use crate::{
     QuantError, Result,
-    float_linear::{FloatBlock, FloatLinear},
+    float_linear::{FloatBlock, FloatLinear, read_layer},
     half_type::HalfType,
-    rotations::Rotations,
+    rotations::DeviceRotations,
     transform,
 };
 
-/// A transformed block.
-pub(crate) struct FloatLayers<'a> {
-    /// Norms as they are written.
-    pub norms: BlockNorms,
-    layers: Layers<'a>,
+/// A linear layer whose weights are on a device.
+pub(crate) struct DeviceLinear<B: Calibrate> {
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+    /// `n x k`.
+    pub weights: B::Weights,
+    /// Of length `n`, where the layer has one.
+    pub bias: Option<Vec<f32>>,
 }
 
-enum Layers<'a> {
+/// A transformed block.
+pub(crate) struct FloatLayers<'a, B: Calibrate> {
+    /// Norms as they are written.
+    pub norms: BlockNorms,
+    layers: Layers<'a, B>,
+}
+
+enum Layers<'a, B: Calibrate> {
     /// Transformed together, because what is done to one layer depends on another.
     Held(Box<Sites<Option<FloatLinear>>>),
     /// Each is read and transformed when it is asked for.
-    Stored(Stored<'a>),
+    Stored(Stored<'a, B>),
 }
 
-struct Stored<'a> {
+struct Stored<'a, B: Calibrate> {
     checkpoint: &'a Checkpoint,
     index: usize,
     half: HalfType,
     /// With the norm weights that are folded into the layers behind them.
-    rotation: Option<(Arc<Rotations>, BlockNorms)>,
+    rotation: Option<(Arc<DeviceRotations<B>>, BlockNorms)>,
 }
 
-impl<'a> FloatLayers<'a> {
+impl<'a, B: Calibrate> FloatLayers<'a, B> {
     /// Block `index`, rotated if there are rotations.
     pub fn stored(
         checkpoint: &'a Checkpoint,
         index: usize,
         half: HalfType,
-        rotations: Option<Arc<Rotations>>,
+        rotations: Option<Arc<DeviceRotations<B>>>,
     ) -> Result<Self> {
         let mut norms = BlockNorms::read(checkpoint, index)?;
         let rotation = rotations.map(|rotations| {
@@ -73,21 +86,27 @@ impl<'a> FloatLayers<'a> {
     ///
     /// # Errors
     /// As [`take`](Self::take).
-    pub fn copy(&self, site: Site) -> Result<FloatLinear> {
+    pub fn copy(&self, b: &B, site: Site) -> Result<FloatLinear> {
         match &self.layers {
             Layers::Held(layers) => layers[site].clone().ok_or_else(|| taken(site)),
-            Layers::Stored(stored) => stored.read(site),
+            Layers::Stored(stored) => {
+                let DeviceLinear { n, k, weights, bias } = stored.read(b, site)?;
+                Ok(FloatLinear { n, k, weight: b.read_weights(&weights)?.into_owned(), bias })
+            }
         }
     }
 
     /// A layer, transformed; once.
     ///
     /// # Errors
-    /// Those of reading it, and a layer that was taken before.
-    pub fn take(&mut self, site: Site) -> Result<FloatLinear> {
+    /// Those of reading it and of the backend, and a layer that was taken before.
+    pub fn take(&mut self, b: &B, site: Site) -> Result<DeviceLinear<B>> {
         match &mut self.layers {
-            Layers::Held(layers) => layers[site].take().ok_or_else(|| taken(site)),
-            Layers::Stored(stored) => stored.read(site),
+            Layers::Held(layers) => {
+                let FloatLinear { n, k, weight, bias } = layers[site].take().ok_or_else(|| taken(site))?;
+                Ok(DeviceLinear { n, k, weights: b.weights(n, k, WeightData::F32(weight))?, bias })
+            }
+            Layers::Stored(stored) => stored.read(b, site),
         }
     }
 }
@@ -96,19 +115,22 @@ fn taken(site: Site) -> QuantError {
     QuantError::Recipe(format!("{site:?} of a block was taken twice"))
 }
 
-impl Stored<'_> {
-    fn read(&self, site: Site) -> Result<FloatLinear> {
-        let mut layer = FloatLinear::read(self.checkpoint, self.index, site)?;
+impl<B: Calibrate> Stored<'_, B> {
+    fn read(&self, b: &B, site: Site) -> Result<DeviceLinear<B>> {
+        let (n, k, data, mut bias) = read_layer(self.checkpoint, self.index, site)?;
+        let mut weights = b.weights(n, k, data)?;
         if let Some((rotations, norms)) = &self.rotation {
             match site {
-                Site::Qkv => layer.scale_inputs(&norms.input),
-                Site::GateUp => layer.scale_inputs(&norms.post),
+                Site::Qkv => b.scale_inputs(&mut weights, &norms.input)?,
+                Site::GateUp => b.scale_inputs(&mut weights, &norms.post)?,
                 Site::O | Site::Down => {}
             }
             let heads = head_layout(&self.checkpoint.config);
-            transform::rotate_linear(site, &mut layer, &rotations.stream, &rotations.head, heads);
+            rotations.turn(b, site, &mut weights, bias.as_deref_mut(), heads)?;
         }
-        transform::round_bias(&mut layer, self.half);
-        Ok(layer)
+        if let Some(bias) = &mut bias {
+            self.half.round_all(bias);
+        }
+        Ok(DeviceLinear { n, k, weights, bias })
     }
 }

@@ -24,14 +24,8 @@ impl FloatLinear {
     /// # Errors
     /// Whatever is wrong with the checkpoint, and a layer that is quantized already.
     pub fn read(checkpoint: &Checkpoint, index: usize, site: Site) -> Result<Self> {
-        let LinearLayer { weight, bias } = site.read(checkpoint, index)?;
-        let LinearWeight::Float { out_features, in_features, data } = weight else {
-            let name = names::linear(index, module(site));
-            return Err(QuantError::Recipe(format!(
-                "{name} is quantized already; quantize the float model that this checkpoint was made from"
-            )));
-        };
-        Ok(Self { n: out_features, k: in_features, weight: data.into_f32(), bias })
+        let (n, k, data, bias) = read_layer(checkpoint, index, site)?;
+        Ok(Self { n, k, weight: data.into_f32(), bias })
     }
 
     /// In the form that a backend prepacks.
@@ -62,6 +56,25 @@ impl FloatLinear {
             }
         }
     }
+}
+
+/// Reads a layer of block `index` as it is stored: output channels, input channels, weight and bias.
+///
+/// # Errors
+/// As [`FloatLinear::read`].
+pub(crate) fn read_layer(
+    checkpoint: &Checkpoint,
+    index: usize,
+    site: Site,
+) -> Result<(usize, usize, WeightData, Option<Vec<f32>>)> {
+    let LinearLayer { weight, bias } = site.read(checkpoint, index)?;
+    let LinearWeight::Float { out_features, in_features, data } = weight else {
+        let name = names::linear(index, module(site));
+        return Err(QuantError::Recipe(format!(
+            "{name} is quantized already; quantize the float model that this checkpoint was made from"
+        )));
+    };
+    Ok((out_features, in_features, data, bias))
 }
 
 /// A block whose layers are float.

@@ -6,9 +6,8 @@
 
 mod hadamard;
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
-use qqq_backend::pool::parallel_chunks_mut;
+use faer::Mat;
+use qqq_backend::rotate::Turn;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -16,9 +15,6 @@ use serde::{Deserialize, Serialize};
 pub use hadamard::hadamard;
 
 use crate::{QuantError, Result, RotationKind};
-
-/// Rows that one task multiplies.
-const ROWS_PER_TASK: usize = 128;
 
 /// How the matrix of a rotation was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,20 +94,7 @@ impl Rotation {
     /// # Panics
     /// If `x` does not hold whole rows.
     pub fn apply_rows(&self, x: &mut [f32]) {
-        let width = self.width;
-        assert_eq!(x.len() % width, 0, "values that are not whole rows of {width}");
-        parallel_chunks_mut(x, ROWS_PER_TASK * width, |_, rows| {
-            let count = rows.len() / width;
-            let input = rows.to_vec();
-            matmul(
-                MatMut::from_row_major_slice_mut(rows, count, width),
-                Accum::Replace,
-                MatRef::from_row_major_slice(&input, count, width),
-                self.view(),
-                1.0,
-                Par::Seq,
-            );
-        });
+        self.turn().apply_rows(x);
     }
 
     /// `W <- Q^T W` for a weight of shape `width x cols`, row-major (the layer's outputs are rotated: `y Q`), or for
@@ -120,31 +103,11 @@ impl Rotation {
     /// # Panics
     /// If `w` does not hold whole blocks.
     pub fn apply_outputs(&self, w: &mut [f32], cols: usize) {
-        let block = self.width * cols;
-        assert!(
-            block > 0 && w.len().is_multiple_of(block),
-            "values that are not whole blocks of {} x {cols}",
-            self.width
-        );
-        for w in w.chunks_exact_mut(block) {
-            let input = w.to_vec();
-            let input = MatRef::from_row_major_slice(&input, self.width, cols);
-            parallel_chunks_mut(w, ROWS_PER_TASK * cols, |i, rows| {
-                let count = rows.len() / cols;
-                matmul(
-                    MatMut::from_row_major_slice_mut(rows, count, cols),
-                    Accum::Replace,
-                    self.view().subcols(i * ROWS_PER_TASK, count).transpose(),
-                    input,
-                    1.0,
-                    Par::Seq,
-                );
-            });
-        }
+        self.turn().apply_outputs(w, cols);
     }
 
-    fn view(&self) -> MatRef<'_, f32> {
-        MatRef::from_row_major_slice(&self.matrix, self.width, self.width)
+    fn turn(&self) -> Turn<'_> {
+        Turn { width: self.width, matrix: &self.matrix }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The rotations of a model.
 
+use qqq_backend::{Calibrate, HeadLayout};
 use qqq_formats::Checkpoint;
+use qqq_model::Site;
 
 use crate::{
     Recipe, Result, Transform,
@@ -50,5 +52,53 @@ impl Rotations {
                 )
             })
             .collect()
+    }
+}
+
+/// The matrices on a device, and on the host for biases.
+pub(crate) struct DeviceRotations<B: Calibrate> {
+    host: std::sync::Arc<Rotations>,
+    stream: B::Rotation,
+    head: B::Rotation,
+}
+
+impl<B: Calibrate> DeviceRotations<B> {
+    /// # Errors
+    /// Those of the backend.
+    pub fn new(b: &B, host: std::sync::Arc<Rotations>) -> Result<Self> {
+        let of = |rotation: &Rotation| b.rotation(rotation.width, rotation.matrix());
+        let (stream, head) = (of(&host.stream)?, of(&host.head)?);
+        Ok(Self { host, stream, head })
+    }
+
+    /// Rotates one layer of a block, with the norm before it folded; see [`transform`](crate::transform).
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn turn(
+        &self,
+        b: &B,
+        site: Site,
+        weights: &mut B::Weights,
+        bias: Option<&mut [f32]>,
+        heads: HeadLayout,
+    ) -> Result<()> {
+        let first_v = heads.q_width() + heads.kv_width();
+        match site {
+            Site::Qkv | Site::GateUp => b.rotate_inputs(weights, &self.stream)?,
+            Site::O | Site::Down => b.rotate_outputs(weights, 0, &self.stream)?,
+        }
+        match site {
+            Site::Qkv => b.rotate_outputs(weights, first_v, &self.head)?,
+            // A row of o is a row of `head_dim` values for every query head.
+            Site::O => b.rotate_inputs(weights, &self.head)?,
+            Site::GateUp | Site::Down => {}
+        }
+        match (site, bias) {
+            (Site::O | Site::Down, Some(bias)) => self.host.stream.apply_rows(bias),
+            (Site::Qkv, Some(bias)) => self.host.head.apply_rows(&mut bias[first_v..]),
+            _ => {}
+        }
+        Ok(())
     }
 }

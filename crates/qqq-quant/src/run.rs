@@ -3,10 +3,10 @@
 //! What is large lives no longer than it is needed: a float layer from its stage until it is solved, a Hessian until its
 //! layer is solved, codes until they are packed and written. [`memory_need`](crate::memory_need) counts on that.
 
-use std::{sync::Arc, time::Instant};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use qqq_backend::{Calibrate, InputKind};
-use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight};
+use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
 use qqq_model::{
     Block, BlockWeights, ModelError, Site, Sites,
     block::{Layer, head_layout},
@@ -16,13 +16,12 @@ use qqq_model::{
 use crate::{
     Propagation, QuantError, Recipe, Result, ValueHessian,
     estimate::{Estimate, Units},
-    float_layers::FloatLayers,
-    float_linear::{self, FloatLinear, module},
+    float_layers::{DeviceLinear, FloatLayers},
+    float_linear::{self, module},
     half_type::HalfType,
-    nearest::round_scaled,
     output::OutputCheckpoint,
     report::{LayerReport, SmoothReport, Timings, modules},
-    rotations::Rotations,
+    rotations::DeviceRotations,
     smooth::SearchOptions,
     smooth_sites::SmoothContext,
     solve::{ScaleDType, SolveOptions, solve_on},
@@ -38,7 +37,7 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub half: HalfType,
     pub scale_dtype: ScaleDType,
     pub around: Surroundings<'a, B>,
-    pub rotations: Option<Arc<Rotations>>,
+    pub rotations: Option<Arc<DeviceRotations<B>>>,
     /// The window of the smoothing search, and what it works in.
     pub smoothing_window: Option<(Window<B>, Workshop<B>)>,
     pub estimate: Estimate,
@@ -46,26 +45,6 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub layers: Vec<LayerReport>,
     pub smoothing: Vec<SmoothReport>,
     pub timings: Timings,
-}
-
-/// Output channels of a layer with their input channels and weights, row-major.
-#[derive(Clone, Copy)]
-struct Rows<'w> {
-    n: usize,
-    k: usize,
-    weight: &'w [f32],
-}
-
-impl<'w> Rows<'w> {
-    fn of(linear: &'w FloatLinear) -> Self {
-        Self { n: linear.n, k: linear.k, weight: &linear.weight }
-    }
-
-    /// The first `n` output channels and the others.
-    fn split(self, n: usize) -> (Self, Self) {
-        let (first, others) = self.weight.split_at(n * self.k);
-        (Self { n, weight: first, ..self }, Self { n: self.n - n, weight: others, ..self })
-    }
 }
 
 impl<'a, B: Calibrate> Run<'a, B> {
@@ -102,7 +81,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// A block with the recipe's transformation.
-    fn transformed_block(&mut self, index: usize) -> Result<FloatLayers<'a>> {
+    fn transformed_block(&mut self, index: usize) -> Result<FloatLayers<'a, B>> {
         let clock = Instant::now();
         let label = self.label(index, "smoothing");
         let layers = match &mut self.smoothing_window {
@@ -130,10 +109,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// A layer of a block.
-    fn take(&mut self, index: usize, float: &mut FloatLayers<'_>, site: Site) -> Result<FloatLinear> {
+    fn take(&mut self, index: usize, float: &mut FloatLayers<'_, B>, site: Site) -> Result<DeviceLinear<B>> {
         let clock = Instant::now();
         self.begin(index, self.estimate.read.part(self.share(site)), "reading")?;
-        let layer = float.take(site)?;
+        let layer = float.take(self.around.backend, site)?;
         self.timings.transform += clock.elapsed().as_secs_f64();
         Ok(layer)
     }
@@ -142,12 +121,12 @@ impl<'a, B: Calibrate> Run<'a, B> {
     fn uncalibrated_block(
         &mut self,
         index: usize,
-        float: &mut FloatLayers<'_>,
+        float: &mut FloatLayers<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         for site in Site::ALL {
             let layer = self.take(index, float, site)?;
-            let weight = self.solve(index, module(site), Rows::of(&layer), None)?;
+            let weight = self.solve(index, module(site), &layer, 0..layer.n, None)?;
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
         }
         Ok(())
@@ -157,14 +136,16 @@ impl<'a, B: Calibrate> Run<'a, B> {
     fn float_block(
         &mut self,
         index: usize,
-        mut float: FloatLayers<'_>,
+        mut float: FloatLayers<'_, B>,
         windows: &mut Windows<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         let clock = Instant::now();
         let weights = BlockWeights {
             norms: float.norms.clone(),
-            layers: Sites::try_new(|site| Ok::<_, QuantError>(float.copy(site)?.into_layer()))?,
+            layers: Sites::try_new(|site| {
+                Ok::<_, QuantError>(float.copy(self.around.backend, site)?.into_layer())
+            })?,
         };
         let live = Block::new(self.around.backend, self.around.config, index, weights)?;
         self.timings.transform += clock.elapsed().as_secs_f64();
@@ -195,7 +176,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
     fn quantized_block(
         &mut self,
         index: usize,
-        mut float: FloatLayers<'_>,
+        mut float: FloatLayers<'_, B>,
         windows: &mut Windows<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
@@ -219,14 +200,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
             let inputs = backend.hessian(sum)?;
             let averages = |run: &mut Self, qk: &QuantizedWeight| {
                 // Attention needs some v to run; its output is not looked at.
-                let (_, v) = Rows::of(&layer).split(run.queries_and_keys());
-                let any = round_scaled(v.weight, &vec![1.0; v.k], run.recipe.group_size);
+                let any = zeros(layer.n - run.queries_and_keys(), layer.k, run.recipe.group_size);
                 *live.layer_mut(site) = run.pack(index, join(qk, &any)?, layer.bias.clone())?;
                 run.stage(index, units.attended, "calibrating v", |wave| windows.sum_attended(&live, wave))
             };
             let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
             drop(inputs);
-            let FloatLinear { bias, .. } = layer;
+            let DeviceLinear { bias, .. } = layer;
             self.write(index, site, &weight, bias.as_deref(), writer)?;
             *live.layer_mut(site) = self.pack(index, weight, bias)?;
         }
@@ -241,18 +221,18 @@ impl<'a, B: Calibrate> Run<'a, B> {
         &mut self,
         index: usize,
         site: Site,
-        layer: &FloatLinear,
+        layer: &DeviceLinear<B>,
         inputs: &B::Hessian,
         averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<B::Gram>,
     ) -> Result<QuantizedWeight> {
         if site != Site::Qkv || !self.attends() {
-            return self.solve(index, module(site), Rows::of(layer), Some(inputs));
+            return self.solve(index, module(site), layer, 0..layer.n, Some(inputs));
         }
-        let (qk, v) = Rows::of(layer).split(self.queries_and_keys());
-        let qk = self.solve(index, modules::QK, qk, Some(inputs))?;
+        let first_v = self.queries_and_keys();
+        let qk = self.solve(index, modules::QK, layer, 0..first_v, Some(inputs))?;
         let averages = averages(self, &qk)?;
         let hessian = value_hessian(self.around.backend, averages, inputs)?;
-        let v = self.solve(index, modules::V, v, Some(&hessian))?;
+        let v = self.solve(index, modules::V, layer, first_v..layer.n, Some(&hessian))?;
         join(&qk, &v)
     }
 
@@ -282,16 +262,17 @@ impl<'a, B: Calibrate> Run<'a, B> {
         Ok(result)
     }
 
-    /// Solves a layer, or several that share their input, for a Hessian, or without one.
+    /// Solves output channels of a layer, or of several that share their input, for a Hessian, or without one.
     fn solve(
         &mut self,
         index: usize,
         module: &str,
-        layer: Rows<'_>,
+        layer: &DeviceLinear<B>,
+        rows: Range<usize>,
         hessian: Option<&B::Hessian>,
     ) -> Result<QuantizedWeight> {
         let clock = Instant::now();
-        let Rows { n, k, weight } = layer;
+        let (n, k) = (rows.len(), layer.k);
         self.begin(index, self.estimate.solve(n, k), &format!("solving {module}"))?;
         let name = names::linear(index, module);
         let options = SolveOptions {
@@ -303,7 +284,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             damping: self.recipe.damping,
             scale_dtype: self.scale_dtype,
         };
-        let solved = solve_on(self.around.backend, &name, weight, (n, k), hessian, &options)?;
+        let solved = solve_on(self.around.backend, &name, &layer.weights, rows, k, hessian, &options)?;
         if solved.damping > self.recipe.damping * 1.000_001 {
             self.work.warn(format!(
                 "{name}: the Hessian is not positive definite at damping {}; {} was used",
@@ -364,6 +345,16 @@ fn input_of(site: Site) -> &'static str {
         Site::GateUp => "gate and up",
         Site::Down => "down",
     }
+}
+
+/// A layer of zeros.
+fn zeros(n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
+    let codes = vec![0; n * k];
+    let scales = match group_size {
+        None => Scales::PerChannel(vec![1.0; n]),
+        Some(group) => Scales::from_effective(&codes, n, k, group, &vec![1.0; n * (k / group)]),
+    };
+    QuantizedWeight { out_features: n, in_features: k, codes, scales }
 }
 
 /// Stacks two layers.

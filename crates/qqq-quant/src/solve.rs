@@ -6,6 +6,8 @@
 mod factor;
 mod rows;
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use qqq_backend::{
     BackendError, Calibrate, first_not_finite,
@@ -168,30 +170,39 @@ pub fn solve(
     })
 }
 
-/// As [`solve`], on a device where that can; `hessian` is the device's.
+/// As [`solve`], for the output channels `rows` of weights with `k` input channels; on a device where that can.
 ///
 /// # Errors
 /// As [`solve`]; those of the device.
 pub fn solve_on<B: Calibrate>(
     b: &B,
     layer: &str,
-    weights: &[f32],
-    (n, k): (usize, usize),
+    weights: &B::Weights,
+    rows: Range<usize>,
+    k: usize,
     hessian: Option<&B::Hessian>,
     options: &SolveOptions,
 ) -> Result<Solved> {
-    check(layer, weights, n, k, options)?;
+    let n = rows.len();
+    if !B::SOLVES {
+        let hessian = hessian.map(|h| b.read_hessian(h)).transpose()?;
+        let all = b.read_weights(weights)?;
+        let Some(own) = all.get(rows.start * k..rows.end * k) else {
+            return Err(QuantError::Recipe(format!(
+                "{layer}: channels {rows:?} of {}",
+                all.len() / k.max(1)
+            )));
+        };
+        return solve(layer, own, n, k, hessian.as_deref(), options);
+    }
+    check_options(layer, k, options)?;
     if options.compensate && hessian.is_none() {
         return Err(no_hessian(layer));
     }
-    if !B::SOLVES {
-        let hessian = hessian.map(|h| b.read_hessian(h)).transpose()?;
-        return solve(layer, weights, n, k, hessian.as_deref(), options);
-    }
     let mut problem = Problem {
-        n,
-        k,
         weights,
+        rows,
+        k,
         hessian,
         group_size: options.group_size,
         scales: options.scale_choice(),
@@ -204,7 +215,16 @@ pub fn solve_on<B: Calibrate>(
             BackendError::NotFinite(reason) => not_finite(layer, reason),
             e => e.into(),
         })?;
-        Ok(outcome.map(|solution| of_solution(solution, (n, k), damping, options)))
+        match outcome {
+            Ok(solution) => {
+                // A scale at the end of its type would have been larger.
+                if options.scale_dtype == ScaleDType::F16 && solution.scales.contains(&f16::MAX.to_f32()) {
+                    return Err(too_large(layer, f16::MAX.to_f32() * Grid::of(options.group_size).reach));
+                }
+                Ok(Ok(of_solution(solution, (n, k), damping, options)))
+            }
+            Err(reason) => Ok(Err(reason)),
+        }
     })
 }
 
@@ -240,7 +260,7 @@ fn of_solution(solution: Solution, (n, k): (usize, usize), damping: f64, options
     let Solution { codes, scales, energy, error_nearest, error, dead_channels } = solution;
     let scales = match options.group_size {
         None => Scales::PerChannel(scales),
-        Some(group) => Scales::from_effective(&codes, n, k, group, &scales),
+        Some(group) => two_levels(&codes, k, group, &scales),
     };
     Solved {
         weight: QuantizedWeight { out_features: n, in_features: k, codes, scales },
@@ -249,6 +269,24 @@ fn of_solution(solution: Solution, (n, k): (usize, usize), damping: f64, options
         damping,
         dead_channels,
     }
+}
+
+/// [`Scales::from_effective`] on all threads.
+fn two_levels(codes: &[i8], k: usize, group_size: usize, effective: &[f32]) -> Scales {
+    let groups = k / group_size;
+    let chunks = codes.chunks(rows::ROWS_PER_TASK * k).zip(effective.chunks(rows::ROWS_PER_TASK * groups));
+    let mut parts: Vec<_> = chunks.map(|(codes, effective)| (codes, effective, None)).collect();
+    parallel_each_mut(&mut parts, |_, (codes, effective, scales)| {
+        *scales = Some(Scales::from_effective(codes, codes.len() / k, k, group_size, effective));
+    });
+    let (mut channel, mut group) = (Vec::new(), Vec::with_capacity(effective.len()));
+    for (_, _, scales) in parts {
+        if let Some(Scales::PerGroup { channel: c, group: g, .. }) = scales {
+            channel.extend(c);
+            group.extend(g);
+        }
+    }
+    Scales::PerGroup { group_size, channel, group }
 }
 
 /// An error as a share of the output's energy.
@@ -299,6 +337,19 @@ fn check_shape(layer: &str, what: &str, len: usize, rows: usize, cols: usize) ->
 
 fn check(layer: &str, weights: &[f32], n: usize, k: usize, options: &SolveOptions) -> Result<()> {
     check_shape(layer, "the weight", weights.len(), n, k)?;
+    check_options(layer, k, options)?;
+    if let Some(i) = first_not_finite(weights) {
+        return Err(not_finite(layer, format!("weight [{}, {}] is {}", i / k, i % k, weights[i])));
+    }
+    let grid = if options.group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
+    let largest = weights.iter().fold(0.0f32, |max, w| max.max(w.abs()));
+    if options.scale_dtype == ScaleDType::F16 && largest / grid.reach > f16::MAX.to_f32() {
+        return Err(too_large(layer, largest));
+    }
+    Ok(())
+}
+
+fn check_options(layer: &str, k: usize, options: &SolveOptions) -> Result<()> {
     if let Some(group) = options.group_size
         && (group == 0 || !k.is_multiple_of(group))
     {
@@ -312,21 +363,18 @@ fn check(layer: &str, weights: &[f32], n: usize, k: usize, options: &SolveOption
             options.damping
         )));
     }
-    if let Some(i) = first_not_finite(weights) {
-        return Err(not_finite(layer, format!("weight [{}, {}] is {}", i / k, i % k, weights[i])));
-    }
-    let grid = if options.group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
-    let largest = weights.iter().fold(0.0f32, |max, w| max.max(w.abs()));
-    if options.scale_dtype == ScaleDType::F16 && largest / grid.reach > f16::MAX.to_f32() {
-        return Err(not_finite(
-            layer,
-            format!(
-                "weights of up to {largest} take scales beyond float16, the type of the model's 16-bit tensors; save the \
-                 model as bfloat16 first, or choose the qqq format, whose scales are float32"
-            ),
-        ));
-    }
     Ok(())
+}
+
+/// Why scales do not fit float16.
+fn too_large(layer: &str, largest: f32) -> QuantError {
+    not_finite(
+        layer,
+        format!(
+            "weights of up to {largest} take scales beyond float16, the type of the model's 16-bit tensors; save the \
+             model as bfloat16 first, or choose the qqq format, whose scales are float32"
+        ),
+    )
 }
 
 fn check_hessian(layer: &str, hessian: &[f32], k: usize) -> Result<()> {

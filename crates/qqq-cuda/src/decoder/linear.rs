@@ -6,7 +6,7 @@ use qqq_formats::{LinearWeight, WeightData};
 use super::CudaBackend;
 use super::blas::{Operands, Product};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
-use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights};
+use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, WeightKind};
 use crate::{CudaError, DType, Device, KernelType, Result};
 
 /// Most tokens that a product's kernels are prepared for; more are multiplied in pieces.
@@ -40,12 +40,11 @@ impl CudaLinear {
                 Self::float(backend, (out_features, in_features), data, bias.as_deref(), half)
             }
             LinearWeight::Quantized(weight) => {
-                let packed = PackedWeights::new(&weight)?;
-                let (n, k) = (packed.out_features, packed.in_features);
-                let spec = GemmSpec::new(GemmTypes::int8(packed.kind, half), (n, k));
+                let weights = DeviceWeights::prepacked(backend.device(), &weight, bias.as_deref())?;
+                let (n, k) = (weight.out_features, weight.in_features);
+                let spec = GemmSpec::new(GemmTypes::int8(WeightKind::of(&weight.scales), half), (n, k));
                 let plans = GemmPlans::new(backend.planner(), &spec, MOST_TOKENS)?;
                 backend.reserve_workspace(plans.workspace_bytes())?;
-                let weights = DeviceWeights::new(backend.device(), &packed, bias.as_deref())?;
                 Ok(Self { n, k, weights: Weights::W4A8 { weights, plans }, output: half })
             }
         }

@@ -77,6 +77,7 @@ impl CudaBackend {
         if !HALVES.contains(&half) {
             return Err(CudaError::Types(format!("activations of {half} on a GPU: F16 or BF16")));
         }
+        device.keep_freed_memory()?;
         let shared = Shared {
             device: device.clone(),
             half,

@@ -1,8 +1,12 @@
 //! Prepacked weights in device memory.
 
-use cudarc::driver::{CudaSlice, DevicePtr};
+use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
+use qqq_formats::{QuantizedWeight, Scales};
 
-use super::{GemmOperands, PackedWeights};
+use super::prepack::{Direction, PrepackKernel, PrepackOperands};
+use super::weight_kind::WEIGHT_TILE_ROWS;
+use super::weights::check;
+use super::{GemmOperands, PackedWeights, WeightKind};
 use crate::error::driver;
 use crate::{CudaError, Device, Result};
 
@@ -23,9 +27,7 @@ impl DeviceWeights {
     /// [`CudaError::Driver`], for want of memory for instance; [`CudaError::Shape`] for a bias of another length.
     pub fn new(device: &Device, weights: &PackedWeights, bias: Option<&[f32]>) -> Result<Self> {
         let (n, k) = (weights.out_features, weights.in_features);
-        if let Some(b) = bias.filter(|b| b.len() != n) {
-            return Err(CudaError::Shape(format!("a bias of {} values for {n} output channels", b.len())));
-        }
+        check_bias(n, bias)?;
         let stream = device.stream();
         let failed = || driver("copying weights to the GPU");
         let copied = Self {
@@ -38,6 +40,52 @@ impl DeviceWeights {
         // Launches on other streams may follow at once.
         stream.synchronize().map_err(failed())?;
         Ok(copied)
+    }
+
+    /// Copies a weight in the neutral form to the device, and prepacks it there for int8 activations, stored as
+    /// [`WeightKind::of`] says.
+    ///
+    /// # Errors
+    /// As [`PackedWeights::new`] and [`new`](Self::new).
+    pub fn prepacked(device: &Device, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<Self> {
+        check(weight)?;
+        let (n, k) = (weight.out_features, weight.in_features);
+        check_bias(n, bias)?;
+        let kind = WeightKind::of(&weight.scales);
+        let kernel = PrepackKernel::new(device, kind, Direction::Pack)?;
+        let codes = copied(device, &weight.codes)?;
+        let scales = match &weight.scales {
+            Scales::PerChannel(_) => None,
+            Scales::PerGroup { group, .. } if matches!(kind, WeightKind::GroupInteger4(_)) => {
+                Some(copied(device, &group.iter().map(|g| g.to_f32() as u8).collect::<Vec<_>>())?)
+            }
+            Scales::PerGroup { group, .. } => Some(copied(device, bytemuck::cast_slice(group))?),
+        };
+        let channels = copied(device, weight.channel_scales())?;
+        let stream = device.stream();
+        let failed = || driver("allocating weights on the GPU");
+        // SAFETY: the kernel writes all of both.
+        let (weight_tiles, channel_scale) = unsafe {
+            (
+                stream.alloc(PrepackKernel::weight_bytes(kind, n, k)).map_err(failed())?,
+                stream.alloc(n.next_multiple_of(WEIGHT_TILE_ROWS)).map_err(failed())?,
+            )
+        };
+        let bias = bias.map(|b| copied(device, b)).transpose()?;
+        let made = Self { n, k, weight_tiles, channel_scale, bias };
+        let operands = PrepackOperands {
+            codes: codes.device_ptr(stream).0,
+            scales: scales.as_ref().map_or(0, |s| s.device_ptr(stream).0),
+            weight_tiles: made.weight_tiles.device_ptr(stream).0,
+            channel_scale: channels.device_ptr(stream).0,
+            padded_scale: made.channel_scale.device_ptr(stream).0,
+            n,
+            k,
+        };
+        // SAFETY: all were allocated above with these sizes.
+        unsafe { kernel.launch(stream.cu_stream(), &operands) }?;
+        stream.synchronize().map_err(driver("prepacking weights on the GPU"))?;
+        Ok(made)
     }
 
     /// The operands of a product of `m` tokens: `x` is `m x K`, `token_scale` `m` float32 (0 where activations are no
@@ -55,5 +103,19 @@ impl DeviceWeights {
             n: self.n,
             k: self.k,
         }
+    }
+}
+
+/// Values of the host on the device.
+fn copied<T: DeviceRepr>(device: &Device, values: &[T]) -> Result<CudaSlice<T>> {
+    device.stream().clone_htod(values).map_err(driver("copying weights to the GPU"))
+}
+
+fn check_bias(n: usize, bias: Option<&[f32]>) -> Result<()> {
+    match bias {
+        Some(b) if b.len() != n => {
+            Err(CudaError::Shape(format!("a bias of {} values for {n} output channels", b.len())))
+        }
+        _ => Ok(()),
     }
 }

@@ -109,7 +109,7 @@ impl PackedWeights {
 }
 
 /// Whether there are kernels for the weight.
-fn check(weight: &QuantizedWeight) -> Result<()> {
+pub(super) fn check(weight: &QuantizedWeight) -> Result<()> {
     weight.check("weight").map_err(|e| CudaError::Shape(e.to_string()))?;
     check_shape(weight.out_features, weight.in_features)?;
     match &weight.scales {

@@ -32,6 +32,27 @@ QQQ_DEVICE void widen(const WidenParameters& p) {
     }
 }
 
+// --- values as float32 -------------------------------------------------------------------------------
+
+struct FloatsParameters {
+    const void* x;
+    // A factor a column, or null.
+    const float* factors;
+    // May be x where that is float32.
+    float* out;
+    long long count;
+    int columns;
+    ValueType type;
+};
+
+QQQ_DEVICE void floats(const FloatsParameters& p) {
+    const long long step = (long long)gridDim.x * blockDim.x;
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < p.count; i += step) {
+        const float value = value_at(p.x, p.type, i);
+        p.out[i] = p.factors ? __fmul_rn(value, p.factors[i % p.columns]) : value;
+    }
+}
+
 // --- probabilities of attention ------------------------------------------------------------------
 
 struct ProbabilityParameters {

@@ -5,8 +5,10 @@ mod gram;
 
 use std::borrow::Cow;
 
+use qqq_formats::WeightData;
+
 use super::{CpuBackend, CpuInput, MLP_ROWS, matrix::Matrix, w4a8::Int8Activations};
-use crate::{AttentionKind, BackendError, Calibrate, Pieces, Result, pool::parallel_each_mut};
+use crate::{AttentionKind, BackendError, Calibrate, Pieces, Result, pool::parallel_each_mut, rotate::Turn};
 pub use gram::CpuGram;
 
 /// Sequences that add to sums of their own at the same time.
@@ -26,9 +28,40 @@ impl CpuHessian {
     }
 }
 
+/// Weights in memory.
+#[derive(Clone, Debug)]
+pub struct CpuWeights {
+    k: usize,
+    /// `n x k`, row-major.
+    values: Vec<f32>,
+}
+
+/// An orthogonal matrix in memory.
+#[derive(Clone, Debug)]
+pub struct CpuRotation {
+    width: usize,
+    /// `width x width`, row-major.
+    matrix: Vec<f32>,
+}
+
+impl CpuRotation {
+    /// As what multiplies; fails unless blocks of its width fill `channels`.
+    fn turn(&self, channels: usize) -> Result<Turn<'_>> {
+        if !channels.is_multiple_of(self.width.max(1)) {
+            return Err(BackendError::Shape(format!(
+                "{channels} channels are turned by a matrix of width {}",
+                self.width
+            )));
+        }
+        Ok(Turn { width: self.width, matrix: &self.matrix })
+    }
+}
+
 impl Calibrate for CpuBackend {
     type Gram = CpuGram;
     type Hessian = CpuHessian;
+    type Weights = CpuWeights;
+    type Rotation = CpuRotation;
 
     const PIECES: Pieces = Pieces {
         attended_queries: attended::QUERIES,
@@ -101,6 +134,43 @@ impl Calibrate for CpuBackend {
             CpuInput::Int8(x) => Cow::Owned(x.dequantize()),
         };
         Ok(CpuInput::Float(attended::attended(self.simd_level(), &rows, qkv, kind)?))
+    }
+
+    fn weights(&self, n: usize, k: usize, data: WeightData) -> Result<CpuWeights> {
+        if n.checked_mul(k) != Some(data.len()) || k == 0 {
+            return Err(BackendError::Shape(format!("{} values for a weight of {n} x {k}", data.len())));
+        }
+        Ok(CpuWeights { k, values: data.into_f32() })
+    }
+
+    fn read_weights<'w>(&self, weights: &'w CpuWeights) -> Result<Cow<'w, [f32]>> {
+        Ok(Cow::Borrowed(&weights.values))
+    }
+
+    fn scale_inputs(&self, weights: &mut CpuWeights, s: &[f32]) -> Result<()> {
+        if s.len() != weights.k {
+            return Err(BackendError::Shape(format!("{} factors for {} channels", s.len(), weights.k)));
+        }
+        for row in weights.values.chunks_exact_mut(weights.k) {
+            row.iter_mut().zip(s).for_each(|(w, s)| *w *= s);
+        }
+        Ok(())
+    }
+
+    fn rotation(&self, width: usize, matrix: &[f32]) -> Result<CpuRotation> {
+        Ok(CpuRotation { width, matrix: matrix.to_vec() })
+    }
+
+    fn rotate_inputs(&self, weights: &mut CpuWeights, q: &CpuRotation) -> Result<()> {
+        q.turn(weights.k)?.apply_rows(&mut weights.values);
+        Ok(())
+    }
+
+    fn rotate_outputs(&self, weights: &mut CpuWeights, first: usize, q: &CpuRotation) -> Result<()> {
+        let k = weights.k;
+        let rows = (weights.values.len() / k).checked_sub(first).unwrap_or(0);
+        q.turn(rows)?.apply_outputs(&mut weights.values[first * k..], k);
+        Ok(())
     }
 
     fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync) {

@@ -25,6 +25,8 @@ pub const FACTOR_BLOCK: usize = 64;
 pub enum CalibrationKernel {
     /// int8 rows at what they stand for.
     Widen,
+    /// Values as float32, times a factor a column.
+    Floats,
     /// Probabilities of attention, for queries and keys of one 16-bit type, of another.
     Probabilities {
         /// Of queries and keys.
@@ -86,6 +88,7 @@ impl CalibrationKernel {
     pub fn all() -> Vec<Self> {
         let mut all = vec![
             K::Widen,
+            K::Floats,
             K::Mirror,
             K::Diagonal,
             K::NotFinite,
@@ -116,6 +119,7 @@ impl CalibrationKernel {
         let is_bf16 = |t: DType| t == DType::BF16;
         let (name, parameters, call) = match self {
             K::Widen => ("widen".into(), "Widen", "widen(p)".into()),
+            K::Floats => ("floats".into(), "Floats", "floats(p)".into()),
             K::Probabilities { half, out } => (
                 format!("probabilities_{}_{}", half.name().to_lowercase(), out.name().to_lowercase()),
                 "Probability",
@@ -206,6 +210,24 @@ pub struct WidenParameters {
     pub count: i64,
     /// Of a row.
     pub row_count: i32,
+}
+
+/// `FloatsParameters` of `calibrate.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FloatsParameters {
+    /// Values.
+    pub x: u64,
+    /// `columns` float32, or 0.
+    pub factors: u64,
+    /// Output, float32; may be `x` where that is.
+    pub out: u64,
+    /// How many.
+    pub count: i64,
+    /// Values of a row.
+    pub columns: i32,
+    /// Type of the values.
+    pub value_type: i32,
 }
 
 /// `ProbabilityParameters` of `calibrate.cuh`.

@@ -7,17 +7,20 @@
 mod factor;
 pub mod kernels;
 mod solve;
+mod weights;
 
 use std::borrow::Cow;
 use std::sync::PoisonError;
 
 use qqq_backend::solve::{Problem, Solution};
 use qqq_backend::{AttentionKind, BackendError, Calibrate, Pieces, Result};
+use qqq_formats::WeightData;
 
 use self::kernels::{
     CalibrationKernel as Kernel, DiagonalParameters, MirrorParameters, NotFiniteParameters,
     ProbabilityParameters, WidenParameters,
 };
+pub use self::weights::{CudaRotation, CudaWeights};
 use super::blas::{Matrix, Number, Operands, Product};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements, read_values};
 use super::steps::{AddParameters, StepKernel, value_type};
@@ -194,6 +197,8 @@ impl CudaBackend {
 impl Calibrate for CudaBackend {
     type Gram = CudaGram;
     type Hessian = CudaHessian;
+    type Weights = CudaWeights;
+    type Rotation = CudaRotation;
 
     const PIECES: Pieces = Pieces {
         attended_queries: ATTENDED_QUERIES,
@@ -328,7 +333,34 @@ impl Calibrate for CudaBackend {
         Ok(out)
     }
 
-    fn solve(&self, problem: &Problem<'_, CudaHessian>) -> Result<std::result::Result<Solution, String>> {
+    fn weights(&self, n: usize, k: usize, data: WeightData) -> Result<CudaWeights> {
+        self.upload_weights(n, k, data)
+    }
+
+    fn read_weights<'w>(&self, weights: &'w CudaWeights) -> Result<Cow<'w, [f32]>> {
+        Ok(Cow::Owned(self.download_weights(weights)?))
+    }
+
+    fn scale_inputs(&self, weights: &mut CudaWeights, s: &[f32]) -> Result<()> {
+        self.scale_weights(weights, s)
+    }
+
+    fn rotation(&self, width: usize, matrix: &[f32]) -> Result<CudaRotation> {
+        self.upload_rotation(width, matrix)
+    }
+
+    fn rotate_inputs(&self, weights: &mut CudaWeights, q: &CudaRotation) -> Result<()> {
+        self.rotate_columns(weights, q)
+    }
+
+    fn rotate_outputs(&self, weights: &mut CudaWeights, first: usize, q: &CudaRotation) -> Result<()> {
+        self.rotate_rows(weights, first, q)
+    }
+
+    fn solve(
+        &self,
+        problem: &Problem<'_, CudaWeights, CudaHessian>,
+    ) -> Result<std::result::Result<Solution, String>> {
         self.solve_layer(problem)
     }
 

@@ -8,12 +8,12 @@ use super::super::CudaBackend;
 use super::super::blas::{Matrix, Number, Operands, Product};
 use super::super::memory::{Buffer, read_values};
 use super::super::steps::value_type;
-use super::CudaHessian;
 use super::factor::{Factor, factorize};
 use super::kernels::{
     CalibrationKernel as Kernel, CodeParameters, ColumnParameters, FormParameters, KeepParameters,
     SOLVE_BLOCK, ScaleParameters, SolveParameters,
 };
+use super::{CudaHessian, CudaWeights};
 use crate::DType;
 
 /// Times that rows with groups are solved while their channel scale moves.
@@ -22,11 +22,12 @@ const CHANNEL_SCALE_ROUNDS: usize = 2;
 /// A problem on the device.
 struct Rows<'p> {
     b: &'p CudaBackend,
-    problem: &'p Problem<'p, CudaHessian>,
+    problem: &'p Problem<'p, CudaWeights, CudaHessian>,
     grid: Grid,
     group: usize,
-    /// `n x k` float32.
-    weights: Buffer,
+    n: usize,
+    /// Address of `n x k` float32.
+    weights: u64,
     /// `n x groups` float32.
     scales: Buffer,
     /// `n` float32: of int8 weights.
@@ -40,10 +41,15 @@ impl CudaBackend {
     /// See [`Calibrate::solve`](qqq_backend::Calibrate::solve).
     pub(super) fn solve_layer(
         &self,
-        problem: &Problem<'_, CudaHessian>,
+        problem: &Problem<'_, CudaWeights, CudaHessian>,
     ) -> Result<std::result::Result<Solution, String>> {
-        let (n, k) = (problem.n, problem.k);
+        let (n, k) = (problem.rows.len(), problem.k);
         check(problem)?;
+        let weights = problem.weights.row(problem.rows.start);
+        if let Some(i) = self.position_not_finite(weights, n * k, DType::F32)? {
+            let (row, col) = (i / k, i % k);
+            return Err(BackendError::NotFinite(format!("weight [{row}, {col}] is not finite")));
+        }
         let diagonal = match problem.hessian {
             Some(hessian) => self.checked_diagonal(hessian)?,
             None => vec![1.0; k],
@@ -75,7 +81,8 @@ impl CudaBackend {
             problem,
             grid: Grid::of(problem.group_size),
             group,
-            weights: Buffer::of(device, problem.weights)?,
+            n,
+            weights,
             scales: Buffer::new(device, 4 * n * groups)?,
             channels: Buffer::new(device, 4 * n)?,
             rows: Buffer::new(device, 4 * n * k)?,
@@ -85,7 +92,7 @@ impl CudaBackend {
         let best = Buffer::new(device, n * k)?;
         rows.codes(Kernel::RoundCodes, &best)?;
         let least = rows.losses(&best)?;
-        let energies = rows.forms(rows.weights.address())?;
+        let energies = rows.forms(rows.weights)?;
         let error_nearest: f64 = doubles(&least, n)?.iter().sum();
         if let Some((factor, order)) = &compensation
             && !rows.compensate(factor, order, &best, &least)?
@@ -131,9 +138,10 @@ impl CudaBackend {
     }
 }
 
-fn check(problem: &Problem<'_, CudaHessian>) -> Result<()> {
-    let (n, k) = (problem.n, problem.k);
-    let fits = n.checked_mul(k) == Some(problem.weights.len())
+fn check(problem: &Problem<'_, CudaWeights, CudaHessian>) -> Result<()> {
+    let (n, k) = (problem.rows.len(), problem.k);
+    let fits = problem.weights.k == k
+        && problem.weights.has(&problem.rows)
         && problem.hessian.is_none_or(|h| h.width == k)
         && problem.group_size.is_none_or(|g| g > 0 && k.is_multiple_of(g))
         && n > 0
@@ -156,7 +164,7 @@ impl Rows<'_> {
     }
 
     fn elements(&self) -> usize {
-        self.problem.n * self.problem.k
+        self.n * self.problem.k
     }
 
     /// Scales by the problem's rule; `importance` is what a squared error of a channel costs.
@@ -170,10 +178,10 @@ impl Rows<'_> {
         let importance = Buffer::of(b.device(), &weights)?;
         let (from, to, stride) = choice.search.map_or((100, 100, 0), |s| (s.from, s.to, s.stride));
         let parameters = ScaleParameters {
-            weights: self.weights.address(),
+            weights: self.weights,
             importance: importance.address(),
             scales: self.scales.address(),
-            n: self.problem.n as i32,
+            n: self.n as i32,
             k: self.problem.k as i32,
             group: self.group as i32,
             low: self.grid.low,
@@ -185,7 +193,7 @@ impl Rows<'_> {
             steep: i32::from(choice.power == ErrorPower::Steep),
             value_type: value_type(choice.dtype)?,
         };
-        let (n, groups) = (self.problem.n, self.groups());
+        let (n, groups) = (self.n, self.groups());
         // SAFETY: all have the problem's sizes.
         unsafe {
             b.calibrate(Kernel::ChooseScales { grouped: self.is_grouped() }, n * groups, parameters)?;
@@ -201,25 +209,25 @@ impl Rows<'_> {
     fn codes(&self, kernel: Kernel, codes: &Buffer) -> Result<()> {
         let channels = if self.is_grouped() { &self.channels } else { &self.scales };
         let parameters = CodeParameters {
-            weights: self.weights.address(),
+            weights: self.weights,
             scales: self.scales.address(),
             channels: channels.address(),
             codes: codes.address(),
             out: self.rows.address(),
-            n: self.problem.n as i32,
+            n: self.n as i32,
             k: self.problem.k as i32,
             group: self.group as i32,
             low: self.grid.low,
             high: self.grid.high,
         };
-        let units = if kernel == Kernel::ChannelScales { self.problem.n } else { self.elements() };
+        let units = if kernel == Kernel::ChannelScales { self.n } else { self.elements() };
         // SAFETY: all have the problem's sizes.
         Ok(unsafe { self.b.calibrate(kernel, units, parameters) }?)
     }
 
     /// `v H v^T` of each row `v` of a matrix, `n` float64.
     fn forms(&self, rows: u64) -> Result<Buffer> {
-        let (n, k) = (self.problem.n, self.problem.k);
+        let (n, k) = (self.n, self.problem.k);
         let out = Buffer::new(self.b.device(), 8 * n)?;
         if let Some(hessian) = self.problem.hessian {
             let whole = Matrix::new(Number::F32, k);
@@ -258,14 +266,14 @@ impl Rows<'_> {
     /// Per group, int8 weights depend on the channel's scale, and so on the largest of the codes that are sought: the scale of
     /// the codes before stands in, and rows are solved once more with the one that was reached.
     fn compensate(&self, factor: &Factor, order: &Buffer, best: &Buffer, least: &Buffer) -> Result<bool> {
-        let (b, n, k) = (self.b, self.problem.n, self.problem.k);
+        let (b, n, k) = (self.b, self.n, self.problem.k);
         let device = b.device();
         let columns = Buffer::new(device, 4 * n * k)?;
         let errors = Buffer::new(device, 4 * n * k)?;
         let column_codes = Buffer::new(device, n * k)?;
         let codes = Buffer::new(device, n * k)?;
         let parameters = ColumnParameters {
-            weights: self.weights.address(),
+            weights: self.weights,
             codes: codes.address(),
             order: order.address(),
             columns: columns.address(),
@@ -358,7 +366,7 @@ impl Rows<'_> {
         scales: &mut [f32],
     ) -> Result<()> {
         self.codes(Kernel::CodeValues, codes)?;
-        let squares = doubles(&self.forms(self.rows.address())?, self.problem.n)?;
+        let squares = doubles(&self.forms(self.rows.address())?, self.n)?;
         for (row, scale) in scales.iter_mut().enumerate() {
             let (s, square) = (f64::from(*scale), squares[row]);
             let mixed = (energies[row] + s * s * square - errors[row]) / (2.0 * s);
