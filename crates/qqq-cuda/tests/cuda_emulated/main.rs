@@ -19,6 +19,7 @@ mod quantized;
 mod uniform;
 
 mod emulated_attention;
+mod emulated_calibrate;
 mod emulated_decoder;
 mod emulated_mistakes;
 mod emulated_products;
@@ -37,6 +38,9 @@ fn main() -> ExitCode {
             tests![
                 emulated_attention::attention_is_that_of_float64,
                 emulated_attention::mistakes_in_attention_are_found,
+                emulated_calibrate::inputs_and_moments,
+                emulated_calibrate::layers_are_solved,
+                emulated_calibrate::mistakes_in_calibration_are_found,
                 emulated_decoder::embeddings_sums_and_largest_elements,
                 emulated_decoder::heads_are_rotated,
                 emulated_decoder::rows_are_those_of_float64,

@@ -1,6 +1,6 @@
 //! Calibration on the GPU: second moments on tensor cores, inputs as attention averages them, and the solver.
 //!
-//! Sums are float32, of inputs in 16 bits: int8 rows are made bfloat16, whose rounding (2^-9 of a value, with either sign) is
+//! Sums are float32, of inputs in 16 bits: int8 rows are made bfloat16, whose rounding (2^-8 of a value at most, with either sign) is
 //! lost in the average over thousands of tokens. Everything runs on the device's stream in the order of the calls, so that two
 //! runs on the same kind of GPU give the same bits.
 

@@ -53,6 +53,13 @@ inline T __ldg(const T* p) {
     return *p;
 }
 
+// Threads take turns.
+inline unsigned atomicMin(unsigned* p, unsigned value) {
+    const unsigned before = *p;
+    if (value < before) *p = value;
+    return before;
+}
+
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 
