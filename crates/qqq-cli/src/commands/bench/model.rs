@@ -36,10 +36,10 @@ pub struct ModelArgs {
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true, value_parser = numbers::count)]
     prompt_tokens: usize,
-    /// New tokens
+    /// Tokens to generate behind the prompt
     #[arg(long, value_name = "N", default_value_t = 128, allow_negative_numbers = true, value_parser = numbers::count)]
     new_tokens: usize,
-    /// Measured runs
+    /// Measured runs, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = numbers::count)]
     repeat: usize,
     #[command(flatten)]
