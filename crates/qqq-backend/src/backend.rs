@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use qqq_formats::{LinearWeight, WeightData};
 
-use crate::{BackendError, BatchPlan, Result};
+use crate::{BackendError, BatchPlan, Result, first_not_finite};
 
 /// What a linear layer takes as its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +158,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn upload(&self, rows: usize, cols: usize, values: Vec<f32>) -> Result<Self::Tensor>;
     /// Waits, and gives the values of a tensor, row-major.
     fn read<'t>(&self, x: &'t Self::Tensor) -> Result<Cow<'t, [f32]>>;
+    /// Waits, and gives the first value of a tensor that is NaN or infinite, with its index in row-major order.
+    fn first_not_finite(&self, x: &Self::Tensor) -> Result<Option<(usize, f32)>> {
+        let values = self.read(x)?;
+        Ok(first_not_finite(&values).map(|i| (i, values[i])))
+    }
     /// Waits, and gives the values of a linear layer's input, row-major; int8 rows at what they stand for.
     fn read_input<'t>(&self, x: &'t Self::Input) -> Result<Cow<'t, [f32]>>;
     /// A parameter vector.

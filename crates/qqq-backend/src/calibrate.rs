@@ -1,6 +1,11 @@
 //! What calibration asks of a device beyond a decoder's operations.
 
-use crate::{AttentionKind, Backend, Result};
+use std::borrow::Cow;
+
+use crate::{
+    AttentionKind, Backend, BackendError, Result,
+    solve::{Problem, Solution},
+};
 
 /// How many rows of a calibration's arrays a device has in work at the same time. Estimates of memory and time are made
 /// of these.
@@ -14,6 +19,9 @@ pub struct Pieces {
     pub gram_rows: usize,
     /// Tokens that pass through gate and up of a quantized MLP at a time.
     pub mlp_tokens: usize,
+    /// Sequences that add to sums of their own at the same time, at most. Results depend on it in their last digits: it is not
+    /// that of a machine, but of a kind of device.
+    pub lanes: usize,
 }
 
 /// A device on which a model can be calibrated: it sums second moments of the inputs of linear layers.
@@ -25,9 +33,13 @@ pub struct Pieces {
 pub trait Calibrate: Backend {
     /// A running sum of `x x^T` over tokens, `K x K`.
     type Gram: Send;
+    /// `2/n sum x x^T` over `n` tokens, `K x K`, full and symmetric.
+    type Hessian: Send + Sync;
 
     /// What is in work at the same time.
     const PIECES: Pieces;
+    /// Whether the device [solves](Self::solve) layers; else that is left to the caller, who reads Hessians.
+    const SOLVES: bool = false;
 
     /// A sum over no tokens.
     fn gram(&self, width: usize) -> Result<Self::Gram>;
@@ -38,11 +50,23 @@ pub trait Calibrate: Backend {
     fn gram_of(&self, width: usize, inputs: &[&Self::Input]) -> Result<Self::Gram>;
     /// Adds another sum.
     fn gram_merge(&self, sum: &mut Self::Gram, part: &Self::Gram) -> Result<()>;
-    /// Waits, and gives `2/n` times the sum, full and symmetric, `K x K` row-major; zeros if there were no tokens.
-    fn hessian(&self, gram: Self::Gram) -> Result<Vec<f32>>;
+    /// `2/n` times the sum; zeros if there were no tokens.
+    fn hessian(&self, gram: Self::Gram) -> Result<Self::Hessian>;
+    /// Adds to a Hessian `share` of another one at equal trace; nothing where the other's trace is 0.
+    fn hessian_add(&self, hessian: &mut Self::Hessian, other: &Self::Hessian, share: f64) -> Result<()>;
+    /// Waits, and gives the values of a Hessian, row-major.
+    fn read_hessian<'h>(&self, hessian: &'h Self::Hessian) -> Result<Cow<'h, [f32]>>;
     /// The rows of `x` (one sequence from its start) as attention averages them: `sum_t p_t x_t` for some queries of every
     /// head, with the probabilities `p` of the queries and keys in `qkv`, which have been rotated.
     fn attended(&self, x: &Self::Input, qkv: &Self::Tensor, kind: &AttentionKind) -> Result<Self::Input>;
+    /// Solves a layer, where [`SOLVES`](Self::SOLVES). What cannot be solved with this damping is the inner error, with the
+    /// reason.
+    ///
+    /// # Errors
+    /// A problem whose parts contradict each other, Hessians that are not finite, and what the device refuses.
+    fn solve(&self, _problem: &Problem<'_, Self::Hessian>) -> Result<std::result::Result<Solution, String>> {
+        Err(BackendError::Unavailable("this device solves no layers".into()))
+    }
     /// Runs `job` for every item: several at the same time where the device has use for that.
     fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync);
 }

@@ -13,6 +13,9 @@ pub enum BackendError {
     /// A kernel path that this machine cannot run, with the way out.
     #[error("{0}")]
     Unavailable(String),
+    /// Numbers that are NaN or infinite where nothing can be computed with them.
+    #[error("{0}")]
+    NotFinite(String),
     /// A step that contradicts itself, or the pool it is to use.
     #[error("{0}")]
     Batch(String),

@@ -50,6 +50,7 @@ pub mod pool;
 pub mod ranking;
 mod shared;
 pub mod simd;
+pub mod solve;
 pub mod team;
 
 pub use backend::{AttentionKind, Backend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm, QueryScale};

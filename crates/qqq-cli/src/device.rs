@@ -7,7 +7,7 @@ use clap::{
     builder::{PossibleValue, StringValueParser, TypedValueParser},
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use qqq_backend::{Backend, CpuBackend, pool};
+use qqq_backend::{Calibrate, CpuBackend, pool};
 use qqq_cuda::{CudaBackend, CudaError, DType, Device};
 use qqq_formats::Checkpoint;
 use qqq_model::{Decoder, names};
@@ -113,13 +113,20 @@ impl DeviceParser {
 /// Runs an expression with a [`Place`] of whatever type the choice of a device for a model comes to.
 macro_rules! on_device {
     ($choice:expr, $spec:expr, $hub:expr, |$place:ident| $job:expr) => {
-        match $crate::device::choose($choice, $spec, $hub)? {
+        $crate::device::on_chosen!($crate::device::choose($choice, $spec, $hub)?, |$place| $job)
+    };
+}
+
+/// Runs an expression with the [`Place`] that a choice came to, of whatever type.
+macro_rules! on_chosen {
+    ($chosen:expr, |$place:ident| $job:expr) => {
+        match $chosen {
             $crate::device::Chosen::Cpu($place) => $job,
             $crate::device::Chosen::Cuda($place) => $job,
         }
     };
 }
-pub(crate) use on_device;
+pub(crate) use {on_chosen, on_device};
 
 /// What a choice comes to.
 pub enum Chosen {
@@ -135,6 +142,26 @@ pub enum Chosen {
 /// # Errors
 /// A GPU was asked for, and there is none that can.
 pub fn choose(choice: Choice, spec: &str, hub: &HubArgs) -> anyhow::Result<Chosen> {
+    choose_by(choice, |device| match model::open(spec, hub) {
+        Ok(checkpoint) => room(device, &checkpoint).map_err(Some),
+        // What is wrong with the model is said where it is loaded.
+        Err(_) => Err(None),
+    })
+}
+
+/// As [`choose`], for work on a model that is open.
+///
+/// # Errors
+/// As [`choose`].
+pub fn choose_for(choice: Choice, checkpoint: &Checkpoint) -> anyhow::Result<Chosen> {
+    choose_by(choice, |_| CudaBackend::check(&checkpoint.config).map_err(|e| Some(e.to_string())))
+}
+
+/// `fits` says why a GPU is not to be taken, if the choice is left to the tool; without a reason nothing is said.
+fn choose_by(
+    choice: Choice,
+    fits: impl FnOnce(&Device) -> Result<(), Option<String>>,
+) -> anyhow::Result<Chosen> {
     match choice {
         Choice::Cpu => Ok(Chosen::Cpu(CpuPlace)),
         Choice::Cuda(number) => {
@@ -145,13 +172,10 @@ pub fn choose(choice: Choice, spec: &str, hub: &HubArgs) -> anyhow::Result<Chose
         }
         Choice::Auto => {
             let reason = match usable(0) {
-                Ok(device) => match model::open(spec, hub) {
-                    Ok(checkpoint) => match room(&device, &checkpoint) {
-                        Ok(()) => return Ok(Chosen::Cuda(CudaPlace(device))),
-                        Err(reason) => reason,
-                    },
-                    // What is wrong with the model is said where it is loaded.
-                    Err(_) => return Ok(Chosen::Cpu(CpuPlace)),
+                Ok(device) => match fits(&device) {
+                    Ok(()) => return Ok(Chosen::Cuda(CudaPlace(device))),
+                    Err(Some(reason)) => reason,
+                    Err(None) => return Ok(Chosen::Cpu(CpuPlace)),
                 },
                 Err(CudaError::NoDriver) => return Ok(Chosen::Cpu(CpuPlace)),
                 Err(error) => error.to_string(),
@@ -216,7 +240,7 @@ fn room(device: &Device, checkpoint: &Checkpoint) -> Result<(), String> {
 /// Where a model is loaded.
 pub trait Place {
     /// What computes there.
-    type Backend: Backend;
+    type Backend: Calibrate;
 
     /// What computes a model there.
     ///

@@ -7,6 +7,7 @@ use qqq_backend::pool;
 use crate::DType;
 use crate::ceilings;
 use crate::decoder::attention::{AttentionConfig, AttentionKernel};
+use crate::decoder::calibrate::kernels::CalibrationKernel;
 use crate::decoder::rows::RowConfig;
 use crate::decoder::steps::StepKernel;
 use crate::gemm::prepack::{self, Direction};
@@ -80,6 +81,8 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
         }
         let steps = StepKernel::all().into_iter();
         kernels.extend(steps.map(|s| ArchivedKernel::new(s.source(), arch, 0)));
+        let calibration = CalibrationKernel::all().into_iter();
+        kernels.extend(calibration.map(|c| ArchivedKernel::new(c.source(), arch, 0)));
         let ceilings = ceilings::sources(arch).into_iter();
         kernels.extend(ceilings.map(|(source, shared)| ArchivedKernel::new(source, arch, shared)));
     }

@@ -39,9 +39,8 @@ impl<B: Backend> Decoder<B> {
             plan.push(piece, start, &pages);
             let last = self.blocks.len() - 1;
             let look = |rows: &B::Tensor, module: &dyn Fn() -> String| {
-                let first = first_not_finite(&backend.read(rows)?);
-                let place = |first| NotFinite { module: module(), position: start + first / hidden };
-                Ok::<_, ModelError>(first.map(place))
+                let place = |(first, _)| NotFinite { module: module(), position: start + first / hidden };
+                Ok::<_, ModelError>(backend.first_not_finite(rows)?.map(place))
             };
             let mut found = None;
             runner.watched_step(&plan, &mut |layer, site, flow| {

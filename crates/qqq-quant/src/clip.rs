@@ -4,25 +4,10 @@ pub mod integer;
 
 use qqq_backend::simd::{SimdLevel, multiversion};
 
+pub use qqq_backend::solve::Grid;
+use qqq_backend::solve::ScaleSearch;
+
 use crate::{Clip, solve::ScaleDType};
-
-/// A grid of codes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Grid {
-    /// Least code of the grid, a whole number.
-    pub low: f32,
-    /// Largest code of the grid, a whole number.
-    pub high: f32,
-    /// The unclipped scale is the largest |weight| over this.
-    pub reach: f32,
-}
-
-impl Grid {
-    /// Per channel: codes -7..=7, scale max|w| / 7.
-    pub const CHANNEL: Grid = Grid { low: -7.0, high: 7.0, reach: 7.0 };
-    /// Per group: codes -8..=7, scale 2 max|w| / 15 (both ends half a step short).
-    pub const GROUP: Grid = Grid { low: -8.0, high: 7.0, reach: 7.5 };
-}
 
 /// Exponent of the weight error of [`Clip::Weight`], as in GPTQ's `mse` option.
 const WEIGHT_NORM: f32 = 2.4;
@@ -85,16 +70,19 @@ fn largest(w: &[f32], live: &[f32]) -> f32 {
     lanes.into_iter().fold(0.0, f32::max)
 }
 
-/// The ratio to the unclipped scale that has the least error: a coarse pass over the range, then the steps between the
-/// neighbours of its best. 1 is always among the candidates, and wins ties.
-fn ratio(w: &[f32], importance: &[f32], full: f32, grid: Grid, clip: Clip) -> f32 {
-    // In hundredths: the first and last ratio, and the stride of the coarse pass.
-    let (from, to, stride) = match clip {
-        Clip::None => return 1.0,
+/// The ratios that are tried.
+pub(crate) fn search(clip: Clip) -> Option<ScaleSearch> {
+    match clip {
+        Clip::None => None,
         // GPTQ's range: a hundred steps, shrunk by at most 0.8.
-        Clip::Weight => (100, 20, 4),
-        Clip::Output => (110, 40, 5),
-    };
+        Clip::Weight => Some(ScaleSearch { from: 100, to: 20, stride: 4 }),
+        Clip::Output => Some(ScaleSearch { from: 110, to: 40, stride: 5 }),
+    }
+}
+
+/// The ratio to the unclipped scale that has the least error, by a [`ScaleSearch`].
+fn ratio(w: &[f32], importance: &[f32], full: f32, grid: Grid, clip: Clip) -> f32 {
+    let Some(ScaleSearch { from, to, stride }) = search(clip) else { return 1.0 };
     let mut best = (1.0, error(w, importance, full, grid, clip));
     let mut centre = 100;
     let mut consider = |hundredths: i32| {

@@ -9,11 +9,7 @@ use qqq_backend::{Pieces, pool::num_threads};
 use qqq_formats::{Checkpoint, ModelConfig};
 use qqq_model::{Site, block::head_layout, names};
 
-use crate::{
-    Propagation, Recipe, Transform, ValueHessian, self_samples,
-    solve::ROWS_PER_TASK,
-    windows::{self, MAX_LANES},
-};
+use crate::{Propagation, Recipe, Transform, ValueHessian, self_samples, solve::ROWS_PER_TASK, windows};
 
 /// Program, tokenizer, thread stacks.
 const BASE: f64 = 70e6;
@@ -257,7 +253,7 @@ impl<'a> Model<'a> {
         .flatten()
         .map(|linear| linear.in_features(self.config))
         .collect();
-        let lanes = windows::lanes(&widths);
+        let lanes = windows::lanes(&widths, self.pieces.lanes);
         let hessians: f64 = widths.iter().map(|&k| 4.0 * (k * k) as f64).sum();
         let each = self.attention() + self.window * 4.0 * (3.0 * self.inner + 2.0 * self.hidden);
         Phase {
@@ -274,7 +270,7 @@ impl<'a> Model<'a> {
         let queries = (self.config.num_heads * self.pieces.attended_queries) as f64;
         let weights = (self.config.num_heads * self.pieces.probability_queries) as f64 * self.window * 4.0;
         let each = self.attention() + 5.0 * self.window * self.hidden + 4.0 * queries * self.hidden + weights;
-        let lanes = windows::lanes(&[self.config.hidden_size]);
+        let lanes = windows::lanes(&[self.config.hidden_size], self.pieces.lanes);
         let hessians = 1 + lanes.min(self.recipe.calibration.windows);
         Phase {
             name: "calibrating v",
@@ -298,13 +294,13 @@ impl<'a> Model<'a> {
             Phase {
                 name: "calibrating o",
                 arrays: self.always + kept + packed / 4.0 + waiting(Site::O),
-                besides: self.passes(MAX_LANES, self.attention()),
+                besides: self.passes(self.pieces.lanes, self.attention()),
             },
             Phase {
                 name: "calibrating down",
                 arrays: self.always + self.tokens * self.inner + packed / 2.0 + waiting(Site::Down),
                 besides: self.passes(
-                    MAX_LANES,
+                    self.pieces.lanes,
                     (self.pieces.mlp_tokens as f64).min(self.window) * 4.0 * 3.0 * self.inner,
                 ),
             },

@@ -25,7 +25,7 @@ use crate::{
     rotations::Rotations,
     smooth::SearchOptions,
     smooth_sites::SmoothContext,
-    solve::{ScaleDType, SolveOptions, solve},
+    solve::{ScaleDType, SolveOptions, solve_on},
     value_hessian::value_hessian,
     windows::{Surroundings, Window, Windows, Workshop},
     work::Work,
@@ -242,7 +242,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         index: usize,
         site: Site,
         layer: &FloatLinear,
-        inputs: &[f32],
+        inputs: &B::Hessian,
         averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<B::Gram>,
     ) -> Result<QuantizedWeight> {
         if site != Site::Qkv || !self.attends() {
@@ -282,13 +282,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
         Ok(result)
     }
 
-    /// Solves a layer, or several that share their input, for a Hessian (`k x k`), or without one.
+    /// Solves a layer, or several that share their input, for a Hessian, or without one.
     fn solve(
         &mut self,
         index: usize,
         module: &str,
         layer: Rows<'_>,
-        hessian: Option<&[f32]>,
+        hessian: Option<&B::Hessian>,
     ) -> Result<QuantizedWeight> {
         let clock = Instant::now();
         let Rows { n, k, weight } = layer;
@@ -303,7 +303,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             damping: self.recipe.damping,
             scale_dtype: self.scale_dtype,
         };
-        let solved = solve(&name, weight, n, k, hessian, &options)?;
+        let solved = solve_on(self.around.backend, &name, weight, (n, k), hessian, &options)?;
         if solved.damping > self.recipe.damping * 1.000_001 {
             self.work.warn(format!(
                 "{name}: the Hessian is not positive definite at damping {}; {} was used",

@@ -7,14 +7,23 @@ mod factor;
 mod rows;
 
 use half::{bf16, f16};
-use qqq_backend::{first_not_finite, pool::parallel_each_mut};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_backend::{
+    BackendError, Calibrate, first_not_finite,
+    pool::parallel_each_mut,
+    solve::{Compensation, ErrorPower, Problem, ScaleChoice, Solution},
+};
+use qqq_formats::{DType, QuantizedWeight, Scales};
 
-use crate::{Clip, GroupScales, QuantError, Result, clip::Grid};
+use crate::{
+    Clip, GroupScales, QuantError, Result,
+    clip::{self, Grid},
+};
 use factor::Factor;
 pub(crate) use rows::ROWS_PER_TASK;
 use rows::{RowSolution, Task};
 
+/// Why compensation fails where it does not overflow in the factor.
+const OVERFLOW: &str = "the compensated weights overflow";
 /// Factor between a damping and the next one to try.
 const DAMPING_STEP: f64 = 10.0;
 /// Damping beyond this would drown the Hessian.
@@ -63,6 +72,24 @@ pub struct SolveOptions {
     pub damping: f64,
     /// Precision of stored scales.
     pub scale_dtype: ScaleDType,
+}
+
+impl SolveOptions {
+    /// How scales are chosen, in the words of a device.
+    fn scale_choice(&self) -> ScaleChoice {
+        ScaleChoice {
+            search: clip::search(self.clip),
+            power: if self.clip == Clip::Weight { ErrorPower::Steep } else { ErrorPower::Square },
+            weighted: self.clip == Clip::Output,
+            integer: self.group_size.is_some() && self.group_scales == GroupScales::Integer,
+            dtype: match self.scale_dtype {
+                ScaleDType::F32 => DType::F32,
+                ScaleDType::F16 => DType::F16,
+                ScaleDType::BF16 => DType::BF16,
+            },
+            fit: self.clip == Clip::Output && self.group_size.is_none(),
+        }
+    }
 }
 
 impl Default for SolveOptions {
@@ -124,28 +151,73 @@ pub fn solve(
         None => vec![1.0; k],
     };
     let dead_channels = diagonal.iter().filter(|d| **d == 0.0).count();
+    with_damping(layer, options, |damping| {
+        let factor = match (options.compensate, hessian) {
+            (true, Some(hessian)) => match Factor::new(hessian, &diagonal, damping, options.act_order) {
+                Ok(factor) => Some(factor),
+                Err(reason) => return Ok(Err(reason)),
+            },
+            (true, None) => return Err(no_hessian(layer)),
+            (false, _) => None,
+        };
+        let task = Task { weights, k, hessian, diagonal: &diagonal, factor: factor.as_ref(), options };
+        Ok(match solve_rows(&task, n) {
+            Some(rows) => Ok(assemble(rows, n, k, damping, dead_channels, options)),
+            None => Err(OVERFLOW.to_owned()),
+        })
+    })
+}
+
+/// As [`solve`], on a device where that can; `hessian` is the device's.
+///
+/// # Errors
+/// As [`solve`]; those of the device.
+pub fn solve_on<B: Calibrate>(
+    b: &B,
+    layer: &str,
+    weights: &[f32],
+    (n, k): (usize, usize),
+    hessian: Option<&B::Hessian>,
+    options: &SolveOptions,
+) -> Result<Solved> {
+    check(layer, weights, n, k, options)?;
+    if options.compensate && hessian.is_none() {
+        return Err(no_hessian(layer));
+    }
+    if !B::SOLVES {
+        let hessian = hessian.map(|h| b.read_hessian(h)).transpose()?;
+        return solve(layer, weights, n, k, hessian.as_deref(), options);
+    }
+    let mut problem = Problem {
+        n,
+        k,
+        weights,
+        hessian,
+        group_size: options.group_size,
+        scales: options.scale_choice(),
+        compensation: None,
+    };
+    with_damping(layer, options, |damping| {
+        let compensation = Compensation { damping, act_order: options.act_order };
+        problem.compensation = options.compensate.then_some(compensation);
+        let outcome = b.solve(&problem).map_err(|e| match e {
+            BackendError::NotFinite(reason) => not_finite(layer, reason),
+            e => e.into(),
+        })?;
+        Ok(outcome.map(|solution| of_solution(solution, (n, k), damping, options)))
+    })
+}
+
+/// Tries ever larger dampings until one can be solved with: the inner error says why one cannot.
+fn with_damping(
+    layer: &str,
+    options: &SolveOptions,
+    mut attempt: impl FnMut(f64) -> Result<std::result::Result<Solved, String>>,
+) -> Result<Solved> {
     let mut damping = options.damping;
     loop {
-        let factor = match (options.compensate, hessian) {
-            (true, Some(hessian)) => Factor::new(hessian, &diagonal, damping, options.act_order).map(Some),
-            (true, None) => {
-                return Err(QuantError::Recipe(format!(
-                    "{layer}: compensation takes a Hessian, and there is none"
-                )));
-            }
-            (false, _) => Ok(None),
-        };
-        let reason = match factor {
-            Ok(factor) => {
-                let task =
-                    Task { weights, k, hessian, diagonal: &diagonal, factor: factor.as_ref(), options };
-                match solve_rows(&task, n) {
-                    Some(rows) => {
-                        return finished(layer, assemble(rows, n, k, damping, dead_channels, options));
-                    }
-                    None => "the compensated weights overflow".to_owned(),
-                }
-            }
+        let reason = match attempt(damping)? {
+            Ok(solved) => return finished(layer, solved),
             Err(reason) => reason,
         };
         let next = (damping * DAMPING_STEP).max(LEAST_DAMPING);
@@ -154,13 +226,42 @@ pub fn solve(
                 layer,
                 format!(
                     "{reason}, even with {damping} of the mean diagonal added to the Hessian; \
-                 use more calibration data, or round to nearest"
+                     use more calibration data, or round to nearest"
                 ),
             ));
         }
         tracing::debug!(layer, damping, next, reason, "raising the damping");
         damping = next;
     }
+}
+
+/// What a device found, with the scales as a checkpoint has them.
+fn of_solution(solution: Solution, (n, k): (usize, usize), damping: f64, options: &SolveOptions) -> Solved {
+    let Solution { codes, scales, energy, error_nearest, error, dead_channels } = solution;
+    let scales = match options.group_size {
+        None => Scales::PerChannel(scales),
+        Some(group) => Scales::from_effective(&codes, n, k, group, &scales),
+    };
+    Solved {
+        weight: QuantizedWeight { out_features: n, in_features: k, codes, scales },
+        loss_nearest: relative(error_nearest, energy),
+        loss: relative(error, energy),
+        damping,
+        dead_channels,
+    }
+}
+
+/// An error as a share of the output's energy.
+fn relative(error: f64, energy: f64) -> f64 {
+    match energy {
+        0.0 => 0.0,
+        _ if energy.is_finite() => error / energy,
+        _ => f64::NAN,
+    }
+}
+
+fn no_hessian(layer: &str) -> QuantError {
+    QuantError::Recipe(format!("{layer}: compensation takes a Hessian, and there is none"))
 }
 
 fn numerics(layer: &str, reason: String) -> QuantError {
@@ -292,15 +393,10 @@ fn assemble(
         None => Scales::PerChannel(channels),
         Some(group_size) => Scales::PerGroup { group_size, channel: channels, group: groups },
     };
-    let relative = |error: f64| match energy {
-        0.0 => 0.0,
-        _ if energy.is_finite() => error / energy,
-        _ => f64::NAN,
-    };
     Solved {
         weight: QuantizedWeight { out_features: n, in_features: k, codes, scales },
-        loss_nearest: relative(nearest),
-        loss: relative(result),
+        loss_nearest: relative(nearest, energy),
+        loss: relative(result, energy),
         damping,
         dead_channels,
     }

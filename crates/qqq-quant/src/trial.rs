@@ -51,7 +51,7 @@ impl Slowness {
         Ok(Self {
             int8: median(|| multiply(b, &input, &quantized, &mut output))? * rate::INT8 / product,
             moments: median(|| {
-                std::hint::black_box(b.hessian(b.gram_of(WIDTH, &[&input])?)?);
+                std::hint::black_box(b.read_hessian(&b.hessian(b.gram_of(WIDTH, &[&input])?)?)?);
                 Ok(())
             })? * rate::RANK_K
                 / (width * width * tokens),

@@ -8,23 +8,14 @@ use crate::Result;
 /// attends to.
 const INPUT_SHARE: f64 = 0.3;
 
-/// The Hessian of the value projection, full: that of the averages, plus a share of that of the `inputs` (full, `K x K`) at
-/// equal trace.
+/// The Hessian of the value projection: that of the averages, plus a share of that of the `inputs` at equal trace.
 ///
 /// # Errors
-/// Those of the backend.
-///
-/// # Panics
-/// If the widths differ.
-pub fn value_hessian<B: Calibrate>(b: &B, averages: B::Gram, inputs: &[f32]) -> Result<Vec<f32>> {
-    let mut sum = b.hessian(averages)?;
-    assert_eq!(sum.len(), inputs.len(), "widths of the Hessians");
-    let width = inputs.len().isqrt();
-    let trace = |h: &[f32]| h.iter().step_by(width + 1).map(|&d| f64::from(d)).sum::<f64>();
-    let (of_z, of_x) = (trace(&sum), trace(inputs));
-    let factor = if of_x > 0.0 { INPUT_SHARE * of_z / of_x } else { 0.0 };
-    sum.iter_mut().zip(inputs).for_each(|(z, x)| *z = (f64::from(*z) + factor * f64::from(*x)) as f32);
-    Ok(sum)
+/// Those of the backend, and Hessians of different widths.
+pub fn value_hessian<B: Calibrate>(b: &B, averages: B::Gram, inputs: &B::Hessian) -> Result<B::Hessian> {
+    let mut hessian = b.hessian(averages)?;
+    b.hessian_add(&mut hessian, inputs, INPUT_SHARE)?;
+    Ok(hessian)
 }
 
 #[cfg(test)]
@@ -69,8 +60,9 @@ mod tests {
         let (of_x, of_z) = (b.gram_of(k, &[&x]).unwrap(), b.gram_of(k, &[&z]).unwrap());
         let z = b.read_input(&z).unwrap();
         let weight = random(n * k, 5);
-        let error = |h: &[f32]| {
-            let solved = solve("v", &weight, n, k, Some(h), &SolveOptions::default()).unwrap().weight;
+        let error = |h: &<CpuBackend as Calibrate>::Hessian| {
+            let h = b.read_hessian(h).unwrap();
+            let solved = solve("v", &weight, n, k, Some(&h), &SolveOptions::default()).unwrap().weight;
             let value = |row: usize, j: usize| {
                 f64::from(solved.codes[row * k + j]) * f64::from(solved.channel_scales()[row])
             };
@@ -91,10 +83,12 @@ mod tests {
         let b = CpuBackend::default();
         let gram = |rows: usize, seed| b.gram_of(6, &[&input(&b, 6, random(rows * 6, seed))]).unwrap();
         let hessian = |gram| b.hessian(gram).unwrap();
-        let trace = |h: &[f32]| h.iter().step_by(7).map(|&d| f64::from(d)).sum::<f64>();
+        let values = |h: &_| b.read_hessian(h).unwrap().into_owned();
+        let trace = |h: &_| values(h).iter().step_by(7).map(|&d| f64::from(d)).sum::<f64>();
         let (z, x) = (hessian(gram(40, 6)), hessian(gram(90, 7)));
         let ratio = trace(&value_hessian(&b, gram(40, 6), &x).unwrap()) / trace(&z);
         assert!((ratio - 1.0 - INPUT_SHARE).abs() < 1e-6, "{ratio}");
-        assert_eq!(value_hessian(&b, gram(40, 6), &[0.0; 36]).unwrap(), z);
+        let nothing = hessian(b.gram(6).unwrap());
+        assert_eq!(values(&value_hessian(&b, gram(40, 6), &nothing).unwrap()), values(&z));
     }
 }

@@ -7,7 +7,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use qqq_backend::{BatchPlan, Calibrate, KvDType, KvLayout, first_not_finite, pages_for};
+use qqq_backend::{BatchPlan, Calibrate, KvLayout, pages_for};
 use qqq_formats::ModelConfig;
 use qqq_model::{
     Block, Site, Sites,
@@ -19,7 +19,6 @@ use crate::{QuantError, Result};
 /// Memory that the sums of all lanes may take, unless even [`MIN_LANES`] need more.
 const SUM_BYTES: usize = 256 << 20;
 const MIN_LANES: usize = 4;
-pub(crate) const MAX_LANES: usize = 8;
 
 /// Share of a stage's progress that its forward pass makes; the sum is the rest.
 const FORWARD_SHARE: f64 = 0.7;
@@ -83,7 +82,7 @@ impl<'a, B: Calibrate> Surroundings<'a, B> {
             num_layers: 1,
             num_kv_heads: heads.num_kv_heads,
             head_dim: heads.head_dim,
-            dtype: KvDType::F32,
+            dtype: self.backend.finest_kv(),
         };
         Ok(Workshop {
             scratch: Scratch::new(self.backend, self.config, tokens)?,
@@ -258,7 +257,7 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         let total = self.windows.len();
         let mut sums: Vec<Vec<B::Gram>> = Vec::new();
         let mut done = 0;
-        for wave in self.windows.chunks_mut(lanes(widths)) {
+        for wave in self.windows.chunks_mut(lanes(widths, B::PIECES.lanes)) {
             let mut of_lanes = sums.into_iter();
             let mut lanes = Vec::with_capacity(wave.len());
             for window in wave {
@@ -288,21 +287,19 @@ impl<'a, B: Calibrate> Windows<'a, B> {
     }
 }
 
-/// Lanes for sums of these widths; must not depend on the machine.
-pub(crate) fn lanes(widths: &[usize]) -> usize {
+/// Lanes for sums of these widths on a device that takes `most` at once; must not depend on the machine.
+pub(crate) fn lanes(widths: &[usize], most: usize) -> usize {
     let bytes: usize = widths.iter().map(|k| 4 * k * k).sum();
-    (SUM_BYTES / bytes.max(1)).clamp(MIN_LANES, MAX_LANES)
+    (SUM_BYTES / bytes.max(1)).clamp(MIN_LANES.min(most), most)
 }
 
 fn check<B: Calibrate>(b: &B, name: &str, config: &ModelConfig, flow: &Flow<B>) -> Result<()> {
-    let values = b.read(&flow.residual)?;
-    let Some(first) = first_not_finite(&values) else { return Ok(()) };
+    let Some((first, value)) = b.first_not_finite(&flow.residual)? else { return Ok(()) };
     Err(QuantError::NotFinite {
         layer: name.to_owned(),
         reason: format!(
-            "the hidden states of the calibration tokens become {} here (token {} of a window); the model's weights are \
+            "the hidden states of the calibration tokens become {value} here (token {} of a window); the model's weights are \
              damaged or overflow on this text",
-            values[first],
             first / config.hidden_size
         ),
     })

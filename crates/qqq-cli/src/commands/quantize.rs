@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use qqq_backend::CpuBackend;
 use qqq_backend::pool;
 use qqq_model::Tokenizer;
 use qqq_quant::{
@@ -17,7 +16,7 @@ use serde::Serialize;
 use super::recipe::{AmountArgs, RecipeArgs};
 use crate::{
     console::Console,
-    device::CpuArgs,
+    device::{self, DeviceArgs, Place, on_chosen},
     errors::{bad_input, bad_input_hint},
     files::{self, Reserved},
     format,
@@ -66,7 +65,7 @@ pub struct QuantizeArgs {
     #[command(flatten)]
     amount: AmountArgs,
     #[command(flatten)]
-    device: CpuArgs,
+    device: DeviceArgs,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -103,8 +102,10 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
     steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
     let text = CalibrationText { source: &source, options: Some(&read) };
-    let report =
-        qqq_quant::quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?;
+    let report = on_chosen!(device::choose_for(args.device.device, &checkpoint)?, |place| {
+        let backend = place.backend(&checkpoint)?;
+        qqq_quant::quantize(&backend, &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?
+    });
     drop(steps);
     if let Some(place) = &report_place {
         write_report(place.path(), &report)?;

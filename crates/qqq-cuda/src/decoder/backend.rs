@@ -104,7 +104,7 @@ impl CudaBackend {
         Ok(unsafe { self.launch(&*self.row_kernel(config)?, (ctas, threads, 0), &mut parameters) }?)
     }
 
-    fn expect(&self, x: &CudaTensor, dtype: DType, what: &str) -> Result<()> {
+    pub(super) fn expect(&self, x: &CudaTensor, dtype: DType, what: &str) -> Result<()> {
         if x.dtype == dtype {
             return Ok(());
         }
@@ -151,6 +151,10 @@ impl Backend for CudaBackend {
 
     fn read<'t>(&self, x: &'t CudaTensor) -> Result<Cow<'t, [f32]>> {
         Ok(Cow::Owned(x.read()?))
+    }
+
+    fn first_not_finite(&self, x: &CudaTensor) -> Result<Option<(usize, f32)>> {
+        self.tensor_not_finite(x)
     }
 
     fn read_input<'t>(&self, x: &'t CudaInput) -> Result<Cow<'t, [f32]>> {
@@ -606,7 +610,7 @@ fn check_rows(qkv: &CudaTensor, width: usize, batch: &CudaBatch) -> Result<()> {
 }
 
 /// Copies bytes on the device, in the stream's order.
-fn copy(b: &CudaBackend, from: u64, to: u64, bytes: usize) -> crate::Result<()> {
+pub(super) fn copy(b: &CudaBackend, from: u64, to: u64, bytes: usize) -> crate::Result<()> {
     if bytes == 0 {
         return Ok(());
     }

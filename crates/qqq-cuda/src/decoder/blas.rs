@@ -1,4 +1,4 @@
-//! Products of 16-bit weights, by cuBLASLt.
+//! Products of floats, by cuBLASLt.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -28,26 +28,82 @@ unsafe impl Send for Blas {}
 // SAFETY: as above.
 unsafe impl Sync for Blas {}
 
-/// `y = x W^T + bias`: `x` is `m x k`, `W` `n x k`, both of the 16-bit type, `y` `m x n`.
+/// Types of a product's matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Number {
+    F16,
+    BF16,
+    F32,
+    F64,
+}
+
+impl From<DType> for Number {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F16 => Number::F16,
+            DType::BF16 => Number::BF16,
+            _ => Number::F32,
+        }
+    }
+}
+
+/// A matrix in the library's words: column-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Matrix {
+    pub(super) number: Number,
+    /// Elements between two columns.
+    pub(super) pitch: usize,
+    /// Whether its transpose is multiplied.
+    pub(super) transposed: bool,
+}
+
+impl Matrix {
+    /// Multiplied as it is.
+    pub(super) fn new(number: Number, pitch: usize) -> Self {
+        Self { number, pitch, transposed: false }
+    }
+
+    /// Multiplied as its transpose.
+    pub(super) fn transposed(number: Number, pitch: usize) -> Self {
+        Self { number, pitch, transposed: true }
+    }
+}
+
+/// `D = alpha A B + beta C`, `m x n`, over `k`; sums in float32, or float64 where D has that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Product {
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) k: usize,
-    pub(super) half: DType,
-    /// F32, or the 16-bit type.
-    pub(super) output: DType,
-    /// Whether there is a bias, of the output's type.
+    pub(super) a: Matrix,
+    pub(super) b: Matrix,
+    /// C, of the type of D.
+    pub(super) c: Matrix,
+    pub(super) d: Matrix,
+    /// Whether one value a row of D is added, of D's type.
     pub(super) bias: bool,
 }
 
-/// Addresses of a product's operands.
+impl Product {
+    /// `y = x W^T + bias`: `x` is `m x k`, `W` `n x k`, both of the 16-bit type, `y` `m x n`, all row-major. The weights come
+    /// first: what is row-major is the library's transpose.
+    pub(super) fn linear((m, n, k): (usize, usize, usize), half: DType, output: DType, bias: bool) -> Self {
+        let y = Matrix::new(output.into(), n);
+        let (w, x) = (Matrix::transposed(half.into(), k), Matrix::new(half.into(), k));
+        Self { m: n, n: m, k, a: w, b: x, c: y, d: y, bias }
+    }
+}
+
+/// Addresses of a product's operands, and the factors.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operands {
-    pub(super) x: u64,
-    pub(super) weights: u64,
+    pub(super) a: u64,
+    pub(super) b: u64,
+    pub(super) c: u64,
+    pub(super) d: u64,
     pub(super) bias: u64,
-    pub(super) y: u64,
+    pub(super) alpha: f64,
+    pub(super) beta: f64,
 }
 
 impl Blas {
@@ -78,23 +134,28 @@ impl Blas {
         let p = Description::new(product)?;
         self.stream.context().bind_to_thread().map_err(crate::error::driver("a product by cuBLASLt"))?;
         let algorithm = self.algorithm(product, &p, o)?;
-        let (one, zero) = (1.0f32, 0.0f32);
+        let single = [o.alpha as f32, o.beta as f32];
+        let double = [o.alpha, o.beta];
+        let factors: [*const c_void; 2] = match product.d.number {
+            Number::F64 => [0, 1].map(|i| (&raw const double[i]).cast()),
+            _ => [0, 1].map(|i| (&raw const single[i]).cast()),
+        };
         p.set_bias(o.bias)?;
         // SAFETY: the description is that of the operands, which the caller vouches for; the rest lives until the call returns.
         unsafe {
             result::matmul(
                 self.handle,
                 p.operation,
-                (&raw const one).cast(),
-                (&raw const zero).cast(),
-                o.weights as *const c_void,
-                p.weights,
-                o.x as *const c_void,
-                p.x,
-                o.y as *const c_void,
-                p.y,
-                o.y as *mut c_void,
-                p.y,
+                factors[0],
+                factors[1],
+                o.a as *const c_void,
+                p.a,
+                o.b as *const c_void,
+                p.b,
+                o.c as *const c_void,
+                p.c,
+                o.d as *mut c_void,
+                p.d,
                 &raw const algorithm,
                 self.workspace.address() as *mut c_void,
                 WORKSPACE_BYTES,
@@ -126,15 +187,7 @@ impl Blas {
                 size_of::<usize>(),
             )
             .and_then(|()| {
-                result::get_matmul_algo_heuristic(
-                    self.handle,
-                    p.operation,
-                    p.weights,
-                    p.x,
-                    p.y,
-                    p.y,
-                    preference,
-                )
+                result::get_matmul_algo_heuristic(self.handle, p.operation, p.a, p.b, p.c, p.d, preference)
             })
         };
         // SAFETY: created above.
@@ -154,42 +207,58 @@ impl Drop for Blas {
     }
 }
 
-/// A product in the library's words: column-major, `y^T (n x m) = W (n x k, stored as its transpose) x^T (k x m)`.
+/// A product in the library's handles.
 struct Description {
     operation: sys::cublasLtMatmulDesc_t,
-    weights: sys::cublasLtMatrixLayout_t,
-    x: sys::cublasLtMatrixLayout_t,
-    y: sys::cublasLtMatrixLayout_t,
+    a: sys::cublasLtMatrixLayout_t,
+    b: sys::cublasLtMatrixLayout_t,
+    c: sys::cublasLtMatrixLayout_t,
+    d: sys::cublasLtMatrixLayout_t,
 }
 
 impl Description {
     fn new(product: &Product) -> Result<Self> {
-        let Product { m, n, k, half, output, bias } = *product;
-        let type_of = |dtype| match dtype {
-            DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
-            DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
-            _ => sys::cudaDataType_t::CUDA_R_32F,
+        let Product { m, n, k, a, b, c, d, bias } = *product;
+        let type_of = |number| match number {
+            Number::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            Number::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
+            Number::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            Number::F64 => sys::cudaDataType_t::CUDA_R_64F,
         };
-        let layout = |dtype, rows: usize, cols: usize| {
-            result::create_matrix_layout(type_of(dtype), rows as u64, cols as u64, rows as i64)
-                .map_err(refused)
+        let layout = |matrix: Matrix, rows: usize, cols: usize| {
+            let (rows, cols) = if matrix.transposed { (cols, rows) } else { (rows, cols) };
+            result::create_matrix_layout(
+                type_of(matrix.number),
+                rows as u64,
+                cols as u64,
+                matrix.pitch as i64,
+            )
+            .map_err(refused)
         };
-        let operation = result::create_matmul_desc(
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cudaDataType_t::CUDA_R_32F,
-        )
-        .map_err(refused)?;
-        let (weights, x, y) = (layout(half, k, n)?, layout(half, k, m)?, layout(output, n, m)?);
-        let made = Self { operation, weights, x, y };
+        let (compute, scale) = match d.number {
+            Number::F64 => (sys::cublasComputeType_t::CUBLAS_COMPUTE_64F, sys::cudaDataType_t::CUDA_R_64F),
+            _ => (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F),
+        };
+        let operation = result::create_matmul_desc(compute, scale).map_err(refused)?;
+        let made = Self {
+            operation,
+            a: layout(a, m, k)?,
+            b: layout(b, k, n)?,
+            c: layout(c, m, n)?,
+            d: layout(d, m, n)?,
+        };
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let transposed = 1i32;
-        made.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
+        for (matrix, attribute) in
+            [(a, Attribute::CUBLASLT_MATMUL_DESC_TRANSA), (b, Attribute::CUBLASLT_MATMUL_DESC_TRANSB)]
+        {
+            made.set(attribute, &i32::from(matrix.transposed))?;
+        }
         if bias {
             made.set(
                 Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE,
                 &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
             )?;
-            made.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type_of(output))?;
+            made.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type_of(d.number))?;
         }
         Ok(made)
     }
@@ -221,9 +290,10 @@ impl Drop for Description {
         let all = unsafe {
             [
                 result::destroy_matmul_desc(self.operation),
-                result::destroy_matrix_layout(self.weights),
-                result::destroy_matrix_layout(self.x),
-                result::destroy_matrix_layout(self.y),
+                result::destroy_matrix_layout(self.a),
+                result::destroy_matrix_layout(self.b),
+                result::destroy_matrix_layout(self.c),
+                result::destroy_matrix_layout(self.d),
             ]
         };
         for error in all.into_iter().filter_map(|r| r.err()) {

@@ -142,12 +142,15 @@ impl CudaLinear {
                 }
             }
             Weights::Half { values, bias } => {
-                let product = Product { m, n, k, half: x.half, output: self.output, bias: bias.is_some() };
+                let product = Product::linear((m, n, k), x.half, self.output, bias.is_some());
                 let operands = Operands {
-                    x: x.buffer.address(),
-                    weights: values.address(),
+                    a: values.address(),
+                    b: x.buffer.address(),
+                    c: out.address(),
+                    d: out.address(),
                     bias: bias.as_ref().map_or(0, Buffer::address),
-                    y: out.address(),
+                    alpha: 1.0,
+                    beta: 0.0,
                 };
                 if m > 0 {
                     // SAFETY: the operands have these sizes.

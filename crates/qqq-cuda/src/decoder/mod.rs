@@ -7,6 +7,7 @@ pub mod attention;
 mod backend;
 mod batch;
 mod blas;
+pub mod calibrate;
 mod kv_pool;
 mod linear;
 mod memory;
@@ -24,6 +25,7 @@ use qqq_formats::ModelConfig;
 
 use self::attention::{AttentionConfig, AttentionKernel};
 use self::blas::Blas;
+use self::calibrate::kernels::CalibrationKernel;
 use self::memory::Buffer;
 use self::rows::RowConfig;
 use self::steps::StepKernel;
@@ -54,6 +56,9 @@ struct Shared {
     rows: Mutex<HashMap<RowConfig, Arc<Kernel>>>,
     attention: Mutex<HashMap<(AttentionConfig, AttentionKernel), Arc<Kernel>>>,
     steps: Mutex<HashMap<StepKernel, Arc<Kernel>>>,
+    calibration: Mutex<HashMap<CalibrationKernel, Arc<Kernel>>>,
+    /// int8 inputs in 16 bits.
+    widened: Mutex<Buffer>,
     /// Of products: zero between two of them.
     workspace: Mutex<Option<CudaSlice<u8>>>,
     /// Parts of attention's results, then their statistics.
@@ -80,6 +85,8 @@ impl CudaBackend {
             rows: Mutex::default(),
             attention: Mutex::default(),
             steps: Mutex::default(),
+            calibration: Mutex::default(),
+            widened: Mutex::new(Buffer::new(device, 0)?),
             workspace: Mutex::default(),
             parts: Mutex::new((Buffer::new(device, 0)?, Buffer::new(device, 0)?)),
             top: Mutex::new(Buffer::new(device, 0)?),

@@ -8,6 +8,7 @@ use super::Arch;
 pub const HEADERS: &[(&str, &str)] = &[
     ("activations.cuh", include_str!("../kernels/activations.cuh")),
     ("attention.cuh", include_str!("../kernels/attention.cuh")),
+    ("calibrate.cuh", include_str!("../kernels/calibrate.cuh")),
     ("ceilings.cuh", include_str!("../kernels/ceilings.cuh")),
     ("convert.cuh", include_str!("../kernels/convert.cuh")),
     ("decoder_rows.cuh", include_str!("../kernels/decoder_rows.cuh")),
@@ -26,6 +27,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("sm90_config.cuh", include_str!("../kernels/sm90_config.cuh")),
     ("sm90_epilogue.cuh", include_str!("../kernels/sm90_epilogue.cuh")),
     ("sm90_gemm.cuh", include_str!("../kernels/sm90_gemm.cuh")),
+    ("solve.cuh", include_str!("../kernels/solve.cuh")),
     ("wgmma.cuh", include_str!("../kernels/wgmma.cuh")),
     ("wgmma_ptx.cuh", include_str!("../kernels/wgmma_ptx.cuh")),
 ];

@@ -9,14 +9,33 @@ use super::{CpuBackend, CpuInput, MLP_ROWS, matrix::Matrix, w4a8::Int8Activation
 use crate::{AttentionKind, BackendError, Calibrate, Pieces, Result, pool::parallel_each_mut};
 pub use gram::CpuGram;
 
+/// Sequences that add to sums of their own at the same time.
+const LANES: usize = 8;
+
+/// A Hessian in memory.
+#[derive(Clone, Debug)]
+pub struct CpuHessian {
+    width: usize,
+    /// `width x width`, row-major.
+    values: Vec<f32>,
+}
+
+impl CpuHessian {
+    fn trace(&self) -> f64 {
+        self.values.iter().step_by(self.width + 1).map(|&d| f64::from(d)).sum()
+    }
+}
+
 impl Calibrate for CpuBackend {
     type Gram = CpuGram;
+    type Hessian = CpuHessian;
 
     const PIECES: Pieces = Pieces {
         attended_queries: attended::QUERIES,
         probability_queries: attended::BLOCK,
         gram_rows: gram::PANEL_ROWS,
         mlp_tokens: MLP_ROWS,
+        lanes: LANES,
     };
 
     fn gram(&self, width: usize) -> Result<CpuGram> {
@@ -54,8 +73,26 @@ impl Calibrate for CpuBackend {
         Ok(())
     }
 
-    fn hessian(&self, gram: CpuGram) -> Result<Vec<f32>> {
-        Ok(gram.finish())
+    fn hessian(&self, gram: CpuGram) -> Result<CpuHessian> {
+        Ok(CpuHessian { width: gram.width, values: gram.finish() })
+    }
+
+    fn hessian_add(&self, hessian: &mut CpuHessian, other: &CpuHessian, share: f64) -> Result<()> {
+        if hessian.width != other.width {
+            return Err(BackendError::Shape(format!(
+                "Hessians of {} and of {} channels",
+                hessian.width, other.width
+            )));
+        }
+        let (own, others) = (hessian.trace(), other.trace());
+        let factor = if others > 0.0 { share * own / others } else { 0.0 };
+        let pairs = hessian.values.iter_mut().zip(&other.values);
+        pairs.for_each(|(a, b)| *a = (f64::from(*a) + factor * f64::from(*b)) as f32);
+        Ok(())
+    }
+
+    fn read_hessian<'h>(&self, hessian: &'h CpuHessian) -> Result<Cow<'h, [f32]>> {
+        Ok(Cow::Borrowed(&hessian.values))
     }
 
     fn attended(&self, x: &CpuInput, qkv: &Matrix, kind: &AttentionKind) -> Result<CpuInput> {

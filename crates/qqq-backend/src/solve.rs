@@ -1,0 +1,110 @@
+//! What a device is asked that solves the rows of a layer itself.
+
+use qqq_formats::DType;
+
+/// A grid of codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grid {
+    /// Least code of the grid, a whole number.
+    pub low: f32,
+    /// Largest code of the grid, a whole number.
+    pub high: f32,
+    /// The unclipped scale is the largest |weight| over this.
+    pub reach: f32,
+}
+
+impl Grid {
+    /// Per channel: codes -7..=7, scale max|w| / 7.
+    pub const CHANNEL: Grid = Grid { low: -7.0, high: 7.0, reach: 7.0 };
+    /// Per group: codes -8..=7, scale 2 max|w| / 15 (both ends half a step short).
+    pub const GROUP: Grid = Grid { low: -8.0, high: 7.0, reach: 7.5 };
+
+    /// Of layers with groups, or without.
+    pub fn of(group_size: Option<usize>) -> Self {
+        if group_size.is_some() { Self::GROUP } else { Self::CHANNEL }
+    }
+}
+
+/// A search for the scale of least error: a coarse pass over ratios to the unclipped scale, then the steps between the
+/// neighbours of its best. 1 is always among the candidates, and wins ties.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScaleSearch {
+    /// The first ratio, in hundredths.
+    pub from: i32,
+    /// The last ratio, in hundredths; below the first.
+    pub to: i32,
+    /// Hundredths between two ratios of the coarse pass.
+    pub stride: i32,
+}
+
+/// The error of a rounded weight: `|w - q|^p`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorPower {
+    /// `p` is 2.
+    Square,
+    /// `p` is 2.4, as in GPTQ's `mse` option.
+    Steep,
+}
+
+/// How the scales of a layer are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScaleChoice {
+    /// `None`: the largest weight fits.
+    pub search: Option<ScaleSearch>,
+    /// What is compared.
+    pub power: ErrorPower,
+    /// Whether the error of a channel counts by what it costs the layer's output, or all alike. Channels whose inputs are
+    /// always zero count never.
+    pub weighted: bool,
+    /// Whether the scales of groups are 1 to 15 times one scale of their channel.
+    pub integer: bool,
+    /// Type in which scales are stored: F32, F16 or BF16.
+    pub dtype: DType,
+    /// Whether a channel's scale is fitted once more to the codes as they have become; without groups alone.
+    pub fit: bool,
+}
+
+/// Hessian-based compensation (GPTQ, arXiv 2210.17323).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Compensation {
+    /// Share of the mean diagonal that is added to the Hessian.
+    pub damping: f64,
+    /// Whether columns come in the order of falling diagonal.
+    pub act_order: bool,
+}
+
+/// A layer, or several that share their input.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem<'a, H> {
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+    /// Weights, `n x k`, row-major, all finite.
+    pub weights: &'a [f32],
+    /// Second moments of the inputs; `None`: every input counts the same.
+    pub hessian: Option<&'a H>,
+    /// `None`: per channel.
+    pub group_size: Option<usize>,
+    /// How scales are chosen.
+    pub scales: ScaleChoice,
+    /// `None`: codes are rounded to nearest.
+    pub compensation: Option<Compensation>,
+}
+
+/// Solved rows.
+#[derive(Clone, Debug)]
+pub struct Solution {
+    /// Codes, `n x k`, row-major.
+    pub codes: Vec<i8>,
+    /// Effective scales, `n x groups`, one of a channel without groups.
+    pub scales: Vec<f32>,
+    /// `tr(W H W^T)`.
+    pub energy: f64,
+    /// `tr((W-Q) H (W-Q)^T)` of rounding to nearest with the scales that were chosen first.
+    pub error_nearest: f64,
+    /// The same of the result, as the kernels see it.
+    pub error: f64,
+    /// Channels whose inputs are always zero.
+    pub dead_channels: usize,
+}
