@@ -76,9 +76,9 @@ pub struct Compensation {
 /// A layer, or several that share their input.
 #[derive(Clone, Copy, Debug)]
 pub struct Problem<'a, H> {
-    /// Output channels.
+    /// Output channels, of all layers together: rows of the weights.
     pub n: usize,
-    /// Input channels.
+    /// Input channels: columns of the weights.
     pub k: usize,
     /// Weights, `n x k`, row-major, all finite.
     pub weights: &'a [f32],
@@ -92,7 +92,7 @@ pub struct Problem<'a, H> {
     pub compensation: Option<Compensation>,
 }
 
-/// Solved rows.
+/// What solving a [`Problem`] gives: codes, scales and what they cost.
 #[derive(Clone, Debug)]
 pub struct Solution {
     /// Codes, `n x k`, row-major.
