@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from make_transformers_vectors import GEMMA3, GRANITE, MINISTRAL3, PHI3, SMOLLM3, TOKENS, fnv1a, weight
+from make_transformers_vectors import GEMMA3, GRANITE, MANY_TOKENS, MINISTRAL3, PHI3, SMOLLM3, TOKENS, fnv1a, weight
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -121,11 +121,13 @@ def main():
                 values = weight(key, list(parameter.shape))
                 parameter.copy_(values.half().float() if values.ndim == 2 else values)
                 state[key] = parameter.clone()
-            ids = (np.arange(TOKENS, dtype=np.int64) * 37 + fnv1a(name) % 1000) ** 2 % config["vocab_size"]
-            logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
+            # A second text leaves the original context.
+            for text, count in [(name, TOKENS), (f"{name}_beyond", MANY_TOKENS)][: 2 if name == "phi3" else 1]:
+                ids = (np.arange(count, dtype=np.int64) * 37 + fnv1a(name) % 1000) ** 2 % config["vocab_size"]
+                logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
+                vectors[f"{text}.tokens"] = ids.astype(np.int32)
+                vectors[f"{text}.logits"] = np.ascontiguousarray(logits)
         write(name, arch, is_interleaved, norm_shift, config, state)
-        vectors[f"{name}.tokens"] = ids.astype(np.int32)
-        vectors[f"{name}.logits"] = np.ascontiguousarray(logits)
         print(name, np.abs(logits).max(), (OUT / f"{name}.gguf").stat().st_size)
     save_file(vectors, OUT / "logits.safetensors")
     (OUT / "logits.safetensors").chmod(0o644)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes crates/qqq-engine/tests/greedy_vectors.json: greedy tokens of transformers (float32) for small models whose keys or
-values float16 cannot hold, or hardly. The weights follow from tensor names, so that the test makes the same model.
+values float16 cannot hold, or hardly, and for rotary embeddings that depend on the length of the text. The weights follow from tensor names, so that the test makes the same model.
 
     pip install torch transformers
     python scripts/make_greedy_vectors.py
@@ -28,7 +28,16 @@ CASES = [
     ("a bias of keys beyond float16", "qwen2", {}, {3: 3e5, 9: -3e5, 20: 3e5}),
     ("small weights", "llama", {"_proj.weight": 2.0**-12}, {}),
     ("head norms of keys beyond float16", "qwen3", {"k_norm.weight": 2.0**18, "q_norm.weight": 2.0**-18}, {}),
+    ("two lists of rope factors", "llama", {}, {}),
+    ("dynamic rope", "llama", {}, {}),
 ]
+# The answer to the longest prompt crosses the original context.
+CONFIGS = {
+    "two lists of rope factors": {"rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 160,
+        "short_factor": [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0], "long_factor": [1.0, 2.0, 4.0, 6.0, 9.0, 12.0, 16.0, 20.0]}},
+    "dynamic rope": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 8.0}, "max_position_embeddings": 160},
+}  # fmt: skip
 
 
 def numbers(name, count):
@@ -46,15 +55,16 @@ def numbers(name, count):
     return torch.tensor(out, dtype=torch.float32)
 
 
-def model(kind, factors, bias):
+def model(kind, factors, bias, more):
     config, cls = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
         "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
     }[kind]
-    m = cls(config(vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=LAYERS,
+    options = dict(vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=LAYERS,
                    num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=HIDDEN // HEADS,
-                   max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=False)).float().eval()
+                   max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=False)
+    m = cls(config(**options | more)).float().eval()
     with torch.no_grad():
         for name, p in m.named_parameters():
             x = numbers(name, p.numel()).reshape(p.shape)
@@ -73,11 +83,12 @@ def model(kind, factors, bias):
     return m
 
 
-def greedy(m, prompt):
-    """Tokens, and the least distance of the best logit to the next, relative to the spread of all."""
+def greedy(m, prompt, reach):
+    """Tokens, and the least distance of the best logit to the next, relative to the spread of all. What follows up to `reach`
+    tokens changes nothing but the rotary embedding, which goes by the length of the pass."""
     ids, margin = list(prompt), float("inf")
     for _ in range(NEW):
-        logits = m(torch.tensor([ids])).logits[0, -1]
+        logits = m(torch.tensor([ids + [0] * (reach - len(ids))])).logits[0, len(ids) - 1]
         best = logits.topk(2).values
         margin = min(margin, ((best[0] - best[1]) / logits.std()).item())
         ids.append(int(logits.argmax()))
@@ -87,14 +98,20 @@ def greedy(m, prompt):
 with torch.no_grad():
     cases = []
     for name, kind, factors, bias in CASES:
-        m = model(kind, factors, bias)
+        more = CONFIGS.get(name, {})
+        m = model(kind, factors, bias, more)
         tokens = []
         for prompt in PROMPTS:
-            found, margin = greedy(m, prompt)
+            found, margin = greedy(m, prompt, len(prompt) + NEW if more else 0)
             print(f"{name:40s} margin {margin:.1e} {found[:8]}")
             assert margin > 2e-4, "too close to call in float32: change the case"
             tokens.append(found)
-        cases.append({"name": name, "architecture": kind, "factors": factors, "key_bias": {str(k): v for k, v in bias.items()}, "tokens": tokens})
+        if more:
+            last = PROMPTS[-1]
+            original = greedy(model(kind, factors, bias, more), last, 0)[0][:8]
+            assert original != tokens[-1][:8], "within the original context nothing else would come"
+        case = {"name": name, "architecture": kind, "factors": factors, "key_bias": {str(k): v for k, v in bias.items()}}
+        cases.append(case | ({"config": more} if more else {}) | {"tokens": tokens})
 head = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__, "prompts": PROMPTS}
 lines = ",\n".join("  " + json.dumps(c) for c in cases)
 OUT.write_text(json.dumps(head)[:-1] + ', "cases": [\n' + lines + "\n]}\n")

@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 OUT = Path(__file__).parent.parent / "crates/qqq-model/tests/data"
 TOKENS = 40
+# Of models whose name says that the text leaves the original context.
+MANY_TOKENS = 90
 STORAGE = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 LLAMA = {
@@ -164,6 +166,21 @@ MODELS = {
         },
         "f32", 1,
     ),
+    # Texts longer than the original context.
+    "phi4_beyond_original": (
+        PHI3 | {
+            "partial_rotary_factor": 0.75,
+            "rope_scaling": {
+                "type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.0, 2.5, 3.0],
+                "long_factor": [1.0, 3.0, 6.0, 9.0, 12.0, 15.0],
+            },
+            "original_max_position_embeddings": 48, "sliding_window": 60,
+        },
+        "f32", 1,
+    ),
+    "llama_dynamic_beyond": (
+        LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 64}, "bf16", 1,
+    ),
     "llama_dynamic_rope": (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 64}, "f32", 1),
     "ministral3": (MINISTRAL3, "bf16", 1),
     "gemma3": (GEMMA3, "bf16", 1),
@@ -182,6 +199,7 @@ MODELS = {
     ),
     "seed_oss": (SEED_OSS, "bf16", 1),
     "seed_oss_biases": (SEED_OSS | {"attention_out_bias": True, "mlp_bias": True, "attention_bias": True}, "f32", 1),
+    "seed_oss_null_head_dim": (SEED_OSS | {"head_dim": None}, "f16", 1),
     "seeing_gemma3": (SEEING_GEMMA3, "bf16", 2),
     "seeing_mistral_older_names": (SEEING_MISTRAL, "f32", 1),
     "seeing_ministral3": (
@@ -252,7 +270,8 @@ def random_models():
                     key = old + key.removeprefix(new)
                 shapes[key] = list(parameter.shape)
                 parameter.copy_(weight(key, shapes[key]).to(stored_as(key, storage)))
-            ids = (np.arange(TOKENS, dtype=np.int64) * 37 + fnv1a(name) % 1000) ** 2 % config.get("text_config", config)["vocab_size"]
+            count = MANY_TOKENS if "beyond" in name else TOKENS
+            ids = (np.arange(count, dtype=np.int64) * 37 + fnv1a(name) % 1000) ** 2 % config.get("text_config", config)["vocab_size"]
             logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
             exact = model.double()(torch.from_numpy(ids)[None]).logits[0].numpy()
         noise = np.abs(logits - exact).max() / np.abs(exact).max()

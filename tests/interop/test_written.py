@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from arithmetic import compute_as_qqq
 from safetensors.torch import load_file
 from tiny import load, perplexity
+from transformers import CONFIG_MAPPING
 
 ROOT = Path(os.environ["QQQ_INTEROP"])
 PERPLEXITIES = json.loads((ROOT / "perplexities.json").read_text())
@@ -34,13 +36,18 @@ def stored_weights(directory: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", PERPLEXITIES)
 def test_transformers_reads_what_was_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = ROOT / name
+    model_type = json.loads((directory / "config.json").read_text())["model_type"]
+    if model_type not in CONFIG_MAPPING and transformers.__version__.startswith("4."):
+        pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
     model = load(directory)
     # Whatever the version keeps until then: the first pass unpacks the weights.
     found = perplexity(model, directory, ROOT / "evaluation.txt")
     assert found == pytest.approx(PERPLEXITIES[name], rel=1e-2)
 
     expected = stored_weights(directory)
-    assert len(expected) == 14
+    # Some families have fewer, which are fused.
+    linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    assert sorted(expected) == sorted(linear)
     for layer, weight in expected.items():
         assert torch.equal(model.get_submodule(layer).weight.float(), weight), layer
 

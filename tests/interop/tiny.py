@@ -17,10 +17,23 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(2)
 
-FAMILIES = {
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, {}),
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {"tie_word_embeddings": True}),
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {"head_dim": 32}),
+GEMMA3 = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 50, "tie_word_embeddings": True}
+#: Family of the configuration and the model, and what the configuration has beside the sizes.
+FAMILIES: dict[str, tuple[str, dict]] = {
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    # Projections that are fused on disk.
+    "phi3": ("Phi3", {"pad_token_id": 0, "sliding_window": 100}),
+    # Norms that no rotation passes, windows, two bases of the rotary embedding.
+    "gemma3": ("Gemma3", GEMMA3),
+    "granite": ("Granite", {"residual_multiplier": 0.5, "logits_scaling": 4.0, "attention_multiplier": 0.2}),
+    "smollm3": ("SmolLM3", {"pad_token_id": 0, "no_rope_layers": [1, 0]}),
+    "mistral": ("Mistral", {"sliding_window": 50}),
+    "ministral3": ("Ministral3", {"head_dim": 32}),
+    "seed_oss": ("SeedOss", {"head_dim": 32}),
+    # A model that sees, of which qqq takes the text part.
+    "seeing": ("Gemma3", GEMMA3),
 }
 WINDOW, WINDOWS = 256, 4
 
@@ -49,19 +62,31 @@ def write_tokenizer(directory: Path) -> None:
 
 def write_model(directory: Path, family: str) -> None:
     """Two blocks with random weights, saved in float32."""
-    make_config, make_model, own = FAMILIES[family]
+    name, own = FAMILIES[family]
     torch.manual_seed(0)
-    config = make_config(
+    config = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")(
         vocab_size=272, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.08, **own,
     )  # fmt: skip
-    model = make_model(config).float().eval()
+    kind = "ForCausalLM"
+    if family == "seeing":
+        sight = transformers.SiglipVisionConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4,
+            vision_use_head=False,
+        )  # fmt: skip
+        config = transformers.Gemma3Config(
+            text_config=config, vision_config=sight, mm_tokens_per_image=4, boi_token_index=268, eoi_token_index=269,
+            image_token_index=270,
+        )  # fmt: skip
+        kind = "ForConditionalGeneration"
+    model = getattr(transformers, name + kind)(config).float().eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
                 parameter.normal_(0, 0.3)
-            elif "norm" in name:
-                parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+            elif "norm" in parameter_name:
+                # Gemma adds 1 itself.
+                parameter.copy_((name != "Gemma3") + 0.2 * torch.randn_like(parameter))
     model.save_pretrained(directory)
     write_tokenizer(directory)
 

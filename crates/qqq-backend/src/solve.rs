@@ -82,7 +82,7 @@ pub struct Problem<'a, W, H> {
     pub weights: &'a W,
     /// The output channels that are solved.
     pub rows: Range<usize>,
-    /// Input channels.
+    /// Input channels: columns of the weights.
     pub k: usize,
     /// Second moments of the inputs; `None`: every input counts the same.
     pub hessian: Option<&'a H>,
@@ -94,7 +94,7 @@ pub struct Problem<'a, W, H> {
     pub compensation: Option<Compensation>,
 }
 
-/// Solved rows.
+/// What solving a [`Problem`] gives: codes, scales and what they cost.
 #[derive(Clone, Debug)]
 pub struct Solution {
     /// Codes, `rows x k`, row-major.

@@ -21,13 +21,13 @@ use crate::status::{Failure, Status, argument, call, element, enumerator, give, 
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct qqq_gemm_shape {
-    /// `qqq_weights`.
+    /// Form of the weights, a value of `qqq_weights`.
     pub weights: c_int,
     /// Input channels of a group, or 0.
     pub group_size: c_int,
-    /// `qqq_type`.
+    /// Type of the activations, a value of `qqq_type`.
     pub activations: c_int,
-    /// `qqq_type`.
+    /// Type of the output, a value of `qqq_type`.
     pub output: c_int,
     /// Whether a token's outputs depend on no other token.
     pub batch_invariant: c_int,
@@ -48,9 +48,9 @@ pub struct qqq_weight_operands {
     pub codes: *mut c_void,
     /// `n x ceil(k / group)`, or null.
     pub group_scales: *mut c_void,
-    /// `n`.
+    /// Scales of the `n` output channels.
     pub channel_scales: *mut f32,
-    /// Prepacked weights.
+    /// Prepacked weights, `qqq_gemm_weight_bytes` bytes.
     pub packed: *mut c_void,
     /// Prepacked channel scales.
     pub packed_scales: *mut f32,
@@ -65,7 +65,7 @@ pub struct qqq_gemm_operands {
     pub x: *const c_void,
     /// `m`, or null.
     pub token_scales: *const f32,
-    /// Prepacked weights.
+    /// Prepacked weights, as `qqq_gemm_prepack` writes them.
     pub packed: *const c_void,
     /// Prepacked channel scales.
     pub packed_scales: *const f32,

@@ -15,9 +15,9 @@ use crate::status::{Status, call, element, enumerator, give, reference, size};
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct qqq_quantize_shape {
-    /// `qqq_operation`.
+    /// What is computed before int8, a value of `qqq_operation`.
     pub operation: c_int,
-    /// `qqq_type`.
+    /// Type of `x`, a value of `qqq_type`.
     pub input: c_int,
     /// Whether results between are rounded to the input's type.
     pub stepwise: c_int,
@@ -38,13 +38,13 @@ pub struct qqq_quantize_operands {
     pub new_residual: *mut c_void,
     /// `k`, or null.
     pub norm: *const c_void,
-    /// `qqq_type`.
+    /// Type of the norm's weights, a value of `qqq_type`.
     pub norm_type: c_int,
     /// What RMSNorm adds to the mean square; other operations do not look at it.
     pub epsilon: f32,
     /// `m x k` int8.
     pub q: *mut c_void,
-    /// `m`.
+    /// What one int8 step of each of the `m` rows stands for.
     pub scales: *mut f32,
     /// `m`, or null.
     pub sums: *mut i32,

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use qqq_cuda::{CudaError, DType};
 
-/// `qqq_status`.
+/// What a function returns: `qqq_status` of the header, with its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum Status {
@@ -22,7 +22,7 @@ pub enum Status {
     Compiler = 4,
     /// The driver refused something.
     Driver = 5,
-    /// A defect.
+    /// A defect of this library: a panic that was caught at the border.
     Internal = 6,
 }
 

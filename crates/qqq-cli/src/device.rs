@@ -44,7 +44,7 @@ pub struct CpuArgs {
 pub enum Choice {
     /// A GPU if there is one that can, else the CPU.
     Auto,
-    /// The CPU.
+    /// The CPU, whatever else is there.
     Cpu,
     /// A GPU by its number.
     Cuda(usize),
@@ -130,9 +130,9 @@ pub(crate) use {on_chosen, on_device};
 
 /// What a choice comes to.
 pub enum Chosen {
-    /// The CPU.
+    /// The model runs on the CPU.
     Cpu(CpuPlace),
-    /// A GPU.
+    /// The model runs on this GPU.
     Cuda(CudaPlace),
 }
 
@@ -252,7 +252,7 @@ pub trait Place {
     fn describe(&self, decoder: &Decoder<Self::Backend>) -> String;
 }
 
-/// The CPU.
+/// The CPU, with the kernels that it has instructions for.
 pub struct CpuPlace;
 
 impl Place for CpuPlace {
@@ -290,7 +290,7 @@ impl Place for CpuPlace {
     }
 }
 
-/// A GPU.
+/// A GPU that models can run on, opened.
 pub struct CudaPlace(Arc<Device>);
 
 impl Place for CudaPlace {

@@ -16,7 +16,7 @@ use serde_json::json;
 pub const FAILED: u8 = 1;
 /// Wrong usage, or input that cannot be used.
 pub const BAD_INPUT: u8 = 2;
-/// Ctrl-C.
+/// Stopped by Ctrl-C: 128 and the number of the signal.
 pub const INTERRUPTED: u8 = 130;
 
 /// An error that says what the user can do about it.
@@ -72,7 +72,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Wrong usage.
+    /// Options that contradict each other or make no sense: exit code 2.
     pub fn usage(message: &str) -> Self {
         Self {
             message: message.into(),
@@ -105,7 +105,7 @@ impl Failure {
         self.answered
     }
 
-    /// For `--json`.
+    /// The object that `--json` prints instead of a result.
     pub fn to_json(&self) -> serde_json::Value {
         json!({ "error": { "message": self.message, "hint": self.hint, "exit_code": self.exit_code } })
     }

@@ -47,7 +47,7 @@ fn is_long(elapsed: f64, done: f64, total: f64) -> bool {
 pub struct Loading(Wait);
 
 impl Loading {
-    /// Begins.
+    /// Shows that a model is loading, where standard error is a terminal.
     pub fn new(console: &Console) -> Self {
         Self(Wait::new(console, "loading"))
     }

@@ -71,7 +71,7 @@ impl HubArgs {
 pub struct LoadedModel<B: Backend = CpuBackend> {
     /// As it lies on disk.
     pub checkpoint: Checkpoint,
-    /// Its tokenizer.
+    /// What makes tokens of texts, from the same files.
     pub tokenizer: Tokenizer,
     /// Its weights in memory.
     pub decoder: Decoder<B>,

@@ -64,9 +64,9 @@ pub fn threads(text: &str) -> Result<usize, String> {
 /// A seed that was given, or is to be drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seed {
-    /// This one.
+    /// The number that was given.
     Given(u64),
-    /// Any.
+    /// -1: one that is drawn and told.
     Random,
 }
 

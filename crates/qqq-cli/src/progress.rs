@@ -22,7 +22,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts.
+    /// A bar with a title on a terminal; elsewhere lines from time to time.
     pub fn new(console: &Console, title: &str) -> Self {
         let now = Instant::now();
         let bar = (console.fancy_err() && !console.quiet()).then(|| {

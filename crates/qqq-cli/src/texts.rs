@@ -1,26 +1,15 @@
 //! How text files are read: options of every command that reads some.
 
-use clap::ValueEnum;
 use qqq_model::{TextOptions, text::TextFormat};
 
 use crate::errors::bad_input;
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum FormatArg {
-    /// What their content says: plain text, JSON lines or arrays, parquet; UTF-8 or UTF-16, packed by gzip, zstd or not
-    Auto,
-    /// Plain text, whatever it looks like
-    Plain,
-    /// JSON: an array, or values one after the other
-    Json,
-}
 
 /// How text files are read.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ReadArgs {
     /// What the text files are
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = FormatArg::Auto)]
-    text_format: FormatArg,
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = TextFormat::Auto)]
+    text_format: TextFormat,
     /// Field of a JSON record, or column of a parquet file, that holds its text or its list of messages [default: the
     /// first that is there of text, messages, conversations, instruction with output, prompt with completion, content]
     #[arg(long, value_name = "NAME")]
@@ -33,19 +22,12 @@ impl ReadArgs {
     /// # Errors
     /// A field of what has none.
     pub fn options(&self) -> anyhow::Result<TextOptions> {
-        if let (FormatArg::Plain, Some(field)) = (self.text_format, &self.text_field) {
+        if let (TextFormat::Plain, Some(field)) = (self.text_format, &self.text_field) {
             return Err(bad_input(format!(
                 "--text-field {field} does nothing with --text-format plain: plain text has no fields"
             )));
         }
-        Ok(TextOptions {
-            format: match self.text_format {
-                FormatArg::Auto => TextFormat::Auto,
-                FormatArg::Plain => TextFormat::Plain,
-                FormatArg::Json => TextFormat::Json,
-            },
-            field: self.text_field.clone(),
-        })
+        Ok(TextOptions { format: self.text_format, field: self.text_field.clone() })
     }
 
     /// Refuses a field where no file has records to look for it in.

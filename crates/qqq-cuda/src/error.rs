@@ -39,9 +39,9 @@ pub enum CudaError {
     /// Tuned choices that cannot be kept.
     #[error("tuned choices cannot be kept in {}: {source}; QQQ_KERNEL_CACHE names another folder", path.display())]
     Tuned {
-        /// The file.
+        /// The file that was to hold them.
         path: PathBuf,
-        /// Why.
+        /// What the file system said.
         source: std::io::Error,
     },
     /// A kernel's machine code cannot be had.

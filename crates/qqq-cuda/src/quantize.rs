@@ -11,7 +11,7 @@ use cudarc::driver::sys;
 use super::device::{Device, Kernel};
 use super::{CudaError, Result, Source};
 
-/// Longest row.
+/// Most values of a row that the kernels take.
 pub const MAX_COLUMNS: usize = 65536;
 
 /// What is done to the input before it becomes int8.

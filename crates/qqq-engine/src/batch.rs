@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use qqq_backend::{Backend, BatchPlan, pages_for};
-use qqq_model::{Decoder, ModelError, NotFinite, Result, Runner, names};
+use qqq_model::{Decoder, ModelError, NotFinite, Result, RopeChoice, Runner, names};
 
 use crate::{BadLogit, FinishReason, GenerateOptions, Generation, Sampler, SamplingOptions, pages::Pages};
 
@@ -24,6 +24,8 @@ pub(crate) struct Sequence {
     reused: usize,
     /// Tokens that the cache holds.
     cached: usize,
+    /// Its rotary embedding, from the first token to the last.
+    rope: RopeChoice,
     sampler: Sampler,
     finish: Option<FinishReason>,
     /// Whether its end was told.
@@ -71,6 +73,7 @@ impl Sequence {
             tokens: prompt,
             reused: 0,
             cached: 0,
+            rope: RopeChoice::Original,
             sampler: Sampler::for_sequence(sampling.clone(), index),
             finish: None,
             told: false,
@@ -88,7 +91,7 @@ impl Sequence {
 
     /// Positions that it takes at most.
     pub fn positions(&self, options: &GenerateOptions, context: usize) -> usize {
-        self.prompt_len.saturating_add(options.max_new_tokens).min(context)
+        reach(self.prompt_len, options, context)
     }
 
     /// Its pages, which are the caller's from now on.
@@ -166,6 +169,11 @@ impl Sequence {
     }
 }
 
+/// Tokens that a sequence with a prompt of so many can reach.
+pub(crate) fn reach(prompt_len: usize, options: &GenerateOptions, context: usize) -> usize {
+    prompt_len.saturating_add(options.max_new_tokens).min(context)
+}
+
 /// A runner for sequences, `together` of them at a time, with as many pages as they can come to need.
 pub(crate) fn runner<'d, B: Backend>(
     decoder: &'d Decoder<B>,
@@ -199,6 +207,9 @@ pub(crate) fn run<B: Backend>(
     for (i, s) in sequences.iter().enumerate() {
         s.check(i, sequences.len(), context)?;
     }
+    for s in sequences.iter_mut() {
+        s.rope = RopeChoice::new(&decoder.config, s.positions(options, context));
+    }
     if options.max_new_tokens == 0 {
         return Ok(());
     }
@@ -229,7 +240,13 @@ pub(crate) fn run<B: Backend>(
         let count = |f: fn(&Sequence) -> usize| -> usize { sequences[..joined].iter().map(f).sum() };
         let (computed, total) = (count(|s| s.cached.min(s.prompt_len)), count(|s| s.prompt_len));
         let mut next = listener(Event::Pass { computed, total });
-        if next == Next::Go {
+        if prefill {
+            started = work.last().map_or(joined, |last| last.index + usize::from(last.ends));
+        }
+        for work in by_rope(sequences, work) {
+            if next != Next::Go {
+                break;
+            }
             next = step(runner, pages, sequences, &work, options, listener)?;
             for w in &work {
                 let s = &mut sequences[w.index];
@@ -243,9 +260,6 @@ pub(crate) fn run<B: Backend>(
                     }
                 }
             }
-        }
-        if prefill {
-            started = work.last().map_or(joined, |last| last.index + usize::from(last.ends));
         }
         let cancelled = next != Next::Go;
         if cancelled {
@@ -301,8 +315,21 @@ fn prefill_pass(sequences: &[Sequence], first: usize) -> Vec<Work> {
     work
 }
 
-/// Runs tokens, and samples for the sequences whose last token was among them. Gives [`Next::CancelAll`] if that was
-/// wanted.
+/// Work in parts, each of sequences with the same rotary embedding: a step has one.
+fn by_rope(sequences: &[Sequence], work: Vec<Work>) -> Vec<Vec<Work>> {
+    let mut parts: Vec<Vec<Work>> = Vec::new();
+    for w in work {
+        let rope = sequences[w.index].rope;
+        match parts.iter_mut().find(|part| sequences[part[0].index].rope == rope) {
+            Some(part) => part.push(w),
+            None => parts.push(vec![w]),
+        }
+    }
+    parts
+}
+
+/// Runs tokens of sequences with the same rotary embedding, and samples for those whose last token was among them. Gives
+/// [`Next::CancelAll`] if that was wanted.
 fn step<B: Backend>(
     runner: &mut Runner<'_, B>,
     pages: &mut Pages,
@@ -323,6 +350,7 @@ fn step<B: Backend>(
         }
     }
     let decoder = runner.decoder();
+    runner.choose_rope(sequences[work[0].index].rope)?;
     runner.step(&plan)?;
     for w in work {
         sequences[w.index].cached += w.len;
@@ -352,7 +380,7 @@ fn step<B: Backend>(
     let mut all = Next::Go;
     for (w, id) in sampled.into_iter().zip(next) {
         let s = &mut sequences[w.index];
-        let id = id.map_err(|BadLogit { .. }| not_finite(decoder, s.cached_tokens()))?;
+        let id = id.map_err(|BadLogit { .. }| not_finite(decoder, s.cached_tokens(), s.rope))?;
         let next = s.advance(id, options, context, &mut |id| listener(Event::Token(w.index, id)));
         if next == Next::CancelAll {
             all = next;
@@ -362,8 +390,8 @@ fn step<B: Backend>(
 }
 
 /// The error of a sequence whose last token has a logit that is not finite: names where it comes from.
-fn not_finite<B: Backend>(decoder: &Decoder<B>, sequence: &[u32]) -> ModelError {
-    match decoder.first_not_finite(sequence) {
+fn not_finite<B: Backend>(decoder: &Decoder<B>, sequence: &[u32], rope: RopeChoice) -> ModelError {
+    match decoder.first_not_finite(sequence, rope) {
         Ok(Some(place)) => place.into(),
         Ok(None) => {
             NotFinite { module: names::LM_HEAD_MODULE.into(), position: sequence.len().saturating_sub(1) }

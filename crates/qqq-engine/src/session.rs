@@ -1,7 +1,7 @@
 //! One sequence whose KV cache outlives a generation: the turns of a chat.
 
 use qqq_backend::{Backend, pages_for};
-use qqq_model::{Decoder, ModelError, Result, Runner, Tokenizer};
+use qqq_model::{Decoder, ModelError, Result, RopeChoice, Runner, Tokenizer};
 
 use crate::{
     GenerateOptions, Generation, StopStrings,
@@ -20,6 +20,8 @@ pub struct Session<'a, B: Backend> {
     table: Vec<u32>,
     /// Tokens whose keys and values the cache holds.
     cached: Vec<u32>,
+    /// The rotary embedding by which they are turned.
+    rope: RopeChoice,
     turn: usize,
 }
 
@@ -31,7 +33,15 @@ impl<'a, B: Backend> Session<'a, B> {
     pub fn new(decoder: &'a Decoder<B>, options: GenerateOptions) -> Result<Self> {
         let pages = Pages::new(pages_for(decoder.config.max_position_embeddings));
         let runner = Runner::new(decoder, options.kv_dtype, pages.total(), PREFILL_TOKENS)?;
-        Ok(Self { options, runner, pages, table: Vec::new(), cached: Vec::new(), turn: 0 })
+        Ok(Self {
+            options,
+            runner,
+            pages,
+            table: Vec::new(),
+            cached: Vec::new(),
+            rope: RopeChoice::Original,
+            turn: 0,
+        })
     }
 
     /// Tokens whose keys and values the cache holds.
@@ -46,7 +56,7 @@ impl<'a, B: Backend> Session<'a, B> {
     }
 
     /// Continues `prompt`, which is the whole conversation so far; the longest prefix that the cache holds is not
-    /// computed again. `on_token` is called for every new token and stops by returning `false`.
+    /// computed again, unless the conversation has come to a length that has another rotary embedding. `on_token` is called for every new token and stops by returning `false`.
     ///
     /// # Errors
     /// As [`crate::generate()`]. The session can be used further.
@@ -85,6 +95,13 @@ impl<'a, B: Backend> Session<'a, B> {
     }
 
     fn run(&mut self, prompt: &[u32], listener: &mut Listener) -> Result<Generation> {
+        let config = &self.runner.decoder().config;
+        let reach = batch::reach(prompt.len(), &self.options, config.max_position_embeddings);
+        let rope = RopeChoice::new(config, reach);
+        if rope != self.rope {
+            self.clear();
+            self.rope = rope;
+        }
         let common = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token has to run in any case: its logits are needed.
         let common = common.min(prompt.len().saturating_sub(1));

@@ -45,7 +45,7 @@ pub enum TextEvent<'a> {
     Text {
         /// Index of the prompt.
         sequence: usize,
-        /// Text.
+        /// Text that no token to come can change; may be empty.
         piece: &'a str,
     },
     /// A text is complete, or was cancelled.

@@ -8,7 +8,7 @@ use std::{
 use qqq_backend::{Backend, BatchPlan, CpuBackend, KvDType, Norm};
 use qqq_engine::{FinishReason, GenerateOptions, SamplingOptions, Session, generate};
 use qqq_formats::{LinearWeight, ModelConfig, WeightData};
-use qqq_model::{Block, BlockNorms, BlockWeights, Decoder, LinearLayer, Runner, Sites, rope};
+use qqq_model::{Block, BlockNorms, BlockWeights, Decoder, LinearLayer, RopeChoice, Runner, Sites, rope};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -52,7 +52,7 @@ fn model() -> Decoder<CpuBackend> {
         blocks,
         final_norm: Norm { weight: b.vector(vec![1.0; 32]).unwrap(), eps: config.rms_norm_eps },
         head: b.linear_weight(head, None).unwrap(),
-        ropes: rope::embeddings(&b, &config, CONTEXT).unwrap(),
+        ropes: rope::embeddings(&b, &config, RopeChoice::Original, CONTEXT).unwrap(),
         config: Arc::new(config),
         backend: b,
         prefill: Default::default(),

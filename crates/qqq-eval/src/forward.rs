@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use qqq_backend::{Backend, BatchPlan, pages_for};
-use qqq_model::{Decoder, NotFinite, Runner, names};
+use qqq_model::{Decoder, NotFinite, RopeChoice, Runner, names};
 
 use crate::{EvalError, Progress, Result, Window, WindowOptions, windows::check_tokens};
 
@@ -70,7 +70,8 @@ impl Batch<'_> {
         // The whole window: what is not finite behind a token spoils its attention as well, for 0 times it is NaN.
         let start = row.row + 1 - row.context;
         let sequence = &self.tokens[start..start + self.windows[row.window - self.first].tokens.len()];
-        let place = match decoder.first_not_finite(sequence) {
+        let rope = RopeChoice::new(&decoder.config, sequence.len());
+        let place = match decoder.first_not_finite(sequence, rope) {
             // The search looks at the last token's logits alone.
             Ok(Some(place)) if place.module != names::LM_HEAD_MODULE => place,
             Ok(_) => NotFinite { module: names::LM_HEAD_MODULE.into(), position: row.context - 1 },
@@ -120,7 +121,9 @@ impl<'t> Cut<'t> {
     /// Those of the backend.
     pub fn runner<'d, B: Backend>(&self, decoder: &'d Decoder<B>) -> Result<Runner<'d, B>> {
         let (pages, rows) = (self.together * pages_for(self.window), self.together * self.window);
-        Ok(Runner::new(decoder, decoder.backend.finest_kv(), pages, rows)?)
+        let mut runner = Runner::new(decoder, decoder.backend.finest_kv(), pages, rows)?;
+        runner.choose_rope(RopeChoice::new(&decoder.config, self.window))?;
+        Ok(runner)
     }
 
     /// Calls `run` with every batch and the rows it scores, until `progress` stops it.

@@ -47,7 +47,7 @@ impl<'a> Text<'a> {
         Self { reader, pieces: Vec::new() }
     }
 
-    /// The reader.
+    /// What gives the texts, to ask for its notes.
     pub fn reader(&mut self) -> &mut TextReader<'a> {
         &mut self.reader
     }

@@ -10,11 +10,16 @@ use crate::{EvalError, Result};
 /// Which tokens of a window are scored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Scoring {
-    /// All but the first, which nothing predicts (the QQQ and GPTQ authors' way).
+    /// Every token of a window but the first, as the QQQ and GPTQ authors count
+    ///
+    /// Nothing predicts the first one.
     All,
-    /// The second half of each window, as llama.cpp's `perplexity` counts: the logits at positions `window / 2` to
-    /// `window - 2` score the tokens after them, so `window - 1 - window / 2` tokens count.
+    /// Second halves of windows, as llama.cpp's perplexity tool counts
+    ///
+    /// The logits at positions `window / 2` to `window - 2` score the tokens after them, so `window - 1 - window / 2` tokens
+    /// count.
     SecondHalf,
 }
 
@@ -75,9 +80,8 @@ impl WindowOptions {
         let context = config.max_position_embeddings;
         if self.window > context {
             return fail(format!(
-                "a window of {} tokens is longer than the model's context of {context}; ask for shorter windows{}",
-                self.window,
-                config.context_limit.map_or(String::new(), |why| format!(" ({why})"))
+                "a window of {} tokens is longer than the model's context of {context}; ask for shorter windows",
+                self.window
             ));
         }
         // Keys and values of all layers, hidden states, and what lies between the layers of a block, in float32.

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use qqq_backend::{Backend, BatchPlan, CpuBackend, KvDType, Norm};
 use qqq_eval::{EvalError, Scoring, WindowOptions, kl_divergence, perplexity};
 use qqq_formats::{LinearWeight, ModelConfig, WeightData};
-use qqq_model::{Block, BlockNorms, BlockWeights, Decoder, LinearLayer, Runner, Sites, rope};
+use qqq_model::{Block, BlockNorms, BlockWeights, Decoder, LinearLayer, RopeChoice, Runner, Sites, rope};
 
 const VOCAB: usize = 80;
 const HIDDEN: usize = 32;
@@ -70,7 +70,7 @@ fn model(seed: u64, vocab: usize, head: f32) -> Decoder<CpuBackend> {
         blocks,
         final_norm: Norm { weight: b.vector(vec![1.0; HIDDEN]).unwrap(), eps: config.rms_norm_eps },
         head,
-        ropes: rope::embeddings(&b, &config, CONTEXT).unwrap(),
+        ropes: rope::embeddings(&b, &config, RopeChoice::Original, CONTEXT).unwrap(),
         config,
         backend: b,
         prefill: Default::default(),

@@ -54,10 +54,8 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Longest context in tokens: that which the model was made for, or as far as its rotary embedding can be followed.
+    /// Longest context in tokens: that of `config.json`, times the factor of a dynamic rotary embedding.
     pub max_position_embeddings: usize,
-    /// Why longer texts cannot be, where the reason is not that the model has no more positions.
-    pub context_limit: Option<&'static str>,
     /// Epsilon of the RMS norms.
     pub rms_norm_eps: f32,
     /// Base of the rotary embedding.
@@ -203,10 +201,17 @@ impl ModelConfig {
             )));
         }
         let hidden_size = f.size("hidden_size", None, limit::WIDTH)?;
-        let default_head_dim = defaults.head_dim.unwrap_or(hidden_size / num_heads);
-        let head_dim = match raw.get("head_dim") {
-            None | Some(Value::Null) => default_head_dim,
-            Some(_) => f.size("head_dim", None, limit::HEAD_DIM)?,
+        let share = hidden_size / num_heads;
+        let head_dim = match (raw.get("head_dim"), defaults.head_dim) {
+            (None, default) => default.unwrap_or(share),
+            (Some(Value::Null), Some(default)) if !defaults.null_head_dim => {
+                return Err(f.malformed(&format!(
+                    "head_dim is null, which is no width in {}; write the model's, or remove the key if it is {default}",
+                    family.class
+                )));
+            }
+            (Some(Value::Null), _) => share,
+            (Some(_), _) => f.size("head_dim", None, limit::HEAD_DIM)?,
         };
         if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > limit::HEAD_DIM {
             return Err(f.malformed(&format!(
@@ -270,7 +275,6 @@ impl ModelConfig {
             head_dim,
             vocab_size: f.size("vocab_size", None, limit::VOCAB)?,
             max_position_embeddings: rope.positions,
-            context_limit: rope.limit,
             rms_norm_eps,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,

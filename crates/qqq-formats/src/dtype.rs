@@ -5,11 +5,11 @@ use std::fmt;
 /// Element type of a tensor as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DType {
-    /// IEEE binary32.
+    /// IEEE binary32, 4 bytes.
     F32,
-    /// IEEE binary16.
+    /// IEEE binary16, 2 bytes.
     F16,
-    /// bfloat16.
+    /// bfloat16: the upper 2 bytes of binary32.
     BF16,
     /// Signed 8-bit integer.
     I8,

@@ -20,7 +20,7 @@ pub enum FormatError {
     /// A file was written to while it was in use.
     #[error("{path} was changed while it was in use: {what}")]
     Changed {
-        /// File concerned.
+        /// The file, as it was opened.
         path: PathBuf,
         /// How it differs from what was opened.
         what: String,
@@ -28,7 +28,7 @@ pub enum FormatError {
     /// A file's content breaks its format.
     #[error("{path}: {reason}")]
     Malformed {
-        /// File concerned.
+        /// The file, as it was opened.
         path: PathBuf,
         /// What is wrong, with the values.
         reason: String,
@@ -38,7 +38,7 @@ pub enum FormatError {
     MissingTensor {
         /// Where it was looked for.
         location: String,
-        /// Its name.
+        /// The tensor, as the model names it.
         name: String,
     },
     /// A tensor has another shape than the configuration implies.
@@ -48,11 +48,11 @@ pub enum FormatError {
     Shape {
         /// Where it lies.
         location: String,
-        /// Its name.
+        /// The tensor, as the model names it.
         name: String,
         /// Shape on disk.
         found: Vec<usize>,
-        /// Shape wanted.
+        /// Shape that the configuration implies.
         expected: Vec<usize>,
     },
     /// A tensor has a type that cannot serve here.
@@ -60,11 +60,11 @@ pub enum FormatError {
     Type {
         /// Where it lies.
         location: String,
-        /// Its name.
+        /// The tensor, as the model names it.
         name: String,
         /// Type on disk.
         found: String,
-        /// Type(s) wanted.
+        /// The type or types that could serve.
         expected: String,
     },
     /// NaN or infinite weights.
@@ -74,9 +74,9 @@ pub enum FormatError {
     NotFinite {
         /// Where it lies.
         location: String,
-        /// Its name.
+        /// The tensor, as the model names it.
         name: String,
-        /// How many.
+        /// How many values of the tensor are NaN or infinite.
         count: usize,
         /// Flat index of the first.
         first: usize,

@@ -10,11 +10,11 @@ use crate::{FormatError, Result};
 /// Float weights in their stored precision, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WeightData {
-    /// 32-bit values.
+    /// IEEE binary32, 4 bytes a value.
     F32(Vec<f32>),
     /// IEEE half precision.
     F16(Vec<f16>),
-    /// bfloat16.
+    /// bfloat16: the upper half of binary32.
     BF16(Vec<bf16>),
 }
 
@@ -72,7 +72,7 @@ pub enum Scales {
     PerGroup {
         /// Input channels that share a group scale: 32, 64 or 128.
         group_size: usize,
-        /// Shape `N`.
+        /// Scales of the output channels, shape `N`.
         channel: Vec<f32>,
         /// Shape `N x (K / group_size)`, row-major.
         group: Vec<f16>,
@@ -176,11 +176,11 @@ pub struct QuantizedWeight {
 pub enum LinearWeight {
     /// Shape `N x K`, row-major.
     Float {
-        /// `N`.
+        /// Output channels, `N`.
         out_features: usize,
-        /// `K`.
+        /// Input channels, `K`.
         in_features: usize,
-        /// Values.
+        /// `N K` values.
         data: WeightData,
     },
     /// 4-bit codes and scales.

@@ -53,7 +53,7 @@ pub struct LayerScheme {
 /// How the linear layers of a checkpoint are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuantizationConfig {
-    /// On-disk form.
+    /// How tensors are named and laid out on disk.
     pub format: CheckpointFormat,
     /// The first that matches a layer counts; a layer that none matches is float.
     rules: Vec<Rule>,
@@ -63,7 +63,7 @@ pub struct QuantizationConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rule {
     pattern: ModulePattern,
-    /// `None`: float.
+    /// `None`: these layers are float.
     scheme: Option<LayerScheme>,
 }
 

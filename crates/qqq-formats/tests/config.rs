@@ -171,7 +171,13 @@ fn rope_fields_beside_each_other() {
         (json!("-"), linear.clone(), json!(2e4), 2e4, RopeScaling::Linear { factor: 4.0 }),
         (json!("-"), json!({}), json!(2e4), 2e4, RopeScaling::None),
         (json!("-"), json!(null), json!(2e4), 2e4, RopeScaling::None),
-        (json!("-"), json!({"rope_type": "dynamic", "factor": 2.0}), json!("-"), 1e4, RopeScaling::None),
+        (
+            json!("-"),
+            json!({"rope_type": "dynamic", "factor": 2.0}),
+            json!("-"),
+            1e4,
+            RopeScaling::Dynamic { factor: 2.0, original: 256 },
+        ),
         (json!("-"), json!({"rope_type": "proportional"}), json!("-"), 1e4, RopeScaling::None),
     ] {
         let fields = json!({"rope_scaling": scaling, "rope_parameters": parameters, "rope_theta": top});
@@ -229,8 +235,25 @@ fn rope_fields_beside_each_other() {
     assert_eq!(original(json!({"rope_scaling": llama3, "original_max_position_embeddings": 64})), 64.0);
 }
 
+/// As transformers' classes have it: `hidden_size / num_attention_heads`, or no configuration.
 #[test]
-fn long_ropes_serve_as_far_as_one_list_does() {
+fn a_width_of_heads_that_is_null() {
+    let of =
+        |class: &str, head_dim: Value| parse(&with(json!({"architectures": [class], "head_dim": head_dim})));
+    for class in ["LlamaForCausalLM", "Qwen2ForCausalLM", "SeedOssForCausalLM"] {
+        assert_eq!(of(class, Value::Null).unwrap().head_dim, 16, "{class}");
+    }
+    assert_eq!(of("SeedOssForCausalLM", json!("-")).unwrap().head_dim, 128);
+    for (class, default) in
+        [("Qwen3ForCausalLM", 128), ("Gemma3ForCausalLM", 256), ("Ministral3ForCausalLM", 128)]
+    {
+        let e = of(class, Value::Null).unwrap_err().to_string();
+        assert!(e.contains("head_dim is null") && e.contains(&format!("if it is {default}")), "{e}");
+    }
+}
+
+#[test]
+fn rotary_embeddings_that_depend_on_the_length() {
     let longrope = |short: f64, long: f64, original: u32| {
         json!({
             "rope_type": "longrope", "short_factor": vec![short; 8], "long_factor": vec![long; 8],
@@ -244,15 +267,20 @@ fn long_ropes_serve_as_far_as_one_list_does() {
     // sqrt(1 + log(4) / log(64))
     assert_eq!(c.rope_scaling, RopeScaling::Factors(vec![2.0; 8]));
     assert!((c.rope_attention_factor - 1.154_700_538_379_251_5).abs() < 1e-15);
-    assert_eq!((c.max_position_embeddings, c.context_limit), (256, None));
-    // The short list, as far as it counts; the factor is that of the whole context.
+    assert_eq!(c.max_position_embeddings, 256);
+    assert_eq!(c.rope_scaling.original_context(), None);
+    // Two lists; the factor of attention is that of the whole context for both.
     let c = parse(&with(json!({"rope_scaling": longrope(1.5, 3.0, 64)}))).unwrap();
-    assert_eq!((c.rope_scaling, c.max_position_embeddings), (RopeScaling::Factors(vec![1.5; 8]), 64));
+    let lists = RopeScaling::LongRope { short: vec![1.5; 8], long: vec![3.0; 8], original: 64 };
+    assert_eq!((&c.rope_scaling, c.max_position_embeddings), (&lists, 256));
+    assert_eq!(c.rope_scaling.original_context(), Some(64));
     assert!((c.rope_attention_factor - 1.154_700_538_379_251_5).abs() < 1e-15);
-    assert!(c.context_limit.unwrap().contains("short_factor"), "{:?}", c.context_limit);
-    assert_eq!(c.raw["max_position_embeddings"], 256);
-    let c = parse(&with(json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}))).unwrap();
-    assert!(c.max_position_embeddings == 256 && c.context_limit.unwrap().contains("yarn"));
+    let c = parse(&with(json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.5}}))).unwrap();
+    assert_eq!(c.rope_scaling, RopeScaling::Dynamic { factor: 2.5, original: 256 });
+    assert_eq!((c.max_position_embeddings, &c.raw["max_position_embeddings"]), (640, &json!(256)));
+    let one_pair = json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "head_dim": 2});
+    let e = parse(&with(one_pair)).unwrap_err().to_string();
+    assert!(e.contains("dynamic") && e.contains("2 components"), "{e}");
     let mut short = longrope(1.0, 1.0, 64);
     short["short_factor"] = json!([1.0, 2.0]);
     assert!(error(json!({"rope_scaling": short})).contains("short_factor holds 2 divisors"));

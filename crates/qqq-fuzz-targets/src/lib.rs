@@ -21,7 +21,7 @@ pub type Outcome = Result<(), String>;
 /// A target by the name of its folder of seeds.
 pub type Target = (&'static str, fn(&[u8]) -> Outcome);
 
-/// Every target.
+/// What the fuzzer can be pointed at, and whose seeds the tests replay.
 pub const TARGETS: [Target; 5] = [
     ("archive", archive),
     ("chat_template", chat_template),

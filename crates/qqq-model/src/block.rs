@@ -46,7 +46,7 @@ pub struct Attention<B: Backend> {
 
 /// The second half of a block.
 pub enum Mlp<B: Backend> {
-    /// `down(gate(g) * u)`.
+    /// One gated MLP for all tokens: `down(gate(g) * u)`.
     Dense(Dense<B>),
 }
 
@@ -154,9 +154,9 @@ impl<B: Backend> Scratch<B> {
 
 /// What a block runs with.
 pub struct Step<'a, B: Backend> {
-    /// Device.
+    /// What computes the step.
     pub backend: &'a B,
-    /// Rotary embeddings.
+    /// Rotary embeddings of the step's sequences; a layer names its own by index.
     pub ropes: &'a [B::Rope],
     /// Keys and values.
     pub kv: &'a mut B::KvPool,
@@ -164,7 +164,7 @@ pub struct Step<'a, B: Backend> {
     pub layer: usize,
     /// Whose the rows are.
     pub batch: &'a B::Batch,
-    /// Memory.
+    /// What the step's operations write between sites.
     pub scratch: &'a mut Scratch<B>,
 }
 

@@ -12,7 +12,9 @@ use crate::{
     block::{Flow, Scratch, Step, Watch, at, settle},
     names,
     prefill::Prefill,
-    reading, rope, weights,
+    reading,
+    rope::{self, RopeChoice},
+    weights,
 };
 
 /// A whole decoder.
@@ -29,7 +31,7 @@ pub struct Decoder<B: Backend> {
     pub final_norm: Norm<B>,
     /// Output head, `vocab x hidden`; the embedding's values where they are tied.
     pub head: B::Linear,
-    /// Rotary embeddings.
+    /// Rotary embeddings of [`RopeChoice::Original`].
     pub ropes: Vec<B::Rope>,
     /// The prompt in hand.
     pub prefill: Prefill,
@@ -83,18 +85,22 @@ impl<B: Backend> Decoder<B> {
             blocks.push(Block::new(&backend, &config, i, BlockWeights::read(checkpoint, i)?)?);
             parts.loaded(parts.blocks[i])?;
         }
-        let ropes = rope::embeddings(&backend, &config, config.max_position_embeddings)?;
+        let original = RopeChoice::Original;
+        let ropes = rope::embeddings(&backend, &config, original, original.longest(&config))?;
         checkpoint.inputs.check()?;
         Ok(Self { backend, config, embedding, blocks, final_norm, head, ropes, prefill: Prefill::default() })
     }
 
     /// Runs a batch's tokens, whose plan must have been [checked](Self::check), through all blocks: `flow` then holds their
-    /// states before the last norm, one row a token. `watch` sees them on the way.
+    /// states before the last norm, one row a token. `ropes` are the rotary embeddings of their sequences. `watch` sees them
+    /// on the way.
     ///
     /// # Errors
     /// Those of the backend and of `watch`.
-    pub fn forward(
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn forward(
         &self,
+        ropes: &[B::Rope],
         batch: &B::Batch,
         rows: usize,
         flow: &mut Flow<B>,
@@ -107,35 +113,43 @@ impl<B: Backend> Decoder<B> {
         let scale = self.config.graph.embedding_scale as f32;
         backend.embed(&self.embedding, batch, scale, &mut flow.residual)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            let mut step = Step { backend, ropes: &self.ropes, kv, layer, batch, scratch };
+            let mut step = Step { backend, ropes, kv, layer, batch, scratch };
             block.forward(&mut step, flow, watch)?;
             self.prefill.pass(rows, layer + 1, self.blocks.len());
         }
         settle(backend, flow, scratch)
     }
 
-    /// Checks a step's tokens and positions against the model. Whether they fit its pages is for the backend to say, which
-    /// makes a batch of them.
+    /// Checks a step's tokens and positions against the model and the rotary embedding of its sequences. Whether they fit its
+    /// pages is for the backend to say, which makes a batch of them.
     ///
     /// # Errors
-    /// A token id outside the vocabulary, a sequence beyond `max_position_embeddings`, a plan without tokens.
-    pub fn check(&self, plan: &BatchPlan) -> Result<()> {
+    /// A token id outside the vocabulary, a sequence beyond `max_position_embeddings` or the [`RopeChoice::longest`] one, a
+    /// plan without tokens.
+    pub fn check(&self, plan: &BatchPlan, choice: RopeChoice) -> Result<()> {
         let vocab = self.config.vocab_size;
         if let Some((i, id)) = plan.tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
             return Err(ModelError::Request(format!(
                 "token {id} (number {i} of the batch) is outside the model's vocabulary of {vocab}"
             )));
         }
-        let context = self.config.max_position_embeddings;
+        let (context, longest) = (self.config.max_position_embeddings, choice.longest(&self.config));
         for span in &plan.spans {
-            if span.start.checked_add(span.len).is_none_or(|end| end > context) {
-                return Err(ModelError::Request(format!(
-                    "a sequence of {} and {} more tokens is longer than the model's context of {context}{}",
-                    span.start,
-                    span.len,
-                    self.config.context_limit.map_or(String::new(), |why| format!(": {why}"))
-                )));
+            if span.start.checked_add(span.len).is_some_and(|end| end <= longest) {
+                continue;
             }
+            let end = if longest < context {
+                format!(
+                    "the {longest} tokens for which its rotary embedding was chosen; choose that of longer sequences \
+                     before its first token"
+                )
+            } else {
+                format!("the model's context of {context}")
+            };
+            return Err(ModelError::Request(format!(
+                "a sequence of {} and {} more tokens is longer than {end}",
+                span.start, span.len
+            )));
         }
         if plan.tokens.is_empty() {
             return Err(ModelError::Request("a batch without tokens".into()));

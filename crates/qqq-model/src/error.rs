@@ -13,9 +13,9 @@ pub enum ModelError {
     /// A weight that the backend refuses.
     #[error("{name}: {source}")]
     Backend {
-        /// Layer concerned.
+        /// The layer or tensor, as the checkpoint names it.
         name: String,
-        /// Reason.
+        /// What the backend refused.
         source: qqq_backend::BackendError,
     },
     /// An operation that a backend refuses.
@@ -34,7 +34,7 @@ pub enum ModelError {
     NoEmbedding {
         /// The token's text.
         token: String,
-        /// Its id.
+        /// The id that is not in the vocabulary.
         id: u32,
         /// Embeddings of the model.
         rows: usize,

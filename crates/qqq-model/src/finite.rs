@@ -2,7 +2,7 @@
 
 use qqq_backend::{Backend, BatchPlan, first_not_finite, pages_for};
 
-use crate::{Decoder, ModelError, Result, Runner, Site, names};
+use crate::{Decoder, ModelError, Result, RopeChoice, Runner, Site, names};
 
 /// Tokens that run through the blocks at a time.
 const PIECE: usize = 512;
@@ -22,14 +22,16 @@ pub struct NotFinite {
 
 impl<B: Backend> Decoder<B> {
     /// Runs a sequence from its start and looks at the states behind the embedding and behind both halves of every block, and
-    /// at the logits of the last token: to be asked when logits are not finite. `None` if all are.
+    /// at the logits of the last token: to be asked when logits are not finite. `rope` is the sequence's rotary embedding.
+    /// `None` if all are finite.
     ///
     /// # Errors
     /// As [`Runner::step`].
-    pub fn first_not_finite(&self, tokens: &[u32]) -> Result<Option<NotFinite>> {
+    pub fn first_not_finite(&self, tokens: &[u32], rope: RopeChoice) -> Result<Option<NotFinite>> {
         let backend = &self.backend;
         let (rows, hidden) = (tokens.len().min(PIECE), self.config.hidden_size);
         let mut runner = Runner::new(self, self.backend.finest_kv(), pages_for(tokens.len()), rows)?;
+        runner.choose_rope(rope)?;
         let pages: Vec<u32> = (0..pages_for(tokens.len()) as u32).collect();
         let mut start = 0;
         for piece in tokens.chunks(PIECE) {

@@ -61,6 +61,7 @@ pub use error::{ModelError, Result};
 pub use finite::NotFinite;
 pub use hub::HubOptions;
 pub use layer_kinds::LayerKind;
+pub use rope::RopeChoice;
 pub use runner::Runner;
 pub use site::{LinearLayer, Site, Sites};
 pub use tensor_bytes::TensorBytes;

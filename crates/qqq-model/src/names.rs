@@ -10,11 +10,11 @@ pub fn is_block_linear(module: &str) -> bool {
     module.starts_with("model.layers.") && LINEARS.iter().any(|linear| module.ends_with(linear))
 }
 
-/// Embedding table.
+/// Embedding table, `vocab x hidden`.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Norm before the output head.
 pub const FINAL_NORM: &str = "model.norm.weight";
-/// Output head.
+/// Output head, `vocab x hidden`.
 pub const LM_HEAD: &str = "lm_head.weight";
 /// Output head, as a module.
 pub const LM_HEAD_MODULE: &str = "lm_head";
@@ -22,11 +22,11 @@ pub const LM_HEAD_MODULE: &str = "lm_head";
 pub const QKV: &str = "self_attn.qkv_proj";
 /// gate and up in one.
 pub const GATE_UP: &str = "mlp.gate_up_proj";
-/// Queries.
+/// Projection to queries, within a block.
 pub const Q: &str = "self_attn.q_proj";
-/// Keys.
+/// Projection to keys, within a block.
 pub const K: &str = "self_attn.k_proj";
-/// Values.
+/// Projection to values, within a block.
 pub const V: &str = "self_attn.v_proj";
 /// Output projection of attention.
 pub const O: &str = "self_attn.o_proj";

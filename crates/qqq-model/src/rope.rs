@@ -8,19 +8,65 @@ use qqq_formats::{ModelConfig, config::RopeScaling};
 
 use crate::Result;
 
-/// The rotary embeddings of a model, for so many positions: that of all layers, or of those without a window, and that of
+/// Which rotary embedding a sequence has, in models where that depends on its length: LongRoPE with two lists, and dynamic
+/// NTK.
+///
+/// transformers goes by the length of each forward pass, so keys in the cache may have been turned by another embedding than
+/// the queries that meet them. Here it is chosen once, before the first token, by the length that the sequence can reach.
+/// A forward pass over a whole sequence of that length computes the same in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeChoice {
+    /// That of sequences within the original context, and of all sequences where the length does not count.
+    Original,
+    /// That of sequences that leave the original context.
+    Extended {
+        /// Tokens of the longest sequence that has it. The base of dynamic NTK follows from it.
+        reach: usize,
+    },
+}
+
+impl RopeChoice {
+    /// For a sequence of up to `reach` tokens.
+    pub fn new(config: &ModelConfig, reach: usize) -> Self {
+        let context = config.max_position_embeddings;
+        match config.rope_scaling {
+            RopeScaling::LongRope { original, .. } if reach > original => Self::Extended { reach: context },
+            RopeScaling::Dynamic { original, .. } if reach > original => {
+                Self::Extended { reach: reach.min(context) }
+            }
+            _ => Self::Original,
+        }
+    }
+
+    /// Tokens of the longest sequence that may have it.
+    pub fn longest(self, config: &ModelConfig) -> usize {
+        match self {
+            Self::Original => {
+                config.rope_scaling.original_context().unwrap_or(config.max_position_embeddings)
+            }
+            Self::Extended { reach } => reach,
+        }
+    }
+}
+
+/// The rotary embeddings of a choice, for so many positions: that of all layers, or of those without a window, and that of
 /// layers with one, where it is another.
 ///
 /// # Errors
 /// Those of the backend.
-pub fn embeddings<B: Backend>(backend: &B, config: &ModelConfig, positions: usize) -> Result<Vec<B::Rope>> {
+pub fn embeddings<B: Backend>(
+    backend: &B,
+    config: &ModelConfig,
+    choice: RopeChoice,
+    positions: usize,
+) -> Result<Vec<B::Rope>> {
     let query_scale =
         config.graph.query_scale.map(|scale| QueryScale { beta: scale.beta as f32, period: scale.period });
     let factor = config.rope_attention_factor as f32;
-    let mut ropes = vec![backend.rope(&inv_freq(config), factor, query_scale, positions)?];
+    let mut ropes = vec![backend.rope(&inv_freq(config, choice), factor, query_scale, positions)?];
     if let Some(rope_theta) = config.local_rope_theta {
         let local = ModelConfig { rope_theta, rope_scaling: RopeScaling::None, ..config.clone() };
-        ropes.push(backend.rope(&inv_freq(&local), 1.0, query_scale, positions)?);
+        ropes.push(backend.rope(&inv_freq(&local, choice), 1.0, query_scale, positions)?);
     }
     Ok(ropes)
 }
@@ -33,21 +79,30 @@ pub(crate) fn index(config: &ModelConfig, layer: usize) -> Option<usize> {
     graph.rotary.get(layer).is_none_or(|has| *has).then_some(own)
 }
 
-/// `rotary_dim / 2` inverse frequencies, `theta^(-2i / rotary_dim)`, scaled as the configuration says.
+/// `rotary_dim / 2` inverse frequencies, `theta^(-2i / rotary_dim)`, scaled as the configuration says for sequences of a
+/// choice.
 ///
 /// Every step is rounded to f32 in transformers' order (`modeling_rope_utils`), because an error in a frequency
 /// grows with the position. The power alone is taken in f64 and rounded once, so that it does not depend on
 /// the platform's `powf`.
-pub fn inv_freq(config: &ModelConfig) -> Vec<f32> {
-    let theta = f64::from(config.rope_theta as f32);
+pub fn inv_freq(config: &ModelConfig, choice: RopeChoice) -> Vec<f32> {
+    let theta = match (&config.rope_scaling, choice) {
+        (RopeScaling::Dynamic { factor, original }, RopeChoice::Extended { reach }) => {
+            dynamic_base(config, *factor, *original, reach)
+        }
+        _ => config.rope_theta as f32,
+    };
     let power = |i: usize| {
         let exponent = (2 * i) as f32 / config.rotary_dim as f32;
-        theta.powf(f64::from(exponent)) as f32
+        f64::from(theta).powf(f64::from(exponent)) as f32
     };
     let base = |i: usize| 1.0 / power(i);
     let half = 0..config.rotary_dim / 2;
+    // The divisor goes into the denominator, as for transformers' long-context factors.
+    let divided =
+        |factors: &[f32]| (0..factors.len()).map(|i| 1.0 / (factors[i] * power(i))).collect::<Vec<f32>>();
     match &config.rope_scaling {
-        RopeScaling::None => half.map(base).collect(),
+        RopeScaling::None | RopeScaling::Dynamic { .. } => half.map(base).collect(),
         RopeScaling::Linear { factor } => half.map(|i| base(i) / *factor as f32).collect(),
         RopeScaling::Llama3 {
             factor,
@@ -76,11 +131,21 @@ pub fn inv_freq(config: &ModelConfig) -> Vec<f32> {
             };
             half.map(|i| scaling.apply(i, power(i))).collect()
         }
-        // The divisor goes into the denominator, as for transformers' long-context factors.
-        RopeScaling::Factors(factors) => {
-            half.zip(factors).map(|(i, factor)| 1.0 / (factor * power(i))).collect()
-        }
+        RopeScaling::Factors(factors) => divided(factors),
+        RopeScaling::LongRope { short, long, .. } => match choice {
+            RopeChoice::Original => divided(short),
+            RopeChoice::Extended { .. } => divided(long),
+        },
     }
+}
+
+/// The base of dynamic NTK for sequences of `reach` tokens:
+/// `theta (factor reach / original - (factor - 1))^(dim / (dim - 2))`.
+fn dynamic_base(config: &ModelConfig, factor: f64, original: usize, reach: usize) -> f32 {
+    let dim = config.rotary_dim as f64;
+    let growth = factor as f32 * reach as f32 / original as f32 - (factor - 1.0) as f32;
+    let power = f64::from(growth).powf(f64::from((dim / (dim - 2.0)) as f32)) as f32;
+    config.rope_theta as f32 * power
 }
 
 /// Llama 3.1's scaling: wavelengths shorter than `context / high` stay, those longer than `context / low` are
@@ -162,6 +227,10 @@ mod tests {
         ModelConfig::from_value(Path::new("config.json"), value).unwrap()
     }
 
+    fn original(config: &ModelConfig) -> Vec<f32> {
+        inv_freq(config, RopeChoice::Original)
+    }
+
     fn assert_close(found: &[f32], expected: &[f32]) {
         assert_eq!(found.len(), expected.len());
         for (f, e) in found.iter().zip(expected) {
@@ -171,9 +240,9 @@ mod tests {
 
     #[test]
     fn default_and_linear() {
-        let plain = inv_freq(&config(8, 10_000.0, Value::Null));
+        let plain = original(&config(8, 10_000.0, Value::Null));
         assert_close(&plain, &[1.0, 0.1, 0.01, 0.001]);
-        let linear = inv_freq(&config(8, 10_000.0, json!({"rope_type": "linear", "factor": 4.0})));
+        let linear = original(&config(8, 10_000.0, json!({"rope_type": "linear", "factor": 4.0})));
         assert_close(&linear, &[0.25, 0.025, 0.0025, 0.00025]);
     }
 
@@ -184,8 +253,8 @@ mod tests {
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192
         });
-        let f = inv_freq(&config(128, 500_000.0, scaling));
-        let plain = inv_freq(&config(128, 500_000.0, Value::Null));
+        let f = original(&config(128, 500_000.0, scaling));
+        let plain = original(&config(128, 500_000.0, Value::Null));
         assert_eq!(f[..29], plain[..29], "short wavelengths stay");
         for i in 35..64 {
             assert_eq!(f[i], plain[i] / 8.0, "long wavelengths are stretched");
@@ -282,7 +351,7 @@ mod tests {
                 "max_position_embeddings": positions, "rope_theta": theta, "rope_scaling": scaling,
             });
             let config = ModelConfig::from_value(Path::new("config.json"), value).unwrap();
-            assert_close(&inv_freq(&config), &frequencies);
+            assert_close(&original(&config), &frequencies);
             assert!((config.rope_attention_factor - attention_factor).abs() < 1e-14, "{scaling}");
         }
     }
@@ -291,6 +360,41 @@ mod tests {
     fn factors_divide() {
         let mut config = config(8, 10_000.0, Value::Null);
         config.rope_scaling = RopeScaling::Factors(vec![1.0, 2.0, 4.0, 8.0]);
-        assert_close(&inv_freq(&config), &[1.0, 0.05, 0.0025, 0.000125]);
+        assert_close(&original(&config), &[1.0, 0.05, 0.0025, 0.000125]);
     }
+    /// Expected frequencies from transformers 5.24, for a sequence of 6000 tokens where the original context is of 4096.
+    #[test]
+    fn beyond_the_original_context() {
+        let scaling = json!({"rope_type": "dynamic", "factor": 2.0});
+        let value = json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8,
+            "max_position_embeddings": 4096, "rope_theta": 1e4, "rope_scaling": scaling,
+        });
+        let mut config = ModelConfig::from_value(Path::new("config.json"), value).unwrap();
+        assert_eq!(RopeChoice::new(&config, 4096), RopeChoice::Original);
+        let choice = RopeChoice::new(&config, 6000);
+        assert_eq!((choice, choice.longest(&config)), (RopeChoice::Extended { reach: 6000 }, 6000));
+        assert_eq!(RopeChoice::new(&config, 9000), RopeChoice::Extended { reach: 8192 });
+        assert_close(&inv_freq(&config, choice), &DYNAMIC);
+        // Two lists: which of them counts, for whatever length.
+        let (short, long) = (vec![1.0; 8], vec![2.0; 8]);
+        config.rope_scaling = RopeScaling::LongRope { short, long, original: 4096 };
+        assert_eq!(RopeChoice::new(&config, 4096).longest(&config), 4096);
+        assert_eq!(RopeChoice::new(&config, 4097), RopeChoice::Extended { reach: 8192 });
+        let plain = original(&config);
+        let long = inv_freq(&config, RopeChoice::new(&config, 4097));
+        assert!(plain.iter().zip(&long).all(|(a, b)| *a == 2.0 * b), "{plain:?} {long:?}");
+    }
+
+    const DYNAMIC: [f32; 8] = [
+        1.0,
+        0.287_883_07,
+        0.082_876_67,
+        0.023_858_791,
+        0.006_868_542_6,
+        0.001_977_337,
+        5.692_419e-4,
+        1.638_751_3e-4,
+    ];
 }

@@ -7,7 +7,11 @@ use qqq_backend::{Backend, BatchPlan, KvDType, KvLayout, pages_for};
 use crate::{
     Decoder, Result,
     block::{Flow, Scratch, Watch},
+    rope::{self, RopeChoice},
 };
+
+/// Rotary embeddings beside the original ones that are kept for sequences to come.
+const KEPT_ROPES: usize = 16;
 
 /// Runs a decoder step by step. It owns the activations and the pool of KV pages; the decoder owns weights, and who has
 /// which page is for the caller to say, in each step's [`BatchPlan`].
@@ -18,6 +22,10 @@ pub struct Runner<'d, B: Backend> {
     scratch: Scratch<B>,
     /// The step at hand, in memory that the next one takes over.
     batch: Option<B::Batch>,
+    /// The rotary embedding of the sequences of the next step.
+    rope: RopeChoice,
+    /// Those beside the decoder's that steps have had, the newest one last.
+    ropes: Vec<(RopeChoice, Vec<B::Rope>)>,
     /// Sequences of the last step, if each of them had one token.
     decoding: Option<usize>,
     /// That step, recorded.
@@ -52,6 +60,8 @@ impl<'d, B: Backend> Runner<'d, B> {
             ),
             scratch: Scratch::new(b, config, rows)?,
             batch: None,
+            rope: RopeChoice::Original,
+            ropes: Vec::new(),
             decoding: None,
             graph: None,
             gathered: b.tensor(rows, config.hidden_size)?,
@@ -60,12 +70,38 @@ impl<'d, B: Backend> Runner<'d, B> {
         })
     }
 
-    /// For whole sequences of up to `positions` tokens together, run one after the other or all at once.
+    /// For a sequence that can reach `positions` tokens, with its rotary embedding; or for several, one after the other or at
+    /// once, that take as many positions together.
     ///
     /// # Errors
     /// As [`Runner::new`].
     pub fn for_positions(decoder: &'d Decoder<B>, dtype: KvDType, positions: usize) -> Result<Self> {
-        Self::new(decoder, dtype, pages_for(positions), positions)
+        let mut runner = Self::new(decoder, dtype, pages_for(positions), positions)?;
+        runner.choose_rope(RopeChoice::new(&decoder.config, positions))?;
+        Ok(runner)
+    }
+
+    /// From now on steps are of sequences with this rotary embedding; at first it is the original one. All steps of a sequence
+    /// must have the same, because keys in the cache stay as they were turned.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn choose_rope(&mut self, choice: RopeChoice) -> Result<()> {
+        if choice == self.rope {
+            return Ok(());
+        }
+        // A recorded step has the tables of the embedding that it was recorded with.
+        (self.graph, self.decoding) = (None, None);
+        if choice != RopeChoice::Original && !self.ropes.iter().any(|(known, _)| *known == choice) {
+            let (b, config) = (&self.decoder.backend, &*self.decoder.config);
+            let ropes = rope::embeddings(b, config, choice, choice.longest(config))?;
+            if self.ropes.len() == KEPT_ROPES {
+                self.ropes.remove(0);
+            }
+            self.ropes.push((choice, ropes));
+        }
+        self.rope = choice;
+        Ok(())
     }
 
     /// The decoder that is run, with its configuration.
@@ -95,7 +131,7 @@ impl<'d, B: Backend> Runner<'d, B> {
 
     /// The batch of a step, in the memory of the last one's.
     fn prepare(&mut self, plan: &BatchPlan) -> Result<B::Batch> {
-        self.decoder.check(plan)?;
+        self.decoder.check(plan, self.rope)?;
         let b = &self.decoder.backend;
         match self.batch.take() {
             Some(mut batch) => {
@@ -135,8 +171,10 @@ impl<'d, B: Backend> Runner<'d, B> {
     }
 
     fn forward(&mut self, plan: &BatchPlan, batch: &B::Batch, watch: &mut Watch<'_, B>) -> Result<()> {
-        let Self { decoder, flow, scratch, kv, .. } = self;
-        decoder.forward(batch, plan.rows(), flow, scratch, kv, watch)
+        let Self { decoder, flow, scratch, kv, rope, ropes, .. } = self;
+        let own = ropes.iter().find(|(choice, _)| choice == rope);
+        let ropes = own.map_or(&decoder.ropes, |(_, ropes)| ropes);
+        decoder.forward(ropes, batch, plan.rows(), flow, scratch, kv, watch)
     }
 
     /// States of the last step's tokens before the last norm, one row a token.

@@ -11,7 +11,7 @@ use std::{
 use half::{bf16, f16};
 use qqq_backend::{BatchPlan, CpuBackend, KvDType, pages_for};
 use qqq_formats::Checkpoint;
-use qqq_model::{Decoder, ModelError, Runner};
+use qqq_model::{Decoder, ModelError, RopeChoice, Runner};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
@@ -181,6 +181,7 @@ fn check(name: &str, decoder: &Decoder<CpuBackend>, tokens: &[u32], expected: &[
         (0..pages).map(|page| (sequence * pages + page) as u32).collect()
     };
     let mut runner = Runner::new(decoder, KvDType::F32, 3 * pages_for(n), n).unwrap();
+    runner.choose_rope(RopeChoice::new(&decoder.config, n)).unwrap();
     let logits = run(&mut runner, &[(tokens, 0, &own(0))]);
     let prefill = worst(&logits, expected);
 
@@ -247,9 +248,13 @@ fn logits_of_gguf_files_are_those_of_transformers() {
         let checkpoint = Checkpoint::open(&data(&format!("gguf/{name}.gguf"))).unwrap();
         assert_eq!(checkpoint.config.architecture.class_name(), class);
         let decoder = Decoder::load(CpuBackend::default(), &checkpoint).unwrap();
-        let tokens = ints(&vectors.tensor(&format!("{name}.tokens")).unwrap());
-        let logits = floats(&vectors.tensor(&format!("{name}.logits")).unwrap());
-        check(name, &decoder, &tokens, &logits);
+        // Of the model with two lists of rope factors, also of a text that leaves the original context.
+        let beyond = (name == "phi3").then(|| format!("{name}_beyond"));
+        for text in std::iter::once(name.to_owned()).chain(beyond) {
+            let tokens = ints(&vectors.tensor(&format!("{text}.tokens")).unwrap());
+            let logits = floats(&vectors.tensor(&format!("{text}.logits")).unwrap());
+            check(&text, &decoder, &tokens, &logits);
+        }
         // The configuration that a checkpoint made of it gets says the same.
         let raw = Value::Object(checkpoint.config.raw.clone());
         let again = qqq_formats::ModelConfig::from_value(Path::new("config.json"), raw).unwrap();
@@ -276,6 +281,12 @@ fn the_vectors_depend_on_every_setting() {
             other
         }),
         ("phi3_two_lists", "original_max_position_embeddings", 200.into()),
+        ("phi4_beyond_original", "rope_scaling", {
+            let mut other = Model::named("phi4_beyond_original").config["rope_scaling"].clone();
+            other["long_factor"] = other["short_factor"].clone();
+            other
+        }),
+        ("llama_dynamic_beyond", "max_position_embeddings", 128.into()),
     ];
     for (name, key, value) in settings {
         let mut model = Model::named(name);
@@ -392,11 +403,13 @@ fn requests_that_a_model_cannot_serve_are_errors() {
     assert!(message(&[0], usize::MAX).contains("context of 256"));
     assert!(message(&[], 0).contains("without tokens"));
 
-    // Behind the original context other factors would count, for the keys in the cache too.
+    // Behind the original context other factors count, for the keys in the cache too.
     let decoder = Model::named("phi3_two_lists").load().unwrap();
-    let mut runner = Runner::for_positions(&decoder, KvDType::F16, 60).unwrap();
+    let mut runner = Runner::for_positions(&decoder, KvDType::F16, 48).unwrap();
     let mut plan = BatchPlan::default();
     plan.push(&[0], 48, &[0]);
     let e = runner.step(&plan).unwrap_err().to_string();
-    assert!(e.contains("context of 48") && e.contains("short_factor"), "{e}");
+    assert!(e.contains("the 48 tokens for which its rotary embedding was chosen"), "{e}");
+    runner.choose_rope(RopeChoice::new(&decoder.config, 49)).unwrap();
+    runner.step(&plan).unwrap();
 }

@@ -35,9 +35,9 @@ pub enum Source {
     Files(Vec<PathBuf>),
     /// A data set of the hub whose files are here already.
     Dataset {
-        /// `owner/name`.
+        /// The data set on the hub, `owner/name`.
         name: String,
-        /// Its files.
+        /// Its files in the cache, in the order in which they are read.
         files: Vec<PathBuf>,
     },
     /// The model's own samples.

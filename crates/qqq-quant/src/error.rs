@@ -33,9 +33,9 @@ pub enum QuantError {
     /// A numerical failure that raising the damping did not cure.
     #[error("{layer}: {reason}")]
     Numerics {
-        /// Layer concerned.
+        /// The layer, as the checkpoint names it.
         layer: String,
-        /// What happened.
+        /// What happened, with the values.
         reason: String,
     },
     /// The caller stopped it.

@@ -14,9 +14,9 @@ const PIECE: usize = 256;
 /// A 16-bit float type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HalfType {
-    /// IEEE half.
+    /// IEEE binary16: 11 bits of precision, up to 65,504.
     F16,
-    /// bfloat16.
+    /// bfloat16: 8 bits of precision, the range of binary32.
     BF16,
 }
 

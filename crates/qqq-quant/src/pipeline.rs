@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use qqq_backend::Calibrate;
 use qqq_formats::{Checkpoint, CheckpointFormat, size, writer::Reservation};
-use qqq_model::{Decoder, ModelError, TensorBytes, Tokenizer, memory, rope};
+use qqq_model::{Decoder, ModelError, RopeChoice, TensorBytes, Tokenizer, memory, rope};
 
 use crate::{
     OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
@@ -141,7 +141,7 @@ pub fn quantize<'a, B: Calibrate>(
     timings.transform += clock.elapsed().as_secs_f64();
 
     let positions = recipe.calibration.window.max(1);
-    let ropes = rope::embeddings(backend, config, positions)?;
+    let ropes = rope::embeddings(backend, config, RopeChoice::new(config, positions), positions)?;
     let around = Surroundings { backend, config, ropes: &ropes };
     let smoothing_window = match smoothing_window {
         Some(window) => Some((window, around.workshop(recipe.calibration.smooth_tokens)?)),

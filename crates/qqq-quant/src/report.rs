@@ -77,7 +77,7 @@ impl std::fmt::Display for RotationReport {
     }
 }
 
-/// Seconds spent.
+/// Seconds that the parts of a run took.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Timings {
     /// Smoothing search or rotation.

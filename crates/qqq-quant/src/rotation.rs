@@ -84,7 +84,7 @@ impl Rotation {
         Self { width: head_dim, family, matrix }
     }
 
-    /// Row-major values.
+    /// The matrix, row-major, `width x width`.
     pub fn matrix(&self) -> &[f32] {
         &self.matrix
     }

@@ -23,7 +23,7 @@ fn llama(
     ModelConfig::from_value(Path::new("config.json"), value).unwrap()
 }
 
-/// SmolLM2-135M.
+/// The sizes of SmolLM2-135M.
 pub fn smollm2() -> ModelConfig {
     llama(576, 1536, (9, 3), 30, 49_152, true)
 }

@@ -40,9 +40,9 @@ pub enum ScaleDType {
     /// IEEE binary32: no rounding.
     #[default]
     F32,
-    /// IEEE binary16.
+    /// IEEE binary16, as checkpoints of float16 models store scales.
     F16,
-    /// bfloat16.
+    /// bfloat16, as checkpoints of bfloat16 models store scales.
     BF16,
 }
 

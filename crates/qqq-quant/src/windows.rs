@@ -59,7 +59,7 @@ pub struct Surroundings<'a, B: Calibrate> {
     pub backend: &'a B,
     /// Shapes and graph of the model.
     pub config: &'a ModelConfig,
-    /// Rotary embeddings.
+    /// Rotary embeddings of sequences of a window's length.
     pub ropes: &'a [B::Rope],
 }
 

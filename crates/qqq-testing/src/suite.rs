@@ -21,7 +21,7 @@ pub struct Suite {
 pub type Test<F> = (&'static str, F);
 
 impl Suite {
-    /// Without tests.
+    /// A suite without tests, to which they are added.
     pub fn new() -> Self {
         Self::default()
     }

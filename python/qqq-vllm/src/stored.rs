@@ -123,7 +123,7 @@ pub fn parts<'a>(given: &'a [Part<'_>]) -> PyResult<(Vec<Shard<'a>>, usize, usiz
     Ok((shards, n, k))
 }
 
-/// See [`Part`].
+/// The part of a stored layer that a rank holds; see [`Part`].
 pub struct Shard<'a> {
     stored: &'a Stored,
     rows: Range<usize>,

@@ -170,6 +170,48 @@ def test_eager_compiled_and_on_two_ranks(tiles, tmp_path):
     assert_same_greedy(eager.result["answers"][0]["tokens"], two.result["answers"][0], SMALL_TIE)
 
 
+# What their configurations have beside the sizes.
+FAMILIES = {
+    # Fused projections; most of a head turns.
+    "Phi3": {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 512, "pad_token_id": 0},
+    # Norms on both sides, windows that the prompt crosses, two bases of the rotary embedding.
+    "Gemma3Text": {"head_dim": 64, "query_pre_attn_scalar": 48, "sliding_window": 16, "sliding_window_pattern": 2},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_beside_llama(family, tokenizer_files, text, tmp_path):
+    import transformers
+
+    torch.manual_seed(2)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=49152,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.08,
+        bos_token_id=1,
+        eos_token_id=2,
+        **FAMILIES[family],
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, mean=0.0 if family.startswith("Gemma") else 1.0, std=0.1)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "float")
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(tokenizer_files / file, tmp_path / "float" / file)
+    checkpoint = quantize(tmp_path / "float", tmp_path / "out", text, "--transform", "none", "--group-size", "128")
+    run = run_small(checkpoint, tmp_path)
+    assert "qkv_proj: int4 weights in groups of 128 (512 x 256), int8 activations" in run.log
+    own = qqq("generate", checkpoint, "--raw", "-p", PROMPT, "-n", NEW)
+    assert_same_greedy(own["tokens"], run.result["answers"][0], SMALL_TIE)
+
+
 def test_a_missing_tensor_is_named(tiles, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -11,7 +11,7 @@ use crate::{
 /// Input of a linear layer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CpuInput {
-    /// Float rows.
+    /// Float rows, `rows x K`, row-major.
     Float(Matrix),
     /// int8 rows with per-token scales.
     Int8(Int8Activations),

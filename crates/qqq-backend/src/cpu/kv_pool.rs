@@ -250,7 +250,7 @@ pub(crate) struct NewPositions<'a> {
     pub count: usize,
     /// Keys: those of the first position, `stride` values further those of the next.
     pub keys: &'a [f32],
-    /// Values, likewise.
+    /// Values, with the same stride as the keys.
     pub values: &'a [f32],
     pub stride: usize,
 }

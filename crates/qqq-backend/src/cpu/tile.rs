@@ -20,15 +20,15 @@ pub(crate) struct Tile {
     pub depth: usize,
     /// `A[r][i]` is at `a + r * A_ROW + i * a_step`.
     pub a: *const f32,
-    /// See `a`.
+    /// Elements from one column of A to the next.
     pub a_step: usize,
     /// `B[i][j]` is at `b + i * b_step + j`.
     pub b: *const f32,
-    /// See `b`.
+    /// Elements from one row of B to the next.
     pub b_step: usize,
     /// `C[r][j]` is at `c + r * c_row + j`.
     pub c: *mut f32,
-    /// See `c`.
+    /// Elements from one row of C to the next.
     pub c_row: usize,
     /// Whether to add to C rather than to overwrite it.
     pub add: bool,

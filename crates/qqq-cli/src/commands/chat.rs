@@ -48,7 +48,7 @@ pub struct ChatArgs {
     /// Model: a directory, a .gguf file, or owner/name on the hub
     #[arg(value_name = "MODEL")]
     model: String,
-    /// System message
+    /// System message before the first turn
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     /// Tokens of an answer at most; -1: until the model ends it or its context is full

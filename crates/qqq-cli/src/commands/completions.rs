@@ -18,7 +18,7 @@ A script belongs to the version that made it: make it again after an update.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct CompletionsArgs {
-    /// Shell
+    /// Shell that is to read the script
     #[arg(value_enum, value_name = "SHELL")]
     shell: Shell,
 }

@@ -119,7 +119,7 @@ impl StopArgs {
 /// The result, for `--json`.
 #[derive(Debug, Serialize)]
 pub struct Answer {
-    /// New text.
+    /// The answer, without the stop string that ended it.
     pub text: String,
     /// Why it ended.
     pub finish: FinishReason,
@@ -129,7 +129,7 @@ pub struct Answer {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that were computed: less than all if the cache of a chat held some.
     pub computed_prompt_tokens: usize,
-    /// New tokens.
+    /// How many tokens the answer has.
     pub new_tokens: usize,
     /// Their ids, those of the stop string included.
     pub tokens: Vec<u32>,

@@ -17,10 +17,10 @@ enum GroupSize {
     /// A scale for 32 input channels of an output channel
     #[value(name = "32")]
     G32 = 32,
-    /// For 64
+    /// A scale for 64
     #[value(name = "64")]
     G64 = 64,
-    /// For 128
+    /// A scale for 128
     #[value(name = "128")]
     G128 = 128,
     /// One scale for a whole output channel: fastest, less exact

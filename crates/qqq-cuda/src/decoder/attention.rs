@@ -31,7 +31,7 @@ pub struct AttentionConfig {
 /// What an attention kernel does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AttentionKernel {
-    /// Tiles.
+    /// Attention of tiles of queries over their sequences' pages.
     Tiles,
     /// Joins the parts of tiles that were cut along their keys.
     Join,
@@ -127,9 +127,9 @@ impl AttentionConfig {
 pub struct AttentionTile {
     /// Row of the batch of the first token.
     pub first_row: i32,
-    /// Its position.
+    /// Position in its sequence of the first token.
     pub position: i32,
-    /// Tokens.
+    /// Tokens of the tile.
     pub tokens: i32,
     /// Where the sequence's page table begins.
     pub first_page: i32,
@@ -150,11 +150,11 @@ pub const WHOLE: i32 = -1;
 pub struct JoinedTile {
     /// Row of the batch of the first token.
     pub first_row: i32,
-    /// Tokens.
+    /// Tokens of the tile.
     pub tokens: i32,
     /// Number of the first part.
     pub first_part: i32,
-    /// Parts.
+    /// Parts that the tile was cut into.
     pub parts: i32,
 }
 
@@ -241,11 +241,11 @@ pub struct AttentionParameters {
     pub out: u64,
     /// The layer's keys.
     pub keys: u64,
-    /// Its values.
+    /// The layer's values, in pages like the keys.
     pub values: u64,
-    /// Page tables.
+    /// Page tables of all sequences, int32.
     pub pages: u64,
-    /// Tiles.
+    /// The [`AttentionTile`]s: each is worked on by one CTA a key head.
     pub tiles: u64,
     /// Tiles that are joined.
     pub joined: u64,
@@ -253,9 +253,9 @@ pub struct AttentionParameters {
     pub sums: u64,
     /// Their largest scores and sums of probabilities.
     pub stats: u64,
-    /// Query heads.
+    /// Query heads of a token.
     pub num_heads: i32,
-    /// Key heads.
+    /// Key heads of a token, a divisor of the query heads.
     pub num_kv_heads: i32,
     /// Positions that a query sees; 0: all.
     pub window: i32,

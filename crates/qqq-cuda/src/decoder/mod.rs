@@ -123,7 +123,7 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// The device.
+    /// The GPU whose stream all operations go to.
     pub fn device(&self) -> &Arc<Device> {
         &self.shared.device
     }

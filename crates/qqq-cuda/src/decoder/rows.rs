@@ -4,7 +4,7 @@ use crate::dtype::HALVES;
 use crate::quantize::{row_threads, rows_of_cta};
 use crate::{CudaError, DType, KernelType, Result, Source};
 
-/// Longest row.
+/// Most values of a row that the kernels take.
 pub use crate::quantize::MAX_COLUMNS;
 
 /// What the values of a row are, as `RowSource` of `decoder_rows.cuh`.
@@ -18,7 +18,7 @@ pub enum RowSource {
     Silu,
     /// `gelu(g) * u` of rows `[g | u]`, with the approximation by the hyperbolic tangent.
     GeluTanh,
-    /// The input.
+    /// The input as it is.
     Input,
 }
 
@@ -127,13 +127,13 @@ pub struct RowOperands {
     pub x: u64,
     /// `m x k` float32.
     pub residual: u64,
-    /// `k` float32.
+    /// Weights of the norm, `k` float32.
     pub weight: u64,
     /// `m x k`.
     pub out: u64,
-    /// `m` float32.
+    /// Output: scales of int8 rows, `m` float32.
     pub scale: u64,
-    /// Rows.
+    /// Rows, one a token.
     pub m: usize,
     /// Values of a row.
     pub k: usize,

@@ -92,17 +92,17 @@ pub(super) fn value_type(dtype: DType) -> Result<i32> {
 pub struct EmbedParameters {
     /// The table, `vocabulary x hidden`.
     pub table: u64,
-    /// `rows` int32.
+    /// Token ids, `rows` int32.
     pub tokens: u64,
     /// Output, `rows x hidden` float32.
     pub out: u64,
-    /// Rows.
+    /// Rows, one a token.
     pub rows: i64,
     /// Values of a row.
     pub hidden: i32,
     /// Type of the table.
     pub value_type: i32,
-    /// Factor.
+    /// Factor of the embedding's values.
     pub scale: f32,
 }
 
@@ -112,9 +112,9 @@ pub struct EmbedParameters {
 pub struct AddParameters {
     /// `count` float32, to which is added.
     pub residual: u64,
-    /// `count` values.
+    /// What is added, `count` values.
     pub x: u64,
-    /// Elements.
+    /// Elements of both.
     pub count: i64,
     /// Type of `x`.
     pub value_type: i32,
@@ -130,7 +130,7 @@ pub struct RopeParameters {
     pub qkv: u64,
     /// The layer's keys.
     pub keys: u64,
-    /// Its values.
+    /// The layer's values, in pages like the keys.
     pub values: u64,
     /// Norm of query heads, or 0.
     pub q_norm: u64,
@@ -138,17 +138,17 @@ pub struct RopeParameters {
     pub k_norm: u64,
     /// Cosines, positions x pairs float32, or 0.
     pub cosines: u64,
-    /// Sines, alike.
+    /// Sines, positions x pairs float32, or 0.
     pub sines: u64,
-    /// `rows` int32.
+    /// Positions of the tokens in their sequences, `rows` int32.
     pub positions: u64,
     /// `rows` int32: page times positions of a page, and the place in the page.
     pub slots: u64,
-    /// Rows.
+    /// Rows, one a token.
     pub rows: i32,
-    /// Query heads.
+    /// Query heads of a token.
     pub num_heads: i32,
-    /// Key heads.
+    /// Key heads of a token.
     pub num_kv_heads: i32,
     /// Width of a head.
     pub head_dim: i32,
@@ -168,7 +168,7 @@ pub struct TopParameters {
     pub logits: u64,
     /// Output, `rows x count`: a column in the low half of a word, the element's bits in the high one.
     pub out: u64,
-    /// Rows.
+    /// Rows, one a token.
     pub rows: i32,
     /// Elements of a row.
     pub columns: i32,

@@ -125,7 +125,7 @@ impl GemmLaunch {
         Self { plan, tile: plan.instance.tile(), clusters }
     }
 
-    /// The plan.
+    /// The instance and its split of the product.
     pub fn plan(&self) -> Plan {
         self.plan
     }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// target, on exactly that version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Arch {
-    /// A100, A30.
+    /// Compute capability 8.0: A100, A30.
     Sm80,
     /// RTX 30, A10, A40.
     Sm86,
@@ -15,7 +15,7 @@ pub enum Arch {
     Sm89,
     /// H100, H200, with its own instructions (wgmma).
     Sm90a,
-    /// B200.
+    /// Compute capability 10.0: B200.
     Sm100,
     /// RTX 50, RTX PRO 6000.
     Sm120,

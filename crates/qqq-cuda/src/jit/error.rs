@@ -24,9 +24,9 @@ pub enum JitError {
     /// A library that is not a usable NVRTC.
     #[error("{path}: not a usable NVRTC: {reason}", path = path.display())]
     NvrtcUnusable {
-        /// The library.
+        /// The library that was tried.
         path: PathBuf,
-        /// Why.
+        /// What opening it came to.
         reason: String,
     },
     /// A kernel that is neither there nor can be compiled.
@@ -36,9 +36,9 @@ pub enum JitError {
         places.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n")
     )]
     NoKernel {
-        /// The kernel.
+        /// Name of the kernel's instance.
         name: String,
-        /// The architecture.
+        /// Architecture that it is for, as `sm_90a`.
         arch: String,
         /// Every place where it could have been, with what was found.
         places: Vec<String>,
@@ -56,9 +56,9 @@ pub enum JitError {
         needed.1
     )]
     SlowCode {
-        /// The kernel.
+        /// Name of the kernel's instance.
         name: String,
-        /// The architecture.
+        /// Architecture that it is for, as `sm_90a`.
         arch: String,
         /// What the compiler said.
         warnings: String,
@@ -68,9 +68,9 @@ pub enum JitError {
     /// The kernel did not compile.
     #[error("compiling {name} for {arch} with NVRTC {version} failed:\n{log}")]
     Compile {
-        /// The kernel.
+        /// Name of the kernel's instance.
         name: String,
-        /// The architecture.
+        /// Architecture that it is for, as `sm_90a`.
         arch: String,
         /// NVRTC's version and path.
         version: String,

@@ -316,7 +316,7 @@ const VARIANTS: &[(&str, Neutral)] = &[
     ("use_swiglu", Neutral::True),
 ];
 
-/// All keys.
+/// Keys that a configuration may have: what is read, what is harmless, and what must be neutral.
 pub(super) const KEYS: KnownKeys = KnownKeys {
     read: &[READ],
     harmless: &[RUNNING, TRAINING, GENERATION, TOKENS, TASKS, NOTES, BIASES],

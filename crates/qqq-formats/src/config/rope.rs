@@ -1,7 +1,7 @@
 //! The rotary embedding in `config.json`: `rope_theta` and `rope_scaling` beside each other, or both in
 //! `rope_parameters` (transformers 5). What counts where they disagree is as in transformers' `modeling_rope_utils`.
 
-use super::{families::Family, fields::Fields};
+use super::{families::Family, fields::Fields, limit};
 use crate::{
     FormatError, Result,
     keys::{KnownKeys, Neutral},
@@ -10,41 +10,70 @@ use crate::{
 /// Rotary embedding frequencies' scaling.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// None.
+    /// Frequencies as the base gives them.
     None,
     /// Positions divided by a factor.
     Linear {
-        /// Divisor.
+        /// Divisor of all positions, above 0: `factor`.
         factor: f64,
     },
     /// Llama 3.1's piecewise scaling by wavelength.
     Llama3 {
-        /// `factor`.
+        /// Divisor of the slow frequencies, above 0: `factor`.
         factor: f64,
-        /// `low_freq_factor`.
+        /// Turns within the original context up to which a frequency is divided: `low_freq_factor`.
         low_freq_factor: f64,
-        /// `high_freq_factor`.
+        /// Turns within the original context from which on a frequency stays: `high_freq_factor`.
         high_freq_factor: f64,
-        /// `original_max_position_embeddings`.
+        /// Original context in tokens: `original_max_position_embeddings`.
         original_max_position_embeddings: f64,
     },
     /// YaRN (Peng et al., arXiv 2309.00071): high frequencies stay, low ones are divided, those in between are blended.
     Yarn {
-        /// `factor`.
+        /// Divisor of the slow frequencies, above 0: `factor`.
         factor: f64,
         /// Turns within the original context from which on a frequency stays: `beta_fast`.
         beta_fast: f64,
         /// Turns within the original context up to which a frequency is divided: `beta_slow`.
         beta_slow: f64,
-        /// `original_max_position_embeddings`.
+        /// Original context in tokens: `original_max_position_embeddings`.
         original_max_position_embeddings: f64,
         /// Whether the ends of the blend are rounded to whole frequencies.
         truncate: bool,
     },
     /// One divisor for each of the `rotary_dim / 2` inverse frequencies: `inv_freq[i] / factors[i]`
-    /// (`rope_type: longrope` within a context for which one of its lists counts; llama.cpp's `rope_freqs.weight`,
+    /// (`rope_type: longrope` where one of its lists counts for all texts; llama.cpp's `rope_freqs.weight`,
     /// for a GGUF file whose factors are not those of a known Llama 3 setting).
     Factors(Vec<f32>),
+    /// LongRoPE (Ding et al., arXiv 2402.13753): divisors as of [`Factors`](Self::Factors), of which longer texts have others,
+    /// for all their positions.
+    LongRope {
+        /// `short_factor`, for texts within the original context.
+        short: Vec<f32>,
+        /// `long_factor`, for longer ones.
+        long: Vec<f32>,
+        /// `original_max_position_embeddings`, in tokens.
+        original: usize,
+    },
+    /// Dynamic NTK: the base grows with the length of texts beyond the original context, for all their positions.
+    Dynamic {
+        /// `factor`, above 0: the base grows with `1 + factor (length / original - 1)`.
+        factor: f64,
+        /// `max_position_embeddings` of the configuration, in tokens.
+        original: usize,
+    },
+}
+
+impl RopeScaling {
+    /// Tokens up to which a text has the rotary embedding of the original context, where longer texts have another one.
+    pub fn original_context(&self) -> Option<usize> {
+        match self {
+            Self::LongRope { original, .. } | Self::Dynamic { original, .. } => Some(*original),
+            Self::None | Self::Linear { .. } | Self::Llama3 { .. } | Self::Yarn { .. } | Self::Factors(_) => {
+                None
+            }
+        }
+    }
 }
 
 /// Base and scaling.
@@ -57,18 +86,9 @@ pub(super) struct Rope {
     pub width: usize,
     /// Base in layers with a window, if it is another one there.
     pub local_theta: Option<f64>,
-    /// Positions for which this holds.
+    /// Longest context in tokens.
     pub positions: usize,
-    /// What comes behind them, if something does.
-    pub limit: Option<&'static str>,
 }
-
-/// Behind the context, the embedding of earlier positions changes with the length of the text, and so would keys that are
-/// in the cache. transformers keeps these as they are, so what it computes depends on how a text was fed.
-const LONG_ROPE_LIMIT: &str = "rope type \"longrope\" turns all tokens of longer texts by other factors, those in the KV cache \
-     too; for longer texts, make short_factor in config.json what long_factor is, which then counts for all texts";
-const DYNAMIC_LIMIT: &str = "rope type \"dynamic\" turns all tokens of longer texts anew with each token, those in the KV cache \
-     too; for longer texts, use rope type \"yarn\" with a factor in config.json";
 
 /// Keys that every type has.
 const COMMON: &[&str] = &[
@@ -130,7 +150,6 @@ pub(super) fn read(config: &Fields<'_>, family: &Family, head_dim: usize, positi
             width,
             local_theta,
             positions,
-            limit: None,
         });
     };
     let key = if f.has("rope_type") { "rope_type" } else { "type" };
@@ -175,14 +194,19 @@ pub(super) fn read(config: &Fields<'_>, family: &Family, head_dim: usize, positi
             found => Err(f.malformed(&format!("rope scaling: original_max_position_embeddings is {found}"))),
         }
     };
-    let (mut usable, mut limit) = (positions, None);
+    let mut context = positions;
     let (scaling, attention_factor) = match *kind {
-        // Its base grows with sequences that are longer than the context.
         "default" => (RopeScaling::None, 1.0),
         "dynamic" => {
-            f.positive("factor")?;
-            limit = Some(DYNAMIC_LIMIT);
-            (RopeScaling::None, 1.0)
+            let factor = f.positive("factor")?;
+            if width <= 2 {
+                return Err(f.malformed(&format!(
+                    "rope scaling: type {kind:?} needs more than the {width} components of a head that turn"
+                )));
+            }
+            // As far as vLLM lets it grow; transformers knows no end.
+            context = context.max((positions as f64 * factor) as usize).min(limit::POSITIONS);
+            (RopeScaling::Dynamic { factor, original: positions }, 1.0)
         }
         "linear" => (RopeScaling::Linear { factor: f.positive("factor")? }, 1.0),
         // All of the head is rotated (partial_rotary_factor is 1).
@@ -191,17 +215,10 @@ pub(super) fn read(config: &Fields<'_>, family: &Family, head_dim: usize, positi
         }
         "proportional" => (RopeScaling::None, 1.0),
         "llama3" => (llama3(&f, original()?)?, 1.0),
-        "longrope" => {
-            let original = original()?;
-            let (scaling, attention_factor, same) = longrope(&f, original, width, positions)?;
-            if !same && positions as f64 > original {
-                (usable, limit) = (original as usize, Some(LONG_ROPE_LIMIT));
-            }
-            (scaling, attention_factor)
-        }
+        "longrope" => longrope(&f, original()?, width, positions)?,
         _ => yarn(&f, original()?, positions)?,
     };
-    Ok(Rope { theta, scaling, attention_factor, width, local_theta, positions: usable, limit })
+    Ok(Rope { theta, scaling, attention_factor, width, local_theta, positions: context })
 }
 
 /// The parameters of layers without a window, and the base of those with one.
@@ -315,14 +332,7 @@ fn divisor(f: &Fields<'_>, original: f64, positions: usize, may_miss: bool) -> R
     Ok(positions as f64 / original)
 }
 
-/// Short factors count in texts up to the original context, long ones in longer texts, for all their positions. Gives the
-/// short ones, and whether the long ones are the same.
-fn longrope(
-    f: &Fields<'_>,
-    original: f64,
-    width: usize,
-    positions: usize,
-) -> Result<(RopeScaling, f64, bool)> {
+fn longrope(f: &Fields<'_>, original: f64, width: usize, positions: usize) -> Result<(RopeScaling, f64)> {
     let (short, long) = (f.numbers("short_factor")?, f.numbers("long_factor")?);
     let factor = divisor(f, original, positions, true)?;
     for (name, list) in [("short_factor", &short), ("long_factor", &long)] {
@@ -341,9 +351,13 @@ fn longrope(
         None if factor <= 1.0 => 1.0,
         None => (1.0 + factor.ln() / original.ln()).sqrt(),
     };
-    let same = short == long;
-    let factors = short.into_iter().map(|x| x as f32).collect();
-    Ok((RopeScaling::Factors(factors), checked(f, attention_factor)?, same))
+    let [short, long] = [short, long].map(|list| list.into_iter().map(|x| x as f32).collect::<Vec<_>>());
+    let scaling = if short == long || positions as f64 <= original {
+        RopeScaling::Factors(short)
+    } else {
+        RopeScaling::LongRope { short, long, original: original as usize }
+    };
+    Ok((scaling, checked(f, attention_factor)?))
 }
 
 fn yarn(f: &Fields<'_>, original: f64, positions: usize) -> Result<(RopeScaling, f64)> {

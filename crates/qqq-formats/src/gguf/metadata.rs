@@ -14,9 +14,9 @@ pub enum Value {
     Signed(i64),
     /// `FLOAT32` or `FLOAT64` (an f32 widens exactly).
     Float(f64),
-    /// `BOOL`.
+    /// A value of GGUF's type `BOOL`.
     Bool(bool),
-    /// `STRING`.
+    /// A value of GGUF's type `STRING`, which must be UTF-8.
     String(String),
     /// `ARRAY` of strings.
     Strings(Vec<String>),

@@ -24,7 +24,7 @@ pub struct Reservation(Arc<Place>);
 struct Place {
     out: PathBuf,
     parent: PathBuf,
-    /// `.NAME`
+    /// `.NAME`, as the output is called until it is complete.
     hidden_name: OsString,
     /// `None` on a file system without locks.
     lock: Option<FileLock>,

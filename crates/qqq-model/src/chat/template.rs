@@ -14,7 +14,7 @@ use crate::{ModelError, Result, Tokenizer};
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// Text.
+    /// What was said, as the template gets it.
     pub content: String,
 }
 

@@ -19,7 +19,7 @@ pub(super) struct RepoCache {
 /// What the cache says of a revision.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// This commit.
+    /// The commit with this hash.
     Commit(String),
     /// Nothing says which commit it is, but there is only this one, which has no other name.
     Only(String),

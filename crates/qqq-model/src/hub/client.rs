@@ -98,7 +98,7 @@ impl Client {
         })
     }
 
-    /// `owner/name`.
+    /// The repository as the hub names it: `owner/name`.
     pub fn id(&self) -> &str {
         &self.repo
     }

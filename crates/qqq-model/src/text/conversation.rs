@@ -39,7 +39,7 @@ pub fn messages(list: &[Value]) -> Result<Vec<Value>, String> {
         .collect()
 }
 
-/// A message.
+/// A message of a role, as chat templates have it.
 pub(super) fn message(role: &str, content: &str) -> Value {
     json!({ "role": role, "content": content })
 }

@@ -22,7 +22,7 @@ enum Layout {
     Lines,
     /// Values that extend over lines.
     Values,
-    /// The end.
+    /// The text holds no more values.
     Done,
 }
 

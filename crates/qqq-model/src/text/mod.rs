@@ -38,13 +38,14 @@ pub const SEPARATOR: &str = "\n\n";
 
 /// What a file is taken for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum TextFormat {
-    /// What its content says.
+    /// What their content says: plain text, JSON lines or arrays, parquet; UTF-8 or UTF-16, packed by gzip, zstd or not
     #[default]
     Auto,
-    /// Plain text, whatever it looks like.
+    /// Plain text, whatever it looks like
     Plain,
-    /// JSON: an array, or values one after the other.
+    /// JSON: an array, or values one after the other
     Json,
 }
 

@@ -41,13 +41,13 @@ const END_TOKENS: [&str; 17] = [
 /// The named special tokens of a model, as text; a chat template sees them as variables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
-    /// `bos_token`.
+    /// `bos_token`, which begins a text.
     pub bos: Option<String>,
-    /// `eos_token`.
+    /// `eos_token`, which ends a text.
     pub eos: Option<String>,
-    /// `unk_token`.
+    /// `unk_token`, for what the vocabulary has no token for.
     pub unk: Option<String>,
-    /// `pad_token`.
+    /// `pad_token`, which fills batches and says nothing.
     pub pad: Option<String>,
 }
 

@@ -146,6 +146,7 @@ fn sentence_piece_without_types() {
 struct Splittings {
     text: String,
     vocabularies: Vec<Splitting>,
+    named: Named,
 }
 
 #[derive(serde::Deserialize)]
@@ -154,6 +155,35 @@ struct Splitting {
     tokens: Vec<String>,
     merges: Vec<String>,
     ids: Vec<u32>,
+}
+
+/// A vocabulary without splitting, and the ids that names of splittings give.
+#[derive(serde::Deserialize)]
+struct Named {
+    tokens: Vec<String>,
+    merges: Vec<String>,
+    text: String,
+    ids: std::collections::BTreeMap<String, Vec<u32>>,
+}
+
+/// Names that are in files alone, against llama.cpp's regular expressions for them.
+#[test]
+fn splittings_that_files_name() {
+    let text = std::fs::read(data("splittings.json")).unwrap();
+    let named = serde_json::from_slice::<Splittings>(&text).unwrap().named;
+    assert_eq!(named.ids.keys().collect::<Vec<_>>(), ["dbrx", "gpt-4o", "refact", "smaug-bpe"]);
+    for (pre, ids) in &named.ids {
+        let tokenizer = load("byte_level.gguf", |keys| {
+            keys.insert(TOKENS.into(), Value::Strings(named.tokens.clone()));
+            keys.insert(MERGES.into(), Value::Strings(named.merges.clone()));
+            keys.insert(TYPES.into(), Value::Integers(vec![1; named.tokens.len()]));
+            keys.insert(PRE.into(), Value::String(pre.clone()));
+            for name in ["bos", "eos"] {
+                keys.remove(&format!("tokenizer.ggml.{name}_token_id"));
+            }
+        });
+        assert_eq!(tokenizer.encode(&named.text, true).unwrap(), *ids, "{pre}");
+    }
 }
 
 /// Vocabularies made with each splitting (scripts/make_splitting_vectors.py): found without its name, in files of any

@@ -25,7 +25,7 @@ pub fn hadamard(width: usize) -> Option<Vec<f32>> {
 /// A construction of a Hadamard matrix that is not a product.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Factor {
-    /// Order 2.
+    /// Sylvester's: `[[1, 1], [1, -1]]`, of order 2.
     Sylvester,
     /// Order `q + 1`, for a [`Field`] of order `q = 3 mod 4`.
     PaleyI(usize),

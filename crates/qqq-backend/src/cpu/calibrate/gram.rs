@@ -32,7 +32,7 @@ pub(super) const PANEL_ROWS: usize = 256;
 /// over a fixed share of the data and [`CpuGram::merge`] them in a fixed order.
 #[derive(Clone, Debug)]
 pub struct CpuGram {
-    /// Width `K`.
+    /// Values of a row, `K`; the matrix is `K x K`.
     pub width: usize,
     /// Tokens so far.
     pub tokens: usize,

@@ -19,11 +19,11 @@ enum Kind<'a> {
 /// `(acc as f32 * channels[n]) * tokens[row] + bias[n]`, in that order.
 #[derive(Clone, Copy)]
 pub(super) struct Scaling<'a> {
-    /// Shape `N`.
+    /// Scales of the output channels, shape `N`.
     pub channels: &'a [f32],
-    /// Shape `rows`.
+    /// Scales of the tokens' int8 values, shape `rows`.
     pub tokens: &'a [f32],
-    /// Shape `N`.
+    /// Added last, shape `N`.
     pub bias: Option<&'a [f32]>,
 }
 

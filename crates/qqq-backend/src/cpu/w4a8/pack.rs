@@ -46,14 +46,14 @@ pub(super) struct GroupScales {
 /// See the module's description.
 #[derive(Clone, Debug)]
 pub(super) struct PackedWeight {
-    /// `N`.
+    /// Output channels, `N`.
     pub out_features: usize,
-    /// `K`.
+    /// Input channels, `K`.
     pub in_features: usize,
     /// Shape `blocks x chunks x LINES`. If K is an odd multiple of 16, the high nibbles of a block's last chunk hold
     /// code 0 and no kernel uses them.
     pub lines: Vec<Line>,
-    /// Shape `N`.
+    /// Scales of the output channels, shape `N`.
     pub channel_scales: Vec<f32>,
     /// `None` per channel.
     pub groups: Option<GroupScales>,

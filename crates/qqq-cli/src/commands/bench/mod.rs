@@ -11,7 +11,7 @@ use crate::console::Console;
 pub use gemm::{activations, output};
 pub use model::{Speed, measure};
 
-/// Measure speed
+/// Measure the speed of a model, or of products on a GPU
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
     #[command(subcommand)]

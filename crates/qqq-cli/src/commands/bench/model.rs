@@ -36,10 +36,10 @@ pub struct ModelArgs {
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true, value_parser = numbers::count)]
     prompt_tokens: usize,
-    /// New tokens
+    /// Tokens to generate behind the prompt
     #[arg(long, value_name = "N", default_value_t = 128, allow_negative_numbers = true, value_parser = numbers::count)]
     new_tokens: usize,
-    /// Measured runs
+    /// Measured runs, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = numbers::count)]
     repeat: usize,
     #[command(flatten)]
@@ -51,11 +51,11 @@ pub struct ModelArgs {
 /// Tokens a second over several runs.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Rate {
-    /// Median.
+    /// The run in the middle; the mean of two where their number is even.
     pub median: f64,
-    /// Slowest run.
+    /// Tokens a second of the slowest run.
     pub min: f64,
-    /// Fastest run.
+    /// Tokens a second of the fastest run.
     pub max: f64,
 }
 
@@ -64,13 +64,13 @@ pub struct Rate {
 pub struct Speed {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// New tokens.
+    /// Tokens that a run generates behind the prompt.
     pub new_tokens: usize,
-    /// Measured runs.
+    /// Runs that were measured, the first one to warm up not counted.
     pub repeat: usize,
     /// Whether it was stopped before all runs that were asked for.
     pub partial: bool,
-    /// Threads.
+    /// Threads that computed on the CPU.
     pub threads: usize,
     /// Prompt tokens a second.
     pub prefill_tokens_per_second: Rate,

@@ -13,7 +13,7 @@ pub struct Point {
     pub shape: (usize, usize),
     /// What the line is called.
     pub series: String,
-    /// Tokens.
+    /// Tokens of the product, the horizontal axis.
     pub tokens: usize,
     /// Time of cuBLAS in float16 by ours.
     pub speed_up: f64,

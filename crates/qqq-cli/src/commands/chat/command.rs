@@ -32,11 +32,11 @@ pub enum Input<'a> {
     Reset,
     /// Say what there is.
     Help,
-    /// Leave.
+    /// Leave the chat.
     Exit,
     /// Looks like a command.
     Unknown(&'a str),
-    /// Blank.
+    /// Blank lines, which say nothing to the model.
     Nothing,
 }
 

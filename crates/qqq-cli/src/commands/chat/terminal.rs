@@ -185,7 +185,7 @@ mod unix {
 #[cfg(not(unix))]
 pub struct Terminal(());
 
-/// Does nothing.
+/// Stands for the one of Unix, and does nothing.
 #[cfg(not(unix))]
 pub struct KeySignals(());
 
@@ -212,7 +212,7 @@ impl Terminal {
         print(PASTES_MARKED);
     }
 
-    /// Does nothing.
+    /// Does nothing: only Unix suspends jobs.
     pub fn suspend(&self) {}
 }
 

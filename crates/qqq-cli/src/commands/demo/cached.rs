@@ -27,7 +27,7 @@ pub struct Cached {
 
 /// What is at such a place.
 pub enum Found {
-    /// Nothing.
+    /// There is no such folder.
     Nothing,
     /// What a demo has made, as it was made.
     Sound(Box<Report>, Sums),

@@ -39,9 +39,9 @@ const REPEAT: usize = 3;
 pub struct Side {
     /// Bytes of the linear layers of the blocks; the float model's as 16-bit.
     pub linear_bytes: u64,
-    /// Speed.
+    /// Tokens a second of prefill and decoding.
     pub speed: Speed,
-    /// Its answer.
+    /// What it answered to the demo's question.
     pub answer: Answer,
 }
 

@@ -2,21 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use qqq_backend::Backend;
 use qqq_eval::{Scoring, Text, WindowOptions};
 use qqq_model::{ChatTemplate, TextReader, Tokenizer};
 use serde::Serialize;
 
 use crate::{console::Console, model::LoadedModel, numbers, texts::ReadArgs};
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ScoringArg {
-    /// Every token of a window but the first, as the QQQ and GPTQ authors count
-    All,
-    /// Second halves of windows, as llama.cpp's perplexity tool counts
-    SecondHalf,
-}
 
 /// Text and windows.
 #[derive(Debug, clap::Args)]
@@ -36,8 +27,8 @@ pub struct TextArgs {
     #[arg(long, value_name = "TOKENS", allow_negative_numbers = true, value_parser = numbers::count)]
     stride: Option<usize>,
     /// Which tokens of a window count
-    #[arg(long, value_enum, default_value_t = ScoringArg::All)]
-    scoring: ScoringArg,
+    #[arg(long, value_enum, default_value_t = Scoring::All)]
+    scoring: Scoring,
     /// Score the first N windows only; -1: all
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = numbers::limit)]
     limit: Option<usize>,
@@ -82,18 +73,18 @@ impl TextArgs {
     }
 
     fn options(&self, tokenizer: &Tokenizer) -> anyhow::Result<WindowOptions> {
-        let (scoring, first_token) = match self.scoring {
-            ScoringArg::All => (Scoring::All, None),
+        let first_token = match self.scoring {
+            Scoring::All => None,
             // llama.cpp begins every window with BOS where the tokenizer adds one.
-            ScoringArg::SecondHalf => {
+            Scoring::SecondHalf => {
                 let begins_with = tokenizer.encode("", true)?.first().copied();
-                (Scoring::SecondHalf, begins_with.filter(|id| tokenizer.bos() == Some(*id)))
+                begins_with.filter(|id| tokenizer.bos() == Some(*id))
             }
         };
         Ok(WindowOptions {
             window: self.window,
             stride: self.stride.unwrap_or(self.window),
-            scoring,
+            scoring: self.scoring,
             limit: self.limit.filter(|n| *n != usize::MAX),
             first_token,
         })

@@ -19,7 +19,7 @@ pub enum Request {
     Text(String),
     /// To continue a conversation.
     Messages {
-        /// Its messages.
+        /// The conversation, as the chat template gets it.
         messages: Vec<Value>,
         /// Tools that the model may call.
         tools: Option<Value>,

@@ -6,7 +6,7 @@ use qqq_formats::{Checkpoint, CodeLayout, FormatError, TensorInfo};
 use qqq_model::names;
 use serde::Serialize;
 
-/// A module.
+/// A module of the model and how its weight is stored.
 #[derive(Debug, Serialize)]
 pub struct Module {
     /// `model.layers.3.mlp.down_proj`.

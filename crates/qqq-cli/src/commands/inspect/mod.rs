@@ -132,6 +132,12 @@ fn inspect(args: &InspectArgs, checkpoint: &Checkpoint, modules: Vec<Module>) ->
             RopeScaling::Llama3 { factor, .. } => format!("llama3, factor {factor}"),
             RopeScaling::Yarn { factor, .. } => format!("yarn, factor {factor}"),
             RopeScaling::Factors(_) => "a factor for each frequency".into(),
+            RopeScaling::LongRope { original, .. } => {
+                format!("longrope, the long list beyond {original} tokens")
+            }
+            RopeScaling::Dynamic { factor, original } => {
+                format!("dynamic, factor {factor} beyond {original} tokens")
+            }
         },
         sliding_window: c.graph.window_of_all(),
         tied_embeddings: c.tie_word_embeddings,

@@ -202,7 +202,7 @@ fn levels(grouped: bool) -> &'static str {
 pub struct WidenParameters {
     /// `rows x cols` codes, four at a time.
     pub codes: u64,
-    /// `rows` float32.
+    /// Scales of the rows, `rows` float32.
     pub scales: u64,
     /// Output, `rows x cols` bfloat16.
     pub out: u64,
@@ -240,9 +240,9 @@ pub struct ProbabilityParameters {
     pub out: u64,
     /// Rows of one sequence.
     pub rows: i32,
-    /// Query heads.
+    /// Query heads of a token.
     pub num_heads: i32,
-    /// Key heads.
+    /// Key heads of a token.
     pub num_kv_heads: i32,
     /// Width of a head.
     pub head_dim: i32,
@@ -266,7 +266,7 @@ pub struct ProbabilityParameters {
 pub struct MirrorParameters {
     /// `width x width` float32.
     pub matrix: u64,
-    /// Its width.
+    /// Rows and columns of the matrix.
     pub width: i32,
     /// What all is multiplied by.
     pub factor: f32,
@@ -278,9 +278,9 @@ pub struct MirrorParameters {
 pub struct DiagonalParameters {
     /// `width x width` float32.
     pub matrix: u64,
-    /// `width` float32.
+    /// Output, the diagonal: `width` float32.
     pub out: u64,
-    /// Its width.
+    /// Rows and columns of the matrix.
     pub width: i32,
 }
 
@@ -288,9 +288,9 @@ pub struct DiagonalParameters {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct NotFiniteParameters {
-    /// Values.
+    /// Values that are looked at, `count` of them.
     pub values: u64,
-    /// How many.
+    /// Number of values.
     pub count: i64,
     /// Where the index goes, 32 bits.
     pub first: u64,
@@ -304,13 +304,13 @@ pub struct NotFiniteParameters {
 pub struct DampParameters {
     /// `k x k` float32.
     pub hessian: u64,
-    /// Its diagonal.
+    /// Diagonal of the Hessian, `k` float32.
     pub diagonal: u64,
-    /// `k` int32.
+    /// Original channel of each column, in the order in which they are solved: `k` int32.
     pub order: u64,
     /// Output, `k x k` float64.
     pub out: u64,
-    /// Columns.
+    /// Input channels: rows and columns of the Hessian.
     pub k: i32,
     /// Of the diagonal.
     pub mean: f64,
@@ -324,17 +324,17 @@ pub struct DampParameters {
 pub struct FactorParameters {
     /// What is left of a block of columns.
     pub rest: u64,
-    /// The factor.
+    /// Output, the columns of the Cholesky factor.
     pub out: u64,
     /// Its inverse, transposed.
     pub inverse: u64,
-    /// int32.
+    /// Output, int32: set where the matrix is not positive definite.
     pub failed: u64,
     /// Between columns of `rest`.
     pub rest_pitch: i32,
     /// Between columns of `out`.
     pub out_pitch: i32,
-    /// Columns.
+    /// Columns of the block.
     pub width: i32,
 }
 
@@ -348,9 +348,9 @@ pub struct FeedbackParameters {
     pub feedback: u64,
     /// Output, `k` float32.
     pub cost: u64,
-    /// int32.
+    /// Output, int32: set where a number of the feedback is not finite.
     pub failed: u64,
-    /// Columns.
+    /// Input channels: rows and columns of the factor.
     pub k: i32,
 }
 
@@ -360,25 +360,25 @@ pub struct FeedbackParameters {
 pub struct ScaleParameters {
     /// `n x k` float32.
     pub weights: u64,
-    /// `k` float32.
+    /// What a squared error of an input channel costs, `k` float32.
     pub importance: u64,
     /// `n x groups` float32.
     pub scales: u64,
-    /// Rows.
+    /// Output channels, rows of the weights.
     pub n: i32,
-    /// Columns.
+    /// Input channels, columns of the weights.
     pub k: i32,
     /// Columns of a group.
     pub group: i32,
-    /// Least code.
+    /// Least code, as a float.
     pub low: f32,
-    /// Largest code.
+    /// Largest code, as a float.
     pub high: f32,
     /// What the largest weight is divided by.
     pub reach: f32,
     /// First ratio, in hundredths.
     pub from: i32,
-    /// Last ratio.
+    /// Last ratio, in hundredths.
     pub to: i32,
     /// Hundredths between two ratios; 0: no search.
     pub stride: i32,
@@ -396,21 +396,21 @@ pub struct CodeParameters {
     pub weights: u64,
     /// `n x groups` float32.
     pub scales: u64,
-    /// `n` float32.
+    /// Scales of the output channels as int8 weights have them, `n` float32.
     pub channels: u64,
     /// `n x k` int8.
     pub codes: u64,
     /// `n x k` float32.
     pub out: u64,
-    /// Rows.
+    /// Output channels, rows of the weights.
     pub n: i32,
-    /// Columns.
+    /// Input channels, columns of the weights.
     pub k: i32,
     /// Columns of a group.
     pub group: i32,
-    /// Least code.
+    /// Least code, as a float.
     pub low: f32,
-    /// Largest code.
+    /// Largest code, as a float.
     pub high: f32,
 }
 
@@ -422,9 +422,9 @@ pub struct FormParameters {
     pub rows: u64,
     /// Their product with the Hessian, or 0.
     pub product: u64,
-    /// `n` float64.
+    /// Output, a sum for each row: `n` float64.
     pub out: u64,
-    /// Columns.
+    /// Columns of the rows.
     pub k: i32,
 }
 
@@ -436,11 +436,11 @@ pub struct KeepParameters {
     pub codes: u64,
     /// The best so far.
     pub best: u64,
-    /// `n` float64.
+    /// Errors of the rows with these codes, `n` float64.
     pub errors: u64,
     /// Those of the best.
     pub least: u64,
-    /// Columns.
+    /// Columns of the rows.
     pub k: i32,
 }
 
@@ -452,15 +452,15 @@ pub struct ColumnParameters {
     pub weights: u64,
     /// `n x k` int8.
     pub codes: u64,
-    /// `k` int32.
+    /// Original channel of each column, in the order in which they are solved: `k` int32.
     pub order: u64,
     /// `k x n` float32.
     pub columns: u64,
     /// `k x n` int8.
     pub column_codes: u64,
-    /// Rows.
+    /// Output channels, rows of the weights.
     pub n: i32,
-    /// Columns.
+    /// Input channels, columns of the weights.
     pub k: i32,
 }
 
@@ -470,11 +470,11 @@ pub struct ColumnParameters {
 pub struct SolveParameters {
     /// `k x k` float32.
     pub feedback: u64,
-    /// `k` int32.
+    /// Original channel of each column, in the order in which they are solved: `k` int32.
     pub order: u64,
     /// `n x groups` float32.
     pub scales: u64,
-    /// `n` float32.
+    /// Scales of the output channels, `n` float32.
     pub channels: u64,
     /// `k x n` float32.
     pub columns: u64,
@@ -484,9 +484,9 @@ pub struct SolveParameters {
     pub errors: u64,
     /// `k x n` int8.
     pub codes: u64,
-    /// Rows.
+    /// Output channels, rows of the weights.
     pub n: i32,
-    /// Columns.
+    /// Input channels, columns of the weights.
     pub k: i32,
     /// Columns of a group.
     pub group: i32,
@@ -494,10 +494,10 @@ pub struct SolveParameters {
     pub groups: i32,
     /// First column of the block.
     pub start: i32,
-    /// Its columns.
+    /// Columns of the block.
     pub width: i32,
-    /// Least code.
+    /// Least code, as a float.
     pub low: f32,
-    /// Largest code.
+    /// Largest code, as a float.
     pub high: f32,
 }

@@ -19,6 +19,7 @@ pub(super) const GEMMA3: Family = Family {
     defaults: Defaults {
         num_kv_heads: Some(4),
         head_dim: Some(256),
+        null_head_dim: false,
         max_position_embeddings: 131_072,
         rope_theta: 1_000_000.0,
         tie_word_embeddings: true,

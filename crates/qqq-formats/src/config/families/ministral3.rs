@@ -12,6 +12,7 @@ pub(super) const MINISTRAL3: Family = Family {
     defaults: Defaults {
         num_kv_heads: Some(8),
         head_dim: Some(128),
+        null_head_dim: false,
         max_position_embeddings: 262_144,
         rms_norm_eps: 1e-5,
         sizes: [4096, 14_336, 34, 32, 131_072],

@@ -14,7 +14,7 @@ mod smollm3;
 use super::{fields::Fields, limit};
 use crate::{FormatError, Result};
 
-/// Every family.
+/// Every family that can be read; `architectures` picks one.
 pub(super) const ALL: [&Family; 10] = [
     &llama::LLAMA,
     &mistral::MISTRAL,
@@ -71,6 +71,8 @@ pub(super) struct Defaults {
     pub num_kv_heads: Option<usize>,
     /// `None`: `hidden_size / num_heads`.
     pub head_dim: Option<usize>,
+    /// Whether `head_dim` may be null, which means `hidden_size / num_heads`.
+    pub null_head_dim: bool,
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
@@ -85,6 +87,7 @@ impl Defaults {
     const PLAIN: Self = Self {
         num_kv_heads: None,
         head_dim: None,
+        null_head_dim: true,
         max_position_embeddings: 2048,
         rms_norm_eps: 1e-6,
         rope_theta: 10_000.0,
@@ -98,7 +101,7 @@ impl Defaults {
 pub enum GateFunction {
     /// `silu`, also called `swish`.
     Silu,
-    /// `gelu_pytorch_tanh`.
+    /// GELU by the hyperbolic tangent: `gelu_pytorch_tanh`.
     GeluTanh,
 }
 
@@ -115,7 +118,7 @@ impl GateFunction {
 /// Factor of a query at position `p`: `1 + beta ln(1 + floor(p / period))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueryScale {
-    /// `llama_4_scaling_beta`.
+    /// Growth with the logarithm of the position: `llama_4_scaling_beta`.
     pub beta: f64,
     /// Positions of the context that the model was first trained with.
     pub period: usize,

@@ -15,7 +15,7 @@ pub(super) const QWEN2: Family = Family {
 pub(super) const QWEN3: Family = Family {
     class: "Qwen3ForCausalLM",
     model_type: "qwen3",
-    defaults: Defaults { head_dim: Some(128), ..DEFAULTS },
+    defaults: Defaults { head_dim: Some(128), null_head_dim: false, ..DEFAULTS },
     graph: |f, layers| {
         let bias = f.flag("attention_bias", false)?;
         let windows = windows(f, layers)?;

@@ -23,7 +23,7 @@ pub fn is_printable(c: char) -> bool {
     !within(NOT_PRINTABLE, c)
 }
 
-/// `str.isalpha`.
+/// Whether `str.isalpha` holds for a text of this character.
 pub fn is_alpha(c: char) -> bool {
     c.is_ascii_alphabetic() || within(ALPHA, c)
 }
@@ -35,17 +35,17 @@ pub fn decimal(c: char) -> Option<u32> {
     (at > 0 && code - ZEROS[at - 1] < 10).then(|| code - ZEROS[at - 1])
 }
 
-/// `str.isdigit`.
+/// Whether `str.isdigit` holds for a text of this character.
 pub fn is_digit(c: char) -> bool {
     decimal(c).is_some() || within(DIGIT, c)
 }
 
-/// `str.isnumeric`.
+/// Whether `str.isnumeric` holds for a text of this character.
 pub fn is_numeric(c: char) -> bool {
     is_digit(c) || within(NUMERIC, c)
 }
 
-/// `str.isalnum`.
+/// Whether `str.isalnum` holds for a text of this character.
 pub fn is_alnum(c: char) -> bool {
     is_alpha(c) || is_numeric(c)
 }
@@ -79,7 +79,7 @@ pub fn push_title(out: &mut String, c: char) {
     }
 }
 
-/// `str.casefold`.
+/// `str.casefold`: Unicode's full case folding.
 pub fn casefold(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {

@@ -89,13 +89,13 @@ const NUMBER: &[&str] = &[
 
 /// What an attribute of a value of Python's own types is.
 pub enum Found {
-    /// A method.
+    /// A method that can be called.
     Method,
     /// A method that the sandbox refuses.
     Refused,
     /// Something that is not supported.
     Unsupported,
-    /// No attribute.
+    /// Its type has no such attribute.
     Nothing,
 }
 

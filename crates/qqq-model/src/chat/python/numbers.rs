@@ -2,7 +2,7 @@
 
 use super::chars::{decimal, is_space};
 
-/// `int(text, base)`.
+/// `int(text, base)`; `None` where Python raises `ValueError`, or beyond 128 bits.
 pub fn parse_int(text: &str, base: u32) -> Option<i128> {
     let text = text.trim_matches(is_space);
     let (negative, digits) = match text.strip_prefix('-') {
@@ -38,7 +38,7 @@ pub fn parse_int(text: &str, base: u32) -> Option<i128> {
     (any && previous_digit && !leading_zero).then_some(if negative { -value } else { value })
 }
 
-/// `float(text)`.
+/// `float(text)`; `None` where Python raises `ValueError`.
 pub fn parse_float(text: &str) -> Option<f64> {
     let text = text.trim_matches(is_space);
     let ascii: String =

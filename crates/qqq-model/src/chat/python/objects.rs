@@ -58,7 +58,7 @@ impl Object for Generator {
 /// `range(start, stop, step)`.
 #[derive(Debug)]
 pub struct Range {
-    /// First item.
+    /// First item, if the range is not empty.
     pub start: i128,
     /// Where it ends; no item.
     pub stop: i128,
@@ -73,7 +73,7 @@ impl Range {
         usize::try_from((span + self.step.abs() - 1).max(0) / self.step.abs()).unwrap_or(usize::MAX)
     }
 
-    /// The items.
+    /// Its items, from the first to the last.
     pub fn items(&self) -> Vec<Value> {
         (0..self.len()).map(|i| int(self.start + i as i128 * self.step)).collect()
     }
@@ -92,11 +92,11 @@ impl Object for Range {
 /// What a view of a dictionary shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ViewKind {
-    /// `keys()`.
+    /// What `dict.keys()` gives.
     Keys,
-    /// `values()`.
+    /// What `dict.values()` gives.
     Values,
-    /// `items()`.
+    /// What `dict.items()` gives: tuples of a key and a value.
     Items,
 }
 
@@ -116,7 +116,7 @@ impl ViewKind {
 pub struct View {
     /// Which part of it.
     pub kind: ViewKind,
-    /// The dictionary.
+    /// The dictionary that is looked at.
     pub dict: Arc<Dict>,
 }
 
@@ -192,12 +192,12 @@ impl Namespace {
         Ok(())
     }
 
-    /// An attribute.
+    /// The value of an attribute that was set.
     pub fn get(&self, name: &Value) -> Option<Value> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).ok().flatten().cloned()
     }
 
-    /// All attributes.
+    /// All attributes that were set, by name.
     pub fn attributes(&self) -> Dict {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -221,7 +221,7 @@ impl Object for Namespace {
 /// A method of a value that is not called yet.
 #[derive(Debug)]
 pub struct BoundMethod {
-    /// The value.
+    /// The value whose method it is.
     pub receiver: Value,
     /// The method's name.
     pub name: String,
@@ -377,7 +377,7 @@ impl Object for Cycler {
 
 /// A function of the engine or of the template's globals.
 pub struct Function {
-    /// Its name.
+    /// The name by which templates call it.
     pub name: &'static str,
     /// What it does.
     pub call: fn(&mut State<'_, '_>, &[Value]) -> Result<Value>,

@@ -46,7 +46,7 @@ pub fn split(text: &str, separator: Option<&str>, limit: i128, from_end: bool) -
     }
 }
 
-/// `str.splitlines`.
+/// `str.splitlines`: at all of Unicode's line boundaries.
 pub fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = text;

@@ -6,7 +6,7 @@ use super::chars::{
 };
 use super::value::{Result, check_size};
 
-/// `str.capitalize`.
+/// `str.capitalize`: the first character in title case, the others in lower case.
 pub fn capitalize(text: &str) -> String {
     let mut chars = text.chars();
     let mut out = String::new();
@@ -36,7 +36,7 @@ pub fn title(text: &str) -> String {
     out
 }
 
-/// `str.swapcase`.
+/// `str.swapcase`: upper case for lower case and the other way.
 pub fn swapcase(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -106,7 +106,7 @@ pub fn expandtabs(text: &str, size: usize) -> Result<String> {
     Ok(out)
 }
 
-/// `str.istitle`.
+/// `str.istitle`: upper case at the beginnings of words alone.
 pub fn is_titled(text: &str) -> bool {
     let (mut any, mut after_cased) = (false, false);
     for c in text.chars() {

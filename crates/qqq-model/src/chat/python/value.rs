@@ -21,25 +21,25 @@ pub fn fail<T>(message: impl Into<String>) -> Result<T> {
 
 /// A value by its Python type.
 pub enum Py<'a> {
-    /// Jinja2's `Undefined`.
+    /// Jinja2's `Undefined`: a name or attribute that is not there.
     Undefined,
-    /// `None`.
+    /// Python's `None`, the only value of its type.
     None,
-    /// `bool`.
+    /// Python's `bool`, which is also an integer.
     Bool(bool),
     /// `int`, as far as 128 bits go.
     Int(i128),
-    /// `float`.
+    /// Python's `float`, IEEE binary64.
     Float(f64),
     /// `str` (or `Markup`).
     Str(&'a str),
-    /// `list`.
+    /// Python's `list`, which templates can change.
     List(&'a [Value]),
-    /// `tuple`.
+    /// Python's `tuple`, which is a key of dictionaries as well.
     Tuple(&'a [Value]),
-    /// `dict`.
+    /// Python's `dict`, in the order of insertion.
     Dict(&'a Dict),
-    /// Anything else.
+    /// Functions, loops and other objects of the engine.
     Other,
 }
 
@@ -156,7 +156,7 @@ pub fn iterate(value: &Value) -> Result<Vec<Value>> {
     }
 }
 
-/// `len`.
+/// Python's `len`; an error for what has none.
 pub fn length(value: &Value) -> Result<usize> {
     match py(value) {
         Py::Undefined => Ok(0),
@@ -180,7 +180,7 @@ pub fn int(n: i128) -> Value {
     i64::try_from(n).map_or_else(|_| Value::from(n), Value::from)
 }
 
-/// A tuple.
+/// A Python tuple of these items.
 pub fn tuple(items: Vec<Value>) -> Value {
     Value::from(Tuple::from(items))
 }
@@ -188,17 +188,17 @@ pub fn tuple(items: Vec<Value>) -> Value {
 /// A key of a dictionary: what is equal in Python is equal here.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
-    /// `None`.
+    /// Python's `None`, the only value of its type.
     None,
-    /// `Undefined`.
+    /// Jinja2's `Undefined`: a name or attribute that is not there.
     Undefined,
     /// `bool`, `int`, and `float`s that are whole.
     Int(i128),
     /// Other floats, by their bits.
     Float(u64),
-    /// `str`.
+    /// A string, compared by its characters.
     Str(Arc<str>),
-    /// `tuple`.
+    /// A tuple of what can be keys itself.
     Tuple(Vec<Key>),
 }
 
@@ -292,9 +292,9 @@ impl Object for Dict {
 /// Arguments of a call.
 #[derive(Clone, Debug, Default)]
 pub struct Args {
-    /// By position.
+    /// Arguments by position, in their order.
     pub positional: Vec<Value>,
-    /// By name.
+    /// Arguments by name, in the order of the call.
     pub named: Vec<(String, Value)>,
 }
 

@@ -12,43 +12,43 @@ pub struct Expr {
 /// Kinds of expressions.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// A variable.
+    /// A variable, looked up when the template runs.
     Name(String),
     /// `name.attribute` as the target of `set`.
     NamespaceRef(String, String),
-    /// A string.
+    /// A string, its escapes undone.
     Str(String),
-    /// An integer.
+    /// An integer; Python's have no end, so larger ones are an error.
     Int(i128),
-    /// A float.
+    /// A number with a point or an exponent.
     Float(f64),
     /// `true` or `false`.
     Bool(bool),
-    /// `none`.
+    /// The constant `none`.
     None,
-    /// `(a, b)`.
+    /// A tuple, `(a, b)`.
     Tuple(Vec<Expr>),
-    /// `[a, b]`.
+    /// A list, `[a, b]`.
     List(Vec<Expr>),
     /// `{a: b}`.
     Dict(Vec<(Expr, Expr)>),
-    /// `a.b`.
+    /// An attribute, or an item where there is none: `a.b`.
     Attribute(Box<Expr>, String),
-    /// `a[b]`.
+    /// An item, or an attribute where there is none: `a[b]`.
     Item(Box<Expr>, Box<Expr>),
-    /// `a[b:c:d]`.
+    /// A slice, `a[b:c:d]`, of which each part may be missing.
     Slice(Box<Expr>, [Option<Box<Expr>>; 3]),
-    /// `f(...)`.
+    /// A call, `f(...)`.
     Call(Box<Expr>, Args),
     /// `a|name(...)`; without `a` in filter blocks.
     Filter(Option<Box<Expr>>, String, Args),
     /// `a is name(...)`.
     Test(Box<Expr>, String, Args),
-    /// `not a`.
+    /// The opposite of a value's truth, `not a`.
     Not(Box<Expr>),
     /// `-a`, or `+a` if false.
     Sign(bool, Box<Expr>),
-    /// Arithmetic.
+    /// An arithmetic operator between two values; it is named as it is written.
     Binary(Box<Expr>, &'static str, Box<Expr>),
     /// `a ~ b ~ c`.
     Concat(Vec<Expr>),
@@ -63,13 +63,13 @@ pub enum Kind {
 /// Arguments of a call.
 #[derive(Clone, Debug, Default)]
 pub struct Args {
-    /// By position.
+    /// Arguments by position, in their order.
     pub positional: Vec<Expr>,
-    /// By name.
+    /// Arguments by name, in the order of the call.
     pub named: Vec<(String, Expr)>,
-    /// `*args`.
+    /// Items that become more positional arguments, `*args`.
     pub star: Option<Box<Expr>>,
-    /// `**kwargs`.
+    /// A dictionary that becomes more named arguments, `**kwargs`.
     pub double_star: Option<Box<Expr>>,
 }
 
@@ -88,7 +88,7 @@ pub struct Statement {
 /// Kinds of statements.
 #[derive(Debug)]
 pub enum StatementKind {
-    /// Text.
+    /// Text outside of tags, which is written as it is.
     Data(String),
     /// `{{ a }}`.
     Print(Expr),
@@ -100,27 +100,27 @@ pub enum StatementKind {
     Set(Expr, Expr),
     /// `set target | filters` with a body.
     SetBlock(Expr, Option<Expr>, Vec<Statement>),
-    /// `with`.
+    /// `with`: names and values of a scope of its own.
     With(Vec<(Expr, Expr)>, Vec<Statement>),
-    /// `macro`.
+    /// `macro`: name, parameters, and what a call writes.
     Macro(String, Signature, Vec<Statement>),
     /// `call(...) f(...)`.
     CallBlock(Signature, Expr, Vec<Statement>),
-    /// `filter`.
+    /// `filter`: what the body writes goes through a filter.
     FilterBlock(Expr, Vec<Statement>),
-    /// `block`.
+    /// `block`: a named part, which is a scope of its own.
     Block(String, Vec<Statement>),
     /// A body with a scope of its own: `generation`, `autoescape false`.
     Scope(Vec<Statement>),
-    /// `break`.
+    /// `break`: the innermost loop ends.
     Break,
-    /// `continue`.
+    /// `continue`: the innermost loop goes on with its next item.
     Continue,
     /// A tag that always fails when it is reached, by its name: there is nowhere to load templates from.
     Unavailable(&'static str),
 }
 
-/// A loop.
+/// A `for` loop, with its condition and what runs where it has no items.
 #[derive(Debug)]
 pub struct For {
     /// Names that items are bound to.

@@ -11,13 +11,13 @@ use crate::chat::python::chars::{is_identifier, is_space};
 pub enum Token {
     /// Text outside of tags.
     Data(String),
-    /// `{{`
+    /// `{{`, which begins an expression that is written.
     VariableBegin,
-    /// `}}`
+    /// `}}`, which ends an expression that is written.
     VariableEnd,
-    /// `{%`
+    /// `{%`, which begins a statement.
     BlockBegin,
-    /// `%}`
+    /// `%}`, which ends a statement.
     BlockEnd,
     /// An identifier or keyword.
     Name(String),
@@ -29,7 +29,7 @@ pub enum Token {
     Float(f64),
     /// An operator or bracket.
     Op(&'static str),
-    /// The end.
+    /// The end of the template.
     Eof,
 }
 

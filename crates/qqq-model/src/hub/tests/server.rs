@@ -41,7 +41,7 @@ pub struct Faults {
     pub cut: AtomicUsize,
     /// A page comes instead.
     pub page: AtomicUsize,
-    /// Status 503.
+    /// Requests that are still answered by status 503.
     pub busy: AtomicUsize,
     /// The right number of wrong bytes.
     pub wrong: AtomicUsize,

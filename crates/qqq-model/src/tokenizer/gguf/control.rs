@@ -10,7 +10,7 @@ use crate::tokenizer::END_TOKENS;
 /// llama.cpp's `token_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Text.
+    /// Learned from texts.
     Normal,
     /// Stands for what has no token.
     Unknown,
@@ -165,9 +165,9 @@ enum Shape {
     Bars,
     /// `<think>`.
     Angles,
-    /// `[INST]`.
+    /// In square brackets, as `[INST]`.
     Square,
-    /// Anything else.
+    /// Without brackets that mark control tokens.
     Word,
 }
 

@@ -47,7 +47,7 @@ pub enum Extent {
 /// A measured product.
 #[derive(Clone, Debug)]
 pub struct Measurement {
-    /// Tokens.
+    /// Tokens, the rows of the activations.
     pub m: usize,
     /// The instance that ran.
     pub plan: Plan,
