@@ -24,6 +24,8 @@ pub struct Pieces {
     /// Sequences that add to sums of their own at the same time, at most. Results depend on it in their last digits: it is not
     /// that of a machine, but of a kind of device.
     pub lanes: usize,
+    /// Whether what is computed with lies in the host's memory.
+    pub on_host: bool,
 }
 
 /// A device on which a model can be calibrated: it sums second moments of the inputs of linear layers.
@@ -87,6 +89,10 @@ pub trait Calibrate: Backend {
         _problem: &Problem<'_, Self::Weights, Self::Hessian>,
     ) -> Result<std::result::Result<Solution, String>> {
         Err(BackendError::Unavailable("this device solves no layers".into()))
+    }
+    /// Bytes of the device's own memory that are free; `None` where that is the host's.
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
     }
     /// Runs `job` for every item: several at the same time where the device has use for that.
     fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync);

@@ -15,7 +15,7 @@ use qqq_model::{Decoder, names};
 use crate::{
     console::Console,
     download,
-    errors::failed_hint,
+    errors::{bad_input_hint, failed_hint},
     format,
     model::{self, HubArgs},
 };
@@ -32,7 +32,7 @@ pub struct DeviceArgs {
 /// Where a command computes that knows the CPU alone.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CpuArgs {
-    /// Where to compute: cpu, which is what auto takes too. Models are run on GPUs, and quantized on CPUs
+    /// Where to compute: cpu, which is what auto takes too. `quantize` knows GPUs
     #[arg(long, value_name = "DEVICE", help_heading = None::<&str>, default_value = "auto",
         value_parser = DeviceParser { gpus: false })]
     // Whatever the parser lets through is the CPU: nobody needs to look.
@@ -83,7 +83,7 @@ impl TypedValueParser for DeviceParser {
                     "models run on CPUs (--device cpu) and on NVIDIA GPUs (--device cuda, or cuda:1 for the second one)"
                 }
                 false => {
-                    "this command computes on the CPU alone (--device cpu); what it writes runs on NVIDIA GPUs"
+                    "this command computes on the CPU alone (--device cpu); `qqq quantize` knows NVIDIA GPUs, and what it writes runs there"
                 }
             };
             return Err(
@@ -246,7 +246,15 @@ pub trait Place {
     ///
     /// # Errors
     /// What the device refuses.
-    fn backend(&self, checkpoint: &Checkpoint) -> anyhow::Result<Self::Backend>;
+    fn backend(&self, checkpoint: &Checkpoint) -> anyhow::Result<Self::Backend> {
+        self.backend_within(checkpoint, None)
+    }
+
+    /// As [`backend`](Self::backend); `limit` is how much of a GPU's memory may be taken.
+    ///
+    /// # Errors
+    /// What the device refuses, and a limit where there is no GPU.
+    fn backend_within(&self, checkpoint: &Checkpoint, limit: Option<u64>) -> anyhow::Result<Self::Backend>;
 
     /// In a line, what runs a model: kernels, and memory of the weights.
     fn describe(&self, decoder: &Decoder<Self::Backend>) -> String;
@@ -258,8 +266,14 @@ pub struct CpuPlace;
 impl Place for CpuPlace {
     type Backend = CpuBackend;
 
-    fn backend(&self, _checkpoint: &Checkpoint) -> anyhow::Result<CpuBackend> {
-        Ok(CpuBackend::default())
+    fn backend_within(&self, _checkpoint: &Checkpoint, limit: Option<u64>) -> anyhow::Result<CpuBackend> {
+        match limit {
+            None => Ok(CpuBackend::default()),
+            Some(_) => Err(bad_input_hint(
+                "--memory says how much of a GPU's memory may be taken, but the CPU computes",
+                "leave it out, or choose a GPU (--device cuda)",
+            )),
+        }
     }
 
     fn describe(&self, decoder: &Decoder<CpuBackend>) -> String {
@@ -298,12 +312,12 @@ impl Place for CudaPlace {
 
     /// Activations have the type of a model that is stored in float16, and bfloat16 otherwise, which has no numbers that are
     /// too large.
-    fn backend(&self, checkpoint: &Checkpoint) -> anyhow::Result<CudaBackend> {
+    fn backend_within(&self, checkpoint: &Checkpoint, limit: Option<u64>) -> anyhow::Result<CudaBackend> {
         CudaBackend::check(&checkpoint.config)
             .map_err(|e| failed_hint(e.to_string(), "--device cpu runs it on the CPU"))?;
         let stored = checkpoint.tensors.info(names::EMBEDDING).map(|info| info.dtype);
         let half = if stored == Some(DType::F16) { DType::F16 } else { DType::BF16 };
-        Ok(CudaBackend::new(&self.0, half)?)
+        Ok(CudaBackend::with_memory(&self.0, half, limit)?)
     }
 
     fn describe(&self, decoder: &Decoder<CudaBackend>) -> String {

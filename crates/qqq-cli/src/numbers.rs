@@ -61,6 +61,29 @@ pub fn threads(text: &str) -> Result<usize, String> {
     }
 }
 
+/// An amount of memory in bytes: a number with a unit, decimal (kB, MB, GB, TB) or binary (KiB, MiB, GiB, TiB).
+pub fn bytes(text: &str) -> Result<u64, String> {
+    const NEEDED: &str = "a size is needed, such as 12GB, 800MB or 11.5GiB";
+    let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024f64.powi(2),
+        "gib" => 1024f64.powi(3),
+        "tib" => 1024f64.powi(4),
+        _ => return Err(NEEDED.into()),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(n) if n > 0.0 && n.is_finite() && n * factor < 1e18 => Ok((n * factor) as u64),
+        _ => Err(NEEDED.into()),
+    }
+}
+
 /// A seed that was given, or is to be drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seed {
@@ -106,6 +129,17 @@ impl Seed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(bytes("12GB"), Ok(12_000_000_000));
+        assert_eq!(bytes("1.5 GiB"), Ok(1_610_612_736));
+        assert_eq!(bytes("800m"), Ok(800_000_000));
+        assert_eq!(bytes("4096"), Ok(4096));
+        for wrong in ["", "GB", "-1GB", "0", "12 apples", "1e40GB", "nan", "inf"] {
+            assert!(bytes(wrong).unwrap_err().contains("12GB"), "{wrong}");
+        }
+    }
 
     #[test]
     fn minus_one_is_what_it_is_elsewhere() {

@@ -36,21 +36,23 @@ struct Costs {
     search: f64,
     /// A second of what moves and converts weights.
     move_second: f64,
+    rotate: f64,
 }
 
 impl Costs {
     fn new(slowness: &Slowness) -> Self {
-        let Slowness { int8, moments, float } = *slowness;
+        let Slowness { int8, moments, float, solve, moves } = *slowness;
         Self {
             float: float / rate::FLOAT,
             int8: int8 / rate::INT8,
             rank_k: moments / rate::RANK_K,
             averages: float / rate::AVERAGES,
             attention: float / rate::ATTENTION,
-            solve: float / rate::SOLVE,
+            solve: solve / rate::SOLVE,
             sample: float / rate::SAMPLE,
             search: int8 / rate::SEARCH,
-            move_second: float,
+            move_second: moves,
+            rotate: solve / rate::FLOAT,
         }
     }
 }
@@ -203,7 +205,7 @@ impl Estimate {
         };
         let rotate = recipe.transform == Transform::Rotate;
         // Of a number, by a dense matrix.
-        let rotation = if rotate { 2.0 * hidden * cost.float } else { 0.0 };
+        let rotation = if rotate { 2.0 * hidden * cost.rotate } else { 0.0 };
         let tables = if rotate || !config.tie_word_embeddings { 2.0 } else { 1.0 };
         let table = config.vocab_size as f64 * hidden;
         Self {
@@ -322,7 +324,7 @@ mod tests {
     /// Whole runs on the machine of the rates.
     #[test]
     fn runs_take_what_is_expected() {
-        let slowness = Slowness { int8: 1.0, moments: 1.0, float: 1.0 };
+        let slowness = Slowness::of_host(1.0, 1.0, 1.0);
         for (config, seconds) in [(shapes::smollm2(), 70.0), (shapes::llama_7b(2), 233.0)] {
             let recipe = Recipe { transform: Transform::Rotate, ..Recipe::DEFAULT };
             let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
@@ -339,14 +341,14 @@ mod tests {
             let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
             estimate.plan(config.num_layers).iter().sum::<f64>()
         };
-        let usual = seconds(Slowness { int8: 1.0, moments: 1.0, float: 1.0 });
-        let slow = seconds(Slowness { int8: 2.0, moments: 2.0, float: 2.0 });
+        let usual = seconds(Slowness::of_host(1.0, 1.0, 1.0));
+        let slow = seconds(Slowness::of_host(2.0, 2.0, 2.0));
         // What opens and reads texts is not tried.
         assert!((slow - 2.0 * usual).abs() < 1.0, "{slow} {usual}");
         for slowness in [
-            Slowness { int8: 2.0, moments: 1.0, float: 1.0 },
-            Slowness { int8: 1.0, moments: 2.0, float: 1.0 },
-            Slowness { int8: 1.0, moments: 1.0, float: 2.0 },
+            Slowness::of_host(2.0, 1.0, 1.0),
+            Slowness::of_host(1.0, 2.0, 1.0),
+            Slowness::of_host(1.0, 1.0, 2.0),
         ] {
             assert!((1.05 * usual..slow).contains(&seconds(slowness)), "{slowness:?}");
         }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use qqq_backend::Calibrate;
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight,
+    Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight, WeightData,
     writer::{CheckpointWriter, Reservation},
 };
 use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
@@ -13,7 +14,6 @@ use crate::{
     Report, Result,
     half_type::{HalfType, widen_rows},
     model_card,
-    rotation::Rotation,
 };
 
 /// Rows of the embedding that are converted at a time.
@@ -54,21 +54,31 @@ impl<'a> OutputCheckpoint<'a> {
     }
 
     /// The rows of the table `name` (`vocab x hidden`) as they are stored, scaled by channel and rotated where that is asked.
-    fn table(&self, name: &str, scale: Option<&[f32]>, rotation: Option<&Rotation>) -> Result<Vec<u8>> {
+    fn table<B: Calibrate>(
+        &self,
+        b: &B,
+        name: &str,
+        scale: Option<&[f32]>,
+        rotation: Option<&B::Rotation>,
+    ) -> Result<Vec<u8>> {
         let (vocab, hidden) = self.table_shape();
         let data = self.checkpoint.tensors.float(name, &[vocab, hidden])?;
         let mut bytes = Vec::with_capacity(vocab * hidden * 2);
         for first in (0..vocab).step_by(ROWS) {
-            let mut rows = widen_rows(&data, hidden, first, ROWS.min(vocab - first));
+            let count = ROWS.min(vocab - first);
+            let rows = widen_rows(&data, hidden, first, count);
+            if scale.is_none() && rotation.is_none() {
+                self.half.append(name, &rows, &mut bytes)?;
+                continue;
+            }
+            let mut rows = b.weights(count, hidden, WeightData::F32(rows))?;
             if let Some(scale) = scale {
-                for row in rows.chunks_exact_mut(hidden) {
-                    row.iter_mut().zip(scale).for_each(|(x, s)| *x *= s);
-                }
+                b.scale_inputs(&mut rows, scale)?;
             }
             if let Some(rotation) = rotation {
-                rotation.apply_rows(&mut rows);
+                b.rotate_inputs(&mut rows, rotation)?;
             }
-            self.half.append(name, &rows, &mut bytes)?;
+            self.half.append(name, &b.read_weights(&rows)?, &mut bytes)?;
         }
         Ok(bytes)
     }
@@ -78,8 +88,12 @@ impl<'a> OutputCheckpoint<'a> {
     }
 
     /// Writes the embedding, rotated if there is a rotation. Returns its stored bytes.
-    pub(crate) fn add_embedding(&mut self, rotation: Option<&Rotation>) -> Result<Vec<u8>> {
-        let embedding = self.table(names::EMBEDDING, None, rotation)?;
+    pub(crate) fn add_embedding<B: Calibrate>(
+        &mut self,
+        b: &B,
+        rotation: Option<&B::Rotation>,
+    ) -> Result<Vec<u8>> {
+        let embedding = self.table(b, names::EMBEDDING, None, rotation)?;
         let (vocab, hidden) = self.table_shape();
         self.writer.add(names::EMBEDDING, self.half.dtype(), &[vocab, hidden], &embedding)?;
         Ok(embedding)
@@ -87,7 +101,7 @@ impl<'a> OutputCheckpoint<'a> {
 
     /// Writes output head and last norm, rotated if there is a rotation (a tied head then gets its own tensor, because the
     /// last norm is folded into it).
-    pub(crate) fn add_head(&mut self, rotation: Option<&Rotation>) -> Result<()> {
+    pub(crate) fn add_head<B: Calibrate>(&mut self, b: &B, rotation: Option<&B::Rotation>) -> Result<()> {
         let (vocab, hidden) = self.table_shape();
         let tensors = &self.checkpoint.tensors;
         let mut norm = tensors.f32(names::FINAL_NORM, &[hidden])?;
@@ -98,7 +112,7 @@ impl<'a> OutputCheckpoint<'a> {
         }
         if !tied || rotation.is_some() {
             let source = if tied { names::EMBEDDING } else { names::LM_HEAD };
-            let head = self.table(source, rotation.map(|_| norm.as_slice()), rotation)?;
+            let head = self.table(b, source, rotation.map(|_| norm.as_slice()), rotation)?;
             self.writer.add(names::LM_HEAD, self.half.dtype(), &[vocab, hidden], &head)?;
         }
         if rotation.is_some() {

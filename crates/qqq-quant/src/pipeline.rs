@@ -11,6 +11,7 @@ use crate::{
     calibration::{self, CalibrationText, Read, Source},
     estimate::Estimate,
     half_type::HalfType,
+    memory_need,
     output::OutputCheckpoint,
     preflight,
     report::Timings,
@@ -78,6 +79,9 @@ pub fn quantize<'a, B: Calibrate>(
 
     let config = &checkpoint.config;
     preflight::check_space(config, recipe, writer.staging())?;
+    if let Some(free) = backend.free_memory()? {
+        preflight::check_device(config, recipe, free)?;
+    }
     let slowness = Slowness::measured(backend)?;
     let estimate = Estimate::new(config, recipe, calibration.source, &slowness, B::PIECES);
     let mut work = Work::new(progress, &estimate, config.num_layers);
@@ -103,6 +107,14 @@ pub fn quantize<'a, B: Calibrate>(
         }
         None => work.note(&format!("memory: about {} at most", size::bytes(need))),
     }
+    if let Some(free) = backend.free_memory()? {
+        let need = memory_need::on_device(config, recipe);
+        work.note(&format!(
+            "GPU memory: about {} at most, {} are free",
+            size::bytes(need),
+            size::bytes(free)
+        ));
+    }
     work.begin(
         estimate.text,
         if samples { "sampling calibration text" } else { "reading calibration text" },
@@ -122,8 +134,12 @@ pub fn quantize<'a, B: Calibrate>(
     for note in rotations.iter().flat_map(|rotations| rotations.notes()) {
         work.warn(note);
     }
-    let stream = rotations.as_ref().map(|r| &r.stream);
-    let embedding = writer.add_embedding(stream)?;
+    let on_device = match &rotations {
+        Some(rotations) => Some(Arc::new(DeviceRotations::new(backend, rotations.clone())?)),
+        None => None,
+    };
+    let stream = on_device.as_ref().map(|r| &r.stream);
+    let embedding = writer.add_embedding(backend, stream)?;
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embed = |ids: &[u32]| -> Result<Window<B>> {
         let mut states = embed(ids, &embedding, vocab, hidden, plan.half)?;
@@ -137,7 +153,7 @@ pub fn quantize<'a, B: Calibrate>(
     };
     let embedded = windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>()?;
     drop(embedding);
-    writer.add_head(stream)?;
+    writer.add_head(backend, stream)?;
     timings.transform += clock.elapsed().as_secs_f64();
 
     let positions = recipe.calibration.window.max(1);
@@ -153,10 +169,7 @@ pub fn quantize<'a, B: Calibrate>(
         half: plan.half,
         scale_dtype: scale_dtype(plan.format, plan.half),
         around,
-        rotations: match &rotations {
-            Some(rotations) => Some(Arc::new(DeviceRotations::new(backend, rotations.clone())?)),
-            None => None,
-        },
+        rotations: on_device.clone(),
         smoothing_window,
         estimate,
         work,

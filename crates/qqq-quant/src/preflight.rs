@@ -65,6 +65,34 @@ impl Recipe {
     }
 }
 
+/// That a device with so many free bytes has room for the run.
+///
+/// # Errors
+/// It has not: the message says how many windows fit.
+pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> Result<()> {
+    let with = |windows: usize| {
+        let calibration = crate::Calibration { windows, ..recipe.calibration };
+        memory_need::on_device(config, &Recipe { calibration, ..recipe.clone() })
+    };
+    let need = with(recipe.calibration.windows);
+    if need <= free {
+        return Ok(());
+    }
+    let mut fewer = recipe.calibration.windows;
+    while fewer > 0 && with(fewer) > free {
+        fewer /= 2;
+    }
+    let way = match fewer {
+        0 => "quantize on the CPU (--device cpu)".to_owned(),
+        n => format!("ask for fewer calibration windows ({n} fit), or quantize on the CPU (--device cpu)"),
+    };
+    Err(QuantError::Recipe(format!(
+        "this run takes about {} of the GPU's memory, of which {} are free; {way}",
+        size::bytes(need),
+        size::bytes(free)
+    )))
+}
+
 /// The linear layers of a block: modules, output and input channels.
 fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
     let of_site = |site: Site| {

@@ -1,5 +1,7 @@
 //! The rotations of a model.
 
+use std::sync::Arc;
+
 use qqq_backend::{Calibrate, HeadLayout};
 use qqq_formats::Checkpoint;
 use qqq_model::Site;
@@ -57,15 +59,16 @@ impl Rotations {
 
 /// The matrices on a device, and on the host for biases.
 pub(crate) struct DeviceRotations<B: Calibrate> {
-    host: std::sync::Arc<Rotations>,
-    stream: B::Rotation,
+    host: Arc<Rotations>,
+    /// Of the residual stream.
+    pub stream: B::Rotation,
     head: B::Rotation,
 }
 
 impl<B: Calibrate> DeviceRotations<B> {
     /// # Errors
     /// Those of the backend.
-    pub fn new(b: &B, host: std::sync::Arc<Rotations>) -> Result<Self> {
+    pub fn new(b: &B, host: Arc<Rotations>) -> Result<Self> {
         let of = |rotation: &Rotation| b.rotation(rotation.width, rotation.matrix());
         let (stream, head) = (of(&host.stream)?, of(&host.head)?);
         Ok(Self { host, stream, head })

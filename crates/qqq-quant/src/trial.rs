@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, Calibrate, InputKind};
+use qqq_backend::{Calibrate, InputKind};
 use qqq_formats::{LinearWeight, WeightData};
 
 use crate::{Result, estimate::rate, nearest::round_scaled};
@@ -14,15 +14,31 @@ pub(crate) struct Slowness {
     pub int8: f64,
     /// Second moments of int8 activations.
     pub moments: f64,
-    /// Products in float32, and all that is made of float operations.
+    /// Products of float activations, and all that is made of float operations.
     pub float: f64,
+    /// Products in float32 with rotations, and what solves layers.
+    pub solve: f64,
+    /// What the host does to weights.
+    pub moves: f64,
 }
 
-/// Width of the layer that is tried.
+impl Slowness {
+    /// Of a host that computes itself: all but products of integers goes with what float products take.
+    pub const fn of_host(int8: f64, moments: f64, float: f64) -> Self {
+        Self { int8, moments, float, solve: float, moves: float }
+    }
+}
+
+/// Width of the layer that is tried, and tokens.
 const WIDTH: usize = 1024;
-const TOKENS: usize = 1024;
+/// The same on a device of its own, which smaller layers leave idle.
+const DEVICE_WIDTH: usize = 4096;
 /// What is tried before is not counted: it wakes the threads, and touches new memory.
 const REPEAT: usize = 5;
+/// What solving a layer takes there beyond the operations that are counted: losses of several tries.
+const DEVICE_TRIES: f64 = 2.75;
+/// What is left to the host there: it reads, packs and writes.
+const HOST_SHARE: f64 = 0.25;
 
 impl Slowness {
     /// Tries what takes most of a run.
@@ -36,33 +52,63 @@ impl Slowness {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
         };
-        let weights: Vec<f32> = (0..WIDTH * WIDTH).map(|_| random()).collect();
-        let mut rows = b.upload(TOKENS, WIDTH, (0..TOKENS * WIDTH).map(|_| random()).collect())?;
-        let quantized = LinearWeight::Quantized(round_scaled(&weights, &[1.0; WIDTH], None));
+        let size = if B::PIECES.on_host { WIDTH } else { DEVICE_WIDTH };
+        let weights: Vec<f32> = (0..size * size).map(|_| random()).collect();
+        let mut rows = b.upload(size, size, (0..size * size).map(|_| random()).collect())?;
+        let quantized = LinearWeight::Quantized(round_scaled(&weights, &vec![1.0; size], None));
+        let mut turned = match B::PIECES.on_host {
+            true => None,
+            false => {
+                let data = WeightData::F32(weights.clone());
+                Some((b.weights(size, size, data)?, b.rotation(size, &weights)?))
+            }
+        };
         let float =
-            LinearWeight::Float { out_features: WIDTH, in_features: WIDTH, data: WeightData::F32(weights) };
+            LinearWeight::Float { out_features: size, in_features: size, data: WeightData::F32(weights) };
         let (quantized, float) = (b.linear_weight(quantized, None)?, b.linear_weight(float, None)?);
-        let (mut input, mut float_input) = (b.input(TOKENS, WIDTH)?, b.input(TOKENS, WIDTH)?);
+        let (mut input, mut float_input) = (b.input(size, size)?, b.input(size, size)?);
         b.to_input(&mut rows, InputKind::Int8, &mut input)?;
         b.to_input(&mut rows, InputKind::Float, &mut float_input)?;
-        let mut output = b.tensor(TOKENS, WIDTH)?;
-        let (width, tokens) = (WIDTH as f64, TOKENS as f64);
-        let product = 2.0 * width * width * tokens;
-        Ok(Self {
-            int8: median(|| multiply(b, &input, &quantized, &mut output))? * rate::INT8 / product,
-            moments: median(|| {
-                std::hint::black_box(b.read_hessian(&b.hessian(b.gram_of(WIDTH, &[&input])?)?)?);
-                Ok(())
-            })? * rate::RANK_K
-                / (width * width * tokens),
-            float: median(|| multiply(b, &float_input, &float, &mut output))? * rate::FLOAT / product,
-        })
+        let mut output = b.tensor(size, size)?;
+        let moments = (size as f64).powi(3);
+        let product = 2.0 * moments;
+        let mut measured = Self::of_host(
+            median(|| multiply(b, &input, &quantized, &mut output))? * rate::INT8 / product,
+            median(|| wait(b, &b.hessian(b.gram_of(size, &[&input])?)?))? * rate::RANK_K / moments,
+            median(|| multiply(b, &float_input, &float, &mut output))? * rate::FLOAT / product,
+        );
+        if let Some((weights, rotation)) = &mut turned {
+            let seconds = median(|| {
+                b.rotate_inputs(weights, rotation)?;
+                wait(b, &b.hessian(b.gram(1)?)?)
+            })?;
+            measured.solve = DEVICE_TRIES * seconds * rate::SOLVE / product;
+            measured.moves = HOST_SHARE;
+        }
+        Ok(measured)
     }
 }
 
-fn multiply<B: Backend>(b: &B, input: &B::Input, weight: &B::Linear, output: &mut B::Tensor) -> Result<()> {
+/// Waits until a Hessian is there, and all that was asked for before.
+fn wait<B: Calibrate>(b: &B, hessian: &B::Hessian) -> Result<()> {
+    // Adding one to itself reads the diagonals alone.
+    match B::PIECES.on_host {
+        true => drop(std::hint::black_box(b.read_hessian(hessian)?)),
+        false => {
+            let mut sum = b.hessian(b.gram(1)?)?;
+            b.hessian_add(&mut sum, &b.hessian(b.gram(1)?)?, 1.0)?;
+        }
+    }
+    Ok(())
+}
+
+fn multiply<B: Calibrate>(b: &B, input: &B::Input, weight: &B::Linear, output: &mut B::Tensor) -> Result<()> {
     b.linear(input, weight, output)?;
-    std::hint::black_box(b.read(output)?);
+    match B::PIECES.on_host {
+        true => drop(std::hint::black_box(b.read(output)?)),
+        // Waits for all, and brings little back.
+        false => drop(b.first_not_finite(output)?),
+    }
     Ok(())
 }
 

@@ -22,6 +22,7 @@ use crate::{
     format,
     interrupt::Guard,
     model::{self, HubArgs},
+    numbers,
     progress::Progress,
     table::pairs,
     texts::ReadArgs,
@@ -34,8 +35,9 @@ Examples:
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
 
 The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One layer is in memory \
-at a time, beside what the calibration text becomes on its way through the model; how much that takes is told at the \
-beginning. OUT appears only when it is complete: after an error or Ctrl-C nothing is left behind.";
+at a time, beside what the calibration text becomes on its way through the model; how much that takes, of the host's \
+memory and of a GPU's, is told at the beginning. A GPU's sums are in another order than a CPU's: its checkpoints are as \
+good, but not the same bytes. OUT appears only when it is complete: after an error or Ctrl-C nothing is left behind.";
 
 /// Make a W4A8 checkpoint of a model
 #[derive(Debug, clap::Args)]
@@ -66,6 +68,10 @@ pub struct QuantizeArgs {
     amount: AmountArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// How much of the GPU's memory may be taken, such as 12GB; a run that would take more is refused before it begins
+    /// [default: what is free]
+    #[arg(long, value_name = "SIZE", value_parser = numbers::bytes)]
+    memory: Option<u64>,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -103,7 +109,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
     let text = CalibrationText { source: &source, options: Some(&read) };
     let report = on_chosen!(device::choose_for(args.device.device, &checkpoint)?, |place| {
-        let backend = place.backend(&checkpoint)?;
+        let backend = place.backend_within(&checkpoint, args.memory)?;
         qqq_quant::quantize(&backend, &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?
     });
     drop(steps);

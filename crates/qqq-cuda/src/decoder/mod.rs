@@ -52,6 +52,8 @@ struct Shared {
     device: Arc<Device>,
     half: DType,
     planner: Planner,
+    /// Bytes of memory that work planned ahead may take.
+    memory_limit: Option<u64>,
     blas: OnceLock<Blas>,
     rows: Mutex<HashMap<RowConfig, Arc<Kernel>>>,
     attention: Mutex<HashMap<(AttentionConfig, AttentionKernel), Arc<Kernel>>>,
@@ -74,6 +76,15 @@ impl CudaBackend {
     /// # Errors
     /// [`CudaError::Types`] for another type; [`CudaError::Device`] when there are no kernels for this GPU.
     pub fn new(device: &Arc<Device>, half: DType) -> Result<Self> {
+        Self::with_memory(device, half, None)
+    }
+
+    /// As [`new`](Self::new); `limit` is how many bytes of the device's memory work may take that is planned ahead, as
+    /// calibration is.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_memory(device: &Arc<Device>, half: DType, limit: Option<u64>) -> Result<Self> {
         if !HALVES.contains(&half) {
             return Err(CudaError::Types(format!("activations of {half} on a GPU: F16 or BF16")));
         }
@@ -82,6 +93,7 @@ impl CudaBackend {
             device: device.clone(),
             half,
             planner: Planner::new(device)?,
+            memory_limit: limit,
             blas: OnceLock::new(),
             rows: Mutex::default(),
             attention: Mutex::default(),

@@ -69,6 +69,7 @@ impl Calibrate for CpuBackend {
         gram_rows: gram::PANEL_ROWS,
         mlp_tokens: MLP_ROWS,
         lanes: LANES,
+        on_host: true,
     };
 
     fn gram(&self, width: usize) -> Result<CpuGram> {

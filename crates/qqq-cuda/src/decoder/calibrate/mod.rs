@@ -207,6 +207,7 @@ impl Calibrate for CudaBackend {
         mlp_tokens: usize::MAX,
         // One stream.
         lanes: 1,
+        on_host: false,
     };
     const SOLVES: bool = true;
 
@@ -362,6 +363,11 @@ impl Calibrate for CudaBackend {
         problem: &Problem<'_, CudaWeights, CudaHessian>,
     ) -> Result<std::result::Result<Solution, String>> {
         self.solve_layer(problem)
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        let free = self.device().memory()?.0 as u64;
+        Ok(Some(self.shared.memory_limit.map_or(free, |limit| limit.min(free))))
     }
 
     fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync) {
