@@ -214,7 +214,7 @@ fn weights_are_turned_as_on_the_cpu(b: CudaBackend) {
             b.rotate_outputs(&mut there, first, &b.rotation(width, q.matrix()).unwrap()).unwrap();
             same(&here, &there, 1e-5, "outputs");
         }
-        let wrong = b.rotation(7, &vec![0.0; 49]).unwrap();
+        let wrong = b.rotation(7, &[0.0; 49]).unwrap();
         assert!(
             b.rotate_inputs(&mut there, &wrong).is_err() && b.rotate_outputs(&mut there, 0, &wrong).is_err()
         );

@@ -9,7 +9,7 @@ use qqq_model::{BlockNorms, Site, Sites, block::head_layout};
 
 use crate::{
     QuantError, Result,
-    float_linear::{FloatBlock, FloatLinear, read_layer},
+    float_linear::{FloatBlock, FloatLinear, StoredLayer, read_layer},
     half_type::HalfType,
     rotations::DeviceRotations,
     transform,
@@ -90,23 +90,28 @@ impl<'a, B: Calibrate> FloatLayers<'a, B> {
         match &self.layers {
             Layers::Held(layers) => layers[site].clone().ok_or_else(|| taken(site)),
             Layers::Stored(stored) => {
-                let DeviceLinear { n, k, weights, bias } = stored.read(b, site)?;
+                let DeviceLinear { n, k, weights, bias } = stored.read(b, site, None)?;
                 Ok(FloatLinear { n, k, weight: b.read_weights(&weights)?.into_owned(), bias })
             }
         }
     }
 
-    /// A layer, transformed; once.
+    /// Whether layers are read when they are taken.
+    pub fn reads(&self) -> bool {
+        matches!(self.layers, Layers::Stored(_))
+    }
+
+    /// A layer, transformed; once. `read` is the layer as stored, where it has been read already.
     ///
     /// # Errors
     /// Those of reading it and of the backend, and a layer that was taken before.
-    pub fn take(&mut self, b: &B, site: Site) -> Result<DeviceLinear<B>> {
+    pub fn take(&mut self, b: &B, site: Site, read: Option<StoredLayer>) -> Result<DeviceLinear<B>> {
         match &mut self.layers {
             Layers::Held(layers) => {
                 let FloatLinear { n, k, weight, bias } = layers[site].take().ok_or_else(|| taken(site))?;
                 Ok(DeviceLinear { n, k, weights: b.weights(n, k, WeightData::F32(weight))?, bias })
             }
-            Layers::Stored(stored) => stored.read(b, site),
+            Layers::Stored(stored) => stored.read(b, site, read),
         }
     }
 }
@@ -116,8 +121,9 @@ fn taken(site: Site) -> QuantError {
 }
 
 impl<B: Calibrate> Stored<'_, B> {
-    fn read(&self, b: &B, site: Site) -> Result<DeviceLinear<B>> {
-        let (n, k, data, mut bias) = read_layer(self.checkpoint, self.index, site)?;
+    fn read(&self, b: &B, site: Site, read: Option<StoredLayer>) -> Result<DeviceLinear<B>> {
+        let read = read.map_or_else(|| read_layer(self.checkpoint, self.index, site), Ok)?;
+        let StoredLayer { n, k, data, mut bias } = read;
         let mut weights = b.weights(n, k, data)?;
         if let Some((rotations, norms)) = &self.rotation {
             match site {

@@ -24,7 +24,7 @@ impl FloatLinear {
     /// # Errors
     /// Whatever is wrong with the checkpoint, and a layer that is quantized already.
     pub fn read(checkpoint: &Checkpoint, index: usize, site: Site) -> Result<Self> {
-        let (n, k, data, bias) = read_layer(checkpoint, index, site)?;
+        let StoredLayer { n, k, data, bias } = read_layer(checkpoint, index, site)?;
         Ok(Self { n, k, weight: data.into_f32(), bias })
     }
 
@@ -58,15 +58,23 @@ impl FloatLinear {
     }
 }
 
-/// Reads a layer of block `index` as it is stored: output channels, input channels, weight and bias.
+/// A layer as it is stored.
+pub(crate) struct StoredLayer {
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+    /// `n x k`, row-major.
+    pub data: WeightData,
+    /// Of length `n`, where the layer has one.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// Reads a layer of block `index`.
 ///
 /// # Errors
 /// As [`FloatLinear::read`].
-pub(crate) fn read_layer(
-    checkpoint: &Checkpoint,
-    index: usize,
-    site: Site,
-) -> Result<(usize, usize, WeightData, Option<Vec<f32>>)> {
+pub(crate) fn read_layer(checkpoint: &Checkpoint, index: usize, site: Site) -> Result<StoredLayer> {
     let LinearLayer { weight, bias } = site.read(checkpoint, index)?;
     let LinearWeight::Float { out_features, in_features, data } = weight else {
         let name = names::linear(index, module(site));
@@ -74,7 +82,7 @@ pub(crate) fn read_layer(
             "{name} is quantized already; quantize the float model that this checkpoint was made from"
         )));
     };
-    Ok((out_features, in_features, data, bias))
+    Ok(StoredLayer { n: out_features, k: in_features, data, bias })
 }
 
 /// A block whose layers are float.

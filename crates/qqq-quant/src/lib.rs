@@ -48,6 +48,7 @@
 //!
 //! `progress` is told what happens ([`Progress`]), and may interrupt.
 
+mod behind;
 pub mod calibration;
 pub mod clip;
 pub mod error;

@@ -3,7 +3,7 @@
 //! What is large lives no longer than it is needed: a float layer from its stage until it is solved, a Hessian until its
 //! layer is solved, codes until they are packed and written. [`memory_need`](crate::memory_need) counts on that.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 
 use qqq_backend::{Calibrate, InputKind};
 use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
@@ -15,6 +15,7 @@ use qqq_model::{
 
 use crate::{
     Propagation, QuantError, Recipe, Result, ValueHessian,
+    behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::{DeviceLinear, FloatLayers},
     float_linear::{self, module},
@@ -65,7 +66,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
         }
         match self.recipe.propagation {
             Propagation::Float => self.float_block(index, float, windows, writer),
-            Propagation::Quantized => self.quantized_block(index, float, windows, writer),
+            Propagation::Quantized => std::thread::scope(|scope| {
+                let mut behind = Behind::new(scope, writer);
+                let done = self.quantized_block(scope, index, float, windows, &mut behind);
+                let written = behind.wait();
+                self.timings.write += behind.seconds;
+                done.and(written)
+            }),
         }
     }
 
@@ -109,10 +116,17 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// A layer of a block.
-    fn take(&mut self, index: usize, float: &mut FloatLayers<'_, B>, site: Site) -> Result<DeviceLinear<B>> {
+    fn take(
+        &mut self,
+        index: usize,
+        float: &mut FloatLayers<'_, B>,
+        site: Site,
+        ahead: Option<Ahead<'_>>,
+    ) -> Result<DeviceLinear<B>> {
         let clock = Instant::now();
         self.begin(index, self.estimate.read.part(self.share(site)), "reading")?;
-        let layer = float.take(self.around.backend, site)?;
+        let read = ahead.map(Ahead::wait).transpose()?;
+        let layer = float.take(self.around.backend, site, read)?;
         self.timings.transform += clock.elapsed().as_secs_f64();
         Ok(layer)
     }
@@ -125,7 +139,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         for site in Site::ALL {
-            let layer = self.take(index, float, site)?;
+            let layer = self.take(index, float, site, None)?;
             let weight = self.solve(index, module(site), &layer, 0..layer.n, None)?;
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
         }
@@ -160,7 +174,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let mut sums = sums.sites.map(Some);
         for site in Site::ALL {
             let Some(sum) = sums[site].take() else { continue };
-            let layer = self.take(index, &mut float, site)?;
+            let layer = self.take(index, &mut float, site, None)?;
             let inputs = self.around.backend.hessian(sum)?;
             let averages = |_: &mut Self, _: &QuantizedWeight| {
                 attended.take().ok_or_else(|| QuantError::Recipe("a float pass has left no averages".into()))
@@ -173,13 +187,21 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// Layer by layer, each calibrated on the quantized ones before it.
-    fn quantized_block(
+    fn quantized_block<'scope, 'env, 'w: 'env>(
         &mut self,
+        scope: &'scope Scope<'scope, 'env>,
         index: usize,
         mut float: FloatLayers<'_, B>,
         windows: &mut Windows<'_, B>,
-        writer: &mut OutputCheckpoint<'_>,
-    ) -> Result<()> {
+        writer: &mut Behind<'scope, 'env, 'w>,
+    ) -> Result<()>
+    where
+        'a: 'env,
+    {
+        let checkpoint = self.checkpoint;
+        // On the host reading and computing share the cores and the memory.
+        let reads_ahead = !B::PIECES.on_host && float.reads();
+        let mut ahead = None;
         let Surroundings { backend, config, .. } = self.around;
         let name = format!("model.layers.{index}");
         let units = self.estimate.stages;
@@ -196,7 +218,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
             if is_last && site == Site::Down {
                 windows.clear();
             }
-            let layer = self.take(index, &mut float, site)?;
+            let layer = self.take(index, &mut float, site, ahead.take())?;
+            if let Some(next) = site.next().filter(|_| reads_ahead) {
+                ahead = Some(Ahead::read(scope, checkpoint, index, next));
+            }
             let inputs = backend.hessian(sum)?;
             let averages = |run: &mut Self, qk: &QuantizedWeight| {
                 // Attention needs some v to run; its output is not looked at.
@@ -207,7 +232,11 @@ impl<'a, B: Calibrate> Run<'a, B> {
             let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
             drop(inputs);
             let DeviceLinear { bias, .. } = layer;
-            self.write(index, site, &weight, bias.as_deref(), writer)?;
+            self.begin(index, self.estimate.pack.part(self.share(site)), "writing")?;
+            match B::PIECES.on_host {
+                true => writer.write_now(index, site, &weight, bias.as_deref())?,
+                false => writer.write(index, site, weight.clone(), bias.clone())?,
+            }
             *live.layer_mut(site) = self.pack(index, weight, bias)?;
         }
         if !is_last {

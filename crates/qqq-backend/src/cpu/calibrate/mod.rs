@@ -169,7 +169,7 @@ impl Calibrate for CpuBackend {
 
     fn rotate_outputs(&self, weights: &mut CpuWeights, first: usize, q: &CpuRotation) -> Result<()> {
         let k = weights.k;
-        let rows = (weights.values.len() / k).checked_sub(first).unwrap_or(0);
+        let rows = (weights.values.len() / k).saturating_sub(first);
         q.turn(rows)?.apply_outputs(&mut weights.values[first * k..], k);
         Ok(())
     }

@@ -1,0 +1,124 @@
+//! What the host does beside a device that computes: it reads the next layer ahead, and writes the last one behind.
+
+use std::{
+    panic::resume_unwind,
+    thread::{Scope, ScopedJoinHandle},
+    time::Instant,
+};
+
+use qqq_formats::{Checkpoint, QuantizedWeight};
+use qqq_model::Site;
+
+use crate::{
+    Result,
+    float_linear::{StoredLayer, read_layer},
+    output::OutputCheckpoint,
+};
+
+/// A layer that is being read.
+pub(crate) struct Ahead<'scope>(ScopedJoinHandle<'scope, Result<StoredLayer>>);
+
+impl<'scope> Ahead<'scope> {
+    /// Begins to read a layer of block `index`.
+    pub fn read<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        checkpoint: &'env Checkpoint,
+        index: usize,
+        site: Site,
+    ) -> Self {
+        Self(scope.spawn(move || read_layer(checkpoint, index, site)))
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn wait(self) -> Result<StoredLayer> {
+        self.0.join().unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+/// A writer that may have a layer in work.
+pub(crate) struct Behind<'scope, 'env, 'w> {
+    scope: &'scope Scope<'scope, 'env>,
+    state: State<'scope, 'env, 'w>,
+    /// Seconds that writing took.
+    pub seconds: f64,
+}
+
+type Writer<'env, 'w> = &'env mut OutputCheckpoint<'w>;
+
+enum State<'scope, 'env, 'w> {
+    Idle(Writer<'env, 'w>),
+    Writing(ScopedJoinHandle<'scope, (Writer<'env, 'w>, f64, Result<()>)>),
+    /// For the moment in which it changes.
+    Nothing,
+}
+
+impl<'scope, 'env, 'w: 'env> Behind<'scope, 'env, 'w> {
+    /// With nothing in work.
+    pub fn new(scope: &'scope Scope<'scope, 'env>, writer: Writer<'env, 'w>) -> Self {
+        Self { scope, state: State::Idle(writer), seconds: 0.0 }
+    }
+
+    /// Writes a layer once the one before is written, and returns before it is.
+    ///
+    /// # Errors
+    /// Those of writing the layer before.
+    pub fn write(
+        &mut self,
+        index: usize,
+        site: Site,
+        weight: QuantizedWeight,
+        bias: Option<Vec<f32>>,
+    ) -> Result<()> {
+        self.wait()?;
+        if let State::Idle(writer) = std::mem::replace(&mut self.state, State::Nothing) {
+            self.state = State::Writing(self.scope.spawn(move || {
+                let clock = Instant::now();
+                let result = writer.add_linear(index, site, &weight, bias.as_deref());
+                (writer, clock.elapsed().as_secs_f64(), result)
+            }));
+        }
+        Ok(())
+    }
+
+    /// Writes a layer.
+    ///
+    /// # Errors
+    /// Those of writing it, and the layer before.
+    pub fn write_now(
+        &mut self,
+        index: usize,
+        site: Site,
+        weight: &QuantizedWeight,
+        bias: Option<&[f32]>,
+    ) -> Result<()> {
+        self.wait()?;
+        let clock = Instant::now();
+        if let State::Idle(writer) = &mut self.state {
+            writer.add_linear(index, site, weight, bias)?;
+        }
+        self.seconds += clock.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Waits for the layer in work.
+    ///
+    /// # Errors
+    /// Those of writing it.
+    pub fn wait(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.state, State::Nothing) {
+            State::Writing(handle) => {
+                let (writer, seconds, result) = handle.join().unwrap_or_else(|panic| resume_unwind(panic));
+                self.state = State::Idle(writer);
+                self.seconds += seconds;
+                result
+            }
+            idle => {
+                self.state = idle;
+                Ok(())
+            }
+        }
+    }
+}
