@@ -43,6 +43,11 @@ pub struct Interrupted;
 #[error("interrupted")]
 pub struct InterruptedWithResult;
 
+/// A failure that the result on standard output tells of, `--json`'s object included.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct FailedWithResult(pub String);
+
 /// Input or options that cannot be used.
 pub fn bad_input(message: impl Into<String>) -> anyhow::Error {
     Explained { message: message.into(), hint: None, exit_code: BAD_INPUT }.into()
@@ -91,7 +96,7 @@ impl Failure {
             hint: error.chain().find_map(hint),
             exit_code,
             closed_output: error.chain().any(|e| e.is::<ClosedOutput>()),
-            answered: error.chain().any(|e| e.is::<InterruptedWithResult>()),
+            answered: error.chain().any(|e| e.is::<InterruptedWithResult>() || e.is::<FailedWithResult>()),
         }
     }
 
@@ -262,6 +267,8 @@ mod tests {
         assert_eq!(code(Interrupted.into()), INTERRUPTED);
         assert_eq!(code(InterruptedWithResult.into()), INTERRUPTED);
         assert!(Failure::of(&InterruptedWithResult.into()).is_answered());
+        let failure = Failure::of(&FailedWithResult("no memory".into()).into());
+        assert_eq!((failure.exit_code, failure.is_answered()), (FAILED, true));
         assert!(!Failure::of(&Interrupted.into()).is_answered());
         assert_eq!(code(QuantError::Recipe("no".into()).into()), BAD_INPUT);
         assert_eq!(code(QuantError::Model(FormatError::Layout("x".into()).into()).into()), BAD_INPUT);

@@ -1,5 +1,6 @@
 //! Writing a checkpoint directory: staged beside its final name and renamed when complete.
 
+mod pieces;
 mod reservation;
 mod shard;
 
@@ -19,12 +20,28 @@ use crate::{
     size::bytes,
 };
 
+pub use pieces::TensorPieces;
 pub use reservation::Reservation;
 use reservation::refuse_existing;
 use shard::Shard;
 
 /// Largest shard, in bytes, unless a single tensor is larger: as Hugging Face cuts them.
 const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Why a tensor was not filled: its bytes could not be written, or something else of the caller's.
+#[derive(Debug)]
+pub enum PieceError<E> {
+    /// The system's error.
+    Write(io::Error),
+    /// The caller's error.
+    Other(E),
+}
+
+impl<E> From<io::Error> for PieceError<E> {
+    fn from(e: io::Error) -> Self {
+        Self::Write(e)
+    }
+}
 
 /// Writes a Hugging Face directory. Nothing appears under the final name before
 /// [`CheckpointWriter::finish`]; dropping the writer removes what was staged.
@@ -94,12 +111,50 @@ impl CheckpointWriter {
                 bytes.len()
             )));
         }
+        self.make_room(name, shape, bytes.len() as u64)?;
+        if let Some(shard) = self.shards.last_mut() {
+            shard
+                .add(name, dtype, shape, bytes)
+                .map_err(|e| write_error(&self.staging, e, self.written, bytes.len() as u64))?;
+        }
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Adds a tensor whose bytes `fill` writes, for tensors that are made piece by piece.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::add`]; those of `fill`, after which nothing more can be added.
+    pub fn add_pieces<E: From<FormatError>>(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        fill: impl FnOnce(&TensorPieces<'_>) -> Result<(), PieceError<E>>,
+    ) -> Result<(), E> {
+        let size = dtype.size().and_then(|size| shape.iter().try_fold(size, |a, &b| a.checked_mul(b)));
+        let Some(bytes) = size.map(|bytes| bytes as u64) else {
+            return Err(FormatError::Layout(format!("tensor {name:?}: no {dtype} of shape {shape:?}")).into());
+        };
+        self.make_room(name, shape, bytes)?;
+        if let Some(shard) = self.shards.last_mut() {
+            shard.add_pieces(name, dtype, shape, bytes, fill).map_err(|e| match e {
+                PieceError::Write(e) => write_error(&self.staging, e, self.written, bytes).into(),
+                PieceError::Other(e) => e,
+            })?;
+        }
+        self.written += bytes;
+        Ok(())
+    }
+
+    /// Has the last shard take a tensor.
+    fn make_room(&mut self, name: &str, shape: &[usize], bytes: u64) -> Result<()> {
         if name == "__metadata__" || self.shards.iter().any(|s| s.contains(name)) {
             return Err(FormatError::Layout(format!("tensor {name:?} was added twice")));
         }
         let roll = match self.shards.last() {
             None => true,
-            Some(shard) => !shard.takes(name, shape, bytes.len() as u64, self.shard_bytes),
+            Some(shard) => !shard.takes(name, shape, bytes, self.shard_bytes),
         };
         if roll {
             if let Some(full) = self.shards.last_mut() {
@@ -109,12 +164,6 @@ impl CheckpointWriter {
             let shard = Shard::create(path).map_err(|e| write_error(&self.staging, e, self.written, 0))?;
             self.shards.push(shard);
         }
-        if let Some(shard) = self.shards.last_mut() {
-            shard
-                .add(name, dtype, shape, bytes)
-                .map_err(|e| write_error(&self.staging, e, self.written, bytes.len() as u64))?;
-        }
-        self.written += bytes.len() as u64;
         Ok(())
     }
 

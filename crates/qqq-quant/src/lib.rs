@@ -75,6 +75,7 @@ pub mod smooth;
 pub mod smooth_sites;
 pub mod solve;
 mod source_types;
+pub mod synth;
 pub mod transform;
 mod trial;
 mod value_hessian;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight,
+    Checkpoint, CheckpointFormat, FormatError, ModelConfig, QuantizationConfig, QuantizedWeight,
     writer::{CheckpointWriter, Reservation},
 };
 use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
@@ -150,7 +150,12 @@ impl<'a> OutputCheckpoint<'a> {
     /// Writes everything else and gives the directory its name.
     pub(crate) fn finish(self, report: &Report) -> Result<()> {
         let staging = self.writer.staging();
-        write_json(&staging.join("config.json"), &self.config_json(report))?;
+        let quantization = QuantizationConfig::uniform(self.format, report.recipe.group_size);
+        let rotated = report.recipe.transform == crate::Transform::Rotate;
+        let config = &self.checkpoint.config;
+        let tied = config.tie_word_embeddings && !rotated;
+        let value = config_json(config, self.half, Some(&quantization), tied);
+        write_json(&staging.join("config.json"), &value)?;
         let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
         write_json(&staging.join(REPORT_FILE), &value)?;
         // A GGUF file's folder may hold anything.
@@ -159,29 +164,34 @@ impl<'a> OutputCheckpoint<'a> {
         model_card::write(staging, report, &license, &[])?;
         Ok(self.writer.finish()?)
     }
+}
 
-    fn config_json(&self, report: &Report) -> Value {
-        let config = &self.checkpoint.config;
-        let mut raw = config.raw.clone();
-        let quantization = QuantizationConfig::uniform(self.format, report.recipe.group_size);
+/// The `config.json` of what is made of a model.
+pub(crate) fn config_json(
+    config: &ModelConfig,
+    half: HalfType,
+    quantization: Option<&QuantizationConfig>,
+    tied: bool,
+) -> Value {
+    let mut raw = config.raw.clone();
+    if let Some(quantization) = quantization {
         raw.insert("quantization_config".into(), quantization.to_value());
-        // The code that it names does not come along, and nothing here needs it.
-        for code in ["auto_map", "custom_pipelines"] {
-            raw.remove(code);
-        }
-        let rotated = report.recipe.transform == crate::Transform::Rotate;
-        raw.insert("tie_word_embeddings".into(), json!(config.tie_word_embeddings && !rotated));
-        // Newer configurations say "dtype" where older ones say "torch_dtype".
-        let key = if raw.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-        raw.insert(key.into(), json!(self.half.config_name()));
-        Value::Object(raw)
     }
+    // The code that it names does not come along, and nothing here needs it.
+    for code in ["auto_map", "custom_pipelines"] {
+        raw.remove(code);
+    }
+    raw.insert("tie_word_embeddings".into(), json!(tied));
+    // Newer configurations say "dtype" where older ones say "torch_dtype".
+    let key = if raw.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    raw.insert(key.into(), json!(half.config_name()));
+    Value::Object(raw)
 }
 
 /// The report's file.
 pub const REPORT_FILE: &str = "quantization_report.json";
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| io(path, e.into()))?;
     std::fs::write(path, text + "\n").map_err(|e| io(path, e))
 }

@@ -9,6 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
+use super::TensorPieces;
 use crate::DType;
 
 /// Bytes kept free for length and header in front of the tensors. The format allows a header to end in
@@ -61,21 +62,51 @@ impl Shard {
         format!(",{}:{entry}", Value::from(name))
     }
 
-    pub fn add(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: &[u8]) -> io::Result<()> {
-        let entry = self.entry(name, dtype, shape, bytes.len() as u64);
+    /// As [`entry`](Self::entry), where the header has room for it.
+    fn new_entry(&self, name: &str, dtype: DType, shape: &[usize], bytes: u64) -> io::Result<String> {
+        let entry = self.entry(name, dtype, shape, bytes);
         if 8 + self.header.len() + entry.len() > RESERVED {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "a tensor's name and shape are too long",
             ));
         }
+        Ok(entry)
+    }
+
+    pub fn add(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: &[u8]) -> io::Result<()> {
+        let entry = self.new_entry(name, dtype, shape, bytes.len() as u64)?;
         self.file.write_all(bytes)?;
-        self.header.truncate(self.header.len() - 1); // the closing brace
-        self.header.push_str(&entry);
-        self.header.push('}');
-        self.tensors.insert(name.to_owned(), bytes.len() as u64);
-        self.data_bytes += bytes.len() as u64;
+        self.enter(name, &entry, bytes.len() as u64);
         Ok(())
+    }
+
+    /// Adds a tensor of `bytes` bytes, all of which `fill` writes.
+    pub fn add_pieces<E: From<io::Error>>(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        bytes: u64,
+        fill: impl FnOnce(&TensorPieces<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let entry = self.new_entry(name, dtype, shape, bytes)?;
+        let start = RESERVED as u64 + self.data_bytes;
+        let pieces = TensorPieces::new(&self.file, start, bytes);
+        fill(&pieces)?;
+        pieces.check()?;
+        self.file.seek(SeekFrom::Start(start + bytes))?;
+        self.enter(name, &entry, bytes);
+        Ok(())
+    }
+
+    /// Notes in the header what was written.
+    fn enter(&mut self, name: &str, entry: &str, bytes: u64) {
+        self.header.truncate(self.header.len() - 1); // the closing brace
+        self.header.push_str(entry);
+        self.header.push('}');
+        self.tensors.insert(name.to_owned(), bytes);
+        self.data_bytes += bytes;
     }
 
     /// Writes the header in front of the tensors and syncs.
