@@ -46,7 +46,9 @@ impl<E> From<io::Error> for PieceError<E> {
 /// Writes a Hugging Face directory. Nothing appears under the final name before
 /// [`CheckpointWriter::finish`]; dropping the writer removes what was staged.
 pub struct CheckpointWriter {
-    reservation: Reservation,
+    /// `None`: nothing is written, only counted.
+    reservation: Option<Reservation>,
+    /// Empty where nothing is written.
     staging: PathBuf,
     /// In the staging directory.
     owner: Option<FileLock>,
@@ -84,13 +86,34 @@ impl CheckpointWriter {
 
     fn start(reservation: &Reservation, shard_bytes: u64) -> Result<Self> {
         let (staging, owner) = reservation.stage()?;
-        let reservation = reservation.clone();
-        Ok(Self { reservation, staging, owner, shard_bytes, shards: Vec::new(), written: 0, finished: false })
+        let mut writer = Self::counting();
+        writer.reservation = Some(reservation.clone());
+        (writer.staging, writer.owner, writer.shard_bytes) = (staging, owner, shard_bytes);
+        Ok(writer)
+    }
+
+    /// One that writes nothing and counts what it would write. It has no [`staging`](Self::staging) directory, and
+    /// cannot be finished.
+    pub fn counting() -> Self {
+        Self {
+            reservation: None,
+            staging: PathBuf::new(),
+            owner: None,
+            shard_bytes: SHARD_BYTES,
+            shards: Vec::new(),
+            written: 0,
+            finished: false,
+        }
     }
 
     /// Names and bytes of the tensors so far.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, u64)> {
         self.shards.iter().flat_map(Shard::tensors)
+    }
+
+    /// Bytes of all shards when they are complete.
+    pub fn file_bytes(&self) -> u64 {
+        self.shards.iter().map(Shard::file_bytes).sum()
     }
 
     /// Where other files (config.json, tokenizer.json, ...) are to be put.
@@ -160,9 +183,13 @@ impl CheckpointWriter {
             if let Some(full) = self.shards.last_mut() {
                 full.complete().map_err(|e| write_error(&self.staging, e, self.written, 0))?;
             }
-            let path = self.staging.join(format!("shard-{:05}.safetensors", self.shards.len() + 1));
-            let shard = Shard::create(path).map_err(|e| write_error(&self.staging, e, self.written, 0))?;
-            self.shards.push(shard);
+            self.shards.push(match &self.reservation {
+                None => Shard::counting(),
+                Some(_) => {
+                    let path = self.staging.join(format!("shard-{:05}.safetensors", self.shards.len() + 1));
+                    Shard::create(path).map_err(|e| write_error(&self.staging, e, self.written, 0))?
+                }
+            });
         }
         Ok(())
     }
@@ -227,8 +254,11 @@ impl CheckpointWriter {
     /// Writes headers and index, syncs, and gives the directory its final name.
     ///
     /// # Errors
-    /// A full disk; `out` has come into being meanwhile.
+    /// A full disk; `out` has come into being meanwhile; a writer that only counts.
     pub fn finish(mut self) -> Result<()> {
+        let Some(reservation) = self.reservation.take() else {
+            return Err(FormatError::Layout("a checkpoint that was only counted has no files".into()));
+        };
         let written = self.written;
         let staging = self.staging.clone();
         let fail = |e: io::Error| write_error(&staging, e, written, 0);
@@ -255,7 +285,7 @@ impl CheckpointWriter {
         // It is no part of the checkpoint; until the end the reservation keeps others away.
         self.owner = None;
         sync_tree(&staging).map_err(fail)?;
-        let out = self.reservation.path();
+        let out = reservation.path();
         refuse_existing(out)?;
         fs::rename(&staging, out).map_err(|source| FormatError::Io { path: out.into(), source })?;
         self.finished = true;
@@ -270,7 +300,7 @@ impl CheckpointWriter {
 
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.finished && !self.staging.as_os_str().is_empty() {
             // There is nobody to tell if it fails; the name says that it is partial.
             let _ = fs::remove_dir_all(&self.staging);
         }

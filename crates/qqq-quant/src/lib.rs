@@ -50,6 +50,7 @@
 
 pub mod calibration;
 pub mod clip;
+mod dry_run;
 pub mod error;
 mod estimate;
 mod float_layers;
@@ -82,6 +83,7 @@ mod value_hessian;
 pub mod windows;
 mod work;
 
+pub use dry_run::{DryRun, dry_run};
 pub use error::{QuantError, Result};
 pub use output::REPORT_FILE;
 pub use pipeline::{Output, Progress, quantize};

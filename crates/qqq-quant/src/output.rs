@@ -42,6 +42,11 @@ impl<'a> OutputCheckpoint<'a> {
         Ok(Self { checkpoint, writer, format, half })
     }
 
+    /// One that is only counted.
+    pub(crate) fn counting(checkpoint: &'a Checkpoint, format: CheckpointFormat, half: HalfType) -> Self {
+        Self { checkpoint, writer: CheckpointWriter::counting(), format, half }
+    }
+
     /// Where the files lie until all is done.
     pub(crate) fn staging(&self) -> &Path {
         self.writer.staging()
@@ -145,6 +150,11 @@ impl<'a> OutputCheckpoint<'a> {
         let mut sum = TensorBytes::default();
         self.writer.tensors().for_each(|(name, bytes)| sum.add(name, bytes));
         sum
+    }
+
+    /// Bytes of the tensors' files so far.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.writer.file_bytes()
     }
 
     /// Writes everything else and gives the directory its name.

@@ -3,16 +3,16 @@
 use std::{sync::Arc, time::Instant};
 
 use qqq_backend::Calibrate;
-use qqq_formats::{Checkpoint, CheckpointFormat, size, writer::Reservation};
+use qqq_formats::{Checkpoint, CheckpointFormat, ModelConfig, size, writer::Reservation};
 use qqq_model::{Decoder, ModelError, TensorBytes, Tokenizer, memory, rope};
 
 use crate::{
-    OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
+    Calibration, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
     calibration::{self, CalibrationText, Read, Source},
     estimate::Estimate,
     half_type::HalfType,
     output::OutputCheckpoint,
-    preflight,
+    preflight::{self, Plan},
     report::Timings,
     rotations::Rotations,
     run::{Run, log_memory},
@@ -67,17 +67,110 @@ pub fn quantize<'a, B: Calibrate>(
     output: &Output<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Report> {
-    let started = Instant::now();
     let calibration = calibration.into();
-    let samples = *calibration.source == Source::SelfSamples;
-    let Resolved { recipe, note } = recipe.resolved(&checkpoint.config);
-    let recipe = &recipe;
-    let plan = preflight::check(checkpoint, recipe, output.format, samples, B::PIECES)?;
-    let mut writer =
-        OutputCheckpoint::create(checkpoint, tokenizer, output.reservation, plan.format, plan.half)?;
+    let job = Job { backend, checkpoint, tokenizer, recipe, calibration };
+    begin(&job, Target::Directory(output), progress, |begun| {
+        let Begun { mut run, mut live, mut writer, recipe, plan, rotations, tokens, started } = begun;
+        for index in 0..checkpoint.config.num_layers {
+            run.block(index, &mut live, &mut writer)?;
+        }
+        log_memory("the end");
 
+        for path in checkpoint.inputs.replaced() {
+            run.work.note(&format!(
+                "{} was replaced or removed meanwhile; the result is made of the file as it was at the start",
+                path.display()
+            ));
+        }
+        // What was guessed of the tokenizer is in the files that are written; it was told when it was loaded.
+        let warnings = tokenizer.notes().iter().cloned().chain(run.work.finish()).collect();
+        run.timings.total = started.elapsed().as_secs_f64();
+        let (before, after) = (TensorBytes::of(&*checkpoint.tensors), writer.tensor_bytes());
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: output.model_name.into(),
+            text_part_of: checkpoint.config.text_part_of.map(Into::into),
+            format: plan.format.name().into(),
+            recipe: recipe.clone(),
+            calibration_data: if plan.calibrates { calibration.source.describe() } else { "none".into() },
+            calibration_tokens: tokens.iter().map(Vec::len).sum(),
+            layers: run.layers,
+            smoothing: run.smoothing,
+            rotation: rotations.as_ref().map(|rotations| rotations.report()),
+            warnings,
+            timings: run.timings,
+            linear_bytes: (before.linear, after.linear),
+            end_bytes: (before.ends, after.ends),
+            tensor_bytes: (before.total, after.total),
+            memory_estimate: plan.memory.bytes,
+            peak_memory: memory::used().map(|used| used.peak),
+        };
+        checkpoint.inputs.check()?;
+        writer.finish(&report)?;
+        Ok(report)
+    })
+}
+
+/// What is quantized, and how.
+pub(crate) struct Job<'a, B> {
+    pub backend: &'a B,
+    pub checkpoint: &'a Checkpoint,
+    pub tokenizer: &'a Tokenizer,
+    pub recipe: &'a Recipe,
+    pub calibration: CalibrationText<'a>,
+}
+
+/// Where tensors go.
+pub(crate) enum Target<'a> {
+    /// To a directory.
+    Directory(&'a Output<'a>),
+    /// Nowhere: in this form they are counted.
+    Nowhere(OutputFormat),
+}
+
+/// What there is when the blocks begin.
+pub(crate) struct Begun<'r, B: Calibrate> {
+    pub run: Run<'r, B>,
+    pub live: Windows<'r, B>,
+    pub writer: OutputCheckpoint<'r>,
+    /// With nothing left to be decided.
+    pub recipe: &'r Recipe,
+    pub plan: &'r Plan,
+    pub rotations: Option<Arc<Rotations>>,
+    /// The calibration windows.
+    pub tokens: Vec<Vec<u32>>,
+    pub started: Instant,
+}
+
+/// Does what comes before the blocks, and hands it to `blocks`.
+pub(crate) fn begin<B: Calibrate, T>(
+    job: &Job<'_, B>,
+    target: Target<'_>,
+    progress: &mut dyn Progress,
+    blocks: impl FnOnce(Begun<'_, B>) -> Result<T>,
+) -> Result<T> {
+    let started = Instant::now();
+    let &Job { backend, checkpoint, tokenizer, calibration, .. } = job;
+    let samples = *calibration.source == Source::SelfSamples;
+    let Resolved { recipe, note } = job.recipe.resolved(&checkpoint.config);
+    let recipe = &recipe;
+    let format = match &target {
+        Target::Directory(output) => output.format,
+        Target::Nowhere(format) => *format,
+    };
+    let plan = preflight::check(checkpoint, recipe, format, samples, B::PIECES)?;
     let config = &checkpoint.config;
-    preflight::check_space(config, recipe, writer.staging())?;
+    let mut writer = match &target {
+        Target::Directory(output) => {
+            let reservation = output.reservation;
+            let writer =
+                OutputCheckpoint::create(checkpoint, tokenizer, reservation, plan.format, plan.half)?;
+            preflight::check_space(config, recipe, writer.staging())?;
+            writer
+        }
+        Target::Nowhere(_) => OutputCheckpoint::counting(checkpoint, plan.format, plan.half),
+    };
+
     let slowness = Slowness::measured(backend)?;
     let estimate = Estimate::new(config, recipe, calibration.source, &slowness, B::PIECES);
     let mut work = Work::new(progress, &estimate, config.num_layers);
@@ -107,10 +200,11 @@ pub fn quantize<'a, B: Calibrate>(
         estimate.text,
         if samples { "sampling calibration text" } else { "reading calibration text" },
     )?;
-    let windows = if plan.calibrates {
-        calibration_windows(backend, checkpoint, tokenizer, recipe, calibration, &mut work)?
-    } else {
-        Vec::new()
+    let windows = match target {
+        _ if !plan.calibrates => Vec::new(),
+        // What they say makes no difference to time, which sampling them would take most of.
+        Target::Nowhere(_) if samples => any_windows(config, &recipe.calibration),
+        _ => calibration_windows(backend, checkpoint, tokenizer, recipe, calibration, &mut work)?,
     };
     work.at(1.0)?;
 
@@ -147,7 +241,7 @@ pub fn quantize<'a, B: Calibrate>(
         Some(window) => Some((window, around.workshop(recipe.calibration.smooth_tokens)?)),
         None => None,
     };
-    let mut run = Run {
+    let run = Run {
         checkpoint,
         recipe,
         half: plan.half,
@@ -161,44 +255,16 @@ pub fn quantize<'a, B: Calibrate>(
         smoothing: Vec::new(),
         timings,
     };
-    let mut live = Windows::new(around, embedded, recipe.calibration.window);
-    for index in 0..config.num_layers {
-        run.block(index, &mut live, &mut writer)?;
-    }
-    log_memory("the end");
+    let live = Windows::new(around, embedded, recipe.calibration.window);
+    blocks(Begun { run, live, writer, recipe, plan: &plan, rotations, tokens: windows, started })
+}
 
-    for path in checkpoint.inputs.replaced() {
-        run.work.note(&format!(
-            "{} was replaced or removed meanwhile; the result is made of the file as it was at the start",
-            path.display()
-        ));
-    }
-    // What was guessed of the tokenizer is in the files that are written; it was told when it was loaded.
-    let warnings = tokenizer.notes().iter().cloned().chain(run.work.finish()).collect();
-    run.timings.total = started.elapsed().as_secs_f64();
-    let (before, after) = (TensorBytes::of(&*checkpoint.tensors), writer.tensor_bytes());
-    let report = Report {
-        version: env!("CARGO_PKG_VERSION").into(),
-        model: output.model_name.into(),
-        text_part_of: checkpoint.config.text_part_of.map(Into::into),
-        format: plan.format.name().into(),
-        recipe: recipe.clone(),
-        calibration_data: if plan.calibrates { calibration.source.describe() } else { "none".into() },
-        calibration_tokens: windows.iter().map(Vec::len).sum(),
-        layers: run.layers,
-        smoothing: run.smoothing,
-        rotation: rotations.as_ref().map(|rotations| rotations.report()),
-        warnings,
-        timings: run.timings,
-        linear_bytes: (before.linear, after.linear),
-        end_bytes: (before.ends, after.ends),
-        tensor_bytes: (before.total, after.total),
-        memory_estimate: need,
-        peak_memory: memory::used().map(|used| used.peak),
-    };
-    checkpoint.inputs.check()?;
-    writer.finish(&report)?;
-    Ok(report)
+/// Windows of tokens that follow no text.
+fn any_windows(config: &ModelConfig, calibration: &Calibration) -> Vec<Vec<u32>> {
+    // A prime number apart.
+    let token = |i: usize| (i * 7919 % config.vocab_size) as u32;
+    let window = |w: usize| (0..calibration.window).map(|i| token(w * calibration.window + i)).collect();
+    (0..calibration.windows).map(window).collect()
 }
 
 /// Precision of scales in a format.

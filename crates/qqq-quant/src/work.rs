@@ -105,6 +105,12 @@ impl<'a> Work<'a> {
         self.tell(ledger.left())
     }
 
+    /// The running stage is done; seconds that are left, as those until now let expect.
+    pub(crate) fn left(&mut self) -> f64 {
+        self.close();
+        self.ledger.left()
+    }
+
     fn tell(&mut self, left: f64) -> Result<()> {
         let done = self.started.elapsed().as_secs_f64();
         match self.progress.step(done, done + left, &self.label) {

@@ -1,5 +1,7 @@
 //! `qqq quantize`.
 
+mod dry_run;
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -33,6 +35,7 @@ Examples:
   qqq quantize Qwen/Qwen2.5-0.5B-Instruct -o qwen-w4a8
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
+  qqq quantize ./llama --dry-run
 
 The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One layer is in memory \
 at a time, beside what the calibration text becomes on its way through the model; how much that takes is told at the \
@@ -46,8 +49,11 @@ pub struct QuantizeArgs {
     #[arg(value_name = "MODEL")]
     model: String,
     /// Directory to be made; must not exist
-    #[arg(short, long, value_name = "OUT")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+    /// Say how much time, memory and disk the run would take: quantizes the first block, and writes nothing
+    #[arg(long, conflicts_with = "report")]
+    dry_run: bool,
     /// Form of the checkpoint on disk
     #[arg(long, value_enum, default_value_t = OutputFormat::Auto)]
     format: OutputFormat,
@@ -87,10 +93,12 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
         args.recipe.refuse_text_options()?;
     }
     let read = args.read.options()?;
+    let Some(place) = args.output.as_deref().filter(|_| !args.dry_run) else {
+        return dry_run::run(args, &recipe, &read, console);
+    };
     // What would be found at the end is asked first, before anything is downloaded.
-    let reserved = Reserved::new(&args.output, console)?;
-    let report_place =
-        args.report.as_ref().map(|path| reserve_report(path, &args.output, console)).transpose()?;
+    let reserved = Reserved::new(place, console)?;
+    let report_place = args.report.as_ref().map(|path| reserve_report(path, place, console)).transpose()?;
     if args.recipe.draws_seed() {
         console.drawn_seed(recipe.seed);
     }
@@ -109,7 +117,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     if let Some(place) = &report_place {
         write_report(place.path(), &report)?;
     }
-    let outcome = Outcome { output: args.output.clone(), report };
+    let outcome = Outcome { output: place.to_owned(), report };
     console.result(&outcome, |o| summary(&o.report, &o.output))
 }
 

@@ -21,7 +21,8 @@ const RESERVED: usize = 128 << 10;
 /// A shard being written.
 pub(super) struct Shard {
     path: PathBuf,
-    file: File,
+    /// `None`: nothing is written, only counted.
+    file: Option<File>,
     /// Bytes of the tensors.
     tensors: BTreeMap<String, u64>,
     header: String,
@@ -32,8 +33,18 @@ impl Shard {
     pub fn create(path: PathBuf) -> io::Result<Self> {
         let mut file = File::create_new(&path)?;
         file.seek(SeekFrom::Start(RESERVED as u64))?;
+        Ok(Self { path, file: Some(file), ..Self::counting() })
+    }
+
+    /// One that only counts what it would hold.
+    pub fn counting() -> Self {
         let header = json!({ "__metadata__": { "format": "pt" } }).to_string();
-        Ok(Self { path, file, tensors: BTreeMap::new(), header, data_bytes: 0 })
+        Self { path: PathBuf::new(), file: None, tensors: BTreeMap::new(), header, data_bytes: 0 }
+    }
+
+    /// Bytes of the file when it is complete.
+    pub fn file_bytes(&self) -> u64 {
+        RESERVED as u64 + self.data_bytes
     }
 
     pub fn path(&self) -> &Path {
@@ -76,7 +87,9 @@ impl Shard {
 
     pub fn add(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: &[u8]) -> io::Result<()> {
         let entry = self.new_entry(name, dtype, shape, bytes.len() as u64)?;
-        self.file.write_all(bytes)?;
+        if let Some(file) = &mut self.file {
+            file.write_all(bytes)?;
+        }
         self.enter(name, &entry, bytes.len() as u64);
         Ok(())
     }
@@ -92,10 +105,12 @@ impl Shard {
     ) -> Result<(), E> {
         let entry = self.new_entry(name, dtype, shape, bytes)?;
         let start = RESERVED as u64 + self.data_bytes;
-        let pieces = TensorPieces::new(&self.file, start, bytes);
-        fill(&pieces)?;
-        pieces.check()?;
-        self.file.seek(SeekFrom::Start(start + bytes))?;
+        if let Some(file) = &mut self.file {
+            let pieces = TensorPieces::new(file, start, bytes);
+            fill(&pieces)?;
+            pieces.check()?;
+            file.seek(SeekFrom::Start(start + bytes))?;
+        }
         self.enter(name, &entry, bytes);
         Ok(())
     }
@@ -114,8 +129,9 @@ impl Shard {
         let mut front = ((RESERVED - 8) as u64).to_le_bytes().to_vec();
         front.extend_from_slice(self.header.as_bytes());
         front.resize(RESERVED, b' ');
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.write_all(&front)?;
-        self.file.sync_all()
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(&front)?;
+        file.sync_all()
     }
 }
