@@ -149,7 +149,9 @@ fn exit_code(e: &Cause) -> Option<u8> {
     }
     match e.downcast_ref::<QuantError>() {
         Some(QuantError::Interrupted) => return Some(INTERRUPTED),
-        Some(QuantError::Calibration(_) | QuantError::Recipe(_)) => return Some(BAD_INPUT),
+        Some(QuantError::Calibration(_) | QuantError::Recipe(_) | QuantError::Resume(_)) => {
+            return Some(BAD_INPUT);
+        }
         Some(QuantError::Model(e)) => return model_exit_code(e),
         Some(QuantError::Format(e)) => return format_exit_code(e),
         _ => {}
@@ -192,6 +194,11 @@ fn hint(e: &Cause) -> Option<String> {
         return e.hint.clone();
     }
     let model = match (e.downcast_ref::<QuantError>(), e.downcast_ref::<EvalError>()) {
+        (Some(QuantError::Resume(_)), _) => {
+            return Some(
+                "without --resume the run starts anew, and removes what the stopped one has finished".into(),
+            );
+        }
         (Some(QuantError::Numerics { .. }), _) => {
             return Some("give more calibration text (--windows), or a larger --damping".into());
         }

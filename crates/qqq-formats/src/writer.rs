@@ -2,6 +2,7 @@
 
 mod pieces;
 mod reservation;
+mod resume;
 mod shard;
 
 use std::{
@@ -23,6 +24,8 @@ use crate::{
 pub use pieces::TensorPieces;
 pub use reservation::Reservation;
 use reservation::refuse_existing;
+use resume::shard_path;
+pub use resume::{WriterState, new_state_file, state_file};
 use shard::Shard;
 
 /// Largest shard, in bytes, unless a single tensor is larger: as Hugging Face cuts them.
@@ -57,6 +60,8 @@ pub struct CheckpointWriter {
     shards: Vec<Shard>,
     written: u64,
     finished: bool,
+    /// Whether the staging directory outlives a writer that did not finish.
+    is_kept: bool,
 }
 
 impl CheckpointWriter {
@@ -103,6 +108,7 @@ impl CheckpointWriter {
             shards: Vec::new(),
             written: 0,
             finished: false,
+            is_kept: false,
         }
     }
 
@@ -186,7 +192,7 @@ impl CheckpointWriter {
             self.shards.push(match &self.reservation {
                 None => Shard::counting(),
                 Some(_) => {
-                    let path = self.staging.join(format!("shard-{:05}.safetensors", self.shards.len() + 1));
+                    let path = shard_path(&self.staging, self.shards.len());
                     Shard::create(path).map_err(|e| write_error(&self.staging, e, self.written, 0))?
                 }
             });
@@ -282,9 +288,14 @@ impl CheckpointWriter {
             let text = serde_json::to_vec_pretty(&index).map_err(|e| fail(e.into()))?;
             fs::write(staging.join(INDEX_FILE), text).map_err(fail)?;
         }
-        // It is no part of the checkpoint; until the end the reservation keeps others away.
-        self.owner = None;
         sync_tree(&staging).map_err(fail)?;
+        // Neither is part of the checkpoint; until the end the reservation keeps others away.
+        match fs::remove_file(state_file(&staging)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail(e)),
+            _ => self.is_kept = false,
+        }
+        self.owner = None;
+        sync_directory(&staging).map_err(fail)?;
         let out = reservation.path();
         refuse_existing(out)?;
         fs::rename(&staging, out).map_err(|source| FormatError::Io { path: out.into(), source })?;
@@ -300,7 +311,15 @@ impl CheckpointWriter {
 
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
-        if !self.finished && !self.staging.as_os_str().is_empty() {
+        if self.finished || self.staging.as_os_str().is_empty() {
+            return;
+        }
+        if self.is_kept {
+            // It looks as if it had been killed.
+            if let Some(owner) = self.owner.take() {
+                owner.leave();
+            }
+        } else {
             // There is nobody to tell if it fails; the name says that it is partial.
             let _ = fs::remove_dir_all(&self.staging);
         }

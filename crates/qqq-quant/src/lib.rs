@@ -29,7 +29,8 @@
 //! let recipe = Recipe { calibration, ..Recipe::DEFAULT };
 //! let source = Source::Files(vec![text.clone()]);
 //! let reservation = Reservation::take(&out)?;
-//! let output = Output { reservation: &reservation, format: OutputFormat::Auto, model_name: "tiny" };
+//! let format = OutputFormat::Auto;
+//! let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None };
 //! let report = quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, &source, &output, &mut progress)?;
 //! assert!(report.linear_bytes.1 * 6 < report.linear_bytes.0);
 //!
@@ -65,6 +66,7 @@ mod preflight;
 pub mod recipe;
 pub mod report;
 pub mod resolved;
+pub mod resume;
 pub mod rotation;
 mod rotations;
 mod run;
@@ -94,3 +96,4 @@ pub use recipe::{
 };
 pub use report::Report;
 pub use resolved::Resolved;
+pub use resume::Resume;

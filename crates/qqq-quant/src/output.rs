@@ -13,6 +13,7 @@ use crate::{
     Report, Result,
     half_type::{HalfType, widen_rows},
     model_card,
+    resume::Stopped,
     rotation::Rotation,
 };
 
@@ -40,6 +41,23 @@ impl<'a> OutputCheckpoint<'a> {
         // Now rather than at the end, so that a file that cannot be read costs no work.
         tokenizer.save(writer.staging())?;
         Ok(Self { checkpoint, writer, format, half })
+    }
+
+    /// Goes on with the directory of a stopped run.
+    pub(crate) fn resumed(
+        checkpoint: &'a Checkpoint,
+        stopped: &Stopped,
+        reservation: &Reservation,
+        format: CheckpointFormat,
+        half: HalfType,
+    ) -> Result<Self> {
+        let writer = CheckpointWriter::resume(reservation, stopped.directory(), stopped.written())?;
+        Ok(Self { checkpoint, writer, format, half })
+    }
+
+    /// The tensors' files, for who keeps what is finished.
+    pub(crate) fn writer_mut(&mut self) -> &mut CheckpointWriter {
+        &mut self.writer
     }
 
     /// One that is only counted.

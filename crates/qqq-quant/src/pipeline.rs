@@ -14,6 +14,7 @@ use crate::{
     output::OutputCheckpoint,
     preflight::{self, Plan},
     report::Timings,
+    resume::{self, Earlier, Keeper, Restored, Resume, Stopped},
     rotations::Rotations,
     run::{Run, log_memory},
     self_samples,
@@ -45,19 +46,21 @@ pub struct Output<'a> {
     pub format: OutputFormat,
     /// How the user named the model (for model card and report).
     pub model_name: &'a str,
+    /// Whether finished blocks are kept, and gone on with.
+    pub resume: Option<Resume<'a>>,
 }
 
 /// Quantizes `checkpoint` on a device and writes the result, one block at a time.
 ///
 /// Besides what one layer takes, the hidden states of all calibration tokens are held in memory (f32): how much memory all
-/// takes together is told before the work. The result depends on the recipe's seed, not on the number of threads. Nothing
-/// appears under the output's name unless all is well.
+/// takes together is told before the work. The result depends on the recipe's seed, not on the number of threads, nor on how
+/// often the run was stopped and [gone on with](Resume). Nothing appears under the output's name unless all is well.
 ///
 /// [`Transform::Auto`] is resolved before anything else; the report has what it became.
 ///
 /// # Errors
 /// Recipes that do not fit the model or the machine's memory (before any work), calibration text that is too short,
-/// damaged weights, numerical failures, a full disk, and [`QuantError::Interrupted`].
+/// damaged weights, numerical failures, a full disk, a stopped run that was another one, and [`QuantError::Interrupted`].
 pub fn quantize<'a, B: Calibrate>(
     backend: &B,
     checkpoint: &Checkpoint,
@@ -70,9 +73,35 @@ pub fn quantize<'a, B: Calibrate>(
     let calibration = calibration.into();
     let job = Job { backend, checkpoint, tokenizer, recipe, calibration };
     begin(&job, Target::Directory(output), progress, |begun| {
-        let Begun { mut run, mut live, mut writer, recipe, plan, rotations, tokens, started } = begun;
-        for index in 0..checkpoint.config.num_layers {
-            run.block(index, &mut live, &mut writer)?;
+        let Begun {
+            mut run,
+            mut live,
+            mut writer,
+            recipe,
+            plan,
+            rotations,
+            tokens,
+            started,
+            first,
+            mut keeper,
+        } = begun;
+        for index in first..checkpoint.config.num_layers {
+            let done = run.block(index, &mut live, &mut writer);
+            match (&done, &mut keeper) {
+                (Ok(()), Some(keeper)) => keeper.keep(index + 1, &mut run, &live, &mut writer),
+                (Err(e), Some(keeper)) => {
+                    // What was kept last is on its way to the disk.
+                    keeper.settle(&mut run, &mut writer);
+                    if !e.may_pass() {
+                        writer.writer_mut().keep_unfinished(false);
+                    }
+                }
+                (_, None) => {}
+            }
+            done?;
+        }
+        if let Some(keeper) = &mut keeper {
+            keeper.settle(&mut run, &mut writer);
         }
         log_memory("the end");
 
@@ -84,7 +113,7 @@ pub fn quantize<'a, B: Calibrate>(
         }
         // What was guessed of the tokenizer is in the files that are written; it was told when it was loaded.
         let warnings = tokenizer.notes().iter().cloned().chain(run.work.finish()).collect();
-        run.timings.total = started.elapsed().as_secs_f64();
+        run.timings.total = keeper.as_ref().map_or_else(|| started.elapsed().as_secs_f64(), Keeper::seconds);
         let (before, after) = (TensorBytes::of(&*checkpoint.tensors), writer.tensor_bytes());
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -105,7 +134,10 @@ pub fn quantize<'a, B: Calibrate>(
             memory_estimate: plan.memory.bytes,
             peak_memory: memory::used().map(|used| used.peak),
         };
-        checkpoint.inputs.check()?;
+        if let Err(e) = checkpoint.inputs.check() {
+            writer.writer_mut().keep_unfinished(false);
+            return Err(e.into());
+        }
         writer.finish(&report)?;
         Ok(report)
     })
@@ -140,6 +172,10 @@ pub(crate) struct Begun<'r, B: Calibrate> {
     /// The calibration windows.
     pub tokens: Vec<Vec<u32>>,
     pub started: Instant,
+    /// The first block that is not finished.
+    pub first: usize,
+    /// Keeps what is finished, where that was asked for.
+    pub keeper: Option<Keeper>,
 }
 
 /// Does what comes before the blocks, and hands it to `blocks`.
@@ -160,20 +196,34 @@ pub(crate) fn begin<B: Calibrate, T>(
     };
     let plan = preflight::check(checkpoint, recipe, format, samples, B::PIECES)?;
     let config = &checkpoint.config;
-    let mut writer = match &target {
-        Target::Directory(output) => {
+    let kept = match &target {
+        Target::Directory(Output { resume: Some(resume), reservation, .. }) => {
+            let print = resume::fingerprint(checkpoint, recipe, &plan, calibration.source, resume.device)?;
+            let stopped = if resume.goes_on { Stopped::find(reservation, &print)? } else { None };
+            Some((print, stopped))
+        }
+        _ => None,
+    };
+    let (print, stopped) = kept.unzip();
+    let stopped = stopped.flatten();
+    let first = stopped.as_ref().map_or(0, Stopped::blocks);
+    let mut writer = match (&target, &stopped) {
+        (Target::Nowhere(_), _) => OutputCheckpoint::counting(checkpoint, plan.format, plan.half),
+        (Target::Directory(output), Some(stopped)) => {
+            OutputCheckpoint::resumed(checkpoint, stopped, output.reservation, plan.format, plan.half)?
+        }
+        (Target::Directory(output), None) => {
             let reservation = output.reservation;
             let writer =
                 OutputCheckpoint::create(checkpoint, tokenizer, reservation, plan.format, plan.half)?;
             preflight::check_space(config, recipe, writer.staging())?;
             writer
         }
-        Target::Nowhere(_) => OutputCheckpoint::counting(checkpoint, plan.format, plan.half),
     };
 
     let slowness = Slowness::measured(backend)?;
     let estimate = Estimate::new(config, recipe, calibration.source, &slowness, B::PIECES);
-    let mut work = Work::new(progress, &estimate, config.num_layers);
+    let mut work = Work::new(progress, &estimate, config.num_layers - first);
     if let Some(note) = note {
         work.note(&note);
     }
@@ -200,13 +250,27 @@ pub(crate) fn begin<B: Calibrate, T>(
         estimate.text,
         if samples { "sampling calibration text" } else { "reading calibration text" },
     )?;
-    let windows = match target {
+    let windows = match (target, &stopped) {
         _ if !plan.calibrates => Vec::new(),
+        (_, Some(stopped)) if samples => stopped.samples(),
         // What they say makes no difference to time, which sampling them would take most of.
-        Target::Nowhere(_) if samples => any_windows(config, &recipe.calibration),
+        (Target::Nowhere(_), _) if samples => any_windows(config, &recipe.calibration),
         _ => calibration_windows(backend, checkpoint, tokenizer, recipe, calibration, &mut work)?,
     };
     work.at(1.0)?;
+    let mut keeper = print.as_ref().map(|print| {
+        Keeper::new(writer.staging(), print.clone(), &windows, samples, config.hidden_size, started)
+    });
+    if let (Some(stopped), Some(print)) = (&stopped, print) {
+        stopped.check_windows(print, &windows)?;
+        work.note(&format!(
+            "going on behind block {first} of {}, the last that the stopped run has kept",
+            config.num_layers
+        ));
+    } else if let Some(keeper) = &mut keeper {
+        let output = preflight::output_bytes(config, recipe);
+        keeper.check_room(output).iter().for_each(|reason| work.note(reason));
+    }
 
     let mut timings = Timings { calibrate: started.elapsed().as_secs_f64(), ..Timings::default() };
     let clock = Instant::now();
@@ -217,22 +281,33 @@ pub(crate) fn begin<B: Calibrate, T>(
         work.warn(note);
     }
     let stream = rotations.as_ref().map(|r| &r.stream);
-    let embedding = writer.add_embedding(stream)?;
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    let embed = |ids: &[u32]| -> Result<Window<B>> {
-        let mut states = embed(ids, &embedding, vocab, hidden, plan.half)?;
-        let scale = config.graph.embedding_scale as f32;
-        states.iter_mut().for_each(|x| *x *= scale);
-        Window::new(backend, backend.upload(ids.len(), hidden, states)?, ids.len())
+    let Restored { windows: embedded, smoothing_window, earlier } = match stopped {
+        Some(stopped) => stopped.restore(backend)?,
+        None => {
+            let embedding = writer.add_embedding(stream)?;
+            let embed = |ids: &[u32]| -> Result<Window<B>> {
+                let mut states = embed(ids, &embedding, vocab, hidden, plan.half)?;
+                let scale = config.graph.embedding_scale as f32;
+                states.iter_mut().for_each(|x| *x *= scale);
+                Window::new(backend, backend.upload(ids.len(), hidden, states)?, ids.len())
+            };
+            let smoothing_window = match (recipe.transform, windows.first()) {
+                (Transform::Smooth, Some(first)) => Some(embed(&first[..recipe.calibration.smooth_tokens])?),
+                _ => None,
+            };
+            let embedded = windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>()?;
+            drop(embedding);
+            writer.add_head(stream)?;
+            Restored { windows: embedded, smoothing_window, earlier: Earlier::default() }
+        }
     };
-    let smoothing_window = match (recipe.transform, windows.first()) {
-        (Transform::Smooth, Some(first)) => Some(embed(&first[..recipe.calibration.smooth_tokens])?),
-        _ => None,
-    };
-    let embedded = windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>()?;
-    drop(embedding);
-    writer.add_head(stream)?;
     timings.transform += clock.elapsed().as_secs_f64();
+    timings.add(&earlier.timings);
+    work.recall(earlier.warnings);
+    if let Some(keeper) = &mut keeper {
+        keeper.add_earlier(earlier.timings.total);
+    }
 
     let positions = recipe.calibration.window.max(1);
     let ropes = rope::embeddings(backend, config, positions)?;
@@ -251,12 +326,13 @@ pub(crate) fn begin<B: Calibrate, T>(
         smoothing_window,
         estimate,
         work,
-        layers: Vec::new(),
-        smoothing: Vec::new(),
+        layers: earlier.layers,
+        smoothing: earlier.smoothing,
         timings,
     };
     let live = Windows::new(around, embedded, recipe.calibration.window);
-    blocks(Begun { run, live, writer, recipe, plan: &plan, rotations, tokens: windows, started })
+    let tokens = windows;
+    blocks(Begun { run, live, writer, recipe, plan: &plan, rotations, tokens, started, first, keeper })
 }
 
 /// Windows of tokens that follow no text.

@@ -222,7 +222,7 @@ pub(crate) fn choose_format(
 }
 
 /// Bytes that the checkpoint will take, to a few percent.
-fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
+pub(crate) fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
     let block: usize = linear_shapes(config)
         .iter()
         .map(|(_, n, k)| n * k / 2 + 4 * n + recipe.group_size.map_or(0, |g| 2 * n * (k / g)))

@@ -135,6 +135,11 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         self.windows.is_empty()
     }
 
+    /// Their hidden states. Between blocks these are all that there is of them.
+    pub fn states(&self) -> impl Iterator<Item = &B::Tensor> {
+        self.windows.iter().map(|window| &window.flow.residual)
+    }
+
     /// Forgets them: nothing comes after.
     pub fn clear(&mut self) {
         self.windows.clear();

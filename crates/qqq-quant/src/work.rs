@@ -127,6 +127,19 @@ impl<'a> Work<'a> {
         std::mem::take(&mut self.warnings)
     }
 
+    /// What was warned of until now.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Warnings of an earlier part of the run come before those of this one; what both have told stands there once.
+    pub(crate) fn recall(&mut self, mut earlier: Vec<String>) {
+        let new = std::mem::take(&mut self.warnings).into_iter().filter(|w| !earlier.contains(w));
+        let new: Vec<String> = new.collect();
+        earlier.extend(new);
+        self.warnings = earlier;
+    }
+
     pub(crate) fn note(&mut self, message: &str) {
         self.progress.note(message);
     }

@@ -7,11 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use qqq_backend::CpuBackend;
-use qqq_backend::pool;
+use qqq_backend::{CpuBackend, cpu::isa::Isa, pool};
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Clip, NeedsText, Output, OutputFormat, Recipe, Report,
+    Clip, NeedsText, Output, OutputFormat, Recipe, Report, Resume,
     calibration::{CalibrationText, Source},
 };
 use serde::Serialize;
@@ -36,14 +35,20 @@ Examples:
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
   qqq quantize ./llama --dry-run
+  qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt --resume
 
 The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One layer is in memory \
 at a time, beside what the calibration text becomes on its way through the model; how much that takes is told at the \
-beginning. OUT appears only when it is complete: after an error or Ctrl-C nothing is left behind.";
+beginning. OUT appears only when it is complete. A run that is killed or interrupted leaves its finished blocks in a \
+hidden folder beside it, for --resume; a run without --resume starts anew and removes them.";
+
+const USAGE: &str = "\
+qqq quantize [OPTIONS] --output <OUT> <MODEL>
+       qqq quantize [OPTIONS] --dry-run <MODEL>";
 
 /// Make a W4A8 checkpoint of a model
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, override_usage = USAGE)]
 pub struct QuantizeArgs {
     /// Float model: a directory, a .gguf file, or owner/name on the hub
     #[arg(value_name = "MODEL")]
@@ -52,8 +57,12 @@ pub struct QuantizeArgs {
     #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
     /// Say how much time, memory and disk the run would take: quantizes the first block, and writes nothing
-    #[arg(long, conflicts_with = "report")]
+    #[arg(long, conflicts_with_all = ["report", "resume"])]
     dry_run: bool,
+    /// Go on with a run to OUT that was killed or interrupted, behind the last block that it has kept. It must have been the
+    /// same run: model, calibration text, recipe, device, version of qqq. The result is the same to the byte
+    #[arg(long)]
+    resume: bool,
     /// Form of the checkpoint on disk
     #[arg(long, value_enum, default_value_t = OutputFormat::Auto)]
     format: OutputFormat,
@@ -97,7 +106,10 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
         return dry_run::run(args, &recipe, &read, console);
     };
     // What would be found at the end is asked first, before anything is downloaded.
-    let reserved = Reserved::new(place, console)?;
+    let reserved = match args.resume {
+        true => Reserved::to_go_on(place, console)?,
+        false => Reserved::new(place, console)?,
+    };
     let report_place = args.report.as_ref().map(|path| reserve_report(path, place, console)).transpose()?;
     if args.recipe.draws_seed() {
         console.drawn_seed(recipe.seed);
@@ -107,13 +119,20 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let source = source(&args.calibration, &args.hub)?;
 
     let guard = Guard::new();
-    let output = Output { reservation: reserved.reservation(), format: args.format, model_name: &args.model };
+    let device = format!("cpu with {} kernels", Isa::selected()?);
+    let output = Output {
+        reservation: reserved.reservation(),
+        format: args.format,
+        model_name: &args.model,
+        resume: Some(Resume { device: &device, goes_on: args.resume }),
+    };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
     steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
     let text = CalibrationText { source: &source, options: Some(&read) };
-    let report =
-        qqq_quant::quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?;
+    let made =
+        qqq_quant::quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, text, &output, &mut steps);
     drop(steps);
+    let report = made.inspect_err(|_| reserved.tell_kept(console))?;
     if let Some(place) = &report_place {
         write_report(place.path(), &report)?;
     }
@@ -269,12 +288,13 @@ fn summary(report: &Report, output: &Path) -> String {
     rows.push((
         "time",
         format!(
-            "{} (transform {}, calibrate {}, solve {}, write {})",
+            "{} (transform {}, calibrate {}, solve {}, write {}, keep for --resume {})",
             format::seconds(t.total),
             format::seconds(t.transform),
             format::seconds(t.calibrate),
             format::seconds(t.solve),
-            format::seconds(t.write)
+            format::seconds(t.write),
+            format::seconds(t.keep)
         ),
     ));
     if let Some(peak) = report.peak_memory {

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::TensorPieces;
@@ -17,6 +18,14 @@ use crate::DType;
 /// thousand tensors), the next shard begins. A multiple of 8, so that the tensors are as aligned as
 /// their sizes allow.
 const RESERVED: usize = 128 << 10;
+
+/// What a shard held at some time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ShardState {
+    header: String,
+    tensors: BTreeMap<String, u64>,
+    data_bytes: u64,
+}
 
 /// A shard being written.
 pub(super) struct Shard {
@@ -40,6 +49,34 @@ impl Shard {
     pub fn counting() -> Self {
         let header = json!({ "__metadata__": { "format": "pt" } }).to_string();
         Self { path: PathBuf::new(), file: None, tensors: BTreeMap::new(), header, data_bytes: 0 }
+    }
+
+    /// What it holds now.
+    pub fn state(&self) -> ShardState {
+        ShardState { header: self.header.clone(), tensors: self.tensors.clone(), data_bytes: self.data_bytes }
+    }
+
+    /// A shard of which a state was kept. What was written to the file since is forgotten.
+    ///
+    /// # Errors
+    /// The system's; a file that has less than the state says.
+    pub fn reopen(path: PathBuf, state: &ShardState) -> io::Result<Self> {
+        let mut file = File::options().read(true).write(true).open(&path)?;
+        let end = RESERVED as u64 + state.data_bytes;
+        let length = file.metadata()?.len();
+        if length < end {
+            let what = format!("{} has {length} bytes, not the {end} that were kept", path.display());
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+        }
+        file.set_len(end)?;
+        file.seek(SeekFrom::Start(end))?;
+        let ShardState { header, tensors, data_bytes } = state.clone();
+        Ok(Self { path, file: Some(file), tensors, header, data_bytes })
+    }
+
+    /// A handle for who syncs it.
+    pub fn handle(&self) -> io::Result<Option<File>> {
+        self.file.as_ref().map(File::try_clone).transpose()
     }
 
     /// Bytes of the file when it is complete.
