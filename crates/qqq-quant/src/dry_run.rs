@@ -1,7 +1,7 @@
 //! What a run would take, from its first block.
 //!
-//! All that comes before the blocks is done, and the first block is quantized as in a run, but nothing is written. What is
-//! left is counted as in a run whose first block is done: by kinds of work, at what each has taken so far.
+//! All that comes before the blocks is done, and the first block is quantized as in a run, but nothing is written. What
+//! is left is counted as in a run whose first block is done: by kinds of work, at what each has taken so far.
 
 use qqq_backend::Calibrate;
 use qqq_formats::Checkpoint;

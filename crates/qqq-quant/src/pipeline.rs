@@ -53,14 +53,16 @@ pub struct Output<'a> {
 /// Quantizes `checkpoint` on a device and writes the result, one block at a time.
 ///
 /// Besides what one layer takes, the hidden states of all calibration tokens are held in memory (f32): how much memory all
-/// takes together is told before the work. The result depends on the recipe's seed, not on the number of threads, nor on how
-/// often the run was stopped and [gone on with](Resume). Nothing appears under the output's name unless all is well.
+/// takes together is told before the work. The result depends on the recipe's seed, not on the number of threads, nor
+/// on how often the run was stopped and [gone on with](Resume). Nothing appears under the output's name unless all is
+/// well.
 ///
 /// [`Transform::Auto`] is resolved before anything else; the report has what it became.
 ///
 /// # Errors
 /// Recipes that do not fit the model or the machine's memory (before any work), calibration text that is too short,
-/// damaged weights, numerical failures, a full disk, a stopped run that was another one, and [`QuantError::Interrupted`].
+/// damaged weights, numerical failures, a full disk, a stopped run that was another one, and
+/// [`QuantError::Interrupted`].
 pub fn quantize<'a, B: Calibrate>(
     backend: &B,
     checkpoint: &Checkpoint,

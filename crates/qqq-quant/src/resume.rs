@@ -1,14 +1,14 @@
 //! Runs that go on where another was stopped.
 //!
 //! After a block its tensors are in the output's staging directory already. What else a run needs to go on is written
-//! beside them, into one file that replaces the one before: the hidden states of the calibration windows (in 32 bits, as
-//! they are), the report's entries, and a fingerprint of all that decides on the result. A file is complete under its name
-//! or not there: it is renamed when it and the tensors before it are on the disk.
+//! beside them, into one file that replaces the one before: the hidden states of the calibration windows (in 32 bits,
+//! as they are), the report's entries, and a fingerprint of all that decides on the result. A file is complete under
+//! its name or not there: it is renamed when it and the tensors before it are on the disk.
 //!
-//! States are large (a gigabyte for 65,536 tokens of a model 4,096 wide), and writing them takes time from the run. So a
-//! block is not kept if that would take more than a fiftieth of the time since the last one was: a run loses at most so much
-//! time by keeping, and at most fifty times what keeping takes when it is stopped. The disk catches up while the next block
-//! is worked on.
+//! States are large (a gigabyte for 65,536 tokens of a model 4,096 wide), and writing them takes time from the run. So
+//! a block is not kept if that would take more than a fiftieth of the time since the last one was: a run loses at most
+//! so much time by keeping, and at most fifty times what keeping takes when it is stopped. The disk catches up while
+//! the next block is worked on.
 //!
 //! A run that ends with an error of the model or the numbers would end with it again, and leaves nothing.
 

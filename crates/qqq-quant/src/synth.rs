@@ -1,9 +1,9 @@
 //! Checkpoints of random weights, for measurements at sizes of which no trained model is at hand.
 //!
-//! Weights of linear layers, embedding and head are normal with the deviation `1 / sqrt(inputs)`, biases with 0.1; norms
-//! change nothing. Then every layer of a block gives outputs of about the size of its inputs, the residual stream of `L`
-//! blocks grows to about `sqrt(2 L)`, and logits are about 1: far from overflow at any depth. What the model says is
-//! noise; speed and memory are those of a trained one.
+//! Weights of linear layers, embedding and head are normal with the deviation `1 / sqrt(inputs)`, biases with 0.1;
+//! norms change nothing. Then every layer of a block gives outputs of about the size of its inputs, the residual stream
+//! of `L` blocks grows to about `sqrt(2 L)`, and logits are about 1: far from overflow at any depth. What the model
+//! says is noise; speed and memory are those of a trained one.
 
 mod random;
 mod shapes;
@@ -93,8 +93,8 @@ enum Content {
 /// Writes a checkpoint of random weights for a configuration. Memory does not depend on the model's size.
 ///
 /// # Errors
-/// A configuration that is quantized already; shapes that the kernels or the format do not take; a disk that is too small
-/// (before work) or full; [`QuantError::Interrupted`].
+/// A configuration that is quantized already; shapes that the kernels or the format do not take; a disk that is too
+/// small (before work) or full; [`QuantError::Interrupted`].
 pub fn synthesize(
     config: &ModelConfig,
     synth: &Synth,

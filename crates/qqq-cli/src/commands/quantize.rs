@@ -59,8 +59,8 @@ pub struct QuantizeArgs {
     /// Say how much time, memory and disk the run would take: quantizes the first block, and writes nothing
     #[arg(long, conflicts_with_all = ["report", "resume"])]
     dry_run: bool,
-    /// Go on with a run to OUT that was killed or interrupted, behind the last block that it has kept. It must have been the
-    /// same run: model, calibration text, recipe, device, version of qqq. The result is the same to the byte
+    /// Go on with a run to OUT that was killed or interrupted, behind the last block that it has kept. It must have
+    /// been the same run: model, calibration text, recipe, device, version of qqq. The result is the same to the byte
     #[arg(long)]
     resume: bool,
     /// Form of the checkpoint on disk

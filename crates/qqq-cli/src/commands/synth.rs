@@ -38,7 +38,8 @@ checkpoint. OUT appears only when it is complete.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct SynthArgs {
-    /// Shapes: llama-2-7b, llama-2-13b, llama-3-8b, llama-3-70b, qwen3-8b, or the path of a config.json or of its directory
+    /// Shapes: llama-2-7b, llama-2-13b, llama-3-8b, llama-3-70b, qwen3-8b, or the path of a config.json or of its
+    /// directory
     #[arg(long, value_name = "SHAPES")]
     like: String,
     /// Directory to be made; must not exist

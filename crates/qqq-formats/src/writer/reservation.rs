@@ -107,8 +107,8 @@ impl Reservation {
         &self.0.kept
     }
 
-    /// Staging directories of runs that were stopped and from which a run can go on, the latest first. A run that begins
-    /// anew removes them.
+    /// Staging directories of runs that were stopped and from which a run can go on, the latest first. A run that
+    /// begins anew removes them.
     pub fn stopped(&self) -> &[PathBuf] {
         &self.0.stopped
     }

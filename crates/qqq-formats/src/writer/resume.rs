@@ -41,8 +41,8 @@ impl CheckpointWriter {
         WriterState { shards: self.shards.iter().map(Shard::state).collect() }
     }
 
-    /// Goes on in a directory of [`Reservation::stopped`] behind the tensors that `state` has; what was written later is
-    /// forgotten. If this writer is dropped unfinished the directory stays.
+    /// Goes on in a directory of [`Reservation::stopped`] behind the tensors that `state` has; what was written later
+    /// is forgotten. If this writer is dropped unfinished the directory stays.
     ///
     /// # Errors
     /// Files that are missing or have lost something.
@@ -72,7 +72,8 @@ impl CheckpointWriter {
         Ok(writer)
     }
 
-    /// Whether from now on the directory stays if this writer is dropped unfinished: a [state file](state_file) lies in it.
+    /// Whether from now on the directory stays if this writer is dropped unfinished: a [state file](state_file) lies in
+    /// it.
     pub fn keep_unfinished(&mut self, is_kept: bool) {
         self.is_kept = is_kept;
     }

@@ -1,4 +1,5 @@
-//! What decides on the bytes of a checkpoint: a run goes on with what another has finished only if all of it is the same.
+//! What decides on the bytes of a checkpoint: a run goes on with what another has finished only if all of it is the
+//! same.
 
 use std::{collections::BTreeMap, hash::Hasher as _};
 

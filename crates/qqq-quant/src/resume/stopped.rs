@@ -35,8 +35,8 @@ pub(crate) struct Restored<B: Calibrate> {
     pub earlier: Earlier,
 }
 
-/// Blocks that a stopped run has finished in a directory of [`Reservation::stopped`], and blocks of its model; `None` where
-/// that cannot be read.
+/// Blocks that a stopped run has finished in a directory of [`Reservation::stopped`], and blocks of its model; `None`
+/// where that cannot be read.
 pub fn finished_blocks(directory: &Path) -> Option<(usize, usize)> {
     Stopped::open(directory).ok().map(|stopped| stopped.header.blocks)
 }

@@ -51,7 +51,8 @@ impl Stream {
 pub(super) struct Normal(Vec<f64>);
 
 impl Normal {
-    /// Computes them: the quantile `x` of a probability `p` grows by `dx/dp = sqrt(2 pi) exp(x^2 / 2)`, from 0 in the middle.
+    /// Computes them: the quantile `x` of a probability `p` grows by `dx/dp = sqrt(2 pi) exp(x^2 / 2)`, from 0 in the
+    /// middle.
     pub fn new() -> Self {
         // Of Runge and Kutta's method, for a share of probability: the last shares are the steepest.
         const STEPS: usize = 16;

@@ -69,8 +69,8 @@ pub(super) fn files(config: &ModelConfig) -> Result<[(&'static str, Value); 2]> 
     Ok([("tokenizer.json", tokenizer), ("tokenizer_config.json", tokenizer_config)])
 }
 
-/// The characters that stand for the bytes from 0 on in byte-level vocabularies: themselves where they can be seen, else
-/// those from U+0100 on (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019).
+/// The characters that stand for the bytes from 0 on in byte-level vocabularies: themselves where they can be seen,
+/// else those from U+0100 on (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019).
 fn byte_characters() -> Vec<char> {
     let mut hidden = 0x100..;
     (0..BYTES as u32)
