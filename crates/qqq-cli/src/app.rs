@@ -9,7 +9,9 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, error:
 use qqq_backend::{cpu::isa::Isa, pool};
 
 use crate::{
-    commands::{bench, chat, completions, demo, eval, generate, inspect, kernels, man, quantize},
+    commands::{
+        bench, chat, completions, demo, doctor, eval, generate, inspect, kernels, man, quantize, synth,
+    },
     console::{Console, wants_colour},
     download,
     errors::{self, Failure},
@@ -80,6 +82,8 @@ enum Command {
     Bench(bench::BenchArgs),
     Kernels(kernels::KernelsArgs),
     Demo(demo::DemoArgs),
+    Synth(synth::SynthArgs),
+    Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -107,6 +111,8 @@ fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
     match &cli.command {
         Command::Completions(args) => return completions::run(args, console),
         Command::Man(args) => return man::run(args, console),
+        // What would stop every other command is what it looks for.
+        Command::Doctor(args) => return doctor::run(args, cli.global.threads, console),
         _ => {}
     }
     logging::start(console, cli.global.verbose)?;
@@ -122,6 +128,8 @@ fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args, console),
         Command::Kernels(args) => kernels::run(&args, console),
         Command::Demo(args) => demo::run(&args, console),
+        Command::Synth(args) => synth::run(&args, console),
+        Command::Doctor(args) => doctor::run(&args, cli.global.threads, console),
         Command::Completions(args) => completions::run(&args, console),
         Command::Man(args) => man::run(&args, console),
     }

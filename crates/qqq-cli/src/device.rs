@@ -7,7 +7,7 @@ use clap::{
     builder::{PossibleValue, StringValueParser, TypedValueParser},
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use qqq_backend::{Calibrate, CpuBackend, pool};
+use qqq_backend::{Calibrate, CpuBackend, cpu::isa::Isa, pool};
 use qqq_cuda::{CudaBackend, CudaError, DType, Device};
 use qqq_formats::Checkpoint;
 use qqq_model::{Decoder, names};
@@ -256,6 +256,12 @@ pub trait Place {
     /// What the device refuses, and a limit where there is no GPU.
     fn backend_within(&self, checkpoint: &Checkpoint, limit: Option<u64>) -> anyhow::Result<Self::Backend>;
 
+    /// Names what results depend on to the last bit.
+    ///
+    /// # Errors
+    /// Kernels are asked for that this machine does not have.
+    fn identity(&self) -> anyhow::Result<String>;
+
     /// In a line, what runs a model: kernels, and memory of the weights.
     fn describe(&self, decoder: &Decoder<Self::Backend>) -> String;
 }
@@ -274,6 +280,10 @@ impl Place for CpuPlace {
                 "leave it out, or choose a GPU (--device cuda)",
             )),
         }
+    }
+
+    fn identity(&self) -> anyhow::Result<String> {
+        Ok(format!("cpu with {} kernels", Isa::selected()?))
     }
 
     fn describe(&self, decoder: &Decoder<CpuBackend>) -> String {
@@ -318,6 +328,10 @@ impl Place for CudaPlace {
         let stored = checkpoint.tensors.info(names::EMBEDDING).map(|info| info.dtype);
         let half = if stored == Some(DType::F16) { DType::F16 } else { DType::BF16 };
         Ok(CudaBackend::with_memory(&self.0, half, limit)?)
+    }
+
+    fn identity(&self) -> anyhow::Result<String> {
+        Ok(self.0.name().to_owned())
     }
 
     fn describe(&self, decoder: &Decoder<CudaBackend>) -> String {

@@ -43,6 +43,11 @@ pub struct Interrupted;
 #[error("interrupted")]
 pub struct InterruptedWithResult;
 
+/// A failure that the result on standard output tells of, `--json`'s object included.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct FailedWithResult(pub String);
+
 /// Input or options that cannot be used.
 pub fn bad_input(message: impl Into<String>) -> anyhow::Error {
     Explained { message: message.into(), hint: None, exit_code: BAD_INPUT }.into()
@@ -91,7 +96,7 @@ impl Failure {
             hint: error.chain().find_map(hint),
             exit_code,
             closed_output: error.chain().any(|e| e.is::<ClosedOutput>()),
-            answered: error.chain().any(|e| e.is::<InterruptedWithResult>()),
+            answered: error.chain().any(|e| e.is::<InterruptedWithResult>() || e.is::<FailedWithResult>()),
         }
     }
 
@@ -144,7 +149,9 @@ fn exit_code(e: &Cause) -> Option<u8> {
     }
     match e.downcast_ref::<QuantError>() {
         Some(QuantError::Interrupted) => return Some(INTERRUPTED),
-        Some(QuantError::Calibration(_) | QuantError::Recipe(_)) => return Some(BAD_INPUT),
+        Some(QuantError::Calibration(_) | QuantError::Recipe(_) | QuantError::Resume(_)) => {
+            return Some(BAD_INPUT);
+        }
         Some(QuantError::Model(e)) => return model_exit_code(e),
         Some(QuantError::Format(e)) => return format_exit_code(e),
         _ => {}
@@ -187,6 +194,11 @@ fn hint(e: &Cause) -> Option<String> {
         return e.hint.clone();
     }
     let model = match (e.downcast_ref::<QuantError>(), e.downcast_ref::<EvalError>()) {
+        (Some(QuantError::Resume(_)), _) => {
+            return Some(
+                "without --resume the run starts anew, and removes what the stopped one has finished".into(),
+            );
+        }
         (Some(QuantError::Numerics { .. }), _) => {
             return Some("give more calibration text (--windows), or a larger --damping".into());
         }
@@ -262,6 +274,8 @@ mod tests {
         assert_eq!(code(Interrupted.into()), INTERRUPTED);
         assert_eq!(code(InterruptedWithResult.into()), INTERRUPTED);
         assert!(Failure::of(&InterruptedWithResult.into()).is_answered());
+        let failure = Failure::of(&FailedWithResult("no memory".into()).into());
+        assert_eq!((failure.exit_code, failure.is_answered()), (FAILED, true));
         assert!(!Failure::of(&Interrupted.into()).is_answered());
         assert_eq!(code(QuantError::Recipe("no".into()).into()), BAD_INPUT);
         assert_eq!(code(QuantError::Model(FormatError::Layout("x".into()).into()).into()), BAD_INPUT);

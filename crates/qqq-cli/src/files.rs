@@ -100,6 +100,41 @@ impl Reserved {
     /// # Errors
     /// It exists, another process is making it, or nothing can be made there.
     pub fn new(path: &Path, console: &Console) -> anyhow::Result<Self> {
+        let reserved = Self::take(path, console)?;
+        for stopped in reserved.reservation.stopped() {
+            console.note(&format!(
+                "{} has {}: this run starts anew and removes it (qqq quantize --resume goes on with it)",
+                stopped.display(),
+                blocks_of(stopped)
+            ));
+        }
+        Ok(reserved)
+    }
+
+    /// As [`new`](Self::new), to go on with what a run has left that was stopped.
+    pub fn to_go_on(path: &Path, console: &Console) -> anyhow::Result<Self> {
+        let reserved = Self::take(path, console)?;
+        if reserved.reservation.stopped().is_empty() {
+            console.note(&format!(
+                "--resume: no run to {} has left finished blocks; this one starts at the first",
+                path.display()
+            ));
+        }
+        Ok(reserved)
+    }
+
+    /// Says what is kept for a run that goes on, if there is something.
+    pub fn tell_kept(&self, console: &Console) {
+        if let Some(kept) = self.reservation.left_behind() {
+            console.note(&format!(
+                "{} has {}: the same command with --resume goes on there, without it starts anew and removes it",
+                kept.display(),
+                blocks_of(&kept)
+            ));
+        }
+    }
+
+    fn take(path: &Path, console: &Console) -> anyhow::Result<Self> {
         refuse_existing(path)?;
         let reservation = Reservation::take(path)?;
         for removed in reservation.removed() {
@@ -123,6 +158,14 @@ impl Reserved {
     /// For who makes it.
     pub fn reservation(&self) -> &Reservation {
         &self.reservation
+    }
+}
+
+/// What a stopped run has finished, in words.
+fn blocks_of(directory: &Path) -> String {
+    match qqq_quant::resume::finished_blocks(directory) {
+        Some((done, all)) => format!("{done} of {all} blocks that a stopped run has finished"),
+        None => "what a stopped run has finished".into(),
     }
 }
 

@@ -27,10 +27,7 @@ pub fn start(console: &Console, verbose: u8) -> anyhow::Result<()> {
         (false, 2) => "debug",
         (false, _) => "trace",
     };
-    let filter = match std::env::var_os("QQQ_LOG").filter(|v| !v.is_empty()) {
-        None => EnvFilter::new(level),
-        Some(asked) => filter(&asked.to_string_lossy())?,
-    };
+    let filter = asked()?.unwrap_or_else(|| EnvFilter::new(level));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(console.colour_err())
@@ -39,6 +36,19 @@ pub fn start(console: &Console, verbose: u8) -> anyhow::Result<()> {
     let collected = Collect(console.warnings()).with_filter(LevelFilter::WARN);
     Registry::default().with(lines.with_filter(filter)).with(collected).init();
     Ok(())
+}
+
+/// Whether `QQQ_LOG` is a filter, if it is set.
+///
+/// # Errors
+/// It is none.
+pub fn check() -> anyhow::Result<()> {
+    asked().map(|_| ())
+}
+
+fn asked() -> anyhow::Result<Option<EnvFilter>> {
+    let set = std::env::var_os("QQQ_LOG").filter(|v| !v.is_empty());
+    set.map(|text| filter(&text.to_string_lossy())).transpose()
 }
 
 fn filter(text: &str) -> anyhow::Result<EnvFilter> {

@@ -43,4 +43,6 @@ snapshots! {
     kernels_build: "kernels" "build";
     kernels_list: "kernels" "list";
     demo: "demo";
+    synth: "synth";
+    doctor: "doctor";
 }

@@ -111,6 +111,7 @@ fn every_command_has_a_page() {
         "qqq-chat.1",
         "qqq-completions.1",
         "qqq-demo.1",
+        "qqq-doctor.1",
         "qqq-eval-kld.1",
         "qqq-eval-perplexity.1",
         "qqq-eval.1",
@@ -121,6 +122,7 @@ fn every_command_has_a_page() {
         "qqq-kernels.1",
         "qqq-man.1",
         "qqq-quantize.1",
+        "qqq-synth.1",
         "qqq.1",
     ];
     assert_eq!(names, expected);

@@ -43,6 +43,7 @@
 pub mod ceilings;
 pub mod decoder;
 pub mod device;
+pub mod driver;
 pub mod dtype;
 pub mod error;
 pub mod gemm;

@@ -14,6 +14,7 @@
 //! was read until then is read again and compared by its hash. If it is the same the run goes on; what comes out of it fits
 //! the file as it is now.
 
+mod print;
 mod stamp;
 mod stream;
 #[cfg(test)]
@@ -31,7 +32,7 @@ use std::{
 };
 
 use self::stamp::{Difference, Stamp, hash, hash_of};
-pub use self::stream::Watched;
+pub use self::{print::FilePrint, stream::Watched};
 use crate::{FormatError, Result};
 
 /// A regular file that is open for reading, and must stay as it is.

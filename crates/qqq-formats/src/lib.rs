@@ -8,6 +8,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod compressed_tensors;
 pub mod config;
+pub mod disk;
 pub mod dtype;
 pub mod error;
 mod float;

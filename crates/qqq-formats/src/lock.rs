@@ -17,6 +17,8 @@ const ATTEMPTS: usize = 100;
 pub struct FileLock {
     path: PathBuf,
     file: File,
+    /// Whether the file outlives the lock.
+    is_left: bool,
 }
 
 /// What came of the attempt to take a lock.
@@ -63,9 +65,14 @@ impl FileLock {
                 .set_len(0)
                 .and_then(|()| file.rewind())
                 .and_then(|()| writeln!(file, "{MARK}{}{}", std::process::id(), on_this_host()));
-            return Ok(Attempt::Taken(Self { path: path.into(), file }));
+            return Ok(Attempt::Taken(Self { path: path.into(), file, is_left: false }));
         }
         Ok(Attempt::NoLocks(io::Error::other("what is opened there is never what the path names")))
+    }
+
+    /// Releases the lock, and leaves the file as a process does that is killed.
+    pub fn leave(mut self) {
+        self.is_left = true;
     }
 
     /// The lock file.
@@ -78,7 +85,9 @@ impl Drop for FileLock {
     fn drop(&mut self) {
         // Removed while it is locked: afterwards the file could be another's. Nobody can be told if it fails, and
         // the file would do no harm.
-        let _ = fs::remove_file(&self.path);
+        if !self.is_left {
+            let _ = fs::remove_file(&self.path);
+        }
         let _ = self.file.unlock();
     }
 }
@@ -157,6 +166,9 @@ mod tests {
         assert!(by.starts_with(&format!("process {}", std::process::id())), "{by}");
         drop(lock);
         assert!(!path.exists());
+        let Attempt::Taken(lock) = FileLock::attempt(&path).unwrap() else { panic!("it is free again") };
+        lock.leave();
+        assert!(path.exists());
         assert!(matches!(FileLock::attempt(&path).unwrap(), Attempt::Taken(_)));
     }
 

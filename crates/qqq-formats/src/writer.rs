@@ -1,6 +1,8 @@
 //! Writing a checkpoint directory: staged beside its final name and renamed when complete.
 
+mod pieces;
 mod reservation;
+mod resume;
 mod shard;
 
 use std::{
@@ -19,17 +21,37 @@ use crate::{
     size::bytes,
 };
 
+pub use pieces::TensorPieces;
 pub use reservation::Reservation;
 use reservation::refuse_existing;
+use resume::shard_path;
+pub use resume::{WriterState, new_state_file, state_file};
 use shard::Shard;
 
 /// Largest shard, in bytes, unless a single tensor is larger: as Hugging Face cuts them.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
+/// Why a tensor was not filled: its bytes could not be written, or something else of the caller's.
+#[derive(Debug)]
+pub enum PieceError<E> {
+    /// The system's error.
+    Write(io::Error),
+    /// The caller's error.
+    Other(E),
+}
+
+impl<E> From<io::Error> for PieceError<E> {
+    fn from(e: io::Error) -> Self {
+        Self::Write(e)
+    }
+}
+
 /// Writes a Hugging Face directory. Nothing appears under the final name before
 /// [`CheckpointWriter::finish`]; dropping the writer removes what was staged.
 pub struct CheckpointWriter {
-    reservation: Reservation,
+    /// `None`: nothing is written, only counted.
+    reservation: Option<Reservation>,
+    /// Empty where nothing is written.
     staging: PathBuf,
     /// In the staging directory.
     owner: Option<FileLock>,
@@ -38,6 +60,8 @@ pub struct CheckpointWriter {
     shards: Vec<Shard>,
     written: u64,
     finished: bool,
+    /// Whether the staging directory outlives a writer that did not finish.
+    is_kept: bool,
 }
 
 impl CheckpointWriter {
@@ -67,13 +91,35 @@ impl CheckpointWriter {
 
     fn start(reservation: &Reservation, shard_bytes: u64) -> Result<Self> {
         let (staging, owner) = reservation.stage()?;
-        let reservation = reservation.clone();
-        Ok(Self { reservation, staging, owner, shard_bytes, shards: Vec::new(), written: 0, finished: false })
+        let mut writer = Self::counting();
+        writer.reservation = Some(reservation.clone());
+        (writer.staging, writer.owner, writer.shard_bytes) = (staging, owner, shard_bytes);
+        Ok(writer)
+    }
+
+    /// One that writes nothing and counts what it would write. It has no [`staging`](Self::staging) directory, and
+    /// cannot be finished.
+    pub fn counting() -> Self {
+        Self {
+            reservation: None,
+            staging: PathBuf::new(),
+            owner: None,
+            shard_bytes: SHARD_BYTES,
+            shards: Vec::new(),
+            written: 0,
+            finished: false,
+            is_kept: false,
+        }
     }
 
     /// Names and bytes of the tensors so far.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, u64)> {
         self.shards.iter().flat_map(Shard::tensors)
+    }
+
+    /// Bytes of all shards when they are complete.
+    pub fn file_bytes(&self) -> u64 {
+        self.shards.iter().map(Shard::file_bytes).sum()
     }
 
     /// Where other files (config.json, tokenizer.json, ...) are to be put.
@@ -94,27 +140,63 @@ impl CheckpointWriter {
                 bytes.len()
             )));
         }
-        if name == "__metadata__" || self.shards.iter().any(|s| s.contains(name)) {
-            return Err(FormatError::Layout(format!("tensor {name:?} was added twice")));
-        }
-        let roll = match self.shards.last() {
-            None => true,
-            Some(shard) => !shard.takes(name, shape, bytes.len() as u64, self.shard_bytes),
-        };
-        if roll {
-            if let Some(full) = self.shards.last_mut() {
-                full.complete().map_err(|e| write_error(&self.staging, e, self.written, 0))?;
-            }
-            let path = self.staging.join(format!("shard-{:05}.safetensors", self.shards.len() + 1));
-            let shard = Shard::create(path).map_err(|e| write_error(&self.staging, e, self.written, 0))?;
-            self.shards.push(shard);
-        }
+        self.make_room(name, shape, bytes.len() as u64)?;
         if let Some(shard) = self.shards.last_mut() {
             shard
                 .add(name, dtype, shape, bytes)
                 .map_err(|e| write_error(&self.staging, e, self.written, bytes.len() as u64))?;
         }
         self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Adds a tensor whose bytes `fill` writes, for tensors that are made piece by piece.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::add`]; those of `fill`, after which nothing more can be added.
+    pub fn add_pieces<E: From<FormatError>>(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        fill: impl FnOnce(&TensorPieces<'_>) -> Result<(), PieceError<E>>,
+    ) -> Result<(), E> {
+        let size = dtype.size().and_then(|size| shape.iter().try_fold(size, |a, &b| a.checked_mul(b)));
+        let Some(bytes) = size.map(|bytes| bytes as u64) else {
+            return Err(FormatError::Layout(format!("tensor {name:?}: no {dtype} of shape {shape:?}")).into());
+        };
+        self.make_room(name, shape, bytes)?;
+        if let Some(shard) = self.shards.last_mut() {
+            shard.add_pieces(name, dtype, shape, bytes, fill).map_err(|e| match e {
+                PieceError::Write(e) => write_error(&self.staging, e, self.written, bytes).into(),
+                PieceError::Other(e) => e,
+            })?;
+        }
+        self.written += bytes;
+        Ok(())
+    }
+
+    /// Has the last shard take a tensor.
+    fn make_room(&mut self, name: &str, shape: &[usize], bytes: u64) -> Result<()> {
+        if name == "__metadata__" || self.shards.iter().any(|s| s.contains(name)) {
+            return Err(FormatError::Layout(format!("tensor {name:?} was added twice")));
+        }
+        let roll = match self.shards.last() {
+            None => true,
+            Some(shard) => !shard.takes(name, shape, bytes, self.shard_bytes),
+        };
+        if roll {
+            if let Some(full) = self.shards.last_mut() {
+                full.complete().map_err(|e| write_error(&self.staging, e, self.written, 0))?;
+            }
+            self.shards.push(match &self.reservation {
+                None => Shard::counting(),
+                Some(_) => {
+                    let path = shard_path(&self.staging, self.shards.len());
+                    Shard::create(path).map_err(|e| write_error(&self.staging, e, self.written, 0))?
+                }
+            });
+        }
         Ok(())
     }
 
@@ -178,8 +260,11 @@ impl CheckpointWriter {
     /// Writes headers and index, syncs, and gives the directory its final name.
     ///
     /// # Errors
-    /// A full disk; `out` has come into being meanwhile.
+    /// A full disk; `out` has come into being meanwhile; a writer that only counts.
     pub fn finish(mut self) -> Result<()> {
+        let Some(reservation) = self.reservation.take() else {
+            return Err(FormatError::Layout("a checkpoint that was only counted has no files".into()));
+        };
         let written = self.written;
         let staging = self.staging.clone();
         let fail = |e: io::Error| write_error(&staging, e, written, 0);
@@ -203,10 +288,15 @@ impl CheckpointWriter {
             let text = serde_json::to_vec_pretty(&index).map_err(|e| fail(e.into()))?;
             fs::write(staging.join(INDEX_FILE), text).map_err(fail)?;
         }
-        // It is no part of the checkpoint; until the end the reservation keeps others away.
-        self.owner = None;
         sync_tree(&staging).map_err(fail)?;
-        let out = self.reservation.path();
+        // Neither is part of the checkpoint; until the end the reservation keeps others away.
+        match fs::remove_file(state_file(&staging)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail(e)),
+            _ => self.is_kept = false,
+        }
+        self.owner = None;
+        sync_directory(&staging).map_err(fail)?;
+        let out = reservation.path();
         refuse_existing(out)?;
         fs::rename(&staging, out).map_err(|source| FormatError::Io { path: out.into(), source })?;
         self.finished = true;
@@ -221,7 +311,15 @@ impl CheckpointWriter {
 
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
-        if !self.finished {
+        if self.finished || self.staging.as_os_str().is_empty() {
+            return;
+        }
+        if self.is_kept {
+            // It looks as if it had been killed.
+            if let Some(owner) = self.owner.take() {
+                owner.leave();
+            }
+        } else {
             // There is nobody to tell if it fails; the name says that it is partial.
             let _ = fs::remove_dir_all(&self.staging);
         }

@@ -4,6 +4,7 @@
 //! crates along, or check neither size nor hash of what they receive, and take a lost connection for an error of
 //! the disk. Its cache is that of the hub's other tools.
 
+mod access;
 mod cache;
 mod client;
 mod dataset;
@@ -25,6 +26,7 @@ use crate::{
     ModelError, Result,
     companions::{is_companion, is_needed},
 };
+pub use access::HubAccess;
 use client::{Client, Snapshot};
 use environment::Settings;
 

@@ -11,6 +11,11 @@ pub fn available() -> Option<u64> {
     Some(group().map_or(system, |group| group.min(system)))
 }
 
+/// Bytes of memory that the machine has, in use or not. `None` where the system does not say (it is asked on Linux).
+pub fn total() -> Option<u64> {
+    field(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
+}
+
 /// Memory of this process, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
@@ -67,6 +72,7 @@ mod tests {
     fn this_machine_has_some() {
         let bytes = available().unwrap();
         assert!((16 << 20..1 << 50).contains(&bytes), "{bytes}");
+        assert!(total().unwrap() > 16 << 20);
     }
 
     #[cfg(target_os = "linux")]

@@ -69,7 +69,7 @@ impl BlockNorms {
     }
 
     /// Modules of a block that are norms, with the lengths of their weights.
-    fn modules(c: &ModelConfig) -> Vec<(&'static str, usize)> {
+    pub fn modules(c: &ModelConfig) -> Vec<(&'static str, usize)> {
         let mut modules = vec![(names::INPUT_NORM, c.hidden_size), (names::POST_NORM, c.hidden_size)];
         if c.graph.norms_after {
             modules.extend([(names::PRE_MLP_NORM, c.hidden_size), (names::AFTER_MLP_NORM, c.hidden_size)]);

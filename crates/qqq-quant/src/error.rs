@@ -1,5 +1,8 @@
 //! Errors of quantization.
 
+use qqq_formats::FormatError;
+use qqq_model::ModelError;
+
 /// Result with a [`QuantError`].
 pub type Result<T, E = QuantError> = std::result::Result<T, E>;
 
@@ -9,10 +12,10 @@ pub type Result<T, E = QuantError> = std::result::Result<T, E>;
 pub enum QuantError {
     /// A file of the model or of the output cannot be read or written.
     #[error(transparent)]
-    Format(#[from] qqq_formats::FormatError),
+    Format(#[from] FormatError),
     /// The model could not be loaded or run.
     #[error(transparent)]
-    Model(#[from] qqq_model::ModelError),
+    Model(#[from] ModelError),
     /// An operation that the backend refuses.
     #[error(transparent)]
     Operation(#[from] qqq_backend::BackendError),
@@ -38,7 +41,22 @@ pub enum QuantError {
         /// What happened, with the values.
         reason: String,
     },
+    /// A stopped run that cannot be gone on with.
+    #[error("cannot go on with the stopped run: {0}")]
+    Resume(String),
     /// The caller stopped it.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl QuantError {
+    /// Whether the same run may come further another time: it was interrupted, or the system failed.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Interrupted
+                | Self::Format(FormatError::Io { .. })
+                | Self::Model(ModelError::Interrupted | ModelError::Format(FormatError::Io { .. }))
+        )
+    }
 }

@@ -50,6 +50,15 @@ impl HalfType {
         values.iter_mut().for_each(|x| *x = self.round(*x));
     }
 
+    /// Numbers of this type by their little-endian bytes.
+    pub fn values(self, bytes: Vec<u8>) -> WeightData {
+        let numbers = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        match self {
+            HalfType::F16 => WeightData::F16(numbers.map(f16::from_bits).collect()),
+            HalfType::BF16 => WeightData::BF16(numbers.map(bf16::from_bits).collect()),
+        }
+    }
+
     /// Little-endian bytes of the rounded values, appended to `out`.
     ///
     /// # Errors

@@ -29,7 +29,8 @@
 //! let recipe = Recipe { calibration, ..Recipe::DEFAULT };
 //! let source = Source::Files(vec![text.clone()]);
 //! let reservation = Reservation::take(&out)?;
-//! let output = Output { reservation: &reservation, format: OutputFormat::Auto, model_name: "tiny" };
+//! let format = OutputFormat::Auto;
+//! let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None };
 //! let report = quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, &source, &output, &mut progress)?;
 //! assert!(report.linear_bytes.1 * 6 < report.linear_bytes.0);
 //!
@@ -51,6 +52,7 @@
 mod behind;
 pub mod calibration;
 pub mod clip;
+mod dry_run;
 pub mod error;
 mod estimate;
 mod float_layers;
@@ -65,6 +67,7 @@ mod preflight;
 pub mod recipe;
 pub mod report;
 pub mod resolved;
+pub mod resume;
 pub mod rotation;
 mod rotations;
 mod run;
@@ -76,12 +79,14 @@ pub mod smooth;
 pub mod smooth_sites;
 pub mod solve;
 mod source_types;
+pub mod synth;
 pub mod transform;
 mod trial;
 mod value_hessian;
 pub mod windows;
 mod work;
 
+pub use dry_run::{DryRun, dry_run};
 pub use error::{QuantError, Result};
 pub use output::REPORT_FILE;
 pub use pipeline::{Output, Progress, quantize};
@@ -92,3 +97,4 @@ pub use recipe::{
 };
 pub use report::Report;
 pub use resolved::Resolved;
+pub use resume::Resume;

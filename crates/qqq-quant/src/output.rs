@@ -4,7 +4,7 @@ use std::path::Path;
 
 use qqq_backend::Calibrate;
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, FormatError, QuantizationConfig, QuantizedWeight, WeightData,
+    Checkpoint, CheckpointFormat, FormatError, ModelConfig, QuantizationConfig, QuantizedWeight, WeightData,
     writer::{CheckpointWriter, Reservation},
 };
 use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
@@ -14,6 +14,7 @@ use crate::{
     Report, Result,
     half_type::{HalfType, widen_rows},
     model_card,
+    resume::Stopped,
 };
 
 /// Rows of the embedding that are converted at a time.
@@ -40,6 +41,28 @@ impl<'a> OutputCheckpoint<'a> {
         // Now rather than at the end, so that a file that cannot be read costs no work.
         tokenizer.save(writer.staging())?;
         Ok(Self { checkpoint, writer, format, half })
+    }
+
+    /// Goes on with the directory of a stopped run.
+    pub(crate) fn resumed(
+        checkpoint: &'a Checkpoint,
+        stopped: &Stopped,
+        reservation: &Reservation,
+        format: CheckpointFormat,
+        half: HalfType,
+    ) -> Result<Self> {
+        let writer = CheckpointWriter::resume(reservation, stopped.directory(), stopped.written())?;
+        Ok(Self { checkpoint, writer, format, half })
+    }
+
+    /// The tensors' files, for who keeps what is finished.
+    pub(crate) fn writer_mut(&mut self) -> &mut CheckpointWriter {
+        &mut self.writer
+    }
+
+    /// One that is only counted.
+    pub(crate) fn counting(checkpoint: &'a Checkpoint, format: CheckpointFormat, half: HalfType) -> Self {
+        Self { checkpoint, writer: CheckpointWriter::counting(), format, half }
     }
 
     /// Where the files lie until all is done.
@@ -161,10 +184,20 @@ impl<'a> OutputCheckpoint<'a> {
         sum
     }
 
+    /// Bytes of the tensors' files so far.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.writer.file_bytes()
+    }
+
     /// Writes everything else and gives the directory its name.
     pub(crate) fn finish(self, report: &Report) -> Result<()> {
         let staging = self.writer.staging();
-        write_json(&staging.join("config.json"), &self.config_json(report))?;
+        let quantization = QuantizationConfig::uniform(self.format, report.recipe.group_size);
+        let rotated = report.recipe.transform == crate::Transform::Rotate;
+        let config = &self.checkpoint.config;
+        let tied = config.tie_word_embeddings && !rotated;
+        let value = config_json(config, self.half, Some(&quantization), tied);
+        write_json(&staging.join("config.json"), &value)?;
         let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
         write_json(&staging.join(REPORT_FILE), &value)?;
         // A GGUF file's folder may hold anything.
@@ -173,29 +206,34 @@ impl<'a> OutputCheckpoint<'a> {
         model_card::write(staging, report, &license, &[])?;
         Ok(self.writer.finish()?)
     }
+}
 
-    fn config_json(&self, report: &Report) -> Value {
-        let config = &self.checkpoint.config;
-        let mut raw = config.raw.clone();
-        let quantization = QuantizationConfig::uniform(self.format, report.recipe.group_size);
+/// The `config.json` of what is made of a model.
+pub(crate) fn config_json(
+    config: &ModelConfig,
+    half: HalfType,
+    quantization: Option<&QuantizationConfig>,
+    tied: bool,
+) -> Value {
+    let mut raw = config.raw.clone();
+    if let Some(quantization) = quantization {
         raw.insert("quantization_config".into(), quantization.to_value());
-        // The code that it names does not come along, and nothing here needs it.
-        for code in ["auto_map", "custom_pipelines"] {
-            raw.remove(code);
-        }
-        let rotated = report.recipe.transform == crate::Transform::Rotate;
-        raw.insert("tie_word_embeddings".into(), json!(config.tie_word_embeddings && !rotated));
-        // Newer configurations say "dtype" where older ones say "torch_dtype".
-        let key = if raw.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-        raw.insert(key.into(), json!(self.half.config_name()));
-        Value::Object(raw)
     }
+    // The code that it names does not come along, and nothing here needs it.
+    for code in ["auto_map", "custom_pipelines"] {
+        raw.remove(code);
+    }
+    raw.insert("tie_word_embeddings".into(), json!(tied));
+    // Newer configurations say "dtype" where older ones say "torch_dtype".
+    let key = if raw.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    raw.insert(key.into(), json!(half.config_name()));
+    Value::Object(raw)
 }
 
 /// The report's file.
 pub const REPORT_FILE: &str = "quantization_report.json";
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| io(path, e.into()))?;
     std::fs::write(path, text + "\n").map_err(|e| io(path, e))
 }

@@ -3,18 +3,19 @@
 use std::{sync::Arc, time::Instant};
 
 use qqq_backend::Calibrate;
-use qqq_formats::{Checkpoint, CheckpointFormat, size, writer::Reservation};
+use qqq_formats::{Checkpoint, CheckpointFormat, ModelConfig, size, writer::Reservation};
 use qqq_model::{Decoder, ModelError, RopeChoice, TensorBytes, Tokenizer, memory, rope};
 
 use crate::{
-    OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
+    Calibration, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
     calibration::{self, CalibrationText, Read, Source},
     estimate::Estimate,
     half_type::HalfType,
     memory_need,
     output::OutputCheckpoint,
-    preflight,
+    preflight::{self, Plan},
     report::Timings,
+    resume::{self, Earlier, Keeper, Restored, Resume, Stopped},
     rotations::{DeviceRotations, Rotations},
     run::{Run, log_memory},
     self_samples,
@@ -46,19 +47,23 @@ pub struct Output<'a> {
     pub format: OutputFormat,
     /// How the user named the model (for model card and report).
     pub model_name: &'a str,
+    /// Whether finished blocks are kept, and gone on with.
+    pub resume: Option<Resume<'a>>,
 }
 
 /// Quantizes `checkpoint` on a device and writes the result, one block at a time.
 ///
 /// Besides what one layer takes, the hidden states of all calibration tokens are held in memory (f32): how much memory all
-/// takes together is told before the work. The result depends on the recipe's seed, not on the number of threads. Nothing
-/// appears under the output's name unless all is well.
+/// takes together is told before the work. The result depends on the recipe's seed, not on the number of threads, nor
+/// on how often the run was stopped and [gone on with](Resume). Nothing appears under the output's name unless all is
+/// well.
 ///
 /// [`Transform::Auto`] is resolved before anything else; the report has what it became.
 ///
 /// # Errors
 /// Recipes that do not fit the model or the machine's memory (before any work), calibration text that is too short,
-/// damaged weights, numerical failures, a full disk, and [`QuantError::Interrupted`].
+/// damaged weights, numerical failures, a full disk, a stopped run that was another one, and
+/// [`QuantError::Interrupted`].
 pub fn quantize<'a, B: Calibrate>(
     backend: &B,
     checkpoint: &Checkpoint,
@@ -68,23 +73,163 @@ pub fn quantize<'a, B: Calibrate>(
     output: &Output<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Report> {
-    let started = Instant::now();
     let calibration = calibration.into();
-    let samples = *calibration.source == Source::SelfSamples;
-    let Resolved { recipe, note } = recipe.resolved(&checkpoint.config);
-    let recipe = &recipe;
-    let plan = preflight::check(checkpoint, recipe, output.format, samples, B::PIECES)?;
-    let mut writer =
-        OutputCheckpoint::create(checkpoint, tokenizer, output.reservation, plan.format, plan.half)?;
+    let job = Job { backend, checkpoint, tokenizer, recipe, calibration };
+    begin(&job, Target::Directory(output), progress, |begun| {
+        let Begun {
+            mut run,
+            mut live,
+            mut writer,
+            recipe,
+            plan,
+            rotations,
+            tokens,
+            started,
+            first,
+            mut keeper,
+        } = begun;
+        for index in first..checkpoint.config.num_layers {
+            let done = run.block(index, &mut live, &mut writer);
+            match (&done, &mut keeper) {
+                (Ok(()), Some(keeper)) => keeper.keep(index + 1, &mut run, &live, &mut writer),
+                (Err(e), Some(keeper)) => {
+                    // What was kept last is on its way to the disk.
+                    keeper.settle(&mut run, &mut writer);
+                    if !e.may_pass() {
+                        writer.writer_mut().keep_unfinished(false);
+                    }
+                }
+                (_, None) => {}
+            }
+            done?;
+        }
+        if let Some(keeper) = &mut keeper {
+            keeper.settle(&mut run, &mut writer);
+        }
+        log_memory("the end");
 
+        for path in checkpoint.inputs.replaced() {
+            run.work.note(&format!(
+                "{} was replaced or removed meanwhile; the result is made of the file as it was at the start",
+                path.display()
+            ));
+        }
+        // What was guessed of the tokenizer is in the files that are written; it was told when it was loaded.
+        let warnings = tokenizer.notes().iter().cloned().chain(run.work.finish()).collect();
+        run.timings.total = keeper.as_ref().map_or_else(|| started.elapsed().as_secs_f64(), Keeper::seconds);
+        let (before, after) = (TensorBytes::of(&*checkpoint.tensors), writer.tensor_bytes());
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: output.model_name.into(),
+            text_part_of: checkpoint.config.text_part_of.map(Into::into),
+            format: plan.format.name().into(),
+            recipe: recipe.clone(),
+            calibration_data: if plan.calibrates { calibration.source.describe() } else { "none".into() },
+            calibration_tokens: tokens.iter().map(Vec::len).sum(),
+            layers: run.layers,
+            smoothing: run.smoothing,
+            rotation: rotations.as_ref().map(|rotations| rotations.report()),
+            warnings,
+            timings: run.timings,
+            linear_bytes: (before.linear, after.linear),
+            end_bytes: (before.ends, after.ends),
+            tensor_bytes: (before.total, after.total),
+            memory_estimate: plan.memory.bytes,
+            peak_memory: memory::used().map(|used| used.peak),
+        };
+        if let Err(e) = checkpoint.inputs.check() {
+            writer.writer_mut().keep_unfinished(false);
+            return Err(e.into());
+        }
+        writer.finish(&report)?;
+        Ok(report)
+    })
+}
+
+/// What is quantized, and how.
+pub(crate) struct Job<'a, B> {
+    pub backend: &'a B,
+    pub checkpoint: &'a Checkpoint,
+    pub tokenizer: &'a Tokenizer,
+    pub recipe: &'a Recipe,
+    pub calibration: CalibrationText<'a>,
+}
+
+/// Where tensors go.
+pub(crate) enum Target<'a> {
+    /// To a directory.
+    Directory(&'a Output<'a>),
+    /// Nowhere: in this form they are counted.
+    Nowhere(OutputFormat),
+}
+
+/// What there is when the blocks begin.
+pub(crate) struct Begun<'r, B: Calibrate> {
+    pub run: Run<'r, B>,
+    pub live: Windows<'r, B>,
+    pub writer: OutputCheckpoint<'r>,
+    /// With nothing left to be decided.
+    pub recipe: &'r Recipe,
+    pub plan: &'r Plan,
+    pub rotations: Option<Arc<Rotations>>,
+    /// The calibration windows.
+    pub tokens: Vec<Vec<u32>>,
+    pub started: Instant,
+    /// The first block that is not finished.
+    pub first: usize,
+    /// Keeps what is finished, where that was asked for.
+    pub keeper: Option<Keeper>,
+}
+
+/// Does what comes before the blocks, and hands it to `blocks`.
+pub(crate) fn begin<B: Calibrate, T>(
+    job: &Job<'_, B>,
+    target: Target<'_>,
+    progress: &mut dyn Progress,
+    blocks: impl FnOnce(Begun<'_, B>) -> Result<T>,
+) -> Result<T> {
+    let started = Instant::now();
+    let &Job { backend, checkpoint, tokenizer, calibration, .. } = job;
+    let samples = *calibration.source == Source::SelfSamples;
+    let Resolved { recipe, note } = job.recipe.resolved(&checkpoint.config);
+    let recipe = &recipe;
+    let format = match &target {
+        Target::Directory(output) => output.format,
+        Target::Nowhere(format) => *format,
+    };
+    let plan = preflight::check(checkpoint, recipe, format, samples, B::PIECES)?;
     let config = &checkpoint.config;
-    preflight::check_space(config, recipe, writer.staging())?;
     if let Some(free) = backend.free_memory()? {
         preflight::check_device(config, recipe, free)?;
     }
+    let kept = match &target {
+        Target::Directory(Output { resume: Some(resume), reservation, .. }) => {
+            let print = resume::fingerprint(checkpoint, recipe, &plan, calibration.source, resume.device)?;
+            let stopped = if resume.goes_on { Stopped::find(reservation, &print)? } else { None };
+            Some((print, stopped))
+        }
+        _ => None,
+    };
+    let (print, stopped) = kept.unzip();
+    let stopped = stopped.flatten();
+    let first = stopped.as_ref().map_or(0, Stopped::blocks);
+    let mut writer = match (&target, &stopped) {
+        (Target::Nowhere(_), _) => OutputCheckpoint::counting(checkpoint, plan.format, plan.half),
+        (Target::Directory(output), Some(stopped)) => {
+            OutputCheckpoint::resumed(checkpoint, stopped, output.reservation, plan.format, plan.half)?
+        }
+        (Target::Directory(output), None) => {
+            let reservation = output.reservation;
+            let writer =
+                OutputCheckpoint::create(checkpoint, tokenizer, reservation, plan.format, plan.half)?;
+            preflight::check_space(config, recipe, writer.staging())?;
+            writer
+        }
+    };
+
     let slowness = Slowness::measured(backend)?;
     let estimate = Estimate::new(config, recipe, calibration.source, &slowness, B::PIECES);
-    let mut work = Work::new(progress, &estimate, config.num_layers);
+    let mut work = Work::new(progress, &estimate, config.num_layers - first);
     if let Some(note) = note {
         work.note(&note);
     }
@@ -119,12 +264,27 @@ pub fn quantize<'a, B: Calibrate>(
         estimate.text,
         if samples { "sampling calibration text" } else { "reading calibration text" },
     )?;
-    let windows = if plan.calibrates {
-        calibration_windows(backend, checkpoint, tokenizer, recipe, calibration, &mut work)?
-    } else {
-        Vec::new()
+    let windows = match (target, &stopped) {
+        _ if !plan.calibrates => Vec::new(),
+        (_, Some(stopped)) if samples => stopped.samples(),
+        // What they say makes no difference to time, which sampling them would take most of.
+        (Target::Nowhere(_), _) if samples => any_windows(config, &recipe.calibration),
+        _ => calibration_windows(backend, checkpoint, tokenizer, recipe, calibration, &mut work)?,
     };
     work.at(1.0)?;
+    let mut keeper = print.as_ref().map(|print| {
+        Keeper::new(writer.staging(), print.clone(), &windows, samples, config.hidden_size, started)
+    });
+    if let (Some(stopped), Some(print)) = (&stopped, print) {
+        stopped.check_windows(print, &windows)?;
+        work.note(&format!(
+            "going on behind block {first} of {}, the last that the stopped run has kept",
+            config.num_layers
+        ));
+    } else if let Some(keeper) = &mut keeper {
+        let output = preflight::output_bytes(config, recipe);
+        keeper.check_room(output).iter().for_each(|reason| work.note(reason));
+    }
 
     let mut timings = Timings { calibrate: started.elapsed().as_secs_f64(), ..Timings::default() };
     let clock = Instant::now();
@@ -139,22 +299,33 @@ pub fn quantize<'a, B: Calibrate>(
         None => None,
     };
     let stream = on_device.as_ref().map(|r| &r.stream);
-    let embedding = writer.add_embedding(backend, stream)?;
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    let embed = |ids: &[u32]| -> Result<Window<B>> {
-        let mut states = embed(ids, &embedding, vocab, hidden, plan.half)?;
-        let scale = config.graph.embedding_scale as f32;
-        states.iter_mut().for_each(|x| *x *= scale);
-        Window::new(backend, backend.upload(ids.len(), hidden, states)?, ids.len())
+    let Restored { windows: embedded, smoothing_window, earlier } = match stopped {
+        Some(stopped) => stopped.restore(backend)?,
+        None => {
+            let embedding = writer.add_embedding(backend, stream)?;
+            let table = backend.embedding(vocab, hidden, plan.half.values(embedding))?;
+            let scale = config.graph.embedding_scale as f32;
+            let embed = |ids: &[u32]| -> Result<Window<B>> {
+                check_tokens(ids, vocab)?;
+                Ok(Window::embedded(backend, &table, ids, hidden, scale)?)
+            };
+            let smoothing_window = match (recipe.transform, windows.first()) {
+                (Transform::Smooth, Some(first)) => Some(embed(&first[..recipe.calibration.smooth_tokens])?),
+                _ => None,
+            };
+            let embedded = windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>()?;
+            drop(table);
+            writer.add_head(backend, stream)?;
+            Restored { windows: embedded, smoothing_window, earlier: Earlier::default() }
+        }
     };
-    let smoothing_window = match (recipe.transform, windows.first()) {
-        (Transform::Smooth, Some(first)) => Some(embed(&first[..recipe.calibration.smooth_tokens])?),
-        _ => None,
-    };
-    let embedded = windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>()?;
-    drop(embedding);
-    writer.add_head(backend, stream)?;
     timings.transform += clock.elapsed().as_secs_f64();
+    timings.add(&earlier.timings);
+    work.recall(earlier.warnings);
+    if let Some(keeper) = &mut keeper {
+        keeper.add_earlier(earlier.timings.total);
+    }
 
     let positions = recipe.calibration.window.max(1);
     let ropes = rope::embeddings(backend, config, RopeChoice::new(config, positions), positions)?;
@@ -163,7 +334,7 @@ pub fn quantize<'a, B: Calibrate>(
         Some(window) => Some((window, around.workshop(recipe.calibration.smooth_tokens)?)),
         None => None,
     };
-    let mut run = Run {
+    let run = Run {
         checkpoint,
         recipe,
         half: plan.half,
@@ -173,48 +344,21 @@ pub fn quantize<'a, B: Calibrate>(
         smoothing_window,
         estimate,
         work,
-        layers: Vec::new(),
-        smoothing: Vec::new(),
+        layers: earlier.layers,
+        smoothing: earlier.smoothing,
         timings,
     };
-    let mut live = Windows::new(around, embedded, recipe.calibration.window);
-    for index in 0..config.num_layers {
-        run.block(index, &mut live, &mut writer)?;
-    }
-    log_memory("the end");
+    let live = Windows::new(around, embedded, recipe.calibration.window);
+    let tokens = windows;
+    blocks(Begun { run, live, writer, recipe, plan: &plan, rotations, tokens, started, first, keeper })
+}
 
-    for path in checkpoint.inputs.replaced() {
-        run.work.note(&format!(
-            "{} was replaced or removed meanwhile; the result is made of the file as it was at the start",
-            path.display()
-        ));
-    }
-    // What was guessed of the tokenizer is in the files that are written; it was told when it was loaded.
-    let warnings = tokenizer.notes().iter().cloned().chain(run.work.finish()).collect();
-    run.timings.total = started.elapsed().as_secs_f64();
-    let (before, after) = (TensorBytes::of(&*checkpoint.tensors), writer.tensor_bytes());
-    let report = Report {
-        version: env!("CARGO_PKG_VERSION").into(),
-        model: output.model_name.into(),
-        text_part_of: checkpoint.config.text_part_of.map(Into::into),
-        format: plan.format.name().into(),
-        recipe: recipe.clone(),
-        calibration_data: if plan.calibrates { calibration.source.describe() } else { "none".into() },
-        calibration_tokens: windows.iter().map(Vec::len).sum(),
-        layers: run.layers,
-        smoothing: run.smoothing,
-        rotation: rotations.as_ref().map(|rotations| rotations.report()),
-        warnings,
-        timings: run.timings,
-        linear_bytes: (before.linear, after.linear),
-        end_bytes: (before.ends, after.ends),
-        tensor_bytes: (before.total, after.total),
-        memory_estimate: need,
-        peak_memory: memory::used().map(|used| used.peak),
-    };
-    checkpoint.inputs.check()?;
-    writer.finish(&report)?;
-    Ok(report)
+/// Windows of tokens that follow no text.
+fn any_windows(config: &ModelConfig, calibration: &Calibration) -> Vec<Vec<u32>> {
+    // A prime number apart.
+    let token = |i: usize| (i * 7919 % config.vocab_size) as u32;
+    let window = |w: usize| (0..calibration.window).map(|i| token(w * calibration.window + i)).collect();
+    (0..calibration.windows).map(window).collect()
 }
 
 /// Precision of scales in a format.
@@ -260,18 +404,13 @@ fn calibration_windows<B: Calibrate>(
     }
 }
 
-/// Rows of the stored embedding, row-major.
-fn embed(ids: &[u32], embedding: &[u8], vocab: usize, hidden: usize, half: HalfType) -> Result<Vec<f32>> {
-    let mut data = Vec::with_capacity(ids.len() * hidden);
-    for &id in ids {
-        let id = id as usize;
-        if id >= vocab {
-            return Err(ModelError::Tokenizer(format!(
-                "token {id} of the calibration text is outside the model's vocabulary of {vocab}"
-            ))
-            .into());
-        }
-        data.extend(half.widen(&embedding[id * hidden * 2..(id + 1) * hidden * 2]));
+/// That the model knows all tokens.
+fn check_tokens(ids: &[u32], vocab: usize) -> Result<()> {
+    match ids.iter().find(|id| **id as usize >= vocab) {
+        None => Ok(()),
+        Some(id) => Err(ModelError::Tokenizer(format!(
+            "token {id} of the calibration text is outside the model's vocabulary of {vocab}"
+        ))
+        .into()),
     }
-    Ok(data)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use qqq_backend::Pieces;
-use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, qqq, size};
+use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, disk, qqq, size};
 use qqq_model::{Site, memory, names};
 
 use crate::{
@@ -190,7 +190,7 @@ fn check_memory(need: &MemoryNeed, recipe: &Recipe) -> Result<()> {
     )))
 }
 
-fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
+pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
     if let Some(g) = group_size
         && ![32, 64, 128].contains(&g)
     {
@@ -222,7 +222,7 @@ fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
     Ok(())
 }
 
-fn choose_format(
+pub(crate) fn choose_format(
     config: &ModelConfig,
     group_size: Option<usize>,
     format: OutputFormat,
@@ -250,7 +250,7 @@ fn choose_format(
 }
 
 /// Bytes that the checkpoint will take, to a few percent.
-fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
+pub(crate) fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
     let block: usize = linear_shapes(config)
         .iter()
         .map(|(_, n, k)| n * k / 2 + 4 * n + recipe.group_size.map_or(0, |g| 2 * n * (k / g)))
@@ -265,22 +265,20 @@ fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
 
 /// Refuses a disk that is too small. `directory` lies where the output will be.
 pub(crate) fn check_space(config: &ModelConfig, recipe: &Recipe, directory: &Path) -> Result<()> {
-    #[cfg(unix)]
-    if let Ok(disk) = rustix::fs::statvfs(directory) {
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let needed = output_bytes(config, recipe);
-        if free < needed {
-            return Err(QuantError::Recipe(format!(
-                "{}: the checkpoint takes about {}, but only {} are free on this disk",
-                directory.display(),
-                size::bytes(needed),
-                size::bytes(free)
-            )));
-        }
+    check_room(directory, output_bytes(config, recipe))
+}
+
+/// Refuses a disk that has no room for a checkpoint of so many bytes. `directory` lies where it will be.
+pub(crate) fn check_room(directory: &Path, needed: u64) -> Result<()> {
+    match disk::free(directory) {
+        Some(free) if free < needed => Err(QuantError::Recipe(format!(
+            "{}: the checkpoint takes about {}, but only {} are free on this disk",
+            directory.display(),
+            size::bytes(needed),
+            size::bytes(free)
+        ))),
+        _ => Ok(()),
     }
-    #[cfg(not(unix))]
-    let _ = (config, recipe, directory);
-    Ok(())
 }
 
 /// The source's own 16-bit type; float16 for other sources, unless it cannot stand for some of the values or of the scales

@@ -88,8 +88,22 @@ pub struct Timings {
     pub solve: f64,
     /// Packing and writing.
     pub write: f64,
+    /// Keeping finished blocks for a run that goes on; 0 where none were kept.
+    #[serde(default)]
+    pub keep: f64,
     /// From the start to the report, everything else included.
     pub total: f64,
+}
+
+impl Timings {
+    /// Adds what the parts took in an earlier run; the total is left as it is.
+    pub(crate) fn add(&mut self, earlier: &Self) {
+        self.transform += earlier.transform;
+        self.calibrate += earlier.calibrate;
+        self.solve += earlier.solve;
+        self.write += earlier.write;
+        self.keep += earlier.keep;
+    }
 }
 
 /// The whole report.

@@ -45,6 +45,18 @@ impl<B: Calibrate> Window<B> {
     }
 }
 
+impl<B: Calibrate> Window<B> {
+    /// Of tokens, whose states are rows of an embedding of width `hidden`, times `scale`.
+    ///
+    /// # Errors
+    /// A token that the embedding does not have; those of the backend.
+    pub fn embedded(b: &B, table: &B::Embedding, ids: &[u32], hidden: usize, scale: f32) -> Result<Self> {
+        let mut states = b.tensor(ids.len(), hidden)?;
+        b.embed(table, &b.batch(&BatchPlan::sequences([ids]))?, scale, &mut states)?;
+        Self::new(b, states, ids.len())
+    }
+}
+
 /// What a window works in while it runs.
 pub struct Workshop<B: Calibrate> {
     /// What lies between the sites of a block.
@@ -132,6 +144,11 @@ impl<'a, B: Calibrate> Windows<'a, B> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.windows.is_empty()
+    }
+
+    /// Their hidden states. Between blocks these are all that there is of them.
+    pub fn states(&self) -> impl Iterator<Item = &B::Tensor> {
+        self.windows.iter().map(|window| &window.flow.residual)
     }
 
     /// Forgets them: nothing comes after.

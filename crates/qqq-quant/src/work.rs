@@ -105,6 +105,12 @@ impl<'a> Work<'a> {
         self.tell(ledger.left())
     }
 
+    /// The running stage is done; seconds that are left, as those until now let expect.
+    pub(crate) fn left(&mut self) -> f64 {
+        self.close();
+        self.ledger.left()
+    }
+
     fn tell(&mut self, left: f64) -> Result<()> {
         let done = self.started.elapsed().as_secs_f64();
         match self.progress.step(done, done + left, &self.label) {
@@ -119,6 +125,19 @@ impl<'a> Work<'a> {
         let done = self.started.elapsed().as_secs_f64();
         self.progress.step(done, done, "done");
         std::mem::take(&mut self.warnings)
+    }
+
+    /// What was warned of until now.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Warnings of an earlier part of the run come before those of this one; what both have told stands there once.
+    pub(crate) fn recall(&mut self, mut earlier: Vec<String>) {
+        let new = std::mem::take(&mut self.warnings).into_iter().filter(|w| !earlier.contains(w));
+        let new: Vec<String> = new.collect();
+        earlier.extend(new);
+        self.warnings = earlier;
     }
 
     pub(crate) fn note(&mut self, message: &str) {

@@ -1,5 +1,7 @@
 //! `qqq quantize`.
 
+mod dry_run;
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -8,7 +10,7 @@ use std::{
 use qqq_backend::pool;
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Clip, NeedsText, Output, OutputFormat, Recipe, Report,
+    Clip, NeedsText, Output, OutputFormat, Recipe, Report, Resume,
     calibration::{CalibrationText, Source},
 };
 use serde::Serialize;
@@ -33,22 +35,36 @@ Examples:
   qqq quantize Qwen/Qwen2.5-0.5B-Instruct -o qwen-w4a8
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
+  qqq quantize ./llama --dry-run
+  qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt --resume
 
 The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One layer is in memory \
 at a time, beside what the calibration text becomes on its way through the model; how much that takes, of the host's \
 memory and of a GPU's, is told at the beginning. A GPU's sums are in another order than a CPU's: its checkpoints are as \
-good, but not the same bytes. OUT appears only when it is complete: after an error or Ctrl-C nothing is left behind.";
+good, but not the same bytes. OUT appears only when it is complete. A run that is killed or interrupted leaves its \
+finished blocks in a hidden folder beside it, for --resume; a run without --resume starts anew and removes them.";
+
+const USAGE: &str = "\
+qqq quantize [OPTIONS] --output <OUT> <MODEL>
+       qqq quantize [OPTIONS] --dry-run <MODEL>";
 
 /// Make a W4A8 checkpoint of a model
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, override_usage = USAGE)]
 pub struct QuantizeArgs {
     /// Float model: a directory, a .gguf file, or owner/name on the hub
     #[arg(value_name = "MODEL")]
     model: String,
     /// Directory to be made; must not exist
-    #[arg(short, long, value_name = "OUT")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+    /// Say how much time, memory and disk the run would take: quantizes the first block, and writes nothing
+    #[arg(long, conflicts_with_all = ["report", "resume"])]
+    dry_run: bool,
+    /// Go on with a run to OUT that was killed or interrupted, behind the last block that it has kept. It must have
+    /// been the same run: model, calibration text, recipe, device, version of qqq. The result is the same to the byte
+    #[arg(long)]
+    resume: bool,
     /// Form of the checkpoint on disk
     #[arg(long, value_enum, default_value_t = OutputFormat::Auto)]
     format: OutputFormat,
@@ -92,10 +108,15 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
         args.recipe.refuse_text_options()?;
     }
     let read = args.read.options()?;
+    let Some(place) = args.output.as_deref().filter(|_| !args.dry_run) else {
+        return dry_run::run(args, &recipe, &read, console);
+    };
     // What would be found at the end is asked first, before anything is downloaded.
-    let reserved = Reserved::new(&args.output, console)?;
-    let report_place =
-        args.report.as_ref().map(|path| reserve_report(path, &args.output, console)).transpose()?;
+    let reserved = match args.resume {
+        true => Reserved::to_go_on(place, console)?,
+        false => Reserved::new(place, console)?,
+    };
+    let report_place = args.report.as_ref().map(|path| reserve_report(path, place, console)).transpose()?;
     if args.recipe.draws_seed() {
         console.drawn_seed(recipe.seed);
     }
@@ -104,19 +125,27 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let source = source(&args.calibration, &args.hub)?;
 
     let guard = Guard::new();
-    let output = Output { reservation: reserved.reservation(), format: args.format, model_name: &args.model };
+    let chosen = device::choose_for(args.device.device, &checkpoint)?;
+    let device = on_chosen!(&chosen, |place| place.identity()?);
+    let output = Output {
+        reservation: reserved.reservation(),
+        format: args.format,
+        model_name: &args.model,
+        resume: Some(Resume { device: &device, goes_on: args.resume }),
+    };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
     steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
     let text = CalibrationText { source: &source, options: Some(&read) };
-    let report = on_chosen!(device::choose_for(args.device.device, &checkpoint)?, |place| {
+    let made = on_chosen!(chosen, |place| {
         let backend = place.backend_within(&checkpoint, args.memory)?;
-        qqq_quant::quantize(&backend, &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)?
+        qqq_quant::quantize(&backend, &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)
     });
     drop(steps);
+    let report = made.inspect_err(|_| reserved.tell_kept(console))?;
     if let Some(place) = &report_place {
         write_report(place.path(), &report)?;
     }
-    let outcome = Outcome { output: args.output.clone(), report };
+    let outcome = Outcome { output: place.to_owned(), report };
     console.result(&outcome, |o| summary(&o.report, &o.output))
 }
 
@@ -268,12 +297,13 @@ fn summary(report: &Report, output: &Path) -> String {
     rows.push((
         "time",
         format!(
-            "{} (transform {}, calibrate {}, solve {}, write {})",
+            "{} (transform {}, calibrate {}, solve {}, write {}, keep for --resume {})",
             format::seconds(t.total),
             format::seconds(t.transform),
             format::seconds(t.calibrate),
             format::seconds(t.solve),
-            format::seconds(t.write)
+            format::seconds(t.write),
+            format::seconds(t.keep)
         ),
     ));
     if let Some(peak) = report.peak_memory {

@@ -12,8 +12,9 @@ use crate::{
     numbers::{self, Seed},
 };
 
+/// Input channels that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum GroupSize {
+pub enum GroupSize {
     /// A scale for 32 input channels of an output channel
     #[value(name = "32")]
     G32 = 32,
@@ -25,6 +26,13 @@ enum GroupSize {
     G128 = 128,
     /// One scale for a whole output channel: fastest, less exact
     Channel,
+}
+
+impl GroupSize {
+    /// Channels of a group; `None`: all of them.
+    pub fn channels(self) -> Option<usize> {
+        (self != Self::Channel).then_some(self as usize)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -112,7 +120,7 @@ impl RecipeArgs {
         let recipe = Recipe {
             transform: self.transform(),
             rotation: self.rotation,
-            group_size: (self.group_size != GroupSize::Channel).then_some(self.group_size as usize),
+            group_size: self.group_size.channels(),
             group_scales: self.group_scales.unwrap_or(Recipe::DEFAULT.group_scales),
             compensate: self.method == Method::Gptq,
             clip: self.clip(),

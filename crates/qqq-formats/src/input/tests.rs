@@ -205,3 +205,28 @@ fn errors_of_the_device_name_the_file() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn files_are_known_again_by_their_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let print = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let inputs = Inputs::default();
+        inputs.open(&path).unwrap();
+        inputs.prints().unwrap().remove(0)
+    };
+    let mut bytes: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(i) >> 5) as u8).collect();
+    let first = print(&bytes);
+    assert_eq!((first.name.as_str(), first.bytes), ("model.safetensors", 300_000));
+    assert!(first.modified.is_some());
+    assert_eq!(print(&bytes).ends, first.ends);
+    for place in [0, 60_000, 299_999] {
+        bytes[place] ^= 1;
+        assert_ne!(print(&bytes).ends, first.ends, "{place}");
+        bytes[place] ^= 1;
+    }
+    for short in [&b""[..], b"x"] {
+        assert_eq!(print(short).bytes, short.len() as u64);
+    }
+}

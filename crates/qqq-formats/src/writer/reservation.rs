@@ -14,6 +14,8 @@ use crate::{
 
 /// In a staging directory, locked while its process lives.
 const OWNER_FILE: &str = ".owner";
+/// In a staging directory from which a later run can go on: what it needs beside the tensors.
+pub(super) const STATE_FILE: &str = ".resume";
 
 /// The right to write an output that does not exist yet. While it lives, no other process gets it for the same
 /// output: `.NAME.lock` beside the output is locked. Clones share it.
@@ -30,10 +32,12 @@ struct Place {
     lock: Option<FileLock>,
     removed: Vec<PathBuf>,
     kept: Vec<PathBuf>,
+    stopped: Vec<PathBuf>,
 }
 
 impl Reservation {
-    /// Reserves `out`, and removes what earlier runs to it have left that were killed.
+    /// Reserves `out`, and removes what earlier runs to it have left that were killed, unless a run can
+    /// [go on](Reservation::stopped) from there.
     ///
     /// # Errors
     /// `out` exists, another process is writing it, or its parent is missing, no directory, or not writable.
@@ -82,6 +86,7 @@ impl Reservation {
             lock,
             removed: Vec::new(),
             kept: Vec::new(),
+            stopped: Vec::new(),
         };
         place.clean_up();
         Ok(Self(Arc::new(place)))
@@ -102,13 +107,48 @@ impl Reservation {
         &self.0.kept
     }
 
+    /// Staging directories of runs that were stopped and from which a run can go on, the latest first. A run that
+    /// begins anew removes them.
+    pub fn stopped(&self) -> &[PathBuf] {
+        &self.0.stopped
+    }
+
+    /// A staging directory from which a run can go on that has come into being since.
+    pub fn left_behind(&self) -> Option<PathBuf> {
+        self.0.staging_directories().map(|(path, _)| path).find(|path| path.join(STATE_FILE).is_file())
+    }
+
     /// The file that is locked; it is removed with the reservation.
     pub fn lock_path(&self) -> Option<&Path> {
         self.0.lock.as_ref().map(FileLock::path)
     }
 
+    /// Takes over a directory of [`Reservation::stopped`], and removes the others.
+    pub(super) fn adopt(&self, directory: &Path) -> Result<Option<FileLock>> {
+        self.forget_stopped(Some(directory));
+        let owner = FileLock::attempt(&directory.join(OWNER_FILE))
+            .map_err(|source| FormatError::Io { path: directory.into(), source })?;
+        match owner {
+            Attempt::Taken(owner) => Ok(Some(owner)),
+            Attempt::NoLocks(_) => Ok(None),
+            Attempt::Held(by) => {
+                let source = io::Error::new(io::ErrorKind::ResourceBusy, format!("{by} is writing there"));
+                Err(FormatError::Io { path: directory.into(), source })
+            }
+        }
+    }
+
+    /// Removes what runs could have gone on from, but for one of them.
+    fn forget_stopped(&self, but: Option<&Path>) {
+        for path in self.0.stopped.iter().filter(|path| Some(path.as_path()) != but) {
+            // What cannot be removed is in nobody's way, and the next run tries again.
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+
     /// Makes the staging directory, with the lock that shows that it has an owner.
     pub(super) fn stage(&self) -> Result<(PathBuf, Option<FileLock>)> {
+        self.forget_stopped(None);
         let directory = |number: u32| {
             let mut name = self.0.hidden_name.clone();
             name.push(format!("{PARTIAL}{number}"));
@@ -135,26 +175,33 @@ const PARTIAL: &str = ".partial-";
 const PROCESSES: u32 = 1 << 22;
 
 impl Place {
-    /// Removes staging directories that nobody owns any more.
-    fn clean_up(&mut self) {
-        let Some(prefix) = self.hidden_name.to_str().map(|n| format!("{n}{PARTIAL}")) else { return };
-        for entry in fs::read_dir(&self.parent).into_iter().flatten().flatten() {
+    /// The staging directories of all runs to this output, with their processes' numbers.
+    fn staging_directories(&self) -> impl Iterator<Item = (PathBuf, u32)> {
+        let prefix = self.hidden_name.to_str().map(|n| format!("{n}{PARTIAL}"));
+        fs::read_dir(&self.parent).into_iter().flatten().flatten().filter_map(move |entry| {
             let name = entry.file_name();
-            let Some(process) = name.to_str().and_then(|n| n.strip_prefix(&prefix)?.parse::<u32>().ok())
-            else {
-                continue;
-            };
-            let path = entry.path();
+            let number = name.to_str()?.strip_prefix(prefix.as_ref()?)?.parse::<u32>().ok()?;
             // A link would lead to what is not ours.
-            if !entry.file_type().is_ok_and(|t| t.is_dir()) {
-                continue;
-            }
-            if is_abandoned(&path, process % PROCESSES) && fs::remove_dir_all(&path).is_ok() {
+            entry.file_type().is_ok_and(|t| t.is_dir()).then(|| (entry.path(), number % PROCESSES))
+        })
+    }
+
+    /// Removes staging directories that nobody owns any more and no run can go on from.
+    fn clean_up(&mut self) {
+        let directories: Vec<_> = self.staging_directories().collect();
+        for (path, process) in directories {
+            if !is_abandoned(&path, process) {
+                self.kept.push(path);
+            } else if path.join(STATE_FILE).is_file() {
+                self.stopped.push(path);
+            } else if fs::remove_dir_all(&path).is_ok() {
                 self.removed.push(path);
             } else {
                 self.kept.push(path);
             }
         }
+        let kept_at = |path: &PathBuf| fs::metadata(path.join(STATE_FILE)).and_then(|m| m.modified()).ok();
+        self.stopped.sort_by_key(|path| std::cmp::Reverse(kept_at(path)));
     }
 }
 

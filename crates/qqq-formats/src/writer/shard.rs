@@ -7,8 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::TensorPieces;
 use crate::DType;
 
 /// Bytes kept free for length and header in front of the tensors. The format allows a header to end in
@@ -17,10 +19,19 @@ use crate::DType;
 /// their sizes allow.
 const RESERVED: usize = 128 << 10;
 
+/// What a shard held at some time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ShardState {
+    header: String,
+    tensors: BTreeMap<String, u64>,
+    data_bytes: u64,
+}
+
 /// A shard being written.
 pub(super) struct Shard {
     path: PathBuf,
-    file: File,
+    /// `None`: nothing is written, only counted.
+    file: Option<File>,
     /// Bytes of the tensors.
     tensors: BTreeMap<String, u64>,
     header: String,
@@ -31,8 +42,46 @@ impl Shard {
     pub fn create(path: PathBuf) -> io::Result<Self> {
         let mut file = File::create_new(&path)?;
         file.seek(SeekFrom::Start(RESERVED as u64))?;
+        Ok(Self { path, file: Some(file), ..Self::counting() })
+    }
+
+    /// One that only counts what it would hold.
+    pub fn counting() -> Self {
         let header = json!({ "__metadata__": { "format": "pt" } }).to_string();
-        Ok(Self { path, file, tensors: BTreeMap::new(), header, data_bytes: 0 })
+        Self { path: PathBuf::new(), file: None, tensors: BTreeMap::new(), header, data_bytes: 0 }
+    }
+
+    /// What it holds now.
+    pub fn state(&self) -> ShardState {
+        ShardState { header: self.header.clone(), tensors: self.tensors.clone(), data_bytes: self.data_bytes }
+    }
+
+    /// A shard of which a state was kept. What was written to the file since is forgotten.
+    ///
+    /// # Errors
+    /// The system's; a file that has less than the state says.
+    pub fn reopen(path: PathBuf, state: &ShardState) -> io::Result<Self> {
+        let mut file = File::options().read(true).write(true).open(&path)?;
+        let end = RESERVED as u64 + state.data_bytes;
+        let length = file.metadata()?.len();
+        if length < end {
+            let what = format!("{} has {length} bytes, not the {end} that were kept", path.display());
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+        }
+        file.set_len(end)?;
+        file.seek(SeekFrom::Start(end))?;
+        let ShardState { header, tensors, data_bytes } = state.clone();
+        Ok(Self { path, file: Some(file), tensors, header, data_bytes })
+    }
+
+    /// A handle for who syncs it.
+    pub fn handle(&self) -> io::Result<Option<File>> {
+        self.file.as_ref().map(File::try_clone).transpose()
+    }
+
+    /// Bytes of the file when it is complete.
+    pub fn file_bytes(&self) -> u64 {
+        RESERVED as u64 + self.data_bytes
     }
 
     pub fn path(&self) -> &Path {
@@ -61,21 +110,55 @@ impl Shard {
         format!(",{}:{entry}", Value::from(name))
     }
 
-    pub fn add(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: &[u8]) -> io::Result<()> {
-        let entry = self.entry(name, dtype, shape, bytes.len() as u64);
+    /// As [`entry`](Self::entry), where the header has room for it.
+    fn new_entry(&self, name: &str, dtype: DType, shape: &[usize], bytes: u64) -> io::Result<String> {
+        let entry = self.entry(name, dtype, shape, bytes);
         if 8 + self.header.len() + entry.len() > RESERVED {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "a tensor's name and shape are too long",
             ));
         }
-        self.file.write_all(bytes)?;
-        self.header.truncate(self.header.len() - 1); // the closing brace
-        self.header.push_str(&entry);
-        self.header.push('}');
-        self.tensors.insert(name.to_owned(), bytes.len() as u64);
-        self.data_bytes += bytes.len() as u64;
+        Ok(entry)
+    }
+
+    pub fn add(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: &[u8]) -> io::Result<()> {
+        let entry = self.new_entry(name, dtype, shape, bytes.len() as u64)?;
+        if let Some(file) = &mut self.file {
+            file.write_all(bytes)?;
+        }
+        self.enter(name, &entry, bytes.len() as u64);
         Ok(())
+    }
+
+    /// Adds a tensor of `bytes` bytes, all of which `fill` writes.
+    pub fn add_pieces<E: From<io::Error>>(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: &[usize],
+        bytes: u64,
+        fill: impl FnOnce(&TensorPieces<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let entry = self.new_entry(name, dtype, shape, bytes)?;
+        let start = RESERVED as u64 + self.data_bytes;
+        if let Some(file) = &mut self.file {
+            let pieces = TensorPieces::new(file, start, bytes);
+            fill(&pieces)?;
+            pieces.check()?;
+            file.seek(SeekFrom::Start(start + bytes))?;
+        }
+        self.enter(name, &entry, bytes);
+        Ok(())
+    }
+
+    /// Notes in the header what was written.
+    fn enter(&mut self, name: &str, entry: &str, bytes: u64) {
+        self.header.truncate(self.header.len() - 1); // the closing brace
+        self.header.push_str(entry);
+        self.header.push('}');
+        self.tensors.insert(name.to_owned(), bytes);
+        self.data_bytes += bytes;
     }
 
     /// Writes the header in front of the tensors and syncs.
@@ -83,8 +166,9 @@ impl Shard {
         let mut front = ((RESERVED - 8) as u64).to_le_bytes().to_vec();
         front.extend_from_slice(self.header.as_bytes());
         front.resize(RESERVED, b' ');
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.write_all(&front)?;
-        self.file.sync_all()
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(&front)?;
+        file.sync_all()
     }
 }

@@ -106,7 +106,8 @@ impl Case {
         let checkpoint = Checkpoint::open(&self.model)?;
         let tokenizer = Tokenizer::load(&checkpoint)?;
         let reservation = Reservation::take(&out)?;
-        let output = Output { reservation: &reservation, format: OutputFormat::Auto, model_name: "tiny" };
+        let format = OutputFormat::Auto;
+        let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None };
         let path = self.model.join(file);
         let action = || action(&path);
         let mut steps = At { label, action: Some(&action), notes: Vec::new() };

@@ -305,7 +305,7 @@ pub fn run(
     let checkpoint = Checkpoint::open(dir)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
     let reservation = Reservation::take(out)?;
-    let output = Output { reservation: &reservation, format, model_name: "tiny" };
+    let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None };
     quantize(&CpuBackend::default(), &checkpoint, &tokenizer, recipe, source, &output, steps)
 }
 

@@ -235,7 +235,12 @@ fn quantize(
          built-in text.",
         recipe.calibration.windows, recipe.calibration.window
     ));
-    let output = Output { reservation: out.reservation(), format: OutputFormat::Auto, model_name: &name };
+    let output = Output {
+        reservation: out.reservation(),
+        format: OutputFormat::Auto,
+        model_name: &name,
+        resume: None,
+    };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), guard);
     Ok(qqq_quant::quantize(
         &CpuBackend::new(),

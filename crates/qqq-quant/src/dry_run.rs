@@ -1,0 +1,93 @@
+//! What a run would take, from its first block.
+//!
+//! All that comes before the blocks is done, and the first block is quantized as in a run, but nothing is written. What
+//! is left is counted as in a run whose first block is done: by kinds of work, at what each has taken so far.
+
+use qqq_backend::Calibrate;
+use qqq_formats::Checkpoint;
+use qqq_model::{Tokenizer, memory};
+use serde::Serialize;
+
+use crate::{
+    OutputFormat, Progress, Recipe, Result,
+    calibration::{CalibrationText, Source},
+    pipeline::{Begun, Job, Target, begin},
+};
+
+/// Beside the tensors: tokenizer, configuration, report, model card.
+const FILES: u64 = 4 << 20;
+
+/// What a run would take.
+#[derive(Clone, Debug, Serialize)]
+pub struct DryRun {
+    /// With nothing left to be decided.
+    pub recipe: Recipe,
+    /// Form on disk: `qqq` or `compressed-tensors`.
+    pub format: String,
+    /// Blocks of the model.
+    pub blocks: usize,
+    /// Seconds that the whole run would take. Samples of the model itself are estimated, not made.
+    pub seconds: f64,
+    /// Of these, the first block's.
+    pub block_seconds: f64,
+    /// Seconds that this measurement has taken.
+    pub measured_seconds: f64,
+    /// Memory that the run would use at most, in bytes: estimated.
+    pub memory_estimate: u64,
+    /// When that is.
+    pub memory_phase: String,
+    /// Most memory that was resident until the first block was done, in bytes, where the system says.
+    pub peak_memory: Option<u64>,
+    /// Memory that can be used here, in bytes, where the system says.
+    pub memory_free: Option<u64>,
+    /// Bytes of the checkpoint on disk.
+    pub output_bytes: u64,
+    /// Bytes of the linear layers of all blocks.
+    pub linear_bytes: u64,
+}
+
+/// Quantizes the first block of `checkpoint`, writes nothing, and says what a whole run would take.
+///
+/// # Errors
+/// As [`quantize`](crate::quantize), but for those of the output.
+pub fn dry_run<'a, B: Calibrate>(
+    backend: &B,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    recipe: &Recipe,
+    calibration: impl Into<CalibrationText<'a>>,
+    format: OutputFormat,
+    progress: &mut dyn Progress,
+) -> Result<DryRun> {
+    let memory_free = memory::available();
+    let calibration = calibration.into();
+    let job = Job { backend, checkpoint, tokenizer, recipe, calibration };
+    begin(&job, Target::Nowhere(format), progress, |begun| {
+        let Begun { mut run, mut live, mut writer, recipe, plan, started, .. } = begun;
+        let blocks = checkpoint.config.num_layers;
+        let (before, ends) = (started.elapsed().as_secs_f64(), writer.file_bytes());
+        run.block(0, &mut live, &mut writer)?;
+        let measured_seconds = started.elapsed().as_secs_f64();
+        // The stage that makes samples had none to make.
+        let samples = match calibration.source {
+            Source::SelfSamples => run.estimate.text.amount,
+            _ => 0.0,
+        };
+        let of_block = writer.file_bytes() - ends;
+        checkpoint.inputs.check()?;
+        Ok(DryRun {
+            recipe: recipe.clone(),
+            format: plan.format.name().into(),
+            blocks,
+            seconds: measured_seconds + run.work.left() + samples,
+            block_seconds: measured_seconds - before,
+            measured_seconds,
+            memory_estimate: plan.memory.bytes,
+            memory_phase: plan.memory.phase.into(),
+            peak_memory: memory::used().map(|used| used.peak),
+            memory_free,
+            output_bytes: ends + of_block * blocks as u64 + FILES,
+            linear_bytes: writer.tensor_bytes().linear * blocks as u64,
+        })
+    })
+}
