@@ -308,7 +308,7 @@ pub(crate) fn begin<B: Calibrate, T>(
             let scale = config.graph.embedding_scale as f32;
             let embed = |ids: &[u32]| -> Result<Window<B>> {
                 check_tokens(ids, vocab)?;
-                Ok(Window::embedded(backend, &table, ids, hidden, scale)?)
+                Window::embedded(backend, &table, ids, hidden, scale)
             };
             let smoothing_window = match (recipe.transform, windows.first()) {
                 (Transform::Smooth, Some(first)) => Some(embed(&first[..recipe.calibration.smooth_tokens])?),
