@@ -4,12 +4,15 @@ use half::{
     bf16, f16,
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
 };
+use qqq_backend::pool::parallel_each_mut;
 use qqq_formats::{DType, WeightData};
 
 use crate::{QuantError, Result};
 
 /// Values that are rounded at a time.
 const PIECE: usize = 256;
+/// Values that one task rounds.
+const SHARE: usize = 1 << 16;
 
 /// A 16-bit float type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +67,22 @@ impl HalfType {
     /// # Errors
     /// A value that the type cannot hold.
     pub fn append(self, name: &str, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
+        if values.len() <= SHARE {
+            return self.append_here(name, values, out);
+        }
+        let mut parts: Vec<_> = values.chunks(SHARE).map(|values| (values, Vec::new(), Ok(()))).collect();
+        parallel_each_mut(&mut parts, |_, (values, bytes, result)| {
+            *result = self.append_here(name, values, bytes);
+        });
+        out.reserve(values.len() * 2);
+        for (_, bytes, result) in parts {
+            result?;
+            out.extend(bytes);
+        }
+        Ok(())
+    }
+
+    fn append_here(self, name: &str, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
         out.reserve(values.len() * 2);
         // Some at a time, for which processors have instructions.
         let mut buffer = [0; PIECE];
@@ -119,13 +138,13 @@ impl HalfType {
     }
 }
 
-/// Rows `first..first + rows` (of `cols` values) of a stored matrix, widened.
-pub(crate) fn widen_rows(data: &WeightData, cols: usize, first: usize, rows: usize) -> Vec<f32> {
+/// The rows from `first` on of a matrix with `cols` columns, in its type.
+pub(crate) fn some_rows(data: &WeightData, cols: usize, first: usize, rows: usize) -> WeightData {
     let range = first * cols..(first + rows) * cols;
     match data {
-        WeightData::F32(v) => v[range].to_vec(),
-        WeightData::F16(v) => v[range].iter().map(|x| x.to_f32()).collect(),
-        WeightData::BF16(v) => v[range].iter().map(|x| x.to_f32()).collect(),
+        WeightData::F32(v) => WeightData::F32(v[range].to_vec()),
+        WeightData::F16(v) => WeightData::F16(v[range].to_vec()),
+        WeightData::BF16(v) => WeightData::BF16(v[range].to_vec()),
     }
 }
 

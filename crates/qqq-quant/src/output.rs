@@ -4,7 +4,7 @@ use std::path::Path;
 
 use qqq_backend::Calibrate;
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, FormatError, ModelConfig, QuantizationConfig, QuantizedWeight, WeightData,
+    Checkpoint, CheckpointFormat, FormatError, ModelConfig, QuantizationConfig, QuantizedWeight,
     writer::{CheckpointWriter, Reservation},
 };
 use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 
 use crate::{
     Report, Result,
-    half_type::{HalfType, widen_rows},
+    half_type::{HalfType, some_rows},
     model_card,
     resume::Stopped,
 };
 
 /// Rows of the embedding that are converted at a time.
-const ROWS: usize = 1024;
+const ROWS: usize = 4096;
 
 /// Writes tensors as they are made.
 pub(crate) struct OutputCheckpoint<'a> {
@@ -89,12 +89,12 @@ impl<'a> OutputCheckpoint<'a> {
         let mut bytes = Vec::with_capacity(vocab * hidden * 2);
         for first in (0..vocab).step_by(ROWS) {
             let count = ROWS.min(vocab - first);
-            let rows = widen_rows(&data, hidden, first, count);
+            let rows = some_rows(&data, hidden, first, count);
             if scale.is_none() && rotation.is_none() {
-                self.half.append(name, &rows, &mut bytes)?;
+                self.half.append(name, &rows.into_f32(), &mut bytes)?;
                 continue;
             }
-            let mut rows = b.weights(count, hidden, WeightData::F32(rows))?;
+            let mut rows = b.weights(count, hidden, rows)?;
             if let Some(scale) = scale {
                 b.scale_inputs(&mut rows, scale)?;
             }
