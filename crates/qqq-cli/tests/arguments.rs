@@ -233,13 +233,15 @@ fn colours_are_as_the_variables_say() {
 fn devices_are_asked_for() {
     let place = Place::new();
     fs::create_dir(place.path("kept")).unwrap();
+    place
+        .run("demo --model model --device cuda:0")
+        .failure(2, "--device cuda:0: this command computes on the CPU alone");
     for line in ["quantize model -o out", "demo --model model"] {
-        place
-            .run(&format!("{line} --device cuda:0"))
-            .failure(2, "--device cuda:0: this command computes on the CPU alone");
         place.run(&format!("{line} --device abacus")).failure(2, "'abacus'");
     }
     for line in [
+        "quantize model -o out",
+        "quantize model --dry-run",
         "generate model --prompt x",
         "chat model",
         "eval perplexity model --text text.txt",

@@ -29,7 +29,8 @@ pub(crate) struct Keeper {
     directory: PathBuf,
     fingerprint: Fingerprint,
     samples: Vec<Vec<u32>>,
-    /// Bytes of all windows' states.
+    /// Tokens of each window, and bytes of all their states.
+    tokens: Vec<usize>,
     states: u64,
     /// When this run began, and seconds of those before it.
     started: Instant,
@@ -58,6 +59,7 @@ impl Keeper {
             directory: directory.into(),
             fingerprint,
             samples: if samples { windows.to_vec() } else { Vec::new() },
+            tokens: windows.iter().map(Vec::len).collect(),
             states: windows.iter().map(|window| 4 * (window.len() * hidden) as u64).sum(),
             started,
             earlier: 0.0,
@@ -153,21 +155,17 @@ impl Keeper {
         // Nothing comes behind the last block that looks at states.
         let is_last = done == config.num_layers;
         let of_windows = windows.states().filter(|_| !is_last);
-        let of_search =
-            run.smoothing_window.iter().map(|(window, _)| &window.flow.residual).filter(|_| !is_last);
-        let backend = run.around.backend;
-        let mut states = Vec::new();
-        for tensor in of_windows.chain(of_search) {
-            states.push(backend.read(tensor).map_err(|e| other(&e))?);
-        }
-        let mut tokens: Vec<usize> = states.iter().map(|s| s.len() / config.hidden_size).collect();
-        let smoothing_window = run.smoothing_window.as_ref().filter(|_| !is_last).and_then(|_| tokens.pop());
+        let of_search = run.smoothing_window.iter().map(|(window, _)| &window.flow.residual);
+        let of_search = of_search.filter(|_| !is_last);
+        let tokens = if is_last { &[][..] } else { &self.tokens };
+        let smoothing_window =
+            (!is_last && run.smoothing_window.is_some()).then_some(run.recipe.calibration.smooth_tokens);
         let header = Header {
             fingerprint: self.fingerprint.clone(),
             blocks: (done, config.num_layers),
             written: writer.writer_mut().state(),
             samples: self.samples.clone(),
-            windows: tokens,
+            windows: tokens.to_vec(),
             smoothing_window,
             hidden: config.hidden_size,
             layers: run.layers.clone(),
@@ -181,7 +179,9 @@ impl Keeper {
         out.write_all(MAGIC)?;
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        for states in states {
+        for tensor in of_windows.chain(of_search) {
+            // One at a time: a device hands out a copy.
+            let states = run.around.backend.read(tensor).map_err(|e| other(&e))?;
             out.write_all(bytemuck::cast_slice(&states))?;
         }
         let hash = out.hash.finish();
