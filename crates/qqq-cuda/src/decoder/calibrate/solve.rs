@@ -16,6 +16,8 @@ use super::kernels::{
 use super::{CudaHessian, CudaWeights};
 use crate::DType;
 
+/// Columns of a Hessian that a quadratic form multiplies at a time.
+const FORM_PANEL: usize = 1024;
 /// Times that rows with groups are solved while their channel scale moves.
 const CHANNEL_SCALE_ROUNDS: usize = 2;
 
@@ -226,24 +228,39 @@ impl Rows<'_> {
     }
 
     /// `v H v^T` of each row `v` of a matrix, `n` float64.
+    ///
+    /// Of a symmetric `H` each pair of channels is multiplied once and counted twice: column panel by column panel, the square
+    /// on the diagonal and twice what is below it.
     fn forms(&self, rows: u64) -> Result<Buffer> {
         let (n, k) = (self.n, self.problem.k);
         let out = Buffer::new(self.b.device(), 8 * n)?;
         if let Some(hessian) = self.problem.hessian {
+            let at = |row: usize, col: usize| hessian.values.address() + (4 * (row * k + col)) as u64;
             let whole = Matrix::new(Number::F32, k);
-            let product = Product { m: k, n, k, a: whole, b: whole, c: whole, d: whole, bias: false };
-            let at = self.product.address();
-            let operands = Operands {
-                a: hessian.values.address(),
-                b: rows,
-                c: at,
-                d: at,
-                bias: 0,
-                alpha: 1.0,
-                beta: 0.0,
-            };
-            // SAFETY: all have the problem's sizes.
-            unsafe { self.b.product(&product, &operands) }?;
+            for first in (0..k).step_by(FORM_PANEL) {
+                let end = (first + FORM_PANEL).min(k);
+                let product = self.product.address() + (4 * first) as u64;
+                // Rows `from..to` of the panel's columns; row-major matrices are the library's transposes.
+                let multiply = |from: usize, to: usize, alpha: f64, beta: f64| -> Result<()> {
+                    let operands = Operands {
+                        a: at(from, first),
+                        b: rows + (4 * from) as u64,
+                        c: product,
+                        d: product,
+                        bias: 0,
+                        alpha,
+                        beta,
+                    };
+                    let (m, k) = (end - first, to - from);
+                    let shape = Product { m, n, k, a: whole, b: whole, c: whole, d: whole, bias: false };
+                    // SAFETY: all lie in matrices of the problem's sizes.
+                    Ok(unsafe { self.b.product(&shape, &operands) }?)
+                };
+                multiply(first, end, 1.0, 0.0)?;
+                if end < k {
+                    multiply(end, k, 2.0, 1.0)?;
+                }
+            }
         }
         let product = if self.problem.hessian.is_some() { self.product.address() } else { 0 };
         let parameters = FormParameters { rows, product, out: out.address(), k: k as i32 };
