@@ -9,9 +9,9 @@ use qqq_model::{Decoder, ModelError, RopeChoice, TensorBytes, Tokenizer, memory,
 use crate::{
     Calibration, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
     calibration::{self, CalibrationText, Read, Source},
+    device_need,
     estimate::Estimate,
     half_type::HalfType,
-    memory_need,
     output::OutputCheckpoint,
     preflight::{self, Plan},
     report::Timings,
@@ -253,7 +253,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         None => work.note(&format!("memory: about {} at most", size::bytes(need))),
     }
     if let Some(free) = backend.free_memory()? {
-        let need = memory_need::on_device(config, recipe);
+        let need = device_need::bytes(config, recipe);
         work.note(&format!(
             "GPU memory: about {} at most, {} are free",
             size::bytes(need),

@@ -9,6 +9,7 @@ use qqq_model::{Site, memory, names};
 use crate::{
     Clip, OutputFormat, QuantError, Recipe, Result, Transform,
     clip::Grid,
+    device_need,
     half_type::HalfType,
     memory_need::{self, MemoryNeed},
     recipe::MAX_DAMPING,
@@ -72,7 +73,7 @@ impl Recipe {
 pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> Result<()> {
     let with = |windows: usize| {
         let calibration = crate::Calibration { windows, ..recipe.calibration };
-        memory_need::on_device(config, &Recipe { calibration, ..recipe.clone() })
+        device_need::bytes(config, &Recipe { calibration, ..recipe.clone() })
     };
     let need = with(recipe.calibration.windows);
     if need <= free {

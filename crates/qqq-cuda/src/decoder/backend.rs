@@ -11,21 +11,18 @@ use qqq_backend::{
 use qqq_formats::{LinearWeight, WeightData};
 
 use super::CudaBackend;
-use super::attention::{AttentionConfig, AttentionKernel, AttentionParameters};
 use super::batch::CudaBatch;
 use super::kv_pool::CudaKvPool;
 use super::linear::{CudaLinear, half_values};
 use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements, allocations, read_values};
 use super::rows::{RowConfig, RowOperands, RowSource};
-use super::steps::{AddParameters, EmbedParameters, RopeParameters, StepKernel, TopParameters, value_type};
+use super::steps::{AddParameters, EmbedParameters, StepKernel, TopParameters, value_type};
 use crate::error::driver;
 use crate::{CudaError, DType, KernelType};
 
 /// What there is no kernel for yet.
 pub(super) const GROWING_QUERIES: &str =
     "queries that grow with their position (Ministral 3) are not computed on GPUs yet; use the CPU";
-/// CTAs of attention that an SM runs at once, at least.
-const ATTENTION_CTAS: usize = 2;
 
 /// An embedding table on a device, `vocab x hidden`, in the type of the checkpoint.
 #[derive(Debug)]
@@ -39,10 +36,10 @@ pub struct CudaEmbedding {
 /// Cosines and sines on a device, `positions x pairs` float32 each.
 #[derive(Debug)]
 pub struct CudaRope {
-    cosines: CudaVector,
-    sines: CudaVector,
-    pairs: usize,
-    positions: usize,
+    pub(super) cosines: CudaVector,
+    pub(super) sines: CudaVector,
+    pub(super) pairs: usize,
+    pub(super) positions: usize,
 }
 
 /// A recorded step.
@@ -66,7 +63,7 @@ impl From<CudaError> for BackendError {
     }
 }
 
-fn shape<T>(what: String) -> Result<T> {
+pub(super) fn shape<T>(what: String) -> Result<T> {
     Err(BackendError::Shape(what))
 }
 
@@ -113,7 +110,7 @@ impl CudaBackend {
 }
 
 /// That a norm fits rows.
-fn check_norm(cols: usize, norm: &Norm<CudaBackend>) -> Result<()> {
+pub(super) fn check_norm(cols: usize, norm: &Norm<CudaBackend>) -> Result<()> {
     if norm.weight.len == cols {
         return Ok(());
     }
@@ -423,48 +420,7 @@ impl Backend for CudaBackend {
         layer: usize,
         batch: &CudaBatch,
     ) -> Result<()> {
-        self.expect(qkv, self.half(), "queries, keys and values")?;
-        AttentionConfig::check(&heads)?;
-        kv.check(&batch.plan, (heads.num_kv_heads, heads.head_dim))?;
-        check_rows(qkv, heads.qkv_width(), batch)?;
-        if let Some((q, k)) = qk_norm {
-            check_norm(heads.head_dim, q)?;
-            check_norm(heads.head_dim, k)?;
-        }
-        if let Some(rope) = rope {
-            let end = batch.plan.spans.iter().map(|s| s.end()).max().unwrap_or(0);
-            if end > rope.positions || 2 * rope.pairs > heads.head_dim {
-                return shape(format!(
-                    "a rotary embedding of {} positions and {} pairs for position {} of heads {} wide",
-                    rope.positions,
-                    rope.pairs,
-                    end.saturating_sub(1),
-                    heads.head_dim
-                ));
-            }
-        }
-        let (keys, values) = kv.layer(layer)?;
-        let parameters = RopeParameters {
-            qkv: qkv.address(),
-            keys,
-            values,
-            q_norm: qk_norm.map_or(0, |(q, _)| q.weight.address()),
-            k_norm: qk_norm.map_or(0, |(_, k)| k.weight.address()),
-            cosines: rope.map_or(0, |r| r.cosines.address()),
-            sines: rope.map_or(0, |r| r.sines.address()),
-            positions: batch.positions(),
-            slots: batch.slots(),
-            rows: qkv.rows as i32,
-            num_heads: heads.num_heads as i32,
-            num_kv_heads: heads.num_kv_heads as i32,
-            head_dim: heads.head_dim as i32,
-            pairs: rope.map_or(0, |r| r.pairs as i32),
-            q_epsilon: qk_norm.map_or(0.0, |(q, _)| q.eps),
-            k_epsilon: qk_norm.map_or(0.0, |(_, k)| k.eps),
-        };
-        let units = qkv.rows * (heads.num_heads + 2 * heads.num_kv_heads);
-        // SAFETY: rows, pages and positions were checked above.
-        Ok(unsafe { self.launch_step(StepKernel::RopeAppend(self.half()), units, parameters) }?)
+        self.rotate_and_append(qkv, heads, qk_norm, rope, kv, layer, batch)
     }
 
     fn attention(
@@ -476,62 +432,7 @@ impl Backend for CudaBackend {
         batch: &CudaBatch,
         out: &mut CudaTensor,
     ) -> Result<()> {
-        let heads = &kind.heads;
-        self.expect(qkv, self.half(), "queries")?;
-        AttentionConfig::check(heads)?;
-        kv.check(&batch.plan, (heads.num_kv_heads, heads.head_dim))?;
-        check_rows(qkv, heads.qkv_width(), batch)?;
-        out.reshape(qkv.rows, heads.q_width(), self.half())?;
-        let (keys, values) = kv.layer(layer)?;
-        let window = match kind.window {
-            Some(0) => return shape(String::from("a window of no positions")),
-            Some(window) => i32::try_from(window).unwrap_or(0),
-            None => 0,
-        };
-        let parameters = AttentionParameters {
-            qkv: qkv.address(),
-            out: out.address(),
-            keys,
-            values,
-            pages: batch.pages(),
-            tiles: 0,
-            joined: 0,
-            sums: 0,
-            stats: 0,
-            num_heads: heads.num_heads as i32,
-            num_kv_heads: heads.num_kv_heads as i32,
-            window,
-            scale: kind.scale * std::f32::consts::LOG2_E,
-        };
-        let device = self.device();
-        let mut parts = self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let (sums, stats) = &mut *parts;
-        Ok(batch.with_tiles(device, kind, ATTENTION_CTAS * device.sms(), |cuts| {
-            for (long, tiles) in [true, false].into_iter().zip(cuts).filter(|(_, t)| t.tiles > 0) {
-                let config = AttentionConfig::new(heads.head_dim, long, self.half());
-                let rows = tiles.parts * heads.num_kv_heads * config.rows();
-                sums.reserve(rows * heads.head_dim * 4)?;
-                stats.reserve(rows * 8)?;
-                let mut parameters = AttentionParameters {
-                    tiles: tiles.address(),
-                    joined: tiles.joined_address(),
-                    sums: sums.address(),
-                    stats: stats.address(),
-                    ..parameters
-                };
-                let kernel = self.attention_kernel(config, AttentionKernel::Tiles)?;
-                let shape = (tiles.tiles * heads.num_kv_heads, config.threads(), config.shared_bytes());
-                // SAFETY: tiles are those of the batch, whose rows and pages were checked above.
-                unsafe { self.launch(&kernel, shape, &mut parameters) }?;
-                if tiles.joined > 0 {
-                    let kernel = self.attention_kernel(config, AttentionKernel::Join)?;
-                    let shape = (tiles.joined * heads.num_heads, config.threads(), 0);
-                    // SAFETY: as above.
-                    unsafe { self.launch(&kernel, shape, &mut parameters) }?;
-                }
-            }
-            Ok(())
-        })?)
+        self.attend(qkv, kind, kv, layer, batch, out)
     }
 
     fn gather(&self, x: &CudaTensor, rows: &[usize], out: &mut CudaTensor) -> Result<()> {
@@ -595,18 +496,6 @@ fn check_alike(a: &CudaTensor, b: &CudaTensor) -> Result<()> {
         return Ok(());
     }
     shape(format!("{} x {} values to be added to {} x {}", b.rows, b.cols, a.rows, a.cols))
-}
-
-fn check_rows(qkv: &CudaTensor, width: usize, batch: &CudaBatch) -> Result<()> {
-    if (qkv.rows, qkv.cols) == (batch.plan.rows(), width) {
-        return Ok(());
-    }
-    shape(format!(
-        "queries, keys and values of shape {} x {} in a batch that takes {} x {width}",
-        qkv.rows,
-        qkv.cols,
-        batch.plan.rows()
-    ))
 }
 
 /// Copies bytes on the device, in the stream's order.

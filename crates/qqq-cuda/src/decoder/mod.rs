@@ -3,6 +3,7 @@
 //! The residual stream and logits are float32; what lies between is of one 16-bit type, and the inputs of quantized layers
 //! are int8. Keys and values are kept in the 16-bit type. Everything runs on one stream, in the order of the calls.
 
+mod attending;
 pub mod attention;
 mod backend;
 mod batch;

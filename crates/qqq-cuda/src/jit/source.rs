@@ -15,6 +15,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("decoder_steps.cuh", include_str!("../kernels/decoder_steps.cuh")),
     ("dequantize.cuh", include_str!("../kernels/dequantize.cuh")),
     ("dequantize16.cuh", include_str!("../kernels/dequantize16.cuh")),
+    ("factor.cuh", include_str!("../kernels/factor.cuh")),
     ("operands.cuh", include_str!("../kernels/operands.cuh")),
     ("prepack.cuh", include_str!("../kernels/prepack.cuh")),
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),

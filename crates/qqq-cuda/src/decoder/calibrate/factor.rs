@@ -8,9 +8,8 @@ use super::super::backend::copy;
 use super::super::blas::{Matrix, Number, Operands, Product};
 use super::super::memory::{Buffer, read_values};
 use super::CudaHessian;
-use super::kernels::{
-    CalibrationKernel as Kernel, DampParameters, FACTOR_BLOCK, FactorParameters, FeedbackParameters,
-};
+use super::kernels::{CalibrationKernel as Kernel, FACTOR_BLOCK};
+use super::parameters::{DampParameters, FactorParameters, FeedbackParameters};
 use crate::{DType, Result};
 
 /// What carries errors from column to column; as the host's solver has it.

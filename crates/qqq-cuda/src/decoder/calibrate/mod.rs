@@ -6,6 +6,7 @@
 
 mod factor;
 pub mod kernels;
+pub mod parameters;
 mod solve;
 mod weights;
 
@@ -16,9 +17,9 @@ use qqq_backend::solve::{Problem, Solution};
 use qqq_backend::{AttentionKind, BackendError, Calibrate, Pieces, Result};
 use qqq_formats::WeightData;
 
-use self::kernels::{
-    CalibrationKernel as Kernel, DiagonalParameters, MirrorParameters, NotFiniteParameters,
-    ProbabilityParameters, WidenParameters,
+use self::kernels::CalibrationKernel as Kernel;
+use self::parameters::{
+    DiagonalParameters, MirrorParameters, NotFiniteParameters, ProbabilityParameters, WidenParameters,
 };
 pub use self::weights::{CudaRotation, CudaWeights};
 use super::blas::{Matrix, Number, Operands, Product};

@@ -9,9 +9,9 @@ use super::super::blas::{Matrix, Number, Operands, Product};
 use super::super::memory::{Buffer, read_values};
 use super::super::steps::value_type;
 use super::factor::{Factor, factorize};
-use super::kernels::{
-    CalibrationKernel as Kernel, CodeParameters, ColumnParameters, FormParameters, KeepParameters,
-    SOLVE_BLOCK, ScaleParameters, SolveParameters,
+use super::kernels::{CalibrationKernel as Kernel, SOLVE_BLOCK};
+use super::parameters::{
+    CodeParameters, ColumnParameters, FormParameters, KeepParameters, ScaleParameters, SolveParameters,
 };
 use super::{CudaHessian, CudaWeights};
 use crate::DType;

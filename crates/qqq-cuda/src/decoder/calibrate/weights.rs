@@ -10,7 +10,8 @@ use super::super::backend::copy;
 use super::super::blas::{Matrix, Number, Operands, Product};
 use super::super::memory::{Buffer, read_values};
 use super::super::steps::value_type;
-use super::kernels::{CalibrationKernel as Kernel, FloatsParameters};
+use super::kernels::CalibrationKernel as Kernel;
+use super::parameters::FloatsParameters;
 use crate::DType;
 
 /// Weights of a layer on a device, `n x k` float32.

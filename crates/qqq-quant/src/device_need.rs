@@ -1,0 +1,62 @@
+//! How much of a device's own memory a run will take at most, from shapes and recipe alone.
+
+use qqq_formats::ModelConfig;
+use qqq_model::{Site, block::head_layout};
+
+use crate::{
+    Propagation, Recipe,
+    memory_need::{DEVICE_LIBRARIES, rotation_bytes},
+};
+
+/// What a device's allocator holds between what is in use.
+const RETAINED: f64 = 1.1;
+
+/// Bytes of a device's own memory that calibration takes at most on it, to some percent: hidden states of all tokens, the
+/// int8 inputs of the layer that is calibrated, what a window works in, and the layer that takes most to solve.
+pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
+    let tokens = (recipe.calibration.windows * recipe.calibration.window) as f64;
+    let window = recipe.calibration.window as f64;
+    let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
+    let heads = head_layout(config);
+    let states = 4.0 * tokens * hidden + rotation_bytes(config, recipe);
+    let pass = window * (2.0 * (heads.qkv_width() + heads.q_width()) as f64 + 8.0 * inner + 10.0 * hidden);
+    let solving = |site: Site| {
+        let (n, k) = (site.out_features(config) as f64, site.in_features(config) as f64);
+        // The kept inputs of this layer, its Hessian and weights; then the factor in float64, or what solves rows.
+        let kept = tokens * k + 4.0 * (k * k + n * k);
+        kept + (12.0 * k * k).max(4.0 * k * k + 19.0 * n * k)
+    };
+    let most = Site::ALL.map(solving).into_iter().fold(0.0, f64::max);
+    let mut block =
+        0.6 * Site::ALL.map(|s| (s.out_features(config) * s.in_features(config)) as f64).iter().sum::<f64>();
+    if recipe.propagation == Propagation::Float {
+        // 16-bit layers, and all sums at once.
+        block =
+            4.0 * block + Site::ALL.map(|s| 8.0 * (s.in_features(config) as f64).powi(2)).iter().sum::<f64>();
+    }
+    (RETAINED * (DEVICE_LIBRARIES + states + pass + block + most)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shapes;
+
+    #[test]
+    fn a_gpu_of_12_gb_has_room_for_7b() {
+        let with = |windows, window| Recipe {
+            calibration: crate::Calibration { windows, window, smooth_tokens: 512 },
+            ..Recipe::DEFAULT
+        };
+        let need = bytes(&shapes::llama_7b(32), &with(128, 2048));
+        assert!((9_500_000_000..12_000_000_000).contains(&need), "{need}");
+        let config = shapes::llama_7b(32);
+        let error = crate::preflight::check_device(&config, &with(128, 2048), 8_000_000_000).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("32 fit") || error.contains("64 fit"), "{error}");
+        assert!(crate::preflight::check_device(&config, &with(128, 2048), 12_000_000_000).is_ok());
+        let error =
+            crate::preflight::check_device(&config, &with(1, 2048), 500_000_000).unwrap_err().to_string();
+        assert!(error.contains("--device cpu") && !error.contains(" fit"), "{error}");
+    }
+}
