@@ -293,6 +293,18 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> Result<()>;
     /// The given rows, in order; shape `rows.len() x cols`.
     fn gather(&self, x: &Self::Tensor, rows: &[usize], out: &mut Self::Tensor) -> Result<()>;
+    /// Waits, and gives `log(sum(exp(y))) - y_t` for each row `y` of [`linear`](Self::linear) and its column `t`: what a model
+    /// loses that predicts this token; not finite where the row is not. `None`, and nothing is computed, where the caller reads
+    /// the rows as fast. `out` is memory for the product, whose values are unspecified afterwards.
+    fn losses(
+        &self,
+        _x: &Self::Input,
+        _weight: &Self::Linear,
+        _columns: &[u32],
+        _out: &mut Self::Tensor,
+    ) -> Result<Option<Vec<f64>>> {
+        Ok(None)
+    }
     /// Waits, and gives the `count` largest elements of each row of [`linear`](Self::linear), largest first, with their
     /// columns: exactly those, in the order of [`descending`](crate::descending). Of a row with elements that are not finite,
     /// the first of these alone. `out` is memory for the product, whose values are unspecified afterwards.

@@ -310,6 +310,16 @@ fn the_largest_logits(b: CudaBackend) {
         let want: Vec<_> = logits.chunks(n).map(|row| largest(row, count)).collect();
         assert_eq!(got, want, "{count}");
     }
+    let columns = [5, 0, 1023];
+    let losses = b.losses(&input, &head, &columns, &mut out).unwrap().unwrap();
+    let logits = b.read(&out).unwrap().into_owned();
+    for ((row, column), loss) in logits.chunks(n).zip(columns).zip(losses) {
+        let sum: f64 = row.iter().map(|v| f64::from(*v).exp()).sum();
+        let want = sum.ln() - f64::from(row[column as usize]);
+        assert!((loss - want).abs() < 1e-5 * (1.0 + want.abs()), "{loss} instead of {want}");
+    }
+    assert!(b.losses(&input, &head, &[n as u32, 0, 0], &mut out).is_err());
+    assert!(b.losses(&input, &head, &[0], &mut out).is_err());
     let mut bad = vec![1.0f32; n];
     (bad[7], bad[900]) = (f32::NAN, f32::INFINITY);
     let mut tensor = b.upload(1, n, bad).unwrap();
@@ -317,6 +327,8 @@ fn the_largest_logits(b: CudaBackend) {
     let got = b.top(&input, &head, 4, &mut out).unwrap();
     // A NaN times zero spoils all logits: the first of them is meant.
     assert!(got[0].len() == 1 && got[0][0].1 == 0 && got[0][0].0.is_nan(), "{got:?}");
+    let losses = b.losses(&input, &head, &[3], &mut out).unwrap().unwrap();
+    assert!(!losses[0].is_finite(), "{losses:?}");
 }
 
 fn linear_layers(b: CudaBackend) {

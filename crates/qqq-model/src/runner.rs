@@ -205,6 +205,17 @@ impl<'d, B: Backend> Runner<'d, B> {
         Ok(backend.top(&self.head_input, head, count, &mut self.logits)?)
     }
 
+    /// What some rows lose that are to predict these tokens: `-log p`, not finite where logits are not. `None` where a device
+    /// has nothing faster than to read [`logits`](Self::logits).
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits), and as many tokens as rows.
+    pub fn losses(&mut self, rows: &[usize], tokens: &[u32]) -> Result<Option<Vec<f64>>> {
+        self.run_last_norm(rows)?;
+        let Decoder { backend, head, .. } = self.decoder;
+        Ok(backend.losses(&self.head_input, head, tokens, &mut self.logits)?)
+    }
+
     fn run_last_norm(&mut self, rows: &[usize]) -> Result<()> {
         self.decoder.backend.gather(&self.flow.residual, rows, &mut self.gathered)?;
         self.decoder.head_input(&mut self.gathered, &mut self.head_input)

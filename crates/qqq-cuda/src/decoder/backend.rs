@@ -1,7 +1,7 @@
 //! The operations, each a launch or two.
 
 use std::borrow::Cow;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use cudarc::driver::{CudaGraph, sys};
 use qqq_backend::{
@@ -16,7 +16,7 @@ use super::kv_pool::CudaKvPool;
 use super::linear::{CudaLinear, half_values};
 use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements, allocations, read_values};
 use super::rows::{RowConfig, RowOperands, RowSource};
-use super::steps::{AddParameters, EmbedParameters, StepKernel, TopParameters, value_type};
+use super::steps::{AddParameters, EmbedParameters, StepKernel, value_type};
 use crate::error::driver;
 use crate::{CudaError, DType, KernelType};
 
@@ -458,36 +458,17 @@ impl Backend for CudaBackend {
         count: usize,
         out: &mut CudaTensor,
     ) -> Result<Vec<Vec<(f32, u32)>>> {
-        self.linear(x, weight, out)?;
-        let (rows, columns) = (out.rows, out.cols);
-        let count = count.min(columns);
-        if rows == 0 || count == 0 {
-            return Ok(vec![Vec::new(); rows]);
-        }
-        if out.dtype != DType::F32 {
-            return Ok(out.read()?.chunks(columns).map(|row| qqq_backend::largest(row, count)).collect());
-        }
-        let mut top = self.shared.top.lock().unwrap_or_else(PoisonError::into_inner);
-        top.reserve(rows * count * 8)?;
-        let parameters = TopParameters {
-            logits: out.address(),
-            out: top.address(),
-            rows: rows as i32,
-            columns: columns as i32,
-            count: count as i32,
-        };
-        // SAFETY: logits and output have these sizes.
-        unsafe { self.launch_step(StepKernel::Top, rows, parameters) }?;
-        let bytes = top.read(rows * count * 8)?;
-        let words: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes);
-        Ok(words
-            .chunks(count)
-            .map(|row| {
-                let row: Vec<_> = row.iter().map(|w| (f32::from_bits((w >> 32) as u32), *w as u32)).collect();
-                // What is not finite comes first.
-                if row[0].0.is_finite() { row } else { row[..1].to_vec() }
-            })
-            .collect())
+        self.largest_logits(x, weight, count, out)
+    }
+
+    fn losses(
+        &self,
+        x: &CudaInput,
+        weight: &CudaLinear,
+        columns: &[u32],
+        out: &mut CudaTensor,
+    ) -> Result<Option<Vec<f64>>> {
+        self.losses_of(x, weight, columns, out)
     }
 }
 

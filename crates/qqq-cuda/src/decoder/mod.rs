@@ -11,6 +11,7 @@ mod blas;
 pub mod calibrate;
 mod kv_pool;
 mod linear;
+mod logits;
 mod memory;
 pub mod rows;
 pub mod steps;

@@ -14,6 +14,8 @@ pub enum StepKernel {
     RopeAppend(DType),
     /// The largest elements of rows.
     Top,
+    /// What rows lose that predict a column.
+    Losses,
 }
 
 /// Threads of a CTA of what works on single elements.
@@ -24,12 +26,17 @@ const ROPE_WARPS: usize = 4;
 const MOST_HEAD_DIM: usize = 256;
 /// Threads of a CTA that looks for the largest elements of a row.
 const TOP_THREADS: usize = 1024;
+/// Threads of a CTA that sums a row.
+const LOSS_THREADS: usize = 512;
 
 impl StepKernel {
     /// All of them.
     pub fn all() -> Vec<Self> {
         let ropes = HALVES.into_iter().map(StepKernel::RopeAppend);
-        [StepKernel::Embed, StepKernel::Add, StepKernel::Top].into_iter().chain(ropes).collect()
+        [StepKernel::Embed, StepKernel::Add, StepKernel::Top, StepKernel::Losses]
+            .into_iter()
+            .chain(ropes)
+            .collect()
     }
 
     /// The kernel's source.
@@ -38,6 +45,7 @@ impl StepKernel {
             StepKernel::Embed => ("embed".into(), "EmbedParameters", "embed(p)"),
             StepKernel::Add => ("add".into(), "AddParameters", "add(p)"),
             StepKernel::Top => ("top".into(), "TopParameters", "top(p)"),
+            StepKernel::Losses => ("losses".into(), "LossParameters", "losses(p)"),
             StepKernel::RopeAppend(half) => (
                 format!("rope_append_{}", half.kernel_name()),
                 "RopeParameters",
@@ -48,7 +56,7 @@ impl StepKernel {
             format!(
                 "#include \"decoder_steps.cuh\"\n\
              // What the host believes.\n\
-             static_assert(kRopeWarps == {ROPE_WARPS} && kTopThreads == {TOP_THREADS} && kMostHeadDim == {MOST_HEAD_DIM});\n\
+             static_assert(kRopeWarps == {ROPE_WARPS} && kTopThreads == {TOP_THREADS} && kMostHeadDim == {MOST_HEAD_DIM} && kLossThreads == {LOSS_THREADS});\n\
              extern \"C\" __global__ void __launch_bounds__({})\n\
              {function}(const __grid_constant__ {parameters} p) {{ {call}; }}\n",
                 self.threads(),
@@ -62,6 +70,7 @@ impl StepKernel {
             StepKernel::Embed | StepKernel::Add => ELEMENT_THREADS,
             StepKernel::RopeAppend(_) => 32 * ROPE_WARPS,
             StepKernel::Top => TOP_THREADS,
+            StepKernel::Losses => LOSS_THREADS,
         }
     }
 
@@ -71,7 +80,7 @@ impl StepKernel {
             // Each takes several where there are many.
             StepKernel::Embed | StepKernel::Add => units.div_ceil(ELEMENT_THREADS).clamp(1, 4096),
             StepKernel::RopeAppend(_) => units.div_ceil(ROPE_WARPS),
-            StepKernel::Top => units,
+            StepKernel::Top | StepKernel::Losses => units,
         }
     }
 }
@@ -174,4 +183,20 @@ pub struct TopParameters {
     pub columns: i32,
     /// How many of them.
     pub count: i32,
+}
+
+/// `LossParameters` of `decoder_steps.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LossParameters {
+    /// `rows x columns` float32.
+    pub logits: u64,
+    /// `rows` int32: a column of each row.
+    pub columns_of: u64,
+    /// Output, `rows` float64.
+    pub out: u64,
+    /// Rows.
+    pub rows: i32,
+    /// Elements of a row.
+    pub columns: i32,
 }

@@ -171,3 +171,49 @@ QQQ_DEVICE void top(const TopParameters& p) {
         }
     }
 }
+
+struct LossParameters {
+    // rows x columns.
+    const float* logits;
+    // A column of each row.
+    const int* columns_of;
+    // rows.
+    double* out;
+    int rows, columns;
+};
+
+constexpr int kLossThreads = 512;
+
+// log(sum(exp(row))) minus an element of the row; NaN where the row is not finite. A CTA takes a row.
+QQQ_DEVICE void losses(const LossParameters& p) {
+    __shared__ float largest_of[kLossThreads];
+    __shared__ double sums[kLossThreads];
+    const float* row = p.logits + (long long)blockIdx.x * p.columns;
+    float largest = -3.4e38f;
+    bool finite = true;
+    for (int i = threadIdx.x; i < p.columns; i += kLossThreads) {
+        largest = fmaxf(largest, row[i]);
+        finite = finite && (__float_as_uint(row[i]) & 0x7F800000u) != 0x7F800000u;
+    }
+    // What is not finite becomes the largest of all.
+    largest_of[threadIdx.x] = finite ? largest : __uint_as_float(0x7F800000u);
+    __syncthreads();
+    for (int half = kLossThreads / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half) largest_of[threadIdx.x] = fmaxf(largest_of[threadIdx.x], largest_of[threadIdx.x + half]);
+        __syncthreads();
+    }
+    largest = largest_of[0];
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < p.columns; i += kLossThreads) sum += (double)ptx::exp2((row[i] - largest) * 1.44269504f);
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    for (int half = kLossThreads / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        const double target = (double)row[p.columns_of[blockIdx.x]];
+        // Infinity minus infinity is NaN, as are its sums.
+        p.out[blockIdx.x] = log(sums[0]) + ((double)largest - target) + 0.0 * ((double)largest - (double)largest);
+    }
+}

@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use qqq_backend::pool::parallel_for;
 use qqq_backend::{PAGE, largest};
 use qqq_cuda::decoder::rows::{RowConfig, RowOperands, RowSource};
-use qqq_cuda::decoder::steps::{AddParameters, EmbedParameters, RopeParameters, StepKernel, TopParameters};
+use qqq_cuda::decoder::steps::{
+    AddParameters, EmbedParameters, LossParameters, RopeParameters, StepKernel, TopParameters,
+};
 use qqq_cuda::{DType, KernelType};
 
 use crate::emulator::{Emulator, Memory, Shape};
@@ -299,6 +301,43 @@ pub fn embeddings_sums_and_largest_elements(compiler: OsString) {
             for (got, want) in got.iter().zip(&want) {
                 assert_eq!((got.0.to_bits(), got.1), (want.0.to_bits(), want.1), "{count}");
             }
+        }
+    }
+}
+
+pub fn losses_are_those_of_float64(compiler: OsString) {
+    let kernel = StepKernel::Losses;
+    let emulator = Emulator::new(&compiler, vec![kernel.source()]);
+    for columns in [1, 511, 512, 1700] {
+        let rows = 7;
+        let mut logits = numbers(3, rows * columns, 30.0);
+        // Equal ones; what is not finite, as the target and beside it.
+        logits[..columns].fill(-2.5);
+        let targets: Vec<i32> = (0..rows).map(|row| (row * 131 % columns) as i32).collect();
+        logits[4 * columns + columns / 2] = f32::NAN;
+        logits[5 * columns + targets[5] as usize] = f32::INFINITY;
+        logits[6 * columns + columns - 1] = f32::NEG_INFINITY;
+        let mut memory = Memory::default();
+        let out = memory.upload(&vec![0.0f64; rows]);
+        let parameters = LossParameters {
+            logits: memory.upload(&logits).address,
+            columns_of: memory.upload(&targets).address,
+            out: out.address,
+            rows: rows as i32,
+            columns: columns as i32,
+        };
+        let shape = shape((kernel.ctas(rows), kernel.threads()));
+        emulator.launch(&kernel.source(), shape, raw(&parameters), &memory, &[], 1).unwrap();
+        for (row, got) in memory.download::<f64>(out).into_iter().enumerate() {
+            let values = logits[row * columns..][..columns].iter().map(|v| f64::from(*v));
+            if row >= 4 {
+                assert!(!got.is_finite(), "row {row} of {columns}: {got}");
+                continue;
+            }
+            let largest = values.clone().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = values.clone().map(|v| (v - largest).exp()).sum();
+            let want = sum.ln() + largest - f64::from(logits[row * columns + targets[row] as usize]);
+            close(got, want, 1e-6, 2e-6, &format!("row {row} of {columns}"));
         }
     }
 }

@@ -43,6 +43,7 @@ fn main() -> ExitCode {
                 emulated_calibrate::mistakes_in_calibration_are_found,
                 emulated_decoder::embeddings_sums_and_largest_elements,
                 emulated_decoder::heads_are_rotated,
+                emulated_decoder::losses_are_those_of_float64,
                 emulated_decoder::rows_are_those_of_float64,
                 emulated_mistakes::mistakes_are_found,
                 emulated_products::products_of_int8_activations,
