@@ -56,7 +56,8 @@ impl<'a, B: Backend> Session<'a, B> {
     }
 
     /// Continues `prompt`, which is the whole conversation so far; the longest prefix that the cache holds is not
-    /// computed again, unless the conversation has come to a length that has another rotary embedding. `on_token` is called for every new token and stops by returning `false`.
+    /// computed again, unless the conversation has come to a length that has another rotary embedding. `on_token` is
+    /// called for every new token and stops by returning `false`.
     ///
     /// # Errors
     /// As [`crate::generate()`]. The session can be used further.
