@@ -246,5 +246,21 @@ fn what_was_damaged_is_not_gone_on_with() {
         place.run(&format!("{line} -o out --resume")).failure(2, says);
     }
     fs::write(&state, good).unwrap();
+    // A bit of a tensor, and files that come along.
+    let staging = staging(&place).unwrap();
+    let shard = staging.join("shard-00001.safetensors");
+    let good = fs::read(&shard).unwrap();
+    let mut flipped = good.clone();
+    flipped[(128 << 10) + 1000] ^= 1;
+    fs::write(&shard, flipped).unwrap();
+    place.run(&format!("{line} -o out --resume")).failure(2, "are not those that were kept");
+    fs::write(&shard, &good[..good.len() / 2]).unwrap();
+    place.run(&format!("{line} -o out --resume")).failure(2, "that were kept");
+    fs::write(&shard, good).unwrap();
+    fs::write(staging.join("tokenizer.json"), "{}").unwrap();
     place.run(&format!("{line} -o out --resume")).success();
+    place.run(&format!("{line} -o whole")).success();
+    assert_same(&place, "out", "whole");
+    let tokenizer = |out: &str| fs::read(place.path(out).join("tokenizer.json")).unwrap();
+    assert_eq!(tokenizer("out"), tokenizer("whole"));
 }

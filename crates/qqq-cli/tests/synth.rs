@@ -24,6 +24,13 @@ fn float_ones_are_quantized_evaluated_and_run() {
     let place = place();
     let made = place.run("synth --like config.json -o random --layers 2 --json").success().json();
     assert_eq!((&made["layers"], &made["format"], &made["seed"]), (&json!(2), &json!("bfloat16"), &json!(0)));
+    // A seed that is drawn stands there once, where every command has it.
+    let drawn = place.run("synth --like config.json -o drawn --layers 1 --seed -1 --json").success();
+    assert_eq!(drawn.stdout.matches("\"seed\"").count(), 1, "{}", drawn.stdout);
+    // Rounding without data looks at no windows: the usual ones are longer than this model's context.
+    place.run("quantize drawn -o nearest --method rtn --transform none").success();
+    fs::remove_dir_all(place.path("nearest")).unwrap();
+    fs::remove_dir_all(place.path("drawn")).unwrap();
     place.run("quantize random -o w4a8 --calibration text.txt --windows 2 --window 64").success();
     for model in ["random", "w4a8"] {
         place.run(&format!("inspect {model}")).success();

@@ -1,6 +1,6 @@
 //! The checkpoint directory that a quantization writes.
 
-use std::path::Path;
+use std::{io::ErrorKind, path::Path};
 
 use qqq_backend::Calibrate;
 use qqq_formats::{
@@ -14,11 +14,12 @@ use crate::{
     Report, Result,
     half_type::{HalfType, some_rows},
     model_card,
-    resume::Stopped,
+    resume::{Stopped, damaged},
 };
 
-/// Rows of the embedding that are converted at a time.
-const ROWS: usize = 4096;
+/// Rows of the embedding that are converted at a time on the host, and on a device, which few rows leave idle.
+const ROWS: usize = 1024;
+const DEVICE_ROWS: usize = 8192;
 
 /// Writes tensors as they are made.
 pub(crate) struct OutputCheckpoint<'a> {
@@ -46,12 +47,24 @@ impl<'a> OutputCheckpoint<'a> {
     /// Goes on with the directory of a stopped run.
     pub(crate) fn resumed(
         checkpoint: &'a Checkpoint,
+        tokenizer: &Tokenizer,
         stopped: &Stopped,
         reservation: &Reservation,
         format: CheckpointFormat,
         half: HalfType,
     ) -> Result<Self> {
-        let writer = CheckpointWriter::resume(reservation, stopped.directory(), stopped.written())?;
+        let directory = stopped.directory();
+        let writer =
+            CheckpointWriter::resume(reservation, directory, stopped.written()).map_err(|e| match e {
+                FormatError::Io { source, .. }
+                    if matches!(source.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
+                {
+                    damaged(directory, &source.to_string())
+                }
+                e => e.into(),
+            })?;
+        // What lay there may have been changed.
+        tokenizer.save(writer.staging())?;
         Ok(Self { checkpoint, writer, format, half })
     }
 
@@ -87,8 +100,9 @@ impl<'a> OutputCheckpoint<'a> {
         let (vocab, hidden) = self.table_shape();
         let data = self.checkpoint.tensors.float(name, &[vocab, hidden])?;
         let mut bytes = Vec::with_capacity(vocab * hidden * 2);
-        for first in (0..vocab).step_by(ROWS) {
-            let count = ROWS.min(vocab - first);
+        let most = if B::PIECES.on_host { ROWS } else { DEVICE_ROWS };
+        for first in (0..vocab).step_by(most) {
+            let count = most.min(vocab - first);
             let rows = some_rows(&data, hidden, first, count);
             if scale.is_none() && rotation.is_none() {
                 self.half.append(name, &rows.into_f32(), &mut bytes)?;

@@ -215,9 +215,14 @@ pub(crate) fn begin<B: Calibrate, T>(
     let first = stopped.as_ref().map_or(0, Stopped::blocks);
     let mut writer = match (&target, &stopped) {
         (Target::Nowhere(_), _) => OutputCheckpoint::counting(checkpoint, plan.format, plan.half),
-        (Target::Directory(output), Some(stopped)) => {
-            OutputCheckpoint::resumed(checkpoint, stopped, output.reservation, plan.format, plan.half)?
-        }
+        (Target::Directory(output), Some(stopped)) => OutputCheckpoint::resumed(
+            checkpoint,
+            tokenizer,
+            stopped,
+            output.reservation,
+            plan.format,
+            plan.half,
+        )?,
         (Target::Directory(output), None) => {
             let reservation = output.reservation;
             let writer =

@@ -136,7 +136,7 @@ pub(crate) fn check(
     if calibrates && calibration.window == 0 {
         return refuse("calibration windows must have at least one token".into());
     }
-    if calibration.window > config.max_position_embeddings {
+    if calibrates && calibration.window > config.max_position_embeddings {
         return refuse(format!(
             "calibration windows of {} tokens are longer than the model's context of {}; ask for shorter windows",
             calibration.window, config.max_position_embeddings

@@ -23,7 +23,7 @@ pub use self::stopped::finished_blocks;
 pub(crate) use self::{
     fingerprint::{Fingerprint, of_run as fingerprint},
     keeper::Keeper,
-    stopped::{Restored, Stopped},
+    stopped::{Restored, Stopped, damaged},
 };
 use crate::report::{LayerReport, SmoothReport, Timings};
 

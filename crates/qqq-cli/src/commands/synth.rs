@@ -69,7 +69,9 @@ struct Outcome {
     #[serde(flatten)]
     made: Synthesized,
     layers: usize,
-    seed: u64,
+    /// Unless it was drawn: then it stands beside the warnings, as in every command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
 }
 
 /// Runs the command.
@@ -86,7 +88,12 @@ pub fn run(args: &SynthArgs, console: &Console) -> anyhow::Result<()> {
     let mut steps = Steps::new(Progress::new(console, "writing"), &guard);
     let made = synthesize(&config, &Synth { seed, quantized }, reserved.reservation(), &mut steps)?;
     drop(steps);
-    let outcome = Outcome { output: args.output.clone(), made, layers: config.num_layers, seed };
+    let outcome = Outcome {
+        output: args.output.clone(),
+        made,
+        layers: config.num_layers,
+        seed: (!is_drawn).then_some(seed),
+    };
     console.result(&outcome, summary)
 }
 

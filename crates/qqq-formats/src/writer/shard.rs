@@ -3,12 +3,14 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, Seek, SeekFrom, Write},
+    hash::Hasher as _,
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use twox_hash::XxHash3_64;
 
 use super::TensorPieces;
 use crate::DType;
@@ -25,7 +27,12 @@ pub(super) struct ShardState {
     header: String,
     tensors: BTreeMap<String, u64>,
     data_bytes: u64,
+    /// Of the tensors' bytes.
+    hash: u64,
 }
+
+/// Bytes that are read at a time.
+const READ: usize = 1 << 20;
 
 /// A shard being written.
 pub(super) struct Shard {
@@ -36,6 +43,8 @@ pub(super) struct Shard {
     tensors: BTreeMap<String, u64>,
     header: String,
     data_bytes: u64,
+    /// Of the tensors' bytes; pieces of tensors are not in it, and no shard with such can be gone on with.
+    hash: XxHash3_64,
 }
 
 impl Shard {
@@ -48,18 +57,30 @@ impl Shard {
     /// One that only counts what it would hold.
     pub fn counting() -> Self {
         let header = json!({ "__metadata__": { "format": "pt" } }).to_string();
-        Self { path: PathBuf::new(), file: None, tensors: BTreeMap::new(), header, data_bytes: 0 }
+        Self {
+            path: PathBuf::new(),
+            file: None,
+            tensors: BTreeMap::new(),
+            header,
+            data_bytes: 0,
+            hash: XxHash3_64::new(),
+        }
     }
 
     /// What it holds now.
     pub fn state(&self) -> ShardState {
-        ShardState { header: self.header.clone(), tensors: self.tensors.clone(), data_bytes: self.data_bytes }
+        ShardState {
+            header: self.header.clone(),
+            tensors: self.tensors.clone(),
+            data_bytes: self.data_bytes,
+            hash: self.hash.finish(),
+        }
     }
 
     /// A shard of which a state was kept. What was written to the file since is forgotten.
     ///
     /// # Errors
-    /// The system's; a file that has less than the state says.
+    /// The system's; a file that has less than the state says, or something else (`InvalidData`).
     pub fn reopen(path: PathBuf, state: &ShardState) -> io::Result<Self> {
         let mut file = File::options().read(true).write(true).open(&path)?;
         let end = RESERVED as u64 + state.data_bytes;
@@ -69,9 +90,20 @@ impl Shard {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
         }
         file.set_len(end)?;
-        file.seek(SeekFrom::Start(end))?;
-        let ShardState { header, tensors, data_bytes } = state.clone();
-        Ok(Self { path, file: Some(file), tensors, header, data_bytes })
+        file.seek(SeekFrom::Start(RESERVED as u64))?;
+        let (mut hash, mut buffer) = (XxHash3_64::new(), vec![0; READ]);
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                read => hash.write(&buffer[..read]),
+            }
+        }
+        if hash.finish() != state.hash {
+            let what = format!("the tensors in {} are not those that were kept", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        let ShardState { header, tensors, data_bytes, .. } = state.clone();
+        Ok(Self { path, file: Some(file), tensors, header, data_bytes, hash })
     }
 
     /// A handle for who syncs it.
@@ -126,6 +158,7 @@ impl Shard {
         let entry = self.new_entry(name, dtype, shape, bytes.len() as u64)?;
         if let Some(file) = &mut self.file {
             file.write_all(bytes)?;
+            self.hash.write(bytes);
         }
         self.enter(name, &entry, bytes.len() as u64);
         Ok(())

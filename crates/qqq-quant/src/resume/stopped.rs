@@ -143,6 +143,6 @@ impl Stopped {
     }
 }
 
-fn damaged(directory: &Path, how: &str) -> QuantError {
+pub(crate) fn damaged(directory: &Path, how: &str) -> QuantError {
     QuantError::Resume(format!("{}: what it has left cannot be read: {how}", directory.display()))
 }
