@@ -260,7 +260,8 @@ impl CheckpointWriter {
     /// Writes headers and index, syncs, and gives the directory its final name.
     ///
     /// # Errors
-    /// A full disk; `out` has come into being meanwhile; a writer that only counts.
+    /// A full disk; `out` has come into being meanwhile (the checkpoint then lies beside it, under the name that the message
+    /// gives); a writer that only counts.
     pub fn finish(mut self) -> Result<()> {
         let Some(reservation) = self.reservation.take() else {
             return Err(FormatError::Layout("a checkpoint that was only counted has no files".into()));
@@ -297,7 +298,20 @@ impl CheckpointWriter {
         self.owner = None;
         sync_directory(&staging).map_err(fail)?;
         let out = reservation.path();
-        refuse_existing(out)?;
+        if refuse_existing(out).is_err() {
+            // The work is done: it is not thrown away for its name.
+            let other = other_name(out);
+            fs::rename(&staging, &other).map_err(fail)?;
+            self.finished = true;
+            let source = io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!(
+                    "it exists already (it came into being meanwhile), and is not overwritten; the finished checkpoint is {}",
+                    other.display()
+                ),
+            );
+            return Err(FormatError::Io { path: out.into(), source });
+        }
         fs::rename(&staging, out).map_err(|source| FormatError::Io { path: out.into(), source })?;
         self.finished = true;
         if let Some(parent) = out.parent() {
@@ -324,6 +338,16 @@ impl Drop for CheckpointWriter {
             let _ = fs::remove_dir_all(&self.staging);
         }
     }
+}
+
+/// A name beside `out` that nothing has.
+fn other_name(out: &Path) -> PathBuf {
+    let name = |number: usize| {
+        let mut name = out.as_os_str().to_owned();
+        name.push(format!(".finished-{number}"));
+        PathBuf::from(name)
+    };
+    (1..).map(name).find(|path| fs::symlink_metadata(path).is_err()).unwrap_or_else(|| name(0))
 }
 
 /// Syncs the files of a directory, also those that others have put there, then the directory.

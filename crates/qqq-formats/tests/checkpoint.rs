@@ -169,10 +169,16 @@ fn the_output_appears_complete_or_not_at_all() {
     fs::create_dir(&out).unwrap();
     assert!(message(CheckpointWriter::create(&out)).contains("exists already"));
     fs::remove_dir(&out).unwrap();
-    let writer = CheckpointWriter::create(&out).unwrap();
-    fs::create_dir(&out).unwrap();
-    assert!(message(writer.finish()).contains("exists already"), "made meanwhile");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    for other in ["m.finished-1", "m.finished-2"] {
+        let mut writer = CheckpointWriter::create(&out).unwrap();
+        writer.add("t", DType::U8, &[3], &[1, 2, 3]).unwrap();
+        fs::create_dir(&out).unwrap();
+        let told = message(writer.finish());
+        assert!(told.contains("exists already") && told.contains(other), "made meanwhile: {told}");
+        assert_eq!(Safetensors::open(&dir.path().join(other)).unwrap().names(), ["t"]);
+        fs::remove_dir(&out).unwrap();
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
 
     assert!(message(CheckpointWriter::create(&dir.path().join("no/such/parent"))).contains("no/such"));
     assert!(CheckpointWriter::create(Path::new("/")).is_err());
