@@ -150,6 +150,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// A recorded step.
     type Graph: Send;
 
+    /// Whether [`losses`](Self::losses) may take less time than to read rows.
+    const SUMS_LOSSES: bool = false;
+
     /// A tensor with room for `rows x cols` values; it has no rows yet.
     fn tensor(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
     /// An input with room for `rows x cols` values; it has no rows yet.

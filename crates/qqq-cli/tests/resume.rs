@@ -139,6 +139,14 @@ fn killed(line: &str) {
     assert_eq!(place.names(), ["model", "out", "text.txt", "whole"]);
 }
 
+/// Starts a run, and kills it when it has kept a block.
+fn kill_when_kept(place: &Place, line: &str) {
+    let mut child = start(place, line);
+    assert!(wait(place, &mut child, || blocks_kept(place) > 0));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn ten_kills_leave_the_same_bytes() {
     killed(LINE);
@@ -205,10 +213,7 @@ fn ctrl_c_offers_to_go_on() {
 fn without_the_option_a_run_starts_anew_and_says_so() {
     let place = place();
     let line = LINE;
-    let mut child = start(&place, &format!("{line} -o out"));
-    assert!(wait(&place, &mut child, || blocks_kept(&place) > 0));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill_when_kept(&place, &format!("{line} -o out"));
     let kept = staging(&place).unwrap();
     // What fails before it begins removes nothing.
     let run = place.run("quantize no-model -o out");
@@ -227,10 +232,7 @@ fn without_the_option_a_run_starts_anew_and_says_so() {
 fn what_was_damaged_is_not_gone_on_with() {
     let place = place();
     let line = LINE;
-    let mut child = start(&place, &format!("{line} -o out"));
-    assert!(wait(&place, &mut child, || blocks_kept(&place) > 0));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill_when_kept(&place, &format!("{line} -o out"));
     let state = staging(&place).unwrap().join(".resume");
     let good = fs::read(&state).unwrap();
     let mut flipped = good.clone();

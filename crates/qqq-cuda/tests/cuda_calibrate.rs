@@ -1,17 +1,22 @@
 //! Calibration on a GPU against the CPU's, which has tests of its own. Needs a GPU that there are kernels for: the tests are
 //! reported as ignored without one.
 
+#[path = "common/backend.rs"]
+mod backend;
+
 use std::process::ExitCode;
 
 use qqq_backend::{AttentionKind, Backend, Calibrate, CpuBackend, HeadLayout, InputKind};
-use qqq_cuda::{CudaBackend, DType, Device, KernelType};
+use qqq_cuda::{CudaBackend, DType, KernelType};
 use qqq_formats::WeightData;
 use qqq_quant::{
     Clip, GroupScales, RotationKind,
     rotation::Rotation,
     solve::{ScaleDType, SolveOptions, Solved, solve, solve_on},
 };
-use qqq_testing::{Missing, Suite, tests, values};
+use qqq_testing::{Suite, tests, values};
+
+use backend::backend;
 
 fn main() -> ExitCode {
     let mut suite = Suite::new();
@@ -31,11 +36,6 @@ fn main() -> ExitCode {
         );
     }
     suite.run()
-}
-
-fn backend(half: DType) -> Result<CudaBackend, Missing> {
-    let device = Device::new(0).and_then(|d| d.arch().map(|_| d));
-    device.and_then(|d| CudaBackend::new(&d, half)).map_err(|e| Missing::Machine(e.to_string()))
 }
 
 /// Channels of very different size, as in a language model.

@@ -3,6 +3,8 @@
 
 #[path = "common/attending.rs"]
 mod attending;
+#[path = "common/backend.rs"]
+mod backend;
 #[path = "common/uniform.rs"]
 mod uniform;
 
@@ -11,11 +13,12 @@ use std::process::ExitCode;
 use qqq_backend::{
     Backend, BatchPlan, CpuBackend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm, PAGE, largest,
 };
-use qqq_cuda::{CudaBackend, DType, Device, KernelType};
+use qqq_cuda::{CudaBackend, DType, KernelType};
 use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
-use qqq_testing::{Missing, Random, Suite, tests, values};
+use qqq_testing::{Random, Suite, tests, values};
 
 use attending::Attending;
+use backend::backend;
 
 fn main() -> ExitCode {
     let mut suite = Suite::new();
@@ -35,11 +38,6 @@ fn main() -> ExitCode {
         );
     }
     suite.run()
-}
-
-fn backend(half: DType) -> Result<CudaBackend, Missing> {
-    let device = Device::new(0).and_then(|d| d.arch().map(|_| d));
-    device.and_then(|d| CudaBackend::new(&d, half)).map_err(|e| Missing::Machine(e.to_string()))
 }
 
 /// Half of a unit in the last place of a number near 1.

@@ -211,6 +211,9 @@ impl<'d, B: Backend> Runner<'d, B> {
     /// # Errors
     /// As [`logits`](Self::logits), and as many tokens as rows.
     pub fn losses(&mut self, rows: &[usize], tokens: &[u32]) -> Result<Option<Vec<f64>>> {
+        if !B::SUMS_LOSSES {
+            return Ok(None);
+        }
         self.run_last_norm(rows)?;
         let Decoder { backend, head, .. } = self.decoder;
         Ok(backend.losses(&self.head_input, head, tokens, &mut self.logits)?)

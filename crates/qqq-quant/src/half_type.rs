@@ -122,20 +122,6 @@ impl HalfType {
         }
         Ok(())
     }
-
-    /// The values of little-endian bytes.
-    pub fn widen(self, bytes: &[u8]) -> Vec<f32> {
-        bytes
-            .chunks_exact(2)
-            .map(|b| {
-                let bits = u16::from_le_bytes([b[0], b[1]]);
-                match self {
-                    HalfType::F16 => f16::from_bits(bits).to_f32(),
-                    HalfType::BF16 => bf16::from_bits(bits).to_f32(),
-                }
-            })
-            .collect()
-    }
 }
 
 /// The rows from `first` on of a matrix with `cols` columns, in its type.
@@ -158,12 +144,15 @@ mod tests {
             let values = [0.0, 1.0, -2.5, 0.1, 1000.0];
             let mut bytes = Vec::new();
             half.append("t", &values, &mut bytes).unwrap();
-            assert_eq!(half.widen(&bytes), values.map(|x| half.round(x)));
+            assert_eq!(half.values(bytes.clone()).into_f32(), values.map(|x| half.round(x)));
             // Many are as one.
             let many: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.3) * 1.37f32.powi(i % 37 - 30)).collect();
             let mut bytes = Vec::new();
             half.append("t", &many, &mut bytes).unwrap();
-            assert_eq!(half.widen(&bytes), many.iter().map(|x| half.round(*x)).collect::<Vec<_>>());
+            assert_eq!(
+                half.values(bytes.clone()).into_f32(),
+                many.iter().map(|x| half.round(*x)).collect::<Vec<_>>()
+            );
         }
         let error = HalfType::F16.append("model.norm.weight", &[1e6], &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("model.norm.weight"), "{error}");

@@ -70,7 +70,7 @@ pub mod report;
 pub mod resolved;
 pub mod resume;
 pub mod rotation;
-mod rotations;
+pub mod rotations;
 mod run;
 mod scratch;
 mod self_samples;

@@ -9,7 +9,6 @@ use qqq_model::{Decoder, ModelError, RopeChoice, TensorBytes, Tokenizer, memory,
 use crate::{
     Calibration, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
     calibration::{self, CalibrationText, Read, Source},
-    device_need,
     estimate::Estimate,
     half_type::HalfType,
     output::OutputCheckpoint,
@@ -199,9 +198,10 @@ pub(crate) fn begin<B: Calibrate, T>(
     };
     let plan = preflight::check(checkpoint, recipe, format, samples, B::PIECES)?;
     let config = &checkpoint.config;
-    if let Some(free) = backend.free_memory()? {
-        preflight::check_device(config, recipe, free)?;
-    }
+    let on_its_own = match backend.free_memory()? {
+        Some(free) => Some((preflight::check_device(config, recipe, free)?, free)),
+        None => None,
+    };
     let kept = match &target {
         Target::Directory(Output { resume: Some(resume), reservation, .. }) => {
             let print = resume::fingerprint(checkpoint, recipe, &plan, calibration.source, resume.device)?;
@@ -257,8 +257,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         }
         None => work.note(&format!("memory: about {} at most", size::bytes(need))),
     }
-    if let Some(free) = backend.free_memory()? {
-        let need = device_need::bytes(config, recipe);
+    if let Some((need, free)) = on_its_own {
         work.note(&format!(
             "GPU memory: about {} at most, {} are free",
             size::bytes(need),

@@ -66,18 +66,18 @@ impl Recipe {
     }
 }
 
-/// That a device with so many free bytes has room for the run.
+/// Bytes that the run takes on a device which has so many free.
 ///
 /// # Errors
 /// It has not: the message says how many windows fit.
-pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> Result<()> {
+pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> Result<u64> {
     let with = |windows: usize| {
         let calibration = crate::Calibration { windows, ..recipe.calibration };
         device_need::bytes(config, &Recipe { calibration, ..recipe.clone() })
     };
     let need = with(recipe.calibration.windows);
     if need <= free {
-        return Ok(());
+        return Ok(need);
     }
     let mut fewer = recipe.calibration.windows;
     while fewer > 0 && with(fewer) > free {

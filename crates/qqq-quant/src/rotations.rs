@@ -1,4 +1,8 @@
-//! The rotations of a model.
+//! The rotations of a model: the offline part of QuaRot (arXiv 2404.00456).
+//!
+//! Norm weights are folded into the linear layers that follow, the residual stream is turned by an orthogonal matrix `Q`, and
+//! the heads of v by a Hadamard matrix: the float model computes the same function afterwards. Activations are row vectors: the
+//! stream becomes `h Q`, so layers that read it take `W Q` and layers that write it `Q^T W`.
 
 use std::sync::Arc;
 
@@ -13,7 +17,7 @@ use crate::{
 };
 
 /// The two matrices that turn a model.
-pub(crate) struct Rotations {
+pub struct Rotations {
     /// Of the residual stream.
     pub stream: Rotation,
     /// Of the heads of v and o.
@@ -22,7 +26,7 @@ pub(crate) struct Rotations {
 
 impl Rotations {
     /// Those of a recipe that rotates.
-    pub fn new(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Self>> {
+    pub(crate) fn new(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Self>> {
         if recipe.transform != Transform::Rotate {
             return Ok(None);
         }
@@ -32,7 +36,7 @@ impl Rotations {
     }
 
     /// For the report.
-    pub fn report(&self) -> RotationReport {
+    pub(crate) fn report(&self) -> RotationReport {
         RotationReport {
             stream: self.stream.family,
             hidden_size: self.stream.width,
@@ -42,7 +46,7 @@ impl Rotations {
     }
 
     /// What the user should know about the matrices.
-    pub fn notes(&self) -> Vec<String> {
+    pub(crate) fn notes(&self) -> Vec<String> {
         let parts = [("the residual stream", &self.stream), ("heads", &self.head)];
         parts
             .into_iter()
@@ -58,7 +62,7 @@ impl Rotations {
 }
 
 /// The matrices on a device, and on the host for biases.
-pub(crate) struct DeviceRotations<B: Calibrate> {
+pub struct DeviceRotations<B: Calibrate> {
     host: Arc<Rotations>,
     /// Of the residual stream.
     pub stream: B::Rotation,
@@ -66,6 +70,8 @@ pub(crate) struct DeviceRotations<B: Calibrate> {
 }
 
 impl<B: Calibrate> DeviceRotations<B> {
+    /// Copies them to the device.
+    ///
     /// # Errors
     /// Those of the backend.
     pub fn new(b: &B, host: Arc<Rotations>) -> Result<Self> {
@@ -74,7 +80,7 @@ impl<B: Calibrate> DeviceRotations<B> {
         Ok(Self { host, stream, head })
     }
 
-    /// Rotates one layer of a block, with the norm before it folded; see [`transform`](crate::transform).
+    /// Rotates one layer of a block, with the norm before it folded.
     ///
     /// # Errors
     /// Those of the backend.

@@ -1,9 +1,7 @@
 //! Transformations that are absorbed into the weights: the float model computes the same function afterwards.
 //!
-//! Rotation is the offline part of QuaRot (arXiv 2404.00456): norm weights are folded into the linear layers that
-//! follow, the residual stream is turned by an orthogonal matrix `Q`, and the heads of v by a Hadamard matrix.
-//! Activations are row vectors: the stream becomes `h Q`, so layers that read it take `W Q` and layers that write it
-//! `Q^T W`. Smoothing divides an input channel by `s_j` where it is made, and multiplies it where it is used.
+//! Smoothing divides an input channel by `s_j` where it is made, and multiplies it where it is used. Rotation is in
+//! [`rotations`](crate::rotations).
 
 use qqq_backend::HeadLayout;
 use qqq_model::{BlockNorms, Site};
@@ -11,59 +9,7 @@ use qqq_model::{BlockNorms, Site};
 use crate::{
     float_linear::{FloatBlock, FloatLinear},
     half_type::HalfType,
-    rotation::Rotation,
 };
-
-/// Folds the norm weights of a block into its linear layers; the norms become 1.
-pub fn fold_norms(block: &mut FloatBlock) {
-    let FloatBlock { norms, layers } = block;
-    for (site, norm) in [(Site::Qkv, &mut norms.input), (Site::GateUp, &mut norms.post)] {
-        norm.iter_mut().for_each(|w| *w += norms.offset);
-        layers[site].scale_inputs(norm);
-        norm.fill(1.0 - norms.offset);
-    }
-}
-
-/// Rotates a block whose norms are folded: the residual stream by `stream`, the heads of v by `head`.
-pub fn rotate(block: &mut FloatBlock, stream: &Rotation, head: &Rotation, heads: HeadLayout) {
-    for site in Site::ALL {
-        rotate_linear(site, &mut block.layers[site], stream, head, heads);
-    }
-}
-
-/// Rotates one layer of a block, with the norm before it folded.
-pub fn rotate_linear(
-    site: Site,
-    weights: &mut FloatLinear,
-    stream: &Rotation,
-    head: &Rotation,
-    heads: HeadLayout,
-) {
-    let FloatLinear { k, weight, bias, .. } = weights;
-    match site {
-        Site::Qkv | Site::GateUp => stream.apply_rows(weight),
-        Site::O | Site::Down => {
-            stream.apply_outputs(weight, *k);
-            if let Some(bias) = bias {
-                stream.apply_rows(bias);
-            }
-        }
-    }
-    match site {
-        Site::Qkv => {
-            let first_v = heads.q_width() + heads.kv_width();
-            for v in weight[first_v * *k..].chunks_exact_mut(heads.head_dim * *k) {
-                head.apply_outputs(v, *k);
-            }
-            if let Some(bias) = bias {
-                head.apply_rows(&mut bias[first_v..]);
-            }
-        }
-        // A row of o is a row of `head_dim` values for every query head.
-        Site::O => head.apply_rows(weight),
-        Site::GateUp | Site::Down => {}
-    }
-}
 
 /// Divides the output of a norm by `s`. The new norm weight, to which `offset` is added, is rounded to the type it will be
 /// stored in; the returned factors, to be multiplied into the next layer, undo exactly what the rounded weight does.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use qqq_backend::{Calibrate, InputKind};
 use qqq_formats::{LinearWeight, WeightData};
 
-use crate::{Result, estimate::rate, nearest::round_scaled};
+use crate::{QuantError, Result, estimate::rate, nearest::round_scaled};
 
 /// Seconds that an operation takes here, as a multiple of what [`rate`] says.
 #[derive(Clone, Copy, Debug)]
@@ -72,44 +72,35 @@ impl Slowness {
         let mut output = b.tensor(size, size)?;
         let moments = (size as f64).powi(3);
         let product = 2.0 * moments;
+        // Looked at last, it is there when all before it is.
+        let probe = b.upload(1, 1, vec![0.0])?;
+        let wait = || b.first_not_finite(&probe).map(|_| ()).map_err(QuantError::from);
+        let mut multiply = |input: &B::Input, weight: &B::Linear| {
+            median(|| {
+                b.linear(input, weight, &mut output)?;
+                std::hint::black_box(&mut output);
+                wait()
+            })
+        };
         let mut measured = Self::of_host(
-            median(|| multiply(b, &input, &quantized, &mut output))? * rate::INT8 / product,
-            median(|| wait(b, &b.hessian(b.gram_of(size, &[&input])?)?))? * rate::RANK_K / moments,
-            median(|| multiply(b, &float_input, &float, &mut output))? * rate::FLOAT / product,
+            multiply(&input, &quantized)? * rate::INT8 / product,
+            median(|| {
+                std::hint::black_box(b.hessian(b.gram_of(size, &[&input])?)?);
+                wait()
+            })? * rate::RANK_K
+                / moments,
+            multiply(&float_input, &float)? * rate::FLOAT / product,
         );
         if let Some((weights, rotation)) = &mut turned {
             let seconds = median(|| {
                 b.rotate_inputs(weights, rotation)?;
-                wait(b, &b.hessian(b.gram(1)?)?)
+                wait()
             })?;
             measured.solve = DEVICE_TRIES * seconds * rate::SOLVE / product;
             measured.moves = HOST_SHARE;
         }
         Ok(measured)
     }
-}
-
-/// Waits until a Hessian is there, and all that was asked for before.
-fn wait<B: Calibrate>(b: &B, hessian: &B::Hessian) -> Result<()> {
-    // Adding one to itself reads the diagonals alone.
-    match B::PIECES.on_host {
-        true => drop(std::hint::black_box(b.read_hessian(hessian)?)),
-        false => {
-            let mut sum = b.hessian(b.gram(1)?)?;
-            b.hessian_add(&mut sum, &b.hessian(b.gram(1)?)?, 1.0)?;
-        }
-    }
-    Ok(())
-}
-
-fn multiply<B: Calibrate>(b: &B, input: &B::Input, weight: &B::Linear, output: &mut B::Tensor) -> Result<()> {
-    b.linear(input, weight, output)?;
-    match B::PIECES.on_host {
-        true => drop(std::hint::black_box(b.read(output)?)),
-        // Waits for all, and brings little back.
-        false => drop(b.first_not_finite(output)?),
-    }
-    Ok(())
 }
 
 /// The median of what some runs take, in seconds.

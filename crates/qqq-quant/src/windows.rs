@@ -40,20 +40,22 @@ impl<B: Calibrate> Window<B> {
     /// # Errors
     /// Those of the backend.
     pub fn new(b: &B, states: B::Tensor, tokens: usize) -> Result<Self> {
-        let flow = Flow::new(states, b.input(0, 0)?, b.input(0, 0)?);
-        Ok(Self { flow, batch: b.batch(&BatchPlan::whole(tokens))? })
+        Self::in_batch(b, states, b.batch(&BatchPlan::whole(tokens))?)
     }
-}
 
-impl<B: Calibrate> Window<B> {
+    fn in_batch(b: &B, states: B::Tensor, batch: B::Batch) -> Result<Self> {
+        Ok(Self { flow: Flow::new(states, b.input(0, 0)?, b.input(0, 0)?), batch })
+    }
+
     /// Of tokens, whose states are rows of an embedding of width `hidden`, times `scale`.
     ///
     /// # Errors
     /// A token that the embedding does not have; those of the backend.
     pub fn embedded(b: &B, table: &B::Embedding, ids: &[u32], hidden: usize, scale: f32) -> Result<Self> {
+        let batch = b.batch(&BatchPlan::sequences([ids]))?;
         let mut states = b.tensor(ids.len(), hidden)?;
-        b.embed(table, &b.batch(&BatchPlan::sequences([ids]))?, scale, &mut states)?;
-        Self::new(b, states, ids.len())
+        b.embed(table, &batch, scale, &mut states)?;
+        Self::in_batch(b, states, batch)
     }
 }
 

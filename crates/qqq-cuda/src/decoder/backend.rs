@@ -128,6 +128,8 @@ impl Backend for CudaBackend {
     type Batch = CudaBatch;
     type Graph = CudaStep;
 
+    const SUMS_LOSSES: bool = true;
+
     fn tensor(&self, rows: usize, cols: usize) -> Result<CudaTensor> {
         // Any tensor may come to hold float32.
         let buffer = Buffer::new(self.device(), rows * cols * 4)?;

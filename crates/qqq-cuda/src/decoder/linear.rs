@@ -19,7 +19,7 @@ pub struct CudaLinear {
     pub(super) k: usize,
     weights: Weights,
     /// Type of the output.
-    output: DType,
+    pub(super) output: DType,
 }
 
 #[derive(Debug)]

@@ -65,10 +65,10 @@ impl CudaBackend {
         if columns.len() != x.rows {
             return Err(BackendError::Shape(format!("{} columns of {} rows", columns.len(), x.rows)));
         }
-        self.linear(x, weight, out)?;
-        if out.dtype != DType::F32 {
+        if weight.output != DType::F32 {
             return Ok(None);
         }
+        self.linear(x, weight, out)?;
         let (rows, device) = (out.rows, self.device());
         let (columns_of, losses) = (Buffer::of(device, columns)?, Buffer::new(device, 8 * rows)?);
         let parameters = LossParameters {

@@ -1,15 +1,16 @@
 //! Transformations keep the float model's function.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use qqq_backend::HeadLayout;
-use qqq_formats::{Checkpoint, DType, writer::CheckpointWriter};
+use qqq_backend::{Calibrate, CpuBackend, HeadLayout};
+use qqq_formats::{Checkpoint, DType, WeightData, writer::CheckpointWriter};
 use qqq_model::{Site, names};
 use qqq_quant::{
     RotationKind,
     float_linear::{FloatBlock, FloatLinear, read_block},
     half_type::HalfType,
     rotation::Rotation,
+    rotations::{DeviceRotations, Rotations},
     transform,
 };
 use tempfile::TempDir;
@@ -103,15 +104,32 @@ fn check_rotation(dir: &Path, name: &str, tiny: &Tiny, kind: RotationKind) {
     let model = tiny.write(dir, &format!("model{name}"));
     let before = logits(&model);
     let stream = Rotation::new(kind, tiny.hidden, 5).unwrap();
-    let head = Rotation::head(tiny.head_dim);
+    let b = CpuBackend::default();
+    let both = Rotations { stream: stream.clone(), head: Rotation::head(tiny.head_dim) };
+    let rotations = DeviceRotations::new(&b, Arc::new(both)).unwrap();
     let out = dir.join(format!("rotated{name}"));
     rewrite(
         &model,
         &out,
         true,
         &|_, block| {
-            transform::fold_norms(block);
-            transform::rotate(block, &stream, &head, heads(tiny));
+            for site in Site::ALL {
+                let layer = &mut block.layers[site];
+                let data = WeightData::F32(std::mem::take(&mut layer.weight));
+                let mut weights = b.weights(layer.n, layer.k, data).unwrap();
+                let norm = match site {
+                    Site::Qkv => Some(&mut block.norms.input),
+                    Site::GateUp => Some(&mut block.norms.post),
+                    Site::O | Site::Down => None,
+                };
+                if let Some(norm) = norm {
+                    b.scale_inputs(&mut weights, norm).unwrap();
+                    norm.fill(1.0);
+                }
+                let bias = layer.bias.as_deref_mut();
+                rotations.turn(&b, site, &mut weights, bias, heads(tiny)).unwrap();
+                layer.weight = b.read_weights(&weights).unwrap().into_owned();
+            }
         },
         &|embedding, norm, lm_head| {
             for row in lm_head.chunks_exact_mut(tiny.hidden) {
