@@ -346,6 +346,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         around,
         rotations: on_device.clone(),
         smoothing_window,
+        read_ahead: None,
         estimate,
         work,
         layers: earlier.layers,

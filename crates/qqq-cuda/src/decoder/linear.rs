@@ -1,12 +1,14 @@
 //! Linear layers.
 
+use std::sync::Arc;
+
 use qqq_backend::{BackendError, InputKind};
 use qqq_formats::{LinearWeight, WeightData};
 
 use super::CudaBackend;
 use super::blas::{Operands, Product};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
-use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, WeightKind};
+use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, WeightKind, check_shape};
 use crate::{CudaError, DType, Device, KernelType, Result};
 
 /// Most tokens that a product's kernels are prepared for; more are multiplied in pieces.
@@ -25,9 +27,9 @@ pub struct CudaLinear {
 #[derive(Debug)]
 enum Weights {
     /// 4-bit weights, int8 activations.
-    W4A8 { weights: DeviceWeights, plans: GemmPlans },
+    W4A8 { kind: WeightKind, weights: DeviceWeights, plans: Arc<GemmPlans> },
     /// 16-bit weights and activations; a bias has the type of the output.
-    Half { values: std::sync::Arc<Buffer>, bias: Option<Buffer> },
+    Half { values: Arc<Buffer>, bias: Option<Buffer> },
 }
 
 impl CudaLinear {
@@ -41,13 +43,55 @@ impl CudaLinear {
             }
             LinearWeight::Quantized(weight) => {
                 let weights = DeviceWeights::prepacked(backend.device(), &weight, bias.as_deref())?;
-                let (n, k) = (weight.out_features, weight.in_features);
-                let spec = GemmSpec::new(GemmTypes::int8(WeightKind::of(&weight.scales), half), (n, k));
-                let plans = GemmPlans::new(backend.planner(), &spec, MOST_TOKENS)?;
-                backend.reserve_workspace(plans.workspace_bytes())?;
-                Ok(Self { n, k, weights: Weights::W4A8 { weights, plans }, output: half })
+                let shape = (weight.out_features, weight.in_features);
+                Self::of_tiles(backend, WeightKind::of(&weight.scales), shape, weights)
             }
         }
+    }
+
+    /// Of prepacked weights.
+    fn of_tiles(
+        backend: &CudaBackend,
+        kind: WeightKind,
+        (n, k): (usize, usize),
+        weights: DeviceWeights,
+    ) -> Result<Self> {
+        let half = backend.half();
+        let spec = GemmSpec::new(GemmTypes::int8(kind, half), (n, k));
+        let plans = backend.plans(spec, || GemmPlans::new(backend.planner(), &spec, MOST_TOKENS))?;
+        backend.reserve_workspace(plans.workspace_bytes())?;
+        Ok(Self { n, k, weights: Weights::W4A8 { kind, weights, plans }, output: half })
+    }
+
+    /// Weights of a kind that are still to be [prepacked](Self::prepack).
+    pub(super) fn unfilled(
+        backend: &CudaBackend,
+        kind: WeightKind,
+        (n, k): (usize, usize),
+        bias: Option<&[f32]>,
+    ) -> Result<Self> {
+        check_shape(n, k)?;
+        let weights = DeviceWeights::unfilled(backend.device(), kind, (n, k), bias)?;
+        Self::of_tiles(backend, kind, (n, k), weights)
+    }
+
+    /// Whether these are weights of a kind and shape.
+    pub(super) fn is_of(&self, wanted: WeightKind, (n, k): (usize, usize)) -> bool {
+        (self.n, self.k) == (n, k) && matches!(&self.weights, Weights::W4A8 { kind, .. } if *kind == wanted)
+    }
+
+    /// Replaces the weights by others of their kind that lie in the neutral form on the device: codes, multiples of the
+    /// channels' scales where there are groups, and these.
+    ///
+    /// # Safety
+    /// As [`DeviceWeights::prepack`].
+    pub(super) unsafe fn prepack(&self, backend: &CudaBackend, neutral: (u64, u64, u64)) -> Result<()> {
+        let Weights::W4A8 { kind, weights, .. } = &self.weights else {
+            return Err(CudaError::Types("16-bit weights are not prepacked".into()));
+        };
+        let kernel = backend.prepack_kernel(*kind)?;
+        // SAFETY: the caller's promise.
+        unsafe { weights.prepack(backend.device(), &kernel, neutral) }
     }
 
     /// 16-bit weights, whose products are of type `output`.
@@ -64,14 +108,14 @@ impl CudaLinear {
         // Known before the weights are copied.
         backend.blas()?;
         let values = half_values(backend.device(), data, backend.half())?;
-        Self::sharing(backend, (n, k), std::sync::Arc::new(values), bias, output)
+        Self::sharing(backend, (n, k), Arc::new(values), bias, output)
     }
 
     /// The same with weights that lie on the device.
     pub(super) fn sharing(
         backend: &CudaBackend,
         (n, k): (usize, usize),
-        values: std::sync::Arc<Buffer>,
+        values: Arc<Buffer>,
         bias: Option<&[f32]>,
         output: DType,
     ) -> Result<Self> {
@@ -124,7 +168,7 @@ impl CudaLinear {
         }
         out.reshape(m, n, self.output)?;
         match &self.weights {
-            Weights::W4A8 { weights, plans } => {
+            Weights::W4A8 { weights, plans, .. } => {
                 let device = backend.device();
                 let stream = device.stream().cu_stream();
                 for first in (0..m).step_by(MOST_TOKENS) {
