@@ -27,7 +27,7 @@ use crate::{
     smooth_sites::SmoothContext,
     solve::{ScaleDType, SolveOptions, solve_on},
     value_hessian::value_hessian,
-    windows::{Surroundings, Window, Windows, Workshop},
+    windows::{Surroundings, Window, Windows},
     work::Work,
 };
 
@@ -39,8 +39,8 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub scale_dtype: ScaleDType,
     pub around: Surroundings<'a, B>,
     pub rotations: Option<Arc<DeviceRotations<B>>>,
-    /// The window of the smoothing search, and what it works in.
-    pub smoothing_window: Option<(Window<B>, Workshop<B>)>,
+    /// The window of the smoothing search.
+    pub smoothing_window: Option<Window<B>>,
     /// A block whose layers were read while the one before was calibrated, and what came of that.
     pub read_ahead: Option<(usize, Result<StoredLayers>)>,
     pub estimate: Estimate,
@@ -95,7 +95,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let label = self.label(index, "smoothing");
         let layers = match &mut self.smoothing_window {
             None => FloatLayers::stored(self.checkpoint, index, self.half, self.rotations.clone())?,
-            Some((window, workshop)) => {
+            Some(window) => {
                 let b = self.around.backend;
                 let mut block = match self.read_ahead.take() {
                     Some((read, layers)) if read == index => on_device(b, self.checkpoint, index, layers?)?,
@@ -112,7 +112,9 @@ impl<'a, B: Calibrate> Run<'a, B> {
                     log_memory(&label);
                     work.begin(units, label.as_str())
                 };
-                let reports = context.smooth_block(index, &mut block, window, workshop, &mut on_site)?;
+                let mut workshop = self.around.workshop(self.recipe.calibration.smooth_tokens)?;
+                let reports = context.smooth_block(index, &mut block, window, &mut workshop, &mut on_site)?;
+                window.flow.shed(b)?;
                 self.smoothing.extend(reports);
                 FloatLayers::held(block, self.half)
             }
