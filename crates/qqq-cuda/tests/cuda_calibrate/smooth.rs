@@ -1,7 +1,7 @@
 //! The smoothing search: candidates, their losses, and what is chosen, beside the CPU's.
 
 use qqq_backend::{Backend, Calibrate, CpuBackend, InputKind};
-use qqq_cuda::{CudaBackend, DType};
+use qqq_cuda::{CudaBackend, DType, KernelType};
 use qqq_formats::{Checkpoint, WeightData, writer::Reservation};
 use qqq_model::Tokenizer;
 use qqq_quant::{
