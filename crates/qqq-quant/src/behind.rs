@@ -15,8 +15,13 @@ use crate::{
     output::OutputCheckpoint,
 };
 
-/// What is being read: a layer, or those of a block.
-pub(crate) struct Ahead<'scope, T = StoredLayer>(ScopedJoinHandle<'scope, Result<T>>);
+/// What is read before it is needed: a layer, or those of a block.
+pub(crate) enum Ahead<'scope, T = StoredLayer> {
+    /// Now, by a thread.
+    Reading(ScopedJoinHandle<'scope, Result<T>>),
+    /// In another scope, and what came of it.
+    Read(Result<T>),
+}
 
 impl<'scope> Ahead<'scope> {
     /// Begins to read a layer of block `index`.
@@ -26,7 +31,7 @@ impl<'scope> Ahead<'scope> {
         index: usize,
         site: Site,
     ) -> Self {
-        Self(scope.spawn(move || read_layer(checkpoint, index, site)))
+        Self::Reading(scope.spawn(move || read_layer(checkpoint, index, site)))
     }
 }
 
@@ -37,7 +42,7 @@ impl<'scope> Ahead<'scope, StoredLayers> {
         checkpoint: &'env Checkpoint,
         index: usize,
     ) -> Self {
-        Self(scope.spawn(move || read_layers(checkpoint, index)))
+        Self::Reading(scope.spawn(move || read_layers(checkpoint, index)))
     }
 }
 
@@ -47,7 +52,10 @@ impl<T> Ahead<'_, T> {
     /// # Errors
     /// Those of reading it.
     pub fn wait(self) -> Result<T> {
-        self.0.join().unwrap_or_else(|panic| resume_unwind(panic))
+        match self {
+            Self::Reading(handle) => handle.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Self::Read(result) => result,
+        }
     }
 }
 

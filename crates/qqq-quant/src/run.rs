@@ -18,7 +18,7 @@ use crate::{
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
-    float_linear::{FloatLinear, StoredLayers, module, on_device, read_block},
+    float_linear::{FloatLinear, StoredLayer, StoredLayers, module, on_device, read_block},
     half_type::HalfType,
     output::OutputCheckpoint,
     report::{LayerReport, SmoothReport, Timings, modules},
@@ -42,7 +42,9 @@ pub(crate) struct Run<'a, B: Calibrate> {
     /// The window of the smoothing search.
     pub smoothing_window: Option<Window<B>>,
     /// A block whose layers were read while the one before was calibrated, and what came of that.
-    pub read_ahead: Option<(usize, Result<StoredLayers>)>,
+    pub block_ahead: Option<(usize, Result<StoredLayers>)>,
+    /// The same of its first layer alone, where layers are read one by one.
+    pub first_ahead: Option<(usize, Result<StoredLayer>)>,
     pub estimate: Estimate,
     pub work: Work<'a>,
     pub layers: Vec<LayerReport>,
@@ -97,7 +99,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             None => FloatLayers::stored(self.checkpoint, index, self.half, self.rotations.clone())?,
             Some(window) => {
                 let b = self.around.backend;
-                let mut block = match self.read_ahead.take() {
+                let mut block = match self.block_ahead.take() {
                     Some((read, layers)) if read == index => on_device(b, self.checkpoint, index, layers?)?,
                     _ => read_block(b, self.checkpoint, index)?,
                 };
@@ -205,16 +207,21 @@ impl<'a, B: Calibrate> Run<'a, B> {
         'a: 'env,
     {
         let checkpoint = self.checkpoint;
-        // On the host reading and computing share the cores and the memory.
-        let reads_ahead = !B::PIECES.on_host && float.reads();
-        let mut ahead = None;
-        let next = index + 1;
-        let next_block = (!B::PIECES.on_host && !float.reads() && next < checkpoint.config.num_layers)
-            .then(|| Ahead::read_block(scope, checkpoint, next));
         let Surroundings { backend, config, .. } = self.around;
+        let next_block = index + 1;
+        let is_last = next_block == config.num_layers;
+        // Where the host computes, reading would take cores and memory from that.
+        let idle = !B::PIECES.on_host;
+        let reads_ahead = idle && float.reads();
+        let mut ahead = match self.first_ahead.take() {
+            Some((block, layer)) if block == index => Some(Ahead::Read(layer)),
+            _ => None,
+        };
+        let mut first_ahead = None;
+        let block_ahead =
+            (idle && !float.reads() && !is_last).then(|| Ahead::read_block(scope, checkpoint, next_block));
         let name = format!("model.layers.{index}");
         let units = self.estimate.stages;
-        let is_last = index + 1 == config.num_layers;
         let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Int8)?;
         let mut before = None;
         for site in Site::ALL {
@@ -228,8 +235,12 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 windows.clear();
             }
             let layer = self.take(index, &mut float, site, ahead.take())?;
-            if let Some(next) = site.next().filter(|_| reads_ahead) {
-                ahead = Some(Ahead::read(scope, checkpoint, index, next));
+            match site.next() {
+                Some(next) if reads_ahead => ahead = Some(Ahead::read(scope, checkpoint, index, next)),
+                None if reads_ahead && !is_last => {
+                    first_ahead = Some(Ahead::read(scope, checkpoint, next_block, Site::Qkv));
+                }
+                _ => {}
             }
             let inputs = backend.hessian(sum)?;
             let averages = |run: &mut Self, qk: &QuantizedWeight| {
@@ -251,7 +262,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
         if !is_last {
             self.stage(index, units.finish, "forward", |wave| windows.finish_block(&name, &live, wave))?;
         }
-        self.read_ahead = next_block.map(|block| (next, block.wait()));
+        self.block_ahead = block_ahead.map(|layers| (next_block, layers.wait()));
+        self.first_ahead = first_ahead.map(|layer| (next_block, layer.wait()));
         Ok(())
     }
 

@@ -65,3 +65,58 @@ fn difference(a: &[f32], b: &[f32], rows: usize) -> f64 {
     });
     sums.iter().sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Backend, Calibrate, CpuBackend, InputKind};
+
+    /// 40 rows of three channels, so that tasks of both kinds are several.
+    fn matrix() -> Matrix {
+        let (rows, cols) = (40, 3);
+        let data = (0..rows * cols).map(|i| (i * 37 % 101) as f32 / 10.0 - 4.0).collect();
+        Matrix { rows, cols, data }
+    }
+
+    #[test]
+    fn ranges_are_those_of_the_columns() {
+        let x = matrix();
+        let (max, min) = channel_range(&x);
+        for j in 0..3 {
+            let column = || x.data.iter().skip(j).step_by(3).copied();
+            assert_eq!(max[j], column().fold(f32::NEG_INFINITY, f32::max));
+            assert_eq!(min[j], column().fold(f32::INFINITY, f32::min));
+        }
+    }
+
+    #[test]
+    fn distances_are_sums_of_squares() {
+        let a = matrix();
+        let mut b = a.clone();
+        b.data.iter_mut().step_by(7).for_each(|v| *v += 2.0);
+        let moved = a.data.len().div_ceil(7) as f64;
+        let [a, b] = [a, b].map(CpuInput::Float);
+        let cpu = CpuBackend::default();
+        assert!((cpu.squared_distance(&a, Some(&b)).unwrap() - 4.0 * moved).abs() < 1e-4);
+        let squares: f64 = a.values().iter().map(|v| f64::from(*v).powi(2)).sum();
+        assert_eq!(cpu.squared_distance(&a, None).unwrap(), squares);
+        let other = CpuInput::Float(Matrix::zeros(40, 4));
+        assert!(cpu.squared_distance(&a, Some(&other)).is_err());
+    }
+
+    #[test]
+    fn smoothed_rows_are_divided_and_quantized() {
+        let (cpu, x) = (CpuBackend::default(), matrix());
+        let s = [1.0, 2.0, 4.0];
+        let mut out = CpuInput::default();
+        cpu.smooth_input(&CpuInput::Float(x.clone()), &s, &mut out).unwrap();
+        assert_eq!(out.kind(), InputKind::Int8);
+        for (got, want) in cpu.read_input(&out).unwrap().chunks(3).zip(x.data.chunks(3)) {
+            let want: Vec<f32> = want.iter().zip(s).map(|(x, s)| x / s).collect();
+            let step = want.iter().fold(0.0f32, |max, v| max.max(v.abs())) / 127.0;
+            assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() <= 0.5001 * step), "{got:?} {want:?}");
+        }
+        assert!(cpu.smooth_input(&CpuInput::Float(x), &s[..2], &mut out).is_err());
+        assert!(cpu.channel_range(&out).is_err());
+    }
+}
