@@ -158,9 +158,9 @@ impl<B: Calibrate> Search<'_, B> {
         let (b, FloatLinear { weights, bias, .. }) = (step.backend, self.layer);
         let Candidate { input, linear, output } = candidate;
         let refused = |source| ModelError::Backend { name: "smoothing search".into(), source };
+        b.smooth_input(self.x, s, input)?;
         b.round_scaled(weights, s, self.context.group_size, bias.as_deref(), linear).map_err(refused)?;
         let missing = || QuantError::Recipe("a candidate of the smoothing search has no layer".into());
-        b.smooth_input(self.x, s, input)?;
         self.output(step, input, linear.as_ref().ok_or_else(missing)?, output)?;
         Ok(b.squared_distance(output, Some(reference))?)
     }
