@@ -150,6 +150,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// A recorded step.
     type Graph: Send;
 
+    /// Tokens of a step with which its products run about as fast as they can; more take more memory alone.
+    const STEP_TOKENS: usize = 512;
     /// Whether [`losses`](Self::losses) may take less time than to read rows.
     const SUMS_LOSSES: bool = false;
 

@@ -7,10 +7,6 @@ use qqq_model::{Decoder, ModelError, NotFinite, Result, RopeChoice, Runner, name
 
 use crate::{BadLogit, FinishReason, GenerateOptions, Generation, Sampler, SamplingOptions, pages::Pages};
 
-/// Tokens of a prefill pass, over all sequences: bounds the memory of activations, and is enough for the matrix
-/// kernels to run at full speed.
-pub(crate) const PREFILL_TOKENS: usize = 512;
-
 /// A sequence of a batch.
 pub(crate) struct Sequence {
     /// Pages that hold its keys and values.
@@ -185,7 +181,7 @@ pub(crate) fn runner<'d, B: Backend>(
     let mut needs: Vec<usize> = sequences.iter().map(|s| pages_for(s.positions(options, context))).collect();
     needs.sort_unstable_by_key(|&pages| std::cmp::Reverse(pages));
     let pages = Pages::new(needs.iter().take(together.max(1)).sum());
-    let rows = sequences.iter().map(|s| s.prompt_len).sum::<usize>().min(PREFILL_TOKENS);
+    let rows = sequences.iter().map(|s| s.prompt_len).sum::<usize>().min(B::STEP_TOKENS);
     Ok((Runner::new(decoder, options.kv_dtype, pages.total(), rows)?, pages))
 }
 
@@ -230,7 +226,7 @@ pub(crate) fn run<B: Backend>(
         }
         let prefill = started < joined;
         let work = if prefill {
-            prefill_pass(&sequences[..joined], started)
+            prefill_pass(&sequences[..joined], started, B::STEP_TOKENS)
         } else {
             decode_pass(&sequences[..joined])
         };
@@ -299,9 +295,8 @@ fn decode_pass(sequences: &[Sequence]) -> Vec<Work> {
     live.map(|(index, _)| Work { index, len: 1, ends: true }).collect()
 }
 
-/// The next tokens of prompts, sequence by sequence from `first` on, [`PREFILL_TOKENS`] at most.
-fn prefill_pass(sequences: &[Sequence], first: usize) -> Vec<Work> {
-    let mut room = PREFILL_TOKENS;
+/// The next tokens of prompts, sequence by sequence from `first` on, `room` at most: that bounds the memory of activations.
+fn prefill_pass(sequences: &[Sequence], first: usize, mut room: usize) -> Vec<Work> {
     let mut work = Vec::new();
     for (index, s) in sequences.iter().enumerate().skip(first) {
         if room == 0 {

@@ -5,7 +5,7 @@ use qqq_model::{Decoder, ModelError, Result, RopeChoice, Runner, Tokenizer};
 
 use crate::{
     GenerateOptions, Generation, StopStrings,
-    batch::{self, Event, Listener, Next, PREFILL_TOKENS, Sequence},
+    batch::{self, Event, Listener, Next, Sequence},
     pages::Pages,
     text::{Monitor, TextEvent, TextGeneration},
 };
@@ -32,7 +32,8 @@ impl<'a, B: Backend> Session<'a, B> {
     /// The backend has not the memory.
     pub fn new(decoder: &'a Decoder<B>, options: GenerateOptions) -> Result<Self> {
         let pages = Pages::new(pages_for(decoder.config.max_position_embeddings));
-        let runner = Runner::new(decoder, options.kv_dtype, pages.total(), PREFILL_TOKENS)?;
+        let rows = decoder.config.max_position_embeddings.min(B::STEP_TOKENS);
+        let runner = Runner::new(decoder, options.kv_dtype, pages.total(), rows)?;
         Ok(Self {
             options,
             runner,

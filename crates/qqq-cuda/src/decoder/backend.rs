@@ -128,11 +128,12 @@ impl Backend for CudaBackend {
     type Batch = CudaBatch;
     type Graph = CudaStep;
 
+    const STEP_TOKENS: usize = 4096;
     const SUMS_LOSSES: bool = true;
 
     fn tensor(&self, rows: usize, cols: usize) -> Result<CudaTensor> {
-        // Any tensor may come to hold float32.
-        let buffer = Buffer::new(self.device(), rows * cols * 4)?;
+        // Those that come to hold float32, the residual stream and logits, grow when they do.
+        let buffer = Buffer::new(self.device(), rows * cols * self.half().bytes())?;
         Ok(CudaTensor { buffer, rows: 0, cols, dtype: self.half() })
     }
 

@@ -1,16 +1,20 @@
 //! Linear layers.
 
-use qqq_backend::{BackendError, InputKind};
-use qqq_formats::{LinearWeight, WeightData};
+use qqq_backend::{BackendError, InputKind, pool::parallel_chunks_mut};
+use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
 
 use super::CudaBackend;
 use super::blas::{Operands, Product};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
-use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, WeightKind};
+use super::options::Arithmetic;
+use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, WeightKind};
 use crate::{CudaError, DType, Device, KernelType, Result};
 
 /// Most tokens that a product's kernels are prepared for; more are multiplied in pieces.
 const MOST_TOKENS: usize = 8192;
+
+/// Values that a thread makes 16-bit at a time.
+const ENCODED: usize = 1 << 16;
 
 /// A linear layer on a device.
 #[derive(Debug)]
@@ -24,8 +28,8 @@ pub struct CudaLinear {
 
 #[derive(Debug)]
 enum Weights {
-    /// 4-bit weights, int8 activations.
-    W4A8 { weights: DeviceWeights, plans: GemmPlans },
+    /// 4-bit weights, or int8 ones, multiplied by our own kernels with activations of this type.
+    Integer { weights: DeviceWeights, plans: Box<GemmPlans>, activation: DType },
     /// 16-bit weights and activations; a bias has the type of the output.
     Half { values: std::sync::Arc<Buffer>, bias: Option<Buffer> },
 }
@@ -39,15 +43,41 @@ impl CudaLinear {
             LinearWeight::Float { out_features, in_features, data } => {
                 Self::float(backend, (out_features, in_features), data, bias.as_deref(), half)
             }
-            LinearWeight::Quantized(weight) => {
-                let weights = DeviceWeights::prepacked(backend.device(), &weight, bias.as_deref())?;
-                let (n, k) = (weight.out_features, weight.in_features);
-                let spec = GemmSpec::new(GemmTypes::int8(WeightKind::of(&weight.scales), half), (n, k));
-                let plans = GemmPlans::new(backend.planner(), &spec, MOST_TOKENS)?;
-                backend.reserve_workspace(plans.workspace_bytes())?;
-                Ok(Self { n, k, weights: Weights::W4A8 { weights, plans }, output: half })
-            }
+            LinearWeight::Quantized(weight) => Self::quantized(backend, &weight, bias.as_deref()),
         }
+    }
+
+    /// 4-bit weights, made for the backend's arithmetic.
+    fn quantized(backend: &CudaBackend, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<Self> {
+        let (device, half) = (backend.device(), backend.half());
+        let (n, k) = (weight.out_features, weight.in_features);
+        let (weights, types) = match backend.shared.options.arithmetic {
+            Arithmetic::W4A8 => {
+                let weights = DeviceWeights::prepacked(device, weight, bias)?;
+                (weights, GemmTypes::int8(WeightKind::of(&weight.scales), half))
+            }
+            Arithmetic::W4A16 => {
+                let packed = PackedWeights::for_activation(weight, half)?;
+                (DeviceWeights::new(device, &packed, bias)?, GemmTypes::new(packed.kind, half, half)?)
+            }
+            Arithmetic::W8A8 => {
+                let (codes, scales) = int8(weight);
+                let packed = PackedWeights::from_int8(&codes, &scales, k)?;
+                (DeviceWeights::new(device, &packed, bias)?, GemmTypes::int8(packed.kind, half))
+            }
+            Arithmetic::Half => {
+                let values = Buffer::of(device, &half_bits(weight, half))?;
+                return Self::sharing(backend, (n, k), std::sync::Arc::new(values), bias, half);
+            }
+        };
+        let plans = GemmPlans::new(backend.planner(), &GemmSpec::new(types, (n, k)), MOST_TOKENS)?;
+        backend.reserve_workspace(plans.workspace_bytes())?;
+        Ok(Self {
+            n,
+            k,
+            weights: Weights::Integer { weights, plans: Box::new(plans), activation: types.activation() },
+            output: half,
+        })
     }
 
     /// 16-bit weights, whose products are of type `output`.
@@ -96,8 +126,8 @@ impl CudaLinear {
 
     pub(super) fn input_kind(&self) -> InputKind {
         match self.weights {
-            Weights::W4A8 { .. } => InputKind::Int8,
-            Weights::Half { .. } => InputKind::Float,
+            Weights::Integer { activation: DType::I8, .. } => InputKind::Int8,
+            Weights::Integer { .. } | Weights::Half { .. } => InputKind::Float,
         }
     }
 
@@ -124,19 +154,20 @@ impl CudaLinear {
         }
         out.reshape(m, n, self.output)?;
         match &self.weights {
-            Weights::W4A8 { weights, plans } => {
+            Weights::Integer { weights, plans, activation } => {
                 let device = backend.device();
                 let stream = device.stream().cu_stream();
                 for first in (0..m).step_by(MOST_TOKENS) {
                     let rows = MOST_TOKENS.min(m - first);
-                    let x_at = x.buffer.address() + (first * k) as u64;
-                    let scales = x.scales.address() + 4 * first as u64;
+                    let x_at = x.buffer.address() + (first * k * activation.bytes()) as u64;
+                    let scales =
+                        if *activation == DType::I8 { x.scales.address() + 4 * first as u64 } else { 0 };
                     let y = out.address() + (first * n * self.output.bytes()) as u64;
                     let operands = weights.operands(device, (x_at, scales, y), rows);
                     backend.with_workspace(|workspace| {
                         // SAFETY: input and output have these sizes, and launches are in the stream's order, which is that
-                        // of the workspace's uses.
-                        unsafe { plans.launch(stream, &operands, workspace, false) }
+                        // of the workspace's uses; weights were written, and waited for, when they were loaded.
+                        unsafe { plans.launch(stream, &operands, workspace, backend.overlaps()) }
                     })?;
                 }
             }
@@ -167,11 +198,38 @@ pub(super) fn half_values(device: &Device, data: WeightData, half: DType) -> Res
         (WeightData::F16(v), DType::F16) => Buffer::of(device, &v)?,
         (WeightData::BF16(v), DType::BF16) => Buffer::of(device, &v)?,
         (data, half) => {
-            let bits: Vec<u16> = data.into_f32().into_iter().map(|v| half.encode(v)).collect();
+            let values = data.into_f32();
+            let mut bits = vec![0u16; values.len()];
+            parallel_chunks_mut(&mut bits, ENCODED, |piece, bits| {
+                bits.iter_mut().zip(&values[piece * ENCODED..]).for_each(|(b, v)| *b = half.encode(*v));
+            });
             Buffer::of(device, &bits)?
         }
     };
     // The host's memory is freed next.
     device.stream().synchronize().map_err(crate::error::driver("copying weights to the GPU"))?;
     Ok(buffer)
+}
+
+/// What 4-bit weights stand for, `N x K`, as bits of a 16-bit type.
+fn half_bits(weight: &QuantizedWeight, half: DType) -> Vec<u16> {
+    let (k, codes, scales) = (weight.in_features, weight.int8_weights(), weight.channel_scales());
+    let mut bits = vec![0u16; codes.len()];
+    parallel_chunks_mut(&mut bits, k, |row, bits| {
+        let codes = &codes[row * k..];
+        bits.iter_mut().zip(codes).for_each(|(b, c)| *b = half.encode(f32::from(*c) * scales[row]));
+    });
+    bits
+}
+
+/// The int8 weights that 4-bit ones stand for, with a scale a channel; without groups 16 times the code, so that they use
+/// the range as int8 weights do.
+fn int8(weight: &QuantizedWeight) -> (Vec<i8>, Vec<f32>) {
+    let scales = weight.channel_scales();
+    match weight.scales {
+        Scales::PerChannel(_) => {
+            (weight.codes.iter().map(|c| 16 * c).collect(), scales.iter().map(|s| s / 16.0).collect())
+        }
+        Scales::PerGroup { .. } => (weight.int8_weights(), scales.to_vec()),
+    }
 }

@@ -13,6 +13,7 @@ mod kv_pool;
 mod linear;
 mod logits;
 mod memory;
+mod options;
 pub mod rows;
 pub mod steps;
 
@@ -42,6 +43,7 @@ pub use batch::CudaBatch;
 pub use kv_pool::CudaKvPool;
 pub use linear::CudaLinear;
 pub use memory::{CudaInput, CudaTensor, CudaVector};
+pub use options::{Arithmetic, CudaOptions};
 
 /// A GPU as a [`Backend`](qqq_backend::Backend).
 #[derive(Clone, Debug)]
@@ -54,8 +56,7 @@ struct Shared {
     device: Arc<Device>,
     half: DType,
     planner: Planner,
-    /// Bytes of memory that work planned ahead may take.
-    memory_limit: Option<u64>,
+    options: CudaOptions,
     blas: OnceLock<Blas>,
     rows: Mutex<HashMap<RowConfig, Arc<Kernel>>>,
     attention: Mutex<HashMap<(AttentionConfig, AttentionKernel), Arc<Kernel>>>,
@@ -78,15 +79,14 @@ impl CudaBackend {
     /// # Errors
     /// [`CudaError::Types`] for another type; [`CudaError::Device`] when there are no kernels for this GPU.
     pub fn new(device: &Arc<Device>, half: DType) -> Result<Self> {
-        Self::with_memory(device, half, None)
+        Self::with_options(device, half, CudaOptions::default())
     }
 
-    /// As [`new`](Self::new); `limit` is how many bytes of the device's memory work may take that is planned ahead, as
-    /// calibration is.
+    /// As [`new`](Self::new), with options.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_memory(device: &Arc<Device>, half: DType, limit: Option<u64>) -> Result<Self> {
+    pub fn with_options(device: &Arc<Device>, half: DType, options: CudaOptions) -> Result<Self> {
         if !HALVES.contains(&half) {
             return Err(CudaError::Types(format!("activations of {half} on a GPU: F16 or BF16")));
         }
@@ -95,7 +95,7 @@ impl CudaBackend {
             device: device.clone(),
             half,
             planner: Planner::new(device)?,
-            memory_limit: limit,
+            options,
             blas: OnceLock::new(),
             rows: Mutex::default(),
             attention: Mutex::default(),
@@ -204,7 +204,7 @@ impl CudaBackend {
         unsafe { self.launch(&kernel, shape, &mut parameters) }
     }
 
-    /// Launches a kernel of one parameter.
+    /// Launches a kernel of one parameter that waits for the launch before it (`overlap_launches` in `convert.cuh`).
     ///
     /// # Safety
     /// As [`launch_step`](Self::launch_step).
@@ -214,10 +214,30 @@ impl CudaBackend {
         shape: (usize, usize, usize),
         parameters: &mut T,
     ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_with(kernel, shape, self.overlaps(), parameters) }
+    }
+
+    /// Launches a kernel of one parameter; with `overlap` it may begin before the launch before it ends.
+    ///
+    /// # Safety
+    /// As [`launch_step`](Self::launch_step); with `overlap` the kernel waits by itself.
+    unsafe fn launch_with<T>(
+        &self,
+        kernel: &Kernel,
+        shape: (usize, usize, usize),
+        overlap: bool,
+        parameters: &mut T,
+    ) -> Result<()> {
         let stream = self.device().stream().cu_stream();
         let parameters: *mut c_void = (&raw mut *parameters).cast();
         // SAFETY: the caller's promise.
-        unsafe { kernel.launch(stream, shape, 1, false, &mut [parameters]) }
+        unsafe { kernel.launch(stream, shape, 1, overlap, &mut [parameters]) }
+    }
+
+    /// Whether launches may begin before those before them end: from Hopper on.
+    fn overlaps(&self) -> bool {
+        self.device().capability().0 >= 9
     }
 }
 
