@@ -73,6 +73,29 @@ pub trait Calibrate: Backend {
     fn read_weights<'w>(&self, weights: &'w Self::Weights) -> Result<Cow<'w, [f32]>>;
     /// Multiplies input channel `j` by `s[j]`.
     fn scale_inputs(&self, weights: &mut Self::Weights, s: &[f32]) -> Result<()>;
+    /// Divides output channel `first + j` by `s[j]`.
+    fn divide_outputs(&self, weights: &mut Self::Weights, first: usize, s: &[f32]) -> Result<()>;
+    /// The layer of these weights as they are, which takes float inputs.
+    fn float_linear(&self, weights: &Self::Weights, bias: Option<Vec<f32>>) -> Result<Self::Linear>;
+    /// The layer of `W diag(s)` rounded to nearest, with scales by which the largest weight just fits: per channel `max|w| / 7`
+    /// and codes in -7..=7, per group `2 max|w| / 15` and codes in -8..=7. `linear` is what this has made of the same layer
+    /// before, whose memory may be used again, or `None`.
+    fn round_scaled(
+        &self,
+        weights: &Self::Weights,
+        s: &[f32],
+        group_size: Option<usize>,
+        bias: Option<&[f32]>,
+        linear: &mut Option<Self::Linear>,
+    ) -> Result<()>;
+    /// The first value of an input that is not finite, with its row.
+    fn input_not_finite(&self, x: &Self::Input) -> Result<Option<(usize, f32)>>;
+    /// Waits, and gives the largest and the least value of every channel of a float input.
+    fn channel_range(&self, x: &Self::Input) -> Result<(Vec<f32>, Vec<f32>)>;
+    /// Makes int8 rows of the rows of a float input, whose channel `j` is divided by `s[j]`.
+    fn smooth_input(&self, x: &Self::Input, s: &[f32], out: &mut Self::Input) -> Result<()>;
+    /// Waits, and gives the sum of the squared differences of two float inputs; without `b` that of the squares.
+    fn squared_distance(&self, a: &Self::Input, b: Option<&Self::Input>) -> Result<f64>;
     /// An orthogonal matrix `Q`, `width x width`, row-major.
     fn rotation(&self, width: usize, matrix: &[f32]) -> Result<Self::Rotation>;
     /// `W <- W Q`, for every `width` input channels that follow one another.

@@ -27,6 +27,13 @@ impl Grid {
     }
 }
 
+/// Round half to even, for |x| < 2^22; unlike the intrinsic it is vectorized on every instruction set.
+#[inline(always)]
+pub fn round(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23
+    (x + SHIFT) - SHIFT
+}
+
 /// A search for the scale of least error: a coarse pass over ratios to the unclipped scale, then the steps between the
 /// neighbours of its best. 1 is always among the candidates, and wins ties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

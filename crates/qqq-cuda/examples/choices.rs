@@ -60,7 +60,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     losses.sort_by(|a, b| b.total_cmp(a));
     let beyond = losses.iter().filter(|l| **l > 0.05).count();
-    println!("{} products, {beyond} lose more than 5%, the most: {:?}", losses.len(), &losses[..losses.len().min(10)]);
+    println!(
+        "{} products, {beyond} lose more than 5%, the most: {:?}",
+        losses.len(),
+        &losses[..losses.len().min(10)]
+    );
     Ok(())
 }
 

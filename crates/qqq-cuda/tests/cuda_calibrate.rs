@@ -3,6 +3,8 @@
 
 #[path = "common/backend.rs"]
 mod backend;
+#[path = "cuda_calibrate/smooth.rs"]
+mod smooth;
 
 use std::process::ExitCode;
 
@@ -31,7 +33,12 @@ fn main() -> ExitCode {
                 layers_are_solved_as_on_the_cpu,
                 large_layers,
                 what_cannot_be_solved,
-                numbers_that_are_not_finite
+                numbers_that_are_not_finite,
+                smooth::candidates_are_those_of_the_cpu,
+                smooth::weights_are_divided_as_on_the_cpu,
+                smooth::thresholds_are_as_good_as_the_cpus,
+                smooth::inputs_that_are_not_finite_are_found,
+                smooth::blocks_are_smoothed_as_on_the_cpu
             ],
         );
     }

@@ -31,7 +31,7 @@ fn kernels() -> Vec<ArchivedKernel> {
         // Between these architectures, half of the kernels that quantize will do, and of calibration's, which are plain code,
         // those with the most registers.
         if ![Arch::Sm80, Arch::Sm90a].contains(&arch) {
-            let most = ["solve_block", "integer_scales", "factor_square", "probabilities"];
+            let most = ["solve_block", "integer_scales", "factor_square", "probabilities", "round_scaled"];
             all.retain(|k| match &k.source.name {
                 name if name.contains("quantize_") => !name.contains("_stepwise"),
                 name if name.contains("calibrate_") => most.iter().any(|part| name.contains(part)),

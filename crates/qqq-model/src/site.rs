@@ -116,6 +116,15 @@ impl<T> Sites<T> {
     pub fn map<U>(self, change: impl FnMut(T) -> U) -> Sites<U> {
         Sites(self.0.map(change))
     }
+
+    /// As [`map`](Self::map), site by site in the order of computation.
+    ///
+    /// # Errors
+    /// The first error of `change`.
+    pub fn try_map<U, E>(self, mut change: impl FnMut(T) -> Result<U, E>) -> Result<Sites<U>, E> {
+        let [qkv, o, gate_up, down] = self.0;
+        Ok(Sites([change(qkv)?, change(o)?, change(gate_up)?, change(down)?]))
+    }
 }
 
 impl<T> Index<Site> for Sites<T> {

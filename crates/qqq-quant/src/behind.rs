@@ -11,12 +11,12 @@ use qqq_model::Site;
 
 use crate::{
     Result,
-    float_linear::{StoredLayer, read_layer},
+    float_linear::{StoredLayer, StoredLayers, read_layer, read_layers},
     output::OutputCheckpoint,
 };
 
-/// A layer that is being read.
-pub(crate) struct Ahead<'scope>(ScopedJoinHandle<'scope, Result<StoredLayer>>);
+/// What is being read: a layer, or those of a block.
+pub(crate) struct Ahead<'scope, T = StoredLayer>(ScopedJoinHandle<'scope, Result<T>>);
 
 impl<'scope> Ahead<'scope> {
     /// Begins to read a layer of block `index`.
@@ -28,12 +28,25 @@ impl<'scope> Ahead<'scope> {
     ) -> Self {
         Self(scope.spawn(move || read_layer(checkpoint, index, site)))
     }
+}
 
+impl<'scope> Ahead<'scope, StoredLayers> {
+    /// Begins to read the layers of block `index`.
+    pub fn read_block<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        checkpoint: &'env Checkpoint,
+        index: usize,
+    ) -> Self {
+        Self(scope.spawn(move || read_layers(checkpoint, index)))
+    }
+}
+
+impl<T> Ahead<'_, T> {
     /// Waits for it.
     ///
     /// # Errors
     /// Those of reading it.
-    pub fn wait(self) -> Result<StoredLayer> {
+    pub fn wait(self) -> Result<T> {
         self.0.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
 }

@@ -6,6 +6,7 @@ use qqq_backend::simd::{SimdLevel, multiversion};
 
 pub use qqq_backend::solve::Grid;
 use qqq_backend::solve::ScaleSearch;
+pub(crate) use qqq_backend::solve::round;
 
 use crate::{Clip, solve::ScaleDType};
 
@@ -160,13 +161,6 @@ fn add_powers<const STEEP: bool>(
         let square = d * d;
         sums[l] += importance[l] * if STEEP { square * fifth_root(square) } else { square };
     }
-}
-
-/// Round half to even, for |x| < 2^22; unlike the intrinsic it is vectorised on every instruction set.
-#[inline(always)]
-pub(crate) fn round(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23
-    (x + SHIFT) - SHIFT
 }
 
 /// `x^(1/5)` for `x >= 0`, to 0.3%: a guess from the exponent bits and one Newton step. `|d|^2.4 = d^2 (d^2)^(1/5)`.

@@ -4,7 +4,7 @@ use qqq_formats::ModelConfig;
 use qqq_model::{Site, block::head_layout};
 
 use crate::{
-    Propagation, Recipe,
+    Propagation, Recipe, Transform,
     memory_need::{DEVICE_LIBRARIES, rotation_bytes},
 };
 
@@ -12,29 +12,50 @@ use crate::{
 const RETAINED: f64 = 1.1;
 
 /// Bytes of a device's own memory that calibration takes at most on it, to some percent: hidden states of all tokens, the
-/// int8 inputs of the layer that is calibrated, what a window works in, and the layer that takes most to solve.
+/// int8 inputs of the layer that is calibrated, what a window works in, and the layer that takes most to solve, or the search
+/// for the scales of smoothing.
 pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
     let tokens = (recipe.calibration.windows * recipe.calibration.window) as f64;
     let window = recipe.calibration.window as f64;
     let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
     let heads = head_layout(config);
-    let states = 4.0 * tokens * hidden + rotation_bytes(config, recipe);
+    let searched = if recipe.transform == Transform::Smooth { recipe.calibration.smooth_tokens } else { 0 };
+    let states = 4.0 * (tokens + searched as f64) * hidden + rotation_bytes(config, recipe);
     let pass = window * (2.0 * (heads.qkv_width() + heads.q_width()) as f64 + 8.0 * inner + 10.0 * hidden);
+    let weights = |site: Site| site.out_features(config) as f64 * site.in_features(config) as f64;
+    let all: f64 = Site::ALL.map(weights).into_iter().sum();
+    let smooth = recipe.transform == Transform::Smooth;
     let solving = |site: Site| {
         let (n, k) = (site.out_features(config) as f64, site.in_features(config) as f64);
         // The kept inputs of this layer, its Hessian and weights; then the factor in float64, or what solves rows.
         let kept = tokens * k + 4.0 * (k * k + n * k);
-        kept + (12.0 * k * k).max(4.0 * k * k + 19.0 * n * k)
+        // Layers that were smoothed together wait.
+        let after: f64 = Site::ALL.into_iter().skip_while(|s| *s != site).skip(1).map(weights).sum();
+        let waiting = if smooth { 4.0 * after } else { 0.0 };
+        kept + waiting + (12.0 * k * k).max(4.0 * k * k + 19.0 * n * k)
     };
-    let most = Site::ALL.map(solving).into_iter().fold(0.0, f64::max);
-    let mut block =
-        0.6 * Site::ALL.map(|s| (s.out_features(config) * s.in_features(config)) as f64).iter().sum::<f64>();
+    let most = Site::ALL.map(solving).into_iter().fold(searching(config, recipe), f64::max);
+    let mut block = 0.6 * all;
     if recipe.propagation == Propagation::Float {
         // 16-bit layers, and all sums at once.
         block =
             4.0 * block + Site::ALL.map(|s| 8.0 * (s.in_features(config) as f64).powi(2)).iter().sum::<f64>();
     }
     (RETAINED * (DEVICE_LIBRARIES + states + pass + block + most)) as u64
+}
+
+/// What the search for the scales of smoothing takes: a block in float32, the layer of a site in 16 bits, a candidate's codes
+/// and weights, and what a window works in, with the outputs that are compared.
+fn searching(config: &ModelConfig, recipe: &Recipe) -> f64 {
+    if recipe.transform != Transform::Smooth {
+        return 0.0;
+    }
+    let weights = Site::ALL.map(|s| s.out_features(config) as f64 * s.in_features(config) as f64);
+    let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
+    let heads = head_layout(config);
+    let between = 4.0 * (heads.qkv_width() + heads.q_width() + heads.kv_width()) as f64;
+    let pass = recipe.calibration.smooth_tokens as f64 * (between + 10.0 * hidden + 15.0 * inner);
+    4.0 * weights.iter().sum::<f64>() + 3.6 * weights.into_iter().fold(0.0, f64::max) + pass
 }
 
 #[cfg(test)]
@@ -51,6 +72,17 @@ mod tests {
         let need = bytes(&shapes::llama_7b(32), &with(128, 2048));
         assert!((9_500_000_000..12_000_000_000).contains(&need), "{need}");
         let config = shapes::llama_7b(32);
+        // The layers that wait are fewer than what solving the last one takes.
+        let smooth = Recipe {
+            transform: crate::Transform::Smooth,
+            calibration: crate::Calibration { windows: 128, window: 2048, smooth_tokens: 2048 },
+            ..Recipe::DEFAULT
+        };
+        assert!((need..12_000_000_000).contains(&bytes(&config, &smooth)), "{}", bytes(&config, &smooth));
+        // With few windows it is the search that takes most.
+        let few = |transform| Recipe { transform, ..with(1, 2048) };
+        let [smooth, plain] = [Transform::Smooth, Transform::None].map(|t| bytes(&config, &few(t)));
+        assert!(smooth as f64 > plain as f64 + 1e8, "{smooth} {plain}");
         let error = crate::preflight::check_device(&config, &with(128, 2048), 8_000_000_000).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("32 fit") || error.contains("64 fit"), "{error}");

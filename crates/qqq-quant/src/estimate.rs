@@ -22,6 +22,14 @@ pub(crate) mod rate {
     pub const ROUND_SECONDS: f64 = 50e-9;
     /// The smoothing search has many short products.
     pub const SEARCH: f64 = 600e9;
+    /// Seconds in which the host rounds a weight of a candidate.
+    pub const CANDIDATE_SECONDS: f64 = 3e-9;
+    /// Operations of float products in whose time a device rounds one: it waits for its memory.
+    pub const CANDIDATE_OPERATIONS: f64 = 3000.0;
+    /// Seconds that a device takes for the launches of a candidate, and to tell its loss.
+    pub const CANDIDATE_LAUNCHES: f64 = 200e-6;
+    /// Candidates of a site.
+    pub const CANDIDATES: f64 = 30.0;
 }
 
 /// Seconds an operation here.
@@ -197,8 +205,12 @@ impl Estimate {
             .sum();
         let weights: f64 = shapes.iter().map(|(n, k)| n * k).sum();
         let smooth = recipe.calibration.smooth_tokens as f64;
-        let rounded = weights * (2.0 * smooth * cost.search + 3e-9 * cost.move_second);
-        let search = 30.0 * (rounded + attention(smooth) * cost.attention) / 4.0;
+        let (rounding, launches) = match pieces.on_host {
+            true => (rate::CANDIDATE_SECONDS * cost.move_second, 0.0),
+            false => (rate::CANDIDATE_OPERATIONS * cost.float, rate::CANDIDATE_LAUNCHES),
+        };
+        let rounded = weights * (2.0 * smooth * cost.search + rounding);
+        let search = rate::CANDIDATES * ((rounded + attention(smooth) * cost.attention) / 4.0 + launches);
         let samples = match source {
             Source::SelfSamples => 2.0 * weights * config.num_layers as f64 * tokens * cost.sample,
             Source::BuiltIn | Source::Files(_) | Source::Dataset { .. } => 0.0,
@@ -331,6 +343,21 @@ mod tests {
             let expected: f64 = estimate.plan(config.num_layers).iter().sum();
             assert!((0.8..1.25).contains(&(expected / seconds)), "{expected} instead of {seconds}");
         }
+    }
+
+    #[test]
+    fn a_device_searches_whatever_the_host_does() {
+        let recipe = Recipe { transform: Transform::Smooth, ..Recipe::DEFAULT };
+        let seconds = |moves, on_host| {
+            let pieces = Pieces { on_host, ..CpuBackend::PIECES };
+            let slowness = Slowness { moves, ..Slowness::of_host(1e-3, 1e-3, 1e-3) };
+            Estimate::new(&shapes::llama_7b(2), &recipe, &Source::BuiltIn, &slowness, pieces)
+                .smooth_site
+                .amount
+        };
+        assert_eq!(seconds(1.0, false), seconds(5.0, false));
+        assert!(seconds(1.0, false) < 0.5 * seconds(1.0, true), "{}", seconds(1.0, false));
+        assert!(seconds(5.0, true) > seconds(1.0, true));
     }
 
     #[test]

@@ -4,8 +4,11 @@
 use std::sync::Arc;
 
 use qqq_backend::Calibrate;
-use qqq_formats::{Checkpoint, WeightData};
-use qqq_model::{BlockNorms, Site, Sites, block::head_layout};
+use qqq_formats::Checkpoint;
+use qqq_model::{
+    BlockNorms, Site, Sites,
+    block::{Layer, head_layout},
+};
 
 use crate::{
     QuantError, Result,
@@ -14,18 +17,6 @@ use crate::{
     rotations::DeviceRotations,
     transform,
 };
-
-/// A linear layer whose weights are on a device.
-pub(crate) struct DeviceLinear<B: Calibrate> {
-    /// Output channels.
-    pub n: usize,
-    /// Input channels.
-    pub k: usize,
-    /// `n x k`.
-    pub weights: B::Weights,
-    /// Of length `n`, where the layer has one.
-    pub bias: Option<Vec<f32>>,
-}
 
 /// A transformed block.
 pub(crate) struct FloatLayers<'a, B: Calibrate> {
@@ -36,7 +27,7 @@ pub(crate) struct FloatLayers<'a, B: Calibrate> {
 
 enum Layers<'a, B: Calibrate> {
     /// Transformed together, because what is done to one layer depends on another.
-    Held(Box<Sites<Option<FloatLinear>>>),
+    Held(Box<Sites<Option<FloatLinear<B>>>>),
     /// Each is read and transformed when it is asked for.
     Stored(Stored<'a, B>),
 }
@@ -72,27 +63,25 @@ impl<'a, B: Calibrate> FloatLayers<'a, B> {
     }
 
     /// A block that was transformed as a whole.
-    pub fn held(block: FloatBlock, half: HalfType) -> Self {
+    pub fn held(block: FloatBlock<B>, half: HalfType) -> Self {
         let FloatBlock { mut norms, layers } = block;
         transform::round_norms(&mut norms, half);
         let layers = layers.map(|mut layer| {
-            transform::round_bias(&mut layer, half);
+            transform::round_bias(layer.bias.as_deref_mut(), half);
             Some(layer)
         });
         Self { norms, layers: Layers::Held(Box::new(layers)) }
     }
 
-    /// A copy of a layer, transformed, before it is [taken](Self::take).
+    /// A layer, transformed, in the form that multiplies float inputs, before it is [taken](Self::take). `index` is its
+    /// block's, for messages.
     ///
     /// # Errors
     /// As [`take`](Self::take).
-    pub fn copy(&self, b: &B, site: Site) -> Result<FloatLinear> {
+    pub fn layer(&self, b: &B, index: usize, site: Site) -> Result<Layer<B>> {
         match &self.layers {
-            Layers::Held(layers) => layers[site].clone().ok_or_else(|| taken(site)),
-            Layers::Stored(stored) => {
-                let DeviceLinear { n, k, weights, bias } = stored.read(b, site, None)?;
-                Ok(FloatLinear { n, k, weight: b.read_weights(&weights)?.into_owned(), bias })
-            }
+            Layers::Held(layers) => layers[site].as_ref().ok_or_else(|| taken(site))?.layer(b, index, site),
+            Layers::Stored(stored) => stored.read(b, site, None)?.layer(b, index, site),
         }
     }
 
@@ -105,12 +94,9 @@ impl<'a, B: Calibrate> FloatLayers<'a, B> {
     ///
     /// # Errors
     /// Those of reading it and of the backend, and a layer that was taken before.
-    pub fn take(&mut self, b: &B, site: Site, read: Option<StoredLayer>) -> Result<DeviceLinear<B>> {
+    pub fn take(&mut self, b: &B, site: Site, read: Option<StoredLayer>) -> Result<FloatLinear<B>> {
         match &mut self.layers {
-            Layers::Held(layers) => {
-                let FloatLinear { n, k, weight, bias } = layers[site].take().ok_or_else(|| taken(site))?;
-                Ok(DeviceLinear { n, k, weights: b.weights(n, k, WeightData::F32(weight))?, bias })
-            }
+            Layers::Held(layers) => layers[site].take().ok_or_else(|| taken(site)),
             Layers::Stored(stored) => stored.read(b, site, read),
         }
     }
@@ -121,10 +107,9 @@ fn taken(site: Site) -> QuantError {
 }
 
 impl<B: Calibrate> Stored<'_, B> {
-    fn read(&self, b: &B, site: Site, read: Option<StoredLayer>) -> Result<DeviceLinear<B>> {
+    fn read(&self, b: &B, site: Site, read: Option<StoredLayer>) -> Result<FloatLinear<B>> {
         let read = read.map_or_else(|| read_layer(self.checkpoint, self.index, site), Ok)?;
-        let StoredLayer { n, k, data, mut bias } = read;
-        let mut weights = b.weights(n, k, data)?;
+        let FloatLinear { n, k, mut weights, mut bias } = FloatLinear::new(b, read)?;
         if let Some((rotations, norms)) = &self.rotation {
             match site {
                 Site::Qkv => b.scale_inputs(&mut weights, &norms.input)?,
@@ -134,9 +119,7 @@ impl<B: Calibrate> Stored<'_, B> {
             let heads = head_layout(&self.checkpoint.config);
             rotations.turn(b, site, &mut weights, bias.as_deref_mut(), heads)?;
         }
-        if let Some(bias) = &mut bias {
-            self.half.round_all(bias);
-        }
-        Ok(DeviceLinear { n, k, weights, bias })
+        transform::round_bias(bias.as_deref_mut(), self.half);
+        Ok(FloatLinear { n, k, weights, bias })
     }
 }

@@ -1,60 +1,63 @@
 //! Linear layers in f32, as the transformations and the solver work on them.
 
+use qqq_backend::Calibrate;
 use qqq_formats::{Checkpoint, LinearWeight, WeightData};
-use qqq_model::{BlockNorms, BlockWeights, LinearLayer, Site, Sites, names};
+use qqq_model::{BlockNorms, BlockWeights, LinearLayer, ModelError, Site, Sites, block::Layer, names};
 
 use crate::{QuantError, Result, report::modules};
 
-/// A linear layer: weight of shape `n x k`, row-major, and bias of length `n`.
-#[derive(Clone, Debug)]
-pub struct FloatLinear {
+/// A linear layer whose weights are on a device.
+pub struct FloatLinear<B: Calibrate> {
     /// Output channels: rows of the weight.
     pub n: usize,
     /// Input channels: columns of the weight.
     pub k: usize,
-    /// Weight, `n x k`, row-major.
-    pub weight: Vec<f32>,
-    /// Bias, of length `n`, where the layer has one.
+    /// `n x k`.
+    pub weights: B::Weights,
+    /// Of length `n`, where the layer has one.
     pub bias: Option<Vec<f32>>,
 }
 
-impl FloatLinear {
-    /// Reads a layer of block `index`.
+impl<B: Calibrate> FloatLinear<B> {
+    /// A layer as it is stored, on a device.
     ///
     /// # Errors
-    /// Whatever is wrong with the checkpoint, and a layer that is quantized already.
-    pub fn read(checkpoint: &Checkpoint, index: usize, site: Site) -> Result<Self> {
-        let StoredLayer { n, k, data, bias } = read_layer(checkpoint, index, site)?;
-        Ok(Self { n, k, weight: data.into_f32(), bias })
+    /// Those of the backend.
+    pub(crate) fn new(b: &B, stored: StoredLayer) -> Result<Self> {
+        let StoredLayer { n, k, data, bias } = stored;
+        Ok(Self { n, k, weights: b.weights(n, k, data)?, bias })
     }
 
-    /// In the form that a backend prepacks.
-    pub fn into_layer(self) -> LinearLayer {
-        let Self { n, k, weight, bias } = self;
-        let data = WeightData::F32(weight);
-        LinearLayer { weight: LinearWeight::Float { out_features: n, in_features: k, data }, bias }
+    /// In the form that multiplies float inputs.
+    ///
+    /// # Errors
+    /// Those of the backend; `index` and `site` are for their message.
+    pub(crate) fn layer(&self, b: &B, index: usize, site: Site) -> Result<Layer<B>> {
+        let linear = b.float_linear(&self.weights, self.bias.clone());
+        let name = || names::linear(index, module(site));
+        Ok(Layer::Ready(linear.map_err(|source| ModelError::Backend { name: name(), source })?))
     }
 
     /// Multiplies input channel `j` by `s[j]`.
-    pub fn scale_inputs(&mut self, s: &[f32]) {
-        for row in self.weight.chunks_exact_mut(self.k) {
-            for (w, s) in row.iter_mut().zip(s) {
-                *w *= s;
-            }
-        }
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn scale_inputs(&mut self, b: &B, s: &[f32]) -> Result<()> {
+        Ok(b.scale_inputs(&mut self.weights, s)?)
     }
 
     /// Divides output channel `first + j` (weight and bias) by `s[j]`.
-    pub fn divide_outputs(&mut self, first: usize, s: &[f32]) {
-        let rows = self.weight.chunks_exact_mut(self.k).skip(first);
-        for (row, s) in rows.zip(s) {
-            row.iter_mut().for_each(|w| *w /= s);
-        }
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn divide_outputs(&mut self, b: &B, first: usize, s: &[f32]) -> Result<()> {
+        b.divide_outputs(&mut self.weights, first, s)?;
         if let Some(bias) = &mut self.bias {
             for (b, s) in bias[first..].iter_mut().zip(s) {
                 *b /= s;
             }
         }
+        Ok(())
     }
 }
 
@@ -73,7 +76,7 @@ pub(crate) struct StoredLayer {
 /// Reads a layer of block `index`.
 ///
 /// # Errors
-/// As [`FloatLinear::read`].
+/// Whatever is wrong with the checkpoint, and a layer that is quantized already.
 pub(crate) fn read_layer(checkpoint: &Checkpoint, index: usize, site: Site) -> Result<StoredLayer> {
     let LinearLayer { weight, bias } = site.read(checkpoint, index)?;
     let LinearWeight::Float { out_features, in_features, data } = weight else {
@@ -85,17 +88,44 @@ pub(crate) fn read_layer(checkpoint: &Checkpoint, index: usize, site: Site) -> R
     Ok(StoredLayer { n: out_features, k: in_features, data, bias })
 }
 
-/// A block whose layers are float.
-pub type FloatBlock = BlockWeights<FloatLinear>;
+/// A block whose layers are float, on a device.
+pub type FloatBlock<B> = BlockWeights<FloatLinear<B>>;
 
-/// Reads block `index`.
+/// Layers of a block as they are stored.
+pub(crate) type StoredLayers = Sites<StoredLayer>;
+
+/// Reads the layers of block `index`.
 ///
 /// # Errors
-/// Whatever is wrong with the checkpoint, and layers that are quantized already.
-pub fn read_block(checkpoint: &Checkpoint, index: usize) -> Result<FloatBlock> {
+/// As [`read_layer`].
+pub(crate) fn read_layers(checkpoint: &Checkpoint, index: usize) -> Result<StoredLayers> {
+    Sites::try_new(|site| read_layer(checkpoint, index, site))
+}
+
+/// Block `index` with its layers, which have been read, on a device.
+///
+/// # Errors
+/// Whatever is wrong with its norms; those of the backend.
+pub(crate) fn on_device<B: Calibrate>(
+    b: &B,
+    checkpoint: &Checkpoint,
+    index: usize,
+    layers: StoredLayers,
+) -> Result<FloatBlock<B>> {
     Ok(BlockWeights {
         norms: BlockNorms::read(checkpoint, index)?,
-        layers: Sites::try_new(|site| FloatLinear::read(checkpoint, index, site))?,
+        layers: layers.try_map(|stored| FloatLinear::new(b, stored))?,
+    })
+}
+
+/// Reads block `index`, and brings its layers to a device.
+///
+/// # Errors
+/// Whatever is wrong with the checkpoint, layers that are quantized already, and those of the backend.
+pub fn read_block<B: Calibrate>(b: &B, checkpoint: &Checkpoint, index: usize) -> Result<FloatBlock<B>> {
+    Ok(BlockWeights {
+        norms: BlockNorms::read(checkpoint, index)?,
+        layers: Sites::try_new(|site| FloatLinear::new(b, read_layer(checkpoint, index, site)?))?,
     })
 }
 

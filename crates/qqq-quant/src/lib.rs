@@ -61,7 +61,6 @@ pub mod float_linear;
 pub mod half_type;
 mod memory_need;
 pub mod model_card;
-pub mod nearest;
 mod output;
 pub mod pipeline;
 mod preflight;

@@ -221,11 +221,12 @@ impl<'a> Model<'a> {
         phases
     }
 
-    /// A layer that a device solves: as read, its codes, and these as they are written.
+    /// A layer that a device solves: as read, its codes, and these as they are written. Layers that are smoothed together are
+    /// read while the block before is calibrated.
     fn handed_over(&self) -> Phase {
         let largest = Site::ALL.iter().map(|&site| self.weights(site)).fold(0.0, f64::max);
         let block = match self.recipe.transform {
-            Transform::Smooth => 8.0 * self.all_weights(),
+            Transform::Smooth => self.stored.linear * self.all_weights(),
             _ => 0.0,
         };
         Phase {
@@ -262,13 +263,15 @@ impl<'a> Model<'a> {
         Phase { name: "sampling calibration text", arrays: model + cache + logits, besides: 0.0 }
     }
 
-    /// The block and its copy in float32, and one window's way through it with two outputs of its widest layer.
+    /// The block in float32 and a copy of one of its layers, and one window's way through it with two outputs of its widest
+    /// layer.
     fn smoothing(&self) -> Phase {
         let tokens = self.recipe.calibration.smooth_tokens as f64;
         let wide = (2.0 * self.inner).max(self.q + 2.0 * self.kv);
         let pass = tokens * 4.0 * (2.0 * wide + 2.0 * self.inner + 4.0 * self.hidden);
         let rounded = 1.6 * 2.0 * self.inner * self.hidden;
-        let arrays = self.always + 8.0 * self.all_weights() + pass + rounded;
+        let largest = Site::ALL.map(|site| self.weights(site)).into_iter().fold(0.0, f64::max);
+        let arrays = self.always + 4.0 * (self.all_weights() + largest) + pass + rounded;
         Phase { name: "smoothing", arrays, besides: 0.0 }
     }
 

@@ -334,10 +334,6 @@ pub(crate) fn begin<B: Calibrate, T>(
     let positions = recipe.calibration.window.max(1);
     let ropes = rope::embeddings(backend, config, RopeChoice::new(config, positions), positions)?;
     let around = Surroundings { backend, config, ropes: &ropes };
-    let smoothing_window = match smoothing_window {
-        Some(window) => Some((window, around.workshop(recipe.calibration.smooth_tokens)?)),
-        None => None,
-    };
     let run = Run {
         checkpoint,
         recipe,
@@ -346,6 +342,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         around,
         rotations: on_device.clone(),
         smoothing_window,
+        read_ahead: None,
         estimate,
         work,
         layers: earlier.layers,

@@ -8,7 +8,7 @@ use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 use qqq_backend::{Calibrate, InputKind};
 use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
 use qqq_model::{
-    Block, BlockWeights, ModelError, Site, Sites,
+    Block, ModelError, Site,
     block::{Layer, head_layout},
     memory, names,
 };
@@ -17,8 +17,8 @@ use crate::{
     Propagation, QuantError, Recipe, Result, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
-    float_layers::{DeviceLinear, FloatLayers},
-    float_linear::{self, module},
+    float_layers::FloatLayers,
+    float_linear::{FloatLinear, StoredLayers, module, on_device, read_block},
     half_type::HalfType,
     output::OutputCheckpoint,
     report::{LayerReport, SmoothReport, Timings, modules},
@@ -27,7 +27,7 @@ use crate::{
     smooth_sites::SmoothContext,
     solve::{ScaleDType, SolveOptions, solve_on},
     value_hessian::value_hessian,
-    windows::{Surroundings, Window, Windows, Workshop},
+    windows::{Surroundings, Window, Windows},
     work::Work,
 };
 
@@ -39,8 +39,10 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub scale_dtype: ScaleDType,
     pub around: Surroundings<'a, B>,
     pub rotations: Option<Arc<DeviceRotations<B>>>,
-    /// The window of the smoothing search, and what it works in.
-    pub smoothing_window: Option<(Window<B>, Workshop<B>)>,
+    /// The window of the smoothing search.
+    pub smoothing_window: Option<Window<B>>,
+    /// A block whose layers were read while the one before was calibrated, and what came of that.
+    pub read_ahead: Option<(usize, Result<StoredLayers>)>,
     pub estimate: Estimate,
     pub work: Work<'a>,
     pub layers: Vec<LayerReport>,
@@ -93,8 +95,12 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let label = self.label(index, "smoothing");
         let layers = match &mut self.smoothing_window {
             None => FloatLayers::stored(self.checkpoint, index, self.half, self.rotations.clone())?,
-            Some((window, workshop)) => {
-                let mut block = float_linear::read_block(self.checkpoint, index)?;
+            Some(window) => {
+                let b = self.around.backend;
+                let mut block = match self.read_ahead.take() {
+                    Some((read, layers)) if read == index => on_device(b, self.checkpoint, index, layers?)?,
+                    _ => read_block(b, self.checkpoint, index)?,
+                };
                 let context = SmoothContext {
                     around: self.around,
                     group_size: self.recipe.group_size,
@@ -106,7 +112,9 @@ impl<'a, B: Calibrate> Run<'a, B> {
                     log_memory(&label);
                     work.begin(units, label.as_str())
                 };
-                let reports = context.smooth_block(index, &mut block, window, workshop, &mut on_site)?;
+                let mut workshop = self.around.workshop(self.recipe.calibration.smooth_tokens)?;
+                let reports = context.smooth_block(index, &mut block, window, &mut workshop, &mut on_site)?;
+                window.flow.shed(b)?;
                 self.smoothing.extend(reports);
                 FloatLayers::held(block, self.half)
             }
@@ -122,7 +130,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         float: &mut FloatLayers<'_, B>,
         site: Site,
         ahead: Option<Ahead<'_>>,
-    ) -> Result<DeviceLinear<B>> {
+    ) -> Result<FloatLinear<B>> {
         let clock = Instant::now();
         self.begin(index, self.estimate.read.part(self.share(site)), "reading")?;
         let read = ahead.map(Ahead::wait).transpose()?;
@@ -155,13 +163,11 @@ impl<'a, B: Calibrate> Run<'a, B> {
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         let clock = Instant::now();
-        let weights = BlockWeights {
-            norms: float.norms.clone(),
-            layers: Sites::try_new(|site| {
-                Ok::<_, QuantError>(float.copy(self.around.backend, site)?.into_layer())
-            })?,
-        };
-        let live = Block::new(self.around.backend, self.around.config, index, weights)?;
+        let Surroundings { backend, config, .. } = self.around;
+        let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Float)?;
+        for site in Site::ALL {
+            *live.layer_mut(site) = float.layer(backend, index, site)?;
+        }
         self.timings.transform += clock.elapsed().as_secs_f64();
 
         let name = format!("model.layers.{index}");
@@ -202,6 +208,9 @@ impl<'a, B: Calibrate> Run<'a, B> {
         // On the host reading and computing share the cores and the memory.
         let reads_ahead = !B::PIECES.on_host && float.reads();
         let mut ahead = None;
+        let next = index + 1;
+        let next_block = (!B::PIECES.on_host && !float.reads() && next < checkpoint.config.num_layers)
+            .then(|| Ahead::read_block(scope, checkpoint, next));
         let Surroundings { backend, config, .. } = self.around;
         let name = format!("model.layers.{index}");
         let units = self.estimate.stages;
@@ -231,7 +240,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             };
             let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
             drop(inputs);
-            let DeviceLinear { bias, .. } = layer;
+            let FloatLinear { bias, .. } = layer;
             self.begin(index, self.estimate.pack.part(self.share(site)), "writing")?;
             match B::PIECES.on_host {
                 true => writer.write_now(index, site, &weight, bias.as_deref())?,
@@ -242,6 +251,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         if !is_last {
             self.stage(index, units.finish, "forward", |wave| windows.finish_block(&name, &live, wave))?;
         }
+        self.read_ahead = next_block.map(|block| (next, block.wait()));
         Ok(())
     }
 
@@ -250,7 +260,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         &mut self,
         index: usize,
         site: Site,
-        layer: &DeviceLinear<B>,
+        layer: &FloatLinear<B>,
         inputs: &B::Hessian,
         averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<B::Gram>,
     ) -> Result<QuantizedWeight> {
@@ -296,7 +306,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         &mut self,
         index: usize,
         module: &str,
-        layer: &DeviceLinear<B>,
+        layer: &FloatLinear<B>,
         rows: Range<usize>,
         hessian: Option<&B::Hessian>,
     ) -> Result<QuantizedWeight> {

@@ -3,13 +3,10 @@
 //! Smoothing divides an input channel by `s_j` where it is made, and multiplies it where it is used. Rotation is in
 //! [`rotations`](crate::rotations).
 
-use qqq_backend::HeadLayout;
+use qqq_backend::{Calibrate, HeadLayout};
 use qqq_model::{BlockNorms, Site};
 
-use crate::{
-    float_linear::{FloatBlock, FloatLinear},
-    half_type::HalfType,
-};
+use crate::{Result, float_linear::FloatBlock, half_type::HalfType};
 
 /// Divides the output of a norm by `s`. The new norm weight, to which `offset` is added, is rounded to the type it will be
 /// stored in; the returned factors, to be multiplied into the next layer, undo exactly what the rounded weight does.
@@ -30,29 +27,46 @@ fn smooth_norm(norm: &mut [f32], offset: f32, s: &[f32], half: HalfType) -> Vec<
 }
 
 /// Smooths the input of q, k and v.
-pub fn smooth_qkv(block: &mut FloatBlock, s: &[f32], half: HalfType) {
+///
+/// # Errors
+/// Those of the backend, as of the others.
+pub fn smooth_qkv<B: Calibrate>(b: &B, block: &mut FloatBlock<B>, s: &[f32], half: HalfType) -> Result<()> {
     let factors = smooth_norm(&mut block.norms.input, block.norms.offset, s, half);
-    block.layers[Site::Qkv].scale_inputs(&factors);
+    block.layers[Site::Qkv].scale_inputs(b, &factors)
 }
 
 /// Smooths the input of o. Only for models with as many key-value heads as query heads: otherwise a channel of v
 /// feeds several input channels of o.
-pub fn smooth_o(block: &mut FloatBlock, s: &[f32], heads: HeadLayout) {
-    block.layers[Site::Qkv].divide_outputs(heads.q_width() + heads.kv_width(), s);
-    block.layers[Site::O].scale_inputs(s);
+///
+/// # Errors
+/// Those of the backend.
+pub fn smooth_o<B: Calibrate>(b: &B, block: &mut FloatBlock<B>, s: &[f32], heads: HeadLayout) -> Result<()> {
+    block.layers[Site::Qkv].divide_outputs(b, heads.q_width() + heads.kv_width(), s)?;
+    block.layers[Site::O].scale_inputs(b, s)
 }
 
 /// Smooths the input of gate and up.
-pub fn smooth_gate_up(block: &mut FloatBlock, s: &[f32], half: HalfType) {
+///
+/// # Errors
+/// Those of the backend.
+pub fn smooth_gate_up<B: Calibrate>(
+    b: &B,
+    block: &mut FloatBlock<B>,
+    s: &[f32],
+    half: HalfType,
+) -> Result<()> {
     let factors = smooth_norm(&mut block.norms.post, block.norms.offset, s, half);
-    block.layers[Site::GateUp].scale_inputs(&factors);
+    block.layers[Site::GateUp].scale_inputs(b, &factors)
 }
 
 /// Smooths the input of down: `silu(gate) * up` is linear in up.
-pub fn smooth_down(block: &mut FloatBlock, s: &[f32]) {
+///
+/// # Errors
+/// Those of the backend.
+pub fn smooth_down<B: Calibrate>(b: &B, block: &mut FloatBlock<B>, s: &[f32]) -> Result<()> {
     let width = block.layers[Site::Down].k;
-    block.layers[Site::GateUp].divide_outputs(width, s);
-    block.layers[Site::Down].scale_inputs(s);
+    block.layers[Site::GateUp].divide_outputs(b, width, s)?;
+    block.layers[Site::Down].scale_inputs(b, s)
 }
 
 /// Rounds norms as they are stored in 16 bits, so that calibration sees the stored values.
@@ -61,8 +75,8 @@ pub fn round_norms(norms: &mut BlockNorms, half: HalfType) {
 }
 
 /// The same for a layer's bias.
-pub fn round_bias(linear: &mut FloatLinear, half: HalfType) {
-    if let Some(bias) = &mut linear.bias {
+pub fn round_bias(bias: Option<&mut [f32]>, half: HalfType) {
+    if let Some(bias) = bias {
         half.round_all(bias);
     }
 }

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use qqq_backend::{Calibrate, InputKind};
-use qqq_formats::{LinearWeight, WeightData};
+use qqq_formats::WeightData;
 
-use crate::{QuantError, Result, estimate::rate, nearest::round_scaled};
+use crate::{QuantError, Result, estimate::rate};
 
 /// Seconds that an operation takes here, as a multiple of what [`rate`] says.
 #[derive(Clone, Copy, Debug)]
@@ -55,17 +55,17 @@ impl Slowness {
         let size = if B::PIECES.on_host { WIDTH } else { DEVICE_WIDTH };
         let weights: Vec<f32> = (0..size * size).map(|_| random()).collect();
         let mut rows = b.upload(size, size, (0..size * size).map(|_| random()).collect())?;
-        let quantized = LinearWeight::Quantized(round_scaled(&weights, &vec![1.0; size], None));
-        let mut turned = match B::PIECES.on_host {
+        let rotation = match B::PIECES.on_host {
             true => None,
-            false => {
-                let data = WeightData::F32(weights.clone());
-                Some((b.weights(size, size, data)?, b.rotation(size, &weights)?))
-            }
+            false => Some(b.rotation(size, &weights)?),
         };
-        let float =
-            LinearWeight::Float { out_features: size, in_features: size, data: WeightData::F32(weights) };
-        let (quantized, float) = (b.linear_weight(quantized, None)?, b.linear_weight(float, None)?);
+        let weights = b.weights(size, size, WeightData::F32(weights))?;
+        let float = b.float_linear(&weights, None)?;
+        let mut quantized = None;
+        b.round_scaled(&weights, &vec![1.0; size], None, None, &mut quantized)?;
+        let missing = || QuantError::Recipe("no layer was rounded for the trial".into());
+        let quantized = quantized.ok_or_else(missing)?;
+        let mut turned = rotation.map(|rotation| (weights, rotation));
         let (mut input, mut float_input) = (b.input(size, size)?, b.input(size, size)?);
         b.to_input(&mut rows, InputKind::Int8, &mut input)?;
         b.to_input(&mut rows, InputKind::Float, &mut float_input)?;

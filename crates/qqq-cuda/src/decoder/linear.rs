@@ -1,5 +1,7 @@
 //! Linear layers.
 
+use std::sync::Arc;
+
 use qqq_backend::{BackendError, InputKind, pool::parallel_chunks_mut};
 use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
 
@@ -7,7 +9,7 @@ use super::CudaBackend;
 use super::blas::{Operands, Product};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
 use super::options::Arithmetic;
-use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, WeightKind};
+use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, WeightKind, check_shape};
 use crate::{CudaError, DType, Device, KernelType, Result};
 
 /// Most tokens that a product's kernels are prepared for; more are multiplied in pieces.
@@ -28,10 +30,16 @@ pub struct CudaLinear {
 
 #[derive(Debug)]
 enum Weights {
-    /// 4-bit weights, or int8 ones, multiplied by our own kernels with activations of this type.
-    Integer { weights: DeviceWeights, plans: Box<GemmPlans>, activation: DType },
+    /// 4-bit weights, or int8 ones, multiplied by our own kernels.
+    Integer {
+        weights: DeviceWeights,
+        types: GemmTypes,
+        plans: Arc<GemmPlans>,
+        /// Whether they stay as they are: a product may read them before what was launched before it has ended.
+        settled: bool,
+    },
     /// 16-bit weights and activations; a bias has the type of the output.
-    Half { values: std::sync::Arc<Buffer>, bias: Option<Buffer> },
+    Half { values: Arc<Buffer>, bias: Option<Buffer> },
 }
 
 impl CudaLinear {
@@ -67,17 +75,62 @@ impl CudaLinear {
             }
             Arithmetic::Half => {
                 let values = Buffer::of(device, &half_bits(weight, half))?;
-                return Self::sharing(backend, (n, k), std::sync::Arc::new(values), bias, half);
+                return Self::sharing(backend, (n, k), Arc::new(values), bias, half);
             }
         };
-        let plans = GemmPlans::new(backend.planner(), &GemmSpec::new(types, (n, k)), MOST_TOKENS)?;
+        Self::of_tiles(backend, types, (n, k), weights, true)
+    }
+
+    /// Of prepacked weights.
+    fn of_tiles(
+        backend: &CudaBackend,
+        types: GemmTypes,
+        (n, k): (usize, usize),
+        weights: DeviceWeights,
+        settled: bool,
+    ) -> Result<Self> {
+        let spec = GemmSpec::new(types, (n, k));
+        let plans = backend.plans(spec, || GemmPlans::new(backend.planner(), &spec, MOST_TOKENS))?;
         backend.reserve_workspace(plans.workspace_bytes())?;
         Ok(Self {
             n,
             k,
-            weights: Weights::Integer { weights, plans: Box::new(plans), activation: types.activation() },
-            output: half,
+            weights: Weights::Integer { weights, types, plans, settled },
+            output: backend.half(),
         })
+    }
+
+    /// Weights of a kind that are still to be [prepacked](Self::prepack).
+    pub(super) fn unfilled(
+        backend: &CudaBackend,
+        kind: WeightKind,
+        (n, k): (usize, usize),
+        bias: Option<&[f32]>,
+    ) -> Result<Self> {
+        check_shape(n, k)?;
+        let weights = DeviceWeights::unfilled(backend.device(), kind, (n, k), bias)?;
+        Self::of_tiles(backend, GemmTypes::int8(kind, backend.half()), (n, k), weights, false)
+    }
+
+    /// Whether these are weights of a kind and shape, for int8 activations.
+    pub(super) fn is_of(&self, kind: WeightKind, (n, k): (usize, usize)) -> bool {
+        let wanted = GemmTypes::int8(kind, self.output);
+        (self.n, self.k) == (n, k)
+            && matches!(&self.weights, Weights::Integer { types, settled: false, .. } if *types == wanted)
+    }
+
+    /// Replaces the weights by others of their kind that lie in the neutral form on the device: codes, multiples of the
+    /// channels' scales where there are groups, and these.
+    ///
+    /// # Safety
+    /// As [`DeviceWeights::prepack`].
+    pub(super) unsafe fn prepack(&self, backend: &CudaBackend, neutral: (u64, u64, u64)) -> Result<()> {
+        let Weights::Integer { types, weights, settled: false, .. } = &self.weights else {
+            return Err(CudaError::Types("weights that stay as they are cannot be prepacked again".into()));
+        };
+        let kernel = backend.prepack_kernel(types.weights())?;
+        // SAFETY: the caller's promise.
+        unsafe { weights.prepack(backend.device(), &kernel, neutral) }
     }
 
     /// 16-bit weights, whose products are of type `output`.
@@ -94,14 +147,14 @@ impl CudaLinear {
         // Known before the weights are copied.
         backend.blas()?;
         let values = half_values(backend.device(), data, backend.half())?;
-        Self::sharing(backend, (n, k), std::sync::Arc::new(values), bias, output)
+        Self::sharing(backend, (n, k), Arc::new(values), bias, output)
     }
 
     /// The same with weights that lie on the device.
     pub(super) fn sharing(
         backend: &CudaBackend,
         (n, k): (usize, usize),
-        values: std::sync::Arc<Buffer>,
+        values: Arc<Buffer>,
         bias: Option<&[f32]>,
         output: DType,
     ) -> Result<Self> {
@@ -126,7 +179,7 @@ impl CudaLinear {
 
     pub(super) fn input_kind(&self) -> InputKind {
         match self.weights {
-            Weights::Integer { activation: DType::I8, .. } => InputKind::Int8,
+            Weights::Integer { types, .. } if types.activation() == DType::I8 => InputKind::Int8,
             Weights::Integer { .. } | Weights::Half { .. } => InputKind::Float,
         }
     }
@@ -154,20 +207,23 @@ impl CudaLinear {
         }
         out.reshape(m, n, self.output)?;
         match &self.weights {
-            Weights::Integer { weights, plans, activation } => {
+            Weights::Integer { weights, types, plans, settled } => {
                 let device = backend.device();
                 let stream = device.stream().cu_stream();
                 for first in (0..m).step_by(MOST_TOKENS) {
                     let rows = MOST_TOKENS.min(m - first);
-                    let x_at = x.buffer.address() + (first * k * activation.bytes()) as u64;
-                    let scales =
-                        if *activation == DType::I8 { x.scales.address() + 4 * first as u64 } else { 0 };
+                    let x_at = x.buffer.address() + (first * k * types.activation().bytes()) as u64;
+                    let scales = if types.activation() == DType::I8 {
+                        x.scales.address() + 4 * first as u64
+                    } else {
+                        0
+                    };
                     let y = out.address() + (first * n * self.output.bytes()) as u64;
                     let operands = weights.operands(device, (x_at, scales, y), rows);
                     backend.with_workspace(|workspace| {
                         // SAFETY: input and output have these sizes, and launches are in the stream's order, which is that
                         // of the workspace's uses; weights were written, and waited for, when they were loaded.
-                        unsafe { plans.launch(stream, &operands, workspace, backend.overlaps()) }
+                        unsafe { plans.launch(stream, &operands, workspace, *settled && backend.overlaps()) }
                     })?;
                 }
             }

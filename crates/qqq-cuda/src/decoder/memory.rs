@@ -159,6 +159,11 @@ pub(super) fn read_values(buffer: &Buffer, count: usize, dtype: DType) -> Result
     })
 }
 
+/// Waits, and gives the first float64 of a buffer.
+pub(super) fn doubles(buffer: &Buffer, count: usize) -> Result<Vec<f64>> {
+    Ok(bytemuck::pod_collect_to_vec(&buffer.read(8 * count)?))
+}
+
 /// float32 parameters on a device.
 #[derive(Debug)]
 pub struct CudaVector {

@@ -35,7 +35,8 @@ use self::steps::StepKernel;
 use crate::device::Kernel;
 use crate::dtype::HALVES;
 use crate::error::driver;
-use crate::gemm::Planner;
+use crate::gemm::prepack::Direction;
+use crate::gemm::{GemmPlans, GemmSpec, Planner, PrepackKernel, WeightKind};
 use crate::{CudaError, DType, Device, Result};
 
 pub use backend::{CudaEmbedding, CudaRope, CudaStep};
@@ -62,6 +63,9 @@ struct Shared {
     attention: Mutex<HashMap<(AttentionConfig, AttentionKernel), Arc<Kernel>>>,
     steps: Mutex<HashMap<StepKernel, Arc<Kernel>>>,
     calibration: Mutex<HashMap<CalibrationKernel, Arc<Kernel>>>,
+    prepack: Mutex<HashMap<WeightKind, PrepackKernel>>,
+    /// Products of shapes that have come up: the blocks of a model are alike.
+    plans: Mutex<HashMap<GemmSpec, Arc<GemmPlans>>>,
     /// int8 inputs in 16 bits.
     widened: Mutex<Buffer>,
     /// Of products: zero between two of them.
@@ -101,6 +105,8 @@ impl CudaBackend {
             attention: Mutex::default(),
             steps: Mutex::default(),
             calibration: Mutex::default(),
+            prepack: Mutex::default(),
+            plans: Mutex::default(),
             widened: Mutex::new(Buffer::new(device, 0)?),
             workspace: Mutex::default(),
             parts: Mutex::new((Buffer::new(device, 0)?, Buffer::new(device, 0)?)),
@@ -183,6 +189,15 @@ impl CudaBackend {
         cached(&self.shared.rows, config, || self.device().kernel(&config.source(), 0))
     }
 
+    fn prepack_kernel(&self, kind: WeightKind) -> Result<PrepackKernel> {
+        cached(&self.shared.prepack, kind, || PrepackKernel::new(self.device(), kind, Direction::Pack))
+    }
+
+    /// The products of a shape; `plan` makes what is not there yet.
+    fn plans(&self, spec: GemmSpec, plan: impl FnOnce() -> Result<GemmPlans>) -> Result<Arc<GemmPlans>> {
+        cached(&self.shared.plans, spec, || Ok(Arc::new(plan()?)))
+    }
+
     fn attention_kernel(&self, config: AttentionConfig, kernel: AttentionKernel) -> Result<Arc<Kernel>> {
         let shared_bytes = if kernel == AttentionKernel::Tiles { config.shared_bytes() } else { 0 };
         cached(&self.shared.attention, (config, kernel), || {
@@ -241,11 +256,11 @@ impl CudaBackend {
     }
 }
 
-fn cached<K: Eq + Hash>(
-    kernels: &Mutex<HashMap<K, Arc<Kernel>>>,
+fn cached<K: Eq + Hash, V: Clone>(
+    kernels: &Mutex<HashMap<K, V>>,
     key: K,
-    load: impl FnOnce() -> Result<Arc<Kernel>>,
-) -> Result<Arc<Kernel>> {
+    load: impl FnOnce() -> Result<V>,
+) -> Result<V> {
     let mut kernels = kernels.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(kernel) = kernels.get(&key) {
         return Ok(kernel.clone());

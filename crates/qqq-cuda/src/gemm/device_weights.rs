@@ -50,7 +50,6 @@ impl DeviceWeights {
     pub fn prepacked(device: &Device, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<Self> {
         check(weight)?;
         let (n, k) = (weight.out_features, weight.in_features);
-        check_bias(n, bias)?;
         let kind = WeightKind::of(&weight.scales);
         let kernel = PrepackKernel::new(device, kind, Direction::Pack)?;
         let codes = copied(device, &weight.codes)?;
@@ -63,8 +62,32 @@ impl DeviceWeights {
         };
         let channels = copied(device, weight.channel_scales())?;
         let stream = device.stream();
+        let made = Self::unfilled(device, kind, (n, k), bias)?;
+        let neutral = (
+            codes.device_ptr(stream).0,
+            scales.as_ref().map_or(0, |s| s.device_ptr(stream).0),
+            channels.device_ptr(stream).0,
+        );
+        // SAFETY: all were allocated above with these sizes.
+        unsafe { made.prepack(device, &kernel, neutral) }?;
+        stream.synchronize().map_err(driver("prepacking weights on the GPU"))?;
+        Ok(made)
+    }
+
+    /// Room for 4-bit weights of a kind, which [`prepack`](Self::prepack) fills, and a bias.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn unfilled(
+        device: &Device,
+        kind: WeightKind,
+        (n, k): (usize, usize),
+        bias: Option<&[f32]>,
+    ) -> Result<Self> {
+        check_bias(n, bias)?;
+        let stream = device.stream();
         let failed = || driver("allocating weights on the GPU");
-        // SAFETY: the kernel writes all of both.
+        // SAFETY: what fills them writes all of both.
         let (weight_tiles, channel_scale) = unsafe {
             (
                 stream.alloc(PrepackKernel::weight_bytes(kind, n, k)).map_err(failed())?,
@@ -72,20 +95,35 @@ impl DeviceWeights {
             )
         };
         let bias = bias.map(|b| copied(device, b)).transpose()?;
-        let made = Self { n, k, weight_tiles, channel_scale, bias };
+        Ok(Self { n, k, weight_tiles, channel_scale, bias })
+    }
+
+    /// Prepacks weights that lie in the neutral form on the device, at the addresses of codes, group scales (0 without
+    /// groups) and channel scales, in the stream's order. The kernel is that of the kind that there is room for.
+    ///
+    /// # Errors
+    /// As [`PrepackKernel::launch`].
+    ///
+    /// # Safety
+    /// The addresses must be device memory of the sizes that [`PrepackOperands`] names.
+    pub(crate) unsafe fn prepack(
+        &self,
+        device: &Device,
+        kernel: &PrepackKernel,
+        (codes, scales, channel_scale): (u64, u64, u64),
+    ) -> Result<()> {
+        let stream = device.stream();
         let operands = PrepackOperands {
-            codes: codes.device_ptr(stream).0,
-            scales: scales.as_ref().map_or(0, |s| s.device_ptr(stream).0),
-            weight_tiles: made.weight_tiles.device_ptr(stream).0,
-            channel_scale: channels.device_ptr(stream).0,
-            padded_scale: made.channel_scale.device_ptr(stream).0,
-            n,
-            k,
+            codes,
+            scales,
+            weight_tiles: self.weight_tiles.device_ptr(stream).0,
+            channel_scale,
+            padded_scale: self.channel_scale.device_ptr(stream).0,
+            n: self.n,
+            k: self.k,
         };
-        // SAFETY: all were allocated above with these sizes.
-        unsafe { kernel.launch(stream.cu_stream(), &operands) }?;
-        stream.synchronize().map_err(driver("prepacking weights on the GPU"))?;
-        Ok(made)
+        // SAFETY: the caller's promise; tiles and padded scales were allocated for these weights.
+        unsafe { kernel.launch(stream.cu_stream(), &operands) }
     }
 
     /// The operands of a product of `m` tokens: `x` is `m x K`, `token_scale` `m` float32 (0 where activations are no

@@ -28,6 +28,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("sm90_config.cuh", include_str!("../kernels/sm90_config.cuh")),
     ("sm90_epilogue.cuh", include_str!("../kernels/sm90_epilogue.cuh")),
     ("sm90_gemm.cuh", include_str!("../kernels/sm90_gemm.cuh")),
+    ("smooth.cuh", include_str!("../kernels/smooth.cuh")),
     ("solve.cuh", include_str!("../kernels/solve.cuh")),
     ("wgmma.cuh", include_str!("../kernels/wgmma.cuh")),
     ("wgmma_ptx.cuh", include_str!("../kernels/wgmma_ptx.cuh")),

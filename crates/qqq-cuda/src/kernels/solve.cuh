@@ -218,6 +218,28 @@ QQQ_DEVICE void round_codes(const CodeParameters& p) {
     }
 }
 
+// Of the scales top / m, m = 1 to 16, those of which a group's scale is no small multiple: bit m - 1. `code` is the group's
+// largest.
+QQQ_DEVICE uint32 wrong_parts(float top, float scale, float code) {
+    uint32 wrong = 0;
+    for (int m = 1; code > 0.0f && m <= 16; ++m) {
+        const float c = __fdiv_rn(top, (float)m), quotient = __fdiv_rn(scale, c), multiple = floorf(quotient + 0.5f);
+        if (!(multiple >= 1.0f && __fmul_rn(multiple, c) == scale && multiple * code <= 127.0f)) wrong |= 1u << (m - 1);
+    }
+    return wrong;
+}
+
+// The scale of a row's int8 weights: the largest that is not wrong for any group; else that of which `weight`, the row's
+// largest, is 127.
+QQQ_DEVICE float channel_scale(float top, float weight, uint32 wrong) {
+    float channel = weight > 0.0f ? fmaxf(__fdiv_rn(weight, 127.0f), kLeastNormal) : 1.0f;
+    for (int m = 16; m >= 1 && weight > 0.0f; --m) {
+        const float c = __fdiv_rn(top, (float)m);
+        if (!(wrong >> (m - 1) & 1) && c >= kLeastNormal && c < 3.4e38f) channel = c;
+    }
+    return channel;
+}
+
 // The scale of a row's int8 weights, by its codes and the effective scales of its groups: the largest of which all are small
 // multiples, if there is one; else that of which the largest weight is 127. A warp takes a row.
 QQQ_DEVICE void channel_scales(const CodeParameters& p) {
@@ -241,22 +263,11 @@ QQQ_DEVICE void channel_scales(const CodeParameters& p) {
         if (code > 0.0f) top = fmaxf(top, scales[g]), weight = fmaxf(weight, __fmul_rn(code, scales[g]));
     }
     top = most(top), weight = most(weight);
-    // Bit m - 1: top / m will not do.
     uint32 wrong = 0;
-    for (int g = lane; g < groups; g += 32) {
-        const float code = largest_code(g);
-        for (int m = 1; code > 0.0f && m <= 16; ++m) {
-            const float c = __fdiv_rn(top, (float)m), quotient = __fdiv_rn(scales[g], c), multiple = floorf(quotient + 0.5f);
-            if (!(multiple >= 1.0f && __fmul_rn(multiple, c) == scales[g] && multiple * code <= 127.0f)) wrong |= 1u << (m - 1);
-        }
-    }
+    for (int g = lane; g < groups; g += 32) wrong |= wrong_parts(top, scales[g], largest_code(g));
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) wrong |= __shfl_xor_sync(0xFFFFFFFFu, wrong, mask);
-    float channel = weight > 0.0f ? fmaxf(__fdiv_rn(weight, 127.0f), kLeastNormal) : 1.0f;
-    for (int m = 16; m >= 1 && weight > 0.0f; --m) {
-        const float c = __fdiv_rn(top, (float)m);
-        if (!(wrong >> (m - 1) & 1) && c >= kLeastNormal && c < 3.4e38f) channel = c;
-    }
+    const float channel = channel_scale(top, weight, wrong);
     if (lane == 0) p.channels[row] = channel;
 }
 
@@ -298,6 +309,17 @@ struct FormParameters {
     int k;
 };
 
+// What a CTA's threads have together.
+QQQ_DEVICE double sum_of_cta(double value, double (&sums)[kScaleThreads]) {
+    sums[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = kScaleThreads / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+    }
+    return sums[0];
+}
+
 // v H v^T of each row. A CTA takes a row.
 QQQ_DEVICE void forms(const FormParameters& p) {
     __shared__ double sums[kScaleThreads];
@@ -305,14 +327,9 @@ QQQ_DEVICE void forms(const FormParameters& p) {
     const float* product = p.product ? p.product + (long long)blockIdx.x * p.k : row;
     double sum = 0.0;
     for (int i = threadIdx.x; i < p.k; i += kScaleThreads) sum += (double)row[i] * (double)product[i];
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    for (int half = kScaleThreads / 2; half > 0; half /= 2) {
-        if ((int)threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-        __syncthreads();
-    }
+    sum = sum_of_cta(sum, sums);
     // Not a maximum, to which NaN is less than 0.
-    if (threadIdx.x == 0) p.out[blockIdx.x] = sums[0] < 0.0 ? 0.0 : sums[0];
+    if (threadIdx.x == 0) p.out[blockIdx.x] = sum < 0.0 ? 0.0 : sum;
 }
 
 struct KeepParameters {

@@ -24,6 +24,7 @@ mod emulated_decoder;
 mod emulated_mistakes;
 mod emulated_products;
 mod emulated_quantize;
+mod emulated_smooth;
 mod emulator;
 mod product;
 
@@ -50,7 +51,9 @@ fn main() -> ExitCode {
                 emulated_products::products_of_16_bit_activations,
                 emulated_products::batch_invariant_plans,
                 emulated_quantize::activations_are_those_of_float64,
-                emulated_quantize::weights_are_packed_as_on_the_host
+                emulated_quantize::weights_are_packed_as_on_the_host,
+                emulated_smooth::candidates_of_the_smoothing_search,
+                emulated_smooth::mistakes_in_the_smoothing_search_are_found
             ],
         )
         .run()

@@ -155,7 +155,7 @@ impl Keeper {
         // Nothing comes behind the last block that looks at states.
         let is_last = done == config.num_layers;
         let of_windows = windows.states().filter(|_| !is_last);
-        let of_search = run.smoothing_window.iter().map(|(window, _)| &window.flow.residual);
+        let of_search = run.smoothing_window.iter().map(|window| &window.flow.residual);
         let of_search = of_search.filter(|_| !is_last);
         let tokens = if is_last { &[][..] } else { &self.tokens };
         let smoothing_window =

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use qqq_backend::{Calibrate, CpuBackend, HeadLayout};
-use qqq_formats::{Checkpoint, DType, WeightData, writer::CheckpointWriter};
+use qqq_formats::{Checkpoint, DType, writer::CheckpointWriter};
 use qqq_model::{Site, names};
 use qqq_quant::{
     RotationKind,
@@ -20,9 +20,12 @@ use crate::tiny::{HIDDEN, Tiny, VOCAB, largest_error, logits};
 /// Changes the embedding, the final norm and the head.
 type Ends<'a> = dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>) + 'a;
 
+/// Changes a block, whose index it is told.
+type Change<'a> = dyn Fn(usize, &mut FloatBlock<CpuBackend>) + 'a;
+
 /// Writes the model again in f32 with every block changed by `change`, and embedding, last norm and head by `ends`.
-fn rewrite(model: &Path, out: &Path, untie: bool, change: &dyn Fn(usize, &mut FloatBlock), ends: &Ends) {
-    let checkpoint = Checkpoint::open(model).unwrap();
+fn rewrite(model: &Path, out: &Path, untie: bool, change: &Change<'_>, ends: &Ends) {
+    let (b, checkpoint) = (CpuBackend::default(), Checkpoint::open(model).unwrap());
     let config = &checkpoint.config;
     let (hidden, head_dim) = (config.hidden_size, config.head_dim);
     let mut writer = CheckpointWriter::create(out).unwrap();
@@ -41,7 +44,7 @@ fn rewrite(model: &Path, out: &Path, untie: bool, change: &dyn Fn(usize, &mut Fl
         writer.add(names::LM_HEAD, DType::F32, &[VOCAB, hidden], &bytes(&head)).unwrap();
     }
     for i in 0..config.num_layers {
-        let mut block = read_block(&checkpoint, i).unwrap();
+        let mut block = read_block(&b, &checkpoint, i).unwrap();
         change(i, &mut block);
         let mut add = |name: &str, shape: &[usize], v: &[f32]| {
             writer.add(&format!("model.layers.{i}.{name}"), DType::F32, shape, &bytes(v)).unwrap();
@@ -52,11 +55,12 @@ fn rewrite(model: &Path, out: &Path, untie: bool, change: &dyn Fn(usize, &mut Fl
             add("self_attn.q_norm.weight", &[head_dim], q);
             add("self_attn.k_norm.weight", &[head_dim], k);
         }
-        let mut split = |linear: &FloatLinear, parts: Vec<(&str, usize)>| {
+        let mut split = |linear: &FloatLinear<CpuBackend>, parts: Vec<(&str, usize)>| {
+            let weight = b.read_weights(&linear.weights).unwrap();
             let mut first = 0;
             for (name, rows) in parts {
                 let k = linear.k;
-                add(&format!("{name}.weight"), &[rows, k], &linear.weight[first * k..(first + rows) * k]);
+                add(&format!("{name}.weight"), &[rows, k], &weight[first * k..(first + rows) * k]);
                 if let Some(bias) = &linear.bias {
                     add(&format!("{name}.bias"), &[rows], &bias[first..first + rows]);
                 }
@@ -115,20 +119,17 @@ fn check_rotation(dir: &Path, name: &str, tiny: &Tiny, kind: RotationKind) {
         &|_, block| {
             for site in Site::ALL {
                 let layer = &mut block.layers[site];
-                let data = WeightData::F32(std::mem::take(&mut layer.weight));
-                let mut weights = b.weights(layer.n, layer.k, data).unwrap();
                 let norm = match site {
                     Site::Qkv => Some(&mut block.norms.input),
                     Site::GateUp => Some(&mut block.norms.post),
                     Site::O | Site::Down => None,
                 };
                 if let Some(norm) = norm {
-                    b.scale_inputs(&mut weights, norm).unwrap();
+                    layer.scale_inputs(&b, norm).unwrap();
                     norm.fill(1.0);
                 }
                 let bias = layer.bias.as_deref_mut();
-                rotations.turn(&b, site, &mut weights, bias, heads(tiny)).unwrap();
-                layer.weight = b.read_weights(&weights).unwrap().into_owned();
+                rotations.turn(&b, site, &mut layer.weights, bias, heads(tiny)).unwrap();
             }
         },
         &|embedding, norm, lm_head| {
@@ -146,7 +147,7 @@ fn check_rotation(dir: &Path, name: &str, tiny: &Tiny, kind: RotationKind) {
 
 #[test]
 fn smoothing_keeps_the_function_even_when_norms_are_rounded() {
-    let dir = TempDir::new().unwrap();
+    let (b, dir) = (CpuBackend::default(), TempDir::new().unwrap());
     let scales = |n: usize, i: usize| -> Vec<f32> {
         (0..n)
             .map(|j| if usize::is_multiple_of(j * 13 + i, 7) { 1.0 + (j % 11) as f32 * 1.7 } else { 1.0 })
@@ -162,12 +163,13 @@ fn smoothing_keeps_the_function_even_when_norms_are_rounded() {
                 &out,
                 false,
                 &|i, block| {
-                    transform::smooth_qkv(block, &scales(HIDDEN, i), half);
+                    let [o, down] = [Site::O, Site::Down].map(|site| block.layers[site].k);
+                    transform::smooth_qkv(&b, block, &scales(HIDDEN, i), half).unwrap();
                     if tiny.heads == tiny.kv_heads {
-                        transform::smooth_o(block, &scales(block.layers[Site::O].k, i + 1), heads(&tiny));
+                        transform::smooth_o(&b, block, &scales(o, i + 1), heads(&tiny)).unwrap();
                     }
-                    transform::smooth_gate_up(block, &scales(HIDDEN, i + 2), half);
-                    transform::smooth_down(block, &scales(block.layers[Site::Down].k, i + 3));
+                    transform::smooth_gate_up(&b, block, &scales(HIDDEN, i + 2), half).unwrap();
+                    transform::smooth_down(&b, block, &scales(down, i + 3)).unwrap();
                     for (j, s) in scales(HIDDEN, i).iter().enumerate().filter(|(_, s)| **s > 1.0) {
                         assert_eq!(block.norms.input[j], half.round(block.norms.input[j]), "scale {s}");
                     }

@@ -2,13 +2,18 @@
 
 mod attended;
 mod gram;
+mod nearest;
+mod smooth;
 
 use std::borrow::Cow;
 
-use qqq_formats::WeightData;
+use qqq_formats::{LinearWeight, WeightData};
 
-use super::{CpuBackend, CpuInput, MLP_ROWS, matrix::Matrix, w4a8::Int8Activations};
-use crate::{AttentionKind, BackendError, Calibrate, Pieces, Result, pool::parallel_each_mut, rotate::Turn};
+use super::{CpuBackend, CpuInput, CpuLinear, MLP_ROWS, matrix::Matrix, w4a8::Int8Activations};
+use crate::{
+    AttentionKind, Backend, BackendError, Calibrate, InputKind, Pieces, Result, first_not_finite,
+    pool::parallel_each_mut, rotate::Turn,
+};
 pub use gram::CpuGram;
 
 /// Sequences that add to sums of their own at the same time.
@@ -158,6 +163,72 @@ impl Calibrate for CpuBackend {
         Ok(())
     }
 
+    fn divide_outputs(&self, weights: &mut CpuWeights, first: usize, s: &[f32]) -> Result<()> {
+        let rows = weights.values.chunks_exact_mut(weights.k).skip(first);
+        if rows.len() < s.len() {
+            return Err(BackendError::Shape(format!("{} divisors for {} channels", s.len(), rows.len())));
+        }
+        for (row, s) in rows.zip(s) {
+            row.iter_mut().for_each(|w| *w /= s);
+        }
+        Ok(())
+    }
+
+    fn float_linear(&self, weights: &CpuWeights, bias: Option<Vec<f32>>) -> Result<CpuLinear> {
+        let data = WeightData::F32(weights.values.clone());
+        let (out_features, in_features) = (weights.values.len() / weights.k, weights.k);
+        self.linear_weight(LinearWeight::Float { out_features, in_features, data }, bias)
+    }
+
+    fn round_scaled(
+        &self,
+        weights: &CpuWeights,
+        s: &[f32],
+        group_size: Option<usize>,
+        bias: Option<&[f32]>,
+        linear: &mut Option<CpuLinear>,
+    ) -> Result<()> {
+        let k = weights.k;
+        if s.len() != k || group_size.is_some_and(|g| g == 0 || !k.is_multiple_of(g)) {
+            return Err(BackendError::Shape(format!(
+                "{} factors and groups of {group_size:?} for {k} channels",
+                s.len()
+            )));
+        }
+        *linear = None;
+        let weight = nearest::round_scaled(&weights.values, s, group_size);
+        *linear = Some(self.linear_weight(LinearWeight::Quantized(weight), bias.map(<[f32]>::to_vec))?);
+        Ok(())
+    }
+
+    fn input_not_finite(&self, x: &CpuInput) -> Result<Option<(usize, f32)>> {
+        let values = x.values();
+        Ok(first_not_finite(&values).map(|first| (first / x.cols().max(1), values[first])))
+    }
+
+    fn channel_range(&self, x: &CpuInput) -> Result<(Vec<f32>, Vec<f32>)> {
+        Ok(smooth::channel_range(float_rows(x)?))
+    }
+
+    fn smooth_input(&self, x: &CpuInput, s: &[f32], out: &mut CpuInput) -> Result<()> {
+        check_width(s.len(), x)?;
+        let mut scaled = smooth::divided(float_rows(x)?, s);
+        self.to_input(&mut scaled, InputKind::Int8, out)
+    }
+
+    fn squared_distance(&self, a: &CpuInput, b: Option<&CpuInput>) -> Result<f64> {
+        match b {
+            Some(b) if (a.rows(), a.cols()) != (b.rows(), b.cols()) => Err(BackendError::Shape(format!(
+                "{} x {} values compared with {} x {}",
+                a.rows(),
+                a.cols(),
+                b.rows(),
+                b.cols()
+            ))),
+            b => Ok(smooth::squared_distance(a, b)),
+        }
+    }
+
     fn rotation(&self, width: usize, matrix: &[f32]) -> Result<CpuRotation> {
         Ok(CpuRotation { width, matrix: matrix.to_vec() })
     }
@@ -176,6 +247,14 @@ impl Calibrate for CpuBackend {
 
     fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync) {
         parallel_each_mut(items, |_, item| job(item));
+    }
+}
+
+/// Rows that are float.
+fn float_rows(x: &CpuInput) -> Result<&Matrix> {
+    match x {
+        CpuInput::Float(x) => Ok(x),
+        CpuInput::Int8(_) => Err(BackendError::Shape("int8 rows where float ones are smoothed".into())),
     }
 }
 

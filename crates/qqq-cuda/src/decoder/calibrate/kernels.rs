@@ -1,7 +1,7 @@
-//! Instances of `calibrate.cuh`, `factor.cuh` and `solve.cuh`.
+//! Instances of `calibrate.cuh`, `factor.cuh`, `solve.cuh` and `smooth.cuh`.
 
 use crate::dtype::HALVES;
-use crate::{DType, Source};
+use crate::{DType, KernelType, Source};
 
 /// Threads of a CTA of what works on single elements.
 const ELEMENT_THREADS: usize = 256;
@@ -15,6 +15,10 @@ const SCALE_THREADS: usize = 256;
 const SOLVE_THREADS: usize = 128;
 /// CTAs that an SM has registers for, at least.
 const CTAS: usize = 4;
+/// Columns whose range a CTA looks for.
+const RANGE_COLUMNS: usize = 32;
+/// Groups of a row that the kernel has room for that rounds a candidate of the smoothing search.
+pub const MOST_GROUPS: usize = 2048;
 /// Columns that are solved at a time.
 pub const SOLVE_BLOCK: usize = 64;
 /// Columns that are factorized at a time.
@@ -79,6 +83,21 @@ pub enum CalibrationKernel {
         /// Whether there are groups.
         grouped: bool,
     },
+    /// Codes and scales of a candidate of the smoothing search.
+    RoundScaled {
+        /// Whether there are groups.
+        grouped: bool,
+    },
+    /// Rows of this 16-bit type times a factor a column, in int8.
+    SmoothRows(DType),
+    /// The largest and the least value of every column.
+    ChannelRange,
+    /// Squared distances of rows.
+    Distances,
+    /// float32 values in this 16-bit type.
+    Halves(DType),
+    /// Rows divided by a number each.
+    DivideRows,
 }
 
 use CalibrationKernel as K;
@@ -104,12 +123,17 @@ impl CalibrationKernel {
             K::KeepBetter,
             K::ToColumns,
             K::FromColumns,
+            K::ChannelRange,
+            K::Distances,
+            K::DivideRows,
         ];
         for grouped in [false, true] {
             all.extend([K::ChooseScales { grouped }, K::Differences { grouped }, K::SolveBlock { grouped }]);
+            all.push(K::RoundScaled { grouped });
         }
         for half in HALVES {
             all.extend(HALVES.map(|out| K::Probabilities { half, out }));
+            all.extend([K::SmoothRows(half), K::Halves(half)]);
         }
         all
     }
@@ -150,15 +174,31 @@ impl CalibrationKernel {
             K::SolveBlock { grouped } => {
                 (format!("solve_block_{}", levels(grouped)), "Solve", format!("solve_block<{grouped}>(p)"))
             }
+            K::RoundScaled { grouped } => {
+                (format!("round_scaled_{}", levels(grouped)), "Round", format!("round_scaled<{grouped}>(p)"))
+            }
+            K::SmoothRows(half) => (
+                format!("smooth_rows_{}", half.kernel_name()),
+                "Smooth",
+                format!("smooth_rows<{}>(p)", is_bf16(half)),
+            ),
+            K::ChannelRange => ("channel_range".into(), "Range", "channel_range(p)".into()),
+            K::Distances => ("distances".into(), "Distance", "distances(p)".into()),
+            K::Halves(half) => {
+                (format!("halves_{}", half.kernel_name()), "Halves", format!("halves<{}>(p)", is_bf16(half)))
+            }
+            K::DivideRows => ("divide_rows".into(), "Divide", "divide_rows(p)".into()),
         };
         Source::new(format!("calibrate_{name}"), |function| {
             format!(
-                "#include \"solve.cuh\"\n\
+                "#include \"smooth.cuh\"\n\
              // What the host believes.\n\
              static_assert(kProbabilityThreads == {ELEMENT_THREADS} && kMirrorThreads == {ELEMENT_THREADS});\n\
              static_assert(kFactorThreads == {ELEMENT_THREADS} && kMirrorTile == {MIRROR_TILE});\n\
              static_assert(kScaleThreads == {SCALE_THREADS} && kSolveThreads == {SOLVE_THREADS});\n\
              static_assert(kSolveBlock == {SOLVE_BLOCK} && kFactorBlock == {FACTOR_BLOCK});\n\
+             static_assert(kSmoothThreads == {ELEMENT_THREADS} && kRangeColumns == {RANGE_COLUMNS});\n\
+             static_assert(kMostGroups == {MOST_GROUPS});\n\
              // Without a number of CTAs ptxas spills some instances to fit one more.\n\
              extern \"C\" __global__ void __launch_bounds__({}, {CTAS})\n\
              {function}(const __grid_constant__ {parameters}Parameters p) {{ {call}; }}\n",
@@ -180,6 +220,8 @@ impl CalibrationKernel {
         const WARPS: usize = SCALE_THREADS / 32;
         match self {
             K::Probabilities { .. } | K::FactorSquare | K::Forms | K::KeepBetter => units,
+            K::RoundScaled { .. } | K::SmoothRows(_) | K::Distances => units,
+            K::ChannelRange => units.div_ceil(RANGE_COLUMNS),
             // Rows of a square matrix.
             K::Mirror => units.div_ceil(MIRROR_TILE).pow(2),
             K::ChooseScales { grouped: false } => units,

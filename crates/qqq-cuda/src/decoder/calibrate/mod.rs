@@ -7,6 +7,7 @@
 mod factor;
 pub mod kernels;
 pub mod parameters;
+mod smooth;
 mod solve;
 mod weights;
 
@@ -25,7 +26,7 @@ pub use self::weights::{CudaRotation, CudaWeights};
 use super::blas::{Matrix, Number, Operands, Product};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements, read_values};
 use super::steps::{AddParameters, StepKernel, value_type};
-use super::{CudaBackend, cached};
+use super::{CudaBackend, CudaLinear, cached};
 use crate::{CudaError, DType};
 
 /// Queries of a window and head whose averages are taken, as on the CPU.
@@ -345,6 +346,46 @@ impl Calibrate for CudaBackend {
 
     fn scale_inputs(&self, weights: &mut CudaWeights, s: &[f32]) -> Result<()> {
         self.scale_weights(weights, s)
+    }
+
+    fn divide_outputs(&self, weights: &mut CudaWeights, first: usize, s: &[f32]) -> Result<()> {
+        self.divide_rows(weights, first, s)
+    }
+
+    fn float_linear(&self, weights: &CudaWeights, bias: Option<Vec<f32>>) -> Result<CudaLinear> {
+        self.half_linear(weights, bias.as_deref())
+    }
+
+    fn round_scaled(
+        &self,
+        weights: &CudaWeights,
+        s: &[f32],
+        group_size: Option<usize>,
+        bias: Option<&[f32]>,
+        linear: &mut Option<CudaLinear>,
+    ) -> Result<()> {
+        self.round_candidate(weights, s, group_size, bias, linear)
+    }
+
+    fn input_not_finite(&self, x: &CudaInput) -> Result<Option<(usize, f32)>> {
+        let (values, count) = match x.elements {
+            Elements::Half => (x.buffer.address(), x.rows * x.cols),
+            Elements::Int8 => return Err(BackendError::Shape("int8 rows are finite".into())),
+        };
+        let Some(at) = self.position_not_finite(values, count, x.half)? else { return Ok(None) };
+        Ok(Some((at / x.cols.max(1), x.read()?[at])))
+    }
+
+    fn channel_range(&self, x: &CudaInput) -> Result<(Vec<f32>, Vec<f32>)> {
+        self.range_of(x)
+    }
+
+    fn smooth_input(&self, x: &CudaInput, s: &[f32], out: &mut CudaInput) -> Result<()> {
+        self.smooth_rows(x, s, out)
+    }
+
+    fn squared_distance(&self, a: &CudaInput, b: Option<&CudaInput>) -> Result<f64> {
+        self.distance(a, b)
     }
 
     fn rotation(&self, width: usize, matrix: &[f32]) -> Result<CudaRotation> {

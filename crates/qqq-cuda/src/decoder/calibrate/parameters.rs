@@ -305,3 +305,105 @@ pub struct SolveParameters {
     /// Largest code, as a float.
     pub high: f32,
 }
+
+/// `RoundParameters` of `smooth.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RoundParameters {
+    /// `n x k` float32.
+    pub weights: u64,
+    /// What columns are multiplied by, `k` float32.
+    pub factors: u64,
+    /// Output, `n x k` int8.
+    pub codes: u64,
+    /// Output, scales of the output channels: `n` float32.
+    pub channels: u64,
+    /// Output, multiples of the channel scales, `n x groups` float16; 0 without groups.
+    pub multiples: u64,
+    /// Input channels, columns of the weights.
+    pub k: i32,
+    /// Columns of a group; without groups all.
+    pub group: i32,
+    /// Least code, as a float.
+    pub low: f32,
+    /// Largest code, as a float.
+    pub high: f32,
+    /// What the largest weight is divided by.
+    pub reach: f32,
+}
+
+/// `SmoothParameters` of `smooth.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SmoothParameters {
+    /// `rows x k` values of the kernel's 16-bit type.
+    pub x: u64,
+    /// What columns are multiplied by, `k` float32.
+    pub factors: u64,
+    /// Output, `rows x k` int8.
+    pub out: u64,
+    /// Output, scales of the rows, `rows` float32.
+    pub scales: u64,
+    /// Columns.
+    pub k: i32,
+}
+
+/// `RangeParameters` of `smooth.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RangeParameters {
+    /// `rows x k` values.
+    pub x: u64,
+    /// Output, the largest of each column: `k` float32.
+    pub most: u64,
+    /// Output, the least of each column: `k` float32.
+    pub least: u64,
+    /// Rows, one a token.
+    pub rows: i32,
+    /// Columns.
+    pub k: i32,
+    /// Type of the values.
+    pub value_type: i32,
+}
+
+/// `DistanceParameters` of `smooth.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DistanceParameters {
+    /// `rows x columns` values.
+    pub a: u64,
+    /// As many, or 0 for zeros.
+    pub b: u64,
+    /// Output, a sum for each row: `rows` float64.
+    pub out: u64,
+    /// Columns.
+    pub columns: i32,
+    /// Type of the values.
+    pub value_type: i32,
+}
+
+/// `HalvesParameters` of `smooth.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HalvesParameters {
+    /// float32 values, two at a time.
+    pub x: u64,
+    /// Output, as many of the kernel's 16-bit type.
+    pub out: u64,
+    /// Twos of values.
+    pub count: i64,
+}
+
+/// `DivideParameters` of `smooth.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DivideParameters {
+    /// `rows x k` float32.
+    pub weights: u64,
+    /// What rows are divided by, `rows` float32.
+    pub divisors: u64,
+    /// Elements of the weights.
+    pub count: i64,
+    /// Input channels, columns of the weights.
+    pub k: i32,
+}

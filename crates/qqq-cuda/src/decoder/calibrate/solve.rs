@@ -6,7 +6,7 @@ use qqq_backend::{BackendError, Result};
 
 use super::super::CudaBackend;
 use super::super::blas::{Matrix, Number, Operands, Product};
-use super::super::memory::{Buffer, read_values};
+use super::super::memory::{Buffer, doubles, read_values};
 use super::super::steps::value_type;
 use super::factor::{Factor, factorize};
 use super::kernels::{CalibrationKernel as Kernel, SOLVE_BLOCK};
@@ -409,8 +409,4 @@ fn stored(scale: f32, dtype: DType) -> f32 {
         DType::BF16 => bf16::from_f32(scale).clamp(bf16::MIN_POSITIVE_SUBNORMAL, bf16::MAX).to_f32(),
         _ => scale,
     }
-}
-
-fn doubles(buffer: &Buffer, count: usize) -> Result<Vec<f64>> {
-    Ok(bytemuck::pod_collect_to_vec(&buffer.read(8 * count)?))
 }

@@ -1,12 +1,12 @@
 //! Rounding to nearest on the checkpoint's grid, fast: the inner loop of the smoothing search.
 
-use qqq_backend::{
-    pool::parallel_each_mut,
-    simd::{SimdLevel, multiversion},
-};
 use qqq_formats::{QuantizedWeight, Scales};
 
-use crate::clip::{Grid, round};
+use crate::{
+    pool::parallel_each_mut,
+    simd::{SimdLevel, multiversion},
+    solve::{Grid, round},
+};
 
 /// Rows that one task rounds.
 const ROWS: usize = 16;
@@ -16,7 +16,7 @@ const ROWS: usize = 16;
 ///
 /// # Panics
 /// If there are not whole rows of `s.len()` weights.
-pub fn round_scaled(weight: &[f32], s: &[f32], group_size: Option<usize>) -> QuantizedWeight {
+pub(super) fn round_scaled(weight: &[f32], s: &[f32], group_size: Option<usize>) -> QuantizedWeight {
     let k = s.len();
     let n = weight.len() / k;
     assert_eq!(n * k, weight.len(), "values of whole rows of {k}");
@@ -26,7 +26,7 @@ pub fn round_scaled(weight: &[f32], s: &[f32], group_size: Option<usize>) -> Qua
     // Per row: the group scales (or the channel's).
     let mut scales = vec![0.0f32; n * groups];
     let mut tasks: Vec<_> = codes.chunks_mut(ROWS * k).zip(scales.chunks_mut(ROWS * groups)).collect();
-    let grid = if group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
+    let grid = Grid::of(group_size);
     let level = SimdLevel::detect();
     parallel_each_mut(&mut tasks, |task, (codes, scales)| {
         let source = &weight[task * ROWS * k..][..codes.len()];
