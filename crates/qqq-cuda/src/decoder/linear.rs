@@ -1,11 +1,14 @@
 //! Linear layers.
 
+use std::sync::OnceLock;
+
 use qqq_backend::{BackendError, InputKind};
 use qqq_formats::{LinearWeight, WeightData};
 
 use super::CudaBackend;
 use super::blas::{Operands, Product};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
+use super::shortlist::Shortlist;
 use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, WeightKind};
 use crate::{CudaError, DType, Device, KernelType, Result};
 
@@ -20,6 +23,8 @@ pub struct CudaLinear {
     weights: Weights,
     /// Type of the output.
     pub(super) output: DType,
+    /// Of an output head: made when its largest outputs are first asked for, if there is room.
+    shortlist: OnceLock<Option<Shortlist>>,
 }
 
 #[derive(Debug)]
@@ -45,7 +50,7 @@ impl CudaLinear {
                 let spec = GemmSpec::new(GemmTypes::int8(WeightKind::of(&weight.scales), half), (n, k));
                 let plans = GemmPlans::new(backend.planner(), &spec, MOST_TOKENS)?;
                 backend.reserve_workspace(plans.workspace_bytes())?;
-                Ok(Self { n, k, weights: Weights::W4A8 { weights, plans }, output: half })
+                Ok(Self { n, k, weights: Weights::W4A8 { weights, plans }, output: half, shortlist: OnceLock::new() })
             }
         }
     }
@@ -91,7 +96,7 @@ impl CudaLinear {
             Some(b) => Some(half_values(backend.device(), WeightData::F32(b.to_vec()), output)?),
             None => None,
         };
-        Ok(Self { n, k, weights: Weights::Half { values, bias }, output })
+        Ok(Self { n, k, weights: Weights::Half { values, bias }, output, shortlist: OnceLock::new() })
     }
 
     pub(super) fn input_kind(&self) -> InputKind {
@@ -99,6 +104,23 @@ impl CudaLinear {
             Weights::W4A8 { .. } => InputKind::Int8,
             Weights::Half { .. } => InputKind::Float,
         }
+    }
+
+    /// Address of the 16-bit weights of an output head, and the copy of them by which its largest outputs are found; `None`
+    /// where there is none.
+    pub(super) fn shortlist(&self, backend: &CudaBackend) -> Result<Option<(u64, &Shortlist)>> {
+        let Weights::Half { values, bias: None } = &self.weights else { return Ok(None) };
+        if self.output != DType::F32 {
+            return Ok(None);
+        }
+        let made = match self.shortlist.get() {
+            Some(made) => made,
+            None => {
+                let made = Shortlist::where_it_pays(backend, values.address(), (self.n, self.k))?;
+                self.shortlist.get_or_init(|| made)
+            }
+        };
+        Ok(made.as_ref().map(|shortlist| (values.address(), shortlist)))
     }
 
     /// `x W^T + bias`.
