@@ -5,14 +5,15 @@
 mod attending;
 #[path = "common/backend.rs"]
 mod backend;
+#[path = "common/picks.rs"]
+mod picks;
 #[path = "common/uniform.rs"]
 mod uniform;
 
 use std::process::ExitCode;
 
 use qqq_backend::{
-    Backend, BatchPlan, CpuBackend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm, PAGE, Pick,
-    largest,
+    Backend, BatchPlan, CpuBackend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm, PAGE, largest,
 };
 use qqq_cuda::{CudaBackend, DType, KernelType};
 use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
@@ -33,6 +34,9 @@ fn main() -> ExitCode {
                 rotated_heads,
                 embeddings_sums_and_rows,
                 the_largest_logits,
+                picks::the_largest_of_a_wide_head,
+                picks::drawn_columns,
+                picks::recorded_picks,
                 linear_layers,
                 recorded_steps
             ],
@@ -285,18 +289,6 @@ fn embeddings_sums_and_rows(b: CudaBackend) {
     }
 }
 
-fn largest_of(
-    b: &CudaBackend,
-    input: &<CudaBackend as Backend>::Input,
-    head: &<CudaBackend as Backend>::Linear,
-    count: usize,
-    out: &mut <CudaBackend as Backend>::Tensor,
-) -> Vec<Vec<(f32, u32)>> {
-    let mut picks = b.picks().unwrap();
-    b.pick(input, head, Pick::largest(count), out, &mut picks).unwrap();
-    b.read_picks(&picks).unwrap().into_iter().map(|picked| picked.largest).collect()
-}
-
 fn the_largest_logits(b: CudaBackend) {
     // A head whose logits are its input: equal ones, signed zeros, what is not finite.
     let n = 1024;
@@ -316,7 +308,7 @@ fn the_largest_logits(b: CudaBackend) {
     b.to_input(&mut tensor, InputKind::Float, &mut input).unwrap();
     let mut out = b.tensor(0, 0).unwrap();
     for count in [1, 3, 70, n, 2 * n] {
-        let got = largest_of(&b, &input, &head, count, &mut out);
+        let got = picks::largest_of(&b, &input, &head, count, &mut out);
         let logits = b.read(&out).unwrap().into_owned();
         let want: Vec<_> = logits.chunks(n).map(|row| largest(row, count)).collect();
         assert_eq!(got, want, "{count}");
@@ -335,7 +327,7 @@ fn the_largest_logits(b: CudaBackend) {
     (bad[7], bad[900]) = (f32::NAN, f32::INFINITY);
     let mut tensor = b.upload(1, n, bad).unwrap();
     b.to_input(&mut tensor, InputKind::Float, &mut input).unwrap();
-    let got = largest_of(&b, &input, &head, 4, &mut out);
+    let got = picks::largest_of(&b, &input, &head, 4, &mut out);
     // A NaN times zero spoils all logits: the first of them is meant.
     assert!(got[0].len() == 1 && got[0][0].1 == 0 && got[0][0].0.is_nan(), "{got:?}");
     let losses = b.losses(&input, &head, &[3], &mut out).unwrap().unwrap();

@@ -255,7 +255,8 @@ impl<'a> Model<'a> {
         let heads = if self.config.tie_word_embeddings { 1.0 } else { 2.0 };
         let model = layers * self.all_weights() * self.stored.linear
             + heads * self.vocab * self.hidden * self.stored.ends;
-        let batch = self.recipe.calibration.windows.min(self_samples::BATCH) as f64;
+        let batch = self_samples::batch(self.pieces, self.config, self.recipe.calibration.window);
+        let batch = self.recipe.calibration.windows.min(batch) as f64;
         let cache = batch * self.window * layers * 2.0 * self.kv * 2.0;
         // Sampling at a temperature reads all logits.
         let logits = batch * self.vocab * 8.0;

@@ -39,8 +39,10 @@ pub const MOST_DRAWN_COLUMNS: usize = 1 << 20;
 const WARPS: usize = 4;
 /// Threads of a CTA that makes digits.
 const INPUT_THREADS: usize = 256;
-/// Threads of a CTA that takes a row of outputs.
+/// Threads of a CTA that looks for the largest of a row.
 const ROW_THREADS: usize = 1024;
+/// Threads of a CTA that draws from a row.
+const DRAW_THREADS: usize = 512;
 /// CTAs of [`HeadKernel::Outputs`], which share what there is.
 const OUTPUT_CTAS: usize = 512;
 
@@ -83,10 +85,11 @@ impl HeadKernel {
              // What the host believes.\n\
              static_assert(kHeadWarps == {WARPS} && kHeadColumns == {BLOCK_COLUMNS} && kHeadChunk == {CHUNK});\n\
              static_assert(kHeadCandidates == {CANDIDATES} && kHeadInputThreads == {INPUT_THREADS});\n\
-             static_assert(kTopThreads == {ROW_THREADS} && kDrawThreads == {ROW_THREADS});\n\
+             static_assert(kTopThreads == {ROW_THREADS} && kDrawThreads == {DRAW_THREADS});\n\
              static_assert(kDrawChunks * kDrawChunks == {MOST_DRAWN_COLUMNS});\n\
              static_assert(sizeof(HeadColumn) == {} && sizeof(HeadRow) == {} && sizeof(Drawn) == {});\n\
-             extern \"C\" __global__ void __launch_bounds__({})\n\
+             // Without a number of CTAs ptxas spills some instances to fit one more.\n\
+             extern \"C\" __global__ void __launch_bounds__({}, 1)\n\
              {function}(const __grid_constant__ {parameters} p) {{ {call}(p); }}\n",
                 size_of::<HeadColumn>(),
                 HEAD_ROW_BYTES,
@@ -101,7 +104,8 @@ impl HeadKernel {
         match self {
             HeadKernel::Copy(_) | HeadKernel::Bounds(_) | HeadKernel::Outputs(_) => 32 * WARPS,
             HeadKernel::Input(_) => INPUT_THREADS,
-            HeadKernel::Candidates | HeadKernel::Largest | HeadKernel::Draw => ROW_THREADS,
+            HeadKernel::Candidates | HeadKernel::Largest => ROW_THREADS,
+            HeadKernel::Draw => DRAW_THREADS,
         }
     }
 
@@ -109,10 +113,9 @@ impl HeadKernel {
     pub fn ctas(self, rows: usize, columns: usize) -> usize {
         match self {
             HeadKernel::Copy(_) => columns.div_ceil(WARPS),
-            HeadKernel::Input(_) => tiles(rows).map_or(rows, |tiles| TILE_ROWS * tiles),
             HeadKernel::Bounds(_) => columns.div_ceil(BLOCK_COLUMNS),
             HeadKernel::Outputs(_) => OUTPUT_CTAS,
-            HeadKernel::Candidates | HeadKernel::Largest | HeadKernel::Draw => rows,
+            HeadKernel::Input(_) | HeadKernel::Candidates | HeadKernel::Largest | HeadKernel::Draw => rows,
         }
     }
 }
@@ -182,7 +185,7 @@ pub struct HeadParameters {
     pub columns: u64,
     /// `m x k` of the 16-bit type.
     pub x: u64,
-    /// High digits of as many rows as the tiles have, `pitch` int8 each.
+    /// High digits, with room for as many rows as the tiles have, `pitch` int8 each.
     pub high: u64,
     /// Low digits alike.
     pub low: u64,

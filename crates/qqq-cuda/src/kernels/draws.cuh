@@ -24,7 +24,7 @@ struct DrawParameters {
     float temperature;
 };
 
-constexpr int kDrawThreads = 1024, kDrawWarps = kDrawThreads / 32;
+constexpr int kDrawThreads = 512, kDrawWarps = kDrawThreads / 32;
 // A row in chunks, and chunks in groups; a chunk has as many columns as there are chunks, at most.
 constexpr int kDrawGroups = 32, kDrawChunks = 32 * kDrawGroups;
 

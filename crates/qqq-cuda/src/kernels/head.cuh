@@ -121,7 +121,7 @@ struct HeadParameters {
     const HeadColumn* columns;
     // The input, m x k, in the type of the weights.
     const uint16* x;
-    // Its digits, for as many rows as the product's tiles have: rows x pitch each.
+    // Its digits, with room for as many rows as the product's tiles have, whatever is there: rows x pitch each.
     int8 *high, *low;
     // m.
     HeadRow* rows;
@@ -138,7 +138,7 @@ struct HeadParameters {
     float largest_norm;
 };
 
-// The input's digits. A CTA takes a row, or fills one that is not there.
+// The input's digits. A CTA takes a row.
 template <bool Bfloat>
 QQQ_DEVICE void head_input(const HeadParameters& p) {
     __shared__ float scratch[32];
@@ -146,10 +146,6 @@ QQQ_DEVICE void head_input(const HeadParameters& p) {
     const int row = blockIdx.x;
     const uint16* x = p.x + (long long)row * p.k;
     uint2 *high = (uint2*)(p.high + (long long)row * p.pitch), *low = (uint2*)(p.low + (long long)row * p.pitch);
-    if (row >= p.m) {
-        for (int i = threadIdx.x; i < p.pitch / 8; i += kHeadInputThreads) high[i] = low[i] = uint2{0, 0};
-        return;
-    }
     float largest = 0.0f;
     for (int i = threadIdx.x; i < p.k / 8; i += kHeadInputThreads) {
         float v[8];

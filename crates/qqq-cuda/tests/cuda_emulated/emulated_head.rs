@@ -64,6 +64,7 @@ fn sources() -> Vec<Source> {
 pub fn the_largest_outputs_are_found(compiler: OsString) {
     let emulator = Emulator::new(&compiler, sources());
     parallel_for(CASES.len(), |i| check(&emulator, CASES[i], i as u64 + seed()).unwrap());
+    candidates(&emulator, seed()).unwrap();
 }
 
 fn launch<T>(
@@ -269,6 +270,57 @@ fn check(emulator: &Emulator, case: Case, seed: u64) -> Check {
     Ok(())
 }
 
+/// Candidates of given bounds: of few blocks, of more than there is room for, and of more blocks than there is room for.
+fn candidates(emulator: &Emulator, seed: u64) -> Check {
+    let (n, m, count) = (BLOCK_COLUMNS * (CANDIDATES + 3) - 5, 3, 2);
+    let blocks = n.div_ceil(BLOCK_COLUMNS);
+    let high = |row: usize, column: usize| match row {
+        0 if column % 9_001 == 5 => 1.0f32,
+        1 if column < CANDIDATES + 1 => 1.0,
+        2 => 1.0,
+        _ => -1.0,
+    };
+    let highs: Vec<f32> = (0..m * n).map(|i| high(i / n, i % n)).collect();
+    let largest_of = |row: usize, block: usize| {
+        let columns = block * BLOCK_COLUMNS..n.min((block + 1) * BLOCK_COLUMNS);
+        columns.map(|column| high(row, column)).fold(f32::NEG_INFINITY, f32::max)
+    };
+    let of_blocks: Vec<f32> = (0..m * blocks).map(|i| largest_of(i / blocks, i % blocks)).collect();
+    let mut memory = Memory::default();
+    let (found, counts) = (memory.upload(&vec![-1i32; m * CANDIDATES]), memory.upload(&vec![0i32; m]));
+    let parameters = HeadParameters {
+        weights: 0,
+        codes: 0,
+        columns: 0,
+        x: 0,
+        high: 0,
+        low: 0,
+        rows: memory.upload(&vec![0u8; m * HEAD_ROW_BYTES]).address,
+        outputs: memory.upload(&highs).address,
+        lows: memory.upload(&of_blocks.iter().map(|v| v - 0.5).collect::<Vec<f32>>()).address,
+        highs: memory.upload(&of_blocks).address,
+        candidates: found.address,
+        counts: counts.address,
+        out: 0,
+        m: m as i32,
+        n: n as i32,
+        k: 8,
+        pitch: CHUNK as i32,
+        blocks: blocks as i32,
+        count,
+        largest_norm: 1.0,
+    };
+    launch(emulator, HeadKernel::Candidates, (m, n), &parameters, &memory, seed)?;
+    let want: Vec<i32> = (5..n as i32).step_by(9_001).collect();
+    let mut got: Vec<i32> = memory.download::<i32>(found)[..want.len() + 1].to_vec();
+    got.sort_unstable();
+    let counts: Vec<i32> = memory.download(counts);
+    if counts != [want.len() as i32, -1, -1] || got[1..] != want {
+        return Err(format!("{counts:?} candidates, {got:?} instead of {want:?}"));
+    }
+    Ok(())
+}
+
 /// Columns of rows that are drawn from, and temperatures.
 const DRAWS: [(usize, f32); 5] = [(1, 1.0), (31, 0.5), (1000, 1.0), (33_000, 1.5), (70_000, 0.8)];
 
@@ -327,7 +379,7 @@ fn draw(emulator: &Emulator, (columns, temperature): (usize, f32), seed: u64) ->
 }
 
 /// Mistakes that must be found: the file, text of it, and what is there instead.
-const MISTAKES: [(&str, &str, &str); 19] = [
+const MISTAKES: [(&str, &str, &str); 18] = [
     ("head.cuh", "not_below(sqrt(of_rest) + unit", "not_below(unit"),
     ("head.cuh", "(w.radius * x.norm + w.length * x.error)", "(w.radius * x.norm)"),
     ("head.cuh", "blockIdx.x] = below,", "blockIdx.x] = above,"),
@@ -335,7 +387,6 @@ const MISTAKES: [(&str, &str, &str); 19] = [
     ("head.cuh", "if (at + u >= chunks) break;", "if (at + u >= chunks - 1) break;"),
     ("head.cuh", "(float)kHeadDigit, (float)high, (float)low", "(float)kHeadDigit, (float)high, 0.0f"),
     ("head.cuh", "lane / 8 % 2 * 2 + row % 2", "lane / 8 % 2 + row % 2 * 2"),
-    ("head.cuh", "high[i] = low[i] = uint2{0, 0};", "high[i] = uint2{0, 0};"),
     ("head.cuh", "all = all || count < 0;", "all = count < 0;"),
     ("head.cuh", "if (p.counts[row] < 0) compute(row, column);", "compute(row + 0 * column, 0);"),
     ("head.cuh", "if (i < p.k) unpack_vector<Bfloat>(ptx", "unpack_vector<Bfloat>(ptx"),
@@ -363,6 +414,7 @@ pub fn mistakes_in_the_head_are_found(compiler: OsString) {
         });
         assert_eq!(found.into_inner(), 1, "how often {file} has {text:?}");
         let is_found = (0..CASES.len()).any(|i| check(&emulator, CASES[i], i as u64).is_err())
+            || candidates(&emulator, 1).is_err()
             || (0..DRAWS.len()).any(|i| draw(&emulator, DRAWS[i], i as u64).is_err());
         if !is_found {
             missed.lock().unwrap().push(text);
