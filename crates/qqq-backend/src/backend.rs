@@ -205,6 +205,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// A pool of `pages` pages, [`PAGE`](crate::PAGE) positions each. Who has which page is for the caller to say, in a
     /// [`BatchPlan`].
     fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<Self::KvPool>;
+    /// Gives a pool room for `pages` pages, if it has less; those that it has keep what they hold.
+    fn grow_kv(&self, pool: &mut Self::KvPool, pages: usize) -> Result<()>;
     /// Prepares a step.
     fn batch(&self, plan: &BatchPlan) -> Result<Self::Batch>;
     /// Prepares the next step in the memory of one before.

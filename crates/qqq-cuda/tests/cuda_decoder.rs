@@ -5,6 +5,8 @@
 mod attending;
 #[path = "common/backend.rs"]
 mod backend;
+#[path = "common/growing.rs"]
+mod growing;
 #[path = "common/picks.rs"]
 mod picks;
 #[path = "common/uniform.rs"]
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
                 picks::the_largest_of_a_wide_head,
                 picks::drawn_columns,
                 picks::recorded_picks,
+                growing::a_pool_that_grows,
                 linear_layers,
                 recorded_steps
             ],

@@ -340,6 +340,20 @@ fn step<B: Backend>(
     options: &GenerateOptions,
     listener: &mut Listener,
 ) -> Result<Next> {
+    let positions = work.iter().map(|w| (&sequences[w.index], w.len));
+    let positions = positions.map(|(s, len)| (s.pages.len(), s.cached + len));
+    if let Some(wanted) = pages.wanted(positions) {
+        // Less may fit where what would be better does not.
+        let grown = match runner.grow(wanted.better) {
+            Ok(()) => wanted.better,
+            Err(_) if wanted.least < wanted.better => {
+                runner.grow(wanted.least)?;
+                wanted.least
+            }
+            Err(e) => return Err(e),
+        };
+        pages.grow(grown);
+    }
     let mut plan = BatchPlan::default();
     let mut ends = Vec::new();
     for w in work {

@@ -169,7 +169,11 @@ impl Sampler {
     /// The token that [`sample`](Self::sample) would give where top-p and min-p decide, from some of the largest logits in the
     /// order of [`descending`], and the sum of `exp((y - max) / temperature)` over all. `None`, and nothing is drawn, if more
     /// logits may be left over. At the border of top-p another order of sums may decide otherwise.
-    pub(crate) fn sample_likeliest(&mut self, top: &[(f32, u32)], total: f64) -> Option<Result<u32, BadLogit>> {
+    pub(crate) fn sample_likeliest(
+        &mut self,
+        top: &[(f32, u32)],
+        total: f64,
+    ) -> Option<Result<u32, BadLogit>> {
         if let Some(&(value, token)) = top.iter().find(|(value, _)| !value.is_finite()) {
             return Some(Err(BadLogit { token, value }));
         }
@@ -183,6 +187,10 @@ impl Sampler {
         }
         self.candidates.clear();
         self.candidates.extend_from_slice(top);
+        if o.top_p >= 1.0 {
+            // As where all are candidates; top-p has them in the order of their weights.
+            self.candidates.sort_unstable_by_key(|(_, token)| *token);
+        }
         Some(Ok(self.draw(Some(total))))
     }
 
@@ -357,7 +365,10 @@ mod tests {
             assert_eq!(few.chance(), all.chance(), "{options:?}");
         }
         let mut sampler = Sampler::new(SamplingOptions { top_p: 0.9, ..options() });
-        assert!(matches!(sampler.sample_likeliest(&[(f32::NAN, 7)], 0.0), Some(Err(BadLogit { token: 7, .. }))));
+        assert!(matches!(
+            sampler.sample_likeliest(&[(f32::NAN, 7)], 0.0),
+            Some(Err(BadLogit { token: 7, .. }))
+        ));
     }
 
     #[test]

@@ -112,6 +112,15 @@ impl<'d, B: Backend> Runner<'d, B> {
         Ok(())
     }
 
+    /// Room for `pages` pages in the pool, if it has less; those that it has keep what they hold. This takes the more time the
+    /// more they hold, so that a pool should not grow by a page at a time.
+    ///
+    /// # Errors
+    /// The backend has not the memory; the pool can be used as it was.
+    pub fn grow(&mut self, pages: usize) -> Result<()> {
+        Ok(self.decoder.backend.grow_kv(&mut self.kv, pages)?)
+    }
+
     /// The decoder that is run, with its configuration.
     pub fn decoder(&self) -> &'d Decoder<B> {
         self.decoder

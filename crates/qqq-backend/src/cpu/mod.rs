@@ -180,6 +180,11 @@ impl Backend for CpuBackend {
         Ok(CpuKvPool::new(layout, pages))
     }
 
+    fn grow_kv(&self, pool: &mut CpuKvPool, pages: usize) -> Result<()> {
+        pool.grow(pages);
+        Ok(())
+    }
+
     fn batch(&self, plan: &BatchPlan) -> Result<BatchPlan> {
         plan.check()?;
         Ok(plan.clone())

@@ -238,7 +238,11 @@ impl Backend for CudaBackend {
     }
 
     fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<CudaKvPool> {
-        Ok(CudaKvPool::new(self.device(), self.half(), layout, pages)?)
+        Ok(CudaKvPool::new(self, layout, pages)?)
+    }
+
+    fn grow_kv(&self, pool: &mut CudaKvPool, pages: usize) -> Result<()> {
+        Ok(pool.grow(self, pages)?)
     }
 
     fn batch(&self, plan: &BatchPlan) -> Result<CudaBatch> {

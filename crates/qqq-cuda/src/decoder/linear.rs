@@ -50,7 +50,13 @@ impl CudaLinear {
                 let spec = GemmSpec::new(GemmTypes::int8(WeightKind::of(&weight.scales), half), (n, k));
                 let plans = GemmPlans::new(backend.planner(), &spec, MOST_TOKENS)?;
                 backend.reserve_workspace(plans.workspace_bytes())?;
-                Ok(Self { n, k, weights: Weights::W4A8 { weights, plans }, output: half, shortlist: OnceLock::new() })
+                Ok(Self {
+                    n,
+                    k,
+                    weights: Weights::W4A8 { weights, plans },
+                    output: half,
+                    shortlist: OnceLock::new(),
+                })
             }
         }
     }

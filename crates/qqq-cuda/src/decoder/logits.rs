@@ -5,7 +5,7 @@ use std::sync::{MutexGuard, PoisonError};
 use qqq_backend::{Backend, BackendError, Pick, Picked, Result};
 
 use super::CudaBackend;
-use super::head::{Drawn, DrawParameters, HeadKernel, MOST_DRAWN_COLUMNS};
+use super::head::{DrawParameters, Drawn, HeadKernel, MOST_DRAWN_COLUMNS};
 use super::linear::CudaLinear;
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
 use super::shortlist::ShortlistScratch;

@@ -40,7 +40,13 @@ pub(super) struct ShortlistScratch {
 impl ShortlistScratch {
     pub(super) fn new(device: &Device) -> Result<Self> {
         let empty = || Buffer::new(device, 0);
-        Ok(Self { digits: empty()?, rows: empty()?, bounds: empty()?, candidates: empty()?, counts: empty()? })
+        Ok(Self {
+            digits: empty()?,
+            rows: empty()?,
+            bounds: empty()?,
+            candidates: empty()?,
+            counts: empty()?,
+        })
     }
 }
 
@@ -55,7 +61,7 @@ impl Shortlist {
         if n * k * backend.half().bytes() < LEAST_BYTES {
             return Ok(None);
         }
-        let (free, _) = backend.device().memory()?;
+        let free = backend.device().available_memory()?;
         if free < bytes + SPARE_BYTES {
             tracing::info!(
                 "the output head is read in 16 bits: an int8 copy of it takes {} MiB, and {} MiB are free",

@@ -141,7 +141,10 @@ pub fn drawn_columns(b: CudaBackend) {
             let column = drawn.column.unwrap() as usize;
             let (before, rest): (f64, f64) = (weights[..column].iter().sum(), chances[row] * total);
             let border = 1e-5 * total;
-            assert!(rest > before - border && rest < before + weights[column] + border, "row {row}: {column}");
+            assert!(
+                rest > before - border && rest < before + weights[column] + border,
+                "row {row}: {column}"
+            );
         }
     }
     assert!(b.set_chances(&mut picks, &chances[1..]).is_ok());

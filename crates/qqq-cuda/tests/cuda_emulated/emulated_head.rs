@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use qqq_backend::largest;
 use qqq_backend::pool::parallel_for;
 use qqq_cuda::decoder::head::{
-    BLOCK_COLUMNS, CANDIDATES, CHUNK, Drawn, DrawParameters, HEAD_ROW_BYTES, HeadColumn, HeadCopyParameters,
+    BLOCK_COLUMNS, CANDIDATES, CHUNK, DrawParameters, Drawn, HEAD_ROW_BYTES, HeadColumn, HeadCopyParameters,
     HeadKernel, HeadParameters, TILE_ROWS, tiles,
 };
 use qqq_cuda::{DType, KernelType, Source};
@@ -200,9 +200,8 @@ fn check(emulator: &Emulator, case: Case, seed: u64) -> Check {
     let both: Vec<f32> = memory.download(bounds);
     let (codes, digits): (Vec<i8>, Vec<i8>) = (memory.download(codes), memory.download(digits));
     let row_scales: Vec<f32> = memory.download(rows);
-    let exact: Vec<f32> = (0..m * n)
-        .map(|i| product(&w[i % n * k..(i % n + 1) * k], &x[i / n * k..(i / n + 1) * k]))
-        .collect();
+    let exact: Vec<f32> =
+        (0..m * n).map(|i| product(&w[i % n * k..(i % n + 1) * k], &x[i / n * k..(i / n + 1) * k])).collect();
     for row in (0..m).filter(|row| !is_spoilt(*row)) {
         let own = &x[row * k..(row + 1) * k];
         let t = f64::from(row_scales[row * HEAD_ROW_BYTES / 4]);
@@ -247,7 +246,8 @@ fn check(emulator: &Emulator, case: Case, seed: u64) -> Check {
     run(HeadKernel::Candidates)?;
     let found: Vec<i32> = memory.download(counts);
     for (row, found) in found.into_iter().enumerate() {
-        let all = is_spoilt(row) || (n > CANDIDATES && (case.kind == Kind::Flat || (case.spoilt && row == 0)));
+        let all =
+            is_spoilt(row) || (n > CANDIDATES && (case.kind == Kind::Flat || (case.spoilt && row == 0)));
         let most = if case.kind == Kind::Random { n / 2 } else { n };
         let few = case.spoilt && row == 0 || (count as i32..=most as i32).contains(&found);
         if if all { found >= 0 } else { !few } {
