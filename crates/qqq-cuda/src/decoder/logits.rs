@@ -8,7 +8,7 @@ use super::CudaBackend;
 use super::head::{DrawParameters, Drawn, HeadKernel, MOST_DRAWN_COLUMNS};
 use super::linear::CudaLinear;
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
-use super::shortlist::ShortlistScratch;
+use super::shortlist::{ShortlistScratch, serves};
 use super::steps::{LossParameters, StepKernel, TopParameters};
 use crate::{DType, Device};
 
@@ -94,8 +94,8 @@ impl CudaBackend {
         if pick.temperature.is_none()
             && x.elements == Elements::Half
             && x.cols == weight.k
+            && serves(rows, columns, count)
             && let Some((weights, shortlist)) = weight.shortlist(self)?
-            && shortlist.serves(rows, columns, count)
         {
             return shortlist.find(self, x, (weights, columns), count, (out, &mut picks.words));
         }

@@ -37,6 +37,11 @@ pub(super) struct ShortlistScratch {
     counts: Buffer,
 }
 
+/// Whether a search for so many of the largest outputs of so many rows saves time.
+pub(super) fn serves(rows: usize, n: usize, count: usize) -> bool {
+    rows > 0 && count > 0 && count <= MOST.min(n / BLOCK_COLUMNS / 8) && tiles(rows).is_some()
+}
+
 impl ShortlistScratch {
     pub(super) fn new(device: &Device) -> Result<Self> {
         let empty = || Buffer::new(device, 0);
@@ -102,11 +107,6 @@ impl Shortlist {
         }
         let largest_norm = known.iter().fold(0.0f32, |largest, column| largest.max(column.norm));
         Ok(Some(Self { codes, columns, largest_norm }))
-    }
-
-    /// Whether a search for so many of the largest outputs of so many rows saves time.
-    pub(super) fn serves(&self, rows: usize, n: usize, count: usize) -> bool {
-        rows > 0 && count > 0 && count <= MOST.min(n / BLOCK_COLUMNS / 8) && tiles(rows).is_some()
     }
 
     /// The `count` largest outputs of each row, to `words`: each with its column in the low half. `out` is memory for all of
