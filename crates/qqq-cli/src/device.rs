@@ -198,7 +198,7 @@ fn usable(number: usize) -> Result<Arc<Device>, CudaError> {
 
 /// Beside weights and cache: activations, workspaces, what the driver takes.
 const SPARE_BYTES: u64 = 1 << 30;
-/// Positions of the KV cache for which there must be room.
+/// Positions of the KV cache for which there must be room: a chat has half of them at first, and doubles once.
 const CACHED_POSITIONS: usize = 8192;
 
 /// That a GPU runs a model.

@@ -1,6 +1,6 @@
 //! Linear layers.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use qqq_backend::{BackendError, InputKind, pool::parallel_chunks_mut};
 use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
@@ -9,6 +9,7 @@ use super::CudaBackend;
 use super::blas::{Operands, Product};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
 use super::options::Arithmetic;
+use super::shortlist::Shortlist;
 use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, WeightKind, check_shape};
 use crate::{CudaError, DType, Device, KernelType, Result};
 
@@ -26,6 +27,8 @@ pub struct CudaLinear {
     weights: Weights,
     /// Type of the output.
     pub(super) output: DType,
+    /// Of an output head: made when its largest outputs are first asked for, if there is room.
+    shortlist: OnceLock<Option<Shortlist>>,
 }
 
 #[derive(Debug)]
@@ -97,6 +100,7 @@ impl CudaLinear {
             k,
             weights: Weights::Integer { weights, types, plans, settled },
             output: backend.half(),
+            shortlist: OnceLock::new(),
         })
     }
 
@@ -174,7 +178,7 @@ impl CudaLinear {
             Some(b) => Some(half_values(backend.device(), WeightData::F32(b.to_vec()), output)?),
             None => None,
         };
-        Ok(Self { n, k, weights: Weights::Half { values, bias }, output })
+        Ok(Self { n, k, weights: Weights::Half { values, bias }, output, shortlist: OnceLock::new() })
     }
 
     pub(super) fn input_kind(&self) -> InputKind {
@@ -182,6 +186,23 @@ impl CudaLinear {
             Weights::Integer { types, .. } if types.activation() == DType::I8 => InputKind::Int8,
             Weights::Integer { .. } | Weights::Half { .. } => InputKind::Float,
         }
+    }
+
+    /// Address of the 16-bit weights of an output head, and the copy of them by which its largest outputs are found; `None`
+    /// where there is none.
+    pub(super) fn shortlist(&self, backend: &CudaBackend) -> Result<Option<(u64, &Shortlist)>> {
+        let Weights::Half { values, bias: None } = &self.weights else { return Ok(None) };
+        if self.output != DType::F32 {
+            return Ok(None);
+        }
+        let made = match self.shortlist.get() {
+            Some(made) => made,
+            None => {
+                let made = Shortlist::where_it_pays(backend, values.address(), (self.n, self.k))?;
+                self.shortlist.get_or_init(|| made)
+            }
+        };
+        Ok(made.as_ref().map(|shortlist| (values.address(), shortlist)))
     }
 
     /// `x W^T + bias`.

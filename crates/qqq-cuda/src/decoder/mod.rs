@@ -9,12 +9,14 @@ mod backend;
 mod batch;
 mod blas;
 pub mod calibrate;
+pub mod head;
 mod kv_pool;
 mod linear;
 mod logits;
 mod memory;
 mod options;
 pub mod rows;
+mod shortlist;
 pub mod steps;
 
 use std::collections::HashMap;
@@ -29,8 +31,10 @@ use qqq_formats::ModelConfig;
 use self::attention::{AttentionConfig, AttentionKernel};
 use self::blas::Blas;
 use self::calibrate::kernels::CalibrationKernel;
+use self::head::HeadKernel;
 use self::memory::Buffer;
 use self::rows::RowConfig;
+use self::shortlist::ShortlistScratch;
 use self::steps::StepKernel;
 use crate::device::Kernel;
 use crate::dtype::HALVES;
@@ -43,6 +47,7 @@ pub use backend::{CudaEmbedding, CudaRope, CudaStep};
 pub use batch::CudaBatch;
 pub use kv_pool::CudaKvPool;
 pub use linear::CudaLinear;
+pub use logits::CudaPicks;
 pub use memory::{CudaInput, CudaTensor, CudaVector};
 pub use options::{Arithmetic, CudaOptions};
 
@@ -62,6 +67,7 @@ struct Shared {
     rows: Mutex<HashMap<RowConfig, Arc<Kernel>>>,
     attention: Mutex<HashMap<(AttentionConfig, AttentionKernel), Arc<Kernel>>>,
     steps: Mutex<HashMap<StepKernel, Arc<Kernel>>>,
+    heads: Mutex<HashMap<HeadKernel, Arc<Kernel>>>,
     calibration: Mutex<HashMap<CalibrationKernel, Arc<Kernel>>>,
     prepack: Mutex<HashMap<WeightKind, PrepackKernel>>,
     /// Products of shapes that have come up: the blocks of a model are alike.
@@ -72,8 +78,8 @@ struct Shared {
     workspace: Mutex<Option<CudaSlice<u8>>>,
     /// Parts of attention's results, then their statistics.
     parts: Mutex<(Buffer, Buffer)>,
-    /// The largest logits.
-    top: Mutex<Buffer>,
+    /// Of the search for the largest logits.
+    shortlist: Mutex<ShortlistScratch>,
 }
 
 impl CudaBackend {
@@ -104,13 +110,14 @@ impl CudaBackend {
             rows: Mutex::default(),
             attention: Mutex::default(),
             steps: Mutex::default(),
+            heads: Mutex::default(),
             calibration: Mutex::default(),
             prepack: Mutex::default(),
             plans: Mutex::default(),
             widened: Mutex::new(Buffer::new(device, 0)?),
             workspace: Mutex::default(),
             parts: Mutex::new((Buffer::new(device, 0)?, Buffer::new(device, 0)?)),
-            top: Mutex::new(Buffer::new(device, 0)?),
+            shortlist: Mutex::new(ShortlistScratch::new(device)?),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -215,6 +222,22 @@ impl CudaBackend {
         }
         let kernel = cached(&self.shared.steps, step, || self.device().kernel(&step.source(), 0))?;
         let shape = (step.ctas(units), step.threads(), 0);
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(&kernel, shape, &mut parameters) }
+    }
+
+    /// Launches a kernel of the output head for `rows` of its input and `columns` of it.
+    ///
+    /// # Safety
+    /// As [`launch_step`](Self::launch_step).
+    unsafe fn launch_head<T>(
+        &self,
+        head: HeadKernel,
+        (rows, columns): (usize, usize),
+        mut parameters: T,
+    ) -> Result<()> {
+        let kernel = cached(&self.shared.heads, head, || self.device().kernel(&head.source(), 0))?;
+        let shape = (head.ctas(rows, columns), head.threads(), 0);
         // SAFETY: the caller's promise.
         unsafe { self.launch(&kernel, shape, &mut parameters) }
     }
