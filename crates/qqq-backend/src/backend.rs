@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use qqq_formats::{LinearWeight, WeightData};
 
-use crate::{BackendError, BatchPlan, Result, first_not_finite};
+use crate::{BackendError, BatchPlan, Pick, Picked, Result, first_not_finite};
 
 /// What a linear layer takes as its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,8 +124,8 @@ pub struct KvLayout {
 /// A device: its memory, one stream of work, and the operations of a decoder.
 ///
 /// Operations write into what the caller owns, so that a step touches the same memory each time, and allocate nothing but
-/// what an output has outgrown. They may return before they have run; only [`read`](Backend::read) and
-/// [`top`](Backend::top) wait. An output takes the shape that its operation gives it.
+/// what an output has outgrown. They may return before they have run; only those wait that give what they have found to the
+/// host. An output takes the shape that its operation gives it.
 ///
 /// # Errors
 /// An operation fails where arguments contradict each other ([`BackendError::Batch`] and
@@ -149,9 +149,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
     type Batch: Send + Sync;
     /// A recorded step.
     type Graph: Send;
+    /// Memory for what is found in rows of logits.
+    type Picks: Send;
 
+    /// Tokens of a step with which its products run about as fast as they can; more take more memory alone.
+    const STEP_TOKENS: usize = 512;
     /// Whether [`losses`](Self::losses) may take less time than to read rows.
     const SUMS_LOSSES: bool = false;
+    /// Whether [`pick`](Self::pick) can draw.
+    const DRAWS: bool = false;
 
     /// A tensor with room for `rows x cols` values; it has no rows yet.
     fn tensor(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
@@ -201,6 +207,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// A pool of `pages` pages, [`PAGE`](crate::PAGE) positions each. Who has which page is for the caller to say, in a
     /// [`BatchPlan`].
     fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<Self::KvPool>;
+    /// Gives a pool room for `pages` pages, if it has less; those that it has keep what they hold.
+    fn grow_kv(&self, pool: &mut Self::KvPool, pages: usize) -> Result<()>;
     /// Prepares a step.
     fn batch(&self, plan: &BatchPlan) -> Result<Self::Batch>;
     /// Prepares the next step in the memory of one before.
@@ -308,14 +316,27 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> Result<Option<Vec<f64>>> {
         Ok(None)
     }
-    /// Waits, and gives the `count` largest elements of each row of [`linear`](Self::linear), largest first, with their
-    /// columns: exactly those, in the order of [`descending`](crate::descending). Of a row with elements that are not finite,
-    /// the first of these alone. `out` is memory for the product, whose values are unspecified afterwards.
-    fn top(
+    /// Memory for what is picked.
+    fn picks(&self) -> Result<Self::Picks>;
+    /// Sets what the next draws are made by: a number in [0, 1) for each row. The same number and row give the same column.
+    fn set_chances(&self, _picks: &mut Self::Picks, _chances: &[f64]) -> Result<()> {
+        Err(BackendError::Unavailable("draws are made by the caller here, of rows that are read".into()))
+    }
+    /// Finds what is asked of each row of [`linear`](Self::linear), for [`read_picks`](Self::read_picks) to give. `out` is
+    /// memory for the product, whose values are unspecified afterwards.
+    ///
+    /// The largest elements are exactly those of one arithmetic, whatever was left out to find them. Where only they are asked
+    /// for, a device may sum in another order than [`linear`](Self::linear) does; elements of both agree within the rounding of
+    /// float32 sums. A column is drawn where the sum of the probabilities of those before it first exceeds the row's chance;
+    /// at the border of two columns sums of another order decide otherwise.
+    fn pick(
         &self,
         x: &Self::Input,
         weight: &Self::Linear,
-        count: usize,
+        pick: Pick,
         out: &mut Self::Tensor,
-    ) -> Result<Vec<Vec<(f32, u32)>>>;
+        picks: &mut Self::Picks,
+    ) -> Result<()>;
+    /// Waits, and gives what was found in each row.
+    fn read_picks(&self, picks: &Self::Picks) -> Result<Vec<Picked>>;
 }

@@ -8,7 +8,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 use qqq_backend::{Calibrate, CpuBackend, cpu::isa::Isa, pool};
-use qqq_cuda::{CudaBackend, CudaError, DType, Device};
+use qqq_cuda::{Arithmetic, CudaBackend, CudaError, CudaOptions, DType, Device};
 use qqq_formats::Checkpoint;
 use qqq_model::{Decoder, names};
 
@@ -198,7 +198,7 @@ fn usable(number: usize) -> Result<Arc<Device>, CudaError> {
 
 /// Beside weights and cache: activations, workspaces, what the driver takes.
 const SPARE_BYTES: u64 = 1 << 30;
-/// Positions of the KV cache for which there must be room.
+/// Positions of the KV cache for which there must be room: a chat has half of them at first, and doubles once.
 const CACHED_POSITIONS: usize = 8192;
 
 /// That a GPU runs a model.
@@ -242,19 +242,11 @@ pub trait Place {
     /// What computes there.
     type Backend: Calibrate;
 
-    /// What computes a model there.
+    /// What computes a model there, with what can be said to a GPU.
     ///
     /// # Errors
-    /// What the device refuses.
-    fn backend(&self, checkpoint: &Checkpoint) -> anyhow::Result<Self::Backend> {
-        self.backend_within(checkpoint, None)
-    }
-
-    /// As [`backend`](Self::backend); `limit` is how much of a GPU's memory may be taken.
-    ///
-    /// # Errors
-    /// What the device refuses, and a limit where there is no GPU.
-    fn backend_within(&self, checkpoint: &Checkpoint, limit: Option<u64>) -> anyhow::Result<Self::Backend>;
+    /// What the device refuses, and options where there is no GPU.
+    fn backend_with(&self, checkpoint: &Checkpoint, options: CudaOptions) -> anyhow::Result<Self::Backend>;
 
     /// Names what results depend on to the last bit.
     ///
@@ -272,14 +264,23 @@ pub struct CpuPlace;
 impl Place for CpuPlace {
     type Backend = CpuBackend;
 
-    fn backend_within(&self, _checkpoint: &Checkpoint, limit: Option<u64>) -> anyhow::Result<CpuBackend> {
-        match limit {
-            None => Ok(CpuBackend::default()),
-            Some(_) => Err(bad_input_hint(
+    fn backend_with(&self, _checkpoint: &Checkpoint, options: CudaOptions) -> anyhow::Result<CpuBackend> {
+        if options.memory_limit.is_some() {
+            return Err(bad_input_hint(
                 "--memory says how much of a GPU's memory may be taken, but the CPU computes",
                 "leave it out, or choose a GPU (--device cuda)",
-            )),
+            ));
         }
+        if options.arithmetic != Arithmetic::default() {
+            return Err(bad_input_hint(
+                format!(
+                    "{} is not computed on the CPU, which has kernels for W4A8 alone",
+                    options.arithmetic
+                ),
+                "choose a GPU (--device cuda)",
+            ));
+        }
+        Ok(CpuBackend::default())
     }
 
     fn identity(&self) -> anyhow::Result<String> {
@@ -322,12 +323,12 @@ impl Place for CudaPlace {
 
     /// Activations have the type of a model that is stored in float16, and bfloat16 otherwise, which has no numbers that are
     /// too large.
-    fn backend_within(&self, checkpoint: &Checkpoint, limit: Option<u64>) -> anyhow::Result<CudaBackend> {
+    fn backend_with(&self, checkpoint: &Checkpoint, options: CudaOptions) -> anyhow::Result<CudaBackend> {
         CudaBackend::check(&checkpoint.config)
             .map_err(|e| failed_hint(e.to_string(), "--device cpu runs it on the CPU"))?;
         let stored = checkpoint.tensors.info(names::EMBEDDING).map(|info| info.dtype);
         let half = if stored == Some(DType::F16) { DType::F16 } else { DType::BF16 };
-        Ok(CudaBackend::with_memory(&self.0, half, limit)?)
+        Ok(CudaBackend::with_options(&self.0, half, options)?)
     }
 
     fn identity(&self) -> anyhow::Result<String> {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use qqq_backend::{Backend, CpuBackend};
+use qqq_cuda::CudaOptions;
 use qqq_formats::Checkpoint;
 use qqq_model::{
     Decoder, Tokenizer,
@@ -120,7 +121,17 @@ const MODEL_HINT: &str = "a model is a directory with config.json and safetensor
 
 /// Finds a model and loads it whole.
 pub fn load<P: Place>(spec: &str, hub: &HubArgs, place: &P) -> anyhow::Result<LoadedModel<P::Backend>> {
-    load_opened(spec, place, || open(spec, hub))
+    load_with(spec, hub, place, CudaOptions::default())
+}
+
+/// As [`load`], with what can be said to a GPU.
+pub fn load_with<P: Place>(
+    spec: &str,
+    hub: &HubArgs,
+    place: &P,
+    options: CudaOptions,
+) -> anyhow::Result<LoadedModel<P::Backend>> {
+    load_opened(spec, place, options, || open(spec, hub))
 }
 
 /// As [`load`], where the hub's options were [checked](HubArgs::check) for several models.
@@ -129,17 +140,18 @@ pub fn load_checked<P: Place>(
     hub: &HubArgs,
     place: &P,
 ) -> anyhow::Result<LoadedModel<P::Backend>> {
-    load_opened(spec, place, || find(spec, hub))
+    load_opened(spec, place, CudaOptions::default(), || find(spec, hub))
 }
 
 /// Loads the model at a path whole, to run on the CPU.
 pub fn load_path(path: &Path) -> anyhow::Result<LoadedModel> {
-    load_opened(&path.display().to_string(), &CpuPlace, || open_path(path))
+    load_opened(&path.display().to_string(), &CpuPlace, CudaOptions::default(), || open_path(path))
 }
 
 fn load_opened<P: Place>(
     spec: &str,
     place: &P,
+    options: CudaOptions,
     open: impl Fn() -> anyhow::Result<Checkpoint>,
 ) -> anyhow::Result<LoadedModel<P::Backend>> {
     let quiet = Console::new(false, true);
@@ -147,12 +159,15 @@ fn load_opened<P: Place>(
         let checkpoint = open()?;
         let tokenizer = Tokenizer::load(&checkpoint)?;
         let mut loading = Loading::new(download::console().unwrap_or(&quiet));
-        let mut decoder =
-            Decoder::load_with(place.backend(&checkpoint)?, &checkpoint, &mut |done, total| {
+        let mut decoder = Decoder::load_with(
+            place.backend_with(&checkpoint, options)?,
+            &checkpoint,
+            &mut |done, total| {
                 loading.update(done, total, spec);
                 // Without a guard the process has ended by now.
                 !interrupt::requested()
-            })?;
+            },
+        )?;
         loading.finish(spec, place, &mut decoder);
         anyhow::Ok(LoadedModel { checkpoint, tokenizer, decoder })
     };

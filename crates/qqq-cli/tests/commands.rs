@@ -294,14 +294,36 @@ fn chat_keeps_the_conversation() {
 fn bench_gives_rates() {
     let place = Place::new();
     let json = place
-        .run("bench model model --prompt-tokens 20 --new-tokens 8 --repeat 3 --threads 1 --json")
+        .run("bench model model --prompt-tokens 20 --new-tokens 8 --repeat 3 --batch 1,3 --threads 1 --plot a.svg --json")
         .success()
         .json();
-    assert_eq!(json["threads"], 1);
-    for rate in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
-        let value = |key: &str| json[rate][key].as_f64().unwrap();
-        assert!(value("min") > 0.0 && value("min") <= value("median") && value("median") <= value("max"));
+    let results = json["results"].as_array().unwrap();
+    assert_eq!(results.len(), 2);
+    for (result, batch) in results.iter().zip([1, 3]) {
+        assert_eq!(
+            (&result["threads"], &result["batch"], &result["repeat"]),
+            (&1.into(), &batch.into(), &3.into())
+        );
+        assert_eq!(result["arithmetic"], "float");
+        for rate in ["prefill_tokens_per_second", "decode_tokens_per_second", "output_tokens_per_second"] {
+            let value = |key: &str| result[rate][key].as_f64().unwrap();
+            assert!(value("min") > 0.0 && value("min") <= value("median") && value("median") <= value("max"));
+        }
     }
+    assert!(std::fs::read_to_string(place.path("a.svg")).unwrap().contains("Output tokens a second"));
+    let text = place.run("bench model model --prompt-tokens 20 --new-tokens 8 --repeat 1").success().stdout;
+    assert!(text.contains("output tokens/s") && text.contains("20 tokens in, 8 out"), "{text}");
+}
+
+#[test]
+fn bench_compares_quantized_models_on_gpus() {
+    let place = Place::new();
+    place.run("bench model model --compare fp16 --device cpu").failure(2, "is not quantized");
+    place.run("bench model model --compare w4a8").failure(2, "w4a16, w8a8, fp16");
+    place.run("bench model model --batch 0").failure(2, "--batch");
+    place.run("bench model model --batch 65537").failure(2, "at most 65536");
+    place.run("quantize model -o w4a8 --method rtn --group-size channel").success();
+    place.run("bench model w4a8 --compare fp16 --device cpu").failure(2, "fp16 is not computed on the CPU");
 }
 
 #[test]

@@ -76,22 +76,44 @@ impl Device {
         self.context.mem_get_info().map_err(driver("asking for the GPU's free memory"))
     }
 
+    /// Bytes of its memory that can be allocated: free ones, and those that were [kept](Self::keep_freed_memory).
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn available_memory(&self) -> Result<usize> {
+        let pool = self.memory_pool()?;
+        let read = |attribute| {
+            let mut bytes = 0u64;
+            // SAFETY: the attribute is a number of 64 bits, which is written before the call returns.
+            unsafe { sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()) }
+                .result()
+                .map_err(driver("asking for the GPU's memory"))
+                .map(|()| bytes as usize)
+        };
+        let reserved = read(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+        let used = read(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        Ok(self.memory()?.0 + reserved.saturating_sub(used))
+    }
+
     /// Keeps memory that is freed for what is allocated next, instead of giving it back to the driver whenever the host waits.
     /// Other programs do not get it meanwhile.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn keep_freed_memory(&self) -> Result<()> {
-        let failed = || driver("setting up the GPU's memory");
-        // SAFETY: the context's device exists.
-        let pool =
-            unsafe { result::device::get_default_mem_pool(self.context.cu_device()) }.map_err(failed())?;
         let mut all = u64::MAX;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         // SAFETY: the attribute is a number of 64 bits, which is read before the call returns.
-        unsafe { sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut all).cast()) }
+        unsafe { sys::cuMemPoolSetAttribute(self.memory_pool()?, attribute, (&raw mut all).cast()) }
             .result()
-            .map_err(failed())
+            .map_err(driver("setting up the GPU's memory"))
+    }
+
+    /// What memory comes from.
+    fn memory_pool(&self) -> Result<sys::CUmemoryPool> {
+        // SAFETY: the context's device exists.
+        unsafe { result::device::get_default_mem_pool(self.context.cu_device()) }
+            .map_err(driver("setting up the GPU's memory"))
     }
 
     /// The architecture that kernels are compiled for.

@@ -52,7 +52,7 @@ pub mod prebuild;
 pub mod quantize;
 pub mod tensor_map;
 
-pub use decoder::CudaBackend;
+pub use decoder::{Arithmetic, CudaBackend, CudaOptions};
 pub use device::Device;
 pub use dtype::KernelType;
 pub use error::{CudaError, Result};

@@ -8,6 +8,7 @@ use crate::DType;
 use crate::ceilings;
 use crate::decoder::attention::{AttentionConfig, AttentionKernel};
 use crate::decoder::calibrate::kernels::CalibrationKernel;
+use crate::decoder::head::HeadKernel;
 use crate::decoder::rows::RowConfig;
 use crate::decoder::steps::StepKernel;
 use crate::gemm::prepack::{self, Direction};
@@ -81,6 +82,8 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
         }
         let steps = StepKernel::all().into_iter();
         kernels.extend(steps.map(|s| ArchivedKernel::new(s.source(), arch, 0)));
+        let heads = HeadKernel::all().into_iter();
+        kernels.extend(heads.map(|h| ArchivedKernel::new(h.source(), arch, 0)));
         let calibration = CalibrationKernel::all().into_iter();
         kernels.extend(calibration.map(|c| ArchivedKernel::new(c.source(), arch, 0)));
         let ceilings = ceilings::sources(arch).into_iter();

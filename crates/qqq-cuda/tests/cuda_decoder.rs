@@ -5,6 +5,10 @@
 mod attending;
 #[path = "common/backend.rs"]
 mod backend;
+#[path = "common/growing.rs"]
+mod growing;
+#[path = "common/picks.rs"]
+mod picks;
 #[path = "common/uniform.rs"]
 mod uniform;
 
@@ -32,6 +36,10 @@ fn main() -> ExitCode {
                 rotated_heads,
                 embeddings_sums_and_rows,
                 the_largest_logits,
+                picks::the_largest_of_a_wide_head,
+                picks::drawn_columns,
+                picks::recorded_picks,
+                growing::a_pool_that_grows,
                 linear_layers,
                 recorded_steps
             ],
@@ -303,7 +311,7 @@ fn the_largest_logits(b: CudaBackend) {
     b.to_input(&mut tensor, InputKind::Float, &mut input).unwrap();
     let mut out = b.tensor(0, 0).unwrap();
     for count in [1, 3, 70, n, 2 * n] {
-        let got = b.top(&input, &head, count, &mut out).unwrap();
+        let got = picks::largest_of(&b, &input, &head, count, &mut out);
         let logits = b.read(&out).unwrap().into_owned();
         let want: Vec<_> = logits.chunks(n).map(|row| largest(row, count)).collect();
         assert_eq!(got, want, "{count}");
@@ -322,7 +330,7 @@ fn the_largest_logits(b: CudaBackend) {
     (bad[7], bad[900]) = (f32::NAN, f32::INFINITY);
     let mut tensor = b.upload(1, n, bad).unwrap();
     b.to_input(&mut tensor, InputKind::Float, &mut input).unwrap();
-    let got = b.top(&input, &head, 4, &mut out).unwrap();
+    let got = picks::largest_of(&b, &input, &head, 4, &mut out);
     // A NaN times zero spoils all logits: the first of them is meant.
     assert!(got[0].len() == 1 && got[0][0].1 == 0 && got[0][0].0.is_nan(), "{got:?}");
     let losses = b.losses(&input, &head, &[3], &mut out).unwrap().unwrap();

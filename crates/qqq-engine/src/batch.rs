@@ -5,11 +5,9 @@ use std::time::Instant;
 use qqq_backend::{Backend, BatchPlan, pages_for};
 use qqq_model::{Decoder, ModelError, NotFinite, Result, RopeChoice, Runner, names};
 
-use crate::{BadLogit, FinishReason, GenerateOptions, Generation, Sampler, SamplingOptions, pages::Pages};
-
-/// Tokens of a prefill pass, over all sequences: bounds the memory of activations, and is enough for the matrix
-/// kernels to run at full speed.
-pub(crate) const PREFILL_TOKENS: usize = 512;
+use crate::{
+    BadLogit, FinishReason, GenerateOptions, Generation, Sampler, SamplingOptions, choose, pages::Pages,
+};
 
 /// A sequence of a batch.
 pub(crate) struct Sequence {
@@ -185,7 +183,7 @@ pub(crate) fn runner<'d, B: Backend>(
     let mut needs: Vec<usize> = sequences.iter().map(|s| pages_for(s.positions(options, context))).collect();
     needs.sort_unstable_by_key(|&pages| std::cmp::Reverse(pages));
     let pages = Pages::new(needs.iter().take(together.max(1)).sum());
-    let rows = sequences.iter().map(|s| s.prompt_len).sum::<usize>().min(PREFILL_TOKENS);
+    let rows = sequences.iter().map(|s| s.prompt_len).sum::<usize>().min(B::STEP_TOKENS);
     Ok((Runner::new(decoder, options.kv_dtype, pages.total(), rows)?, pages))
 }
 
@@ -230,7 +228,7 @@ pub(crate) fn run<B: Backend>(
         }
         let prefill = started < joined;
         let work = if prefill {
-            prefill_pass(&sequences[..joined], started)
+            prefill_pass(&sequences[..joined], started, B::STEP_TOKENS)
         } else {
             decode_pass(&sequences[..joined])
         };
@@ -299,9 +297,8 @@ fn decode_pass(sequences: &[Sequence]) -> Vec<Work> {
     live.map(|(index, _)| Work { index, len: 1, ends: true }).collect()
 }
 
-/// The next tokens of prompts, sequence by sequence from `first` on, [`PREFILL_TOKENS`] at most.
-fn prefill_pass(sequences: &[Sequence], first: usize) -> Vec<Work> {
-    let mut room = PREFILL_TOKENS;
+/// The next tokens of prompts, sequence by sequence from `first` on, `room` at most: that bounds the memory of activations.
+fn prefill_pass(sequences: &[Sequence], first: usize, mut room: usize) -> Vec<Work> {
     let mut work = Vec::new();
     for (index, s) in sequences.iter().enumerate().skip(first) {
         if room == 0 {
@@ -338,6 +335,20 @@ fn step<B: Backend>(
     options: &GenerateOptions,
     listener: &mut Listener,
 ) -> Result<Next> {
+    let positions = work.iter().map(|w| (&sequences[w.index], w.len));
+    let positions = positions.map(|(s, len)| (s.pages.len(), s.cached + len));
+    if let Some(wanted) = pages.wanted(positions) {
+        // Less may fit where what would be better does not.
+        let grown = match runner.grow(wanted.better) {
+            Ok(()) => wanted.better,
+            Err(_) if wanted.least < wanted.better => {
+                runner.grow(wanted.least)?;
+                wanted.least
+            }
+            Err(e) => return Err(e),
+        };
+        pages.grow(grown);
+    }
     let mut plan = BatchPlan::default();
     let mut ends = Vec::new();
     for w in work {
@@ -360,22 +371,14 @@ fn step<B: Backend>(
     }
     // The head is the widest layer: it runs for the rows that are sampled only.
     let sampled: Vec<&Work> = work.iter().filter(|w| w.ends).collect();
-    // All sequences share their options.
-    let next: Vec<Result<u32, BadLogit>> = match sequences[sampled[0].index].sampler.top_needed() {
-        Some(count) => {
-            let rows = runner.top_logits(&ends, count)?;
-            sampled.iter().zip(rows).map(|(w, row)| sequences[w.index].sampler.sample_top(&row)).collect()
-        }
-        None => {
-            let logits = runner.logits(&ends)?;
-            let rows = logits.chunks_exact(decoder.config.vocab_size);
-            let sample = |(w, row): (&&Work, &[f32])| {
-                let s = &mut sequences[w.index];
-                s.sampler.sample(row, &s.tokens)
-            };
-            sampled.iter().zip(rows).map(sample).collect()
-        }
-    };
+    let is_sampled = |index: &usize| sampled.iter().any(|w| w.index == *index);
+    let mut samplers: Vec<(&mut Sampler, &[u32])> = sequences
+        .iter_mut()
+        .enumerate()
+        .filter(|(index, _)| is_sampled(index))
+        .map(|(_, s)| (&mut s.sampler, s.tokens.as_slice()))
+        .collect();
+    let next = choose::tokens(runner, &ends, &mut samplers)?;
     let context = decoder.config.max_position_embeddings;
     let mut all = Next::Go;
     for (w, id) in sampled.into_iter().zip(next) {

@@ -20,6 +20,7 @@
 //! ```
 
 mod batch;
+mod choose;
 pub mod generate;
 mod pages;
 pub mod sampling;

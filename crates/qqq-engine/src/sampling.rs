@@ -60,6 +60,19 @@ pub struct BadLogit {
     pub value: f32,
 }
 
+/// What of a row of logits decides which token a sampler takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Need {
+    /// So many of the largest.
+    Top(usize),
+    /// All, as `softmax(y / temperature)`, of which nothing is left out.
+    Draw(f32),
+    /// The likeliest at this temperature, as many as their probabilities say.
+    Likeliest(f32),
+    /// All of them.
+    All,
+}
+
 /// Samples tokens; holds the random state.
 ///
 /// The order is that of transformers: repetition penalty (Keskar et al., arXiv 1909.05858), temperature, top-k,
@@ -108,18 +121,32 @@ impl Sampler {
             // In the order of `sample_top`, so that both draw alike.
             self.candidates.sort_unstable_by(descending);
         }
-        Ok(self.draw())
+        Ok(self.draw(None))
     }
 
     /// How many of the largest logits decide, so that [`sample_top`](Self::sample_top) serves; `None` if all may.
     pub fn top_needed(&self) -> Option<usize> {
-        match self.options.top_k {
-            // The penalty can bring down the largest.
-            _ if self.options.repetition_penalty != 1.0 => None,
-            _ if self.is_greedy() => Some(1),
-            0 => None,
-            k => Some(k),
+        match self.need() {
+            Need::Top(count) => Some(count),
+            _ => None,
         }
+    }
+
+    pub(crate) fn need(&self) -> Need {
+        let o = &self.options;
+        match o.top_k {
+            // The penalty can bring down the largest.
+            _ if o.repetition_penalty != 1.0 => Need::All,
+            _ if self.is_greedy() => Need::Top(1),
+            0 if o.top_p < 1.0 || o.min_p > 0.0 => Need::Likeliest(o.temperature),
+            0 => Need::Draw(o.temperature),
+            k => Need::Top(k),
+        }
+    }
+
+    /// The next number in [0, 1) of its sequence: what a draw is made by.
+    pub(crate) fn chance(&mut self) -> f64 {
+        self.rng.random()
     }
 
     /// The token that [`sample`](Self::sample) would give, from the largest logits alone: at least as many as
@@ -136,15 +163,43 @@ impl Sampler {
             Some(count) => self.candidates.extend_from_slice(&top[..count.min(top.len())]),
             None => self.candidates.extend_from_slice(top),
         }
-        Ok(if self.is_greedy() { likeliest(&self.candidates) } else { self.draw() })
+        Ok(if self.is_greedy() { likeliest(&self.candidates) } else { self.draw(None) })
+    }
+
+    /// The token that [`sample`](Self::sample) would give where top-p and min-p decide, from some of the largest logits in the
+    /// order of [`descending`], and the sum of `exp((y - max) / temperature)` over all. `None`, and nothing is drawn, if more
+    /// logits may be left over. At the border of top-p another order of sums may decide otherwise.
+    pub(crate) fn sample_likeliest(
+        &mut self,
+        top: &[(f32, u32)],
+        total: f64,
+    ) -> Option<Result<u32, BadLogit>> {
+        if let Some(&(value, token)) = top.iter().find(|(value, _)| !value.is_finite()) {
+            return Some(Err(BadLogit { token, value }));
+        }
+        let o = &self.options;
+        let (max, last) = (top.first()?.0, top.last()?.0);
+        let weight = |value: f32| ((value - max) / o.temperature).exp();
+        let ends = weight(last) < o.min_p;
+        let mass: f64 = top.iter().map(|(value, _)| f64::from(weight(*value))).sum();
+        if !ends && (o.top_p >= 1.0 || mass < f64::from(o.top_p) * total) {
+            return None;
+        }
+        self.candidates.clear();
+        self.candidates.extend_from_slice(top);
+        if o.top_p >= 1.0 {
+            // As where all are candidates; top-p has them in the order of their weights.
+            self.candidates.sort_unstable_by_key(|(_, token)| *token);
+        }
+        Some(Ok(self.draw(Some(total))))
     }
 
     fn is_greedy(&self) -> bool {
         self.options.temperature <= 0.0 || self.options.top_k == 1
     }
 
-    /// Draws from the candidates, which top-k has left over.
-    fn draw(&mut self) -> u32 {
+    /// Draws from the candidates, which top-k has left over. `all` is the sum of all weights where candidates are not all.
+    fn draw(&mut self, all: Option<f64>) -> u32 {
         let o = &self.options;
         let top = likeliest(&self.candidates);
         let max = logit_of(&self.candidates, top);
@@ -154,7 +209,8 @@ impl Sampler {
         }
         if o.top_p < 1.0 {
             self.candidates.sort_unstable_by(descending);
-            let total: f64 = self.candidates.iter().map(|(w, _)| f64::from(*w)).sum();
+            let sum = || self.candidates.iter().map(|(w, _)| f64::from(*w)).sum();
+            let total: f64 = all.unwrap_or_else(sum);
             let mut mass = 0.0;
             // As many as it takes to reach top_p, at least one.
             let cut = self.candidates.iter().position(|(w, _)| {
@@ -167,7 +223,7 @@ impl Sampler {
             self.candidates.retain(|(w, _)| *w >= o.min_p);
         }
         let total: f64 = self.candidates.iter().map(|(w, _)| f64::from(*w)).sum();
-        let mut rest = self.rng.random::<f64>() * total;
+        let mut rest = self.chance() * total;
         for (w, id) in &self.candidates {
             rest -= f64::from(*w);
             if rest < 0.0 {
@@ -277,6 +333,51 @@ mod tests {
         ] {
             assert_eq!(Sampler::new(options).top_needed(), None);
         }
+    }
+
+    #[test]
+    fn the_likeliest_are_enough_where_their_probabilities_say_so() {
+        let logits: Vec<f32> = (0..400).map(|i| ((i * 71) % 397) as f32 / 24.0).collect();
+        let settings = [
+            (SamplingOptions { top_p: 0.9, ..options() }, 120, true),
+            (SamplingOptions { min_p: 0.05, ..options() }, 120, true),
+            (SamplingOptions { top_p: 0.99, min_p: 0.2, temperature: 1.5, ..options() }, 120, true),
+            // Too few for top-p, but not for min-p.
+            (SamplingOptions { top_p: 0.999, min_p: 0.3, ..options() }, 40, true),
+            (SamplingOptions { top_p: 0.999, ..options() }, 40, false),
+            (SamplingOptions { min_p: 1e-4, ..options() }, 120, false),
+            (SamplingOptions { top_p: 0.9, temperature: 30.0, ..options() }, 120, false),
+        ];
+        for (options, count, enough) in settings {
+            let (mut all, mut few) = (Sampler::new(options.clone()), Sampler::new(options.clone()));
+            assert_eq!(few.need(), Need::Likeliest(options.temperature), "{options:?}");
+            let top = qqq_backend::largest(&logits, count);
+            let total: f64 =
+                logits.iter().map(|l| f64::from(((l - top[0].0) / options.temperature).exp())).sum();
+            for _ in 0..300 {
+                let found = few.sample_likeliest(&top, total);
+                assert_eq!(found.is_some(), enough, "{options:?}");
+                if let Some(token) = found {
+                    assert_eq!(token, all.sample(&logits, &[]), "{options:?}");
+                }
+            }
+            // What was not drawn has used up nothing.
+            assert_eq!(few.chance(), all.chance(), "{options:?}");
+        }
+        let mut sampler = Sampler::new(SamplingOptions { top_p: 0.9, ..options() });
+        assert!(matches!(
+            sampler.sample_likeliest(&[(f32::NAN, 7)], 0.0),
+            Some(Err(BadLogit { token: 7, .. }))
+        ));
+    }
+
+    #[test]
+    fn what_decides_is_asked_for() {
+        let need = |options| Sampler::new(options).need();
+        assert_eq!(need(options()), Need::Draw(1.0));
+        assert_eq!(need(SamplingOptions { top_k: 9, top_p: 0.5, ..options() }), Need::Top(9));
+        assert_eq!(need(SamplingOptions { temperature: 0.0, top_p: 0.5, ..options() }), Need::Top(1));
+        assert_eq!(need(SamplingOptions { repetition_penalty: 1.1, top_k: 9, ..options() }), Need::All);
     }
 
     #[test]

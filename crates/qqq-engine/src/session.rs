@@ -5,10 +5,13 @@ use qqq_model::{Decoder, ModelError, Result, RopeChoice, Runner, Tokenizer};
 
 use crate::{
     GenerateOptions, Generation, StopStrings,
-    batch::{self, Event, Listener, Next, PREFILL_TOKENS, Sequence},
+    batch::{self, Event, Listener, Next, Sequence},
     pages::Pages,
     text::{Monitor, TextEvent, TextGeneration},
 };
+
+/// Tokens that the KV cache of a session has room for at first.
+const FIRST_TOKENS: usize = 4096;
 
 /// A conversation with a decoder. Each [`Session::generate`] takes the whole prompt and computes only what
 /// the cache does not hold already.
@@ -26,13 +29,20 @@ pub struct Session<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Session<'a, B> {
-    /// An empty session.
+    /// An empty session. Its KV cache grows with the conversation, up to the model's context.
     ///
     /// # Errors
     /// The backend has not the memory.
     pub fn new(decoder: &'a Decoder<B>, options: GenerateOptions) -> Result<Self> {
-        let pages = Pages::new(pages_for(decoder.config.max_position_embeddings));
-        let runner = Runner::new(decoder, options.kv_dtype, pages.total(), PREFILL_TOKENS)?;
+        Self::with_room(decoder, options, FIRST_TOKENS)
+    }
+
+    /// With room for so many tokens at first.
+    fn with_room(decoder: &'a Decoder<B>, options: GenerateOptions, tokens: usize) -> Result<Self> {
+        let most = pages_for(decoder.config.max_position_embeddings);
+        let pages = Pages::growing(most.min(pages_for(tokens)), most);
+        let rows = decoder.config.max_position_embeddings.min(B::STEP_TOKENS);
+        let runner = Runner::new(decoder, options.kv_dtype, pages.total(), rows)?;
         Ok(Self {
             options,
             runner,
@@ -121,5 +131,47 @@ impl<'a, B: Backend> Session<'a, B> {
             self.clear();
         }
         result.map(|()| generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qqq_backend::{CpuBackend, KvDType, PAGE};
+    use qqq_formats::Checkpoint;
+
+    use super::*;
+    use crate::SamplingOptions;
+
+    #[test]
+    fn a_cache_that_grows_changes_no_token() {
+        let tiny = qqq_testing::TinyModel::new();
+        let decoder = Decoder::load(CpuBackend::new(), &Checkpoint::open(&tiny.model()).unwrap()).unwrap();
+        let context = decoder.config.max_position_embeddings;
+        assert!(context > 2 * PAGE, "{context}");
+        let options = GenerateOptions {
+            sampling: SamplingOptions { temperature: 1.0, ..SamplingOptions::default() },
+            max_new_tokens: usize::MAX,
+            eos: Vec::new(),
+            kv_dtype: KvDType::F16,
+        };
+        let talk = |room: usize| {
+            let mut session = Session::with_room(&decoder, options.clone(), room).unwrap();
+            let first = session.pages.total();
+            let mut prompt: Vec<u32> = vec![1, 5, 9];
+            for turn in 1..4 {
+                let mut left = context * turn / 4 - prompt.len();
+                let mut more = |_: u32| {
+                    left -= 1;
+                    left > 0
+                };
+                let answer = session.generate(&prompt, &mut more).unwrap();
+                prompt.extend(answer.tokens);
+            }
+            (prompt, first, session.pages.total())
+        };
+        let (grown, first, last) = talk(1);
+        let (whole, all, same) = talk(context);
+        assert!(first == 1 && last > 1 && last <= all && all == same, "{first} {last} {all} {same}");
+        assert_eq!(grown, whole);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use qqq_backend::{Backend, BatchPlan, KvDType, KvLayout, pages_for};
+use qqq_backend::{Backend, BatchPlan, KvDType, KvLayout, Pick, Picked, pages_for};
 
 use crate::{
     Decoder, Result,
@@ -34,6 +34,11 @@ pub struct Runner<'d, B: Backend> {
     gathered: B::Tensor,
     head_input: B::Input,
     logits: B::Tensor,
+    picks: B::Picks,
+    /// What was last picked of which rows.
+    picked: Option<(Vec<usize>, Pick)>,
+    /// That, recorded, with what comes before it.
+    pick_graph: Option<B::Graph>,
 }
 
 impl<'d, B: Backend> Runner<'d, B> {
@@ -67,6 +72,9 @@ impl<'d, B: Backend> Runner<'d, B> {
             gathered: b.tensor(rows, config.hidden_size)?,
             head_input: b.input(rows, config.hidden_size)?,
             logits: b.tensor(1, config.vocab_size)?,
+            picks: b.picks()?,
+            picked: None,
+            pick_graph: None,
         })
     }
 
@@ -102,6 +110,15 @@ impl<'d, B: Backend> Runner<'d, B> {
         }
         self.rope = choice;
         Ok(())
+    }
+
+    /// Room for `pages` pages in the pool, if it has less; those that it has keep what they hold. This takes the more time the
+    /// more they hold, so that a pool should not grow by a page at a time.
+    ///
+    /// # Errors
+    /// The backend has not the memory; the pool can be used as it was.
+    pub fn grow(&mut self, pages: usize) -> Result<()> {
+        Ok(self.decoder.backend.grow_kv(&mut self.kv, pages)?)
     }
 
     /// The decoder that is run, with its configuration.
@@ -194,15 +211,62 @@ impl<'d, B: Backend> Runner<'d, B> {
     }
 
     /// The `count` largest logits of some rows with their tokens, largest first, lower ids first among equals. They are
-    /// those of [`logits`](Self::logits), but may take far less time. Of a row with logits that are not finite, the first of
-    /// these alone.
+    /// those of [`logits`](Self::logits) but for the order of sums, as [`Backend::pick`] says, and may take far less time. Of a
+    /// row with logits that are not finite, the first of these alone.
     ///
     /// # Errors
     /// As [`logits`](Self::logits).
     pub fn top_logits(&mut self, rows: &[usize], count: usize) -> Result<Vec<Vec<(f32, u32)>>> {
+        let picked = self.pick(rows, Pick::largest(count), &[])?;
+        Ok(picked.into_iter().map(|picked| picked.largest).collect())
+    }
+
+    /// What is asked of the logits of some rows. `chances` are a number in [0, 1) for each of them where a token is drawn, which
+    /// a backend must be [able to](Backend::DRAWS).
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    pub fn pick(&mut self, rows: &[usize], pick: Pick, chances: &[f64]) -> Result<Vec<Picked>> {
+        let b = &self.decoder.backend;
+        if pick.temperature.is_some() {
+            b.set_chances(&mut self.picks, chances)?;
+        }
+        let again = self.picked.as_ref().is_some_and(|(known, before)| known == rows && *before == pick);
+        if !again {
+            (self.picked, self.pick_graph) = (Some((rows.to_vec(), pick)), None);
+        }
+        // The step's batch tells whether steps are alike.
+        let batch = self.batch.take();
+        let outcome = match &batch {
+            Some(batch) if again && self.decoding.is_some() => self.pick_again(rows, pick, batch),
+            _ => self.find_picks(rows, pick),
+        };
+        self.batch = batch;
+        outcome?;
+        Ok(self.decoder.backend.read_picks(&self.picks)?)
+    }
+
+    /// Replays what was recorded, or records it.
+    fn pick_again(&mut self, rows: &[usize], pick: Pick, batch: &B::Batch) -> Result<()> {
+        let b = &self.decoder.backend;
+        let replayed = |graph: &Option<B::Graph>| match graph {
+            Some(graph) => b.replay(graph, batch),
+            None => Ok(false),
+        };
+        if replayed(&self.pick_graph)? {
+            return Ok(());
+        }
+        self.pick_graph = b.record(batch, &mut || self.find_picks(rows, pick))?;
+        if replayed(&self.pick_graph)? {
+            return Ok(());
+        }
+        self.find_picks(rows, pick)
+    }
+
+    fn find_picks(&mut self, rows: &[usize], pick: Pick) -> Result<()> {
         self.run_last_norm(rows)?;
         let Decoder { backend, head, .. } = self.decoder;
-        Ok(backend.top(&self.head_input, head, count, &mut self.logits)?)
+        Ok(backend.pick(&self.head_input, head, pick, &mut self.logits, &mut self.picks)?)
     }
 
     /// What some rows lose that are to predict these tokens: `-log p`, not finite where logits are not. `None` where a device

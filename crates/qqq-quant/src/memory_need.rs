@@ -250,17 +250,23 @@ impl<'a> Model<'a> {
         Phase { name: "converting embedding and output head", arrays: arrays.max(head), besides: CONVERTING }
     }
 
-    /// The whole float model, and a cache for the windows of a batch.
+    /// The whole float model, and a cache for the windows of a batch; a device has both in its own memory.
     fn samples(&self) -> Phase {
+        let name = "sampling calibration text";
+        if !self.pieces.on_host {
+            let read = self.reading_table().max(self.all_weights() * self.stored.linear);
+            return Phase { name, arrays: self.always + read, besides: 0.0 };
+        }
         let layers = self.config.num_layers as f64;
         let heads = if self.config.tie_word_embeddings { 1.0 } else { 2.0 };
         let model = layers * self.all_weights() * self.stored.linear
             + heads * self.vocab * self.hidden * self.stored.ends;
-        let batch = self.recipe.calibration.windows.min(self_samples::BATCH) as f64;
+        let batch = self_samples::batch(self.pieces, self.config, self.recipe.calibration.window);
+        let batch = self.recipe.calibration.windows.min(batch) as f64;
         let cache = batch * self.window * layers * 2.0 * self.kv * 2.0;
         // Sampling at a temperature reads all logits.
         let logits = batch * self.vocab * 8.0;
-        Phase { name: "sampling calibration text", arrays: model + cache + logits, besides: 0.0 }
+        Phase { name, arrays: model + cache + logits, besides: 0.0 }
     }
 
     /// The block in float32 and a copy of one of its layers, and one window's way through it with two outputs of its widest

@@ -85,6 +85,13 @@ impl CpuKvPool {
         Self { layout, layers: (0..layout.num_layers).map(|_| layer()).collect() }
     }
 
+    /// Room for as many pages; memory is taken when they are written.
+    pub(crate) fn grow(&mut self, pages: usize) {
+        for layer in self.layers.iter_mut().filter(|layer| layer.len() < pages) {
+            layer.resize_with(pages, || None);
+        }
+    }
+
     /// Shape and element type.
     pub fn layout(&self) -> KvLayout {
         self.layout

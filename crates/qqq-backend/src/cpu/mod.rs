@@ -23,8 +23,8 @@ use std::borrow::Cow;
 use qqq_formats::{LinearWeight, WeightData};
 
 use crate::{
-    AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvLayout, Norm, QueryScale,
-    Result,
+    AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvLayout, Norm, Pick,
+    Picked, QueryScale, Result,
 };
 use matrix::Matrix;
 use w4a8::{Int8Activations, W4A8Linear};
@@ -108,6 +108,7 @@ impl Backend for CpuBackend {
     type Batch = BatchPlan;
     /// There is none.
     type Graph = std::convert::Infallible;
+    type Picks = Vec<Picked>;
 
     /// Takes memory as it is needed.
     fn tensor(&self, _rows: usize, cols: usize) -> Result<Matrix> {
@@ -177,6 +178,11 @@ impl Backend for CpuBackend {
 
     fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<CpuKvPool> {
         Ok(CpuKvPool::new(layout, pages))
+    }
+
+    fn grow_kv(&self, pool: &mut CpuKvPool, pages: usize) -> Result<()> {
+        pool.grow(pages);
+        Ok(())
     }
 
     fn batch(&self, plan: &BatchPlan) -> Result<BatchPlan> {
@@ -335,21 +341,38 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn top(
+    fn picks(&self) -> Result<Vec<Picked>> {
+        Ok(Vec::new())
+    }
+
+    fn pick(
         &self,
         x: &CpuInput,
         weight: &CpuLinear,
-        count: usize,
+        pick: Pick,
         out: &mut Matrix,
-    ) -> Result<Vec<Vec<(f32, u32)>>> {
+        picks: &mut Vec<Picked>,
+    ) -> Result<()> {
+        if pick.temperature.is_some() {
+            return Err(BackendError::Unavailable("the CPU draws from rows that are read".into()));
+        }
+        let count = pick.largest;
+        picks.clear();
+        let mut found = |largest| picks.push(Picked { largest, drawn: None });
         if let (CpuInput::Float(x), CpuLinear::Float(weight)) = (x, weight)
             && x.cols == weight.in_features()
             && let Some(top) = weight.top(self.level, x, count)
         {
-            return Ok(top);
+            top.into_iter().for_each(found);
+            return Ok(());
         }
         self.linear(x, weight, out)?;
-        Ok((0..out.rows).map(|row| crate::largest(out.row(row), count)).collect())
+        (0..out.rows).for_each(|row| found(crate::largest(out.row(row), count)));
+        Ok(())
+    }
+
+    fn read_picks(&self, picks: &Vec<Picked>) -> Result<Vec<Picked>> {
+        Ok(picks.clone())
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use qqq_backend::pool;
+use qqq_cuda::CudaOptions;
 use qqq_model::Tokenizer;
 use qqq_quant::{
     Clip, NeedsText, Output, OutputFormat, Recipe, Report, Resume,
@@ -92,6 +93,13 @@ pub struct QuantizeArgs {
     hub: HubArgs,
 }
 
+impl QuantizeArgs {
+    /// For a GPU.
+    fn options(&self) -> CudaOptions {
+        CudaOptions { memory_limit: self.memory, ..CudaOptions::default() }
+    }
+}
+
 /// For `--json`.
 #[derive(Serialize)]
 struct Outcome {
@@ -137,7 +145,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
     let text = CalibrationText { source: &source, options: Some(&read) };
     let made = on_chosen!(chosen, |place| {
-        let backend = place.backend_within(&checkpoint, args.memory)?;
+        let backend = place.backend_with(&checkpoint, args.options())?;
         qqq_quant::quantize(&backend, &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)
     });
     drop(steps);

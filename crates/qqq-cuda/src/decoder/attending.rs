@@ -12,9 +12,6 @@ use super::kv_pool::CudaKvPool;
 use super::memory::CudaTensor;
 use super::steps::{RopeParameters, StepKernel};
 
-/// CTAs of attention that an SM runs at once, at least.
-const ATTENTION_CTAS: usize = 2;
-
 impl CudaBackend {
     /// See [`Backend::rope_append`](qqq_backend::Backend::rope_append).
     #[allow(clippy::too_many_arguments)]
@@ -110,9 +107,11 @@ impl CudaBackend {
             scale: kind.scale * std::f32::consts::LOG2_E,
         };
         let device = self.device();
+        let short = AttentionConfig::new(heads.head_dim, false, self.half());
+        let ctas = device.sms() * short.ctas_per_sm(device.arch()?.shared_bytes());
         let mut parts = self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner);
         let (sums, stats) = &mut *parts;
-        Ok(batch.with_tiles(device, kind, ATTENTION_CTAS * device.sms(), |cuts| {
+        Ok(batch.with_tiles(device, kind, ctas, |cuts| {
             for (long, tiles) in [true, false].into_iter().zip(cuts).filter(|(_, t)| t.tiles > 0) {
                 let config = AttentionConfig::new(heads.head_dim, long, self.half());
                 let rows = tiles.parts * heads.num_kv_heads * config.rows();

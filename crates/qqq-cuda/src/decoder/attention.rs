@@ -11,7 +11,7 @@ const LONG_ROWS: usize = 64;
 /// Query rows of a tile of few.
 const SHORT_ROWS: usize = 16;
 /// Fewest keys of a part of a sequence that is cut.
-const LEAST_KEYS: usize = 2 * PAGE;
+const LEAST_KEYS: usize = PAGE;
 /// Most parts of a sequence.
 const MOST_PARTS: usize = 64;
 
@@ -74,6 +74,11 @@ impl AttentionConfig {
         (self.rows() + 4 * keys) * (2 * self.head_dim).next_multiple_of(128)
     }
 
+    /// CTAs that an SM with so much shared memory for a CTA runs at once; more than four gain nothing.
+    pub fn ctas_per_sm(&self, shared_bytes: usize) -> usize {
+        (shared_bytes / self.shared_bytes()).clamp(1, 4)
+    }
+
     /// A kernel's source.
     pub fn source(&self, kernel: AttentionKernel) -> Source {
         let Self { head_dim, warps_m, warps_n, half } = *self;
@@ -89,7 +94,7 @@ impl AttentionConfig {
              // What the host believes.\n\
              static_assert(C::kThreads == {} && C::kRows == {} && C::kSharedBytes == {} && kPage == {PAGE});\n\
              extern \"C\" __global__ void __launch_bounds__(C::kThreads)\n\
-             {function}(const __grid_constant__ AttentionParameters p) {{ {function_of}<C>(p); }}\n",
+             {function}(const __grid_constant__ AttentionParameters p) {{ overlap_launches(); {function_of}<C>(p); }}\n",
                 half == DType::BF16,
                 self.threads(),
                 self.rows(),
@@ -169,6 +174,18 @@ pub struct Tiles {
     pub parts: usize,
 }
 
+/// Parts into which `seen` keys of each of `units` CTAs are cut, so that SMs are busy to the end: as many as give the
+/// shortest sequence of rounds, counting a little for each part, which has to be joined. Many rounds even out by themselves.
+fn parts(units: usize, seen: usize, ctas: usize) -> usize {
+    const JOINING: f64 = 0.007;
+    let most = (seen / LEAST_KEYS).min(MOST_PARTS);
+    if most < 2 || units >= 4 * ctas {
+        return 1;
+    }
+    let cost = |p: usize| (units * p).div_ceil(ctas) as f64 / p as f64 + JOINING * p as f64;
+    (1..=most).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(1)
+}
+
 /// Cuts a step's queries into tiles: of many tokens, and of few. `ctas` run at once on the device.
 ///
 /// Where each sequence has one token, the number of tiles depends on the number of sequences and on the next power of two
@@ -178,8 +195,6 @@ pub fn cut(plan: &BatchPlan, kind: &AttentionKind, ctas: usize) -> [Tiles; 2] {
     let group = heads.num_heads / heads.num_kv_heads;
     let mut cut = [Tiles::default(), Tiles::default()];
     let short = plan.spans.iter().filter(|s| s.len * group <= SHORT_ROWS).count();
-    // Few queries leave SMs idle, unless their keys are shared out.
-    let most_parts = (ctas / (short * heads.num_kv_heads).max(1)).min(MOST_PARTS);
     let longest = plan.spans.iter().map(|s| s.end()).max().unwrap_or(0).next_power_of_two();
     let decoding = plan.spans.iter().all(|s| s.len == 1);
     let mut first_row = 0;
@@ -194,7 +209,7 @@ pub fn cut(plan: &BatchPlan, kind: &AttentionKind, ctas: usize) -> [Tiles; 2] {
             let first_key =
                 kind.window.map_or(0, |window| (position + 1).saturating_sub(window)) / PAGE * PAGE;
             let seen = if decoding { longest.min(kind.window.unwrap_or(longest)) } else { end - first_key };
-            let parts = if is_short { most_parts.min(seen / LEAST_KEYS).max(1) } else { 1 };
+            let parts = if is_short { parts(short * heads.num_kv_heads, seen, ctas) } else { 1 };
             let keys = pages_for((end - first_key).div_ceil(parts)) * PAGE;
             let part = |part: usize| {
                 let (begin, end) =
@@ -306,6 +321,22 @@ mod tests {
             assert_eq!(parts as usize, short.parts);
             // Few positions in a window are one part, and so are the rows of many heads.
             assert!(window.is_some() || group > SHORT_ROWS || short.parts > 0);
+        }
+    }
+
+    #[test]
+    fn keys_are_shared_out_as_far_as_it_helps() {
+        // A sequence of 32 heads, 16, 64; few keys; more CTAs than there is room for.
+        assert_eq!(parts(32, 2048, 396), 12);
+        assert_eq!(parts(512, 2048, 396), 3);
+        assert_eq!(parts(2048, 2048, 396), 1);
+        assert_eq!(parts(32, 255, 396), 1);
+        for units in 1..2000 {
+            let p = parts(units, 8192, 396);
+            assert!(
+                (units * p).div_ceil(396) as f64 / p as f64 <= units.div_ceil(396) as f64,
+                "{units}: {p}"
+            );
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaGraph, sys};
 use qqq_backend::{
     AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm,
-    QueryScale, Result,
+    Pick, Picked, QueryScale, Result,
 };
 use qqq_formats::{LinearWeight, WeightData};
 
@@ -14,6 +14,7 @@ use super::CudaBackend;
 use super::batch::CudaBatch;
 use super::kv_pool::CudaKvPool;
 use super::linear::{CudaLinear, half_values};
+use super::logits::CudaPicks;
 use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements, allocations, read_values};
 use super::rows::{RowConfig, RowOperands, RowSource};
 use super::steps::{AddParameters, EmbedParameters, StepKernel, value_type};
@@ -127,12 +128,15 @@ impl Backend for CudaBackend {
     type KvPool = CudaKvPool;
     type Batch = CudaBatch;
     type Graph = CudaStep;
+    type Picks = CudaPicks;
 
+    const STEP_TOKENS: usize = 4096;
     const SUMS_LOSSES: bool = true;
+    const DRAWS: bool = true;
 
     fn tensor(&self, rows: usize, cols: usize) -> Result<CudaTensor> {
-        // Any tensor may come to hold float32.
-        let buffer = Buffer::new(self.device(), rows * cols * 4)?;
+        // Those that come to hold float32, the residual stream and logits, grow when they do.
+        let buffer = Buffer::new(self.device(), rows * cols * self.half().bytes())?;
         Ok(CudaTensor { buffer, rows: 0, cols, dtype: self.half() })
     }
 
@@ -235,7 +239,11 @@ impl Backend for CudaBackend {
     }
 
     fn kv_pool(&self, layout: KvLayout, pages: usize) -> Result<CudaKvPool> {
-        Ok(CudaKvPool::new(self.device(), self.half(), layout, pages)?)
+        Ok(CudaKvPool::new(self, layout, pages)?)
+    }
+
+    fn grow_kv(&self, pool: &mut CudaKvPool, pages: usize) -> Result<()> {
+        Ok(pool.grow(self, pages)?)
     }
 
     fn batch(&self, plan: &BatchPlan) -> Result<CudaBatch> {
@@ -453,14 +461,27 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn top(
+    fn picks(&self) -> Result<CudaPicks> {
+        Ok(CudaPicks::new(self.device())?)
+    }
+
+    fn set_chances(&self, picks: &mut CudaPicks, chances: &[f64]) -> Result<()> {
+        Ok(picks.set_chances(chances)?)
+    }
+
+    fn pick(
         &self,
         x: &CudaInput,
         weight: &CudaLinear,
-        count: usize,
+        pick: Pick,
         out: &mut CudaTensor,
-    ) -> Result<Vec<Vec<(f32, u32)>>> {
-        self.largest_logits(x, weight, count, out)
+        picks: &mut CudaPicks,
+    ) -> Result<()> {
+        self.pick_logits(x, weight, pick, out, picks)
+    }
+
+    fn read_picks(&self, picks: &CudaPicks) -> Result<Vec<Picked>> {
+        Ok(picks.read()?)
     }
 
     fn losses(

@@ -1,18 +1,23 @@
 //! Linear layers.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use qqq_backend::{BackendError, InputKind};
-use qqq_formats::{LinearWeight, WeightData};
+use qqq_backend::{BackendError, InputKind, pool::parallel_chunks_mut};
+use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
 
 use super::CudaBackend;
 use super::blas::{Operands, Product};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
-use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, WeightKind, check_shape};
+use super::options::Arithmetic;
+use super::shortlist::Shortlist;
+use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, WeightKind, check_shape};
 use crate::{CudaError, DType, Device, KernelType, Result};
 
 /// Most tokens that a product's kernels are prepared for; more are multiplied in pieces.
 const MOST_TOKENS: usize = 8192;
+
+/// Values that a thread makes 16-bit at a time.
+const ENCODED: usize = 1 << 16;
 
 /// A linear layer on a device.
 #[derive(Debug)]
@@ -22,12 +27,20 @@ pub struct CudaLinear {
     weights: Weights,
     /// Type of the output.
     pub(super) output: DType,
+    /// Of an output head: made when its largest outputs are first asked for, if there is room.
+    shortlist: OnceLock<Option<Shortlist>>,
 }
 
 #[derive(Debug)]
 enum Weights {
-    /// 4-bit weights, int8 activations.
-    W4A8 { kind: WeightKind, weights: DeviceWeights, plans: Arc<GemmPlans> },
+    /// 4-bit weights, or int8 ones, multiplied by our own kernels.
+    Integer {
+        weights: DeviceWeights,
+        types: GemmTypes,
+        plans: Arc<GemmPlans>,
+        /// Whether they stay as they are: a product may read them before what was launched before it has ended.
+        settled: bool,
+    },
     /// 16-bit weights and activations; a bias has the type of the output.
     Half { values: Arc<Buffer>, bias: Option<Buffer> },
 }
@@ -41,26 +54,54 @@ impl CudaLinear {
             LinearWeight::Float { out_features, in_features, data } => {
                 Self::float(backend, (out_features, in_features), data, bias.as_deref(), half)
             }
-            LinearWeight::Quantized(weight) => {
-                let weights = DeviceWeights::prepacked(backend.device(), &weight, bias.as_deref())?;
-                let shape = (weight.out_features, weight.in_features);
-                Self::of_tiles(backend, WeightKind::of(&weight.scales), shape, weights)
-            }
+            LinearWeight::Quantized(weight) => Self::quantized(backend, &weight, bias.as_deref()),
         }
+    }
+
+    /// 4-bit weights, made for the backend's arithmetic.
+    fn quantized(backend: &CudaBackend, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<Self> {
+        let (device, half) = (backend.device(), backend.half());
+        let (n, k) = (weight.out_features, weight.in_features);
+        let (weights, types) = match backend.shared.options.arithmetic {
+            Arithmetic::W4A8 => {
+                let weights = DeviceWeights::prepacked(device, weight, bias)?;
+                (weights, GemmTypes::int8(WeightKind::of(&weight.scales), half))
+            }
+            Arithmetic::W4A16 => {
+                let packed = PackedWeights::for_activation(weight, half)?;
+                (DeviceWeights::new(device, &packed, bias)?, GemmTypes::new(packed.kind, half, half)?)
+            }
+            Arithmetic::W8A8 => {
+                let (codes, scales) = int8(weight);
+                let packed = PackedWeights::from_int8(&codes, &scales, k)?;
+                (DeviceWeights::new(device, &packed, bias)?, GemmTypes::int8(packed.kind, half))
+            }
+            Arithmetic::Half => {
+                let values = Buffer::of(device, &half_bits(weight, half))?;
+                return Self::sharing(backend, (n, k), Arc::new(values), bias, half);
+            }
+        };
+        Self::of_tiles(backend, types, (n, k), weights, true)
     }
 
     /// Of prepacked weights.
     fn of_tiles(
         backend: &CudaBackend,
-        kind: WeightKind,
+        types: GemmTypes,
         (n, k): (usize, usize),
         weights: DeviceWeights,
+        settled: bool,
     ) -> Result<Self> {
-        let half = backend.half();
-        let spec = GemmSpec::new(GemmTypes::int8(kind, half), (n, k));
+        let spec = GemmSpec::new(types, (n, k));
         let plans = backend.plans(spec, || GemmPlans::new(backend.planner(), &spec, MOST_TOKENS))?;
         backend.reserve_workspace(plans.workspace_bytes())?;
-        Ok(Self { n, k, weights: Weights::W4A8 { kind, weights, plans }, output: half })
+        Ok(Self {
+            n,
+            k,
+            weights: Weights::Integer { weights, types, plans, settled },
+            output: backend.half(),
+            shortlist: OnceLock::new(),
+        })
     }
 
     /// Weights of a kind that are still to be [prepacked](Self::prepack).
@@ -72,12 +113,14 @@ impl CudaLinear {
     ) -> Result<Self> {
         check_shape(n, k)?;
         let weights = DeviceWeights::unfilled(backend.device(), kind, (n, k), bias)?;
-        Self::of_tiles(backend, kind, (n, k), weights)
+        Self::of_tiles(backend, GemmTypes::int8(kind, backend.half()), (n, k), weights, false)
     }
 
-    /// Whether these are weights of a kind and shape.
-    pub(super) fn is_of(&self, wanted: WeightKind, (n, k): (usize, usize)) -> bool {
-        (self.n, self.k) == (n, k) && matches!(&self.weights, Weights::W4A8 { kind, .. } if *kind == wanted)
+    /// Whether these are weights of a kind and shape, for int8 activations.
+    pub(super) fn is_of(&self, kind: WeightKind, (n, k): (usize, usize)) -> bool {
+        let wanted = GemmTypes::int8(kind, self.output);
+        (self.n, self.k) == (n, k)
+            && matches!(&self.weights, Weights::Integer { types, settled: false, .. } if *types == wanted)
     }
 
     /// Replaces the weights by others of their kind that lie in the neutral form on the device: codes, multiples of the
@@ -86,10 +129,10 @@ impl CudaLinear {
     /// # Safety
     /// As [`DeviceWeights::prepack`].
     pub(super) unsafe fn prepack(&self, backend: &CudaBackend, neutral: (u64, u64, u64)) -> Result<()> {
-        let Weights::W4A8 { kind, weights, .. } = &self.weights else {
-            return Err(CudaError::Types("16-bit weights are not prepacked".into()));
+        let Weights::Integer { types, weights, settled: false, .. } = &self.weights else {
+            return Err(CudaError::Types("weights that stay as they are cannot be prepacked again".into()));
         };
-        let kernel = backend.prepack_kernel(*kind)?;
+        let kernel = backend.prepack_kernel(types.weights())?;
         // SAFETY: the caller's promise.
         unsafe { weights.prepack(backend.device(), &kernel, neutral) }
     }
@@ -135,14 +178,31 @@ impl CudaLinear {
             Some(b) => Some(half_values(backend.device(), WeightData::F32(b.to_vec()), output)?),
             None => None,
         };
-        Ok(Self { n, k, weights: Weights::Half { values, bias }, output })
+        Ok(Self { n, k, weights: Weights::Half { values, bias }, output, shortlist: OnceLock::new() })
     }
 
     pub(super) fn input_kind(&self) -> InputKind {
         match self.weights {
-            Weights::W4A8 { .. } => InputKind::Int8,
-            Weights::Half { .. } => InputKind::Float,
+            Weights::Integer { types, .. } if types.activation() == DType::I8 => InputKind::Int8,
+            Weights::Integer { .. } | Weights::Half { .. } => InputKind::Float,
         }
+    }
+
+    /// Address of the 16-bit weights of an output head, and the copy of them by which its largest outputs are found; `None`
+    /// where there is none.
+    pub(super) fn shortlist(&self, backend: &CudaBackend) -> Result<Option<(u64, &Shortlist)>> {
+        let Weights::Half { values, bias: None } = &self.weights else { return Ok(None) };
+        if self.output != DType::F32 {
+            return Ok(None);
+        }
+        let made = match self.shortlist.get() {
+            Some(made) => made,
+            None => {
+                let made = Shortlist::where_it_pays(backend, values.address(), (self.n, self.k))?;
+                self.shortlist.get_or_init(|| made)
+            }
+        };
+        Ok(made.as_ref().map(|shortlist| (values.address(), shortlist)))
     }
 
     /// `x W^T + bias`.
@@ -168,19 +228,23 @@ impl CudaLinear {
         }
         out.reshape(m, n, self.output)?;
         match &self.weights {
-            Weights::W4A8 { weights, plans, .. } => {
+            Weights::Integer { weights, types, plans, settled } => {
                 let device = backend.device();
                 let stream = device.stream().cu_stream();
                 for first in (0..m).step_by(MOST_TOKENS) {
                     let rows = MOST_TOKENS.min(m - first);
-                    let x_at = x.buffer.address() + (first * k) as u64;
-                    let scales = x.scales.address() + 4 * first as u64;
+                    let x_at = x.buffer.address() + (first * k * types.activation().bytes()) as u64;
+                    let scales = if types.activation() == DType::I8 {
+                        x.scales.address() + 4 * first as u64
+                    } else {
+                        0
+                    };
                     let y = out.address() + (first * n * self.output.bytes()) as u64;
                     let operands = weights.operands(device, (x_at, scales, y), rows);
                     backend.with_workspace(|workspace| {
                         // SAFETY: input and output have these sizes, and launches are in the stream's order, which is that
-                        // of the workspace's uses.
-                        unsafe { plans.launch(stream, &operands, workspace, false) }
+                        // of the workspace's uses; weights were written, and waited for, when they were loaded.
+                        unsafe { plans.launch(stream, &operands, workspace, *settled && backend.overlaps()) }
                     })?;
                 }
             }
@@ -211,11 +275,38 @@ pub(super) fn half_values(device: &Device, data: WeightData, half: DType) -> Res
         (WeightData::F16(v), DType::F16) => Buffer::of(device, &v)?,
         (WeightData::BF16(v), DType::BF16) => Buffer::of(device, &v)?,
         (data, half) => {
-            let bits: Vec<u16> = data.into_f32().into_iter().map(|v| half.encode(v)).collect();
+            let values = data.into_f32();
+            let mut bits = vec![0u16; values.len()];
+            parallel_chunks_mut(&mut bits, ENCODED, |piece, bits| {
+                bits.iter_mut().zip(&values[piece * ENCODED..]).for_each(|(b, v)| *b = half.encode(*v));
+            });
             Buffer::of(device, &bits)?
         }
     };
     // The host's memory is freed next.
     device.stream().synchronize().map_err(crate::error::driver("copying weights to the GPU"))?;
     Ok(buffer)
+}
+
+/// What 4-bit weights stand for, `N x K`, as bits of a 16-bit type.
+fn half_bits(weight: &QuantizedWeight, half: DType) -> Vec<u16> {
+    let (k, codes, scales) = (weight.in_features, weight.int8_weights(), weight.channel_scales());
+    let mut bits = vec![0u16; codes.len()];
+    parallel_chunks_mut(&mut bits, k, |row, bits| {
+        let codes = &codes[row * k..];
+        bits.iter_mut().zip(codes).for_each(|(b, c)| *b = half.encode(f32::from(*c) * scales[row]));
+    });
+    bits
+}
+
+/// The int8 weights that 4-bit ones stand for, with a scale a channel; without groups 16 times the code, so that they use
+/// the range as int8 weights do.
+fn int8(weight: &QuantizedWeight) -> (Vec<i8>, Vec<f32>) {
+    let scales = weight.channel_scales();
+    match weight.scales {
+        Scales::PerChannel(_) => {
+            (weight.codes.iter().map(|c| 16 * c).collect(), scales.iter().map(|s| s / 16.0).collect())
+        }
+        Scales::PerGroup { .. } => (weight.int8_weights(), scales.to_vec()),
+    }
 }

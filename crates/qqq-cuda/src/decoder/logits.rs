@@ -1,54 +1,147 @@
 //! What is looked for in logits, on the device that has made them.
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
-use qqq_backend::{Backend, BackendError, Result};
+use qqq_backend::{Backend, BackendError, Pick, Picked, Result};
 
 use super::CudaBackend;
+use super::head::{DrawParameters, Drawn, HeadKernel, MOST_DRAWN_COLUMNS};
 use super::linear::CudaLinear;
-use super::memory::{Buffer, CudaInput, CudaTensor};
+use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
+use super::shortlist::{ShortlistScratch, serves};
 use super::steps::{LossParameters, StepKernel, TopParameters};
-use crate::DType;
+use crate::{DType, Device};
+
+/// What was found in rows of logits, on a device.
+#[derive(Debug)]
+pub struct CudaPicks {
+    /// `rows x count`: an element's bits in the high half of a word, its column in the low one; then `rows` [`Drawn`].
+    words: Buffer,
+    /// `rows` float64.
+    chances: Buffer,
+    set_chances: usize,
+    /// Logits of 16 bits as float32.
+    wide: Buffer,
+    rows: usize,
+    count: usize,
+    draws: bool,
+}
+
+impl CudaPicks {
+    pub(super) fn new(device: &Device) -> crate::Result<Self> {
+        let empty = || Buffer::new(device, 0);
+        Ok(Self {
+            words: empty()?,
+            chances: empty()?,
+            set_chances: 0,
+            wide: empty()?,
+            rows: 0,
+            count: 0,
+            draws: false,
+        })
+    }
+
+    pub(super) fn set_chances(&mut self, chances: &[f64]) -> crate::Result<()> {
+        self.set_chances = chances.len();
+        self.chances.write(bytemuck::cast_slice(chances))
+    }
+
+    /// Words of the largest elements.
+    fn word_bytes(&self) -> usize {
+        self.rows * self.count * 8
+    }
+
+    /// Waits, and gives what was found.
+    pub(super) fn read(&self) -> crate::Result<Vec<Picked>> {
+        let drawn = if self.draws { self.rows * size_of::<Drawn>() } else { 0 };
+        let bytes = self.words.read(self.word_bytes() + drawn)?;
+        let (words, drawn) = bytes.split_at(self.word_bytes().min(bytes.len()));
+        let words: Vec<u64> = bytemuck::pod_collect_to_vec(words);
+        let drawn: Vec<Drawn> = bytemuck::pod_collect_to_vec(drawn);
+        let largest = |row: usize| {
+            let words = &words[row * self.count..(row + 1) * self.count];
+            let found: Vec<_> = words.iter().map(|w| (f32::from_bits((w >> 32) as u32), *w as u32)).collect();
+            // What is not finite comes first.
+            if found.first().is_none_or(|(value, _)| value.is_finite()) { found } else { found[..1].to_vec() }
+        };
+        let picked = |row: usize| Picked {
+            largest: largest(row),
+            drawn: drawn.get(row).map(|drawn| qqq_backend::Drawn {
+                total: drawn.total,
+                column: u32::try_from(drawn.column).ok(),
+            }),
+        };
+        Ok((0..self.rows).map(picked).collect())
+    }
+}
 
 impl CudaBackend {
-    /// See [`Backend::top`].
-    pub(super) fn largest_logits(
+    pub(super) fn shortlist_scratch(&self) -> MutexGuard<'_, ShortlistScratch> {
+        self.shared.shortlist.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Backend::pick`].
+    pub(super) fn pick_logits(
         &self,
         x: &CudaInput,
         weight: &CudaLinear,
-        count: usize,
+        pick: Pick,
         out: &mut CudaTensor,
-    ) -> Result<Vec<Vec<(f32, u32)>>> {
+        picks: &mut CudaPicks,
+    ) -> Result<()> {
+        let (rows, columns, count) = (x.rows, weight.n, pick.largest.min(weight.n));
+        (picks.rows, picks.count, picks.draws) = (rows, count, pick.temperature.is_some());
+        if pick.temperature.is_none()
+            && x.elements == Elements::Half
+            && x.cols == weight.k
+            && serves(rows, columns, count)
+            && let Some((weights, shortlist)) = weight.shortlist(self)?
+        {
+            return shortlist.find(self, x, (weights, columns), count, (out, &mut picks.words));
+        }
         self.linear(x, weight, out)?;
-        let (rows, columns) = (out.rows, out.cols);
-        let count = count.min(columns);
-        if rows == 0 || count == 0 {
-            return Ok(vec![Vec::new(); rows]);
-        }
+        let mut logits = out.address();
         if out.dtype != DType::F32 {
-            return Ok(out.read()?.chunks(columns).map(|row| qqq_backend::largest(row, count)).collect());
+            picks.wide.reserve(rows * columns * 4)?;
+            self.floats(logits, out.dtype, 0, &picks.wide, rows * columns, columns)?;
+            logits = picks.wide.address();
         }
-        let mut top = self.shared.top.lock().unwrap_or_else(PoisonError::into_inner);
-        top.reserve(rows * count * 8)?;
-        let parameters = TopParameters {
-            logits: out.address(),
-            out: top.address(),
-            rows: rows as i32,
-            columns: columns as i32,
-            count: count as i32,
-        };
-        // SAFETY: logits and output have these sizes.
-        unsafe { self.launch_step(StepKernel::Top, rows, parameters) }?;
-        let bytes = top.read(rows * count * 8)?;
-        let words: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes);
-        Ok(words
-            .chunks(count)
-            .map(|row| {
-                let row: Vec<_> = row.iter().map(|w| (f32::from_bits((w >> 32) as u32), *w as u32)).collect();
-                // What is not finite comes first.
-                if row[0].0.is_finite() { row } else { row[..1].to_vec() }
-            })
-            .collect())
+        let words = picks.word_bytes();
+        picks.words.reserve(words + rows * size_of::<Drawn>())?;
+        if count > 0 {
+            let parameters = TopParameters {
+                logits,
+                out: picks.words.address(),
+                rows: rows as i32,
+                columns: columns as i32,
+                count: count as i32,
+            };
+            // SAFETY: logits and output have these sizes.
+            unsafe { self.launch_step(StepKernel::Top, rows, parameters) }?;
+        }
+        if let Some(temperature) = pick.temperature {
+            if picks.set_chances != rows {
+                return Err(BackendError::Shape(format!("{} chances of {rows} rows", picks.set_chances)));
+            }
+            if !(1..=MOST_DRAWN_COLUMNS).contains(&columns) || temperature.is_nan() || temperature <= 0.0 {
+                return Err(BackendError::Shape(format!(
+                    "a draw of {columns} columns at temperature {temperature}: at most {MOST_DRAWN_COLUMNS}, above 0"
+                )));
+            }
+            let parameters = DrawParameters {
+                logits,
+                chances: picks.chances.address(),
+                out: picks.words.address() + words as u64,
+                rows: rows as i32,
+                columns: columns as i32,
+                temperature,
+            };
+            if rows > 0 {
+                // SAFETY: logits, chances and output have these sizes.
+                unsafe { self.launch_head(HeadKernel::Draw, (rows, columns), parameters) }?;
+            }
+        }
+        Ok(())
     }
 
     /// See [`Backend::losses`].

@@ -9,11 +9,14 @@ mod backend;
 mod batch;
 mod blas;
 pub mod calibrate;
+pub mod head;
 mod kv_pool;
 mod linear;
 mod logits;
 mod memory;
+mod options;
 pub mod rows;
+mod shortlist;
 pub mod steps;
 
 use std::collections::HashMap;
@@ -28,8 +31,10 @@ use qqq_formats::ModelConfig;
 use self::attention::{AttentionConfig, AttentionKernel};
 use self::blas::Blas;
 use self::calibrate::kernels::CalibrationKernel;
+use self::head::HeadKernel;
 use self::memory::Buffer;
 use self::rows::RowConfig;
+use self::shortlist::ShortlistScratch;
 use self::steps::StepKernel;
 use crate::device::Kernel;
 use crate::dtype::HALVES;
@@ -42,7 +47,9 @@ pub use backend::{CudaEmbedding, CudaRope, CudaStep};
 pub use batch::CudaBatch;
 pub use kv_pool::CudaKvPool;
 pub use linear::CudaLinear;
+pub use logits::CudaPicks;
 pub use memory::{CudaInput, CudaTensor, CudaVector};
+pub use options::{Arithmetic, CudaOptions};
 
 /// A GPU as a [`Backend`](qqq_backend::Backend).
 #[derive(Clone, Debug)]
@@ -55,12 +62,12 @@ struct Shared {
     device: Arc<Device>,
     half: DType,
     planner: Planner,
-    /// Bytes of memory that work planned ahead may take.
-    memory_limit: Option<u64>,
+    options: CudaOptions,
     blas: OnceLock<Blas>,
     rows: Mutex<HashMap<RowConfig, Arc<Kernel>>>,
     attention: Mutex<HashMap<(AttentionConfig, AttentionKernel), Arc<Kernel>>>,
     steps: Mutex<HashMap<StepKernel, Arc<Kernel>>>,
+    heads: Mutex<HashMap<HeadKernel, Arc<Kernel>>>,
     calibration: Mutex<HashMap<CalibrationKernel, Arc<Kernel>>>,
     prepack: Mutex<HashMap<WeightKind, PrepackKernel>>,
     /// Products of shapes that have come up: the blocks of a model are alike.
@@ -71,8 +78,8 @@ struct Shared {
     workspace: Mutex<Option<CudaSlice<u8>>>,
     /// Parts of attention's results, then their statistics.
     parts: Mutex<(Buffer, Buffer)>,
-    /// The largest logits.
-    top: Mutex<Buffer>,
+    /// Of the search for the largest logits.
+    shortlist: Mutex<ShortlistScratch>,
 }
 
 impl CudaBackend {
@@ -82,15 +89,14 @@ impl CudaBackend {
     /// # Errors
     /// [`CudaError::Types`] for another type; [`CudaError::Device`] when there are no kernels for this GPU.
     pub fn new(device: &Arc<Device>, half: DType) -> Result<Self> {
-        Self::with_memory(device, half, None)
+        Self::with_options(device, half, CudaOptions::default())
     }
 
-    /// As [`new`](Self::new); `limit` is how many bytes of the device's memory work may take that is planned ahead, as
-    /// calibration is.
+    /// As [`new`](Self::new), with options.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_memory(device: &Arc<Device>, half: DType, limit: Option<u64>) -> Result<Self> {
+    pub fn with_options(device: &Arc<Device>, half: DType, options: CudaOptions) -> Result<Self> {
         if !HALVES.contains(&half) {
             return Err(CudaError::Types(format!("activations of {half} on a GPU: F16 or BF16")));
         }
@@ -99,18 +105,19 @@ impl CudaBackend {
             device: device.clone(),
             half,
             planner: Planner::new(device)?,
-            memory_limit: limit,
+            options,
             blas: OnceLock::new(),
             rows: Mutex::default(),
             attention: Mutex::default(),
             steps: Mutex::default(),
+            heads: Mutex::default(),
             calibration: Mutex::default(),
             prepack: Mutex::default(),
             plans: Mutex::default(),
             widened: Mutex::new(Buffer::new(device, 0)?),
             workspace: Mutex::default(),
             parts: Mutex::new((Buffer::new(device, 0)?, Buffer::new(device, 0)?)),
-            top: Mutex::new(Buffer::new(device, 0)?),
+            shortlist: Mutex::new(ShortlistScratch::new(device)?),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -219,7 +226,23 @@ impl CudaBackend {
         unsafe { self.launch(&kernel, shape, &mut parameters) }
     }
 
-    /// Launches a kernel of one parameter.
+    /// Launches a kernel of the output head for `rows` of its input and `columns` of it.
+    ///
+    /// # Safety
+    /// As [`launch_step`](Self::launch_step).
+    unsafe fn launch_head<T>(
+        &self,
+        head: HeadKernel,
+        (rows, columns): (usize, usize),
+        mut parameters: T,
+    ) -> Result<()> {
+        let kernel = cached(&self.shared.heads, head, || self.device().kernel(&head.source(), 0))?;
+        let shape = (head.ctas(rows, columns), head.threads(), 0);
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(&kernel, shape, &mut parameters) }
+    }
+
+    /// Launches a kernel of one parameter that waits for the launch before it (`overlap_launches` in `convert.cuh`).
     ///
     /// # Safety
     /// As [`launch_step`](Self::launch_step).
@@ -229,10 +252,30 @@ impl CudaBackend {
         shape: (usize, usize, usize),
         parameters: &mut T,
     ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_with(kernel, shape, self.overlaps(), parameters) }
+    }
+
+    /// Launches a kernel of one parameter; with `overlap` it may begin before the launch before it ends.
+    ///
+    /// # Safety
+    /// As [`launch_step`](Self::launch_step); with `overlap` the kernel waits by itself.
+    unsafe fn launch_with<T>(
+        &self,
+        kernel: &Kernel,
+        shape: (usize, usize, usize),
+        overlap: bool,
+        parameters: &mut T,
+    ) -> Result<()> {
         let stream = self.device().stream().cu_stream();
         let parameters: *mut c_void = (&raw mut *parameters).cast();
         // SAFETY: the caller's promise.
-        unsafe { kernel.launch(stream, shape, 1, false, &mut [parameters]) }
+        unsafe { kernel.launch(stream, shape, 1, overlap, &mut [parameters]) }
+    }
+
+    /// Whether launches may begin before those before them end: from Hopper on.
+    fn overlaps(&self) -> bool {
+        self.device().capability().0 >= 9
     }
 }
 

@@ -58,7 +58,7 @@ impl StepKernel {
              // What the host believes.\n\
              static_assert(kRopeWarps == {ROPE_WARPS} && kTopThreads == {TOP_THREADS} && kMostHeadDim == {MOST_HEAD_DIM} && kLossThreads == {LOSS_THREADS});\n\
              extern \"C\" __global__ void __launch_bounds__({})\n\
-             {function}(const __grid_constant__ {parameters} p) {{ {call}; }}\n",
+             {function}(const __grid_constant__ {parameters} p) {{ overlap_launches(); {call}; }}\n",
                 self.threads(),
             )
         })

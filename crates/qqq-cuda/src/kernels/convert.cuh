@@ -18,3 +18,12 @@ QQQ_DEVICE void unpack_floats(uint32 packed, float& first, float& second) {
         second = ptx::half_to_float((uint16)(packed >> 16));
     }
 }
+
+// Programmatic dependent launch: lets the next launch begin, and waits for the one before, whose results are there then. Every
+// kernel that is launched so must wait, or one further on would wait for it alone.
+QQQ_DEVICE void overlap_launches() {
+#if __CUDA_ARCH__ >= 900
+    ptx::grid_launch_dependents();
+    ptx::grid_dependency_wait();
+#endif
+}

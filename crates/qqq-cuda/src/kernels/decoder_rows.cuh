@@ -128,10 +128,7 @@ QQQ_DEVICE void decoder_rows(const RowParameters& p) {
     __shared__ float squares_scratch[32], largest_scratch[32];
     const int thread = threadIdx.x % C::kRowThreads;
     const int row = blockIdx.x * C::kRows + threadIdx.x / C::kRowThreads;
-#if __CUDA_ARCH__ >= 900
-    ptx::grid_launch_dependents();
-    ptx::grid_dependency_wait();
-#endif
+    overlap_launches();
     if (row >= p.m) return;
     const DecoderRow<C> source(p, row);
     const int count = p.k / 8;

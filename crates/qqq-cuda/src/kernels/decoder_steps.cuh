@@ -131,27 +131,84 @@ struct TopParameters {
 };
 
 constexpr int kTopThreads = 1024;
+// With more than so many, the least of them is searched for first; so many can be ranked then.
+constexpr int kFewKeys = 32, kRankedKeys = 1024;
+
+// Orders floats as unsigned numbers; what is not finite before all.
+QQQ_DEVICE uint32 float_order(float value) {
+    const uint32 bits = __float_as_uint(value);
+    const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
+    // Below the largest of all, which stands for the place before the first.
+    return finite ? (bits & 0x80000000u ? ~bits : bits | 0x80000000u) : 0xFFFFFFFEu;
+}
 
 // Orders elements as their keys: the larger the better, then the lower column; what is not finite before all.
 QQQ_DEVICE uint64 top_key(float value, int column) {
-    const uint32 bits = __float_as_uint(value);
-    const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
-    const uint32 order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    // Below the largest of all, which stands for the place before the first.
-    return (uint64)(finite ? order : 0xFFFFFFFEu) << 32 | (0xFFFFFFFFu - (uint32)column);
+    return (uint64)float_order(value) << 32 | (0xFFFFFFFFu - (uint32)column);
 }
 
 QQQ_DEVICE uint64 larger_key(uint64 a, uint64 b) { return a > b ? a : b; }
 
-// A CTA takes a row, and finds one after the other.
-QQQ_DEVICE void top(const TopParameters& p) {
-    __shared__ uint64 warps[kTopThreads / 32];
-    const float* row = p.logits + (long long)blockIdx.x * p.columns;
+QQQ_DEVICE uint32 warp_total(uint32 value) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+    return value;
+}
+
+// The largest number that at least `count` of n orders reach, to all threads of a CTA.
+template <class Orders>
+QQQ_DEVICE uint32 reached_order(const Orders& order_at, int n, int count) {
+    __shared__ uint32 turns[2][kTopThreads / 32];
+    uint32 least = 0;
+    for (int bit = 31; bit >= 0; --bit) {
+        const uint32 tried = least | 1u << bit;
+        uint32 reached = 0;
+        for (int i = threadIdx.x; i < n; i += kTopThreads) reached += order_at(i) >= tried ? 1 : 0;
+        reached = warp_total(reached);
+        // Threads may still read what was counted before.
+        uint32* counts = turns[bit % 2];
+        if (threadIdx.x % 32 == 0) counts[threadIdx.x / 32] = reached;
+        __syncthreads();
+        if (warp_total(counts[threadIdx.x % 32]) >= (uint32)count) least = tried;
+    }
+    return least;
+}
+
+// The `count` largest of n different keys of a row's elements, with their columns. A CTA does it, whose threads all come.
+template <class Keys>
+QQQ_DEVICE void largest_keys(const Keys& key_at, const float* row, int n, int count, uint64* out) {
+    __shared__ uint64 warps[kTopThreads / 32], kept[kRankedKeys];
+    __shared__ uint32 found;
+    auto element = [&](uint64 key) {
+        const uint32 column = 0xFFFFFFFFu - (uint32)key;
+        return (uint64)__float_as_uint(row[column]) << 32 | column;
+    };
+    if (count > kFewKeys) {
+        const uint32 least = reached_order([&](int i) { return (uint32)(key_at(i) >> 32); }, n, count);
+        if (threadIdx.x == 0) found = 0;
+        __syncthreads();
+        for (int i = threadIdx.x; i < n; i += kTopThreads) {
+            const uint64 key = key_at(i);
+            if ((uint32)(key >> 32) < least) continue;
+            const uint32 at = atomicAdd(&found, 1);
+            if (at < (uint32)kRankedKeys) kept[at] = key;
+        }
+        __syncthreads();
+        if (found <= (uint32)kRankedKeys) {
+            for (int i = threadIdx.x; i < (int)found; i += kTopThreads) {
+                int rank = 0;
+                for (int j = 0; j < (int)found; ++j) rank += kept[j] > kept[i] ? 1 : 0;
+                if (rank < count) out[rank] = element(kept[i]);
+            }
+            return;
+        }
+    }
+    // One after the other.
     uint64 before = ~(uint64)0;
-    for (int place = 0; place < p.count; ++place) {
+    for (int place = 0; place < count; ++place) {
         uint64 best = 0;
-        for (int i = threadIdx.x; i < p.columns; i += kTopThreads) {
-            const uint64 key = top_key(row[i], i);
+        for (int i = threadIdx.x; i < n; i += kTopThreads) {
+            const uint64 key = key_at(i);
             if (key < before) best = larger_key(best, key);
         }
 #pragma unroll
@@ -165,11 +222,15 @@ QQQ_DEVICE void top(const TopParameters& p) {
         __syncthreads();
         for (int w = 0; w < kTopThreads / 32; ++w) best = larger_key(best, warps[w]);
         before = best;
-        if (threadIdx.x == 0) {
-            const uint32 column = 0xFFFFFFFFu - (uint32)best;
-            p.out[(long long)blockIdx.x * p.count + place] = (uint64)__float_as_uint(row[column]) << 32 | column;
-        }
+        if (threadIdx.x == 0) out[place] = element(best);
     }
+}
+
+// A CTA takes a row.
+QQQ_DEVICE void top(const TopParameters& p) {
+    const float* row = p.logits + (long long)blockIdx.x * p.columns;
+    uint64* out = p.out + (long long)blockIdx.x * p.count;
+    largest_keys([&](int i) { return top_key(row[i], i); }, row, p.columns, p.count, out);
 }
 
 struct LossParameters {

@@ -326,7 +326,14 @@ QQQ_DEVICE void store_global_128(void* p, uint32 a, uint32 b, uint32 c, uint32 d
     asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" :: "l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// Read-only data that is read once.
+// Read-only data that is read once: what is read again keeps its place in the L1 cache.
+QQQ_DEVICE uint4 load_global_128_once(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
+// Read-only data.
 QQQ_DEVICE uint4 load_global_128(const void* p) {
     uint4 v;
     asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));

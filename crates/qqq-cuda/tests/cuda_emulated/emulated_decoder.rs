@@ -185,7 +185,9 @@ pub fn heads_are_rotated(compiler: OsString) {
         };
         let kernel = kernels[i % 2];
         let shape = shape((kernel.ctas(rows * (heads + 2 * kv_heads)), kernel.threads()));
-        emulator.launch(&kernel.source(), shape, raw(&parameters), &memory, &[], i as u64).unwrap();
+        emulator
+            .launch(&kernel.source(), shape, raw(&parameters), &memory, &memory.regions(), i as u64)
+            .unwrap();
         let rotated: Vec<u16> = memory.download(qkv);
         let pools: [Vec<u16>; 2] = [memory.download(keys), memory.download(values)];
         for row in 0..rows {
@@ -236,7 +238,7 @@ pub fn embeddings_sums_and_largest_elements(compiler: OsString) {
     let emulator = Emulator::new(&compiler, kernels.iter().map(|k| k.source()).collect());
     let launch = |kernel: StepKernel, units: usize, raw, memory: &Memory| {
         let shape = shape((kernel.ctas(units), kernel.threads()));
-        emulator.launch(&kernel.source(), shape, raw, memory, &[], 1).unwrap();
+        emulator.launch(&kernel.source(), shape, raw, memory, &memory.regions(), 1).unwrap();
     };
     let (vocab, hidden) = (50, 72);
     let tokens = [49i32, 0, 7, 7];
@@ -327,7 +329,7 @@ pub fn losses_are_those_of_float64(compiler: OsString) {
             columns: columns as i32,
         };
         let shape = shape((kernel.ctas(rows), kernel.threads()));
-        emulator.launch(&kernel.source(), shape, raw(&parameters), &memory, &[], 1).unwrap();
+        emulator.launch(&kernel.source(), shape, raw(&parameters), &memory, &memory.regions(), 1).unwrap();
         for (row, got) in memory.download::<f64>(out).into_iter().enumerate() {
             let values = logits[row * columns..][..columns].iter().map(|v| f64::from(*v));
             if row >= 4 {

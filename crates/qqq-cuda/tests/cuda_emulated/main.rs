@@ -21,6 +21,7 @@ mod uniform;
 mod emulated_attention;
 mod emulated_calibrate;
 mod emulated_decoder;
+mod emulated_head;
 mod emulated_mistakes;
 mod emulated_products;
 mod emulated_quantize;
@@ -46,6 +47,9 @@ fn main() -> ExitCode {
                 emulated_decoder::heads_are_rotated,
                 emulated_decoder::losses_are_those_of_float64,
                 emulated_decoder::rows_are_those_of_float64,
+                emulated_head::columns_are_drawn_by_their_probabilities,
+                emulated_head::the_largest_outputs_are_found,
+                emulated_head::mistakes_in_the_head_are_found,
                 emulated_mistakes::mistakes_are_found,
                 emulated_products::products_of_int8_activations,
                 emulated_products::products_of_16_bit_activations,

@@ -152,6 +152,7 @@ struct Line {
     kernel: String,
     split: bool,
     paired: bool,
+    chosen: bool,
     tuned: bool,
     microseconds: f64,
     alone_microseconds: Option<f64>,
@@ -175,6 +176,7 @@ impl Line {
             kernel: m.plan.instance.source().name,
             split: m.plan.stream_k,
             paired: m.plan.paired,
+            chosen: m.chosen,
             tuned: m.tuned,
             microseconds: m.microseconds,
             alone_microseconds: m.serial_microseconds,
@@ -193,6 +195,17 @@ impl Line {
         let (shape, series) = ((self.n, self.k), label(&self.weights, self.activations));
         self.speed_up.map(|speed_up| Point { shape, series, tokens: self.tokens, speed_up })
     }
+}
+
+/// Where what a model would run takes longest against the fastest kernel that was measured, and by how much.
+fn worst_choice(results: &[Line]) -> Option<(f64, &Line)> {
+    let alike = |a: &Line, b: &Line| (a.n, a.k, &a.weights, a.tokens) == (b.n, b.k, &b.weights, b.tokens);
+    let loss = |l: &Line| {
+        let best =
+            results.iter().filter(|r| alike(r, l)).map(|r| r.microseconds).fold(f64::INFINITY, f64::min);
+        l.microseconds / best - 1.0
+    };
+    results.iter().filter(|l| l.chosen).map(|l| (loss(l), l)).max_by(|a, b| a.0.total_cmp(&b.0))
 }
 
 /// What operands are called in a figure.
@@ -340,7 +353,8 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
                 l.kernel.replace("_gemm", "")
                     + if l.split { " split" } else { "" }
                     + if l.paired { " paired" } else { "" }
-                    + if l.tuned { " tuned" } else { "" },
+                    + if l.tuned { " tuned" } else { "" }
+                    + if args.each && l.chosen { " chosen" } else { "" },
             ]
         });
         let header = [
@@ -363,7 +377,17 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
             (Some(read), Some(tops)) => format!("ceilings: {read:.0} GB/s read, {tops:.0} TOPS int8"),
             _ => String::from("its ceilings are not measured"),
         };
-        format!("{table}\n{}; {ceilings}", o.gpu)
+        let lost = worst_choice(&o.results).filter(|_| args.each).map_or(String::new(), |(loss, l)| {
+            format!(
+                "\nthe choice of kernels loses at most {:.1}%: {}x{}, {}, {} tokens",
+                100.0 * loss,
+                l.n,
+                l.k,
+                l.weights,
+                l.tokens
+            )
+        });
+        format!("{table}\n{}; {ceilings}{lost}", o.gpu)
     })?;
     if outcome.interrupted { Err(InterruptedWithResult.into()) } else { Ok(()) }
 }

@@ -3,13 +3,15 @@
 mod gemm;
 mod model;
 mod plot;
+mod speed;
+mod throughput;
 
 use clap::Subcommand;
 
 use crate::console::Console;
 
 pub use gemm::{activations, output};
-pub use model::{Speed, measure};
+pub use speed::{Load, Speed, measure};
 
 /// Measure the speed of a model, or of products on a GPU
 #[derive(Debug, clap::Args)]

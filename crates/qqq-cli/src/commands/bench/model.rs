@@ -1,14 +1,22 @@
 //! `qqq bench model`.
 
-use qqq_backend::{Backend, KvDType, pool};
-use qqq_engine::{GenerateOptions, SamplingOptions, generate};
-use qqq_model::Decoder;
+use std::{path::PathBuf, str::FromStr};
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use qqq_backend::{Backend, InputKind};
+use qqq_cuda::{Arithmetic, CudaOptions};
+use qqq_model::{Decoder, Site};
 use serde::Serialize;
 
+use super::{
+    speed::{Load, Rate, Speed, measure},
+    throughput,
+};
 use crate::{
     console::Console,
     device::{DeviceArgs, Place, on_device},
-    errors::{Interrupted, InterruptedWithResult, bad_input},
+    errors::{InterruptedWithResult, bad_input, bad_input_hint},
+    files,
     interrupt::Guard,
     model::{self, HubArgs},
     numbers,
@@ -17,72 +25,78 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Example:
+Examples:
   qqq bench model qwen-w4a8 --prompt-tokens 512 --new-tokens 128
+  qqq bench model llama-w4a8 --device cuda --batch 1,4,16,64 --prompt-tokens 1024 --compare fp16,w8a8,w4a16
 
-One sequence of random tokens, one warm-up run, then --repeat runs. On a shared machine compare only runs that \
-alternate within the same minutes. Ctrl-C ends with what was measured until then.";
+Sequences of random tokens, one warm-up run, then --repeat runs. \"prefill\" is prompt tokens a second until all sequences have \
+their first new token, \"decode\" new tokens a second from then on, \"output\" new tokens a second of the whole time. \
+--compare runs the same layers with other arithmetic, by the kernels that this tool has for it: fp16 (16-bit weights and \
+activations, cuBLAS), w8a8 (int8 weights and activations) and w4a16 (4-bit weights, 16-bit activations). On a shared machine \
+compare only runs that alternate within the same minutes. Ctrl-C ends with what was measured until then.";
 
 /// Runs beyond this tell nothing more.
 const MAX_REPEAT: usize = 10_000;
+/// More sequences than any GPU runs together.
+const MAX_BATCH: usize = 65_536;
 
-/// Speed of a model: tokens a second for the prompt (prefill) and for new tokens (decode)
+/// Speed of a model: tokens a second for the prompts (prefill) and for new tokens (decode)
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct ModelArgs {
     /// Model: a directory, a .gguf file, or owner/name on the hub
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Tokens of the prompt
+    /// Sequences that run together
+    #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',', allow_negative_numbers = true,
+        value_parser = numbers::count)]
+    batch: Vec<usize>,
+    /// Tokens of each prompt
     #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true, value_parser = numbers::count)]
     prompt_tokens: usize,
-    /// Tokens to generate behind the prompt
+    /// Tokens to generate behind each prompt
     #[arg(long, value_name = "N", default_value_t = 128, allow_negative_numbers = true, value_parser = numbers::count)]
     new_tokens: usize,
     /// Measured runs, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = numbers::count)]
     repeat: usize,
+    /// Beside the W4A8 model the same one in other arithmetic, on a GPU
+    #[arg(long, value_name = "ARITHMETIC", value_delimiter = ',', value_parser = others())]
+    compare: Vec<Arithmetic>,
+    /// Draw tokens a second against the number of sequences, as an SVG figure
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     hub: HubArgs,
 }
 
-/// Tokens a second over several runs.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Rate {
-    /// The run in the middle; the mean of two where their number is even.
-    pub median: f64,
-    /// Tokens a second of the slowest run.
-    pub min: f64,
-    /// Tokens a second of the fastest run.
-    pub max: f64,
+/// Arithmetic on the command line that is not that of W4A8.
+fn others() -> impl TypedValueParser<Value = Arithmetic> {
+    let names = Arithmetic::ALL.into_iter().filter(|a| *a != Arithmetic::W4A8).map(Arithmetic::name);
+    PossibleValuesParser::new(names.collect::<Vec<_>>())
+        .map(|name| Arithmetic::from_str(&name).expect("one of the possible values"))
 }
 
-/// Speed of a model.
+/// A measured speed.
 #[derive(Clone, Debug, Serialize)]
-pub struct Speed {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Tokens that a run generates behind the prompt.
-    pub new_tokens: usize,
-    /// Runs that were measured, the first one to warm up not counted.
-    pub repeat: usize,
-    /// Whether it was stopped before all runs that were asked for.
-    pub partial: bool,
-    /// Threads that computed on the CPU.
-    pub threads: usize,
-    /// Prompt tokens a second.
-    pub prefill_tokens_per_second: Rate,
-    /// New tokens a second.
-    pub decode_tokens_per_second: Rate,
+struct Measured {
+    /// `w4a8` and the like; `float` for a model that is not quantized.
+    arithmetic: String,
+    #[serde(flatten)]
+    speed: Speed,
+    /// Output tokens a second, by those of W4A8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    of_w4a8: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct Outcome<'a> {
     model: &'a str,
-    #[serde(flatten)]
-    speed: Speed,
+    device: String,
+    partial: bool,
+    results: Vec<Measured>,
 }
 
 /// Runs the command.
@@ -93,131 +107,140 @@ pub fn run(args: &ModelArgs, console: &Console) -> anyhow::Result<()> {
     if args.repeat > MAX_REPEAT {
         return Err(bad_input(format!("--repeat must be at most {MAX_REPEAT}, not {}", args.repeat)));
     }
+    if let Some(batch) = args.batch.iter().find(|batch| **batch > MAX_BATCH) {
+        return Err(bad_input(format!("--batch must be at most {MAX_BATCH}, not {batch}")));
+    }
+    if let Some(path) = &args.plot {
+        files::check_writable(path, "--plot")?;
+    }
     on_device!(args.device.device, &args.model, &args.hub, |place| run_on(args, &place, console))
 }
 
 fn run_on<P: Place>(args: &ModelArgs, place: &P, console: &Console) -> anyhow::Result<()> {
-    let model = model::load(&args.model, &args.hub, place)?;
-    let guard = Guard::telling("stopping after the run in hand; Ctrl-C again ends at once, without figures");
-    let mut progress = Progress::new(console, "measuring");
-    let speed =
-        measure(&model.decoder, args.prompt_tokens, args.new_tokens, args.repeat, &mut |done, total| {
-            tracing::debug!("{done} of {total} runs are done");
-            progress.update(done as f64, total as f64, &format!("run {done}/{total}"));
-            Ok(!guard.pressed())
-        })?;
-    drop(progress);
-    let outcome = Outcome { model: &args.model, speed };
-    console.result(&outcome, |o| {
-        let s = &o.speed;
-        let row = |what: String, rate: Rate| {
-            let mut cells = vec![what];
-            cells.extend([rate.median, rate.min, rate.max].map(|r| format!("{r:.0}")));
-            cells
-        };
-        let rows = [
-            row(format!("prefill {}", s.prompt_tokens), s.prefill_tokens_per_second),
-            row(format!("decode {}", s.new_tokens), s.decode_tokens_per_second),
-        ];
-        let table = table(console, &["tokens/s", "median", "min", "max"], 1, rows);
-        let part =
-            if s.partial { format!("PARTIAL, interrupted: of {}, ", args.repeat) } else { String::new() };
-        format!("{table}\n{part}{} runs, {} threads", s.repeat, s.threads)
-    })?;
-    if outcome.speed.partial { Err(InterruptedWithResult.into()) } else { Ok(()) }
-}
-
-/// Measures a decoder; `on_run` is told after every run (0: the warm-up), and stops by an error, or by `false` with what
-/// was measured until then.
-pub fn measure<B: Backend>(
-    decoder: &Decoder<B>,
-    prompt_tokens: usize,
-    new_tokens: usize,
-    repeat: usize,
-    on_run: &mut dyn FnMut(usize, usize) -> anyhow::Result<bool>,
-) -> anyhow::Result<Speed> {
-    let context = decoder.config.max_position_embeddings;
-    let too_long = || {
-        bad_input(format!(
-            "the model's context of {context} tokens does not hold {prompt_tokens} + {new_tokens}"
-        ))
+    let load = |arithmetic| {
+        let options = CudaOptions { arithmetic, ..CudaOptions::default() };
+        model::load_with(&args.model, &args.hub, place, options)
     };
-    if prompt_tokens.checked_add(new_tokens).is_none_or(|tokens| tokens > context) {
-        return Err(too_long());
-    }
-    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-    for run in 0..=repeat {
-        let prompt = random_tokens(prompt_tokens, decoder.config.vocab_size, run as u64 + 1);
-        let options = GenerateOptions {
-            sampling: SamplingOptions::default(),
-            max_new_tokens: new_tokens,
-            eos: Vec::new(),
-            kv_dtype: KvDType::F16,
-        };
-        let generations = generate(decoder, &[prompt], &options, &mut |_, _| true)?;
-        let Some(g) = generations.first().filter(|g| g.tokens.len() == new_tokens) else {
-            return Err(too_long());
-        };
-        // The first run warms caches and the memory allocator up.
-        if run > 0 {
-            prefill.push(prompt_tokens as f64 / g.prefill_seconds);
-            // The first new token comes out of the prefill, so there is a step less than tokens.
-            decode.push(g.decode_steps as f64 / g.decode_seconds);
+    let first = load(Arithmetic::W4A8)?;
+    let quantized = takes_int8(&first.decoder)?;
+    if !args.compare.is_empty() {
+        if !quantized {
+            return Err(bad_input_hint(
+                format!("--compare: {} is not quantized", args.model),
+                "it takes what `qqq quantize` has made; for speed alone `qqq synth --quantized` makes weights that are as good",
+            ));
         }
-        if !on_run(run, repeat)? {
-            break;
+        // Said before the first measurement.
+        let other = CudaOptions { arithmetic: args.compare[0], ..CudaOptions::default() };
+        place.backend_with(&first.checkpoint, other)?;
+    }
+    let guard = Guard::telling("stopping after the run in hand; Ctrl-C again ends at once, without figures");
+    let mut outcome =
+        Outcome { model: &args.model, device: place.identity()?, partial: false, results: Vec::new() };
+    let mut first = Some(first.decoder);
+    let forms = std::iter::once(Arithmetic::W4A8).chain(args.compare.iter().copied());
+    let total = (args.compare.len() + 1) * args.batch.len() * (args.repeat + 1);
+    let mut done = 0;
+    let mut progress = Progress::new(console, "measuring");
+    'forms: for arithmetic in forms {
+        let decoder = match first.take() {
+            Some(decoder) => decoder,
+            None => match load(arithmetic) {
+                Ok(model) => model.decoder,
+                Err(_) if guard.pressed() => {
+                    outcome.partial = true;
+                    break;
+                }
+                Err(e) => return Err(e),
+            },
+        };
+        let name = if quantized { arithmetic.to_string() } else { String::from("float") };
+        for &batch in &args.batch {
+            let load = Load {
+                batch,
+                prompt_tokens: args.prompt_tokens,
+                new_tokens: args.new_tokens,
+                repeat: args.repeat,
+            };
+            let measured = measure(&decoder, load, &mut |_, _| {
+                done += 1;
+                tracing::debug!("{done} of {total} runs are done");
+                progress.update(done as f64, total as f64, &format!("{name}, {batch} at once"));
+                Ok(!guard.pressed())
+            });
+            let speed = match measured {
+                // What was measured before counts.
+                Err(_) if guard.pressed() && !outcome.results.is_empty() => {
+                    outcome.partial = true;
+                    break 'forms;
+                }
+                other => other?,
+            };
+            outcome.partial |= speed.partial;
+            let of_w4a8 = outcome.ratio(&speed);
+            outcome.results.push(Measured { arithmetic: name.clone(), speed, of_w4a8 });
+            if outcome.partial {
+                break 'forms;
+            }
         }
     }
-    if prefill.is_empty() {
-        return Err(Interrupted.into());
+    drop(progress);
+    if let Some(path) = &args.plot {
+        throughput::write(path, &outcome.device, &outcome.points())?;
     }
-    Ok(Speed {
-        prompt_tokens,
-        new_tokens,
-        repeat: prefill.len(),
-        partial: prefill.len() < repeat,
-        threads: pool::num_threads(),
-        prefill_tokens_per_second: rate(prefill),
-        decode_tokens_per_second: rate(decode),
-    })
+    console.result(&outcome, |o| o.text(args, console))?;
+    if outcome.partial { Err(InterruptedWithResult.into()) } else { Ok(()) }
 }
 
-fn rate(mut values: Vec<f64>) -> Rate {
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    Rate { median: (values[(n - 1) / 2] + values[n / 2]) / 2.0, min: values[0], max: values[n - 1] }
+/// Whether the blocks' layers take int8 activations.
+fn takes_int8<B: Backend>(decoder: &Decoder<B>) -> anyhow::Result<bool> {
+    let Some(block) = decoder.blocks.first() else { return Ok(false) };
+    Ok(decoder.backend.input_kind(block.linear(Site::Qkv)?) == InputKind::Int8)
 }
 
-/// Tokens spread over the vocabulary (splitmix64).
-fn random_tokens(count: usize, vocab: usize, seed: u64) -> Vec<u32> {
-    let mut state = seed;
-    (0..count)
-        .map(|_| {
-            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            ((z ^ (z >> 31)) % vocab as u64) as u32
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn medians() {
-        assert_eq!(rate(vec![3.0, 1.0, 2.0]).median, 2.0);
-        let r = rate(vec![4.0, 1.0, 2.0, 3.0]);
-        assert_eq!((r.median, r.min, r.max), (2.5, 1.0, 4.0));
-        assert_eq!(rate(vec![7.0]).median, 7.0);
+impl Outcome<'_> {
+    /// Speed by that of W4A8, which comes first.
+    fn ratio(&self, speed: &Speed) -> Option<f64> {
+        let own = self.results.iter().find(|r| r.arithmetic == "w4a8" && r.speed.batch == speed.batch)?;
+        Some(speed.output_tokens_per_second.median / own.speed.output_tokens_per_second.median)
     }
 
-    #[test]
-    fn tokens_stay_in_the_vocabulary() {
-        let tokens = random_tokens(1000, 300, 1);
-        assert!(tokens.iter().all(|t| *t < 300) && tokens.iter().any(|t| *t > 250));
-        assert_ne!(tokens, random_tokens(1000, 300, 2));
+    fn points(&self) -> Vec<throughput::Point> {
+        let point = |r: &Measured| throughput::Point {
+            series: r.arithmetic.clone(),
+            batch: r.speed.batch,
+            tokens_per_second: r.speed.output_tokens_per_second.median,
+        };
+        self.results.iter().map(point).collect()
+    }
+
+    fn text(&self, args: &ModelArgs, console: &Console) -> String {
+        let range = |rate: Rate| format!("{:.0} ({:.0}..{:.0})", rate.median, rate.min, rate.max);
+        let compares = !args.compare.is_empty();
+        let rows = self.results.iter().map(|r| {
+            let s = &r.speed;
+            let step = 1e3 * s.batch as f64 / s.decode_tokens_per_second.median;
+            let mut cells = vec![r.arithmetic.clone(), s.batch.to_string()];
+            cells.extend(
+                [s.prefill_tokens_per_second, s.decode_tokens_per_second, s.output_tokens_per_second]
+                    .map(range),
+            );
+            cells.push(format!("{step:.2}"));
+            if compares {
+                cells.push(r.of_w4a8.map_or("1".into(), |ratio| format!("{:.2}x", 1.0 / ratio)));
+            }
+            cells
+        });
+        let header =
+            ["", "sequences", "prefill", "decode", "output tokens/s", "ms a step", "w4a8 is faster by"];
+        let table = table(console, &header[..if compares { 7 } else { 6 }], 1, rows);
+        let runs = self.results.first().map_or(0, |r| r.speed.repeat);
+        let part =
+            if self.partial { format!("PARTIAL, interrupted: of {}, ", args.repeat) } else { String::new() };
+        let threads = self.results.first().map_or(0, |r| r.speed.threads);
+        format!(
+            "{table}\n{part}{runs} runs, median (slowest..fastest); {} tokens in, {} out; {}, {threads} threads",
+            args.prompt_tokens, args.new_tokens, self.device
+        )
     }
 }

@@ -59,12 +59,12 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(0x8a, 0x33, 0x24),
 ];
 
-fn colour(index: usize) -> RGBColor {
+pub(super) fn colour(index: usize) -> RGBColor {
     COLOURS[index % COLOURS.len()]
 }
 
 /// The mark of series `index` at a place: a disc or a ring.
-fn marker<C>(at: C, index: usize) -> Circle<C, i32> {
+pub(super) fn marker<C>(at: C, index: usize) -> Circle<C, i32> {
     let colour = colour(index);
     Circle::new(at, 4, if index.is_multiple_of(2) { colour.filled() } else { colour.stroke_width(2) })
 }
@@ -147,7 +147,7 @@ fn draw_panel(
 }
 
 /// Without repetition, in order of appearance.
-fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
+pub(super) fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
     let mut found = Vec::new();
     for value in all {
         if !found.contains(&value) {

@@ -49,7 +49,7 @@ pub(super) fn run(
     let mut steps = Steps::new(Progress::new(console, "measuring"), &guard);
     let text = CalibrationText { source: &source, options: Some(read) };
     let needs = on_chosen!(device::choose_for(args.device.device, &checkpoint)?, |place| {
-        let backend = place.backend_within(&checkpoint, args.memory)?;
+        let backend = place.backend_with(&checkpoint, args.options())?;
         qqq_quant::dry_run(&backend, &checkpoint, &tokenizer, recipe, text, args.format, &mut steps)?
     });
     drop(steps);

@@ -66,7 +66,7 @@ impl CudaBackend {
             return Err(CudaError::Shape(format!("{units} parts of a matrix: too many for a launch")));
         }
         // SAFETY: the caller's promise.
-        unsafe { self.launch(&loaded, (ctas, kernel.threads(), 0), &mut parameters) }
+        unsafe { self.launch_with(&loaded, (ctas, kernel.threads(), 0), false, &mut parameters) }
     }
 
     /// Index of the first of `count` values that is not finite.
@@ -409,7 +409,7 @@ impl Calibrate for CudaBackend {
 
     fn free_memory(&self) -> Result<Option<u64>> {
         let free = self.device().memory()?.0 as u64;
-        Ok(Some(self.shared.memory_limit.map_or(free, |limit| limit.min(free))))
+        Ok(Some(self.shared.options.memory_limit.map_or(free, |limit| limit.min(free))))
     }
 
     fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync) {

@@ -62,7 +62,7 @@ impl CudaBackend {
     }
 
     /// `out = x`, times a factor a column if there is an address of `columns` factors.
-    fn floats(
+    pub(in crate::decoder) fn floats(
         &self,
         x: u64,
         dtype: DType,

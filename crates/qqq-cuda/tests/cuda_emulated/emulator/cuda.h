@@ -60,6 +60,12 @@ inline unsigned atomicMin(unsigned* p, unsigned value) {
     return before;
 }
 
+inline unsigned atomicAdd(unsigned* p, unsigned value) {
+    const unsigned before = *p;
+    *p = before + value;
+    return before;
+}
+
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 
@@ -67,6 +73,11 @@ inline float __uint_as_float(unsigned v) { return emulator::bits_as<float>(v); }
 inline unsigned __float_as_uint(float v) { return emulator::bits_as<unsigned>(v); }
 inline float __int_as_float(int v) { return emulator::bits_as<float>(v); }
 inline int __float_as_int(float v) { return emulator::bits_as<int>(v); }
+inline int __double2hiint(double v) { return (int)(emulator::bits_as<uint64_t>(v) >> 32); }
+inline int __double2loint(double v) { return (int)emulator::bits_as<uint64_t>(v); }
+inline double __hiloint2double(int high, int low) {
+    return emulator::bits_as<double>((uint64_t)(uint32_t)high << 32 | (uint32_t)low);
+}
 inline float __int2float_rn(int v) { return (float)v; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }

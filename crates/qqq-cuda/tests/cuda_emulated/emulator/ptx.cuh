@@ -167,5 +167,6 @@ QQQ_DEVICE uint4 load_global_128(const void* p) {
     std::memcpy(&v, p, 16);
     return v;
 }
+QQQ_DEVICE uint4 load_global_128_once(const void* p) { return load_global_128(p); }
 
 }  // namespace ptx

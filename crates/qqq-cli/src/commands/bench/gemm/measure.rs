@@ -51,6 +51,8 @@ pub struct Measurement {
     pub m: usize,
     /// The instance that ran.
     pub plan: Plan,
+    /// Whether it is what a model would run.
+    pub chosen: bool,
     /// Whether tuning chose it, not the heuristic.
     pub tuned: bool,
     /// Microseconds of a launch that may overlap the end of the one before.
@@ -173,9 +175,10 @@ impl GemmBench {
                 (Choosing::Usual, _) => planner.tuned(&spec, m),
                 (_, found) => found.and_then(|f| f.plan),
             };
+            let chosen = better.unwrap_or(estimated);
             let plans = match choosing {
                 Choosing::Each => candidates,
-                _ => vec![better.unwrap_or(estimated)],
+                _ => vec![chosen],
             };
             for plan in plans {
                 let begin = Instant::now();
@@ -201,6 +204,7 @@ impl GemmBench {
                 let going_on = on_result(Measurement {
                     m,
                     plan,
+                    chosen: plan == chosen,
                     tuned: better.is_some(),
                     microseconds,
                     serial_microseconds,
