@@ -38,7 +38,8 @@ fn main() -> ExitCode {
                 smooth::weights_are_divided_as_on_the_cpu,
                 smooth::thresholds_are_as_good_as_the_cpus,
                 smooth::inputs_that_are_not_finite_are_found,
-                smooth::blocks_are_smoothed_as_on_the_cpu
+                smooth::blocks_are_smoothed_as_on_the_cpu,
+                smooth::runs_that_smooth_give_the_same_bytes
             ],
         );
     }

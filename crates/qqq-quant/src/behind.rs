@@ -2,6 +2,7 @@
 
 use std::{
     panic::resume_unwind,
+    sync::Arc,
     thread::{Scope, ScopedJoinHandle},
     time::Instant,
 };
@@ -90,7 +91,7 @@ impl<'scope, 'env, 'w: 'env> Behind<'scope, 'env, 'w> {
         &mut self,
         index: usize,
         site: Site,
-        weight: QuantizedWeight,
+        weight: Arc<QuantizedWeight>,
         bias: Option<Vec<f32>>,
     ) -> Result<()> {
         self.wait()?;

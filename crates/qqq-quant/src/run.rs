@@ -6,7 +6,7 @@
 use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 
 use qqq_backend::{Calibrate, InputKind};
-use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
+use qqq_formats::{Checkpoint, QuantizedWeight, Scales};
 use qqq_model::{
     Block, ModelError, Site,
     block::{Layer, head_layout},
@@ -246,18 +246,19 @@ impl<'a, B: Calibrate> Run<'a, B> {
             let averages = |run: &mut Self, qk: &QuantizedWeight| {
                 // Attention needs some v to run; its output is not looked at.
                 let any = zeros(layer.n - run.queries_and_keys(), layer.k, run.recipe.group_size);
-                *live.layer_mut(site) = run.pack(index, join(qk, &any)?, layer.bias.clone())?;
+                *live.layer_mut(site) = run.pack(index, &join(qk, &any)?, layer.bias.clone())?;
                 run.stage(index, units.attended, "calibrating v", |wave| windows.sum_attended(&live, wave))
             };
             let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
             drop(inputs);
             let FloatLinear { bias, .. } = layer;
             self.begin(index, self.estimate.pack.part(self.share(site)), "writing")?;
+            let weight = Arc::new(weight);
             match B::PIECES.on_host {
                 true => writer.write_now(index, site, &weight, bias.as_deref())?,
                 false => writer.write(index, site, weight.clone(), bias.clone())?,
             }
-            *live.layer_mut(site) = self.pack(index, weight, bias)?;
+            *live.layer_mut(site) = self.pack(index, &weight, bias)?;
         }
         if !is_last {
             self.stage(index, units.finish, "forward", |wave| windows.finish_block(&name, &live, wave))?;
@@ -381,8 +382,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
         Ok(())
     }
 
-    fn pack(&self, index: usize, weight: QuantizedWeight, bias: Option<Vec<f32>>) -> Result<Layer<B>> {
-        let packed = self.around.backend.linear_weight(LinearWeight::Quantized(weight), bias);
+    fn pack(&self, index: usize, weight: &QuantizedWeight, bias: Option<Vec<f32>>) -> Result<Layer<B>> {
+        let packed = self.around.backend.quantized_weight(weight, bias);
         let name = || format!("model.layers.{index}");
         Ok(Layer::Ready(packed.map_err(|source| ModelError::Backend { name: name(), source })?))
     }

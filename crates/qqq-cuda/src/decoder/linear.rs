@@ -37,9 +37,9 @@ enum Weights {
     Integer {
         weights: DeviceWeights,
         types: GemmTypes,
-        plans: Arc<GemmPlans>,
-        /// Whether they stay as they are: a product may read them before what was launched before it has ended.
-        settled: bool,
+        /// Of weights that stay as they are, which a product may read before what was launched before it has ended. Others are
+        /// multiplied with few numbers of tokens, for each of which a plan is made when it comes up.
+        plans: Option<Arc<GemmPlans>>,
     },
     /// 16-bit weights and activations; a bias has the type of the output.
     Half { values: Arc<Buffer>, bias: Option<Buffer> },
@@ -59,7 +59,11 @@ impl CudaLinear {
     }
 
     /// 4-bit weights, made for the backend's arithmetic.
-    fn quantized(backend: &CudaBackend, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<Self> {
+    pub(super) fn quantized(
+        backend: &CudaBackend,
+        weight: &QuantizedWeight,
+        bias: Option<&[f32]>,
+    ) -> Result<Self> {
         let (device, half) = (backend.device(), backend.half());
         let (n, k) = (weight.out_features, weight.in_features);
         let (weights, types) = match backend.shared.options.arithmetic {
@@ -81,27 +85,10 @@ impl CudaLinear {
                 return Self::sharing(backend, (n, k), Arc::new(values), bias, half);
             }
         };
-        Self::of_tiles(backend, types, (n, k), weights, true)
-    }
-
-    /// Of prepacked weights.
-    fn of_tiles(
-        backend: &CudaBackend,
-        types: GemmTypes,
-        (n, k): (usize, usize),
-        weights: DeviceWeights,
-        settled: bool,
-    ) -> Result<Self> {
         let spec = GemmSpec::new(types, (n, k));
-        let plans = backend.plans(spec, || GemmPlans::new(backend.planner(), &spec, MOST_TOKENS))?;
-        backend.reserve_workspace(plans.workspace_bytes())?;
-        Ok(Self {
-            n,
-            k,
-            weights: Weights::Integer { weights, types, plans, settled },
-            output: backend.half(),
-            shortlist: OnceLock::new(),
-        })
+        let plans = backend.plans((spec, None), || GemmPlans::new(backend.planner(), &spec, MOST_TOKENS))?;
+        let weights = Weights::Integer { weights, types, plans: Some(plans) };
+        Ok(Self { n, k, weights, output: half, shortlist: OnceLock::new() })
     }
 
     /// Weights of a kind that are still to be [prepacked](Self::prepack).
@@ -113,14 +100,16 @@ impl CudaLinear {
     ) -> Result<Self> {
         check_shape(n, k)?;
         let weights = DeviceWeights::unfilled(backend.device(), kind, (n, k), bias)?;
-        Self::of_tiles(backend, GemmTypes::int8(kind, backend.half()), (n, k), weights, false)
+        let types = GemmTypes::int8(kind, backend.half());
+        let weights = Weights::Integer { weights, types, plans: None };
+        Ok(Self { n, k, weights, output: backend.half(), shortlist: OnceLock::new() })
     }
 
     /// Whether these are weights of a kind and shape, for int8 activations.
     pub(super) fn is_of(&self, kind: WeightKind, (n, k): (usize, usize)) -> bool {
         let wanted = GemmTypes::int8(kind, self.output);
         (self.n, self.k) == (n, k)
-            && matches!(&self.weights, Weights::Integer { types, settled: false, .. } if *types == wanted)
+            && matches!(&self.weights, Weights::Integer { types, plans: None, .. } if *types == wanted)
     }
 
     /// Replaces the weights by others of their kind that lie in the neutral form on the device: codes, multiples of the
@@ -129,7 +118,7 @@ impl CudaLinear {
     /// # Safety
     /// As [`DeviceWeights::prepack`].
     pub(super) unsafe fn prepack(&self, backend: &CudaBackend, neutral: (u64, u64, u64)) -> Result<()> {
-        let Weights::Integer { types, weights, settled: false, .. } = &self.weights else {
+        let Weights::Integer { types, weights, plans: None } = &self.weights else {
             return Err(CudaError::Types("weights that stay as they are cannot be prepacked again".into()));
         };
         let kernel = backend.prepack_kernel(types.weights())?;
@@ -228,7 +217,13 @@ impl CudaLinear {
         }
         out.reshape(m, n, self.output)?;
         match &self.weights {
-            Weights::Integer { weights, types, plans, settled } => {
+            Weights::Integer { weights, types, plans } => {
+                let (spec, most) = (GemmSpec::new(*types, (n, k)), m.min(MOST_TOKENS));
+                let (plans, settled) = match plans {
+                    Some(plans) => (plans.clone(), true),
+                    None if m == 0 => return Ok(()),
+                    None => (backend.plans((spec, Some(most)), || one_plan(backend, &spec, most))?, false),
+                };
                 let device = backend.device();
                 let stream = device.stream().cu_stream();
                 for first in (0..m).step_by(MOST_TOKENS) {
@@ -244,7 +239,7 @@ impl CudaLinear {
                     backend.with_workspace(|workspace| {
                         // SAFETY: input and output have these sizes, and launches are in the stream's order, which is that
                         // of the workspace's uses; weights were written, and waited for, when they were loaded.
-                        unsafe { plans.launch(stream, &operands, workspace, *settled && backend.overlaps()) }
+                        unsafe { plans.launch(stream, &operands, workspace, settled && backend.overlaps()) }
                     })?;
                 }
             }
@@ -267,6 +262,12 @@ impl CudaLinear {
         }
         Ok(())
     }
+}
+
+/// The plan for a number of tokens, which serves fewer as well: its kernel alone is compiled.
+fn one_plan(backend: &CudaBackend, spec: &GemmSpec, tokens: usize) -> Result<GemmPlans> {
+    let plan = backend.planner().plan(spec, tokens);
+    GemmPlans::of_plan(backend.device(), plan, (spec.n, spec.k), tokens)
 }
 
 /// Values on the device in the 16-bit type.

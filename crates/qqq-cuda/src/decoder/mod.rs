@@ -71,7 +71,7 @@ struct Shared {
     calibration: Mutex<HashMap<CalibrationKernel, Arc<Kernel>>>,
     prepack: Mutex<HashMap<WeightKind, PrepackKernel>>,
     /// Products of shapes that have come up: the blocks of a model are alike.
-    plans: Mutex<HashMap<GemmSpec, Arc<GemmPlans>>>,
+    plans: Mutex<HashMap<(GemmSpec, Option<usize>), Arc<GemmPlans>>>,
     /// int8 inputs in 16 bits.
     widened: Mutex<Buffer>,
     /// Of products: zero between two of them.
@@ -200,9 +200,16 @@ impl CudaBackend {
         cached(&self.shared.prepack, kind, || PrepackKernel::new(self.device(), kind, Direction::Pack))
     }
 
-    /// The products of a shape; `plan` makes what is not there yet.
-    fn plans(&self, spec: GemmSpec, plan: impl FnOnce() -> Result<GemmPlans>) -> Result<Arc<GemmPlans>> {
-        cached(&self.shared.plans, spec, || Ok(Arc::new(plan()?)))
+    /// The products of a shape, for whatever number of tokens or for one, and room for what they need; `plan` makes what is not
+    /// there yet.
+    fn plans(
+        &self,
+        shape: (GemmSpec, Option<usize>),
+        plan: impl FnOnce() -> Result<GemmPlans>,
+    ) -> Result<Arc<GemmPlans>> {
+        let plans = cached(&self.shared.plans, shape, || Ok(Arc::new(plan()?)))?;
+        self.reserve_workspace(plans.workspace_bytes())?;
+        Ok(plans)
     }
 
     fn attention_kernel(&self, config: AttentionConfig, kernel: AttentionKernel) -> Result<Arc<Kernel>> {

@@ -56,7 +56,7 @@ impl WeightKind {
         let Scales::PerGroup { group_size, group, .. } = scales else { return WeightKind::Channel4 };
         let integer = |s: &f16| {
             let s = f32::from(*s);
-            (0.0..=16.0).contains(&s) && s.fract() == 0.0
+            (0.0..=16.0).contains(&s) && f32::from(s as u8) == s
         };
         if group.iter().all(integer) {
             WeightKind::GroupInteger4(*group_size)

@@ -3,13 +3,20 @@
 use qqq_backend::{Backend, Calibrate, CpuBackend, InputKind};
 use qqq_cuda::{CudaBackend, DType, KernelType};
 use qqq_formats::{Checkpoint, WeightData, writer::Reservation};
-use qqq_model::Tokenizer;
+use qqq_model::{
+    Tokenizer, names,
+    rope::{self, RopeChoice},
+};
 use qqq_quant::{
     Calibration, Output, OutputFormat, Progress, Propagation, Recipe, Transform,
     calibration::Source,
+    float_linear::read_block,
+    half_type::HalfType,
     quantize,
     report::SmoothReport,
     smooth::{self, SearchOptions, SmoothChoice},
+    smooth_sites::SmoothContext,
+    windows::{Surroundings, Window},
 };
 use qqq_testing::{TinyModel, values};
 
@@ -207,7 +214,45 @@ fn smoothed<B: Calibrate>(b: &B, tiny: &TinyModel, recipe: &Recipe) -> (Vec<Smoo
     (report.smoothing, bytes)
 }
 
+/// What both blocks of a tiny model lose at the best of thresholds on a grid, which is the same on every device.
+fn searched<B: Calibrate>(b: &B, tiny: &TinyModel, group_size: Option<usize>) -> Vec<SmoothReport> {
+    const TOKENS: usize = 128;
+    let checkpoint = Checkpoint::open(&tiny.model()).unwrap();
+    let config = &checkpoint.config;
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let ropes = rope::embeddings(b, config, RopeChoice::new(config, TOKENS), TOKENS).unwrap();
+    let around = Surroundings { backend: b, config, ropes: &ropes };
+    let table = checkpoint.tensors.f32(names::EMBEDDING, &[vocab, hidden]).unwrap();
+    let table = b.embedding(vocab, hidden, WeightData::F32(table)).unwrap();
+    let ids: Vec<u32> = (0..TOKENS).map(|i| ((i * i * 7 + 3 * i) % vocab) as u32).collect();
+    let mut window = Window::embedded(b, &table, &ids, hidden, 1.0).unwrap();
+    let mut workshop = around.workshop(TOKENS).unwrap();
+    let options = SearchOptions { evaluations: 12, coarse: 1.0, ..SearchOptions::default() };
+    let context = SmoothContext { around, group_size, half: HalfType::BF16, options };
+    let mut reports = Vec::new();
+    for index in 0..config.num_layers {
+        let mut block = read_block(b, &checkpoint, index).unwrap();
+        let found = context.smooth_block(index, &mut block, &mut window, &mut workshop, &mut || Ok(()));
+        reports.extend(found.unwrap());
+    }
+    reports
+}
+
 pub fn blocks_are_smoothed_as_on_the_cpu(b: CudaBackend) {
+    let (cpu, tiny) = (CpuBackend::default(), TinyModel::new());
+    for group_size in [None, Some(32)] {
+        let (want, got) = (searched(&cpu, &tiny, group_size), searched(&b, &tiny, group_size));
+        assert_eq!(want.len(), got.len());
+        for (want, got) in want.iter().zip(&got) {
+            let what = format!("groups of {group_size:?}: {got:?}, {want:?}");
+            assert_eq!(want.site, got.site);
+            assert!(relative(got.loss_before, want.loss_before) < 0.1, "{what}");
+            assert!(relative(got.loss_after, want.loss_after) < 0.1, "{what}");
+        }
+    }
+}
+
+pub fn runs_that_smooth_give_the_same_bytes(b: CudaBackend) {
     let (cpu, tiny) = (CpuBackend::default(), TinyModel::new());
     for group_size in [None, Some(32)] {
         for propagation in [Propagation::Quantized, Propagation::Float] {
@@ -219,14 +264,15 @@ pub fn blocks_are_smoothed_as_on_the_cpu(b: CudaBackend) {
                 ..Recipe::DEFAULT
             };
             let what = format!("groups of {group_size:?}, {propagation:?}");
-            let ((want, _), (got, bytes)) = (smoothed(&cpu, &tiny, &recipe), smoothed(&b, &tiny, &recipe));
-            assert_eq!(want.len(), got.len());
-            for (want, got) in want.iter().zip(&got) {
-                assert_eq!(want.site, got.site);
-                assert!(relative(got.loss_before, want.loss_before) < 0.1, "{what}: {got:?}, {want:?}");
-                assert!(got.loss_after < 1.1 * want.loss_after, "{what}: {got:?}, {want:?}");
-            }
+            let (got, bytes) = smoothed(&b, &tiny, &recipe);
             assert!(smoothed(&b, &tiny, &recipe).1 == bytes, "{what}: another time other bytes");
+            // So small a layer's loss is rough, and a search may end in another valley of it: no worse on the whole.
+            let all = |reports: &[SmoothReport]| {
+                reports.iter().map(|r| (r.loss_after / r.loss_before).ln()).sum::<f64>()
+                    / reports.len() as f64
+            };
+            let want = all(&smoothed(&cpu, &tiny, &recipe).0);
+            assert!(all(&got) < want + 0.1 && all(&got) < 0.0, "{what}: {} for {want}", all(&got));
         }
     }
 }
