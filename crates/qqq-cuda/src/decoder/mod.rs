@@ -57,6 +57,9 @@ pub struct CudaBackend {
     shared: Arc<Shared>,
 }
 
+/// A product, for whatever number of tokens, or for one.
+type PlannedShape = (GemmSpec, Option<usize>);
+
 #[derive(Debug)]
 struct Shared {
     device: Arc<Device>,
@@ -71,7 +74,7 @@ struct Shared {
     calibration: Mutex<HashMap<CalibrationKernel, Arc<Kernel>>>,
     prepack: Mutex<HashMap<WeightKind, PrepackKernel>>,
     /// Products of shapes that have come up: the blocks of a model are alike.
-    plans: Mutex<HashMap<(GemmSpec, Option<usize>), Arc<GemmPlans>>>,
+    plans: Mutex<HashMap<PlannedShape, Arc<GemmPlans>>>,
     /// int8 inputs in 16 bits.
     widened: Mutex<Buffer>,
     /// Of products: zero between two of them.
@@ -200,13 +203,8 @@ impl CudaBackend {
         cached(&self.shared.prepack, kind, || PrepackKernel::new(self.device(), kind, Direction::Pack))
     }
 
-    /// The products of a shape, for whatever number of tokens or for one, and room for what they need; `plan` makes what is not
-    /// there yet.
-    fn plans(
-        &self,
-        shape: (GemmSpec, Option<usize>),
-        plan: impl FnOnce() -> Result<GemmPlans>,
-    ) -> Result<Arc<GemmPlans>> {
+    /// The products of a shape, and room for what they need; `plan` makes what is not there yet.
+    fn plans(&self, shape: PlannedShape, plan: impl FnOnce() -> Result<GemmPlans>) -> Result<Arc<GemmPlans>> {
         let plans = cached(&self.shared.plans, shape, || Ok(Arc::new(plan()?)))?;
         self.reserve_workspace(plans.workspace_bytes())?;
         Ok(plans)
