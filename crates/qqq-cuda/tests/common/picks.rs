@@ -54,7 +54,8 @@ fn product(w: &[f32], x: &[f32]) -> f32 {
     for (w, x) in w.chunks(256).zip(x.chunks(256)) {
         for (lane, (w, x)) in w.chunks(8).zip(x.chunks(8)).enumerate() {
             for (w, x) in w.iter().zip(x) {
-                lanes[lane] = w.mul_add(*x, lanes[lane]);
+                // The product is exact.
+                lanes[lane] += w * x;
             }
         }
     }
