@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use qqq_formats::{LinearWeight, QuantizedWeight, WeightData};
+use qqq_formats::{LinearWeight, WeightData};
 
 use crate::{BackendError, BatchPlan, Pick, Picked, Result, first_not_finite};
 
@@ -178,8 +178,6 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// Prepacks a weight (`N x K`); `bias` has length `N`.
     fn linear_weight(&self, weight: LinearWeight, bias: Option<Vec<f32>>) -> Result<Self::Linear>;
-    /// As [`linear_weight`](Self::linear_weight), of a 4-bit weight that is needed elsewhere as well.
-    fn quantized_weight(&self, weight: &QuantizedWeight, bias: Option<Vec<f32>>) -> Result<Self::Linear>;
     /// Prepacks the weight of an output head (`N x K`): as [`linear_weight`](Self::linear_weight), but its products keep
     /// more digits than those between two layers, where these have 16 bits.
     fn head_weight(&self, weight: LinearWeight) -> Result<Self::Linear> {

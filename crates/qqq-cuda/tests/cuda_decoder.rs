@@ -39,6 +39,7 @@ fn main() -> ExitCode {
                 picks::the_largest_of_a_wide_head,
                 picks::drawn_columns,
                 picks::recorded_picks,
+                picks::picks_of_a_quantized_head,
                 growing::a_pool_that_grows,
                 linear_layers,
                 recorded_steps

@@ -2,7 +2,6 @@
 
 use std::{
     panic::resume_unwind,
-    sync::Arc,
     thread::{Scope, ScopedJoinHandle},
     time::Instant,
 };
@@ -91,7 +90,7 @@ impl<'scope, 'env, 'w: 'env> Behind<'scope, 'env, 'w> {
         &mut self,
         index: usize,
         site: Site,
-        weight: Arc<QuantizedWeight>,
+        weight: QuantizedWeight,
         bias: Option<Vec<f32>>,
     ) -> Result<()> {
         self.wait()?;

@@ -20,7 +20,7 @@ pub mod w4a8;
 
 use std::borrow::Cow;
 
-use qqq_formats::{LinearWeight, QuantizedWeight, WeightData};
+use qqq_formats::{LinearWeight, WeightData};
 
 use crate::{
     AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvLayout, Norm, Pick,
@@ -144,13 +144,11 @@ impl Backend for CpuBackend {
             LinearWeight::Float { out_features, in_features, data } => {
                 FloatLinear::new(out_features, in_features, data.into(), bias).map(CpuLinear::Float)
             }
-            LinearWeight::Quantized(weight) => self.quantized_weight(&weight, bias),
+            LinearWeight::Quantized(weight) => {
+                linear_float::check_bias(weight.out_features, bias.as_deref())?;
+                Ok(CpuLinear::W4A8(W4A8Linear::new(&weight)?, bias))
+            }
         }
-    }
-
-    fn quantized_weight(&self, weight: &QuantizedWeight, bias: Option<Vec<f32>>) -> Result<CpuLinear> {
-        linear_float::check_bias(weight.out_features, bias.as_deref())?;
-        Ok(CpuLinear::W4A8(W4A8Linear::new(weight)?, bias))
     }
 
     fn input_kind(&self, weight: &CpuLinear) -> InputKind {

@@ -8,7 +8,7 @@ use qqq_backend::{
     AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm,
     Pick, Picked, QueryScale, Result,
 };
-use qqq_formats::{LinearWeight, QuantizedWeight, WeightData};
+use qqq_formats::{LinearWeight, WeightData};
 
 use super::CudaBackend;
 use super::batch::CudaBatch;
@@ -170,10 +170,6 @@ impl Backend for CudaBackend {
 
     fn linear_weight(&self, weight: LinearWeight, bias: Option<Vec<f32>>) -> Result<CudaLinear> {
         Ok(CudaLinear::new(self, weight, bias)?)
-    }
-
-    fn quantized_weight(&self, weight: &QuantizedWeight, bias: Option<Vec<f32>>) -> Result<CudaLinear> {
-        Ok(CudaLinear::quantized(self, weight, bias.as_deref())?)
     }
 
     fn head_weight(&self, weight: LinearWeight) -> Result<CudaLinear> {

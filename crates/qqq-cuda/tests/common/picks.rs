@@ -4,7 +4,7 @@ use qqq_backend::{
     AttentionKind, Backend, BackendError, BatchPlan, HeadLayout, InputKind, KvDType, KvLayout, Pick, largest,
 };
 use qqq_cuda::{CudaBackend, DType, KernelType};
-use qqq_formats::{LinearWeight, WeightData};
+use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
 use qqq_testing::values;
 
 type Input = <CudaBackend as Backend>::Input;
@@ -54,7 +54,8 @@ fn product(w: &[f32], x: &[f32]) -> f32 {
     for (w, x) in w.chunks(256).zip(x.chunks(256)) {
         for (lane, (w, x)) in w.chunks(8).zip(x.chunks(8)).enumerate() {
             for (w, x) in w.iter().zip(x) {
-                lanes[lane] = w.mul_add(*x, lanes[lane]);
+                // The product is exact.
+                lanes[lane] += w * x;
             }
         }
     }
@@ -149,6 +150,32 @@ pub fn drawn_columns(b: CudaBackend) {
     }
     assert!(b.set_chances(&mut picks, &chances[1..]).is_ok());
     assert!(b.pick(&input, &head, Pick::draw(1.0), &mut out, &mut picks).is_err());
+}
+
+/// Logits of 16 bits, which quantized heads give.
+pub fn picks_of_a_quantized_head(b: CudaBackend) {
+    let (n, k, m) = (1040, 128, 4);
+    let codes: Vec<i8> = (0..n * k).map(|i| ((i * 7 + i / k * 5) % 15) as i8 - 7).collect();
+    let scales = Scales::PerChannel((0..n).map(|i| 0.01 + i as f32 * 1e-5).collect());
+    let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+    let head = b.head_weight(LinearWeight::Quantized(weight)).unwrap();
+    let mut tensor = b.upload(m, k, rounded(&b, values(m * k, 3))).unwrap();
+    let mut half = b.input(m, k).unwrap();
+    b.to_input(&mut tensor, InputKind::Float, &mut half).unwrap();
+    let (mut input, mut out, mut picks) =
+        (b.input(m, k).unwrap(), b.tensor(0, 0).unwrap(), b.picks().unwrap());
+    b.to_input(&mut tensor, InputKind::Int8, &mut input).unwrap();
+    b.set_chances(&mut picks, &[0.0; 4]).unwrap();
+    for temperature in [None, Some(1.0)] {
+        b.pick(&input, &head, Pick { largest: 40, temperature }, &mut out, &mut picks).unwrap();
+        let picked = b.read_picks(&picks).unwrap();
+        let logits = b.read(&out).unwrap().into_owned();
+        for (picked, logits) in picked.iter().zip(logits.chunks(n)) {
+            assert_eq!(picked.largest, largest(logits, 40));
+            // The first column at a chance of 0.
+            assert_eq!(picked.drawn.map(|drawn| drawn.column), temperature.map(|_| Some(0)));
+        }
+    }
 }
 
 /// Has a batch of two sequences run once: of one that never ran it is not known whether the next is alike.

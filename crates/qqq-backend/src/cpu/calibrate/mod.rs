@@ -197,7 +197,7 @@ impl Calibrate for CpuBackend {
         }
         *linear = None;
         let weight = nearest::round_scaled(&weights.values, s, group_size);
-        *linear = Some(self.quantized_weight(&weight, bias.map(<[f32]>::to_vec))?);
+        *linear = Some(self.linear_weight(LinearWeight::Quantized(weight), bias.map(<[f32]>::to_vec))?);
         Ok(())
     }
 
