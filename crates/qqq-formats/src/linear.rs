@@ -361,6 +361,37 @@ mod tests {
     }
 
     #[test]
+    fn group_scales_that_overflow_are_errors() {
+        // 8 x 15.875 is 127; 8 x 15.9375 is 127.5, which rounds to 128.
+        for (scale, code, reason) in [
+            (15.875, -8, None),
+            (15.9375, -8, Some("beyond int8")),
+            (15.9375, 7, None),
+            (18.25, 7, Some("beyond int8")),
+            (-15.9375, -8, Some("beyond int8")),
+            (f32::INFINITY, 0, Some("is inf")),
+            (f32::NAN, 0, Some("is NaN")),
+        ] {
+            let mut weight = weight(Some(32));
+            weight.codes[32..64].fill(0);
+            weight.codes[40] = code;
+            let Scales::PerGroup { group, .. } = &mut weight.scales else { panic!("no groups") };
+            group[1] = f16::from_f32(scale);
+            let error = weight.check("w").map_err(|e| e.to_string()).err();
+            match reason {
+                None => assert_eq!(error, None, "{scale} x {code}"),
+                Some(reason) => {
+                    let error = error.unwrap_or_default();
+                    assert!(
+                        error.contains(reason) && error.contains("channel 0, group 1"),
+                        "{scale} x {code}: {error}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
     fn shards_are_parts_of_the_weight() {
         for group_size in [None, Some(32)] {
             let whole = weight(group_size);
