@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use qqq_formats::WeightData;
+use qqq_formats::{LinearWeight, QuantizedWeight, WeightData};
 
 use crate::{
     AttentionKind, Backend, BackendError, Result,
@@ -67,6 +67,10 @@ pub trait Calibrate: Backend {
     /// The rows of `x` (one sequence from its start) as attention averages them: `sum_t p_t x_t` for some queries of every
     /// head, with the probabilities `p` of the queries and keys in `qkv`, which have been rotated.
     fn attended(&self, x: &Self::Input, qkv: &Self::Tensor, kind: &AttentionKind) -> Result<Self::Input>;
+    /// As [`Backend::linear_weight`], of a weight that the caller keeps.
+    fn linear_of(&self, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<Self::Linear> {
+        self.linear_weight(LinearWeight::Quantized(weight.clone()), bias.map(<[f32]>::to_vec))
+    }
     /// Weights of shape `n x k`, row-major, in float32.
     fn weights(&self, n: usize, k: usize, data: WeightData) -> Result<Self::Weights>;
     /// Waits, and gives weights, row-major.

@@ -47,10 +47,19 @@ impl Mode {
         }
     }
 
-    fn encode(self, code: i8) -> u32 {
+    /// The word of four codes each of `b = 0` and `b = 1`, which are given as little-endian bytes.
+    fn word(self, b0: u32, b1: u32) -> u32 {
+        const NIBBLES: u32 = 0x0f0f_0f0f;
         match self {
-            Mode::PerChannel => (code as u8 & 15).into(),
-            Mode::PerGroup => ((code + 8) as u8 & 15).into(),
+            Mode::PerChannel => (b0 & NIBBLES) << 4 | (b1 & NIBBLES),
+            Mode::PerGroup => {
+                let four = |codes: u32| {
+                    // `code + 8` modulo 16.
+                    let t = (codes & NIBBLES) ^ 0x0808_0808;
+                    (t & 0xf) | (t & 0xf00) << 8 | (t & 0xf_0000) >> 12 | (t & 0xf00_0000) >> 4
+                };
+                four(b0) | four(b1) << 8
+            }
         }
     }
 
@@ -109,6 +118,12 @@ pub fn pack(weight: &QuantizedWeight) -> Result<Packed> {
     let (n, k) = (weight.out_features, weight.in_features);
     check_tiles(n, k)?;
     weight.check("weight to pack")?;
+    pack_checked(weight)
+}
+
+/// As [`pack`], of a weight and a shape that were checked.
+pub(crate) fn pack_checked(weight: &QuantizedWeight) -> Result<Packed> {
+    let (n, k) = (weight.out_features, weight.in_features);
     match &weight.scales {
         Scales::PerChannel(scales) => {
             if weight.codes.contains(&-8) {
@@ -234,16 +249,13 @@ fn for_each_word(n: usize, k: usize, mut visit: impl FnMut(usize, usize, usize))
 
 fn pack_codes(codes: &[i8], n: usize, k: usize, mode: Mode) -> Vec<i32> {
     let mut words = vec![0i32; k / TILE * 2 * n];
-    let shifts = mode.shifts();
+    let four = |start: usize| {
+        let bytes = codes[start..start + 4].first_chunk().map_or([0; 4], |four| four.map(i8::cast_unsigned));
+        u32::from_le_bytes(bytes)
+    };
     for_each_word(n, k, |word, row, column| {
-        let mut bits = 0u32;
-        for (b, shifts) in shifts.iter().enumerate() {
-            let start = (row + 8 * b) * k + column;
-            for (code, shift) in codes[start..start + 4].iter().zip(shifts) {
-                bits |= mode.encode(*code) << shift;
-            }
-        }
-        words[word] = bits.cast_signed();
+        let start = row * k + column;
+        words[word] = mode.word(four(start), four(start + 8 * k)).cast_signed();
     });
     words
 }

@@ -6,6 +6,7 @@ mod resume;
 mod shard;
 
 use std::{
+    borrow::Cow,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -232,8 +233,8 @@ impl CheckpointWriter {
             CheckpointFormat::Qqq => {
                 let at = |reason: String| FormatError::Layout(format!("{prefix}: {reason}"));
                 qqq::fits(n, k, group_size).map_err(at)?;
-                let packed = qqq::pack(weight).map_err(|e| at(e.to_string()))?;
-                let words = le_bytes(&packed.b, |w| w.to_le_bytes());
+                let packed = qqq::pack_checked(weight).map_err(|e| at(e.to_string()))?;
+                let words = word_bytes(&packed.b);
                 self.add(&format!("{prefix}.B"), DType::I32, &[k / 16, 2 * n], &words)?;
                 let channel = le_bytes(&packed.s_channel, |s| s.to_le_bytes());
                 self.add(&format!("{prefix}.s_channel"), DType::F32, &[1, n], &channel)?;
@@ -245,7 +246,7 @@ impl CheckpointWriter {
             CheckpointFormat::CompressedTensors => {
                 let scales = compressed_tensors::effective_scales(weight, prefix)?;
                 let words = compressed_tensors::pack_codes(&weight.codes, k);
-                let words = le_bytes(&words, |w| w.to_le_bytes());
+                let words = word_bytes(&words);
                 let row = compressed_tensors::row_words(k);
                 self.add(&format!("{prefix}.weight_packed"), DType::I32, &[n, row], &words)?;
                 let per_row = group_size.map_or(1, |g| k / g);
@@ -381,6 +382,15 @@ fn write_error(staging: &Path, e: io::Error, written: u64, next: u64) -> FormatE
         _ => e,
     };
     FormatError::Io { path: staging.into(), source }
+}
+
+/// Words in little-endian order, without a copy where that is the machine's.
+fn word_bytes(words: &[i32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(words))
+    } else {
+        Cow::Owned(le_bytes(words, |w| w.to_le_bytes()))
+    }
 }
 
 fn le_bytes<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! The checkpoint directory that a quantization writes.
 
-use std::{io::ErrorKind, path::Path};
+use std::{borrow::Cow, io::ErrorKind, path::Path};
 
 use qqq_backend::Calibrate;
 use qqq_formats::{
@@ -179,9 +179,13 @@ impl<'a> OutputCheckpoint<'a> {
         for (module, count) in site.modules(&self.checkpoint.config) {
             let prefix = names::linear(index, module);
             let rows = first..first + count;
-            let part = weight.rows(rows.clone()).ok_or_else(|| {
-                FormatError::Layout(format!("{prefix}: channels {rows:?} of {}", weight.out_features))
-            })?;
+            let part = if count == weight.out_features {
+                Cow::Borrowed(weight)
+            } else {
+                Cow::Owned(weight.rows(rows.clone()).ok_or_else(|| {
+                    FormatError::Layout(format!("{prefix}: channels {rows:?} of {}", weight.out_features))
+                })?)
+            };
             self.writer.add_linear(&prefix, &part, self.format)?;
             if let Some(bias) = bias {
                 self.add_half(&format!("{prefix}.bias"), &[count], &bias[rows])?;

@@ -86,7 +86,10 @@ pub struct Timings {
     pub calibrate: f64,
     /// Choosing scales, rounding and compensation.
     pub solve: f64,
-    /// Packing and writing.
+    /// Making solved layers ready to run.
+    #[serde(default)]
+    pub ready: f64,
+    /// Packing and writing; where a device computes, beside it.
     pub write: f64,
     /// Keeping finished blocks for a run that goes on; 0 where none were kept.
     #[serde(default)]
@@ -101,6 +104,7 @@ impl Timings {
         self.transform += earlier.transform;
         self.calibrate += earlier.calibrate;
         self.solve += earlier.solve;
+        self.ready += earlier.ready;
         self.write += earlier.write;
         self.keep += earlier.keep;
     }

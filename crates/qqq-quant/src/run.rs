@@ -5,7 +5,7 @@
 
 use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 
-use qqq_backend::{Calibrate, InputKind};
+use qqq_backend::{BackendError, Calibrate, InputKind};
 use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
 use qqq_model::{
     Block, ModelError, Site,
@@ -253,11 +253,14 @@ impl<'a, B: Calibrate> Run<'a, B> {
             drop(inputs);
             let FloatLinear { bias, .. } = layer;
             self.begin(index, self.estimate.pack.part(self.share(site)), "writing")?;
-            match B::PIECES.on_host {
-                true => writer.write_now(index, site, &weight, bias.as_deref())?,
-                false => writer.write(index, site, weight.clone(), bias.clone())?,
+            if B::PIECES.on_host {
+                writer.write_now(index, site, &weight, bias.as_deref())?;
+                *live.layer_mut(site) = self.pack(index, weight, bias)?;
+            } else {
+                // The device goes on with it while it is written.
+                *live.layer_mut(site) = self.pack_kept(index, &weight, bias.as_deref())?;
+                writer.write(index, site, weight, bias)?;
             }
-            *live.layer_mut(site) = self.pack(index, weight, bias)?;
         }
         if !is_last {
             self.stage(index, units.finish, "forward", |wave| windows.finish_block(&name, &live, wave))?;
@@ -381,10 +384,33 @@ impl<'a, B: Calibrate> Run<'a, B> {
         Ok(())
     }
 
-    fn pack(&self, index: usize, weight: QuantizedWeight, bias: Option<Vec<f32>>) -> Result<Layer<B>> {
+    fn pack(&mut self, index: usize, weight: QuantizedWeight, bias: Option<Vec<f32>>) -> Result<Layer<B>> {
+        let clock = Instant::now();
         let packed = self.around.backend.linear_weight(LinearWeight::Quantized(weight), bias);
-        let name = || format!("model.layers.{index}");
-        Ok(Layer::Ready(packed.map_err(|source| ModelError::Backend { name: name(), source })?))
+        self.ready(index, clock, packed)
+    }
+
+    /// As `pack`, of a weight that is still needed.
+    fn pack_kept(
+        &mut self,
+        index: usize,
+        weight: &QuantizedWeight,
+        bias: Option<&[f32]>,
+    ) -> Result<Layer<B>> {
+        let clock = Instant::now();
+        let packed = self.around.backend.linear_of(weight, bias);
+        self.ready(index, clock, packed)
+    }
+
+    fn ready(
+        &mut self,
+        index: usize,
+        clock: Instant,
+        packed: std::result::Result<B::Linear, BackendError>,
+    ) -> Result<Layer<B>> {
+        self.timings.ready += clock.elapsed().as_secs_f64();
+        let name = format!("model.layers.{index}");
+        Ok(Layer::Ready(packed.map_err(|source| ModelError::Backend { name, source })?))
     }
 }
 

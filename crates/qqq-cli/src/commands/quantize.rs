@@ -305,11 +305,12 @@ fn summary(report: &Report, output: &Path) -> String {
     rows.push((
         "time",
         format!(
-            "{} (transform {}, calibrate {}, solve {}, write {}, keep for --resume {})",
+            "{} (transform {}, calibrate {}, solve {}, make ready {}, write {}, keep for --resume {})",
             format::seconds(t.total),
             format::seconds(t.transform),
             format::seconds(t.calibrate),
             format::seconds(t.solve),
+            format::seconds(t.ready),
             format::seconds(t.write),
             format::seconds(t.keep)
         ),

@@ -59,7 +59,11 @@ impl CudaLinear {
     }
 
     /// 4-bit weights, made for the backend's arithmetic.
-    fn quantized(backend: &CudaBackend, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<Self> {
+    pub(super) fn quantized(
+        backend: &CudaBackend,
+        weight: &QuantizedWeight,
+        bias: Option<&[f32]>,
+    ) -> Result<Self> {
         let (device, half) = (backend.device(), backend.half());
         let (n, k) = (weight.out_features, weight.in_features);
         let (weights, types) = match backend.shared.options.arithmetic {

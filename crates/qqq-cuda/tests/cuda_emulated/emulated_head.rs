@@ -83,7 +83,7 @@ fn launch<T>(
         together: false,
     };
     let raw: *const c_void = (&raw const *parameters).cast();
-    emulator.launch(&kernel.source(), shape, (raw, size_of::<T>()), memory, &[], seed)
+    emulator.launch(&kernel.source(), shape, (raw, size_of::<T>()), memory, &memory.regions(), seed)
 }
 
 fn numbers(seed: u64, count: usize) -> Vec<f32> {

@@ -16,7 +16,7 @@ use std::sync::PoisonError;
 
 use qqq_backend::solve::{Problem, Solution};
 use qqq_backend::{AttentionKind, BackendError, Calibrate, Pieces, Result};
-use qqq_formats::WeightData;
+use qqq_formats::{QuantizedWeight, WeightData};
 
 use self::kernels::CalibrationKernel as Kernel;
 use self::parameters::{
@@ -334,6 +334,10 @@ impl Calibrate for CudaBackend {
         // SAFETY: all have these sizes.
         unsafe { self.product(&product, &operands) }?;
         Ok(out)
+    }
+
+    fn linear_of(&self, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<CudaLinear> {
+        Ok(CudaLinear::quantized(self, weight, bias)?)
     }
 
     fn weights(&self, n: usize, k: usize, data: WeightData) -> Result<CudaWeights> {
