@@ -65,7 +65,8 @@ fn product(w: &[f32], x: &[f32]) -> f32 {
     lanes[0]
 }
 
-/// Bit for bit those of the stated arithmetic, whatever way a row takes.
+/// Bit for bit those of the stated arithmetic, whatever way a row takes through the copy; within the rounding of sums where more
+/// are asked for than the copy serves.
 pub fn the_largest_of_a_wide_head(b: CudaBackend) {
     let (n, k) = WIDE;
     let mut weights = rounded(&b, values(n * k, 1));
@@ -87,14 +88,21 @@ pub fn the_largest_of_a_wide_head(b: CudaBackend) {
             let x = &x[row * k..(row + 1) * k];
             exact.iter_mut().zip(weights.chunks(k)).for_each(|(out, w)| *out = product(w, x));
         });
-        for count in [1, 40, 256] {
+        // The copy of a head so wide serves up to an eighth of its blocks of 32 columns.
+        for count in [1, 40, n / 32 / 8, n / 32 / 8 + 1] {
+            let is_exact = count <= n / 32 / 8;
             let got = largest_of(&b, &input, &head, count, &mut out);
             for (row, got) in got.iter().enumerate() {
                 let want = largest(&exact[row * n..(row + 1) * n], count);
                 if m > 1 && row == 2 {
                     assert!(got.len() == 1 && got[0].0.is_nan() && got[0].1 == 0, "{got:?}");
-                } else {
+                } else if is_exact {
                     assert_eq!(*got, want, "row {row} of {m}, {count}");
+                } else {
+                    assert_eq!(got.len(), want.len(), "row {row} of {m}, {count}");
+                    for ((got, _), (want, _)) in got.iter().zip(&want) {
+                        assert!((got - want).abs() <= 1e-4 * want.abs(), "row {row} of {m}: {got}, {want}");
+                    }
                 }
             }
         }
