@@ -50,7 +50,7 @@ fn minus_one_means_what_it_means_elsewhere() {
     // Before the command or behind it, the last counts.
     let bench =
         "--threads 2 bench model model --prompt-tokens 4 --new-tokens 2 --repeat 1 --json --threads 1";
-    assert_eq!(place.run(bench).success().json()["threads"], 1);
+    assert_eq!(place.run(bench).success().json()["results"][0]["threads"], 1);
 
     let quantized =
         place.run("quantize model -o out --windows 2 --window 64 --seed -1 --json").success().json();
@@ -387,7 +387,7 @@ fn an_interrupted_measurement_tells_what_it_has() {
             assert!(run.stderr.contains("Ctrl-C again ends at once"), "{}", run.stderr);
             if json && figure.is_empty() {
                 let outcome = run.json();
-                let repeat = outcome["repeat"].as_u64().unwrap();
+                let repeat = outcome["results"][0]["repeat"].as_u64().unwrap();
                 assert!((1..10_000).contains(&repeat) && outcome["partial"] == true, "{outcome}");
             } else if json {
                 let outcome = run.json();

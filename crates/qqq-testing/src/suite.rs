@@ -65,6 +65,14 @@ impl Suite {
     pub fn run(self) -> ExitCode {
         libtest_mimic::run(&Arguments::from_args(), self.trials).exit_code()
     }
+
+    /// As [`run`](Self::run), one test after the other unless the arguments say how many at a time: for tests that share what
+    /// they need.
+    pub fn run_in_turn(self) -> ExitCode {
+        let mut arguments = Arguments::from_args();
+        arguments.test_threads.get_or_insert(1);
+        libtest_mimic::run(&arguments, self.trials).exit_code()
+    }
 }
 
 fn outcome<T>(need: Result<T, Missing>, test: fn(T), in_ci: bool) -> Result<Completion, Failed> {

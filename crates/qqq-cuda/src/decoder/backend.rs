@@ -15,7 +15,7 @@ use super::batch::CudaBatch;
 use super::kv_pool::CudaKvPool;
 use super::linear::{CudaLinear, half_values};
 use super::logits::CudaPicks;
-use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements, allocations, read_values};
+use super::memory::{Buffer, CudaInput, CudaTensor, CudaVector, Elements, allocations, copy, read_values};
 use super::rows::{RowConfig, RowOperands, RowSource};
 use super::steps::{AddParameters, EmbedParameters, StepKernel, value_type};
 use crate::error::driver;
@@ -500,17 +500,4 @@ fn check_alike(a: &CudaTensor, b: &CudaTensor) -> Result<()> {
         return Ok(());
     }
     shape(format!("{} x {} values to be added to {} x {}", b.rows, b.cols, a.rows, a.cols))
-}
-
-/// Copies bytes on the device, in the stream's order.
-pub(super) fn copy(b: &CudaBackend, from: u64, to: u64, bytes: usize) -> crate::Result<()> {
-    if bytes == 0 {
-        return Ok(());
-    }
-    let stream = b.device().stream();
-    let failed = || driver("copying on the GPU");
-    stream.context().bind_to_thread().map_err(failed())?;
-    // SAFETY: the callers give memory of these sizes.
-    unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
-        .map_err(failed())
 }

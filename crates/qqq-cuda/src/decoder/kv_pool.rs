@@ -3,8 +3,7 @@
 use qqq_backend::{BatchPlan, KvDType, KvLayout, PAGE};
 
 use super::CudaBackend;
-use super::backend::copy;
-use super::memory::Buffer;
+use super::memory::{Buffer, copy};
 use crate::{CudaError, DType, KernelType, Result};
 
 /// Pages of keys and values of all layers.

@@ -4,6 +4,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::CudaBackend;
 use crate::error::driver;
 use crate::{DType, Device, KernelType, Result};
 
@@ -179,4 +180,17 @@ impl CudaVector {
     pub(super) fn address(&self) -> u64 {
         self.buffer.address()
     }
+}
+
+/// Copies bytes on the device, in the stream's order.
+pub(super) fn copy(b: &CudaBackend, from: u64, to: u64, bytes: usize) -> Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    let stream = b.device().stream();
+    let failed = || driver("copying on the GPU");
+    stream.context().bind_to_thread().map_err(failed())?;
+    // SAFETY: the callers give memory of these sizes.
+    unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
+        .map_err(failed())
 }

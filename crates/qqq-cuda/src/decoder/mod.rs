@@ -51,7 +51,8 @@ pub use logits::CudaPicks;
 pub use memory::{CudaInput, CudaTensor, CudaVector};
 pub use options::{Arithmetic, CudaOptions};
 
-/// A GPU as a [`Backend`](qqq_backend::Backend).
+/// A GPU as a [`Backend`](qqq_backend::Backend). Clones share a stream: while one of them records a step, no other thread may
+/// use any.
 #[derive(Clone, Debug)]
 pub struct CudaBackend {
     shared: Arc<Shared>,

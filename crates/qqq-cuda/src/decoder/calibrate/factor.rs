@@ -4,9 +4,8 @@
 //! on the diagonal is factorized and inverted by one CTA, and the rows below are multiplied with the inverse.
 
 use super::super::CudaBackend;
-use super::super::backend::copy;
 use super::super::blas::{Matrix, Number, Operands, Product};
-use super::super::memory::{Buffer, read_values};
+use super::super::memory::{Buffer, copy, read_values};
 use super::CudaHessian;
 use super::kernels::{CalibrationKernel as Kernel, FACTOR_BLOCK};
 use super::parameters::{DampParameters, FactorParameters, FeedbackParameters};

@@ -6,9 +6,8 @@ use qqq_backend::{BackendError, Result};
 use qqq_formats::WeightData;
 
 use super::super::CudaBackend;
-use super::super::backend::copy;
 use super::super::blas::{Matrix, Number, Operands, Product};
-use super::super::memory::{Buffer, read_values};
+use super::super::memory::{Buffer, copy, read_values};
 use super::super::steps::value_type;
 use super::kernels::CalibrationKernel as Kernel;
 use super::parameters::FloatsParameters;
