@@ -111,6 +111,22 @@ impl Reserved {
         Ok(reserved)
     }
 
+    /// As [`new`](Self::new), of a command that is not `quantize`: what a stopped run of that has finished is not its to
+    /// remove.
+    ///
+    /// # Errors
+    /// Also where there is such a run.
+    pub fn unless_stopped(path: &Path, console: &Console) -> anyhow::Result<Self> {
+        let reserved = Self::take(path, console)?;
+        match reserved.reservation.stopped() {
+            [] => Ok(reserved),
+            [stopped, ..] => Err(bad_input_hint(
+                format!("{}: {} has {}", path.display(), stopped.display(), blocks_of(stopped)),
+                "go on with it (qqq quantize --resume), remove that directory, or choose another name",
+            )),
+        }
+    }
+
     /// As [`new`](Self::new), to go on with what a run has left that was stopped.
     pub fn to_go_on(path: &Path, console: &Console) -> anyhow::Result<Self> {
         let reserved = Self::take(path, console)?;

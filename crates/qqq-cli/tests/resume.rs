@@ -218,6 +218,9 @@ fn without_the_option_a_run_starts_anew_and_says_so() {
     // What fails before it begins removes nothing.
     let run = place.run("quantize no-model -o out");
     assert!(run.code == Some(2) && kept.exists(), "{}", run.stderr);
+    // Nor does another command.
+    place.run("synth --like model -o out").failure(2, "blocks that a stopped run has finished");
+    assert!(kept.exists());
     let run = place.run(&format!("{LINE} -o out")).success();
     assert!(run.stderr.contains("starts anew and removes it"), "{}", run.stderr);
     assert!(!run.stderr.contains("going on"), "{}", run.stderr);

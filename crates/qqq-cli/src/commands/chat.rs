@@ -22,7 +22,7 @@ use super::generate::{Answer, StopArgs, statistics};
 use crate::{
     console::Console,
     device::{DeviceArgs, Place, on_device},
-    errors::bad_input_hint,
+    errors::{bad_input_hint, failed_hint},
     interrupt::Guard,
     model::{self, HubArgs, LoadedModel},
     numbers,
@@ -119,10 +119,11 @@ fn run_on<P: Place>(
     if reader.is_terminal() {
         console.note("/help tells what can be done, Ctrl-C stops an answer, Ctrl-D leaves");
     }
+    let (mut said, mut unanswered) = (0, 0);
     while let Some(entered) = reader.read(console)? {
         match Input::parse(&entered) {
             Input::Nothing => {}
-            Input::Exit => return Ok(()),
+            Input::Exit => break,
             Input::Help => reader.help(console)?,
             Input::Reset => {
                 let forgotten = chat.reset();
@@ -149,9 +150,14 @@ fn run_on<P: Place>(
                 // The guard is there before the first signal can come, and longer than the last.
                 let guard = Guard::new();
                 let _signals = reader.signals();
-                chat.turn(text, &guard, console)?;
+                said += 1;
+                unanswered += usize::from(!chat.turn(text, &guard, console)?);
             }
         }
+    }
+    // A person has read why; a program looks at the exit code.
+    if said > 0 && unanswered == said && reader.is_piped() {
+        return Err(failed_hint("no message has an answer", "the warnings say why"));
     }
     Ok(())
 }
@@ -174,6 +180,11 @@ impl Reader {
 
     fn is_terminal(&self) -> bool {
         matches!(self, Self::Editor(_))
+    }
+
+    /// Whether messages come from a pipe or a file.
+    fn is_piped(&self) -> bool {
+        matches!(self, Self::Lines { lines, .. } if !lines.is_terminal())
     }
 
     fn read(&mut self, console: &Console) -> anyhow::Result<Option<String>> {
@@ -226,8 +237,8 @@ impl<B: Backend> Chat<'_, B> {
     }
 
     /// One message and its answer. A request that the template refuses or the model cannot serve is told,
-    /// and forgotten.
-    fn turn(&mut self, text: &str, guard: &Guard, console: &Console) -> anyhow::Result<()> {
+    /// and forgotten. Whether there is an answer, or it was not wanted any more.
+    fn turn(&mut self, text: &str, guard: &Guard, console: &Console) -> anyhow::Result<bool> {
         self.messages.push(message("user", text));
         let prompt = match self.template.render(&self.messages, true) {
             Ok(prompt) => prompt,
@@ -239,7 +250,7 @@ impl<B: Backend> Chat<'_, B> {
                 };
                 self.messages.pop();
                 console.warn(&format!("{e}; {hint}"));
-                return Ok(());
+                return Ok(false);
             }
         };
         let ids = match self.model.tokenizer.encode(&prompt, false) {
@@ -248,7 +259,7 @@ impl<B: Backend> Chat<'_, B> {
             Err(e) => {
                 self.messages.pop();
                 console.warn(&format!("{e}; the message is left out of the conversation"));
-                return Ok(());
+                return Ok(false);
             }
         };
         let mut printed = Ok(());
@@ -270,18 +281,18 @@ impl<B: Backend> Chat<'_, B> {
                 let is_first = self.messages.len() == usize::from(self.system.is_some());
                 let hint = if is_first { "the message is left out" } else { "/reset makes room" };
                 console.warn(&format!("{e}; {hint}"));
-                return Ok(());
+                return Ok(false);
             }
         };
         if answer.finish == FinishReason::Cancelled && answer.new_tokens == 0 {
             self.messages.pop();
             console.note("(stopped before the answer; the message is left out of the conversation)");
-            return Ok(());
+            return Ok(true);
         }
         console.line("")?;
         console.note(&format!("[{}]", statistics(&answer)));
         self.messages.push(message("assistant", &answer.text));
-        Ok(())
+        Ok(true)
     }
 }
 

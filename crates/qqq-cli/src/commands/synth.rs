@@ -78,7 +78,7 @@ struct Outcome {
 pub fn run(args: &SynthArgs, console: &Console) -> anyhow::Result<()> {
     let (seed, is_drawn) = args.seed.value()?;
     let config = args.config()?;
-    let reserved = Reserved::new(&args.output, console)?;
+    let reserved = Reserved::unless_stopped(&args.output, console)?;
     if is_drawn {
         console.drawn_seed(seed);
     }

@@ -21,6 +21,11 @@ impl Lines {
         Self { terminal: stdin.is_terminal(), input: stdin.lock(), first: true }
     }
 
+    /// Whether a person types them.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
     /// The next line that is a text, `None` at the end. `prompt` precedes it on a terminal.
     pub fn read(&mut self, prompt: bool, console: &Console) -> anyhow::Result<Option<String>> {
         let prompt = prompt && self.terminal;
