@@ -59,6 +59,18 @@ fn staged(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     builder.tempfile_in(parent(path))
 }
 
+/// As [`check_writable`], for a figure: its name ends in .svg, so that nothing else is replaced by mistake.
+pub fn check_figure(path: &Path, option: &str) -> anyhow::Result<()> {
+    check_writable(path, option)?;
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg")) {
+        return Ok(());
+    }
+    Err(bad_input_hint(
+        format!("{option} {}: figures are SVG, and the name does not end in .svg", path.display()),
+        "name it so",
+    ))
+}
+
 /// Refuses a path that could not be written to, before work is spent on what goes there.
 pub fn check_writable(path: &Path, option: &str) -> anyhow::Result<()> {
     let refuse = |reason: String| Err(bad_input(format!("{option} {}: {reason}", path.display())));

@@ -378,7 +378,7 @@ fn an_interrupted_measurement_tells_what_it_has() {
     for (line, figure) in [
         ("eval perplexity model --text long.txt --window 2048", "perplexity"),
         ("eval kld model --baseline model --text long.txt --window 2048", "kl_divergence"),
-        ("bench model model --prompt-tokens 400 --new-tokens 400 --repeat 10000", ""),
+        ("bench model model --prompt-tokens 8 --new-tokens 8 --repeat 10000", ""),
     ] {
         for json in [true, false] {
             let run = interrupted(&place, &format!("{line}{}", if json { " --json" } else { "" }));

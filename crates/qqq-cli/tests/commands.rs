@@ -318,9 +318,13 @@ fn bench_gives_rates() {
 #[test]
 fn bench_compares_quantized_models_on_gpus() {
     let place = Place::new();
-    place.run("bench model model --compare fp16 --device cpu").failure(2, "is not quantized");
+    place.run("bench model model --compare fp16 --device cpu").failure(2, "fp16 is not computed on the CPU");
     place.run("bench model model --compare w4a8").failure(2, "invalid value 'w4a8'");
     place.run("bench model model --batch 0").failure(2, "--batch");
+    place.run("bench model model --plot model/config.json").failure(2, "does not end in .svg");
+    place
+        .run("bench model model --batch 65536 --prompt-tokens 2000 --new-tokens 40 --device cpu")
+        .failure(2, "keys and values of 2000 + 40 tokens each take");
     place.run("bench model model --batch 65537").failure(2, "at most 65536");
     place.run("quantize model -o w4a8 --method rtn --group-size channel").success();
     place.run("bench model w4a8 --compare fp16 --device cpu").failure(2, "fp16 is not computed on the CPU");

@@ -71,7 +71,37 @@ pub fn generate<B: Backend>(
         Event::Token(i, id) if !on_token(i, id) => Next::Cancel,
         _ => Next::Go,
     };
-    let (mut runner, mut pages) = batch::runner(decoder, &sequences, options, prompts.len())?;
-    batch::run(&mut runner, &mut pages, &mut sequences, options, prompts.len(), &mut listener)?;
+    run(decoder, &mut sequences, options, &mut listener)
+}
+
+/// As [`generate`]; `go_on` is asked before every run of the decoder, a piece of a prompt or a token of each sequence, and ends
+/// all of them by returning `false` ([`FinishReason::Cancelled`]).
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_while<B: Backend>(
+    decoder: &Decoder<B>,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Vec<Generation>> {
+    let sequence = |(i, prompt): (usize, &Vec<u32>)| Sequence::new(prompt.clone(), &options.sampling, i);
+    let mut sequences: Vec<Sequence> = prompts.iter().enumerate().map(sequence).collect();
+    let mut listener = |event: Event<'_>| match event {
+        Event::Pass { .. } if !go_on() => Next::CancelAll,
+        _ => Next::Go,
+    };
+    run(decoder, &mut sequences, options, &mut listener)
+}
+
+fn run<B: Backend>(
+    decoder: &Decoder<B>,
+    sequences: &mut [Sequence],
+    options: &GenerateOptions,
+    listener: &mut batch::Listener,
+) -> Result<Vec<Generation>> {
+    let together = sequences.len();
+    let (mut runner, mut pages) = batch::runner(decoder, sequences, options, together)?;
+    batch::run(&mut runner, &mut pages, sequences, options, together, listener)?;
     Ok(sequences.iter().map(Sequence::generation).collect())
 }

@@ -28,7 +28,7 @@ pub mod session;
 mod stop;
 pub mod text;
 
-pub use generate::{FinishReason, GenerateOptions, Generation, generate};
+pub use generate::{FinishReason, GenerateOptions, Generation, generate, generate_while};
 pub use sampling::{BadLogit, Sampler, SamplingOptions};
 pub use session::Session;
 pub use stop::StopStrings;

@@ -265,7 +265,7 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
         return Err(bad_input(format!("--gpu {}: there is no GPU of that number", args.gpu)));
     }
     if let Some(path) = &args.plot {
-        files::check_writable(path, "--plot")?;
+        files::check_figure(path, "--plot")?;
     }
     let types = types(args)?;
     let choosing = match (args.tune, args.no_tuned, args.each) {

@@ -3,9 +3,9 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use qqq_backend::{Backend, InputKind};
+use qqq_backend::{Backend, Calibrate, InputKind};
 use qqq_cuda::{Arithmetic, CudaOptions};
-use qqq_model::{Decoder, Site};
+use qqq_model::{Decoder, Site, memory};
 use serde::Serialize;
 
 use super::{
@@ -15,8 +15,8 @@ use super::{
 use crate::{
     console::Console,
     device::{DeviceArgs, Place, on_device},
-    errors::{InterruptedWithResult, bad_input, bad_input_hint},
-    files,
+    errors::{FailedWithResult, InterruptedWithResult, bad_input, bad_input_hint},
+    files, format,
     interrupt::Guard,
     model::{self, HubArgs},
     numbers,
@@ -111,30 +111,36 @@ pub fn run(args: &ModelArgs, console: &Console) -> anyhow::Result<()> {
         return Err(bad_input(format!("--batch must be at most {MAX_BATCH}, not {batch}")));
     }
     if let Some(path) = &args.plot {
-        files::check_writable(path, "--plot")?;
+        files::check_figure(path, "--plot")?;
     }
     on_device!(args.device.device, &args.model, &args.hub, |place| run_on(args, &place, console))
 }
 
 fn run_on<P: Place>(args: &ModelArgs, place: &P, console: &Console) -> anyhow::Result<()> {
-    let load = |arithmetic| {
-        let options = CudaOptions { arithmetic, ..CudaOptions::default() };
-        model::load_with(&args.model, &args.hub, place, options)
-    };
+    let options = |arithmetic| CudaOptions { arithmetic, ..CudaOptions::default() };
+    let load = |arithmetic| model::load_with(&args.model, &args.hub, place, options(arithmetic));
+    let loads = args.batch.iter().map(|&batch| args.load(batch)).collect::<Vec<_>>();
+    // What config and options tell is said before a large model is loaded.
+    let checkpoint = model::open(&args.model, &args.hub)?;
+    for load in &loads {
+        load.check(&checkpoint.config)?;
+    }
+    for &other in &args.compare {
+        place.backend_with(&checkpoint, options(other))?;
+    }
+    drop(checkpoint);
     let first = load(Arithmetic::W4A8)?;
     let quantized = takes_int8(&first.decoder)?;
-    if !args.compare.is_empty() {
-        if !quantized {
-            return Err(bad_input_hint(
-                format!("--compare: {} is not quantized", args.model),
-                "it takes what `qqq quantize` has made; for speed alone `qqq synth --quantized` makes weights that are as good",
-            ));
-        }
-        // Said before the first measurement.
-        let other = CudaOptions { arithmetic: args.compare[0], ..CudaOptions::default() };
-        place.backend_with(&first.checkpoint, other)?;
+    if !args.compare.is_empty() && !quantized {
+        return Err(bad_input_hint(
+            format!("--compare: {} is not quantized", args.model),
+            "it takes what `qqq quantize` has made; for speed alone `qqq synth --quantized` makes weights that are as good",
+        ));
     }
-    let guard = Guard::telling("stopping after the run in hand; Ctrl-C again ends at once, without figures");
+    check_memory(&first.decoder, &loads)?;
+    let guard = Guard::telling(
+        "stopping, with the runs that are complete; Ctrl-C again ends at once, without figures",
+    );
     let mut outcome =
         Outcome { model: &args.model, device: place.identity()?, partial: false, results: Vec::new() };
     let mut first = Some(first.decoder);
@@ -155,19 +161,14 @@ fn run_on<P: Place>(args: &ModelArgs, place: &P, console: &Console) -> anyhow::R
             },
         };
         let name = if quantized { arithmetic.to_string() } else { String::from("float") };
-        for &batch in &args.batch {
-            let load = Load {
-                batch,
-                prompt_tokens: args.prompt_tokens,
-                new_tokens: args.new_tokens,
-                repeat: args.repeat,
-            };
-            let measured = measure(&decoder, load, &mut |_, _| {
+        for &load in &loads {
+            let batch = load.batch;
+            let mut on_run = |run: usize, runs: usize| {
                 done += 1;
-                tracing::debug!("{done} of {total} runs are done");
+                tracing::debug!("{run} of {runs} runs are done");
                 progress.update(done as f64, total as f64, &format!("{name}, {batch} at once"));
-                Ok(!guard.pressed())
-            });
+            };
+            let measured = measure(&decoder, load, &mut on_run, &mut || Ok(!guard.pressed()));
             let speed = match measured {
                 // What was measured before counts.
                 Err(_) if guard.pressed() && !outcome.results.is_empty() => {
@@ -185,11 +186,46 @@ fn run_on<P: Place>(args: &ModelArgs, place: &P, console: &Console) -> anyhow::R
         }
     }
     drop(progress);
-    if let Some(path) = &args.plot {
-        throughput::write(path, &outcome.device, &outcome.points())?;
-    }
-    console.result(&outcome, |o| o.text(args, console))?;
+    // Figures that were measured are not lost with their drawing.
+    let drawn = match &args.plot {
+        Some(path) => throughput::write(path, &outcome.device, &outcome.points()),
+        None => Ok(()),
+    };
+    let planned = (args.compare.len() + 1) * loads.len();
+    console.result(&outcome, |o| o.text(args, planned, console))?;
+    drawn.map_err(|e| FailedWithResult(format!("--plot: {e:#}")))?;
     if outcome.partial { Err(InterruptedWithResult.into()) } else { Ok(()) }
+}
+
+/// That the KV caches have room beside the model.
+///
+/// # Errors
+/// One has not.
+fn check_memory<B: Calibrate>(decoder: &Decoder<B>, loads: &[Load]) -> anyhow::Result<()> {
+    let Some(free) = decoder.backend.free_memory()?.or_else(memory::available) else { return Ok(()) };
+    for load in loads {
+        let needed = load.cache_bytes(&decoder.config);
+        if needed > free {
+            return Err(bad_input_hint(
+                format!(
+                    "--batch {}: keys and values of {} + {} tokens each take {}, and {} are free",
+                    load.batch,
+                    load.prompt_tokens,
+                    load.new_tokens,
+                    format::bytes(needed),
+                    format::bytes(free)
+                ),
+                "fewer sequences at once, or fewer tokens",
+            ));
+        }
+    }
+    Ok(())
+}
+
+impl ModelArgs {
+    fn load(&self, batch: usize) -> Load {
+        Load { batch, prompt_tokens: self.prompt_tokens, new_tokens: self.new_tokens, repeat: self.repeat }
+    }
 }
 
 /// Whether the blocks' layers take int8 activations.
@@ -214,13 +250,15 @@ impl Outcome<'_> {
         self.results.iter().map(point).collect()
     }
 
-    fn text(&self, args: &ModelArgs, console: &Console) -> String {
+    fn text(&self, args: &ModelArgs, planned: usize, console: &Console) -> String {
         let range = |rate: Rate| format!("{:.0} ({:.0}..{:.0})", rate.median, rate.min, rate.max);
         let compares = !args.compare.is_empty();
         let rows = self.results.iter().map(|r| {
             let s = &r.speed;
             let step = 1e3 * s.batch as f64 / s.decode_tokens_per_second.median;
-            let mut cells = vec![r.arithmetic.clone(), s.batch.to_string()];
+            let runs =
+                if s.partial { format!(" ({} of {} runs)", s.repeat, args.repeat) } else { String::new() };
+            let mut cells = vec![r.arithmetic.clone(), format!("{}{runs}", s.batch)];
             cells.extend(
                 [s.prefill_tokens_per_second, s.decode_tokens_per_second, s.output_tokens_per_second]
                     .map(range),
@@ -235,8 +273,11 @@ impl Outcome<'_> {
             ["", "sequences", "prefill", "decode", "output tokens/s", "ms a step", "w4a8 is faster by"];
         let table = table(console, &header[..if compares { 7 } else { 6 }], 1, rows);
         let runs = self.results.first().map_or(0, |r| r.speed.repeat);
-        let part =
-            if self.partial { format!("PARTIAL, interrupted: of {}, ", args.repeat) } else { String::new() };
+        let complete = self.results.iter().filter(|r| !r.speed.partial).count();
+        let part = match self.partial {
+            true => format!("PARTIAL, interrupted: {complete} of {planned} rows are complete; "),
+            false => String::new(),
+        };
         let threads = self.results.first().map_or(0, |r| r.speed.threads);
         format!(
             "{table}\n{part}{runs} runs, median (slowest..fastest); {} tokens in, {} out; {}, {threads} threads",

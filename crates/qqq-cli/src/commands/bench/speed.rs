@@ -1,11 +1,12 @@
 //! How fast a decoder generates.
 
-use qqq_backend::{Backend, KvDType, pool};
-use qqq_engine::{GenerateOptions, SamplingOptions, generate};
+use qqq_backend::{Backend, KvDType, PAGE, pages_for, pool};
+use qqq_engine::{FinishReason, GenerateOptions, SamplingOptions, generate_while};
+use qqq_formats::ModelConfig;
 use qqq_model::Decoder;
 use serde::Serialize;
 
-use crate::errors::{Interrupted, bad_input};
+use crate::errors::{Interrupted, bad_input_hint};
 
 /// Tokens a second over several runs.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -54,26 +55,43 @@ pub struct Load {
     pub repeat: usize,
 }
 
-/// Measures a decoder; `on_run` is told after every run (0: the warm-up), and stops by an error, or by `false` with what
-/// was measured until then.
+impl Load {
+    /// That a model's context holds it.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check(&self, config: &ModelConfig) -> anyhow::Result<()> {
+        let Self { prompt_tokens, new_tokens, .. } = *self;
+        let context = config.max_position_embeddings;
+        if prompt_tokens.checked_add(new_tokens).is_some_and(|tokens| tokens <= context) {
+            return Ok(());
+        }
+        Err(bad_input_hint(
+            format!("the model's context of {context} tokens does not hold {prompt_tokens} + {new_tokens}"),
+            "--prompt-tokens and --new-tokens say how many",
+        ))
+    }
+
+    /// Bytes of keys and values of 16 bits, in whole pages.
+    pub fn cache_bytes(&self, config: &ModelConfig) -> u64 {
+        let positions = self.batch * pages_for(self.prompt_tokens + self.new_tokens) * PAGE;
+        4 * (config.num_layers * config.num_kv_heads * config.head_dim) as u64 * positions as u64
+    }
+}
+
+/// Measures a decoder; `on_run` is told after every run (0: the warm-up). `go_on` is asked between the steps of a run, and stops
+/// by an error, or by `false` with the runs that were complete by then.
 ///
 /// # Errors
-/// A load that the model's context does not hold, those of generation and of `on_run`.
+/// A load that the model's context does not hold, those of generation and of `go_on`.
 pub fn measure<B: Backend>(
     decoder: &Decoder<B>,
     load: Load,
-    on_run: &mut dyn FnMut(usize, usize) -> anyhow::Result<bool>,
+    on_run: &mut dyn FnMut(usize, usize),
+    go_on: &mut dyn FnMut() -> anyhow::Result<bool>,
 ) -> anyhow::Result<Speed> {
     let Load { batch, prompt_tokens, new_tokens, repeat } = load;
-    let context = decoder.config.max_position_embeddings;
-    let too_long = || {
-        bad_input(format!(
-            "the model's context of {context} tokens does not hold {prompt_tokens} + {new_tokens}"
-        ))
-    };
-    if prompt_tokens.checked_add(new_tokens).is_none_or(|tokens| tokens > context) {
-        return Err(too_long());
-    }
+    load.check(&decoder.config)?;
     let options = GenerateOptions {
         sampling: SamplingOptions::default(),
         max_new_tokens: new_tokens,
@@ -85,9 +103,14 @@ pub fn measure<B: Backend>(
         let seed = |sequence| (run * batch + sequence) as u64 + 1;
         let prompts: Vec<_> =
             (0..batch).map(|s| random_tokens(prompt_tokens, decoder.config.vocab_size, seed(s))).collect();
-        let generations = generate(decoder, &prompts, &options, &mut |_, _| true)?;
-        if generations.iter().any(|g| g.tokens.len() != new_tokens) {
-            return Err(too_long());
+        let mut stopped = Ok(true);
+        let generations = generate_while(decoder, &prompts, &options, &mut || {
+            stopped = go_on();
+            matches!(stopped, Ok(true))
+        })?;
+        stopped?;
+        if generations.iter().any(|g| g.finish == FinishReason::Cancelled) {
+            break;
         }
         // The first run warms caches and the memory allocator up.
         if run > 0 {
@@ -100,9 +123,7 @@ pub fn measure<B: Backend>(
             decode.push((batch * (new_tokens - 1)) as f64 / (all - first));
             output.push((batch * new_tokens) as f64 / all);
         }
-        if !on_run(run, repeat)? {
-            break;
-        }
+        on_run(run, repeat);
     }
     if prefill.is_empty() {
         return Err(Interrupted.into());

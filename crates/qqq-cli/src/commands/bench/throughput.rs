@@ -53,6 +53,7 @@ fn figure(device: &str, points: &[Point]) -> anyhow::Result<String> {
             .build_cartesian_2d((left..right).log_scale().base(2.0).with_key_points(batches), 0.0..top)?;
         let mut mesh = chart.configure_mesh();
         mesh.light_line_style(TRANSPARENT).y_labels(7).label_style(("sans-serif", 15));
+        mesh.y_label_formatter(&|rate| format!("{rate:.0}"));
         mesh.x_desc("sequences at once")
             .y_desc("tokens/s")
             .x_label_formatter(&|batch| batch.to_string())

@@ -97,10 +97,12 @@ fn linear(model: &LoadedModel) -> anyhow::Result<(u64, u64)> {
 fn side(model: &LoadedModel, linear_bytes: u64, console: &Console, guard: &Guard) -> anyhow::Result<Side> {
     let mut progress = Progress::new(console, "measuring speed");
     let load = bench::Load { batch: 1, prompt_tokens: PROMPT_TOKENS, new_tokens: NEW_TOKENS, repeat: REPEAT };
-    let speed = bench::measure(&model.decoder, load, &mut |done, total| {
-        progress.update(done as f64, total as f64, "");
-        guard.check().map(|()| true)
-    })?;
+    let speed = bench::measure(
+        &model.decoder,
+        load,
+        &mut |done, total| progress.update(done as f64, total as f64, ""),
+        &mut || guard.check().map(|()| true),
+    )?;
     drop(progress);
     let prompt = match ChatTemplate::load(&model.checkpoint, &model.tokenizer)? {
         Some(template) => {
