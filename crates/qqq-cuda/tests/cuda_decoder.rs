@@ -15,7 +15,8 @@ mod uniform;
 use std::process::ExitCode;
 
 use qqq_backend::{
-    Backend, BatchPlan, CpuBackend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm, PAGE, largest,
+    Backend, BatchPlan, CpuBackend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm, PAGE, QueryScale,
+    largest,
 };
 use qqq_cuda::{CudaBackend, DType, KernelType};
 use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
@@ -227,13 +228,14 @@ fn rotated_heads(b: CudaBackend) {
             (0..turned / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / turned as f32)).collect();
         let norm = |w: &Vec<f32>| Norm { weight: b.vector(w.clone()).unwrap(), eps: 1e-6 };
         let own = [norm(&weights[0]), norm(&weights[1])];
-        let rope = (turned > 0).then(|| b.rope(&freq, 1.25, None, 2 * PAGE).unwrap());
+        let growing = (turned == 72).then_some(QueryScale { beta: 0.3, period: 50 });
+        let rope = (turned > 0).then(|| b.rope(&freq, 1.25, growing, 2 * PAGE).unwrap());
         let mut qkv = half_tensor(&b, plan.rows(), width, x.clone());
         let mut kv = b.kv_pool(layout, 3).unwrap();
         let qk = norms.then_some((&own[0], &own[1]));
         b.rope_append(&mut qkv, heads, qk, rope.as_ref(), &mut kv, 0, &b.batch(&plan).unwrap()).unwrap();
         let [q, k] = weights.map(|weight| Norm { weight, eps: 1e-6 });
-        let rope = (turned > 0).then(|| cpu.rope(&freq, 1.25, None, 2 * PAGE).unwrap());
+        let rope = (turned > 0).then(|| cpu.rope(&freq, 1.25, growing, 2 * PAGE).unwrap());
         let mut want = cpu.upload(plan.rows(), width, x).unwrap();
         let mut pool = cpu.kv_pool(layout, 3).unwrap();
         let qk = norms.then_some((&q, &k));

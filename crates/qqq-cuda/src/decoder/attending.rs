@@ -46,6 +46,7 @@ impl CudaBackend {
             }
         }
         let (keys, values) = kv.layer(layer)?;
+        let growing = rope.and_then(|r| r.query_scale).filter(|scale| scale.period > 0);
         let parameters = RopeParameters {
             qkv: qkv.address(),
             keys,
@@ -63,6 +64,8 @@ impl CudaBackend {
             pairs: rope.map_or(0, |r| r.pairs as i32),
             q_epsilon: qk_norm.map_or(0.0, |(q, _)| q.eps),
             k_epsilon: qk_norm.map_or(0.0, |(_, k)| k.eps),
+            query_beta: growing.map_or(0.0, |scale| scale.beta),
+            query_period: growing.map_or(1, |scale| scale.period.clamp(1, i32::MAX as usize) as i32),
         };
         let units = qkv.rows * (heads.num_heads + 2 * heads.num_kv_heads);
         // SAFETY: rows, pages and positions were checked above.

@@ -21,10 +21,6 @@ use super::steps::{AddParameters, EmbedParameters, StepKernel, value_type};
 use crate::error::driver;
 use crate::{CudaError, DType, KernelType};
 
-/// What there is no kernel for yet.
-pub(super) const GROWING_QUERIES: &str =
-    "queries that grow with their position (Ministral 3) are not computed on GPUs yet; use the CPU";
-
 /// An embedding table on a device, `vocab x hidden`, in the type of the checkpoint.
 #[derive(Debug)]
 pub struct CudaEmbedding {
@@ -41,6 +37,7 @@ pub struct CudaRope {
     pub(super) sines: CudaVector,
     pub(super) pairs: usize,
     pub(super) positions: usize,
+    pub(super) query_scale: Option<QueryScale>,
 }
 
 /// A recorded step.
@@ -222,9 +219,6 @@ impl Backend for CudaBackend {
         query_scale: Option<QueryScale>,
         max_positions: usize,
     ) -> Result<CudaRope> {
-        if query_scale.is_some() {
-            return Err(BackendError::Unavailable(String::from(GROWING_QUERIES)));
-        }
         let pairs = inv_freq.len();
         let angle = |i: usize| f64::from((i / pairs) as f32 * inv_freq[i % pairs]);
         let values = |f: fn(f64) -> f64| -> Vec<f32> {
@@ -235,6 +229,7 @@ impl Backend for CudaBackend {
             sines: self.vector(values(f64::sin))?,
             pairs,
             positions: max_positions,
+            query_scale,
         })
     }
 

@@ -136,9 +136,6 @@ impl CudaBackend {
             num_kv_heads: config.num_kv_heads,
             head_dim: config.head_dim,
         })?;
-        if config.graph.query_scale.is_some() {
-            return Err(CudaError::Shape(String::from(backend::GROWING_QUERIES)));
-        }
         for (what, width) in [
             ("hidden_size", config.hidden_size),
             ("intermediate_size", config.intermediate_size),

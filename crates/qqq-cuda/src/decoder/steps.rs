@@ -167,6 +167,10 @@ pub struct RopeParameters {
     pub q_epsilon: f32,
     /// Of the norm of key heads.
     pub k_epsilon: f32,
+    /// Queries grow by `1 + beta ln(1 + floor(position / period))`; 0: they do not.
+    pub query_beta: f32,
+    /// Positions that share a factor; at least 1.
+    pub query_period: i32,
 }
 
 /// `TopParameters` of `decoder_steps.cuh`.

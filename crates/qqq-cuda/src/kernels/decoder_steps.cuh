@@ -65,6 +65,9 @@ struct RopeParameters {
     // Components i and i + pairs turn together.
     int pairs;
     float q_epsilon, k_epsilon;
+    // Queries grow by 1 + beta ln(1 + floor(position / period)); a beta of 0: they do not.
+    float query_beta;
+    int query_period;
 };
 
 constexpr int kRopeWarps = 4, kMostHeadDim = 256;
@@ -104,7 +107,10 @@ QQQ_DEVICE void rope_append(const RopeParameters& p) {
         uint16* pool = (uint16*)(value ? p.values : p.keys);
         out = pool + ((page * p.num_kv_heads + kv_head) * kPage + slot % kPage) * p.head_dim;
     }
-    const long long turn = (long long)p.positions[row] * p.pairs;
+    const int position = p.positions[row];
+    const long long turn = (long long)position * p.pairs;
+    const bool grows = query && p.query_beta != 0.0f;
+    const float growth = grows ? __fmaf_rn(p.query_beta, logf((float)(1 + position / p.query_period)), 1.0f) : 1.0f;
     for (int i = lane; i < p.head_dim; i += 32) {
         float result = v[i];
         if (p.cosines && !value && i < 2 * p.pairs) {
@@ -113,6 +119,7 @@ QQQ_DEVICE void rope_append(const RopeParameters& p) {
             const float other = first ? -v[i + p.pairs] : v[pair];
             result = __fmaf_rn(v[i], p.cosines[turn + pair], __fmul_rn(other, p.sines[turn + pair]));
         }
+        if (grows) result = __fmul_rn(result, growth);
         const uint32 packed = pack_floats<Bfloat>(result, result);
         out[i] = (uint16)packed;
         // Calibration looks at rotated keys where they came from.

@@ -147,6 +147,7 @@ pub fn heads_are_rotated(compiler: OsString) {
     let cases = [(64, 32, false), (96, 36, true), (256, 128, true), (40, 0, false)];
     for (i, (head_dim, pairs, norms)) in cases.into_iter().enumerate() {
         let half = [DType::F16, DType::BF16][i % 2];
+        let beta = [0.0f32, 0.1, 0.7, 0.1][i];
         let (heads, kv_heads, pages) = (3, 2, 3);
         let width = (heads + 2 * kv_heads) * head_dim;
         let positions: Vec<i32> = vec![0, 127, 128, 200, 5];
@@ -182,6 +183,8 @@ pub fn heads_are_rotated(compiler: OsString) {
             pairs: pairs as i32,
             q_epsilon: 1e-6,
             k_epsilon: 1e-6,
+            query_beta: beta,
+            query_period: 100,
         };
         let kernel = kernels[i % 2];
         let shape = shape((kernel.ctas(rows * (heads + 2 * kv_heads)), kernel.threads()));
@@ -214,6 +217,8 @@ pub fn heads_are_rotated(compiler: OsString) {
                         let (other, sign) = if d < pairs { (d + pairs, -1.0) } else { (pair, 1.0) };
                         normed[d] * c + sign * normed[other] * s
                     };
+                    let growth = 1.0 + f64::from(beta) * f64::from(1 + positions[row] / 100).ln();
+                    let want = if is_query { want * growth } else { want };
                     let what = format!("{head_dim} wide, row {row}, head {head}, {d}");
                     let mut places = vec![rotated[at + d]];
                     if !is_query {
