@@ -371,7 +371,8 @@ fn step<B: Backend>(
     }
     // The head is the widest layer: it runs for the rows that are sampled only.
     let sampled: Vec<&Work> = work.iter().filter(|w| w.ends).collect();
-    let is_sampled = |index: &usize| sampled.iter().any(|w| w.index == *index);
+    // Work is in the order of the sequences.
+    let is_sampled = |index: &usize| sampled.binary_search_by_key(index, |w| w.index).is_ok();
     let mut samplers: Vec<(&mut Sampler, &[u32])> = sequences
         .iter_mut()
         .enumerate()

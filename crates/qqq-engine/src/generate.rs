@@ -65,13 +65,11 @@ pub fn generate<B: Backend>(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generation>> {
-    let sequence = |(i, prompt): (usize, &Vec<u32>)| Sequence::new(prompt.clone(), &options.sampling, i);
-    let mut sequences: Vec<Sequence> = prompts.iter().enumerate().map(sequence).collect();
     let mut listener = |event: Event<'_>| match event {
         Event::Token(i, id) if !on_token(i, id) => Next::Cancel,
         _ => Next::Go,
     };
-    run(decoder, &mut sequences, options, &mut listener)
+    run(decoder, prompts, options, &mut listener)
 }
 
 /// As [`generate`]; `go_on` is asked before every run of the decoder, a piece of a prompt or a token of each sequence, and ends
@@ -85,23 +83,23 @@ pub fn generate_while<B: Backend>(
     options: &GenerateOptions,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<Generation>> {
-    let sequence = |(i, prompt): (usize, &Vec<u32>)| Sequence::new(prompt.clone(), &options.sampling, i);
-    let mut sequences: Vec<Sequence> = prompts.iter().enumerate().map(sequence).collect();
     let mut listener = |event: Event<'_>| match event {
         Event::Pass { .. } if !go_on() => Next::CancelAll,
         _ => Next::Go,
     };
-    run(decoder, &mut sequences, options, &mut listener)
+    run(decoder, prompts, options, &mut listener)
 }
 
+/// One continuation per prompt; `listener` is told what happens.
 fn run<B: Backend>(
     decoder: &Decoder<B>,
-    sequences: &mut [Sequence],
+    prompts: &[Vec<u32>],
     options: &GenerateOptions,
     listener: &mut batch::Listener,
 ) -> Result<Vec<Generation>> {
-    let together = sequences.len();
-    let (mut runner, mut pages) = batch::runner(decoder, sequences, options, together)?;
-    batch::run(&mut runner, &mut pages, sequences, options, together, listener)?;
+    let sequence = |(i, prompt): (usize, &Vec<u32>)| Sequence::new(prompt.clone(), &options.sampling, i);
+    let mut sequences: Vec<Sequence> = prompts.iter().enumerate().map(sequence).collect();
+    let (mut runner, mut pages) = batch::runner(decoder, &sequences, options, prompts.len())?;
+    batch::run(&mut runner, &mut pages, &mut sequences, options, prompts.len(), listener)?;
     Ok(sequences.iter().map(Sequence::generation).collect())
 }

@@ -165,26 +165,14 @@ impl<'d, B: Backend> Runner<'d, B> {
         // Memory has its place after the first step of a kind; from the second on it is recorded.
         let again = decoding.is_some() && decoding == self.decoding;
         self.decoding = decoding;
+        let graph = self.graph.take();
+        let b = &self.decoder.backend;
+        let mut job = || self.forward(plan, batch, &mut |_, _, _| Ok(()));
         if again {
-            if self.replay(batch)? {
-                return Ok(());
-            }
-            let b = &self.decoder.backend;
-            self.graph = b.record(batch, &mut || self.forward(plan, batch, &mut |_, _, _| Ok(())))?;
-            if self.replay(batch)? {
-                return Ok(());
-            }
+            self.graph = replayed(b, graph, batch, &mut job)?;
+            return Ok(());
         }
-        self.graph = None;
-        self.forward(plan, batch, &mut |_, _, _| Ok(()))
-    }
-
-    /// Whether the recorded step served.
-    fn replay(&self, batch: &B::Batch) -> Result<bool> {
-        match &self.graph {
-            Some(graph) => Ok(self.decoder.backend.replay(graph, batch)?),
-            None => Ok(false),
-        }
+        job()
     }
 
     fn forward(&mut self, plan: &BatchPlan, batch: &B::Batch, watch: &mut Watch<'_, B>) -> Result<()> {
@@ -238,29 +226,16 @@ impl<'d, B: Backend> Runner<'d, B> {
         // The step's batch tells whether steps are alike.
         let batch = self.batch.take();
         let outcome = match &batch {
-            Some(batch) if again && self.decoding.is_some() => self.pick_again(rows, pick, batch),
+            Some(batch) if again && self.decoding.is_some() => {
+                let graph = self.pick_graph.take();
+                let made = replayed(b, graph, batch, &mut || self.find_picks(rows, pick));
+                made.map(|graph| self.pick_graph = graph)
+            }
             _ => self.find_picks(rows, pick),
         };
         self.batch = batch;
         outcome?;
         Ok(self.decoder.backend.read_picks(&self.picks)?)
-    }
-
-    /// Replays what was recorded, or records it.
-    fn pick_again(&mut self, rows: &[usize], pick: Pick, batch: &B::Batch) -> Result<()> {
-        let b = &self.decoder.backend;
-        let replayed = |graph: &Option<B::Graph>| match graph {
-            Some(graph) => b.replay(graph, batch),
-            None => Ok(false),
-        };
-        if replayed(&self.pick_graph)? {
-            return Ok(());
-        }
-        self.pick_graph = b.record(batch, &mut || self.find_picks(rows, pick))?;
-        if replayed(&self.pick_graph)? {
-            return Ok(());
-        }
-        self.find_picks(rows, pick)
     }
 
     fn find_picks(&mut self, rows: &[usize], pick: Pick) -> Result<()> {
@@ -287,4 +262,27 @@ impl<'d, B: Backend> Runner<'d, B> {
         self.decoder.backend.gather(&self.flow.residual, rows, &mut self.gathered)?;
         self.decoder.head_input(&mut self.gathered, &mut self.head_input)
     }
+}
+
+/// Does a job that works on `batch`: by what was recorded of it, if that serves, else by a recording that is made now, else
+/// operation by operation. Gives what serves the next time.
+fn replayed<B: Backend>(
+    b: &B,
+    graph: Option<B::Graph>,
+    batch: &B::Batch,
+    job: &mut dyn FnMut() -> Result<()>,
+) -> Result<Option<B::Graph>> {
+    let serves = |graph: &Option<B::Graph>| match graph {
+        Some(graph) => b.replay(graph, batch),
+        None => Ok(false),
+    };
+    if serves(&graph)? {
+        return Ok(graph);
+    }
+    let graph = b.record(batch, job)?;
+    if serves(&graph)? {
+        return Ok(graph);
+    }
+    job()?;
+    Ok(None)
 }

@@ -19,12 +19,12 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
     let window = recipe.calibration.window as f64;
     let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
     let heads = head_layout(config);
-    let searched = if recipe.transform == Transform::Smooth { recipe.calibration.smooth_tokens } else { 0 };
+    let smooth = recipe.transform == Transform::Smooth;
+    let searched = if smooth { recipe.calibration.smooth_tokens } else { 0 };
     let states = 4.0 * (tokens + searched as f64) * hidden + rotation_bytes(config, recipe);
     let pass = window * (2.0 * (heads.qkv_width() + heads.q_width()) as f64 + 8.0 * inner + 10.0 * hidden);
     let weights = |site: Site| site.out_features(config) as f64 * site.in_features(config) as f64;
     let all: f64 = Site::ALL.map(weights).into_iter().sum();
-    let smooth = recipe.transform == Transform::Smooth;
     let solving = |site: Site| {
         let (n, k) = (site.out_features(config) as f64, site.in_features(config) as f64);
         // The kept inputs of this layer, its Hessian and weights; then the factor in float64, or what solves rows.

@@ -167,6 +167,10 @@ impl<'a> Model<'a> {
         Site::ALL.iter().map(|&linear| self.weights(linear)).sum()
     }
 
+    fn largest_weights(&self) -> f64 {
+        Site::ALL.iter().map(|&site| self.weights(site)).fold(0.0, f64::max)
+    }
+
     /// Windows that are worked on at the same time.
     fn lanes(&self, most: usize) -> f64 {
         self.threads.min(most as f64).min(self.recipe.calibration.windows as f64)
@@ -224,14 +228,13 @@ impl<'a> Model<'a> {
     /// A layer that a device solves: as read, its codes, and these as they are written. Layers that are smoothed together are
     /// read while the block before is calibrated.
     fn handed_over(&self) -> Phase {
-        let largest = Site::ALL.iter().map(|&site| self.weights(site)).fold(0.0, f64::max);
         let block = match self.recipe.transform {
             Transform::Smooth => self.stored.linear * self.all_weights(),
             _ => 0.0,
         };
         Phase {
             name: "reading and writing layers",
-            arrays: self.always + block + largest * (self.stored.linear + 4.0),
+            arrays: self.always + block + self.largest_weights() * (self.stored.linear + 4.0),
             besides: 0.0,
         }
     }
@@ -276,8 +279,7 @@ impl<'a> Model<'a> {
         let wide = (2.0 * self.inner).max(self.q + 2.0 * self.kv);
         let pass = tokens * 4.0 * (2.0 * wide + 2.0 * self.inner + 4.0 * self.hidden);
         let rounded = 1.6 * 2.0 * self.inner * self.hidden;
-        let largest = Site::ALL.map(|site| self.weights(site)).into_iter().fold(0.0, f64::max);
-        let arrays = self.always + 4.0 * (self.all_weights() + largest) + pass + rounded;
+        let arrays = self.always + 4.0 * (self.all_weights() + self.largest_weights()) + pass + rounded;
         Phase { name: "smoothing", arrays, besides: 0.0 }
     }
 

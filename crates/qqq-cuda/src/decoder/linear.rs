@@ -151,11 +151,7 @@ impl CudaLinear {
         bias: Option<&[f32]>,
         output: DType,
     ) -> Result<Self> {
-        if !k.is_multiple_of(8) {
-            return Err(CudaError::Shape(format!(
-                "{k} input channels: 16-bit layers on the GPU take multiples of 8; use the CPU"
-            )));
-        }
+        check_half_width(k)?;
         let bias = match bias {
             Some(b) if b.len() != n => {
                 return Err(CudaError::Shape(format!(
@@ -268,6 +264,16 @@ impl CudaLinear {
 fn one_plan(backend: &CudaBackend, spec: &GemmSpec, tokens: usize) -> Result<GemmPlans> {
     let plan = backend.planner().plan(spec, tokens);
     GemmPlans::of_plan(backend.device(), plan, (spec.n, spec.k), tokens)
+}
+
+/// That there are products for 16-bit weights of so many input channels.
+pub(super) fn check_half_width(k: usize) -> Result<()> {
+    if k.is_multiple_of(8) {
+        return Ok(());
+    }
+    Err(CudaError::Shape(format!(
+        "{k} input channels: 16-bit layers on the GPU take multiples of 8; use the CPU"
+    )))
 }
 
 /// Values on the device in the 16-bit type.

@@ -202,11 +202,8 @@ QQQ_DEVICE void quantize_activations(const QuantizeParameters& p) {
     __shared__ int sum_scratch[32];
     const int thread = threadIdx.x % C::kRowThreads;
     const int row = blockIdx.x * C::kRows + threadIdx.x / C::kRowThreads;
-#if __CUDA_ARCH__ >= 900
     // The product after this may begin to load its weights; for the rest it waits until this kernel has ended.
-    ptx::grid_launch_dependents();
-    ptx::grid_dependency_wait();
-#endif
+    overlap_launches();
     if (row >= p.m) return;
     const QuantizeRow<C> source(p, row);
     const int count = p.k / 8;

@@ -5,7 +5,7 @@ use qqq_backend::solve::Grid;
 use qqq_backend::{BackendError, Result};
 
 use super::super::CudaBackend;
-use super::super::linear::CudaLinear;
+use super::super::linear::{CudaLinear, check_half_width};
 use super::super::memory::{Buffer, CudaInput, Elements, doubles, read_values};
 use super::super::steps::value_type;
 use super::CudaWeights;
@@ -21,11 +21,7 @@ impl CudaBackend {
     /// See [`Calibrate::float_linear`](qqq_backend::Calibrate::float_linear).
     pub(super) fn half_linear(&self, weights: &CudaWeights, bias: Option<&[f32]>) -> Result<CudaLinear> {
         let (n, k) = (weights.n, weights.k);
-        if !k.is_multiple_of(2) {
-            return Err(BackendError::Shape(format!(
-                "{k} input channels: 16-bit layers take multiples of 8"
-            )));
-        }
+        check_half_width(k)?;
         let half = self.half();
         let values = Buffer::new(self.device(), n * k * half.bytes())?;
         let parameters = HalvesParameters {
