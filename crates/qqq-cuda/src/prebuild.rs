@@ -6,7 +6,7 @@ use qqq_backend::pool;
 
 use crate::DType;
 use crate::ceilings;
-use crate::decoder::attention::{AttentionConfig, AttentionKernel};
+use crate::decoder::attention::AttentionConfig;
 use crate::decoder::calibrate::kernels::CalibrationKernel;
 use crate::decoder::head::HeadKernel;
 use crate::decoder::rows::RowConfig;
@@ -73,10 +73,8 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
         kernels.extend(quantize.map(|c| ArchivedKernel::new(c.source(), arch, 0)));
         let rows = RowConfig::all().into_iter();
         kernels.extend(rows.map(|c| ArchivedKernel::new(c.source(), arch, 0)));
-        for config in AttentionConfig::all() {
-            for (kernel, shared) in
-                [(AttentionKernel::Tiles, config.shared_bytes()), (AttentionKernel::Join, 0)]
-            {
+        for config in AttentionConfig::all(arch) {
+            for (kernel, shared) in config.kernels() {
                 kernels.push(ArchivedKernel::new(config.source(kernel), arch, shared));
             }
         }

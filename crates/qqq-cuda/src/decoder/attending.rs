@@ -110,13 +110,14 @@ impl CudaBackend {
             scale: kind.scale * std::f32::consts::LOG2_E,
         };
         let device = self.device();
-        let short = AttentionConfig::new(heads.head_dim, false, self.half());
-        let ctas = device.sms() * short.ctas_per_sm(device.arch()?.shared_bytes());
+        let arch = device.arch()?;
+        let config = |long| AttentionConfig::new(arch, heads.head_dim, long, self.half());
+        let ctas = device.sms() * config(false).ctas_per_sm(arch.shared_bytes());
         let mut parts = self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner);
         let (sums, stats) = &mut *parts;
-        Ok(batch.with_tiles(device, kind, ctas, |cuts| {
+        Ok(batch.with_tiles(device, kind, (config(true).rows(), ctas), |cuts| {
             for (long, tiles) in [true, false].into_iter().zip(cuts).filter(|(_, t)| t.tiles > 0) {
-                let config = AttentionConfig::new(heads.head_dim, long, self.half());
+                let config = config(long);
                 let rows = tiles.parts * heads.num_kv_heads * config.rows();
                 sums.reserve(rows * heads.head_dim * 4)?;
                 stats.reserve(rows * 8)?;

@@ -2,12 +2,14 @@
 
 use qqq_backend::{AttentionKind, BatchPlan, HeadLayout, PAGE, pages_for};
 
-use crate::{CudaError, DType, KernelType, Result, Source};
+use crate::{Arch, CudaError, DType, KernelType, Result, Source};
 
 /// Head sizes of common models, whose kernels are compiled ahead of time; others are compiled when they are needed.
 pub const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
 /// Query rows of a tile of many tokens.
 const LONG_ROWS: usize = 64;
+/// The same where the products are wgmma's.
+const WGMMA_ROWS: usize = 128;
 /// Query rows of a tile of few.
 const SHORT_ROWS: usize = 16;
 /// Fewest keys of a part of a sequence that is cut.
@@ -15,7 +17,7 @@ const LEAST_KEYS: usize = PAGE;
 /// Most parts of a sequence.
 const MOST_PARTS: usize = 64;
 
-/// Template arguments of `AttentionConfig` in `attention.cuh`.
+/// Template arguments of `AttentionConfig` in `attention.cuh`, or of `WgmmaAttentionConfig` in `wgmma_attention.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionConfig {
     /// Width of a head: a multiple of 16 up to 256.
@@ -26,6 +28,8 @@ pub struct AttentionConfig {
     pub warps_n: usize,
     /// F16 or BF16.
     pub half: DType,
+    /// Whether the products are wgmma's (sm_90a; heads of whole lines of 128 bytes).
+    pub wgmma: bool,
 }
 
 /// What an attention kernel does.
@@ -39,20 +43,22 @@ pub enum AttentionKernel {
 
 impl AttentionConfig {
     /// For tiles of many tokens, or of few.
-    pub fn new(head_dim: usize, long: bool, half: DType) -> Self {
+    pub fn new(arch: Arch, head_dim: usize, long: bool, half: DType) -> Self {
+        let wgmma = long && arch == Arch::Sm90a && [64, 128, 256].contains(&head_dim);
         let (warps_m, warps_n) = match long {
+            true if wgmma => (WGMMA_ROWS / 16, 1),
             true => (LONG_ROWS / 16, 1),
             false => (SHORT_ROWS / 16, if head_dim <= 128 { 4 } else { 2 }),
         };
-        Self { head_dim, warps_m, warps_n, half }
+        Self { head_dim, warps_m, warps_n, half, wgmma }
     }
 
     /// Those compiled ahead of time.
-    pub fn all() -> Vec<Self> {
+    pub fn all(arch: Arch) -> Vec<Self> {
         let mut all = Vec::new();
         for head_dim in HEAD_DIMS {
             for half in crate::dtype::HALVES {
-                all.extend([true, false].map(|long| Self::new(head_dim, long, half)));
+                all.extend([true, false].map(|long| Self::new(arch, head_dim, long, half)));
             }
         }
         all
@@ -70,7 +76,7 @@ impl AttentionConfig {
 
     /// Shared memory of a CTA, in bytes.
     pub fn shared_bytes(&self) -> usize {
-        let keys = if self.head_dim <= 128 { 64 } else { 32 };
+        let keys = if self.head_dim <= 128 || self.wgmma { 64 } else { 32 };
         (self.rows() + 4 * keys) * (2 * self.head_dim).next_multiple_of(128)
     }
 
@@ -79,21 +85,27 @@ impl AttentionConfig {
         (shared_bytes / self.shared_bytes()).clamp(1, 4)
     }
 
-    /// A kernel's source.
+    /// A kernel's source. Tiles of wgmma are never joined.
     pub fn source(&self, kernel: AttentionKernel) -> Source {
-        let Self { head_dim, warps_m, warps_n, half } = *self;
+        let Self { head_dim, warps_m, warps_n, half, wgmma } = *self;
         let (short, function_of) = match kernel {
+            AttentionKernel::Tiles if wgmma => ("attention", "wgmma_attention"),
             AttentionKernel::Tiles => ("attention", "attention"),
             AttentionKernel::Join => ("attention_join", "join_parts"),
         };
-        let name = format!("{short}_{}_{head_dim}_{warps_m}x{warps_n}", half.kernel_name());
+        let (header, config, ctas) = match wgmma {
+            true => ("wgmma_attention.cuh", format!("WgmmaAttentionConfig<{head_dim}, "), ", C::kCtas"),
+            false => ("attention.cuh", format!("AttentionConfig<{head_dim}, {warps_m}, {warps_n}, "), ""),
+        };
+        let kind = if wgmma { String::from("wgmma") } else { format!("{warps_m}x{warps_n}") };
+        let name = format!("{short}_{}_{head_dim}_{kind}", half.kernel_name());
         Source::new(name, |function| {
             format!(
-                "#include \"attention.cuh\"\n\
-             using C = AttentionConfig<{head_dim}, {warps_m}, {warps_n}, {}>;\n\
+                "#include \"{header}\"\n\
+             using C = {config}{}>;\n\
              // What the host believes.\n\
              static_assert(C::kThreads == {} && C::kRows == {} && C::kSharedBytes == {} && kPage == {PAGE});\n\
-             extern \"C\" __global__ void __launch_bounds__(C::kThreads)\n\
+             extern \"C\" __global__ void __launch_bounds__(C::kThreads{ctas})\n\
              {function}(const __grid_constant__ AttentionParameters p) {{ overlap_launches(); {function_of}<C>(p); }}\n",
                 half == DType::BF16,
                 self.threads(),
@@ -101,6 +113,15 @@ impl AttentionConfig {
                 self.shared_bytes(),
             )
         })
+    }
+
+    /// The kernels there are, with the shared memory that a CTA of each has.
+    pub fn kernels(&self) -> Vec<(AttentionKernel, usize)> {
+        let mut all = vec![(AttentionKernel::Tiles, self.shared_bytes())];
+        if !self.wgmma {
+            all.push((AttentionKernel::Join, 0));
+        }
+        all
     }
 
     /// That there are kernels for these heads.
@@ -186,11 +207,12 @@ fn parts(units: usize, seen: usize, ctas: usize) -> usize {
     (1..=most).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(1)
 }
 
-/// Cuts a step's queries into tiles: of many tokens, and of few. `ctas` run at once on the device.
+/// Cuts a step's queries into tiles: of many tokens, `long_rows` rows each, and of few, of which `ctas` run at once on the
+/// device.
 ///
 /// Where each sequence has one token, the number of tiles depends on the number of sequences and on the next power of two
 /// above the longest alone, so that the same launches serve many steps.
-pub fn cut(plan: &BatchPlan, kind: &AttentionKind, ctas: usize) -> [Tiles; 2] {
+pub fn cut(plan: &BatchPlan, kind: &AttentionKind, long_rows: usize, ctas: usize) -> [Tiles; 2] {
     let heads = &kind.heads;
     let group = heads.num_heads / heads.num_kv_heads;
     let mut cut = [Tiles::default(), Tiles::default()];
@@ -200,7 +222,7 @@ pub fn cut(plan: &BatchPlan, kind: &AttentionKind, ctas: usize) -> [Tiles; 2] {
     let mut first_row = 0;
     for span in &plan.spans {
         let is_short = span.len * group <= SHORT_ROWS;
-        let most = if is_short { SHORT_ROWS } else { LONG_ROWS } / group;
+        let most = if is_short { SHORT_ROWS } else { long_rows } / group;
         let tiles = &mut cut[usize::from(is_short)];
         for first in (0..span.len).step_by(most) {
             let tokens = most.min(span.len - first);
@@ -281,7 +303,6 @@ pub struct AttentionParameters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Arch;
 
     fn kind(heads: usize, kv: usize, window: Option<usize>) -> AttentionKind {
         AttentionKind::causal(HeadLayout { num_heads: heads, num_kv_heads: kv, head_dim: 64 }, window)
@@ -290,7 +311,13 @@ mod tests {
     /// Every query meets every key that it sees, once.
     #[test]
     fn tiles_cover_what_is_seen() {
-        for (group, window) in [(1, None), (3, None), (4, Some(100)), (8, Some(PAGE)), (40, None)] {
+        for (group, window, long_rows) in [
+            (1, None, LONG_ROWS),
+            (3, None, WGMMA_ROWS),
+            (4, Some(100), WGMMA_ROWS),
+            (8, Some(PAGE), LONG_ROWS),
+            (40, None, LONG_ROWS),
+        ] {
             let kind = kind(2 * group, 2, window);
             let mut plan = BatchPlan::default();
             for (len, start) in [(1, 0), (1, 5000), (2, 700), (700, 0), (65, 130)] {
@@ -298,7 +325,7 @@ mod tests {
                 let pages: Vec<u32> = (first..first + pages_for(start + len) as u32).collect();
                 plan.push(&vec![0; len], start, &pages);
             }
-            let [long, short] = cut(&plan, &kind, 264);
+            let [long, short] = cut(&plan, &kind, long_rows, 264);
             let mut seen = vec![Vec::new(); plan.rows()];
             for t in long.tiles.iter().chain(&short.tiles) {
                 assert_eq!(t.first_key as usize % PAGE, 0);
@@ -350,7 +377,7 @@ mod tests {
                 let first = plan.pages.len() as u32;
                 plan.push(&[0], len - 1, &(first..first + pages_for(len) as u32).collect::<Vec<_>>());
             }
-            let [long, short] = cut(&plan, &kind, 264);
+            let [long, short] = cut(&plan, &kind, LONG_ROWS, 264);
             assert!(long.tiles.is_empty());
             (short.tiles.len(), short.joined.len(), short.parts)
         };
@@ -364,9 +391,10 @@ mod tests {
     fn every_architecture_has_the_shared_memory() {
         for head_dim in (16..=256).step_by(16) {
             for long in [false, true] {
-                let config = AttentionConfig::new(head_dim, long, DType::F16);
-                let fits = |arch: Arch| config.shared_bytes() <= arch.shared_bytes();
-                assert!(Arch::ALL.into_iter().all(fits), "{config:?}");
+                for arch in Arch::ALL {
+                    let config = AttentionConfig::new(arch, head_dim, long, DType::F16);
+                    assert!(config.shared_bytes() <= arch.shared_bytes(), "{arch}: {config:?}");
+                }
             }
         }
     }

@@ -24,13 +24,14 @@ pub struct CudaBatch {
 #[derive(Debug)]
 struct KindTiles {
     kind: AttentionKind,
-    ctas: usize,
+    /// Rows of a tile of many tokens, and CTAs of few that run at once.
+    sizes: (usize, usize),
     cuts: [DeviceTiles; 2],
 }
 
 impl KindTiles {
     fn fill(&mut self, plan: &BatchPlan) -> Result<()> {
-        let cuts = attention::cut(plan, &self.kind, self.ctas);
+        let cuts = attention::cut(plan, &self.kind, self.sizes.0, self.sizes.1);
         self.cuts.iter_mut().zip(&cuts).try_for_each(|(device, cut)| device.fill(cut))
     }
 }
@@ -128,12 +129,13 @@ impl CudaBatch {
         self.numbers.address() + 12 * self.plan.rows() as u64
     }
 
-    /// Runs `job` with the tiles of many tokens, and of few, of a kind of attention. `ctas` run at once on the device.
+    /// Runs `job` with the tiles of many tokens, and of few, of a kind of attention. `sizes`: rows of the former, and how many
+    /// CTAs of the latter run at once on the device.
     pub(super) fn with_tiles(
         &self,
         device: &Device,
         kind: &AttentionKind,
-        ctas: usize,
+        sizes: (usize, usize),
         job: impl FnOnce(&[DeviceTiles; 2]) -> Result<()>,
     ) -> Result<()> {
         let mut all = self.tiles.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,7 +147,7 @@ impl CudaBatch {
                     let buffer = Buffer::new(device, 0)?;
                     Ok::<_, crate::CudaError>(DeviceTiles { buffer, tiles: 0, joined: 0, parts: 0 })
                 };
-                let mut tiles = KindTiles { kind: *kind, ctas, cuts: [empty()?, empty()?] };
+                let mut tiles = KindTiles { kind: *kind, sizes, cuts: [empty()?, empty()?] };
                 tiles.fill(&self.plan)?;
                 all.push(tiles);
                 all.len() - 1

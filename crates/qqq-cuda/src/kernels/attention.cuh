@@ -62,6 +62,10 @@ struct AttentionConfig {
     static constexpr int kKeys = HeadDim <= 128 ? 64 : 32, kWarpKeys = kKeys / WarpsN;
     // Rows in shared memory are whole lines of 128 bytes, whose 16-byte chunks are permuted by the row.
     static constexpr int kChunks = HeadDim / 8, kRowBytes = (2 * HeadDim + 127) / 128 * 128;
+    template <int Rows>
+    QQQ_DEVICE static int place(int row, int chunk) {
+        return row * kRowBytes + (chunk ^ (row & 7)) * 16;
+    }
     static constexpr int kQueryBytes = kRows * kRowBytes, kKeyBytes = kKeys * kRowBytes;
     static constexpr int kSharedBytes = kQueryBytes + 4 * kKeyBytes;
     static_assert(HeadDim % 16 == 0 && HeadDim <= 256 && kPage % kKeys == 0 && kWarpKeys % 16 == 0);
@@ -69,9 +73,10 @@ struct AttentionConfig {
     static_assert(WarpsN == 1 || WarpsN * kRows * (HeadDim + 2) * 4 <= 4 * kKeyBytes);
 };
 
+// Of a chunk of 16 bytes in a tile.
 template <class C>
 QQQ_DEVICE uint32 chunk_address(uint32 memory, int row, int chunk) {
-    return memory + row * C::kRowBytes + (chunk ^ (row & 7)) * 16;
+    return memory + C::template place<C::kKeys>(row, chunk);
 }
 
 // Starts the copy of a tile's queries. A row is a token's head; rows beyond the last are zeros.
@@ -84,7 +89,7 @@ QQQ_DEVICE void copy_queries(const AttentionParameters& p, const AttentionTile& 
         const int row = i / C::kChunks, chunk = i % C::kChunks, token = row / group;
         const bool valid = token < tile.tokens;
         const uint16* source = first + (valid ? token * width + row % group * C::kHeadDim : 0) + chunk * 8;
-        ptx::copy_async_16(chunk_address<C>(memory, row, chunk), source, valid);
+        ptx::copy_async_16(memory + C::template place<C::kRows>(row, chunk), source, valid);
     }
 }
 
@@ -132,8 +137,51 @@ QQQ_DEVICE float quad_sum(float v) {
 // Where no score was seen yet, any number will do that is one.
 QQQ_DEVICE float finite_base(float largest) { return largest == __uint_as_float(0xFF800000u) ? 0.0f : largest; }
 
-// Of a warp: its rows against its keys of a step. `positions` are those of the thread's two rows, `key` that of the first
-// key; `masked`: some row does not see some key.
+// Makes probabilities of a step's scores, tiles of 8 keys, and brings the sums so far to their common factor. `positions` are
+// those of the thread's two rows, `key` that of the first key; `masked`: some row does not see some key.
+template <class C, int Tiles>
+QQQ_DEVICE void take_scores(int (&scores)[Tiles][4], const int (&positions)[2], int window, int key, bool masked, float scale,
+                            AttentionState<C>& state, uint32 (&probabilities)[Tiles][2]) {
+    const int lane = threadIdx.x % 32;
+    float largest[2] = {__uint_as_float(0xFF800000u), __uint_as_float(0xFF800000u)};
+#pragma unroll
+    for (int j = 0; j < Tiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            if (masked) {
+                const int distance = positions[e / 2] - (key + 8 * j + lane % 4 * 2 + e % 2);
+                if (distance < 0 || distance >= window) scores[j][e] = (int)0xFF800000u;
+            }
+            largest[e / 2] = fmaxf(largest[e / 2], __int_as_float(scores[j][e]));
+        }
+    }
+    float base[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const float highest = fmaxf(state.largest[r], quad_max(largest[r]) * scale);
+        base[r] = finite_base(highest);
+        const float factor = ptx::exp2(state.largest[r] - base[r]);
+        state.largest[r] = highest;
+        state.total[r] *= factor;
+#pragma unroll
+        for (auto& four : state.sums) {
+            four[2 * r] = __float_as_int(__int_as_float(four[2 * r]) * factor);
+            four[2 * r + 1] = __float_as_int(__int_as_float(four[2 * r + 1]) * factor);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < Tiles; ++j) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const float first = ptx::exp2(__fmaf_rn(__int_as_float(scores[j][2 * r]), scale, -base[r]));
+            const float second = ptx::exp2(__fmaf_rn(__int_as_float(scores[j][2 * r + 1]), scale, -base[r]));
+            state.total[r] += first + second;
+            probabilities[j][r] = pack_floats<C::kBfloat>(first, second);
+        }
+    }
+}
+
+// Of a warp: its rows against its keys of a step; arguments as those of take_scores.
 template <class C>
 QQQ_DEVICE void attend_step(uint32 queries, uint32 keys, const int (&positions)[2], int window, int key, bool masked, float scale,
                             AttentionState<C>& state) {
@@ -155,44 +203,9 @@ QQQ_DEVICE void attend_step(uint32 queries, uint32 keys, const int (&positions)[
         }
     }
 
-    float largest[2] = {state.largest[0], state.largest[1]};
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            float score = __int_as_float(scores[j][e]) * scale;
-            const int distance = positions[e / 2] - (key + 8 * j + lane % 4 * 2 + e % 2);
-            if (masked && (distance < 0 || distance >= window)) score = __uint_as_float(0xFF800000u);
-            scores[j][e] = __float_as_int(score);
-            largest[e / 2] = fmaxf(largest[e / 2], score);
-        }
-    }
-    float base[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        largest[r] = quad_max(largest[r]);
-        base[r] = finite_base(largest[r]);
-        const float factor = ptx::exp2(state.largest[r] - base[r]);
-        state.largest[r] = largest[r];
-        state.total[r] *= factor;
-#pragma unroll
-        for (auto& four : state.sums) {
-            four[2 * r] = __float_as_int(__int_as_float(four[2 * r]) * factor);
-            four[2 * r + 1] = __float_as_int(__int_as_float(four[2 * r + 1]) * factor);
-        }
-    }
-    // Two tiles of scores, as probabilities, are the operand of a product with 16 values.
     uint32 probabilities[kTiles][2];
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const float first = ptx::exp2(__int_as_float(scores[j][2 * r]) - base[r]);
-            const float second = ptx::exp2(__int_as_float(scores[j][2 * r + 1]) - base[r]);
-            state.total[r] += first + second;
-            probabilities[j][r] = pack_floats<C::kBfloat>(first, second);
-        }
-    }
+    take_scores<C>(scores, positions, window, key, masked, scale, state, probabilities);
+    // Two tiles of scores, as probabilities, are the operand of a product with 16 values.
 #pragma unroll
     for (int j = 0; j < kTiles; j += 2) {
         const uint32* a = probabilities[j];

@@ -25,9 +25,28 @@ QQQ_DEVICE void pin(T (&registers)[Count]) {
     for (int i = 0; i < Count; ++i) asm volatile("" : "+r"(registers[i]) :: "memory");
 }
 
+template <typename T, int Rows, int Count>
+QQQ_DEVICE void pin(T (&registers)[Rows][Count]) {
+#pragma unroll
+    for (int i = 0; i < Rows; ++i) pin(registers[i]);
+}
+
 // mma<A, N>::run(d, a0, a1, a2, a3, b): d += a * b.
 template <Activations A, int N>
 struct mma;
+
+// Accumulators by fours, with the numbers that they have in `mma`.
+struct Fours {
+    int (*four)[4];
+    QQQ_DEVICE int& operator[](int i) const { return four[i / 4][i % 4]; }
+};
+
+// 16-bit products of attention. mma_shared<A, N>::run(sums, a, b, add): A from shared memory as well, K-major like B; without
+// `add`, sums are overwritten. mma_across<A, N>::run(sums, a0, a1, a2, a3, b): B's rows are N long (MN-major), 16 of them.
+template <Activations A, int N>
+struct mma_shared;
+template <Activations A, int N>
+struct mma_across;
 
 #define QQQ_NAMES_8 "%0,%1,%2,%3"
 #define QQQ_NAMES_16 QQQ_NAMES_8 "," "%4,%5,%6,%7"
@@ -112,6 +131,40 @@ struct mma;
     QQQ_WGMMA_OF(kInt8, "k32.s32.s8.s8", "", n, i0, i1, i2, i3, i4)                                                  \
     QQQ_WGMMA_OF(kFloat16, "k16.f32.f16.f16", ", 1, 1, 0", n, i0, i1, i2, i3, i4)                                    \
     QQQ_WGMMA_OF(kBfloat16, "k16.f32.bf16.bf16", ", 1, 1, 0", n, i0, i1, i2, i3, i4)
+
+#define QQQ_WGMMA_SHARED(activations, types, n, ia, ib, ip)                                                          \
+    template <>                                                                                                      \
+    struct mma_shared<activations, n> {                                                                              \
+        QQQ_DEVICE static void run(int (&sums)[n / 8][4], uint64 a, uint64 b, bool add) {                            \
+            const Fours d{sums};                                                                                     \
+            asm volatile("{ .reg .pred p; setp.ne.b32 p, %" ip ", 0;\n"                                              \
+                         "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32" types " {" QQQ_NAMES_##n "},"              \
+                         "%" ia ", %" ib ", p, 1, 1, 0, 0; }"                                                        \
+                         : QQQ_VALUES_##n : "l"(a), "l"(b), "r"((int)add));                                          \
+        }                                                                                                            \
+    };
+
+#define QQQ_WGMMA_ACROSS_OF(activations, types, n, i0, i1, i2, i3, i4)                                               \
+    template <>                                                                                                      \
+    struct mma_across<activations, n> {                                                                              \
+        QQQ_DEVICE static void run(int (&sums)[n / 8][4], uint32 a0, uint32 a1, uint32 a2, uint32 a3, uint64 b) {    \
+            const Fours d{sums};                                                                                     \
+            asm volatile("{ .reg .pred p; setp.eq.b32 p, 0, 0;\n"                                                    \
+                         "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32" types " {" QQQ_NAMES_##n "},"              \
+                         "{%" i0 ",%" i1 ",%" i2 ",%" i3 "}, %" i4 ", p, 1, 1, 1; }"                                 \
+                         : QQQ_VALUES_##n : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                             \
+        }                                                                                                            \
+    };
+
+#define QQQ_WGMMA_ACROSS(n, i0, i1, i2, i3, i4)                                                                      \
+    QQQ_WGMMA_ACROSS_OF(kFloat16, ".f16.f16", n, i0, i1, i2, i3, i4)                                                 \
+    QQQ_WGMMA_ACROSS_OF(kBfloat16, ".bf16.bf16", n, i0, i1, i2, i3, i4)
+
+QQQ_WGMMA_SHARED(kFloat16, ".f16.f16", 64, "32", "33", "34")
+QQQ_WGMMA_SHARED(kBfloat16, ".bf16.bf16", 64, "32", "33", "34")
+QQQ_WGMMA_ACROSS(64, "32", "33", "34", "35", "36")
+QQQ_WGMMA_ACROSS(128, "64", "65", "66", "67", "68")
+QQQ_WGMMA_ACROSS(256, "128", "129", "130", "131", "132")
 
 QQQ_WGMMA(8, "4", "5", "6", "7", "8")
 QQQ_WGMMA(16, "8", "9", "10", "11", "12")

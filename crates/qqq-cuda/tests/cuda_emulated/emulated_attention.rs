@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use qqq_backend::PAGE;
 use qqq_backend::pool::parallel_for;
 use qqq_cuda::decoder::attention::{self, AttentionConfig, AttentionKernel, AttentionParameters, Tiles};
-use qqq_cuda::{DType, KernelType, Source};
+use qqq_cuda::{Arch, DType, KernelType, Source};
 
 use crate::attending::Attending;
 use crate::emulator::{Emulator, Memory, Shape};
@@ -17,18 +17,16 @@ const POISON: u16 = 0x7FAB;
 /// CTAs that run at once: long sequences of few queries are cut.
 const CTAS: usize = 64;
 
-fn sources(head_dim: usize, half: DType) -> Vec<Source> {
-    [true, false]
-        .into_iter()
-        .flat_map(|long| {
-            let config = AttentionConfig::new(head_dim, long, half);
-            [AttentionKernel::Tiles, AttentionKernel::Join].map(|k| config.source(k))
-        })
-        .collect()
+fn sources(arch: Arch, head_dim: usize, half: DType) -> Vec<Source> {
+    let kernels = |long| {
+        let config = AttentionConfig::new(arch, head_dim, long, half);
+        config.kernels().into_iter().map(move |(kernel, _)| config.source(kernel))
+    };
+    [true, false].into_iter().flat_map(kernels).collect()
 }
 
 /// Launches what attention takes; gives the output.
-fn attend(emulator: &Emulator, case: &Attending, seed: u64) -> Result<Vec<f32>, String> {
+fn attend(emulator: &Emulator, arch: Arch, case: &Attending, seed: u64) -> Result<Vec<f32>, String> {
     let heads = case.kind.heads;
     let plan = case.plan(|len, start| start..start + len);
     let encode = |rows: &mut dyn Iterator<Item = Vec<f32>>| -> Vec<u16> {
@@ -61,12 +59,14 @@ fn attend(emulator: &Emulator, case: &Attending, seed: u64) -> Result<Vec<f32>, 
     let [qkv, keys, values] = [&qkv, &keys, &values].map(|v| memory.upload(v));
     let pages = memory.upload(&plan.pages);
     let out = memory.upload(&vec![POISON; plan.rows() * heads.q_width()]);
-    for (long, tiles) in [true, false].into_iter().zip(attention::cut(&plan, &case.kind, CTAS)) {
+    let config = |long| AttentionConfig::new(arch, heads.head_dim, long, case.half);
+    let cuts = attention::cut(&plan, &case.kind, config(true).rows(), CTAS);
+    for (long, tiles) in [true, false].into_iter().zip(cuts) {
         let Tiles { tiles, joined, parts } = tiles;
         if tiles.is_empty() {
             continue;
         }
-        let config = AttentionConfig::new(heads.head_dim, long, case.half);
+        let config = config(long);
         let rows = parts * heads.num_kv_heads * config.rows();
         let sums = memory.upload(&vec![f32::NAN; rows * heads.head_dim]);
         let stats = memory.upload(&vec![f32::NAN; rows * 2]);
@@ -115,7 +115,7 @@ fn attend(emulator: &Emulator, case: &Attending, seed: u64) -> Result<Vec<f32>, 
 }
 
 /// Queries of one sequence and of many, before and behind the ends of pages, with and without windows, cut and whole.
-fn cases(head_dim: usize, half: DType) -> Vec<Attending> {
+fn cases(arch: Arch, head_dim: usize, half: DType) -> Vec<Attending> {
     let case = |heads: (usize, usize), window, spans: &[(usize, usize)]| {
         Attending::new((heads.0, heads.1, head_dim), window, half, spans)
     };
@@ -127,6 +127,11 @@ fn cases(head_dim: usize, half: DType) -> Vec<Attending> {
         case((4, 1), Some(33), &[(70, 0), (1, 200), (2, 255)]),
         case((3, 1), Some(300), &[(1, 1100), (66, 400)]),
     ];
+    if AttentionConfig::new(arch, head_dim, true, half).wgmma {
+        // Warpgroups without tokens, that see nothing of a step, or all of it.
+        cases.push(case((2, 2), None, &[(17, 0), (200, 60), (64, 128)]));
+        cases.push(case((2, 1), Some(100), &[(150, 300)]));
+    }
     if everything() {
         cases.push(case((40, 1), None, &[(5, 60), (1, 900)]));
         cases.push(case((8, 8), Some(1), &[(129, 0)]));
@@ -138,20 +143,29 @@ fn cases(head_dim: usize, half: DType) -> Vec<Attending> {
 pub fn attention_is_that_of_float64(compiler: OsString) {
     let widths: &[usize] =
         if everything() { &[16, 32, 64, 80, 96, 112, 128, 192, 256] } else { &[16, 64, 96, 256] };
-    let halves = |i: usize| if i.is_multiple_of(2) { DType::BF16 } else { DType::F16 };
-    let all: Vec<_> = widths.iter().enumerate().map(|(i, w)| (*w, halves(i))).collect();
-    let emulator = Emulator::new(&compiler, all.iter().flat_map(|(w, half)| sources(*w, *half)).collect());
-    let cases: Vec<_> = all.iter().flat_map(|(w, half)| cases(*w, *half)).collect();
+    let wide: &[usize] = if everything() { &[64, 128, 256] } else { &[64, 256] };
+    let kinds = |arch, widths: &[usize]| -> Vec<_> {
+        let half = |i: usize| if i.is_multiple_of(2) { DType::BF16 } else { DType::F16 };
+        widths.iter().enumerate().map(|(i, width)| (arch, *width, half(i))).collect()
+    };
+    let all = [kinds(Arch::Sm80, widths), kinds(Arch::Sm90a, wide)].concat();
+    let sources = all.iter().flat_map(|&(arch, width, half)| sources(arch, width, half)).collect();
+    let emulator = Emulator::new(&compiler, sources);
+    let cases: Vec<_> = all
+        .iter()
+        .flat_map(|&(arch, width, half)| cases(arch, width, half).into_iter().map(move |case| (arch, case)))
+        .collect();
     let problems = Mutex::new(Vec::new());
     parallel_for(cases.len(), |i| {
-        let [one, other] = [0, 100].map(|seed| attend(&emulator, &cases[i], seed + crate::seed()));
+        let (arch, case) = &cases[i];
+        let [one, other] = [0, 100].map(|seed| attend(&emulator, *arch, case, seed + crate::seed()));
         let result = one.and_then(|got| {
-            cases[i].check(&got)?;
+            case.check(&got)?;
             let same = other?.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits());
-            if same { Ok(()) } else { Err(format!("{:?}: two runs differ", cases[i])) }
+            if same { Ok(()) } else { Err(format!("{case:?}: two runs differ")) }
         });
         if let Err(problem) = result {
-            problems.lock().unwrap().push(problem);
+            problems.lock().unwrap().push(format!("{arch}: {problem}"));
         }
     });
     let problems = problems.into_inner().unwrap();
@@ -159,7 +173,7 @@ pub fn attention_is_that_of_float64(compiler: OsString) {
 }
 
 /// Mistakes in `attention.cuh`: what is replaced by what.
-const MISTAKES: [(&str, &str); 14] = [
+const MISTAKES: [(&str, &str); 15] = [
     ("    ptx::grid_dependency_wait();\n", ""),
     ("ptx::copy_async_wait<1>();", "ptx::copy_async_wait<2>();"),
     ("ptx::copy_async_wait<1>();\n        __syncthreads();", "ptx::copy_async_wait<1>();"),
@@ -170,31 +184,64 @@ const MISTAKES: [(&str, &str); 14] = [
     ("next - 1 > tile.position || last", "next - 1 > last_position || last"),
     ("|| last_position - key >= window", ""),
     ("state.total[r] *= factor;", ""),
+    ("-base[r]));\n            state.total", "-base[0]));\n            state.total"),
     ("const bool valid = key + row < tile.end_key;", "const bool valid = true;"),
     ("total += source[C::kHeadDim + 1] * factor;", "total += source[C::kHeadDim + 1];"),
     ("total += p.stats[2 * row + 1] * factor;", "total = p.stats[2 * row + 1] * factor;"),
     ("stride = (long long)p.num_kv_heads * C::kRows", "stride = (long long)C::kRows"),
 ];
 
+/// Mistakes in `wgmma_attention.cuh`, and in what it is told of tiles.
+const WGMMA_MISTAKES: [(&str, &str); 15] = [
+    ("ptx::copy_async_wait<0>();", "ptx::copy_async_wait<1>();"),
+    ("        ptx::fence_async_shared();\n", ""),
+    ("        __syncthreads();\n", ""),
+    ("    wgmma::commit();\n    wgmma::wait<0>();\n    wgmma::pin(scores);", "    wgmma::commit();"),
+    ("    wgmma::commit();\n    wgmma::wait<0>();\n    wgmma::pin(state.sums);", "    wgmma::commit();"),
+    ("    wgmma::pin(p);\n    wgmma::fence();", "    wgmma::pin(p);"),
+    (", k > 0);", ", true);"),
+    ("chunk / 8 * (Rows * 128)", "chunk / 8 * 4096"),
+    ("((chunk ^ row) & 7)", "(chunk & 7)"),
+    ("+ j * 1024", "+ j * 512"),
+    ("C::kKeys * 128);", "C::kRows * 128);"),
+    ("queries + warpgroup * 64 * 128", "queries"),
+    ("first_position - (next - 1) < window", "first_position - next < window - 64"),
+    ("next - 1 > first_position || last", "next - 1 > last_position || last"),
+    ("const float total = quad_sum(state.total[r]);", "const float total = state.total[r];"),
+];
+
 pub fn mistakes_in_attention_are_found(compiler: OsString) {
-    let (head_dim, half) = (32, DType::F16);
+    find_mistakes(&compiler, Arch::Sm80, 32, DType::F16, "attention.cuh", &MISTAKES);
+    find_mistakes(&compiler, Arch::Sm90a, 128, DType::BF16, "wgmma_attention.cuh", &WGMMA_MISTAKES);
+}
+
+fn find_mistakes(
+    compiler: &OsString,
+    arch: Arch,
+    head_dim: usize,
+    half: DType,
+    file: &str,
+    mistakes: &[(&str, &str)],
+) {
     let missed = Mutex::new(Vec::new());
-    parallel_for(MISTAKES.len(), |i| {
-        let (text, replacement) = MISTAKES[i];
-        let emulator = Emulator::with_headers(&compiler, sources(head_dim, half), |name, header| {
-            let holds = if text.contains("grid_dependency") { "convert.cuh" } else { "attention.cuh" };
+    parallel_for(mistakes.len(), |i| {
+        let (text, replacement) = mistakes[i];
+        let sources = sources(arch, head_dim, half);
+        let emulator = Emulator::with_headers(compiler, sources, |name, header| {
+            let holds = if text.contains("grid_dependency") { "convert.cuh" } else { file };
             if name != holds {
                 return header.to_owned();
             }
             assert!(header.contains(text), "{name} has no {text:?}");
             header.replace(text, replacement)
         });
-        let finds =
-            |case: &Attending, seed| attend(&emulator, case, seed).and_then(|y| case.check(&y)).is_err();
-        if !cases(head_dim, half).iter().any(|case| (0..8).any(|seed| finds(case, 2 * seed))) {
+        let finds = |case: &Attending, seed| {
+            attend(&emulator, arch, case, seed).and_then(|y| case.check(&y)).is_err()
+        };
+        if !cases(arch, head_dim, half).iter().any(|case| (0..8).any(|seed| finds(case, 2 * seed))) {
             missed.lock().unwrap().push(text);
         }
     });
     let missed = missed.into_inner().unwrap();
-    assert!(missed.is_empty(), "not found: {missed:#?}");
+    assert!(missed.is_empty(), "not found in {file}: {missed:#?}");
 }

@@ -22,8 +22,8 @@ Block& owner(uint32_t& address);
 uint32_t remote_address(uint32_t address, uint32_t rank);
 // Fails unless global memory is what the kernel may use, and aligned.
 void check_global(const void* p, uint64_t bytes, uint64_t alignment);
-// Ordinary stores to shared memory, which the copy engine sees after a fence.
-void note_store(uint32_t address, uint32_t bytes);
+// Ordinary stores to shared memory, which the copy engine and wgmma see after a fence of the thread that wrote.
+void note_store(Thread& thread, uint32_t address, uint32_t bytes);
 void check_fenced(Block& block, uint32_t address, uint32_t bytes);
 
 // --- barriers.cpp -----------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ void store_matrices(uint32_t address, const uint32_t* registers, uint32_t count)
 uint32_t transpose_matrix(uint32_t a);
 enum OperandType { kInt8Operand, kHalfOperand, kBfloatOperand };
 void multiply_16x8(int type, int* d, const uint32_t (&a)[4], const uint32_t (&b)[2]);
-void wgmma_issue(int type, int columns, int* d, const uint32_t* const (&a)[4], uint64_t descriptor);
+void wgmma_issue(const WarpgroupProduct& product, int* d, const uint32_t* const (&a)[4]);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(uint32_t pending);

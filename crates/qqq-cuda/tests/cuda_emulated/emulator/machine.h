@@ -54,10 +54,19 @@ struct Thread {
     bool fenced;
 };
 
+// What all warps of a warpgroup say of a wgmma. `across`: B's rows are what is summed over; `a`: 0 if A is in registers.
+struct WarpgroupProduct {
+    int type, columns;
+    bool across;
+    uint64_t a, b;
+    bool operator==(const WarpgroupProduct& o) const {
+        return type == o.type && columns == o.columns && across == o.across && a == o.a && b == o.b;
+    }
+};
+
 // A wgmma of a warp. Operands in registers are held by address: they are read when the instruction takes effect.
 struct WarpMultiplication {
-    uint64_t descriptor;
-    int type, columns;
+    WarpgroupProduct product;
     unsigned lanes;
     int* sums[32];
     const uint32_t* a[32][4];
@@ -123,7 +132,8 @@ struct Block {
     std::vector<Writer> writers;
     // What the warps of each warpgroup multiplied: they must agree.
     struct Issue {
-        uint64_t number, descriptor;
+        uint64_t number;
+        WarpgroupProduct product;
     };
     std::vector<std::vector<Issue>> issues;
 };

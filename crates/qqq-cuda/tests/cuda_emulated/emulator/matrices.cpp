@@ -34,7 +34,7 @@ void store_matrices(uint32_t address, const uint32_t* registers, uint32_t count)
     Matrices own{address, count, nullptr, registers};
     if (self->lane < 8 * count) {
         shared_at(address, 16, 16);
-        note_store(address, 16);
+        note_store(*self, address, 16);
     }
     collective(count == 4 ? "stmatrix.x4" : "stmatrix.x2", &own, [](void* const (&arguments)[32]) {
         for (uint32_t i = 0; i < ((Matrices*)arguments[0])->count; ++i) {
@@ -156,14 +156,39 @@ void multiply_16x8(int type, int* d, const uint32_t (&a)[4], const uint32_t (&b)
 
 // --- wgmma ----------------------------------------------------------------------------------------------
 
-// 32 bytes of each column (K-major) from shared memory, by a descriptor.
-static void gather_b(Block& block, uint64_t descriptor, int columns) {
-    const uint32_t start = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
+// 16 bytes of a tile in shared memory, whose chunks of 16 bytes are permuted by the row, for an instruction.
+static const uint8_t* swizzled(Block& block, uint32_t address) {
+    const uint32_t place = address ^ (address >> 3 & 0x70);
+    const uint8_t* bytes = shared_of(block, place, 16, 16);
+    check_fenced(block, place, 16);
+    return bytes;
+}
+
+static void check_layout(uint64_t descriptor) {
     if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) fail("a descriptor of another layout: %#llx", (unsigned long long)descriptor);
-    for (int n = 0; n < columns; ++n) {
+}
+
+// 32 bytes of each of `count` rows (K-major) from row `first` of a tile on.
+static void gather_rows(Block& block, uint64_t descriptor, int first, int count, uint32_t (*rows)[8]) {
+    const uint32_t start = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
+    check_layout(descriptor);
+    for (int n = first; n < first + count; ++n) {
         for (uint32_t piece = 0; piece < 2; ++piece) {
             const uint32_t address = start + (uint32_t)(n / 8) * stride + (uint32_t)(n % 8) * 128 + piece * 16;
-            std::memcpy(&machine->products.b[n][piece * 4], shared_of(block, address ^ (address >> 3 & 0x70), 16, 16), 16);
+            std::memcpy(&rows[n - first][piece * 4], swizzled(block, address), 16);
+        }
+    }
+}
+
+// 16 rows of 16-bit elements, as columns.
+static void gather_columns(Block& block, uint64_t descriptor, int columns) {
+    const uint32_t start = (descriptor & 0x3FFF) << 4, across = (descriptor >> 16 & 0x3FFF) << 4, down = (descriptor >> 32 & 0x3FFF) << 4;
+    check_layout(descriptor);
+    for (uint32_t k = 0; k < 16; ++k) {
+        for (uint32_t n = 0; n < (uint32_t)columns; n += 8) {
+            const uint32_t address = start + n / 64 * across + k / 8 * down + k % 8 * 128 + n % 64 * 2;
+            const uint8_t* bytes = swizzled(block, address);
+            for (uint32_t i = 0; i < 8; ++i) std::memcpy((uint8_t*)machine->products.b[n + i] + 2 * k, bytes + 2 * i, 2);
         }
     }
 }
@@ -190,13 +215,13 @@ static void offer(Warp& warp) {
 }
 
 // The warps of a warpgroup must multiply by the same tile.
-static void check_agreement(Block& block, uint32_t warpgroup, uint64_t number, uint64_t descriptor) {
+static void check_agreement(Block& block, uint32_t warpgroup, uint64_t number, const WarpgroupProduct& product) {
     constexpr size_t kKept = 1024;
     std::vector<Block::Issue>& issues = block.issues[warpgroup];
-    if (issues.empty()) issues.assign(kKept, {~0ull, 0});
+    if (issues.empty()) issues.assign(kKept, {~0ull, {}});
     Block::Issue& issue = issues[number % kKept];
-    if (issue.number == number && issue.descriptor != descriptor) fail("warps of a warpgroup multiply by different tiles");
-    issue = {number, descriptor};
+    if (issue.number == number && !(issue.product == product)) fail("warps of a warpgroup multiply different tiles");
+    issue = {number, product};
 }
 
 // Accumulators mean nothing while instructions that write them run: all their bits are changed then, and those of the sums
@@ -213,17 +238,17 @@ static bool is_written(const Warp& warp, unsigned lane, const int* d) {
     return false;
 }
 
-void wgmma_issue(int type, int columns, int* d, const uint32_t* const (&a)[4], uint64_t descriptor) {
+void wgmma_issue(const WarpgroupProduct& product, int* d, const uint32_t* const (&a)[4]) {
     if (!self->fenced) fail("wgmma without a fence after the last group");
     Warp& warp = *self->warp;
     const uint64_t number = self->issued++, at = number - warp.retired;
     if (at == warp.multiplications.size()) {
-        check_agreement(*self->block, self->index / 128, number, descriptor);
-        warp.multiplications.push_back({descriptor, type, columns, 0, {}, {}});
+        check_agreement(*self->block, self->index / 128, number, product);
+        warp.multiplications.push_back({product, 0, {}, {}});
     }
     WarpMultiplication& m = warp.multiplications[at];
-    if (m.descriptor != descriptor || m.columns != columns) fail("lanes of a warp disagree in wgmma");
-    if (!is_written(warp, self->lane, d)) scramble(d, columns);
+    if (!(m.product == product)) fail("lanes of a warp disagree in wgmma");
+    if (!is_written(warp, self->lane, d)) scramble(d, product.columns);
     m.sums[self->lane] = d;
     for (int i = 0; i < 4; ++i) m.a[self->lane][i] = a[i];
     if (++m.lanes < 32) return;
@@ -253,17 +278,23 @@ void complete_multiplication(uint32_t index) {
     warp.multiplying = false;
     const WarpMultiplication m = warp.multiplications.front();
     warp.multiplications.pop_front();
-    gather_b(*warp.block, m.descriptor, m.columns);
-    for (int lane = 0; lane < 32; ++lane) {
+    const auto& [type, columns, across, a_descriptor, descriptor] = m.product;
+    if (across) {
+        gather_columns(*warp.block, descriptor, columns);
+    } else {
+        gather_rows(*warp.block, descriptor, 0, columns, machine->products.b);
+    }
+    if (a_descriptor != 0) gather_rows(*warp.block, a_descriptor, (int)(warp.index % 4 * 16), 16, machine->products.a);
+    for (int lane = 0; a_descriptor == 0 && lane < 32; ++lane) {
         const uint32_t a[4] = {*m.a[lane][0], *m.a[lane][1], *m.a[lane][2], *m.a[lane][3]};
         gather_a(lane, a);
     }
-    multiply(m.type, m.columns);
+    multiply(type, columns);
     for (int lane = 0; lane < 32; ++lane) {
         int* d = m.sums[lane];
-        scramble(d, m.columns);
-        add_products(m.type, lane, m.columns, d);
-        if (is_written(warp, (unsigned)lane, d)) scramble(d, m.columns);
+        scramble(d, columns);
+        add_products(type, lane, columns, d);
+        if (is_written(warp, (unsigned)lane, d)) scramble(d, columns);
     }
     ++warp.retired;
     wake(warp.waiters);

@@ -56,9 +56,9 @@ void check_global(const void* p, uint64_t bytes, uint64_t alignment) {
     fail("%llu bytes of global memory that is no operand", (unsigned long long)bytes);
 }
 
-void note_store(uint32_t address, uint32_t bytes) {
+void note_store(Thread& thread, uint32_t address, uint32_t bytes) {
     for (uint32_t at = address - kSharedBase; at < address - kSharedBase + bytes; at += 16) {
-        self->block->writers[at / 16] = {self, self->proxy_fences};
+        thread.block->writers[at / 16] = {&thread, thread.proxy_fences};
     }
 }
 
@@ -66,7 +66,7 @@ void check_fenced(Block& block, uint32_t address, uint32_t bytes) {
     for (uint32_t at = address - kSharedBase; at < address - kSharedBase + bytes; at += 16) {
         const Block::Writer& w = block.writers[at / 16];
         if (w.thread != nullptr && w.thread->proxy_fences == w.fences) {
-            fail("the copy engine reads what thread %u wrote to shared memory and did not fence", w.thread->index);
+            fail("the copy engine or wgmma reads what thread %u wrote to shared memory and did not fence", w.thread->index);
         }
     }
 }

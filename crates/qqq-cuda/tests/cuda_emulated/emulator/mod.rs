@@ -71,7 +71,7 @@ pub struct Shape {
 }
 
 impl Emulator {
-    /// Compiles kernels; all of them include the same header.
+    /// Compiles kernels.
     pub fn new(compiler: &OsString, sources: Vec<Source>) -> Self {
         Self::with_headers(compiler, sources, |_, text| text.to_owned())
     }
@@ -92,13 +92,15 @@ impl Emulator {
             }
         }
         let mut objects = runtime(compiler).to_vec();
-        let units: Vec<_> = sources.chunks(UNIT).enumerate().collect();
+        // A unit's kernels include the same header.
+        let units: Vec<_> =
+            sources.chunk_by(|a, b| include(a) == include(b)).flat_map(|alike| alike.chunks(UNIT)).collect();
         let object = |unit: usize| folder.path().join(format!("unit{unit}.o"));
         parallel_for(units.len(), |i| {
-            let (unit, sources) = units[i];
-            let file = folder.path().join(format!("unit{unit}.cpp"));
-            std::fs::write(&file, unit_text(unit * UNIT, sources)).unwrap();
-            compile(compiler, "-O1", &file, &object(unit), Some(&kernels));
+            let first = units[..i].iter().map(|unit| unit.len()).sum();
+            let file = folder.path().join(format!("unit{i}.cpp"));
+            std::fs::write(&file, unit_text(first, units[i])).unwrap();
+            compile(compiler, "-O1", &file, &object(i), Some(&kernels));
         });
         objects.extend((0..units.len()).map(object));
         let library = folder.path().join("kernels.so");
@@ -192,9 +194,14 @@ fn runtime(compiler: &OsString) -> &'static [PathBuf] {
     objects
 }
 
+/// The line that includes the kernel's file.
+fn include(source: &Source) -> &str {
+    source.text.lines().next().unwrap()
+}
+
 /// Kernels as one translation unit, with numbers for names: one may come twice.
 fn unit_text(first: usize, sources: &[Source]) -> String {
-    let include = sources[0].text.lines().next().unwrap();
+    let include = include(&sources[0]);
     let mut unit = format!("{include}\n");
     for (i, source) in sources.iter().enumerate() {
         let (i, function) = (first + i, source.function());

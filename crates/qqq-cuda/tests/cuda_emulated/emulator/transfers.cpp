@@ -145,6 +145,7 @@ void complete_transfer(Transfer& t) {
             } else {
                 std::memset(target, 0, t.bytes);
             }
+            note_store(*t.thread, t.address, t.bytes);
             end_in_group(t, &Thread::copies, kCopiesWait);
             break;
         }
