@@ -72,34 +72,18 @@ struct RopeParameters {
 
 constexpr int kRopeWarps = 4, kMostHeadDim = 256;
 
-// A warp takes a head of a row.
+// A warp takes a head of a row, a lane four neighbours of it, and four that lie 128 further.
 template <bool Bfloat>
 QQQ_DEVICE void rope_append(const RopeParameters& p) {
-    __shared__ float heads[kRopeWarps][kMostHeadDim];
+    __shared__ float4 heads[kRopeWarps][kMostHeadDim / 4];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float* shared = (float*)heads[warp];
     const int all = p.num_heads + 2 * p.num_kv_heads;
     const long long unit = (long long)blockIdx.x * kRopeWarps + warp;
     const int row = (int)(unit / all), head = (int)(unit % all);
     if (row >= p.rows) return;
     uint16* x = (uint16*)p.qkv + unit * p.head_dim;
-    float* v = heads[warp];
     const bool query = head < p.num_heads, value = head >= p.num_heads + p.num_kv_heads;
-
-    float squares = 0.0f;
-    for (int i = lane; i < p.head_dim; i += 32) {
-        v[i] = value_at(x, Bfloat ? kBfloatValue : kHalfValue, i);
-        squares = __fmaf_rn(v[i], v[i], squares);
-    }
-    const float* norm = query ? p.q_norm : p.k_norm;
-    if (norm && !value) {
-#pragma unroll
-        for (int mask = 16; mask > 0; mask /= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, mask);
-        const float epsilon = query ? p.q_epsilon : p.k_epsilon;
-        const float factor = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(squares, (float)p.head_dim), epsilon)));
-        for (int i = lane; i < p.head_dim; i += 32) v[i] = __fmul_rn(__fmul_rn(v[i], factor), norm[i]);
-    }
-    __syncwarp();
-
     uint16* out = x;
     if (!query) {
         const long long slot = p.slots[row], page = slot / kPage;
@@ -108,22 +92,81 @@ QQQ_DEVICE void rope_append(const RopeParameters& p) {
         out = pool + ((page * p.num_kv_heads + kv_head) * kPage + slot % kPage) * p.head_dim;
     }
     const int position = p.positions[row];
-    const long long turn = (long long)position * p.pairs;
+    constexpr int kTimes = kMostHeadDim / 128;
+    uint2 words[kTimes];
+#pragma unroll
+    for (int j = 0; j < kTimes; ++j) {
+        const int i = 4 * lane + 128 * j;
+        if (i < p.head_dim) words[j] = *(const uint2*)(x + i);
+        if (value && i < p.head_dim) *(uint2*)(out + i) = words[j];
+    }
+    if (value) return;
+
+    float v[kTimes][4], squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kTimes; ++j) {
+        if (4 * lane + 128 * j >= p.head_dim) break;
+        unpack_floats<Bfloat>(words[j].x, v[j][0], v[j][1]);
+        unpack_floats<Bfloat>(words[j].y, v[j][2], v[j][3]);
+#pragma unroll
+        for (float e : v[j]) squares = __fmaf_rn(e, e, squares);
+    }
+    const float* norm = query ? p.q_norm : p.k_norm;
+    float factor = 1.0f;
+    if (norm) {
+#pragma unroll
+        for (int mask = 16; mask > 0; mask /= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, mask);
+        const float epsilon = query ? p.q_epsilon : p.k_epsilon;
+        factor = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(squares, (float)p.head_dim), epsilon)));
+    }
+#pragma unroll
+    for (int j = 0; j < kTimes; ++j) {
+        const int i = 4 * lane + 128 * j;
+        if (i >= p.head_dim) break;
+#pragma unroll
+        for (int e = 0; norm && e < 4; ++e) v[j][e] = __fmul_rn(__fmul_rn(v[j][e], factor), norm[i + e]);
+        *(float4*)(shared + i) = make_float4(v[j][0], v[j][1], v[j][2], v[j][3]);
+    }
+    __syncwarp();
+
     const bool grows = query && p.query_beta != 0.0f;
     const float growth = grows ? __fmaf_rn(p.query_beta, logf((float)(1 + position / p.query_period)), 1.0f) : 1.0f;
-    for (int i = lane; i < p.head_dim; i += 32) {
-        float result = v[i];
-        if (p.cosines && !value && i < 2 * p.pairs) {
+    // Then four neighbours are of one half, and so are their pairs.
+    const bool aligned = p.pairs % 4 == 0;
+    const long long turn = (long long)position * p.pairs;
+#pragma unroll
+    for (int j = 0; j < kTimes; ++j) {
+        const int i = 4 * lane + 128 * j;
+        if (i >= p.head_dim) break;
+        auto rotated = [&](float own, float other, float cosine, float sine) {
+            return __fmaf_rn(own, cosine, __fmul_rn(other, sine));
+        };
+        if (p.cosines && aligned && i < 2 * p.pairs) {
             const bool first = i < p.pairs;
             const int pair = first ? i : i - p.pairs;
-            const float other = first ? -v[i + p.pairs] : v[pair];
-            result = __fmaf_rn(v[i], p.cosines[turn + pair], __fmul_rn(other, p.sines[turn + pair]));
+            const float4 other = *(const float4*)(shared + (first ? i + p.pairs : pair));
+            const float4 cosine = *(const float4*)(p.cosines + turn + pair), sine = *(const float4*)(p.sines + turn + pair);
+            const float sign = first ? -1.0f : 1.0f;
+            v[j][0] = rotated(v[j][0], sign * other.x, cosine.x, sine.x);
+            v[j][1] = rotated(v[j][1], sign * other.y, cosine.y, sine.y);
+            v[j][2] = rotated(v[j][2], sign * other.z, cosine.z, sine.z);
+            v[j][3] = rotated(v[j][3], sign * other.w, cosine.w, sine.w);
+        } else if (p.cosines && !aligned) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const bool first = i + e < p.pairs;
+                const int pair = first ? i + e : i + e - p.pairs;
+                if (pair >= p.pairs) continue;
+                const float other = first ? -shared[pair + p.pairs] : shared[pair];
+                v[j][e] = rotated(v[j][e], other, p.cosines[turn + pair], p.sines[turn + pair]);
+            }
         }
-        if (grows) result = __fmul_rn(result, growth);
-        const uint32 packed = pack_floats<Bfloat>(result, result);
-        out[i] = (uint16)packed;
+#pragma unroll
+        for (int e = 0; grows && e < 4; ++e) v[j][e] = __fmul_rn(v[j][e], growth);
+        const uint2 packed = make_uint2(pack_floats<Bfloat>(v[j][0], v[j][1]), pack_floats<Bfloat>(v[j][2], v[j][3]));
+        *(uint2*)(out + i) = packed;
         // Calibration looks at rotated keys where they came from.
-        if (!query && !value) x[i] = (uint16)packed;
+        if (!query) *(uint2*)(x + i) = packed;
     }
 }
 

@@ -144,10 +144,17 @@ fn check_rows(emulator: &Emulator, config: RowConfig, m: usize, k: usize, seed: 
 pub fn heads_are_rotated(compiler: OsString) {
     let kernels = [DType::F16, DType::BF16].map(StepKernel::RopeAppend);
     let emulator = Emulator::new(&compiler, kernels.iter().map(|k| k.source()).collect());
-    let cases = [(64, 32, false), (96, 36, true), (256, 128, true), (40, 0, false)];
+    let cases = [
+        (64, 32, false),
+        (96, 36, true),
+        (256, 128, true),
+        (48, 0, false),
+        (112, 27, true),
+        (144, 72, false),
+    ];
     for (i, (head_dim, pairs, norms)) in cases.into_iter().enumerate() {
         let half = [DType::F16, DType::BF16][i % 2];
-        let beta = [0.0f32, 0.1, 0.7, 0.1][i];
+        let beta = [0.0f32, 0.1, 0.7, 0.1][i % 4];
         let (heads, kv_heads, pages) = (3, 2, 3);
         let width = (heads + 2 * kv_heads) * head_dim;
         let positions: Vec<i32> = vec![0, 127, 128, 200, 5];
