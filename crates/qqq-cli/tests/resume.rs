@@ -141,8 +141,13 @@ fn killed(line: &str) {
 
 /// Starts a run, and kills it when it has kept a block.
 fn kill_when_kept(place: &Place, line: &str) {
+    kill_when(place, line, || blocks_kept(place) > 0);
+}
+
+/// Starts a run, and kills it when something is so.
+fn kill_when(place: &Place, line: &str, until: impl Fn() -> bool) {
     let mut child = start(place, line);
-    assert!(wait(place, &mut child, || blocks_kept(place) > 0));
+    assert!(wait(place, &mut child, until));
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -231,25 +236,72 @@ fn without_the_option_a_run_starts_anew_and_says_so() {
     assert_same(&place, "out", "new");
 }
 
+/// The file of hidden states that a stopped run has kept.
+fn states(place: &Place) -> PathBuf {
+    let mut files = fs::read_dir(staging(place).unwrap()).unwrap().map(|e| e.unwrap().path());
+    files.find(|path| path.to_string_lossy().contains(".resume-states-")).expect("states were kept")
+}
+
+/// Without states a run goes over its finished blocks again, and comes to the same.
+fn goes_over_blocks_again(line: &str) {
+    let place = place();
+    place.run(&format!("{line} -o whole")).success();
+    kill_when(&place, &format!("{line} -o out"), || blocks_kept(&place) > 2);
+    let staging = staging(&place).unwrap();
+    for entry in fs::read_dir(&staging).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_string_lossy().contains(".resume-states-") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let run = place.run(&format!("{line} -o out --resume")).success();
+    assert!(run.stderr.contains("going on behind block"), "{}", run.stderr);
+    assert_same(&place, "whole", "out");
+}
+
+#[test]
+fn blocks_are_run_again_where_no_states_were_kept() {
+    goes_over_blocks_again(LINE);
+    goes_over_blocks_again(&format!("{LINE} --format compressed-tensors --group-size 32"));
+}
+
+#[test]
+fn and_those_of_smoothed_models() {
+    goes_over_blocks_again(&format!("{LINE} --transform smooth --smooth-tokens 64"));
+    let float = "--transform smooth --smooth-tokens 64 --propagation float --group-size channel";
+    goes_over_blocks_again(&format!("{LINE} {float}"));
+}
+
 #[test]
 fn what_was_damaged_is_not_gone_on_with() {
     let place = place();
     let line = LINE;
-    kill_when_kept(&place, &format!("{line} -o out"));
+    kill_when(&place, &format!("{line} -o out"), || {
+        staging(&place).is_some_and(|dir| {
+            fs::read_dir(dir)
+                .unwrap()
+                .any(|e| e.unwrap().path().to_string_lossy().contains(".resume-states-"))
+        }) && blocks_kept(&place) > 0
+    });
+    for file in [staging(&place).unwrap().join(".resume"), states(&place)] {
+        let good = fs::read(&file).unwrap();
+        let mut flipped = good.clone();
+        let at = good.len() - 10;
+        flipped[at] ^= 1;
+        for (bad, says) in [
+            (&flipped[..], "its hash is not that of its content"),
+            (&good[..good.len() - 9], "it ends too early"),
+            (&good[..10], "it ends too early"),
+        ] {
+            fs::write(&file, bad).unwrap();
+            place.run(&format!("{line} -o out --resume")).failure(2, says);
+        }
+        fs::write(&file, good).unwrap();
+    }
     let state = staging(&place).unwrap().join(".resume");
     let good = fs::read(&state).unwrap();
-    let mut flipped = good.clone();
-    let place_of_states = good.len() - 1000;
-    flipped[place_of_states] ^= 1;
-    for (bad, says) in [
-        (&flipped[..], "its hash is not that of its content"),
-        (&good[..good.len() - 9], "it ends too early"),
-        (&good[..100], "it ends too early"),
-        (b"something else altogether", "another version of qqq"),
-    ] {
-        fs::write(&state, bad).unwrap();
-        place.run(&format!("{line} -o out --resume")).failure(2, says);
-    }
+    fs::write(&state, "something else altogether").unwrap();
+    place.run(&format!("{line} -o out --resume")).failure(2, "another version of qqq");
     fs::write(&state, good).unwrap();
     // A bit of a tensor, and files that come along.
     let staging = staging(&place).unwrap();

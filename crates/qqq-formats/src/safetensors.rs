@@ -102,6 +102,16 @@ impl Safetensors {
         }
     }
 
+    /// The tensors of several files; `name` stands for all of them in messages.
+    ///
+    /// # Errors
+    /// As [`Safetensors::open`]; a tensor that two of them hold.
+    pub fn open_shards(name: &Path, shards: &[&Path]) -> Result<Self> {
+        let inputs = Inputs::default();
+        let open = |file: &&Path| Ok(((*file).into(), Content::File(inputs.open(file)?), None));
+        Self::new(name.into(), shards.iter().map(open).collect::<Result<_>>()?)
+    }
+
     /// A file that already lies in memory; `name` stands for its path in messages.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ pub use pieces::TensorPieces;
 pub use reservation::Reservation;
 use reservation::refuse_existing;
 use resume::shard_path;
-pub use resume::{WriterState, new_state_file, state_file};
+pub use resume::{WriterState, new_state_file, remove_states, state_file, states_file};
 use shard::Shard;
 
 /// Largest shard, in bytes, unless a single tensor is larger: as Hugging Face cuts them.
@@ -291,7 +291,8 @@ impl CheckpointWriter {
             fs::write(staging.join(INDEX_FILE), text).map_err(fail)?;
         }
         sync_tree(&staging).map_err(fail)?;
-        // Neither is part of the checkpoint; until the end the reservation keeps others away.
+        // None of these is part of the checkpoint; until the end the reservation keeps others away.
+        remove_states(&staging, None).map_err(fail)?;
         match fs::remove_file(state_file(&staging)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail(e)),
             _ => self.is_kept = false,

@@ -84,6 +84,8 @@ pub(crate) enum Kind {
     Down,
     Finish,
     FloatPass,
+    /// Running a finished block again.
+    Replay,
     Solve,
     /// Packing and writing a block.
     Pack,
@@ -255,6 +257,13 @@ impl Estimate {
         // Nothing comes after the last block.
         add(self.stages.finish, -1.0);
         plan
+    }
+
+    /// Running a finished block again: what calibrating it takes without its sums, which are about half of that.
+    pub(crate) fn replay(&self) -> Units {
+        let stages =
+            self.stages.all().iter().map(|units| units.amount).sum::<f64>() - self.stages.attended.amount;
+        Units::new(Kind::Replay, (stages + self.float_pass.amount) / 2.0)
     }
 
     /// Solving a layer of `n` outputs and `k` inputs.

@@ -124,13 +124,18 @@ impl<'a> OutputCheckpoint<'a> {
         (self.checkpoint.config.vocab_size, self.checkpoint.config.hidden_size)
     }
 
-    /// Writes the embedding, rotated if there is a rotation. Returns its stored bytes.
+    /// The embedding as it is stored, rotated if there is a rotation.
+    pub(crate) fn embedding<B: Calibrate>(&self, b: &B, rotation: Option<&B::Rotation>) -> Result<Vec<u8>> {
+        self.table(b, names::EMBEDDING, None, rotation)
+    }
+
+    /// Writes the [embedding](Self::embedding), and returns it.
     pub(crate) fn add_embedding<B: Calibrate>(
         &mut self,
         b: &B,
         rotation: Option<&B::Rotation>,
     ) -> Result<Vec<u8>> {
-        let embedding = self.table(b, names::EMBEDDING, None, rotation)?;
+        let embedding = self.embedding(b, rotation)?;
         let (vocab, hidden) = self.table_shape();
         self.writer.add(names::EMBEDDING, self.half.dtype(), &[vocab, hidden], &embedding)?;
         Ok(embedding)
@@ -193,6 +198,21 @@ impl<'a> OutputCheckpoint<'a> {
             first += count;
         }
         Ok(())
+    }
+
+    /// A checkpoint of what is written, to be read before more is; `group_size` as the recipe has it.
+    pub(crate) fn so_far(&mut self, group_size: Option<usize>) -> Result<Checkpoint> {
+        let path = self.writer.staging().to_owned();
+        let quantization = QuantizationConfig::uniform(self.format, group_size);
+        let source = &self.checkpoint.config;
+        let value = config_json(source, self.half, Some(&quantization), source.tie_word_embeddings);
+        Ok(Checkpoint {
+            config: ModelConfig::from_value(&path, value)?,
+            tensors: Box::new(self.writer.so_far()?),
+            gguf: None,
+            inputs: Default::default(),
+            path,
+        })
     }
 
     /// Bytes of the tensors so far.

@@ -14,7 +14,7 @@ use crate::{
     output::OutputCheckpoint,
     preflight::{self, Plan},
     report::Timings,
-    resume::{self, Earlier, Keeper, Restored, Resume, Stopped},
+    resume::{self, Keeper, Resume, States, Stopped},
     rotations::{DeviceRotations, Rotations},
     run::{Run, log_memory},
     self_samples,
@@ -304,10 +304,17 @@ pub(crate) fn begin<B: Calibrate, T>(
     };
     let stream = on_device.as_ref().map(|r| &r.stream);
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    let Restored { windows: embedded, smoothing_window, earlier } = match stopped {
-        Some(stopped) => stopped.restore(backend)?,
+    let restored = match &stopped {
+        Some(stopped) => stopped.states(backend)?,
+        None => None,
+    };
+    let states = match restored {
+        Some(states) => states,
         None => {
-            let embedding = writer.add_embedding(backend, stream)?;
+            let embedding = match &stopped {
+                Some(_) => writer.embedding(backend, stream)?,
+                None => writer.add_embedding(backend, stream)?,
+            };
             let table = backend.embedding(vocab, hidden, plan.half.values(embedding))?;
             let scale = config.graph.embedding_scale as f32;
             let embed = |ids: &[u32]| -> Result<Window<B>> {
@@ -320,21 +327,26 @@ pub(crate) fn begin<B: Calibrate, T>(
             };
             let embedded = windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>()?;
             drop(table);
-            writer.add_head(backend, stream)?;
-            Restored { windows: embedded, smoothing_window, earlier: Earlier::default() }
+            if stopped.is_none() {
+                writer.add_head(backend, stream)?;
+            }
+            States { blocks: 0, windows: embedded, smoothing_window }
         }
     };
+    let States { blocks: passed, windows: embedded, smoothing_window } = states;
+    let earlier = stopped.map(Stopped::earlier).unwrap_or_default();
     timings.transform += clock.elapsed().as_secs_f64();
     timings.add(&earlier.timings);
     work.recall(earlier.warnings);
     if let Some(keeper) = &mut keeper {
-        keeper.add_earlier(earlier.timings.total);
+        keeper
+            .add_earlier(earlier.timings.total, (passed > 0 && passed < config.num_layers).then_some(passed));
     }
 
     let positions = recipe.calibration.window.max(1);
     let ropes = rope::embeddings(backend, config, RopeChoice::new(config, positions), positions)?;
     let around = Surroundings { backend, config, ropes: &ropes };
-    let run = Run {
+    let mut run = Run {
         checkpoint,
         recipe,
         half: plan.half,
@@ -350,7 +362,15 @@ pub(crate) fn begin<B: Calibrate, T>(
         smoothing: earlier.smoothing,
         timings,
     };
-    let live = Windows::new(around, embedded, recipe.calibration.window);
+    let mut live = Windows::new(around, embedded, recipe.calibration.window);
+    // Without windows nothing is known of states.
+    if passed < first && !live.is_empty() {
+        run.work.add(run.estimate.replay().part((first - passed) as f64));
+        let written = writer.so_far(recipe.group_size)?;
+        for index in passed..first {
+            run.replay(index, &mut live, &written)?;
+        }
+    }
     let tokens = windows;
     blocks(Begun { run, live, writer, recipe, plan: &plan, rotations, tokens, started, first, keeper })
 }

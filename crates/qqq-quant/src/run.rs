@@ -8,7 +8,7 @@ use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 use qqq_backend::{BackendError, Calibrate, InputKind};
 use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
 use qqq_model::{
-    Block, ModelError, Site,
+    Block, BlockWeights, ModelError, Site,
     block::{Layer, head_layout},
     memory, names,
 };
@@ -18,7 +18,7 @@ use crate::{
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
-    float_linear::{FloatLinear, StoredLayer, StoredLayers, module, on_device, read_block},
+    float_linear::{FloatBlock, FloatLinear, StoredLayer, StoredLayers, module, on_device, read_block},
     half_type::HalfType,
     output::OutputCheckpoint,
     report::{LayerReport, SmoothReport, Timings, modules},
@@ -27,7 +27,7 @@ use crate::{
     smooth_sites::SmoothContext,
     solve::{ScaleDType, SolveOptions, solve_on},
     value_hessian::value_hessian,
-    windows::{Surroundings, Window, Windows},
+    windows::{Surroundings, Window, Windows, pass},
     work::Work,
 };
 
@@ -78,6 +78,52 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 done.and(written)
             }),
         }
+    }
+
+    /// Takes the states through block `index`, which an earlier run has finished: `written` is what that has written.
+    ///
+    /// # Errors
+    /// Those of [`quantize`](crate::quantize).
+    pub fn replay(&mut self, index: usize, windows: &mut Windows<'_, B>, written: &Checkpoint) -> Result<()> {
+        let clock = Instant::now();
+        let Surroundings { backend, config, .. } = self.around;
+        self.begin(index, self.estimate.replay(), "running it again")?;
+        let block = match self.recipe.propagation {
+            Propagation::Quantized => {
+                if self.smoothing_window.is_some() {
+                    let FloatBlock { norms, layers } = read_block(backend, self.checkpoint, index)?;
+                    let mut block = Block::without_layers(backend, config, index, norms, InputKind::Float)?;
+                    for site in Site::ALL {
+                        *block.layer_mut(site) = layers[site].layer(backend, index, site)?;
+                    }
+                    let mut workshop = self.around.workshop(self.recipe.calibration.smooth_tokens)?;
+                    if let Some(Window { flow, batch }) = &mut self.smoothing_window {
+                        pass(backend, &block, &mut self.around.step(&mut workshop, batch), flow)?;
+                    }
+                }
+                Block::new(backend, config, index, BlockWeights::read(written, index)?)?
+            }
+            // The search is made again: its scales are in no file.
+            Propagation::Float => {
+                let reports = self.smoothing.len();
+                let float = self.transformed_block(index)?;
+                self.smoothing.truncate(reports);
+                self.float_layers(index, &float)?
+            }
+        };
+        windows.pass(&block, &mut |share| self.work.at(share))?;
+        self.timings.calibrate += clock.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// A block of float layers.
+    fn float_layers(&self, index: usize, float: &FloatLayers<'_, B>) -> Result<Block<B>> {
+        let Surroundings { backend, config, .. } = self.around;
+        let mut block = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Float)?;
+        for site in Site::ALL {
+            *block.layer_mut(site) = float.layer(backend, index, site)?;
+        }
+        Ok(block)
     }
 
     fn label(&self, index: usize, what: &str) -> String {
@@ -165,11 +211,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         let clock = Instant::now();
-        let Surroundings { backend, config, .. } = self.around;
-        let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Float)?;
-        for site in Site::ALL {
-            *live.layer_mut(site) = float.layer(backend, index, site)?;
-        }
+        let live = self.float_layers(index, &float)?;
         self.timings.transform += clock.elapsed().as_secs_f64();
 
         let name = format!("model.layers.{index}");

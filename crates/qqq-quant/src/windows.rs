@@ -251,6 +251,16 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         Ok(())
     }
 
+    /// Goes through a block whose layers are all there.
+    ///
+    /// # Errors
+    /// Those of the backend and of `on_wave`.
+    pub fn pass(&mut self, block: &Block<B>, on_wave: &mut OnWave<'_>) -> Result<()> {
+        let b = self.around.backend;
+        self.run(&[], on_wave, |step, flow, _| pass(b, block, step, flow))?;
+        Ok(())
+    }
+
     /// Runs `job(step, flow, sums)` for every window; returns one sum for every width.
     fn run(
         &mut self,
@@ -304,6 +314,23 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         }
         Ok(merged)
     }
+}
+
+/// Takes a window through a block whose layers are all there.
+///
+/// # Errors
+/// Those of the backend.
+pub(crate) fn pass<B: Calibrate>(
+    b: &B,
+    block: &Block<B>,
+    step: &mut Step<'_, B>,
+    flow: &mut Flow<B>,
+) -> Result<()> {
+    for site in Site::ALL {
+        block.advance(step, flow, site)?;
+    }
+    block.finish(step, flow)?;
+    Ok(flow.shed(b)?)
 }
 
 /// Lanes for sums of these widths on a device that takes `most` at once; must not depend on the machine.

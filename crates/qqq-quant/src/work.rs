@@ -79,6 +79,11 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// There is more to do than a run over the blocks.
+    pub(crate) fn add(&mut self, more: Units) {
+        self.ledger.plan[more.kind as usize] += more.amount;
+    }
+
     /// The last stage is done; begins one of `units`.
     pub(crate) fn begin(&mut self, units: Units, label: impl Into<String>) -> Result<()> {
         self.close();

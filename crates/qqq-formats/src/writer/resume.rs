@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +13,13 @@ use super::{
     reservation::STATE_FILE,
     shard::{Shard, ShardState},
 };
-use crate::{FormatError, Result, safetensors::SINGLE_FILE};
+use crate::{
+    FormatError, Result,
+    safetensors::{SINGLE_FILE, Safetensors},
+};
+
+/// How the files of [`states_file`] begin.
+const STATES_PREFIX: &str = ".resume-states-";
 
 /// Which tensors a writer has written at some time, and where.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +30,26 @@ pub struct WriterState {
 /// The file in a staging directory that says that a run can go on from there, and what it needs for that.
 pub fn state_file(staging: &Path) -> PathBuf {
     staging.join(STATE_FILE)
+}
+
+/// Beside it: the hidden states that calibration had after so many blocks.
+pub fn states_file(staging: &Path, blocks: usize) -> PathBuf {
+    staging.join(format!("{STATES_PREFIX}{blocks}"))
+}
+
+/// Removes all files of that kind but the one after `kept` blocks.
+///
+/// # Errors
+/// The system's.
+pub fn remove_states(staging: &Path, kept: Option<usize>) -> io::Result<()> {
+    let kept = kept.map(|blocks| states_file(staging, blocks));
+    for entry in fs::read_dir(staging)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(STATES_PREFIX) && Some(entry.path()) != kept {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Where a new [`state_file`] is made, to replace the old one when it is complete.
@@ -70,6 +97,17 @@ impl CheckpointWriter {
         }
         writer.written = writer.tensors().map(|(_, bytes)| bytes).sum();
         Ok(writer)
+    }
+
+    /// The tensors until now, to be read before more are written.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn so_far(&mut self) -> Result<Safetensors> {
+        let fail = |source| FormatError::Io { path: self.staging.clone(), source };
+        self.shards.iter_mut().try_for_each(|shard| shard.write_header()).map_err(fail)?;
+        let shards: Vec<_> = self.shards.iter().map(Shard::path).collect();
+        Safetensors::open_shards(&self.staging, &shards)
     }
 
     /// Whether from now on the directory stays if this writer is dropped unfinished: a [state file](state_file) lies in

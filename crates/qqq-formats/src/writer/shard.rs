@@ -194,14 +194,20 @@ impl Shard {
         self.data_bytes += bytes;
     }
 
-    /// Writes the header in front of the tensors and syncs.
-    pub fn complete(&mut self) -> io::Result<()> {
+    /// Writes the header of the tensors so far in front of them.
+    pub fn write_header(&mut self) -> io::Result<()> {
         let mut front = ((RESERVED - 8) as u64).to_le_bytes().to_vec();
         front.extend_from_slice(self.header.as_bytes());
         front.resize(RESERVED, b' ');
         let Some(file) = &mut self.file else { return Ok(()) };
         file.seek(SeekFrom::Start(0))?;
         file.write_all(&front)?;
-        file.sync_all()
+        file.seek(SeekFrom::Start(RESERVED as u64 + self.data_bytes)).map(drop)
+    }
+
+    /// Writes the header and syncs.
+    pub fn complete(&mut self) -> io::Result<()> {
+        self.write_header()?;
+        self.file.as_ref().map_or(Ok(()), File::sync_all)
     }
 }

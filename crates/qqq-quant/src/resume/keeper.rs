@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    hash::Hasher as _,
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     thread::JoinHandle,
@@ -12,14 +11,18 @@ use std::{
 use qqq_backend::Calibrate;
 use qqq_formats::{
     disk, size,
-    writer::{new_state_file, state_file},
+    writer::{new_state_file, remove_states, state_file},
 };
 use twox_hash::XxHash3_64;
 
-use super::{Header, MAGIC, fingerprint, fingerprint::Fingerprint};
+use super::{
+    Header, MAGIC, fingerprint,
+    fingerprint::Fingerprint,
+    states::{self, Hashed},
+};
 use crate::{output::OutputCheckpoint, report::Timings, run::Run, windows::Windows};
 
-/// Keeping a block may take this share of the time since the last one was kept.
+/// Keeping states may take this share of the time since the last ones were kept.
 const SHARE: f64 = 1.0 / 50.0;
 /// Bytes of states a second that are expected to be written, before any were.
 const EXPECTED_RATE: f64 = 1e9;
@@ -31,15 +34,19 @@ pub(crate) struct Keeper {
     samples: Vec<Vec<u32>>,
     /// Tokens of each window, and bytes of all their states.
     tokens: Vec<usize>,
-    states: u64,
+    state_bytes: u64,
+    /// Whether the disk has room for them.
+    has_room: bool,
+    /// Blocks behind which the last ones were kept.
+    states: Option<usize>,
     /// When this run began, and seconds of those before it.
     started: Instant,
     earlier: f64,
     /// Where there is no more use in trying.
     is_off: bool,
-    /// What the last one took, in seconds, and when that was.
+    /// What the last states took, in seconds, and when that was.
     last: Option<(f64, Instant)>,
-    /// Has the last one on the disk.
+    /// Has the last block on the disk.
     settling: Option<JoinHandle<io::Result<()>>>,
 }
 
@@ -60,7 +67,9 @@ impl Keeper {
             fingerprint,
             samples: if samples { windows.to_vec() } else { Vec::new() },
             tokens: windows.iter().map(Vec::len).collect(),
-            states: windows.iter().map(|window| 4 * (window.len() * hidden) as u64).sum(),
+            state_bytes: windows.iter().map(|window| 4 * (window.len() * hidden) as u64).sum(),
+            has_room: true,
+            states: None,
             started,
             earlier: 0.0,
             is_off: false,
@@ -69,9 +78,9 @@ impl Keeper {
         }
     }
 
-    /// Runs before this one took so many seconds.
-    pub fn add_earlier(&mut self, seconds: f64) {
-        self.earlier = seconds;
+    /// Runs before this one took so many seconds, and have kept states behind so many blocks.
+    pub fn add_earlier(&mut self, seconds: f64, states: Option<usize>) {
+        (self.earlier, self.states) = (seconds, states);
     }
 
     /// Seconds of this run and those before it.
@@ -79,22 +88,21 @@ impl Keeper {
         self.earlier + self.started.elapsed().as_secs_f64()
     }
 
-    /// Keeps nothing where the disk has no room beside `output` bytes of the checkpoint; the reason.
+    /// Keeps no states where the disk has no room for them beside `output` bytes of the checkpoint; what that means.
     pub fn check_room(&mut self, output: u64) -> Option<String> {
         // The old states stay until the new ones are there.
-        let states = 2 * self.states;
+        let states = 2 * self.state_bytes;
         let free = disk::free(&self.directory)?;
-        self.is_off = free < output + states;
-        self.is_off.then(|| {
+        self.has_room = free >= output + states;
+        (!self.has_room).then(|| {
             format!(
-                "the disk has no room for what a stopped run would need to go on ({} beside the checkpoint): this run cannot \
-                 be resumed",
+                "the disk has no room for the hidden states ({} beside the checkpoint): a stopped run would go over its finished                  blocks again to go on",
                 size::bytes(states)
             )
         })
     }
 
-    /// Keeps the run as it is after `done` blocks, unless that would take too long.
+    /// Keeps the run as it is after `done` blocks, with the states unless that would take too long.
     pub fn keep<B: Calibrate>(
         &mut self,
         done: usize,
@@ -102,11 +110,8 @@ impl Keeper {
         windows: &Windows<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) {
-        let expected = self.states as f64 / EXPECTED_RATE;
-        let (took, when) = self.last.unwrap_or((expected, self.started));
-        let is_due = when.elapsed().as_secs_f64() * SHARE >= took;
         let is_busy = self.settling.as_ref().is_some_and(|thread| !thread.is_finished());
-        if self.is_off || !is_due || is_busy {
+        if self.is_off || is_busy {
             return;
         }
         let clock = Instant::now();
@@ -114,13 +119,20 @@ impl Keeper {
         if self.is_off {
             return;
         }
-        match self.write(done, run, windows, writer) {
+        // Nothing comes behind the last block that looks at states.
+        let needs = done < run.around.config.num_layers && self.has_room;
+        let expected = self.state_bytes as f64 / EXPECTED_RATE;
+        let (took, when) = self.last.unwrap_or((expected, self.started));
+        let keeps = needs && when.elapsed().as_secs_f64() * SHARE >= took;
+        match self.write(done, keeps, run, windows, writer) {
             Ok(thread) => self.settling = Some(thread),
             Err(e) => self.give_up(&e, run),
         }
         let took = clock.elapsed().as_secs_f64();
         run.timings.keep += took;
-        self.last = Some((took, Instant::now()));
+        if keeps {
+            self.last = Some((took, Instant::now()));
+        }
     }
 
     /// Waits until the last one is on the disk; from then on the directory outlives the run.
@@ -144,30 +156,26 @@ impl Keeper {
     }
 
     fn write<B: Calibrate>(
-        &self,
+        &mut self,
         done: usize,
+        keeps_states: bool,
         run: &Run<'_, B>,
         windows: &Windows<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> io::Result<JoinHandle<io::Result<()>>> {
-        let config = run.around.config;
-        let other = |e: &dyn std::fmt::Display| io::Error::other(e.to_string());
-        // Nothing comes behind the last block that looks at states.
-        let is_last = done == config.num_layers;
-        let of_windows = windows.states().filter(|_| !is_last);
-        let of_search = run.smoothing_window.iter().map(|window| &window.flow.residual);
-        let of_search = of_search.filter(|_| !is_last);
-        let tokens = if is_last { &[][..] } else { &self.tokens };
-        let smoothing_window =
-            (!is_last && run.smoothing_window.is_some()).then_some(run.recipe.calibration.smooth_tokens);
+        let states = match keeps_states {
+            true => Some(states::write(&self.directory, done, run, windows, &self.tokens)?),
+            false => None,
+        };
+        if states.is_some() {
+            self.states = Some(done);
+        }
         let header = Header {
             fingerprint: self.fingerprint.clone(),
-            blocks: (done, config.num_layers),
+            blocks: (done, run.around.config.num_layers),
+            states: self.states,
             written: writer.writer_mut().state(),
             samples: self.samples.clone(),
-            windows: tokens.to_vec(),
-            smoothing_window,
-            hidden: config.hidden_size,
             layers: run.layers.clone(),
             smoothing: run.smoothing.clone(),
             warnings: run.work.warnings().to_vec(),
@@ -179,41 +187,18 @@ impl Keeper {
         out.write_all(MAGIC)?;
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        for tensor in of_windows.chain(of_search) {
-            // One at a time: a device hands out a copy.
-            let states = run.around.backend.read(tensor).map_err(|e| other(&e))?;
-            out.write_all(bytemuck::cast_slice(&states))?;
-        }
-        let hash = out.hash.finish();
-        out.file.write_all(&hash.to_le_bytes())?;
-        let file = out.file.into_inner().map_err(io::IntoInnerError::into_error)?;
-        let tensors = writer.writer_mut().current_file().map_err(|e| other(&e))?;
-        let directory = self.directory.clone();
+        let file = out.end()?;
+        let tensors = writer.writer_mut().current_file().map_err(|e| io::Error::other(e.to_string()))?;
+        let (directory, kept) = (self.directory.clone(), self.states);
         Ok(std::thread::spawn(move || {
-            if let Some(tensors) = tensors {
-                tensors.sync_data()?;
-            }
+            tensors.map_or(Ok(()), |file| file.sync_data())?;
+            states.map_or(Ok(()), |file| file.sync_data())?;
             file.sync_all()?;
             fs::rename(&path, state_file(&directory))?;
-            if cfg!(unix) { File::open(&directory)?.sync_all() } else { Ok(()) }
+            if cfg!(unix) {
+                File::open(&directory)?.sync_all()?;
+            }
+            remove_states(&directory, kept)
         }))
-    }
-}
-
-/// Hashes what it writes.
-struct Hashed {
-    file: BufWriter<File>,
-    hash: XxHash3_64,
-}
-
-impl Write for Hashed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.hash.write(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
     }
 }

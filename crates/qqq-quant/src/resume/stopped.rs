@@ -2,8 +2,7 @@
 
 use std::{
     fs::File,
-    hash::Hasher as _,
-    io::{self, BufReader, Read},
+    io::BufReader,
     path::{Path, PathBuf},
 };
 
@@ -11,8 +10,12 @@ use qqq_backend::Calibrate;
 use qqq_formats::writer::{Reservation, WriterState, state_file};
 use twox_hash::XxHash3_64;
 
-use super::{Earlier, Header, MAGIC, fingerprint, fingerprint::Fingerprint};
-use crate::{QuantError, Result, output, windows::Window};
+use super::{
+    Earlier, Header, MAGIC, fingerprint,
+    fingerprint::Fingerprint,
+    states::{Reader, States},
+};
+use crate::{QuantError, Result, output};
 
 /// Most bytes of a header: those of a model of thousands of blocks are fewer.
 const MAX_HEADER: u64 = 1 << 30;
@@ -21,18 +24,6 @@ const MAX_HEADER: u64 = 1 << 30;
 pub(crate) struct Stopped {
     directory: PathBuf,
     header: Header,
-    /// At the states.
-    file: BufReader<File>,
-    hash: XxHash3_64,
-}
-
-/// What a run had at the end of a block.
-pub(crate) struct Restored<B: Calibrate> {
-    /// The calibration windows.
-    pub windows: Vec<Window<B>>,
-    /// That of the smoothing search, where there is one.
-    pub smoothing_window: Option<Window<B>>,
-    pub earlier: Earlier,
 }
 
 /// Blocks that a stopped run has finished in a directory of [`Reservation::stopped`], and blocks of its model; `None`
@@ -55,25 +46,20 @@ impl Stopped {
 
     fn open(directory: &Path) -> Result<Self> {
         let path = state_file(directory);
-        let fail = |e: io::Error| match e.kind() {
-            io::ErrorKind::UnexpectedEof => damaged(directory, "it ends too early"),
-            _ => output::io(&path, e),
-        };
-        let mut file = BufReader::new(File::open(&path).map_err(fail)?);
-        let mut hash = XxHash3_64::new();
+        let file = BufReader::new(File::open(&path).map_err(|e| output::io(&path, e))?);
+        let mut reader = Reader { directory, path: &path, file, hash: XxHash3_64::new() };
         let mut front = [0; 16];
-        file.read_exact(&mut front).map_err(fail)?;
-        hash.write(&front);
+        reader.read(&mut front)?;
         let (magic, length) = front.split_at(MAGIC.len());
         let length = u64::from_le_bytes(length.try_into().unwrap_or_default());
         if magic != MAGIC || length > MAX_HEADER {
             return Err(damaged(directory, "another version of qqq may have written it"));
         }
         let mut text = vec![0; length as usize];
-        file.read_exact(&mut text).map_err(fail)?;
-        hash.write(&text);
+        reader.read(&mut text)?;
+        reader.end()?;
         let header = serde_json::from_slice(&text).map_err(|e| damaged(directory, &e.to_string()))?;
-        Ok(Self { directory: directory.into(), header, file, hash })
+        Ok(Self { directory: directory.into(), header })
     }
 
     fn check(&self, now: &Fingerprint) -> Result<()> {
@@ -114,32 +100,25 @@ impl Stopped {
         self.header.samples.clone()
     }
 
-    /// What the run had at the end of its last block.
+    /// The last hidden states that were kept, if there are any; none are needed behind the last block.
     ///
     /// # Errors
-    /// The file is damaged; those of the backend.
-    pub fn restore<B: Calibrate>(mut self, backend: &B) -> Result<Restored<B>> {
-        let Header { windows, smoothing_window, hidden, layers, smoothing, warnings, timings, .. } =
-            std::mem::take(&mut self.header);
-        let windows =
-            windows.into_iter().map(|tokens| self.window(backend, tokens, hidden)).collect::<Result<_>>()?;
-        let smoothing_window =
-            smoothing_window.map(|tokens| self.window(backend, tokens, hidden)).transpose()?;
-        let mut end = Vec::new();
-        self.file.read_to_end(&mut end).map_err(|e| output::io(&state_file(&self.directory), e))?;
-        if end != self.hash.finish().to_le_bytes() {
-            return Err(damaged(&self.directory, "its hash is not that of its content"));
+    /// Their file is damaged; those of the backend.
+    pub fn states<B: Calibrate>(&self, b: &B) -> Result<Option<States<B>>> {
+        let (done, all) = self.header.blocks;
+        match self.header.states {
+            _ if done == all => {
+                Ok(Some(States { blocks: done, windows: Vec::new(), smoothing_window: None }))
+            }
+            Some(blocks) => States::read(b, &self.directory, blocks),
+            None => Ok(None),
         }
-        let earlier = Earlier { layers, smoothing, warnings, timings };
-        Ok(Restored { windows, smoothing_window, earlier })
     }
 
-    fn window<B: Calibrate>(&mut self, backend: &B, tokens: usize, hidden: usize) -> Result<Window<B>> {
-        let mut states = vec![0f32; tokens * hidden];
-        let bytes = bytemuck::cast_slice_mut(&mut states);
-        self.file.read_exact(bytes).map_err(|_| damaged(&self.directory, "it ends too early"))?;
-        self.hash.write(bytes);
-        Window::new(backend, backend.upload(tokens, hidden, states)?, tokens)
+    /// What the report has of the run.
+    pub fn earlier(self) -> Earlier {
+        let Header { layers, smoothing, warnings, timings, .. } = self.header;
+        Earlier { layers, smoothing, warnings, timings }
     }
 }
 

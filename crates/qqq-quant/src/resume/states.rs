@@ -1,0 +1,175 @@
+//! Hidden states of the calibration windows in a file: their sizes, the states, and a hash of all.
+
+use std::{
+    fs::File,
+    hash::Hasher as _,
+    io::{self, BufReader, BufWriter, Read, Write},
+    path::Path,
+};
+
+use qqq_backend::Calibrate;
+use qqq_formats::writer::states_file;
+use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_64;
+
+use super::damaged;
+use crate::{
+    Result, output,
+    run::Run,
+    windows::{Window, Windows},
+};
+
+/// Most bytes of the sizes.
+const MAX_SIZES: u64 = 1 << 24;
+
+/// What calibration had behind some block.
+pub(crate) struct States<B: Calibrate> {
+    /// Blocks before it.
+    pub blocks: usize,
+    /// The calibration windows.
+    pub windows: Vec<Window<B>>,
+    /// That of the smoothing search, where there is one.
+    pub smoothing_window: Option<Window<B>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Sizes {
+    /// Tokens of each window whose states follow; those of the smoothing search are the last.
+    windows: Vec<usize>,
+    smoothing_window: Option<usize>,
+    /// Width of the states.
+    hidden: usize,
+}
+
+/// Writes the states that a run has behind `blocks` blocks; `tokens`: of each window. The file is not synced.
+///
+/// # Errors
+/// The system's; what the backend says as one of them.
+pub(super) fn write<B: Calibrate>(
+    directory: &Path,
+    blocks: usize,
+    run: &Run<'_, B>,
+    windows: &Windows<'_, B>,
+    tokens: &[usize],
+) -> io::Result<File> {
+    let smoothing_window = run.smoothing_window.as_ref();
+    let sizes = Sizes {
+        windows: tokens.to_vec(),
+        smoothing_window: smoothing_window.map(|_| run.recipe.calibration.smooth_tokens),
+        hidden: run.around.config.hidden_size,
+    };
+    let sizes = serde_json::to_vec(&sizes)?;
+    let file = File::create(states_file(directory, blocks))?;
+    let mut out = Hashed { file: BufWriter::new(file), hash: XxHash3_64::new() };
+    out.write_all(&(sizes.len() as u64).to_le_bytes())?;
+    out.write_all(&sizes)?;
+    for tensor in windows.states().chain(smoothing_window.map(|window| &window.flow.residual)) {
+        // One at a time: a device hands out a copy.
+        let states = run.around.backend.read(tensor).map_err(|e| io::Error::other(e.to_string()))?;
+        out.write_all(bytemuck::cast_slice(&states))?;
+    }
+    out.end()
+}
+
+impl<B: Calibrate> States<B> {
+    /// The states behind `blocks` blocks; `None` if they are not there.
+    ///
+    /// # Errors
+    /// A file that is damaged; those of the backend.
+    pub fn read(b: &B, directory: &Path, blocks: usize) -> Result<Option<Self>> {
+        let path = states_file(directory, blocks);
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(|e| output::io(&path, e))?,
+        };
+        let mut reader =
+            Reader { directory, path: &path, file: BufReader::new(file), hash: XxHash3_64::new() };
+        let mut length = [0; 8];
+        reader.read(&mut length)?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_SIZES {
+            return Err(damaged(directory, "the sizes of its states are no sizes"));
+        }
+        let mut sizes = vec![0; length as usize];
+        reader.read(&mut sizes)?;
+        let sizes: Sizes = serde_json::from_slice(&sizes).map_err(|e| damaged(directory, &e.to_string()))?;
+        let mut window = |tokens: usize| {
+            let mut states = vec![0f32; tokens * sizes.hidden];
+            reader.read(bytemuck::cast_slice_mut(&mut states))?;
+            Window::new(b, b.upload(tokens, sizes.hidden, states)?, tokens)
+        };
+        let windows = sizes.windows.iter().map(|tokens| window(*tokens)).collect::<Result<_>>()?;
+        let smoothing_window = sizes.smoothing_window.map(window).transpose()?;
+        reader.end()?;
+        Ok(Some(Self { blocks, windows, smoothing_window }))
+    }
+}
+
+/// Hashes what it writes.
+pub(super) struct Hashed {
+    pub file: BufWriter<File>,
+    pub hash: XxHash3_64,
+}
+
+impl Hashed {
+    /// Writes the hash of all that was written.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn end(mut self) -> io::Result<File> {
+        let hash = self.hash.finish();
+        self.file.write_all(&hash.to_le_bytes())?;
+        self.file.into_inner().map_err(io::IntoInnerError::into_error)
+    }
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hash.write(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Hashes what it reads of what a run has left.
+pub(super) struct Reader<'a> {
+    pub directory: &'a Path,
+    pub path: &'a Path,
+    pub file: BufReader<File>,
+    pub hash: XxHash3_64,
+}
+
+impl Reader<'_> {
+    /// Fills `bytes`.
+    ///
+    /// # Errors
+    /// The system's; a file that ends before.
+    pub fn read(&mut self, bytes: &mut [u8]) -> Result<()> {
+        self.file.read_exact(bytes).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => damaged(self.directory, "it ends too early"),
+            _ => output::io(self.path, e),
+        })?;
+        self.hash.write(bytes);
+        Ok(())
+    }
+
+    /// That the hash of all that was read comes next, and then nothing.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn end(mut self) -> Result<()> {
+        let mut end = Vec::new();
+        self.file.read_to_end(&mut end).map_err(|e| output::io(self.path, e))?;
+        match end.len() {
+            0..8 => Err(damaged(self.directory, "it ends too early")),
+            _ if end != self.hash.finish().to_le_bytes() => {
+                Err(damaged(self.directory, "its hash is not that of its content"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
