@@ -3,6 +3,8 @@
 
 #[path = "common/backend.rs"]
 mod backend;
+#[path = "cuda_calibrate/resumed.rs"]
+mod resumed;
 #[path = "cuda_calibrate/smooth.rs"]
 mod smooth;
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
                 large_layers,
                 what_cannot_be_solved,
                 numbers_that_are_not_finite,
+                resumed::bytes_are_those_of_one_run,
                 smooth::candidates_are_those_of_the_cpu,
                 smooth::weights_are_divided_as_on_the_cpu,
                 smooth::thresholds_are_as_good_as_the_cpus,

@@ -1,0 +1,95 @@
+//! Runs that were interrupted and are gone on with.
+
+use std::fs;
+
+use qqq_backend::Calibrate;
+use qqq_cuda::CudaBackend;
+use qqq_formats::{Checkpoint, writer::Reservation};
+use qqq_model::Tokenizer;
+use qqq_quant::{
+    Calibration, Output, OutputFormat, Progress, Propagation, QuantError, Recipe, Report, Result, Transform,
+    calibration::Source, quantize, resume::Resume,
+};
+use qqq_testing::TinyModel;
+
+/// Interrupts when something is worked on.
+struct StopAt(Option<&'static str>);
+
+impl Progress for StopAt {
+    fn step(&mut self, _done: f64, _total: f64, next: &str) -> bool {
+        self.0.is_none_or(|stop| !next.contains(stop))
+    }
+
+    fn warn(&mut self, message: &str) {
+        panic!("{message}");
+    }
+}
+
+fn run<B: Calibrate>(
+    b: &B,
+    tiny: &TinyModel,
+    recipe: &Recipe,
+    goes_on: bool,
+    stop: Option<&'static str>,
+) -> Result<Report> {
+    let checkpoint = Checkpoint::open(&tiny.model()).unwrap();
+    let tokenizer = Tokenizer::load(&checkpoint).unwrap();
+    let reservation = Reservation::take(&tiny.path("out")).unwrap();
+    let output = Output {
+        reservation: &reservation,
+        format: OutputFormat::CompressedTensors,
+        model_name: "tiny",
+        resume: Some(Resume { device: "one", goes_on }),
+    };
+    let source = Source::Files(vec![tiny.text()]);
+    quantize(b, &checkpoint, &tokenizer, recipe, &source, &output, &mut StopAt(stop))
+}
+
+fn taken_bytes(tiny: &TinyModel) -> Vec<u8> {
+    let out = tiny.path("out");
+    let bytes = fs::read(out.join("model.safetensors")).unwrap();
+    fs::remove_dir_all(&out).unwrap();
+    bytes
+}
+
+/// The folder that a stopped run has left.
+fn left(tiny: &TinyModel) -> std::path::PathBuf {
+    Reservation::take(&tiny.path("out")).unwrap().stopped()[0].clone()
+}
+
+/// With its hidden states, and without, when the finished block is run again.
+pub fn bytes_are_those_of_one_run(b: CudaBackend) {
+    same_bytes(&b);
+}
+
+fn same_bytes<B: Calibrate>(b: &B) {
+    let tiny = TinyModel::new();
+    for (transform, propagation) in [
+        (Transform::Rotate, Propagation::Quantized),
+        (Transform::Smooth, Propagation::Quantized),
+        (Transform::Smooth, Propagation::Float),
+    ] {
+        let recipe = Recipe {
+            transform,
+            propagation,
+            group_size: Some(32),
+            calibration: Calibration { windows: 4, window: 128, smooth_tokens: 128 },
+            ..Recipe::DEFAULT
+        };
+        run(b, &tiny, &recipe, false, None).unwrap();
+        let whole = taken_bytes(&tiny);
+        for states in [true, false] {
+            let what = format!("{transform:?}, {propagation:?}, states {states}");
+            let stopped = run(b, &tiny, &recipe, false, Some("block 2/2: solving"));
+            assert!(matches!(stopped, Err(QuantError::Interrupted)), "{what}: {stopped:?}");
+            for entry in fs::read_dir(left(&tiny)).unwrap() {
+                let path = entry.unwrap().path();
+                if !states && path.to_string_lossy().contains(".resume-states-") {
+                    fs::remove_file(path).unwrap();
+                }
+            }
+            run(b, &tiny, &recipe, true, None).unwrap();
+            assert!(taken_bytes(&tiny) == whole, "{what}: other bytes");
+        }
+    }
+}
