@@ -96,7 +96,8 @@ impl Keeper {
         self.has_room = free >= output + states;
         (!self.has_room).then(|| {
             format!(
-                "the disk has no room for the hidden states ({} beside the checkpoint): a stopped run would go over its finished                  blocks again to go on",
+                "the disk has no room for the hidden states ({} beside the checkpoint): a stopped run would run its finished blocks \
+                 again to go on",
                 size::bytes(states)
             )
         })
@@ -149,6 +150,7 @@ impl Keeper {
     fn give_up<B: Calibrate>(&mut self, e: &io::Error, run: &mut Run<'_, B>) {
         self.is_off = true;
         let _ = fs::remove_file(new_state_file(&self.directory));
+        let _ = remove_states(&self.directory, self.states);
         run.work.warn(format!(
             "{}: what a stopped run would need to go on cannot be kept: {e}",
             self.directory.display()
