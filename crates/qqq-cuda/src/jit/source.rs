@@ -32,8 +32,8 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("sm90_gemm.cuh", include_str!("../kernels/sm90_gemm.cuh")),
     ("smooth.cuh", include_str!("../kernels/smooth.cuh")),
     ("solve.cuh", include_str!("../kernels/solve.cuh")),
-    ("wgmma_attention.cuh", include_str!("../kernels/wgmma_attention.cuh")),
     ("wgmma.cuh", include_str!("../kernels/wgmma.cuh")),
+    ("wgmma_attention.cuh", include_str!("../kernels/wgmma_attention.cuh")),
     ("wgmma_ptx.cuh", include_str!("../kernels/wgmma_ptx.cuh")),
 ];
 
