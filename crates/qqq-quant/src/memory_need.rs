@@ -225,8 +225,9 @@ impl<'a> Model<'a> {
         phases
     }
 
-    /// A layer that a device solves: as read, its codes, and these as they are written. Layers that are smoothed together are
-    /// read while the block before is calibrated.
+    /// A layer that a device solves: as read, its codes, and these as they are written, while the codes of the one before are
+    /// still packed and written (measured with 7B shapes). Layers that are smoothed together are read while the block before is
+    /// calibrated.
     fn handed_over(&self) -> Phase {
         let block = match self.recipe.transform {
             Transform::Smooth => self.stored.linear * self.all_weights(),
@@ -234,7 +235,7 @@ impl<'a> Model<'a> {
         };
         Phase {
             name: "reading and writing layers",
-            arrays: self.always + block + self.largest_weights() * (self.stored.linear + 4.0),
+            arrays: self.always + block + self.largest_weights() * (self.stored.linear + 6.0),
             besides: 0.0,
         }
     }
