@@ -236,10 +236,11 @@ fn without_the_option_a_run_starts_anew_and_says_so() {
     assert_same(&place, "out", "new");
 }
 
-/// The file of hidden states that a stopped run has kept.
-fn states(place: &Place) -> PathBuf {
-    let mut files = fs::read_dir(staging(place).unwrap()).unwrap().map(|e| e.unwrap().path());
-    files.find(|path| path.to_string_lossy().contains(".resume-states-")).expect("states were kept")
+/// The files of hidden states that are kept now.
+fn states(place: &Place) -> Vec<PathBuf> {
+    let files = staging(place).into_iter().flat_map(|dir| fs::read_dir(dir).unwrap());
+    let paths = files.map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.to_string_lossy().contains(".resume-states-")).collect()
 }
 
 /// Without states a run goes over its finished blocks again, and comes to the same.
@@ -247,13 +248,7 @@ fn goes_over_blocks_again(line: &str) {
     let place = place();
     place.run(&format!("{line} -o whole")).success();
     kill_when(&place, &format!("{line} -o out"), || blocks_kept(&place) > 2);
-    let staging = staging(&place).unwrap();
-    for entry in fs::read_dir(&staging).unwrap() {
-        let path = entry.unwrap().path();
-        if path.to_string_lossy().contains(".resume-states-") {
-            fs::remove_file(path).unwrap();
-        }
-    }
+    states(&place).iter().for_each(|path| fs::remove_file(path).unwrap());
     let run = place.run(&format!("{line} -o out --resume")).success();
     assert!(run.stderr.contains("going on behind block"), "{}", run.stderr);
     assert_same(&place, "whole", "out");
@@ -276,14 +271,10 @@ fn and_those_of_smoothed_models() {
 fn what_was_damaged_is_not_gone_on_with() {
     let place = place();
     let line = LINE;
-    kill_when(&place, &format!("{line} -o out"), || {
-        staging(&place).is_some_and(|dir| {
-            fs::read_dir(dir)
-                .unwrap()
-                .any(|e| e.unwrap().path().to_string_lossy().contains(".resume-states-"))
-        }) && blocks_kept(&place) > 0
-    });
-    for file in [staging(&place).unwrap().join(".resume"), states(&place)] {
+    kill_when(&place, &format!("{line} -o out"), || !states(&place).is_empty() && blocks_kept(&place) > 0);
+    let state_file = staging(&place).unwrap().join(".resume");
+    let last = states(&place).pop().expect("states were kept");
+    for file in [state_file, last] {
         let good = fs::read(&file).unwrap();
         let mut flipped = good.clone();
         let at = good.len() - 10;

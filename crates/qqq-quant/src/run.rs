@@ -8,7 +8,7 @@ use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 use qqq_backend::{BackendError, Calibrate, InputKind};
 use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
 use qqq_model::{
-    Block, BlockWeights, ModelError, Site,
+    Block, BlockNorms, BlockWeights, ModelError, Site,
     block::{Layer, head_layout},
     memory, names,
 };
@@ -85,43 +85,46 @@ impl<'a, B: Calibrate> Run<'a, B> {
     /// # Errors
     /// Those of [`quantize`](crate::quantize).
     pub fn replay(&mut self, index: usize, windows: &mut Windows<'_, B>, written: &Checkpoint) -> Result<()> {
-        let clock = Instant::now();
         let Surroundings { backend, config, .. } = self.around;
-        self.begin(index, self.estimate.replay(), "running it again")?;
         let block = match self.recipe.propagation {
             Propagation::Quantized => {
+                let clock = Instant::now();
                 if self.smoothing_window.is_some() {
                     let FloatBlock { norms, layers } = read_block(backend, self.checkpoint, index)?;
-                    let mut block = Block::without_layers(backend, config, index, norms, InputKind::Float)?;
-                    for site in Site::ALL {
-                        *block.layer_mut(site) = layers[site].layer(backend, index, site)?;
-                    }
+                    let block =
+                        self.float_layers(index, norms, |site| layers[site].layer(backend, index, site))?;
                     let mut workshop = self.around.workshop(self.recipe.calibration.smooth_tokens)?;
                     if let Some(Window { flow, batch }) = &mut self.smoothing_window {
                         pass(backend, &block, &mut self.around.step(&mut workshop, batch), flow)?;
                     }
                 }
-                Block::new(backend, config, index, BlockWeights::read(written, index)?)?
+                let block = Block::new(backend, config, index, BlockWeights::read(written, index)?)?;
+                self.timings.transform += clock.elapsed().as_secs_f64();
+                block
             }
             // The search is made again: its scales are in no file.
             Propagation::Float => {
                 let reports = self.smoothing.len();
                 let float = self.transformed_block(index)?;
                 self.smoothing.truncate(reports);
-                self.float_layers(index, &float)?
+                self.float_layers(index, float.norms.clone(), |site| float.layer(backend, index, site))?
             }
         };
-        windows.pass(&block, &mut |share| self.work.at(share))?;
-        self.timings.calibrate += clock.elapsed().as_secs_f64();
-        Ok(())
+        let units = self.estimate.replay();
+        self.stage(index, units, "running it again", |wave| windows.pass(&block, wave))
     }
 
     /// A block of float layers.
-    fn float_layers(&self, index: usize, float: &FloatLayers<'_, B>) -> Result<Block<B>> {
+    fn float_layers(
+        &self,
+        index: usize,
+        norms: BlockNorms,
+        layer: impl Fn(Site) -> Result<Layer<B>>,
+    ) -> Result<Block<B>> {
         let Surroundings { backend, config, .. } = self.around;
-        let mut block = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Float)?;
+        let mut block = Block::without_layers(backend, config, index, norms, InputKind::Float)?;
         for site in Site::ALL {
-            *block.layer_mut(site) = float.layer(backend, index, site)?;
+            *block.layer_mut(site) = layer(site)?;
         }
         Ok(block)
     }
@@ -211,7 +214,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         let clock = Instant::now();
-        let live = self.float_layers(index, &float)?;
+        let backend = self.around.backend;
+        let live = self.float_layers(index, float.norms.clone(), |site| float.layer(backend, index, site))?;
         self.timings.transform += clock.elapsed().as_secs_f64();
 
         let name = format!("model.layers.{index}");

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufWriter, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     thread::JoinHandle,
     time::Instant,
@@ -13,7 +13,6 @@ use qqq_formats::{
     disk, size,
     writer::{new_state_file, remove_states, state_file},
 };
-use twox_hash::XxHash3_64;
 
 use super::{
     Header, MAGIC, fingerprint,
@@ -185,10 +184,9 @@ impl Keeper {
         };
         let header = serde_json::to_vec(&header)?;
         let path = new_state_file(&self.directory);
-        let mut out = Hashed { file: BufWriter::new(File::create(&path)?), hash: XxHash3_64::new() };
+        let mut out = Hashed::create(&path)?;
         out.write_all(MAGIC)?;
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
+        out.write_with_length(&header)?;
         let file = out.end()?;
         let tensors = writer.writer_mut().current_file().map_err(|e| io::Error::other(e.to_string()))?;
         let (directory, kept) = (self.directory.clone(), self.states);

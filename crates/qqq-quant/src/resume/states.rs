@@ -59,10 +59,8 @@ pub(super) fn write<B: Calibrate>(
         hidden: run.around.config.hidden_size,
     };
     let sizes = serde_json::to_vec(&sizes)?;
-    let file = File::create(states_file(directory, blocks))?;
-    let mut out = Hashed { file: BufWriter::new(file), hash: XxHash3_64::new() };
-    out.write_all(&(sizes.len() as u64).to_le_bytes())?;
-    out.write_all(&sizes)?;
+    let mut out = Hashed::create(&states_file(directory, blocks))?;
+    out.write_with_length(&sizes)?;
     for tensor in windows.states().chain(smoothing_window.map(|window| &window.flow.residual)) {
         // One at a time: a device hands out a copy.
         let states = run.around.backend.read(tensor).map_err(|e| io::Error::other(e.to_string()))?;
@@ -82,8 +80,7 @@ impl<B: Calibrate> States<B> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(|e| output::io(&path, e))?,
         };
-        let mut reader =
-            Reader { directory, path: &path, file: BufReader::new(file), hash: XxHash3_64::new() };
+        let mut reader = Reader::new(directory, &path, file);
         let mut length = [0; 8];
         reader.read(&mut length)?;
         let length = u64::from_le_bytes(length);
@@ -107,11 +104,28 @@ impl<B: Calibrate> States<B> {
 
 /// Hashes what it writes.
 pub(super) struct Hashed {
-    pub file: BufWriter<File>,
-    pub hash: XxHash3_64,
+    file: BufWriter<File>,
+    hash: XxHash3_64,
 }
 
 impl Hashed {
+    /// A new file.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: BufWriter::new(File::create(path)?), hash: XxHash3_64::new() })
+    }
+
+    /// Writes how many bytes follow, and these.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write_with_length(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(&(bytes.len() as u64).to_le_bytes())?;
+        self.write_all(bytes)
+    }
+
     /// Writes the hash of all that was written.
     ///
     /// # Errors
@@ -137,13 +151,18 @@ impl Write for Hashed {
 
 /// Hashes what it reads of what a run has left.
 pub(super) struct Reader<'a> {
-    pub directory: &'a Path,
-    pub path: &'a Path,
-    pub file: BufReader<File>,
-    pub hash: XxHash3_64,
+    directory: &'a Path,
+    path: &'a Path,
+    file: BufReader<File>,
+    hash: XxHash3_64,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    /// Of a file at its start.
+    pub fn new(directory: &'a Path, path: &'a Path, file: File) -> Self {
+        Self { directory, path, file: BufReader::new(file), hash: XxHash3_64::new() }
+    }
+
     /// Fills `bytes`.
     ///
     /// # Errors

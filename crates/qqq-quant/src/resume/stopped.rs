@@ -2,13 +2,11 @@
 
 use std::{
     fs::File,
-    io::BufReader,
     path::{Path, PathBuf},
 };
 
 use qqq_backend::Calibrate;
 use qqq_formats::writer::{Reservation, WriterState, state_file};
-use twox_hash::XxHash3_64;
 
 use super::{
     Earlier, Header, MAGIC, fingerprint,
@@ -46,8 +44,8 @@ impl Stopped {
 
     fn open(directory: &Path) -> Result<Self> {
         let path = state_file(directory);
-        let file = BufReader::new(File::open(&path).map_err(|e| output::io(&path, e))?);
-        let mut reader = Reader { directory, path: &path, file, hash: XxHash3_64::new() };
+        let file = File::open(&path).map_err(|e| output::io(&path, e))?;
+        let mut reader = Reader::new(directory, &path, file);
         let mut front = [0; 16];
         reader.read(&mut front)?;
         let (magic, length) = front.split_at(MAGIC.len());
