@@ -73,6 +73,8 @@ pub struct Sm90Parameters {
     counters: u64,
     m: i32,
     n: i32,
+    box_tokens: i32,
+    last_token: i32,
     schedule: Schedule,
 }
 
@@ -274,7 +276,8 @@ fn sm90_parameters(
     encode: impl Fn(&TiledMatrix) -> Result<TensorMap>,
 ) -> Result<Sm90Parameters> {
     let activation = c.types.activation();
-    let tile = (c.tokens / c.multicast, c.types.k_tile());
+    let box_tokens = box_tokens(c, o.m);
+    let tile = (box_tokens, c.types.k_tile());
     let x = TiledMatrix { address: o.x, element: activation, shape: (o.m, o.k), tile };
     let y = TiledMatrix {
         address: o.y,
@@ -293,8 +296,26 @@ fn sm90_parameters(
         counters: workspace.1,
         m: o.m as i32,
         n: o.n as i32,
+        box_tokens: box_tokens as i32,
+        last_token: last_token(c, o.m, &schedule),
         schedule,
     })
+}
+
+/// Tokens that each CTA of those that share a tile's by multicast brings. A box has no rows outside where that can be helped:
+/// the copy engine is slow to fill them.
+fn box_tokens(c: &Sm90Config, m: usize) -> usize {
+    let most = c.tokens / c.multicast;
+    // Parts of one tile begin where the swizzle does.
+    let each = if c.multicast == 1 { m } else { m.div_ceil(c.multicast).next_multiple_of(8) };
+    each.min(most)
+}
+
+/// First token of the last tile at most, so that it is full, for the same reason. Two tiles then give the outputs of the tokens
+/// that they share, which are the same bits unless 16-bit products are cut along K at places that depend on the tile.
+fn last_token(c: &Sm90Config, m: usize, schedule: &Schedule) -> i32 {
+    let same_sums = c.types.activation() == DType::I8 || schedule.stream_k_tiles == 0;
+    if same_sums && m > c.tokens { (m - c.tokens) as i32 } else { i32::MAX }
 }
 
 fn sm80_parameters(o: &GemmOperands, workspace: (u64, u64), schedule: Schedule) -> Sm80Parameters {

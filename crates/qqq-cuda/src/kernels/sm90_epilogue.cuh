@@ -149,7 +149,7 @@ QQQ_DEVICE void sm90_load_factors(const GemmParameters& p, const WorkUnit& g, ui
     for (int i = 0; i < C::kFactorTokens; i += 128) {
         if (i + thread >= C::kFactorTokens) break;
         // Every CTA of the tile finishes its own tokens.
-        const int token = g.m_tile * C::kTokens + (C::kOwners > 1 ? place.k_rank * C::kOwnedTokens : 0) + i + thread;
+        const int token = first_token<C>(p, g) + (C::kOwners > 1 ? place.k_rank * C::kOwnedTokens : 0) + i + thread;
         ptx::copy_async_4(factors + (i + thread) * 4, p.token_scale + min(token, p.m - 1));
     }
 #pragma unroll
@@ -167,7 +167,7 @@ template <class C>
 QQQ_DEVICE void sm90_store(const GemmParameters& p, const WorkUnit& g, Accumulators<C>& acc, uint32 shared, const Place& place,
                            int warpgroup, int thread) {
     const int warp = thread / 32, lane = thread % 32;
-    const int token0 = g.m_tile * C::kTokens;
+    const int token0 = first_token<C>(p, g);
     const uint32 staging = shared + C::kStagingOffset + warpgroup * C::kWarpgroupBytes;
     const uint32 factors = shared + C::kFactorOffset + warpgroup * C::kFactorBytes;
     ptx::copy_async_wait<0>();

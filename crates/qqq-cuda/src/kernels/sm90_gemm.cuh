@@ -88,22 +88,23 @@ QQQ_DEVICE void sm90_produce_tokens(const GemmParameters& p, uint32 shared, cons
     WorkUnits<C::kClusterSplitK> units(p.schedule, place.cluster, place.clusters, place.k_rank);
     WorkUnit g{};
     ProducerStage<C> at(shared);
+    const uint32 bytes = p.box_tokens * C::kMulticast * 128;
     int issued = 0;
     ptx::grid_dependency_wait();
     while (units.next(g)) {
-        const int row = g.m_tile * C::kTokens;
+        const int row = first_token<C>(p, g);
         for (int k_tile = g.first; k_tile < g.last; ++k_tile) {
             const int column = k_tile * Activation<C::A>::kTileColumns;
             at.wait();
             if (leader) {
                 const uint32 target = shared + at.stage * C::kTokenBytes;
-                ptx::barrier_expect(at.barrier(), C::kTokenBytes);
+                // Rows that are not brought keep what lay there: their sums are nobody's.
+                ptx::barrier_expect(at.barrier(), bytes);
                 if constexpr (C::kMulticast == 1) {
                     ptx::tensor_load(target, &p.x, column, row, at.barrier(), policy);
                 } else {
-                    constexpr int kPart = C::kTokens / C::kMulticast;
-                    ptx::tensor_load_multicast(target + place.peer * kPart * 128, &p.x, column, row + place.peer * kPart,
-                                               at.barrier(), ((1 << C::kMulticast) - 1) << (place.k_rank * C::kMulticast), policy);
+                    ptx::tensor_load_multicast(target + place.peer * p.box_tokens * 128, &p.x, column,
+                                               row + place.peer * p.box_tokens, at.barrier(), ((1 << C::kMulticast) - 1) << (place.k_rank * C::kMulticast), policy);
                 }
             }
             at.next();

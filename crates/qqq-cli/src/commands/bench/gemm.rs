@@ -82,7 +82,7 @@ pub struct GemmArgs {
     /// Leave out what was tuned earlier
     #[arg(long, conflicts_with = "tune")]
     no_tuned: bool,
-    /// Measure every instance of the kernel that is worth considering, not only the one that is chosen; keep nothing
+    /// Measure every instance of the kernel that may be the fastest, in turn, not only the one that is chosen; keep nothing
     #[arg(long, conflicts_with_all = ["tune", "no_tuned", "plot"])]
     each: bool,
     /// Measure only the time ("us"): neither "alone us", nor what a launch costs the host, nor cuBLAS

@@ -2,7 +2,8 @@
 //!
 //! Times are medians of short bursts of launches in a CUDA graph, after a pause each: a long run would measure how far
 //! the GPU's power limit lowers the clock. Weights are rotated among copies that together exceed the L2 cache several
-//! times, so that they come from memory, as they do in a model. All data is random.
+//! times, so that they come from memory, as they do in a model. All data is random. Where plans are compared, their bursts
+//! take turns, so that what drifts meets all of them.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -14,12 +15,13 @@ use qqq_cuda::{
     Arch, DType, Device, KernelType, Result,
     error::driver,
     gemm::{
-        DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, Plan, Planner, Schedule, SumOrder,
-        TunedChoice, TunedStore, WeightKind, candidates, tuned,
+        CostModel, DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, Plan, Planner, Schedule,
+        SumOrder, TunedChoice, TunedStore, WeightKind, candidates, tuned,
     },
 };
 
-use super::{ceilings::Ceilings, cublas::Cublas, data, problem::Problem, timing};
+use super::timing::{self, Burst, PAUSE_IN_TURN};
+use super::{ceilings::Ceilings, cublas::Cublas, data, problem::Problem};
 
 /// Where plans come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub enum Choosing {
     /// All candidates are timed; what is faster than the heuristic's choice, twice, is kept on disk if there is a
     /// folder for it.
     Tune,
-    /// Every candidate is measured.
+    /// Every candidate is measured that may be the fastest by a generous reading of the estimate.
     Each,
 }
 
@@ -85,6 +87,8 @@ pub struct GemmBench {
 
 /// Memory that all copies of the weights should fill, in bytes: several times the L2 cache.
 const ROTATE: usize = 200 << 20;
+/// [`Choosing::Each`] leaves out plans that are estimated to take more than this many times the least.
+const WORTH_MEASURING: f64 = 1.6;
 
 impl GemmBench {
     /// For weights of shape `n x k`.
@@ -177,25 +181,32 @@ impl GemmBench {
             };
             let chosen = better.unwrap_or(estimated);
             let plans = match choosing {
-                Choosing::Each => candidates,
+                Choosing::Each => self.worth_measuring(candidates, m),
                 _ => vec![chosen],
             };
-            for plan in plans {
+            let mut products = Vec::with_capacity(plans.len());
+            let mut prepared = Vec::with_capacity(plans.len());
+            for &plan in &plans {
                 let begin = Instant::now();
                 let product = Product::new(&self.device, plan, (n, k), m)?;
-                let prepare_milliseconds = begin.elapsed().as_secs_f64() * 1e3;
+                prepared.push(begin.elapsed().as_secs_f64() * 1e3);
                 problem.check(&self.device, output, &weight, &int8, |addresses| {
                     product.launch(&copies[0], addresses, false)
                 })?;
-                if let (Some(found), Some(_)) = (found, store.path()) {
-                    store.put(&planner.tuned_key(&spec), m, &found)?;
-                }
-                let microseconds = self.time(&product, &copies, &problem, true)?;
+                products.push(product);
+            }
+            if let (Some(found), Some(_)) = (found, store.path()) {
+                store.put(&planner.tuned_key(&spec), m, &found)?;
+            }
+            let times = self.times(&products, &copies, &problem)?;
+            for (((plan, product), prepare_milliseconds), microseconds) in
+                plans.into_iter().zip(&products).zip(prepared).zip(times)
+            {
                 let (serial_microseconds, host_microseconds) = match self.extent {
                     Extent::Time => (None, None),
                     Extent::All => (
-                        Some(self.time(&product, &copies, &problem, false)?),
-                        Some(self.launch_cost(&product, &copies, &problem)?),
+                        Some(self.time(product, &copies, &problem, false)?),
+                        Some(self.launch_cost(product, &copies, &problem)?),
                     ),
                 };
                 let operations = 2.0 * m as f64 * n as f64 * k as f64;
@@ -233,24 +244,26 @@ impl GemmBench {
         usual: Plan,
         candidates: &[Plan],
     ) -> Result<TunedChoice> {
-        let time = |plan| {
-            let product = Product::new(&self.device, plan, self.shape, problem.m)?;
-            self.time(&product, copies, problem, true)
+        let time = |plans: &[Plan]| {
+            let products = plans
+                .iter()
+                .map(|plan| Product::new(&self.device, *plan, self.shape, problem.m))
+                .collect::<Result<Vec<_>>>()?;
+            self.times(&products, copies, problem)
         };
-        let usual_time = time(usual)?;
-        let mut best = (usual_time, usual);
-        for &plan in candidates {
-            if plan != usual {
-                let time = time(plan)?;
-                if time < best.0 {
-                    best = (time, plan);
-                }
-            }
-        }
+        let mut plans = vec![usual];
+        plans.extend(candidates.iter().filter(|plan| **plan != usual));
+        let times = time(&plans)?;
+        let usual_time = times[0];
+        let best = times
+            .into_iter()
+            .zip(plans)
+            .min_by(|a, b| a.0.total_cmp(&b.0))
+            .expect("the usual plan is among them");
         // The fastest of many was also lucky: it must win again.
         let worth = tuned::is_worth_keeping(best.0, usual_time) && {
-            let (again, usual_again) = (time(best.1)?, time(usual)?);
-            tuned::is_worth_keeping(again, usual_again)
+            let again = time(&[best.1, usual])?;
+            tuned::is_worth_keeping(again[0], again[1])
         };
         Ok(TunedChoice {
             plan: worth.then_some(best.1),
@@ -278,6 +291,38 @@ impl GemmBench {
         stream.synchronize().map_err(driver("timing launches"))?;
         rounds.sort_by(f64::total_cmp);
         Ok(rounds[ROUNDS / 2])
+    }
+
+    /// The candidates that the estimate doesn't find much slower than the one that is fastest by it.
+    fn worth_measuring(&self, mut candidates: Vec<Plan>, m: usize) -> Vec<Plan> {
+        let (n, k) = self.shape;
+        let model = CostModel::new(self.device.sms());
+        let cycles = |plan: &Plan| model.cycles(plan, (m, n, k));
+        let least = candidates.iter().map(cycles).fold(f64::INFINITY, f64::min);
+        candidates.retain(|plan| cycles(plan) <= least * WORTH_MEASURING);
+        candidates
+    }
+
+    /// Microseconds of launches that may overlap; several products are measured in turn.
+    fn times(
+        &self,
+        products: &[Product],
+        copies: &[DeviceWeights],
+        problem: &Problem,
+    ) -> Result<Vec<f64>> {
+        if let [product] = products {
+            return Ok(vec![self.time(product, copies, problem, true)?]);
+        }
+        let operands = problem.addresses(&self.device);
+        let bursts = products
+            .iter()
+            .map(|product| {
+                Burst::new(self.device.stream(), copies.len(), |i| {
+                    product.launch(&copies[i % copies.len()], operands, true)
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        timing::in_turn(&bursts, PAUSE_IN_TURN)
     }
 
     fn time(
