@@ -127,6 +127,18 @@ pub fn mistakes_are_found(compiler: OsString) {
             (1, 1),
             false,
         ),
+        // The last tile of tokens, which begins before the one before it ends.
+        sm90(gemm, "= first_token<C>(p, g);", "= g.m_tile * C::kTokens;", 64, (1, 1), false),
+        sm90(
+            epilogue,
+            "token0 = first_token<C>(p, g);",
+            "token0 = g.m_tile * C::kTokens;",
+            64,
+            (1, 1),
+            false,
+        ),
+        sm90(epilogue, "token = first_token<C>(p, g)", "token = g.m_tile * C::kTokens", 64, (1, 1), true),
+        sm90(gemm, "row + place.peer * p.box_tokens", "row", 256, (2, 1), false),
         sm90(gemm, "if constexpr (C::kCtasInCluster > 1) ptx::cluster_sync();", "", 32, (1, 4), false),
         sm90(gemm, "parity ^= 1;", "", 32, (1, 2), false),
         sm90(epilogue, "if (thread == 0) ptx::store_wait_read<0>();", "", 32, (1, 1), false),

@@ -304,12 +304,7 @@ impl GemmBench {
     }
 
     /// Microseconds of launches that may overlap; several products are measured in turn.
-    fn times(
-        &self,
-        products: &[Product],
-        copies: &[DeviceWeights],
-        problem: &Problem,
-    ) -> Result<Vec<f64>> {
+    fn times(&self, products: &[Product], copies: &[DeviceWeights], problem: &Problem) -> Result<Vec<f64>> {
         if let [product] = products {
             return Ok(vec![self.time(product, copies, problem, true)?]);
         }
