@@ -5,8 +5,8 @@
 //! multiplies the k-tiles that the busiest CTA has. Then come the parts that nothing hides: the launch, the end of a tile, and
 //! sums of partial results.
 //!
-//! The constants were fitted to measurements of int8 activations on an H100: eleven shapes, 1 to 1,024 tokens, every plan, and
-//! weights per channel and in groups of 128. What the plans chosen by them lose against the fastest ones is in
+//! The constants were fitted to measurements of int8 activations on an H100: 23 shapes, 1 to 2,048 tokens, every plan that came
+//! near the fastest, and weights per channel and in groups of 128, 526 products. What the plans chosen by them lose against the fastest ones is in
 //! docs/benchmarks.md; `examples/choices.rs` says it of other measurements.
 
 use super::{GemmSpec, Instance, Plan, Schedule, Sm80Config, Sm90Config, Tile, WeightKind, candidates};
@@ -41,6 +41,14 @@ impl PerTile {
     }
 }
 
+/// What a launch costs.
+struct Launch {
+    /// Of single CTAs.
+    single: f64,
+    /// Of clusters: all CTAs of one need room at once, so the next launch begins later.
+    clusters: f64,
+}
+
 /// The kernel for Hopper.
 struct Sm90Costs {
     /// Bytes a cycle that memory gives all SMs.
@@ -52,10 +60,10 @@ struct Sm90Costs {
     filled_by_clusters: (usize, usize),
     /// Fewest tokens that a wgmma instruction takes as long for: its cycles are half its tokens, at least these.
     least_multiply_cycles: f64,
-    /// Int8 activations.
-    dequantize8: Dequantize,
-    /// 16-bit ones, whose k-tile has half the columns: what a step waits for is the same.
-    dequantize16: Dequantize,
+    /// A CTA whose warpgroups lie side by side.
+    dequantize: Dequantize,
+    /// One whose warpgroups take the k-tiles in turn: they divide this among themselves.
+    dequantize_split: Dequantize,
     /// A single warpgroup has the SM's instruction slots for itself: its part of the cycles to dequantize.
     alone: f64,
     /// Two CTAs on an SM dequantize this power of two slower.
@@ -67,34 +75,66 @@ struct Sm90Costs {
     /// How well memory and multiplying hide each other: the exponent of a norm of both, between their sum (1) and the longer
     /// (infinity).
     hiding: f64,
-    /// A launch, and one with two CTAs an SM.
-    launch_cycles: f64,
-    paired_launch_cycles: f64,
-    /// The end of a tile, for each 64 channels of a warpgroup.
+    /// Where a CTA fills an SM.
+    launch: Launch,
+    /// Where there is room for two.
+    launch_of_two: Launch,
+    /// What is saved where a launch fills both places.
+    paired_launch_saves: f64,
+    /// The end of a tile.
     epilogue: PerTile,
-    /// Adding partial sums through the shared memory of a cluster.
-    cluster_reduction: PerTile,
+    /// Adding partial sums through the shared memory of a cluster: for clusters of two, four and eight, and for each token.
+    cluster_reduction: [f64; 3],
+    cluster_reduction_of_token: f64,
     /// Adding partial sums through global memory.
     global_reduction: PerTile,
 }
 
-const SM90: Sm90Costs = Sm90Costs {
+/// Int8 activations.
+const SM90_INT8: Sm90Costs = Sm90Costs {
+    memory_bytes_per_cycle: 2600.0,
+    l2_bytes_per_cycle: 57.86,
+    filled_by_clusters: (9, 10),
+    least_multiply_cycles: 4.0,
+    // Float16 scales take an eighth longer than integer ones, as in the fit before.
+    dequantize: Dequantize { channel: 402.3, group_integer: 462.8, group_half: 521.0 },
+    dequantize_split: Dequantize { channel: 472.2, group_integer: 531.9, group_half: 599.0 },
+    alone: 0.77,
+    paired_exponent: 0.555,
+    multicast_factor: 1.07,
+    unhidden: 0.432,
+    hiding: 15.6,
+    launch: Launch { single: 557.0, clusters: 1369.0 },
+    launch_of_two: Launch { single: 2705.0, clusters: 4664.0 },
+    paired_launch_saves: 1922.0,
+    // Hidden behind the next tile or launch.
+    epilogue: PerTile { fixed: 0.0, each: 0.0 },
+    cluster_reduction: [2388.0, 2303.0, 1257.0],
+    cluster_reduction_of_token: 17.84,
+    global_reduction: PerTile { fixed: 10195.0, each: 79.4 },
+};
+
+/// 16-bit activations, for which nothing was fitted: an earlier fit to int8, with what dequantizing half the columns of a k-tile
+/// is assumed to take.
+const SM90_HALF: Sm90Costs = Sm90Costs {
     memory_bytes_per_cycle: 2820.0,
     l2_bytes_per_cycle: 53.6,
     filled_by_clusters: (9, 10),
     least_multiply_cycles: 8.0,
-    dequantize8: Dequantize { channel: 452.0, group_integer: 497.0, group_half: 560.0 },
     // Integer scales become 16-bit ones.
-    dequantize16: Dequantize { channel: 350.0, group_integer: 400.0, group_half: 400.0 },
+    dequantize: Dequantize { channel: 350.0, group_integer: 400.0, group_half: 400.0 },
+    dequantize_split: Dequantize { channel: 350.0, group_integer: 400.0, group_half: 400.0 },
     alone: 0.77,
     paired_exponent: 0.58,
     multicast_factor: 1.006,
     unhidden: 0.13,
     hiding: 5.2,
-    launch_cycles: 5300.0,
-    paired_launch_cycles: 5300.0,
+    launch: Launch { single: 5300.0, clusters: 5300.0 },
+    launch_of_two: Launch { single: 5300.0, clusters: 5300.0 },
+    paired_launch_saves: 0.0,
     epilogue: PerTile { fixed: 35.0, each: 3.56 },
-    cluster_reduction: PerTile { fixed: 1380.0, each: 11.0 },
+    cluster_reduction: [1380.0; 3],
+    cluster_reduction_of_token: 11.0,
     global_reduction: PerTile { fixed: 7900.0, each: 55.0 },
 };
 
@@ -148,8 +188,9 @@ impl CostModel {
     }
 
     fn sm90(&self, plan: &Plan, c: &Sm90Config, (m, n, k): (usize, usize, usize)) -> f64 {
+        let costs = if c.types.activation() == DType::I8 { &SM90_INT8 } else { &SM90_HALF };
         let tile = c.tile();
-        let clusters = self.clusters_at_once(tile.ctas_in_cluster(), plan.ctas_per_sm());
+        let clusters = self.clusters_at_once(costs, tile.ctas_in_cluster(), plan.ctas_per_sm());
         let s = Schedule::new(&tile, (m, n, k), clusters, plan.stream_k);
         let work = Work::new(&s, clusters);
         let ctas = s.clusters(clusters) * tile.ctas_in_cluster();
@@ -161,39 +202,43 @@ impl CostModel {
         let tokens = c.tokens as f64;
         let row_blocks = c.row_blocks * c.warpgroups;
         let multiply =
-            (row_blocks * 4) as f64 * (tokens / 2.0 + 0.5).max(SM90.least_multiply_cycles) * sharing;
+            (row_blocks * 4) as f64 * (tokens / 2.0 + 0.5).max(costs.least_multiply_cycles) * sharing;
         let bytes = c.tokens * 128 / c.multicast + row_blocks * c.types.weight_tile_bytes();
-        let int8 = c.types.activation() == DType::I8;
-        let dequantize = if int8 { &SM90.dequantize8 } else { &SM90.dequantize16 };
-        let alone = if c.warpgroups * c.cta_split_k == 1 { SM90.alone } else { 1.0 };
+        let dequantize = if c.cta_split_k == 1 { &costs.dequantize } else { &costs.dequantize_split };
+        let alone = if c.warpgroups * c.cta_split_k == 1 { costs.alone } else { 1.0 };
         let dequantize = dequantize.cycles(c.types.weights()) * alone / c.cta_split_k as f64
-            * f64::powf(sharing, SM90.paired_exponent);
-        let multicast = if c.multicast > 1 { SM90.multicast_factor } else { 1.0 };
-        let longest = multiply.max(bytes as f64 / SM90.l2_bytes_per_cycle * sharing).max(dequantize);
-        let k_tile = (longest + SM90.unhidden * multiply.min(dequantize)) * multicast;
+            * f64::powf(sharing, costs.paired_exponent);
+        let multicast = if c.multicast > 1 { costs.multicast_factor } else { 1.0 };
+        let longest = multiply.max(bytes as f64 / costs.l2_bytes_per_cycle * sharing).max(dequantize);
+        let k_tile = (longest + costs.unhidden * multiply.min(dequantize)) * multicast;
         let k_tiles = work.rounds * work.k_tiles.div_ceil(c.cluster_split_k) + work.shared;
 
         // Weights once, tokens and outputs once.
         let bytes = weight_bytes(&tile, n, k) + m * k * c.types.activation().bytes() + 2 * m * n;
-        let memory = bytes as f64 / SM90.memory_bytes_per_cycle;
+        let memory = bytes as f64 / costs.memory_bytes_per_cycle;
 
         let tiles_each = (work.rounds + usize::from(work.shared > 0)) as f64;
         // SMs that are left over let the next launch begin.
         let busy = (ctas as f64 / self.sms as f64).min(1.0);
-        let launch = if plan.paired { SM90.paired_launch_cycles } else { SM90.launch_cycles };
+        let launch = if tile.fits_twice { &costs.launch_of_two } else { &costs.launch };
+        let launch = if c.ctas_in_cluster() == 1 { launch.single } else { launch.clusters };
         let mut overhead = launch * busy;
-        overhead += tiles_each * c.row_blocks as f64 * SM90.epilogue.cycles(tokens);
+        if plan.paired {
+            overhead -= costs.paired_launch_saves;
+        }
+        overhead += tiles_each * c.row_blocks as f64 * costs.epilogue.cycles(tokens);
         if c.cluster_split_k > 1 {
             // Of two CTAs one multiplies while the other exchanges; only the last exchange is seen. Up to 16 tokens
             // there is too little to multiply for that.
             let seen = if plan.paired && c.tokens > 16 { 1 } else { work.rounds };
-            overhead += seen as f64 * SM90.cluster_reduction.cycles(tokens);
+            let fixed = costs.cluster_reduction[c.cluster_split_k.ilog2() as usize - 1];
+            overhead += seen as f64 * (fixed + costs.cluster_reduction_of_token * tokens);
         }
         if work.shared > 0 {
-            overhead += SM90.global_reduction.cycles(tokens);
+            overhead += costs.global_reduction.cycles(tokens);
         }
         let multiplying = k_tiles as f64 * k_tile;
-        (memory.powf(SM90.hiding) + multiplying.powf(SM90.hiding)).powf(1.0 / SM90.hiding) + overhead
+        (memory.powf(costs.hiding) + multiplying.powf(costs.hiding)).powf(1.0 / costs.hiding) + overhead
     }
 
     fn sm80(&self, plan: &Plan, c: &Sm80Config, (m, n, k): (usize, usize, usize)) -> f64 {
@@ -209,8 +254,8 @@ impl CostModel {
     }
 
     /// Clusters that run at once.
-    fn clusters_at_once(&self, ctas_in_cluster: usize, ctas_per_sm: usize) -> usize {
-        let (numerator, denominator) = SM90.filled_by_clusters;
+    fn clusters_at_once(&self, costs: &Sm90Costs, ctas_in_cluster: usize, ctas_per_sm: usize) -> usize {
+        let (numerator, denominator) = costs.filled_by_clusters;
         let filled = if ctas_in_cluster <= 2 { self.sms } else { self.sms * numerator / denominator };
         (filled * ctas_per_sm / ctas_in_cluster).max(1)
     }
@@ -325,9 +370,9 @@ mod tests {
         assert_eq!(p(16), (16, 2, false));
         assert_eq!(p(32), (32, 2, false));
         assert_eq!(p(48), (48, 2, false));
-        assert_eq!(p(64), (64, 1, false));
+        // Within 1% of the fastest: with two warpgroups that take k-tiles in turn, and 128 tokens without split-K.
+        assert_eq!(p(64), (64, 2, false));
         assert_eq!(p(128), (128, 2, false));
-        // One of 128 tokens without split-K was the fastest before the model was fitted to more shapes.
         assert_eq!(p(256), (256, 2, false));
         assert_eq!(p(512), (256, 1, false));
         assert_eq!(p(4096), (256, 1, false));
