@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use qqq_backend::{
     BackendError, Calibrate, DeviationValues, first_not_finite,
     pool::parallel_each_mut,
-    solve::{self, Compensation, ErrorPower, Problem, ScaleChoice, Solution},
+    solve::{Compensation, Correction as DeviceCorrection, ErrorPower, Problem, ScaleChoice, Solution},
 };
 use qqq_formats::{DType, QuantizedWeight, Scales};
 
@@ -233,7 +233,7 @@ pub fn solve_corrected_on<B: Calibrate>(
     rows: Range<usize>,
     k: usize,
     hessian: Option<&B::Hessian>,
-    correction: Option<solve::Correction<'_, B::Deviation>>,
+    correction: Option<DeviceCorrection<'_, B::Deviation>>,
     options: &SolveOptions,
 ) -> Result<Solved> {
     let n = rows.len();
