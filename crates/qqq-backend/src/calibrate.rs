@@ -28,6 +28,15 @@ pub struct Pieces {
     pub on_host: bool,
 }
 
+/// The values of a [deviation](Calibrate::Deviation).
+#[derive(Clone, Debug)]
+pub struct DeviationValues<'a> {
+    /// `2/n sum x (y - x)^T`, `K x K` row-major.
+    pub cross: Cow<'a, [f32]>,
+    /// `2/n sum (y - x) (y - x)^T`, `K x K` row-major; the lower triangle is valid.
+    pub square: Cow<'a, [f32]>,
+}
+
 /// A device on which a model can be calibrated: it sums second moments of the inputs of linear layers.
 ///
 /// Results do not depend on how many threads or cores a device has.
@@ -43,11 +52,19 @@ pub trait Calibrate: Backend {
     type Weights: Send;
     /// An orthogonal matrix that weights are multiplied with.
     type Rotation: Send + Sync;
+    /// Running sums of `x (y - x)^T` and of `(y - x) (y - x)^T` over tokens, `K x K` each: `x` is a token's input as the
+    /// quantized model has it, `y` as the float model.
+    type Deviations: Send;
+    /// `2/n` times the sums of [`Deviations`](Self::Deviations) over `n` tokens.
+    type Deviation: Send + Sync;
 
     /// What is in work at the same time.
     const PIECES: Pieces;
     /// Whether the device [solves](Self::solve) layers; else that is left to the caller, who reads Hessians.
     const SOLVES: bool = false;
+    /// Whether the device sums [deviations](Self::Deviations) (and, where it [solves](Self::SOLVES), corrects weights for
+    /// them); else what is asked of them is an error.
+    const CORRECTS: bool = false;
 
     /// A sum over no tokens.
     fn gram(&self, width: usize) -> Result<Self::Gram>;
@@ -62,6 +79,39 @@ pub trait Calibrate: Backend {
     fn hessian(&self, gram: Self::Gram) -> Result<Self::Hessian>;
     /// Adds to a Hessian `share` of another one at equal trace; nothing where the other's trace is 0.
     fn hessian_add(&self, hessian: &mut Self::Hessian, other: &Self::Hessian, share: f64) -> Result<()>;
+    /// Sums over no tokens, for inputs of `width` channels. `together`: the inputs of the quantized model where
+    /// [`gram_of`](Self::gram_of) sums them; a device that gives tokens weights there gives them the same here. Empty where
+    /// [`gram_add`](Self::gram_add) sums them, each token with weight 1.
+    fn deviations(&self, _width: usize, _together: &[&Self::Input]) -> Result<Self::Deviations> {
+        Err(no_deviations())
+    }
+    /// Adds the rows of pairs of inputs, of the quantized and of the float model. The first pair's is the input `first` of
+    /// those that are summed together.
+    fn deviations_add(
+        &self,
+        _sums: &mut Self::Deviations,
+        _first: usize,
+        _pairs: &[(&Self::Input, &Self::Input)],
+    ) -> Result<()> {
+        Err(no_deviations())
+    }
+    /// `2/n` times the sums; zeros if there were no tokens.
+    fn deviation(&self, _sums: Self::Deviations) -> Result<Self::Deviation> {
+        Err(no_deviations())
+    }
+    /// Adds `factor` times another one.
+    fn deviation_add(
+        &self,
+        _deviation: &mut Self::Deviation,
+        _other: &Self::Deviation,
+        _factor: f64,
+    ) -> Result<()> {
+        Err(no_deviations())
+    }
+    /// Waits, and gives the values of both matrices.
+    fn read_deviation<'d>(&self, _deviation: &'d Self::Deviation) -> Result<DeviationValues<'d>> {
+        Err(no_deviations())
+    }
     /// Waits, and gives the values of a Hessian, row-major.
     fn read_hessian<'h>(&self, hessian: &'h Self::Hessian) -> Result<Cow<'h, [f32]>>;
     /// The rows of `x` (one sequence from its start) as attention averages them: `sum_t p_t x_t` for some queries of every
@@ -113,7 +163,7 @@ pub trait Calibrate: Backend {
     /// A problem whose parts contradict each other, Hessians that are not finite, and what the device refuses.
     fn solve(
         &self,
-        _problem: &Problem<'_, Self::Weights, Self::Hessian>,
+        _problem: &Problem<'_, Self::Weights, Self::Hessian, Self::Deviation>,
     ) -> Result<std::result::Result<Solution, String>> {
         Err(BackendError::Unavailable("this device solves no layers".into()))
     }
@@ -123,4 +173,10 @@ pub trait Calibrate: Backend {
     }
     /// Runs `job` for every item: several at the same time where the device has use for that.
     fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync);
+}
+
+fn no_deviations() -> BackendError {
+    BackendError::Unavailable(
+        "this device does not compare the inputs of the quantized model with those of the float model yet; the CPU does".into(),
+    )
 }

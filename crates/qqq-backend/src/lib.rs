@@ -57,7 +57,7 @@ pub mod team;
 
 pub use backend::{AttentionKind, Backend, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm, QueryScale};
 pub use batch::{BatchPlan, PAGE, Span, pages_for};
-pub use calibrate::{Calibrate, Pieces};
+pub use calibrate::{Calibrate, DeviationValues, Pieces};
 pub use cpu::CpuBackend;
 pub use describe::Describe;
 pub use error::{BackendError, Result};

@@ -82,9 +82,23 @@ pub struct Compensation {
     pub act_order: bool,
 }
 
+/// Share of the Hessian's mean diagonal that is added to it where weights are [corrected](Correction).
+pub const RIDGE: f64 = 0.1;
+
+/// Weights are moved towards the float model's output before they are rounded:
+/// `W + strength W D^T (H + RIDGE mean(diag H) I)^-1`, with `D` the first matrix of the
+/// [deviation](crate::Calibrate::Deviation).
+#[derive(Clone, Copy, Debug)]
+pub struct Correction<'a, D> {
+    /// How the float model's inputs deviate.
+    pub deviation: &'a D,
+    /// From 0 (not at all) to 1 (least squares).
+    pub strength: f64,
+}
+
 /// Output channels of a layer, or of several that share their input.
 #[derive(Clone, Debug)]
-pub struct Problem<'a, W, H> {
+pub struct Problem<'a, W, H, D> {
     /// Weights of the layer.
     pub weights: &'a W,
     /// The output channels that are solved.
@@ -99,6 +113,8 @@ pub struct Problem<'a, W, H> {
     pub scales: ScaleChoice,
     /// `None`: codes are rounded to nearest.
     pub compensation: Option<Compensation>,
+    /// `None`: what is rounded are the weights as they are. Else losses are those against the float model's output.
+    pub correction: Option<Correction<'a, D>>,
 }
 
 /// What solving a [`Problem`] gives: codes, scales and what they cost.

@@ -163,6 +163,11 @@ fn and_with_smoothing_and_float_propagation() {
 }
 
 #[test]
+fn and_with_a_float_model_beside() {
+    killed(&format!("{LINE} --error-correction 0.5"));
+}
+
+#[test]
 fn and_with_samples_which_are_not_made_again() {
     killed("quantize model --calibration self --windows 32 --window 128 --group-size channel");
 }
@@ -190,6 +195,7 @@ fn ctrl_c_offers_to_go_on() {
     for (other, says) in [
         (LINE.replace("--windows 50", "--windows 49"), "calibration.windows was 50, and is 49"),
         (format!("{line} --damping 0.5"), "damping was 0.01, and is 0.5"),
+        (format!("{line} --error-correction 0.5"), "error_correction was not there, and is 0.5"),
         (format!("{line} --format compressed-tensors --group-size 32"), "group_size was 64, and is 32"),
         (LINE.replace("text.txt", "built-in"), "the calibration text was"),
     ] {
@@ -265,6 +271,12 @@ fn and_those_of_smoothed_models() {
     goes_over_blocks_again(&format!("{LINE} --transform smooth --smooth-tokens 64"));
     let float = "--transform smooth --smooth-tokens 64 --propagation float --group-size channel";
     goes_over_blocks_again(&format!("{LINE} {float}"));
+}
+
+#[test]
+fn and_those_of_corrected_ones() {
+    goes_over_blocks_again(&format!("{LINE} --error-correction 0.5"));
+    goes_over_blocks_again(&format!("{LINE} --error-correction 1 --transform smooth --smooth-tokens 64"));
 }
 
 #[test]

@@ -32,6 +32,10 @@ pub(crate) mod rate {
     pub const CANDIDATES: f64 = 30.0;
 }
 
+/// Operations of correcting a layer for each output and pair of inputs: two products, a system in float64, and losses against
+/// another output than the solver's.
+const CORRECTION_OPERATIONS: f64 = 14.0;
+
 /// Seconds an operation here.
 struct Costs {
     float: f64,
@@ -83,6 +87,8 @@ pub(crate) enum Kind {
     GateUp,
     Down,
     Finish,
+    /// The float model beside the quantized one, and what their inputs differ by.
+    Deviations,
     FloatPass,
     /// Running a finished block again.
     Replay,
@@ -133,6 +139,8 @@ pub(crate) struct Estimate {
     solves: f64,
     /// How a layer is solved.
     solving: Solving,
+    /// Operations of correcting a layer for each output and pair of inputs.
+    correcting: f64,
     /// Seconds an operation of solving.
     solve_cost: f64,
     /// A second of what rounds without data.
@@ -172,14 +180,24 @@ impl Estimate {
                 queries * (window * hidden + hidden * hidden) * cost.averages
             }
         };
+        // The float layers up to a site's input, and two sums: of products, and of squares, of which half is computed.
+        let corrects = recipe.corrects();
+        let deviations = [0.0, product(0), product(1), product(2) + product(3)];
+        let float_attend = [0.0, attend, 0.0, 0.0];
+        let deviations = [0, 1, 2, 3].map(|i| match corrects {
+            true => (deviations[i] + 3.0 * moments(i)) * cost.float + float_attend[i],
+            false => 0.0,
+        });
+        let float_averages = if corrects { averages + product(0) * cost.float } else { 0.0 };
         let quantized = StageEstimate::new([
             rank_k(0),
-            if averages > 0.0 { averages + linear(0) } else { 0.0 },
+            if averages > 0.0 { averages + linear(0) + float_averages } else { 0.0 },
             linear(0) + attend + rank_k(1),
             linear(1) + rank_k(2),
             linear(2) + rank_k(3),
             linear(3),
-        ]);
+        ])
+        .with_deviations(deviations);
         let products = (0..4).map(|i| (product(i) + moments(i)) * cost.float).sum::<f64>();
         let float = products + attend + averages;
         let (stages, float_pass) = match recipe.propagation {
@@ -192,6 +210,7 @@ impl Estimate {
             true => Solving::Compensated,
             false => Solving::Nearest,
         };
+        let correcting = if recipe.corrects() && tokens > 0.0 { CORRECTION_OPERATIONS } else { 0.0 };
         let [qkv, others @ ..] = shapes;
         let v = heads.kv_width() as f64;
         // Two solutions of one width take two factorizations.
@@ -203,7 +222,9 @@ impl Estimate {
         let solves = solved
             .into_iter()
             .chain(others)
-            .map(|(n, k)| solve(n, k, solving, cost.solve, cost.move_second))
+            .map(|(n, k)| {
+                solve(n, k, solving, cost.solve, cost.move_second) + correcting * n * k * k * cost.solve
+            })
             .sum();
         let weights: f64 = shapes.iter().map(|(n, k)| n * k).sum();
         let smooth = recipe.calibration.smooth_tokens as f64;
@@ -234,6 +255,7 @@ impl Estimate {
             float_pass: Units::new(Kind::FloatPass, float_pass),
             solves,
             solving,
+            correcting,
             solve_cost: cost.solve,
             move_second: cost.move_second,
             pack: Units::new(Kind::Pack, weights * 11e-9 * cost.move_second),
@@ -251,7 +273,7 @@ impl Estimate {
             add(units, blocks);
         }
         add(self.smooth_site, 4.0 * blocks);
-        for units in self.stages.all() {
+        for units in self.stages.all().into_iter().chain(self.stages.deviations) {
             add(units, blocks);
         }
         // Nothing comes after the last block.
@@ -266,10 +288,16 @@ impl Estimate {
         Units::new(Kind::Replay, (stages + self.float_pass.amount) / 2.0)
     }
 
+    /// The same in the float model.
+    pub(crate) fn replay_float(&self) -> Units {
+        Units::new(Kind::Replay, self.stages.deviations.iter().map(|units| units.amount).sum::<f64>() / 2.0)
+    }
+
     /// Solving a layer of `n` outputs and `k` inputs.
     pub(crate) fn solve(&self, n: usize, k: usize) -> Units {
-        let seconds = solve(n as f64, k as f64, self.solving, self.solve_cost, self.move_second);
-        Units::new(Kind::Solve, seconds)
+        let (n, k) = (n as f64, k as f64);
+        let seconds = solve(n, k, self.solving, self.solve_cost, self.move_second);
+        Units::new(Kind::Solve, seconds + self.correcting * n * k * k * self.solve_cost)
     }
 }
 
@@ -306,6 +334,8 @@ pub(crate) struct StageEstimate {
     pub down: Units,
     /// The states after the block.
     pub finish: Units,
+    /// What the float model's inputs deviate, by site.
+    deviations: [Units; 4],
 }
 
 impl StageEstimate {
@@ -318,7 +348,18 @@ impl StageEstimate {
             gate_up: Units::new(Kind::GateUp, gate_up),
             down: Units::new(Kind::Down, down),
             finish: Units::new(Kind::Finish, finish),
+            deviations: [Units::new(Kind::Deviations, 0.0); 4],
         }
+    }
+
+    /// With those for the deviations at each site.
+    fn with_deviations(self, amounts: [f64; 4]) -> Self {
+        Self { deviations: amounts.map(|amount| Units::new(Kind::Deviations, amount)), ..self }
+    }
+
+    /// Taking the float model to a site's input, and the sums of what that deviates.
+    pub fn deviations(&self, site: Site) -> Units {
+        self.deviations[site as usize]
     }
 
     /// The stage that makes a site's input.

@@ -26,6 +26,10 @@ const CONVERTING: f64 = 25e6;
 /// Bytes of an element of a 96-row task of the solver for each of its input channels: weights, targets, errors, codes and
 /// copies of them.
 const SOLVER_BYTES: f64 = 22.0;
+/// The same where weights are corrected: what the float model gives, and a difference from it.
+const CORRECTED_BYTES: f64 = 12.0;
+/// Tokens of which the sums of deviations hold two float copies.
+const DEVIATION_TOKENS: f64 = 512.0;
 
 /// Memory that a run takes at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +136,8 @@ impl<'a> Model<'a> {
         let (windows, window) = (calibration.windows as f64, calibration.window as f64);
         let hidden = config.hidden_size as f64;
         let rotation = rotation_bytes(config, recipe);
+        let streams = if recipe.corrects() { 2.0 } else { 1.0 };
+        let states = if pieces.on_host { streams * 4.0 * windows * window * hidden } else { 0.0 };
         Self {
             config,
             recipe,
@@ -145,9 +151,8 @@ impl<'a> Model<'a> {
             vocab: config.vocab_size as f64,
             window,
             tokens: windows * window,
-            states: if pieces.on_host { 4.0 * windows * window * hidden } else { 0.0 },
-            always: if pieces.on_host { 4.0 * windows * window * hidden } else { DEVICE_LIBRARIES }
-                + rotation,
+            states,
+            always: if pieces.on_host { states } else { DEVICE_LIBRARIES } + rotation,
         }
     }
 
@@ -191,6 +196,10 @@ impl<'a> Model<'a> {
         let mut phases = self.of_blocks();
         let left = LEFT_OF_TABLES.min(self.reading_table());
         phases.iter_mut().for_each(|phase| phase.besides += left);
+        if self.pieces.on_host && self.recipe.corrects() {
+            // All that these take has long taken the place of what was left.
+            phases.extend(Site::ALL.map(|site| self.beside(site)));
+        }
         phases.push(self.embedding());
         if samples {
             phases.push(self.samples());
@@ -211,11 +220,7 @@ impl<'a> Model<'a> {
         if calibrates && self.recipe.propagation == Propagation::Float {
             phases.push(self.float_pass());
         } else if calibrates {
-            let after = |linear: Site| match smooth {
-                // The layers were transformed together, and wait.
-                true => Site::ALL.iter().skip_while(|l| **l != linear).map(|&l| 4.0 * self.weights(l)).sum(),
-                false => 0.0,
-            };
+            let after = |linear: Site| self.waiting(linear);
             if self.recipe.value_hessian == ValueHessian::Attention {
                 phases.push(self.averages(&after));
             }
@@ -223,6 +228,16 @@ impl<'a> Model<'a> {
         }
         phases.extend(self.solves(calibrates, smooth));
         phases
+    }
+
+    /// The layers of a smoothed block from one on, which were transformed together.
+    fn waiting(&self, from: Site) -> f64 {
+        match self.recipe.transform {
+            Transform::Smooth => {
+                Site::ALL.iter().skip_while(|l| **l != from).map(|&l| 4.0 * self.weights(l)).sum()
+            }
+            _ => 0.0,
+        }
     }
 
     /// A layer that a device solves: as read, its codes, and these as they are written, while the codes of the one before are
@@ -309,6 +324,47 @@ impl<'a> Model<'a> {
         }
     }
 
+    /// The float inputs of a site that are kept where weights are corrected: those of the last are not.
+    fn float_inputs(&self, site: Site) -> f64 {
+        match site {
+            Site::Down => 0.0,
+            Site::Qkv | Site::O | Site::GateUp if self.recipe.corrects() => {
+                4.0 * self.tokens * self.inputs(site)
+            }
+            Site::Qkv | Site::O | Site::GateUp => 0.0,
+        }
+    }
+
+    /// The float model beside the quantized one at a site, with the sums of both.
+    fn beside(&self, site: Site) -> Phase {
+        let k = self.inputs(site);
+        let wave = self.recipe.calibration.windows.min(windows::lanes(&[], self.pieces.lanes)) as f64;
+        let (layers, inputs, each) = match site {
+            Site::Qkv => (0.0, 0.0, 0.0),
+            Site::O => (self.weights(Site::Qkv), 0.0, self.attention()),
+            Site::GateUp => (self.weights(Site::O), 0.0, 4.0 * self.window * self.hidden),
+            // A wave's inputs beside what the windows after it hold; the layer that takes the float stream on, as it is solved
+            // and as it multiplies.
+            Site::Down => (
+                self.weights(Site::GateUp) + 2.0 * self.weights(site),
+                self.float_inputs(Site::GateUp) + 4.0 * wave * self.window * k,
+                4.0 * self.window * (2.0 * self.inner + self.hidden),
+            ),
+        };
+        Phase {
+            name: "comparing with the float model",
+            arrays: self.always
+                + self.tokens * k
+                + self.float_inputs(site)
+                + inputs
+                + self.waiting(site)
+                + 4.0 * layers
+                + 0.6 * self.all_weights()
+                + 12.0 * k * k,
+            besides: self.passes(self.pieces.lanes, each) + 8.0 * DEVIATION_TOKENS * k,
+        }
+    }
+
     /// The inputs of v as attention averages them, in every lane, beside q, k and v in float.
     fn averages(&self, waiting: &dyn Fn(Site) -> f64) -> Phase {
         let queries = (self.config.num_heads * self.pieces.attended_queries) as f64;
@@ -316,12 +372,24 @@ impl<'a> Model<'a> {
         let each = self.attention() + 5.0 * self.window * self.hidden + 4.0 * queries * self.hidden + weights;
         let lanes = windows::lanes(&[self.config.hidden_size], self.pieces.lanes);
         let hessians = 1 + lanes.min(self.recipe.calibration.windows);
+        // Those of the float model: its layer, averages of a wave in both, the sums of inputs and of averages.
+        let beside = match self.recipe.corrects() {
+            true => {
+                let wave = lanes.min(self.recipe.calibration.windows) as f64;
+                self.float_inputs(Site::Qkv)
+                    + 4.0 * self.weights(Site::Qkv)
+                    + 8.0 * wave * queries * self.hidden
+                    + 16.0 * self.hidden * self.hidden
+            }
+            false => 0.0,
+        };
         Phase {
             name: "calibrating v",
             arrays: self.always
                 + self.tokens * self.hidden
                 + 4.0 * self.weights(Site::Qkv)
                 + waiting(Site::O)
+                + beside
                 + 4.0 * self.hidden * self.hidden * hessians as f64,
             besides: self.passes(lanes, each),
         }
@@ -333,16 +401,25 @@ impl<'a> Model<'a> {
         // Codes and scales of a block's layers as they are multiplied.
         let packed = 0.6 * self.all_weights();
         let kept = self.tokens * self.hidden;
+        // Where weights are corrected, the float layer before is kept, and what it takes.
+        let float = |before: Site| match self.recipe.corrects() {
+            true => self.float_inputs(before) + 4.0 * self.weights(before),
+            false => 0.0,
+        };
         let panels = self.threads * self.pieces.gram_rows as f64 * self.inner * 4.0 * 3.0;
         vec![
             Phase {
                 name: "calibrating o",
-                arrays: self.always + kept + packed / 4.0 + waiting(Site::O),
+                arrays: self.always + kept + packed / 4.0 + waiting(Site::O) + float(Site::Qkv),
                 besides: self.passes(self.pieces.lanes, self.attention()),
             },
             Phase {
                 name: "calibrating down",
-                arrays: self.always + self.tokens * self.inner + packed / 2.0 + waiting(Site::Down),
+                arrays: self.always
+                    + self.tokens * self.inner
+                    + packed / 2.0
+                    + waiting(Site::Down)
+                    + float(Site::GateUp),
                 besides: self.passes(
                     self.pieces.lanes,
                     (self.pieces.mlp_tokens as f64).min(self.window) * 4.0 * 3.0 * self.inner,
@@ -354,6 +431,7 @@ impl<'a> Model<'a> {
                     + self.tokens * self.inner
                     + packed / 2.0
                     + waiting(Site::Down)
+                    + float(Site::GateUp)
                     + 4.0 * self.inner * self.inner,
                 besides: panels,
             },
@@ -380,10 +458,19 @@ impl<'a> Model<'a> {
             let waiting = if held { 4.0 * others } else { 0.0 };
             let hessians = if quantized || !calibrates { 0.0 } else { 4.0 * self.inner * self.inner };
             let own = if calibrates { 4.0 * k * k } else { 0.0 };
-            let fixed = self.always + kept + waiting + hessians + own;
+            // The deviation; the float layer that the float stream goes on with; the weights as they were moved.
+            let corrects = self.recipe.corrects();
+            let corrected = match corrects {
+                true => {
+                    let copies = if linear == Site::Down { 1.0 } else { 2.0 };
+                    8.0 * k * k + self.float_inputs(linear) + copies * 4.0 * weights
+                }
+                false => 0.0,
+            };
+            let fixed = self.always + kept + waiting + hessians + own + corrected;
             let page = 8192.0 * k;
             let factor = if self.recipe.compensate { 2.0 * k * k + page } else { 0.0 };
-            let factorising = if self.recipe.compensate { 4.0 * k * k + 2.0 * page } else { 0.0 };
+            let factorising = if self.recipe.compensate || corrects { 4.0 * k * k + 2.0 * page } else { 0.0 };
             // Outputs of a rotated layer are turned from a copy of it.
             let reading = weights * (4.0f64).max(self.stored.linear * if n > k { 2.0 } else { 1.0 });
             phases.push(Phase {
@@ -395,7 +482,10 @@ impl<'a> Model<'a> {
             phases.push(Phase {
                 name: name(linear),
                 arrays: fixed + 4.0 * weights + factor + 2.2 * weights,
-                besides: tasks * ROWS_PER_TASK as f64 * k * SOLVER_BYTES,
+                besides: tasks
+                    * ROWS_PER_TASK as f64
+                    * k
+                    * (SOLVER_BYTES + if corrects { CORRECTED_BYTES } else { 0.0 }),
             });
         }
         phases
@@ -403,81 +493,5 @@ impl<'a> Model<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use qqq_backend::{Calibrate, CpuBackend};
-
-    use super::*;
-    use crate::shapes;
-
-    const BF16: Stored = Stored { linear: 2.0, ends: 2.0 };
-
-    fn of(recipe: &Recipe, samples: bool, threads: usize) -> MemoryNeed {
-        need(&shapes::llama_7b(32), recipe, BF16, samples, threads, CpuBackend::PIECES)
-    }
-
-    #[test]
-    fn a_model_of_7b_takes_less_than_4_gb() {
-        let recipe = Recipe {
-            calibration: crate::Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
-            ..Recipe::DEFAULT
-        };
-        for threads in [1, 2, 16] {
-            let need = of(&recipe, false, threads);
-            println!("{threads} threads: {need:?}");
-            // 32 windows of hidden states alone are 1.07 GB, the inputs of down 0.72 GB, its Hessian 0.48 GB.
-            assert!((2_500_000_000..3_800_000_000).contains(&need.bytes), "{need:?}");
-            assert!(need.least < need.bytes && need.least > 2_270_000_000, "{need:?}");
-        }
-        // The model itself in 16 bits.
-        let sampled = of(&recipe, true, 2);
-        assert!(
-            sampled.bytes > 13_000_000_000 && sampled.phase == "sampling calibration text",
-            "{sampled:?}"
-        );
-    }
-
-    /// Peaks (VmHWM) of whole runs with two threads.
-    #[test]
-    fn plans_are_a_little_above_what_runs_took() {
-        let with = |windows, transform, propagation| Recipe {
-            transform,
-            propagation,
-            calibration: crate::Calibration { windows, ..Recipe::DEFAULT.calibration },
-            ..Recipe::DEFAULT
-        };
-        let usual = with(32, Transform::Rotate, Propagation::Quantized);
-        // Of a GGUF file.
-        let smol = (shapes::smollm2(), Stored { linear: 4.0, ends: 4.0 });
-        for ((config, stored), recipe, peak) in [
-            (smol.clone(), usual.clone(), 454e6),
-            (smol.clone(), with(4, Transform::Smooth, Propagation::Quantized), 277e6),
-            (smol, with(4, Transform::Rotate, Propagation::Float), 401e6),
-            ((shapes::wide(), BF16), usual.clone(), 1.91e9),
-            ((shapes::llama_7b(2), BF16), usual, 3.36e9),
-        ] {
-            let need = need(&config, &recipe, stored, false, 2, CpuBackend::PIECES);
-            let ratio = need.bytes as f64 / peak;
-            assert!((1.0..1.15).contains(&ratio), "{need:?} is {ratio} of {peak}");
-        }
-    }
-
-    #[test]
-    fn recipes_and_calibration_count() {
-        let base = of(&Recipe::DEFAULT, false, 2).bytes;
-        let with = |recipe: Recipe| of(&recipe, false, 2).bytes;
-        let float = Recipe { propagation: Propagation::Float, ..Recipe::DEFAULT };
-        assert!(with(float) > base);
-        let mut fewer = Recipe::DEFAULT;
-        fewer.calibration.windows /= 2;
-        let saved = base - with(fewer);
-        // 32,768 tokens of hidden states, and of int8 inputs of down.
-        let expected = RETAINED * f64::from(32_768 * (4 * 4096 + 11008));
-        assert!((saved as f64 - expected).abs() < 10.0, "{saved} {expected}");
-        let mut none = Recipe { compensate: false, ..Recipe::DEFAULT };
-        none.calibration.windows = 0;
-        assert!(with(none) < base / 2);
-        let mut huge = Recipe::DEFAULT;
-        (huge.calibration.windows, huge.calibration.window) = (usize::MAX, 2048);
-        assert_eq!(of(&huge, false, 2).least, u64::MAX);
-    }
-}
+#[path = "memory_need/tests.rs"]
+mod tests;

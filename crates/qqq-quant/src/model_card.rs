@@ -131,6 +131,9 @@ fn render_into(
     let what = match (calibration.windows, recipe.needs_text().as_slice()) {
         (0, _) => "weights (no calibration), relative to the weights themselves",
         (_, []) => "output on the text above, relative to the output itself",
+        _ if recipe.corrects() => {
+            "output on the calibration data against the float model's, inputs included, relative to that"
+        }
         _ => "output on the calibration data, relative to the output itself",
     };
     writeln!(
@@ -200,7 +203,15 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
         Clip::Weight => "least weight error",
         Clip::Output => "least output error",
     };
-    vec![("Transformation", transform), ("Rounding", rounding), ("Scales", clip.into())]
+    let mut rows = vec![("Transformation", transform), ("Rounding", rounding), ("Scales", clip.into())];
+    if recipe.corrects() {
+        let strength = recipe.error_correction;
+        let correction = format!(
+            "strength {strength}: weights moved towards the float model's output before rounding (QEP, Qronos)"
+        );
+        rows.push(("Error correction", correction));
+    }
+    rows
 }
 
 #[cfg(test)]

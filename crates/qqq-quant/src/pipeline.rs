@@ -10,6 +10,7 @@ use crate::{
     Calibration, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
     calibration::{self, CalibrationText, Read, Source},
     estimate::Estimate,
+    float_stream::FloatStream,
     half_type::HalfType,
     output::OutputCheckpoint,
     preflight::{self, Plan},
@@ -196,7 +197,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         Target::Directory(output) => output.format,
         Target::Nowhere(format) => *format,
     };
-    let plan = preflight::check(checkpoint, recipe, format, samples, B::PIECES)?;
+    let plan = preflight::check::<B>(checkpoint, recipe, format, samples)?;
     let config = &checkpoint.config;
     let on_its_own = match backend.free_memory()? {
         Some(free) => Some((preflight::check_device(config, recipe, free)?, free)),
@@ -277,7 +278,9 @@ pub(crate) fn begin<B: Calibrate, T>(
     };
     work.at(1.0)?;
     let mut keeper = print.as_ref().map(|print| {
-        Keeper::new(writer.staging(), print.clone(), &windows, samples, config.hidden_size, started)
+        let streams = if recipe.corrects() { 2 } else { 1 };
+        let width = streams * config.hidden_size;
+        Keeper::new(writer.staging(), print.clone(), &windows, samples, width, started)
     });
     if let (Some(stopped), Some(print)) = (&stopped, print) {
         stopped.check_windows(print, &windows)?;
@@ -325,15 +328,17 @@ pub(crate) fn begin<B: Calibrate, T>(
                 (Transform::Smooth, Some(first)) => Some(embed(&first[..recipe.calibration.smooth_tokens])?),
                 _ => None,
             };
-            let embedded = windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>()?;
+            let embedded = || windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>();
+            let float = if recipe.corrects() { embedded()? } else { Vec::new() };
+            let embedded = embedded()?;
             drop(table);
             if stopped.is_none() {
                 writer.add_head(backend, stream)?;
             }
-            States { blocks: 0, windows: embedded, smoothing_window }
+            States { blocks: 0, windows: embedded, float, smoothing_window }
         }
     };
-    let States { blocks: passed, windows: embedded, smoothing_window } = states;
+    let States { blocks: passed, windows: embedded, float, smoothing_window } = states;
     let earlier = stopped.map(Stopped::earlier).unwrap_or_default();
     timings.transform += clock.elapsed().as_secs_f64();
     timings.add(&earlier.timings);
@@ -354,6 +359,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         around,
         rotations: on_device.clone(),
         smoothing_window,
+        float_stream: recipe.corrects().then(|| FloatStream::new(around, float, recipe.calibration.window)),
         block_ahead: None,
         first_ahead: None,
         estimate,
@@ -365,7 +371,9 @@ pub(crate) fn begin<B: Calibrate, T>(
     let mut live = Windows::new(around, embedded, recipe.calibration.window);
     // Without windows nothing is known of states.
     if passed < first && !live.is_empty() {
-        run.work.add(run.estimate.replay().part((first - passed) as f64));
+        let again = (first - passed) as f64;
+        run.work.add(run.estimate.replay().part(again));
+        run.work.add(run.estimate.replay_float().part(again));
         let written = writer.so_far(recipe.group_size)?;
         for index in passed..first {
             run.replay(index, &mut live, &written)?;

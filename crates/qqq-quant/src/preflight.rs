@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use qqq_backend::Pieces;
+use qqq_backend::{BackendError, Calibrate};
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, disk, qqq, size};
 use qqq_model::{Site, memory, names};
 
 use crate::{
-    Clip, OutputFormat, QuantError, Recipe, Result, Transform,
+    Clip, OutputFormat, Propagation, QuantError, Recipe, Result, Transform,
     clip::Grid,
     device_need,
     half_type::HalfType,
@@ -41,6 +41,8 @@ pub enum NeedsText {
     Compensation,
     /// The choice of scales by the error of the output.
     Clipping,
+    /// Correction of weights for what the layers before have done to their inputs.
+    Correction,
 }
 
 impl std::fmt::Display for NeedsText {
@@ -50,6 +52,7 @@ impl std::fmt::Display for NeedsText {
             Self::Smoothing => "transform: smooth",
             Self::Compensation => "compensate: true",
             Self::Clipping => "clip: output",
+            Self::Correction => "error_correction",
         })
     }
 }
@@ -61,6 +64,7 @@ impl Recipe {
             (self.transform == Transform::Smooth, NeedsText::Smoothing),
             (self.compensate, NeedsText::Compensation),
             (self.clip == Clip::Output, NeedsText::Clipping),
+            (self.corrects(), NeedsText::Correction),
         ];
         needs.into_iter().filter(|(is_so, _)| *is_so).map(|(_, need)| need).collect()
     }
@@ -105,12 +109,11 @@ fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
 
 /// Checks a resolved recipe and shapes, and decides on the form of the output. `samples`: whether the model writes its
 /// calibration text itself.
-pub(crate) fn check(
+pub(crate) fn check<B: Calibrate>(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
     format: OutputFormat,
     samples: bool,
-    pieces: Pieces,
 ) -> Result<Plan> {
     let config = &checkpoint.config;
     let refuse = |message: String| Err(QuantError::Recipe(message));
@@ -156,7 +159,8 @@ pub(crate) fn check(
             "transform rotate: {reason}; choose smooth or none, or auto, which takes the better"
         ));
     }
-    let memory = memory_need::of(checkpoint, recipe, samples, pieces);
+    check_correction(recipe, B::CORRECTS)?;
+    let memory = memory_need::of(checkpoint, recipe, samples, B::PIECES);
     check_memory(&memory, recipe)?;
     check_shapes(config, recipe.group_size)?;
     qqq_model::check_tensors(checkpoint)?;
@@ -164,6 +168,32 @@ pub(crate) fn check(
     let half = kept_type(checkpoint)?;
     let already_quantized = source_types::already_quantized(checkpoint);
     Ok(Plan { format, half, calibrates, memory, already_quantized })
+}
+
+/// Refuses a correction of which nothing would come, or that the device cannot make.
+fn check_correction(recipe: &Recipe, is_able: bool) -> Result<()> {
+    if !(0.0..=1.0).contains(&recipe.error_correction) {
+        return Err(QuantError::Recipe(format!(
+            "the strength of error correction must be a number from 0 to 1, not {:?}",
+            recipe.error_correction
+        )));
+    }
+    if recipe.corrects() && recipe.propagation == Propagation::Float {
+        return Err(QuantError::Recipe(
+            "error correction makes up for what quantized layers have done to the inputs of later ones, and with propagation float \
+             later layers are calibrated on inputs to which nothing was done; choose propagation quantized, or an error \
+             correction of 0"
+                .into(),
+        ));
+    }
+    if recipe.corrects() && !is_able {
+        return Err(BackendError::Unavailable(
+            "error correction is not there on this device yet; quantize on the CPU (--device cpu), or leave the correction out"
+                .into(),
+        )
+        .into());
+    }
+    Ok(())
 }
 
 /// Refuses what the memory certainly does not hold.
@@ -311,4 +341,19 @@ fn kept_type(checkpoint: &Checkpoint) -> Result<HalfType> {
         }
     }
     Ok(HalfType::F16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_cannot_correct_says_so_with_the_way_out() {
+        let recipe = Recipe { error_correction: 0.5, ..Recipe::DEFAULT };
+        let error = check_correction(&recipe, false).unwrap_err();
+        assert!(matches!(error, QuantError::Operation(BackendError::Unavailable(_))), "{error:?}");
+        let said = error.to_string();
+        assert!(said.contains("not there on this device yet") && said.contains("--device cpu"), "{said}");
+        assert!(check_correction(&Recipe::DEFAULT, false).is_ok() && check_correction(&recipe, true).is_ok());
+    }
 }

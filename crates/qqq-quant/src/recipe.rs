@@ -144,6 +144,11 @@ pub struct Recipe {
     pub value_hessian: ValueHessian,
     /// What later layers are calibrated on.
     pub propagation: Propagation,
+    /// How far weights are moved, before they are rounded, to make up for what the quantized layers before have done to
+    /// their inputs: from 0 (not at all) to 1 (least squared error against the float model's output on the calibration
+    /// text). See [`solve::Correction`](crate::solve::Correction). Reports of before there was a choice: 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub error_correction: f64,
     /// How much text is looked at.
     pub calibration: Calibration,
     /// Seed of everything random.
@@ -163,14 +168,24 @@ impl Recipe {
         damping: 0.01,
         value_hessian: ValueHessian::Attention,
         propagation: Propagation::Quantized,
+        error_correction: 0.0,
         calibration: Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
         seed: 0,
     };
+
+    /// Whether weights are corrected for what the layers before have done to their inputs.
+    pub fn corrects(&self) -> bool {
+        self.error_correction != 0.0
+    }
 
     /// Whether calibration text is looked at.
     pub fn calibrates(&self) -> bool {
         self.calibration.windows > 0
     }
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Default for Recipe {

@@ -26,10 +26,12 @@ pub struct LayerReport {
     pub out_features: usize,
     /// Input channels: columns of the weight.
     pub in_features: usize,
-    /// [`loss`](Self::loss) of rounding to nearest with the same scales.
+    /// [`loss`](Self::loss) of rounding to nearest with the same scales (of the corrected weights, where they are).
     pub loss_nearest: f64,
     /// Squared error of the layer's output on the calibration text, as a share of the output's square; where there was no
-    /// text (0 windows), squared error of the weights as a share of the weights' square.
+    /// text (0 windows), squared error of the weights as a share of the weights' square. The output is that of the float layer
+    /// for the same inputs; with [`error_correction`](Recipe::error_correction) it is that of the float model, so that what
+    /// the layers before have done counts as well.
     pub loss: f64,
     /// Damping that was needed.
     pub damping: f64,

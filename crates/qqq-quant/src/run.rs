@@ -3,31 +3,38 @@
 //! What is large lives no longer than it is needed: a float layer from its stage until it is solved, a Hessian until its
 //! layer is solved, codes until they are packed and written. [`memory_need`](crate::memory_need) counts on that.
 
+mod layers;
+mod replay;
+
 use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 
-use qqq_backend::{BackendError, Calibrate, InputKind};
-use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
+use qqq_backend::{Calibrate, InputKind, solve::Correction};
+use qqq_formats::{Checkpoint, QuantizedWeight};
 use qqq_model::{
-    Block, BlockNorms, BlockWeights, ModelError, Site,
+    Block, BlockNorms, Site,
     block::{Layer, head_layout},
     memory, names,
 };
+
+use self::layers::{input_of, join, zeros};
 
 use crate::{
     Propagation, QuantError, Recipe, Result, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
-    float_linear::{FloatBlock, FloatLinear, StoredLayer, StoredLayers, module, on_device, read_block},
+    float_linear::{FloatLinear, StoredLayer, StoredLayers, module, on_device, read_block},
+    float_stream::FloatStream,
     half_type::HalfType,
+    moments::{Moments, Sums},
     output::OutputCheckpoint,
     report::{LayerReport, SmoothReport, Timings, modules},
     rotations::DeviceRotations,
     smooth::SearchOptions,
     smooth_sites::SmoothContext,
-    solve::{ScaleDType, SolveOptions, solve_on},
-    value_hessian::value_hessian,
-    windows::{Surroundings, Window, Windows, pass},
+    solve::{ScaleDType, SolveOptions, solve_corrected_on},
+    value_hessian::value_moments,
+    windows::{Surroundings, Window, Windows},
     work::Work,
 };
 
@@ -41,6 +48,8 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub rotations: Option<Arc<DeviceRotations<B>>>,
     /// The window of the smoothing search.
     pub smoothing_window: Option<Window<B>>,
+    /// The calibration windows in the float model, where weights are corrected.
+    pub float_stream: Option<FloatStream<'a, B>>,
     /// A block whose layers were read while the one before was calibrated, and what came of that.
     pub block_ahead: Option<(usize, Result<StoredLayers>)>,
     /// The same of its first layer alone, where layers are read one by one.
@@ -78,40 +87,6 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 done.and(written)
             }),
         }
-    }
-
-    /// Takes the states through block `index`, which an earlier run has finished: `written` is what that has written.
-    ///
-    /// # Errors
-    /// Those of [`quantize`](crate::quantize).
-    pub fn replay(&mut self, index: usize, windows: &mut Windows<'_, B>, written: &Checkpoint) -> Result<()> {
-        let Surroundings { backend, config, .. } = self.around;
-        let block = match self.recipe.propagation {
-            Propagation::Quantized => {
-                let clock = Instant::now();
-                if self.smoothing_window.is_some() {
-                    let FloatBlock { norms, layers } = read_block(backend, self.checkpoint, index)?;
-                    let block =
-                        self.float_layers(index, norms, |site| layers[site].layer(backend, index, site))?;
-                    let mut workshop = self.around.workshop(self.recipe.calibration.smooth_tokens)?;
-                    if let Some(Window { flow, batch }) = &mut self.smoothing_window {
-                        pass(backend, &block, &mut self.around.step(&mut workshop, batch), flow)?;
-                    }
-                }
-                let block = Block::new(backend, config, index, BlockWeights::read(written, index)?)?;
-                self.timings.transform += clock.elapsed().as_secs_f64();
-                block
-            }
-            // The search is made again: its scales are in no file.
-            Propagation::Float => {
-                let reports = self.smoothing.len();
-                let float = self.transformed_block(index)?;
-                self.smoothing.truncate(reports);
-                self.float_layers(index, float.norms.clone(), |site| float.layer(backend, index, site))?
-            }
-        };
-        let units = self.estimate.replay();
-        self.stage(index, units, "running it again", |wave| windows.pass(&block, wave))
     }
 
     /// A block of float layers.
@@ -229,9 +204,12 @@ impl<'a, B: Calibrate> Run<'a, B> {
         for site in Site::ALL {
             let Some(sum) = sums[site].take() else { continue };
             let layer = self.take(index, &mut float, site, None)?;
-            let inputs = self.around.backend.hessian(sum)?;
+            let inputs = Sums::plain(sum).moments(self.around.backend)?;
             let averages = |_: &mut Self, _: &QuantizedWeight| {
-                attended.take().ok_or_else(|| QuantError::Recipe("a float pass has left no averages".into()))
+                attended
+                    .take()
+                    .map(Sums::plain)
+                    .ok_or_else(|| QuantError::Recipe("a float pass has left no averages".into()))
             };
             let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
             drop(inputs);
@@ -269,18 +247,51 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let name = format!("model.layers.{index}");
         let units = self.estimate.stages;
         let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Int8)?;
+        let mut stream = self.float_stream.take();
+        let mut beside = match &stream {
+            Some(_) => {
+                Some(Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Float)?)
+            }
+            None => None,
+        };
         let mut before = None;
         for site in Site::ALL {
             let what = format!("calibrating {}", input_of(site));
-            let sum = self
+            let gram = self
                 .stage(index, units.site(site), &what, |wave| windows.sum_input(&name, &live, site, wave))?;
+            let mut sums = Sums::plain(gram);
+            let mut early = None;
+            if let (Some(stream), Some(beside)) = (&mut stream, &mut beside) {
+                // Through its last layer the float stream leaves the block as soon as it is there.
+                if site == Site::Down && !is_last {
+                    let layer = self.take(index, &mut float, site, ahead.take())?;
+                    *beside.layer_mut(site) = layer.layer(backend, index, site)?;
+                    early = Some(layer);
+                }
+                let what = format!("{what} beside the float model");
+                sums.deviations = Some(self.stage(index, units.deviations(site), &what, |wave| {
+                    stream.sum_deviations(&name, beside, site, windows, !is_last, wave)
+                })?);
+                before.into_iter().chain(early.as_ref().map(|_| site)).for_each(|spent| {
+                    *beside.layer_mut(spent) = Layer::Awaited(InputKind::Float);
+                });
+            }
             if let Some(spent) = before.replace(site) {
                 *live.layer_mut(spent) = Layer::Awaited(InputKind::Int8);
             }
             if is_last && site == Site::Down {
                 windows.clear();
+                stream.iter_mut().for_each(FloatStream::clear);
             }
-            let layer = self.take(index, &mut float, site, ahead.take())?;
+            let layer = match early {
+                Some(layer) => layer,
+                None => self.take(index, &mut float, site, ahead.take())?,
+            };
+            if let Some(beside) = &mut beside
+                && site != Site::Down
+            {
+                *beside.layer_mut(site) = layer.layer(backend, index, site)?;
+            }
             match site.next() {
                 Some(next) if reads_ahead => ahead = Some(Ahead::read(scope, checkpoint, index, next)),
                 None if reads_ahead && !is_last => {
@@ -288,12 +299,15 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 }
                 _ => {}
             }
-            let inputs = backend.hessian(sum)?;
+            let inputs = sums.moments(backend)?;
             let averages = |run: &mut Self, qk: &QuantizedWeight| {
                 // Attention needs some v to run; its output is not looked at.
                 let any = zeros(layer.n - run.queries_and_keys(), layer.k, run.recipe.group_size);
                 *live.layer_mut(site) = run.pack(index, join(qk, &any)?, layer.bias.clone())?;
-                run.stage(index, units.attended, "calibrating v", |wave| windows.sum_attended(&live, wave))
+                run.stage(index, units.attended, "calibrating v", |wave| match (&mut stream, &beside) {
+                    (Some(stream), Some(beside)) => stream.sum_attended(beside, windows, &live, wave),
+                    _ => Ok(Sums::plain(windows.sum_attended(&live, wave)?)),
+                })
             };
             let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
             drop(inputs);
@@ -311,6 +325,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         if !is_last {
             self.stage(index, units.finish, "forward", |wave| windows.finish_block(&name, &live, wave))?;
         }
+        self.float_stream = stream;
         self.block_ahead = block_ahead.map(|layers| (next_block, layers.wait()));
         self.first_ahead = first_ahead.map(|layer| (next_block, layer.wait()));
         Ok(())
@@ -322,8 +337,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
         index: usize,
         site: Site,
         layer: &FloatLinear<B>,
-        inputs: &B::Hessian,
-        averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<B::Gram>,
+        inputs: &Moments<B>,
+        averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<Sums<B>>,
     ) -> Result<QuantizedWeight> {
         if site != Site::Qkv || !self.attends() {
             return self.solve(index, module(site), layer, 0..layer.n, Some(inputs));
@@ -331,8 +346,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let first_v = self.queries_and_keys();
         let qk = self.solve(index, modules::QK, layer, 0..first_v, Some(inputs))?;
         let averages = averages(self, &qk)?;
-        let hessian = value_hessian(self.around.backend, averages, inputs)?;
-        let v = self.solve(index, modules::V, layer, first_v..layer.n, Some(&hessian))?;
+        let moments = value_moments(self.around.backend, averages, inputs)?;
+        let v = self.solve(index, modules::V, layer, first_v..layer.n, Some(&moments))?;
         join(&qk, &v)
     }
 
@@ -362,14 +377,14 @@ impl<'a, B: Calibrate> Run<'a, B> {
         Ok(result)
     }
 
-    /// Solves output channels of a layer, or of several that share their input, for a Hessian, or without one.
+    /// Solves output channels of a layer, or of several that share their input, for the moments of that, or without them.
     fn solve(
         &mut self,
         index: usize,
         module: &str,
         layer: &FloatLinear<B>,
         rows: Range<usize>,
-        hessian: Option<&B::Hessian>,
+        moments: Option<&Moments<B>>,
     ) -> Result<QuantizedWeight> {
         let clock = Instant::now();
         let (n, k) = (rows.len(), layer.k);
@@ -384,7 +399,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
             damping: self.recipe.damping,
             scale_dtype: self.scale_dtype,
         };
-        let solved = solve_on(self.around.backend, &name, &layer.weights, rows, k, hessian, &options)?;
+        let hessian = moments.map(|moments| &moments.hessian);
+        let deviation = moments.and_then(|moments| moments.deviation.as_ref());
+        let strength = self.recipe.error_correction;
+        let correction = deviation.map(|deviation| Correction { deviation, strength });
+        let backend = self.around.backend;
+        let solved =
+            solve_corrected_on(backend, &name, &layer.weights, rows, k, hessian, correction, &options)?;
         if solved.damping > self.recipe.damping * 1.000_001 {
             self.work.warn(format!(
                 "{name}: the Hessian is not positive definite at damping {}; {} was used",
@@ -414,76 +435,6 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let weights = |site: Site| (site.out_features(config) * site.in_features(config)) as f64;
         weights(site) / Site::ALL.map(weights).iter().sum::<f64>()
     }
-
-    fn write(
-        &mut self,
-        index: usize,
-        site: Site,
-        weight: &QuantizedWeight,
-        bias: Option<&[f32]>,
-        writer: &mut OutputCheckpoint<'_>,
-    ) -> Result<()> {
-        self.begin(index, self.estimate.pack.part(self.share(site)), "writing")?;
-        let clock = Instant::now();
-        writer.add_linear(index, site, weight, bias)?;
-        self.timings.write += clock.elapsed().as_secs_f64();
-        Ok(())
-    }
-
-    fn pack(&mut self, index: usize, weight: QuantizedWeight, bias: Option<Vec<f32>>) -> Result<Layer<B>> {
-        let clock = Instant::now();
-        let packed = self.around.backend.linear_weight(LinearWeight::Quantized(weight), bias);
-        self.ready(index, clock, packed)
-    }
-
-    /// As `pack`, of a weight that is still needed.
-    fn pack_kept(
-        &mut self,
-        index: usize,
-        weight: &QuantizedWeight,
-        bias: Option<&[f32]>,
-    ) -> Result<Layer<B>> {
-        let clock = Instant::now();
-        let packed = self.around.backend.linear_of(weight, bias);
-        self.ready(index, clock, packed)
-    }
-
-    fn ready(
-        &mut self,
-        index: usize,
-        clock: Instant,
-        packed: std::result::Result<B::Linear, BackendError>,
-    ) -> Result<Layer<B>> {
-        self.timings.ready += clock.elapsed().as_secs_f64();
-        let name = format!("model.layers.{index}");
-        Ok(Layer::Ready(packed.map_err(|source| ModelError::Backend { name, source })?))
-    }
-}
-
-/// What takes the input of a site, in a few words.
-fn input_of(site: Site) -> &'static str {
-    match site {
-        Site::Qkv => "qkv",
-        Site::O => "o",
-        Site::GateUp => "gate and up",
-        Site::Down => "down",
-    }
-}
-
-/// A layer of zeros.
-fn zeros(n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
-    let codes = vec![0; n * k];
-    let scales = match group_size {
-        None => Scales::PerChannel(vec![1.0; n]),
-        Some(group) => Scales::from_effective(&codes, n, k, group, &vec![1.0; n * (k / group)]),
-    };
-    QuantizedWeight { out_features: n, in_features: k, codes, scales }
-}
-
-/// Stacks two layers.
-fn join(first: &QuantizedWeight, second: &QuantizedWeight) -> Result<QuantizedWeight> {
-    QuantizedWeight::concat(&[first, second])
-        .ok_or_else(|| QuantError::Recipe("parts of a layer were quantized in different ways".into()))
 }
 
 /// Tells the log what memory is used as something begins.

@@ -3,6 +3,8 @@
 //! Rows (output channels) are independent and are solved in chunks on all threads; what they share is one factor of the
 //! damped Hessian (`factor`). `rows` has the inner loops.
 
+mod checks;
+mod correction;
 mod factor;
 mod rows;
 
@@ -10,9 +12,9 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 use qqq_backend::{
-    BackendError, Calibrate, first_not_finite,
+    BackendError, Calibrate, DeviationValues, first_not_finite,
     pool::parallel_each_mut,
-    solve::{Compensation, ErrorPower, Problem, ScaleChoice, Solution},
+    solve::{Compensation, Correction as DeviceCorrection, ErrorPower, Problem, ScaleChoice, Solution},
 };
 use qqq_formats::{DType, QuantizedWeight, Scales};
 
@@ -20,6 +22,8 @@ use crate::{
     Clip, GroupScales, QuantError, Result,
     clip::{self, Grid},
 };
+use checks::{check, check_correction, check_hessian, check_options, too_large};
+pub use correction::Correction;
 use factor::Factor;
 pub(crate) use rows::ROWS_PER_TASK;
 use rows::{RowSolution, Task};
@@ -144,15 +148,46 @@ pub fn solve(
     hessian: Option<&[f32]>,
     options: &SolveOptions,
 ) -> Result<Solved> {
+    solve_corrected(layer, weights, n, k, hessian, None, options)
+}
+
+/// As [`solve`], of weights that are corrected first; losses are then those against the float model's output.
+///
+/// # Errors
+/// As [`solve`]; a correction without a Hessian, of other sizes, or by numbers that are not finite.
+pub fn solve_corrected(
+    layer: &str,
+    weights: &[f32],
+    n: usize,
+    k: usize,
+    hessian: Option<&[f32]>,
+    correction: Option<Correction<'_>>,
+    options: &SolveOptions,
+) -> Result<Solved> {
     check(layer, weights, n, k, options)?;
     if let Some(hessian) = hessian {
         check_hessian(layer, hessian, k)?;
+    }
+    if let Some(correction) = &correction {
+        check_correction(layer, correction, k)?;
     }
     let diagonal: Vec<f32> = match hessian {
         Some(hessian) => hessian.iter().step_by(k + 1).copied().collect(),
         None => vec![1.0; k],
     };
     let dead_channels = diagonal.iter().filter(|d| **d == 0.0).count();
+    let moved = match (&correction, hessian) {
+        (None, _) => None,
+        (Some(_), None) => return Err(no_hessian(layer)),
+        (Some(correction), Some(hessian)) => {
+            let moved = correction.moved(weights, hessian, &diagonal);
+            Some(moved.map_err(|reason| {
+                numerics(layer, format!("{reason}; use more calibration data, or correct less"))
+            })?)
+        }
+    };
+    let float = correction.map(|correction| (correction, weights));
+    let weights = moved.as_deref().unwrap_or(weights);
     with_damping(layer, options, |damping| {
         let factor = match (options.compensate, hessian) {
             (true, Some(hessian)) => match Factor::new(hessian, &diagonal, damping, options.act_order) {
@@ -162,7 +197,7 @@ pub fn solve(
             (true, None) => return Err(no_hessian(layer)),
             (false, _) => None,
         };
-        let task = Task { weights, k, hessian, diagonal: &diagonal, factor: factor.as_ref(), options };
+        let task = Task { weights, k, hessian, diagonal: &diagonal, factor: factor.as_ref(), float, options };
         Ok(match solve_rows(&task, n) {
             Some(rows) => Ok(assemble(rows, n, k, damping, dead_channels, options)),
             None => Err(OVERFLOW.to_owned()),
@@ -183,6 +218,24 @@ pub fn solve_on<B: Calibrate>(
     hessian: Option<&B::Hessian>,
     options: &SolveOptions,
 ) -> Result<Solved> {
+    solve_corrected_on(b, layer, weights, rows, k, hessian, None, options)
+}
+
+/// As [`solve_corrected`], on a device where that can.
+///
+/// # Errors
+/// As [`solve_corrected`]; those of the device.
+#[expect(clippy::too_many_arguments)]
+pub fn solve_corrected_on<B: Calibrate>(
+    b: &B,
+    layer: &str,
+    weights: &B::Weights,
+    rows: Range<usize>,
+    k: usize,
+    hessian: Option<&B::Hessian>,
+    correction: Option<DeviceCorrection<'_, B::Deviation>>,
+    options: &SolveOptions,
+) -> Result<Solved> {
     let n = rows.len();
     if !B::SOLVES {
         let hessian = hessian.map(|h| b.read_hessian(h)).transpose()?;
@@ -193,7 +246,16 @@ pub fn solve_on<B: Calibrate>(
                 all.len() / k.max(1)
             )));
         };
-        return solve(layer, own, n, k, hessian.as_deref(), options);
+        let (deviation, strength) = match &correction {
+            Some(correction) => (Some(b.read_deviation(correction.deviation)?), correction.strength),
+            None => (None, 0.0),
+        };
+        let correction = deviation.as_ref().map(|DeviationValues { cross, square }| Correction {
+            cross,
+            square,
+            strength,
+        });
+        return solve_corrected(layer, own, n, k, hessian.as_deref(), correction, options);
     }
     check_options(layer, k, options)?;
     if options.compensate && hessian.is_none() {
@@ -207,6 +269,7 @@ pub fn solve_on<B: Calibrate>(
         group_size: options.group_size,
         scales: options.scale_choice(),
         compensation: None,
+        correction,
     };
     with_damping(layer, options, |damping| {
         let compensation = Compensation { damping, act_order: options.act_order };
@@ -328,78 +391,6 @@ fn finished(layer: &str, solved: Solved) -> Result<Solved> {
     }
 }
 
-fn check_shape(layer: &str, what: &str, len: usize, rows: usize, cols: usize) -> Result<()> {
-    match rows.checked_mul(cols) {
-        Some(want) if want == len && want > 0 => Ok(()),
-        _ => Err(QuantError::Recipe(format!("{layer}: {what} has {len} values, not {rows} x {cols}"))),
-    }
-}
-
-fn check(layer: &str, weights: &[f32], n: usize, k: usize, options: &SolveOptions) -> Result<()> {
-    check_shape(layer, "the weight", weights.len(), n, k)?;
-    check_options(layer, k, options)?;
-    if let Some(i) = first_not_finite(weights) {
-        return Err(not_finite(layer, format!("weight [{}, {}] is {}", i / k, i % k, weights[i])));
-    }
-    let grid = if options.group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
-    let largest = weights.iter().fold(0.0f32, |max, w| max.max(w.abs()));
-    if options.scale_dtype == ScaleDType::F16 && largest / grid.reach > f16::MAX.to_f32() {
-        return Err(too_large(layer, largest));
-    }
-    Ok(())
-}
-
-fn check_options(layer: &str, k: usize, options: &SolveOptions) -> Result<()> {
-    if let Some(group) = options.group_size
-        && (group == 0 || !k.is_multiple_of(group))
-    {
-        return Err(QuantError::Recipe(format!(
-            "{layer}: groups of {group} do not divide its {k} input channels; choose another group size, or per channel"
-        )));
-    }
-    if !(options.damping >= 0.0 && options.damping.is_finite()) {
-        return Err(QuantError::Recipe(format!(
-            "{layer}: damping is {}, but must be a number >= 0",
-            options.damping
-        )));
-    }
-    Ok(())
-}
-
-/// Why scales do not fit float16.
-fn too_large(layer: &str, largest: f32) -> QuantError {
-    not_finite(
-        layer,
-        format!(
-            "weights of up to {largest} take scales beyond float16, the type of the model's 16-bit tensors; save the \
-             model as bfloat16 first, or choose the qqq format, whose scales are float32"
-        ),
-    )
-}
-
-fn check_hessian(layer: &str, hessian: &[f32], k: usize) -> Result<()> {
-    check_shape(layer, "the Hessian", hessian.len(), k, k)?;
-    if let Some(i) = first_not_finite(hessian) {
-        return Err(not_finite(
-            layer,
-            format!(
-                "Hessian [{}, {}] is {}: the layer's inputs overflowed during calibration; the model's weights are damaged, \
-                 or too large for 32-bit floats",
-                i / k,
-                i % k,
-                hessian[i]
-            ),
-        ));
-    }
-    if let Some(j) = (0..k).find(|j| hessian[j * k + j] < 0.0) {
-        return Err(numerics(
-            layer,
-            format!("Hessian [{j}, {j}] is {}: no sum of squares", hessian[j * k + j]),
-        ));
-    }
-    Ok(())
-}
-
 /// Solves all rows; `None` if numbers overflowed.
 fn solve_rows(task: &Task<'_>, n: usize) -> Option<Vec<RowSolution>> {
     let mut chunks: Vec<Option<RowSolution>> = Vec::new();
@@ -407,7 +398,7 @@ fn solve_rows(task: &Task<'_>, n: usize) -> Option<Vec<RowSolution>> {
     parallel_each_mut(&mut chunks, |i, solution| {
         let first = i * rows::ROWS_PER_TASK;
         let count = rows::ROWS_PER_TASK.min(n - first);
-        *solution = rows::solve(task, &task.weights[first * task.k..(first + count) * task.k]);
+        *solution = rows::solve(task, first..first + count);
     });
     chunks.into_iter().collect()
 }

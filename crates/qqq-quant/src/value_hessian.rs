@@ -2,20 +2,41 @@
 
 use qqq_backend::Calibrate;
 
-use crate::Result;
+use crate::{
+    Result,
+    moments::{Moments, Sums},
+};
 
 /// Weight of the second moment of `x` itself, relative to that of `z`: it speaks for tokens that some other text
 /// attends to.
 const INPUT_SHARE: f64 = 0.3;
 
-/// The Hessian of the value projection: that of the averages, plus a share of that of the `inputs` at equal trace.
+/// What the value projection is solved for: the moments of the averages, plus a share of those of the `inputs` at equal
+/// trace of the Hessians.
 ///
 /// # Errors
 /// Those of the backend, and Hessians of different widths.
-pub fn value_hessian<B: Calibrate>(b: &B, averages: B::Gram, inputs: &B::Hessian) -> Result<B::Hessian> {
-    let mut hessian = b.hessian(averages)?;
-    b.hessian_add(&mut hessian, inputs, INPUT_SHARE)?;
-    Ok(hessian)
+pub(crate) fn value_moments<B: Calibrate>(
+    b: &B,
+    averages: Sums<B>,
+    inputs: &Moments<B>,
+) -> Result<Moments<B>> {
+    let Moments { mut hessian, mut deviation } = averages.moments(b)?;
+    if let (Some(own), Some(others)) = (&mut deviation, &inputs.deviation) {
+        let factor = match trace(b, &inputs.hessian)? {
+            others if others > 0.0 => INPUT_SHARE * trace(b, &hessian)? / others,
+            _ => 0.0,
+        };
+        b.deviation_add(own, others, factor)?;
+    }
+    b.hessian_add(&mut hessian, &inputs.hessian, INPUT_SHARE)?;
+    Ok(Moments { hessian, deviation })
+}
+
+fn trace<B: Calibrate>(b: &B, hessian: &B::Hessian) -> Result<f64> {
+    let values = b.read_hessian(hessian)?;
+    let width = values.len().isqrt();
+    Ok(values.iter().step_by(width + 1).map(|&d| f64::from(d)).sum())
 }
 
 #[cfg(test)]
@@ -32,6 +53,16 @@ mod tests {
     fn random(len: usize, seed: u64) -> Vec<f32> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         (0..len).map(|_| 4.0 * rng.random::<f32>() - 2.0).collect()
+    }
+
+    /// Of a layer that is not corrected.
+    fn value_hessian(
+        b: &CpuBackend,
+        averages: <CpuBackend as Calibrate>::Gram,
+        inputs: &<CpuBackend as Calibrate>::Hessian,
+    ) -> <CpuBackend as Calibrate>::Hessian {
+        let inputs = Moments { hessian: inputs.clone(), deviation: None };
+        value_moments(b, Sums::plain(averages), &inputs).unwrap().hessian
     }
 
     fn input(b: &CpuBackend, width: usize, values: Vec<f32>) -> <CpuBackend as Backend>::Input {
@@ -74,7 +105,7 @@ mod tests {
             z.chunks_exact(k).map(|z| (0..n).map(|row| of(row, z)).sum::<f64>()).sum::<f64>()
         };
         let inputs = b.hessian(of_x).unwrap();
-        let (plain, averaged) = (error(&inputs), error(&value_hessian(&b, of_z, &inputs).unwrap()));
+        let (plain, averaged) = (error(&inputs), error(&value_hessian(&b, of_z, &inputs)));
         assert!(averaged < 0.5 * plain, "{averaged} against {plain}");
     }
 
@@ -86,9 +117,9 @@ mod tests {
         let values = |h: &_| b.read_hessian(h).unwrap().into_owned();
         let trace = |h: &_| values(h).iter().step_by(7).map(|&d| f64::from(d)).sum::<f64>();
         let (z, x) = (hessian(gram(40, 6)), hessian(gram(90, 7)));
-        let ratio = trace(&value_hessian(&b, gram(40, 6), &x).unwrap()) / trace(&z);
+        let ratio = trace(&value_hessian(&b, gram(40, 6), &x)) / trace(&z);
         assert!((ratio - 1.0 - INPUT_SHARE).abs() < 1e-6, "{ratio}");
         let nothing = hessian(b.gram(6).unwrap());
-        assert_eq!(values(&value_hessian(&b, gram(40, 6), &nothing).unwrap()), values(&z));
+        assert_eq!(values(&value_hessian(&b, gram(40, 6), &nothing)), values(&z));
     }
 }

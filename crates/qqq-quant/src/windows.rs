@@ -116,8 +116,8 @@ impl<'a, B: Calibrate> Surroundings<'a, B> {
 
 /// All calibration windows.
 pub struct Windows<'a, B: Calibrate> {
-    around: Surroundings<'a, B>,
-    windows: Vec<Window<B>>,
+    pub(crate) around: Surroundings<'a, B>,
+    pub(crate) windows: Vec<Window<B>>,
     /// Tokens of each.
     tokens: usize,
 }
@@ -128,6 +128,51 @@ pub struct BlockSums<B: Calibrate> {
     pub sites: Sites<B::Gram>,
     /// Of the inputs of q, k and v as attention averages them, if that was asked for.
     pub attended: Option<B::Gram>,
+}
+
+/// Memory for windows that are worked on side by side: for as many as run at the same time, and no longer than a stage.
+pub(crate) struct Workshops<'a, B: Calibrate> {
+    around: Surroundings<'a, B>,
+    /// Tokens of a window.
+    tokens: usize,
+    idle: Mutex<Vec<Workshop<B>>>,
+}
+
+impl<'a, B: Calibrate> Workshops<'a, B> {
+    fn new(around: Surroundings<'a, B>, tokens: usize) -> Self {
+        Self { around, tokens, idle: Mutex::default() }
+    }
+
+    /// Does a job for a window.
+    ///
+    /// # Errors
+    /// Those of the job and of the backend.
+    pub fn work(
+        &self,
+        Window { flow, batch }: &mut Window<B>,
+        job: impl FnOnce(&mut Step<'_, B>, &mut Flow<B>) -> Result<()>,
+    ) -> Result<()> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = idle().pop();
+        let mut workshop = found.map_or_else(|| self.around.workshop(self.tokens), Ok)?;
+        let result = job(&mut self.around.step(&mut workshop, batch), flow);
+        idle().push(workshop);
+        result
+    }
+
+    /// Does a job for all windows of a wave.
+    ///
+    /// # Errors
+    /// As [`work`](Self::work): that of the first window with one.
+    pub fn each(
+        &self,
+        wave: &mut [Window<B>],
+        job: impl Fn(&mut Step<'_, B>, &mut Flow<B>) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let mut lanes: Vec<_> = wave.iter_mut().map(|window| (window, Ok(()))).collect();
+        self.around.backend.each(&mut lanes, |(window, result)| *result = self.work(window, &job));
+        lanes.into_iter().try_for_each(|(_, result)| result)
+    }
 }
 
 /// A lane of a wave.
@@ -151,6 +196,16 @@ impl<'a, B: Calibrate> Windows<'a, B> {
     /// Their hidden states. Between blocks these are all that there is of them.
     pub fn states(&self) -> impl Iterator<Item = &B::Tensor> {
         self.windows.iter().map(|window| &window.flow.residual)
+    }
+
+    /// Memory to work on them in.
+    pub(crate) fn workshops(&self) -> Workshops<'a, B> {
+        Workshops::new(self.around, self.tokens)
+    }
+
+    /// The inputs of the site at which they stand.
+    pub(crate) fn inputs(&self) -> Vec<&B::Input> {
+        self.windows.iter().filter_map(|w| w.flow.input()).collect()
     }
 
     /// Forgets them: nothing comes after.
@@ -213,8 +268,7 @@ impl<'a, B: Calibrate> Windows<'a, B> {
             // A norm has just added what attention gives.
             if site == Site::GateUp { check(b, name, config, flow) } else { Ok(()) }
         })?;
-        let inputs: Vec<&B::Input> = self.windows.iter().filter_map(|w| w.flow.input()).collect();
-        let sum = b.gram_of(site.in_features(config), &inputs)?;
+        let sum = b.gram_of(site.in_features(config), &self.inputs())?;
         on_wave(1.0)?;
         Ok(sum)
     }
@@ -268,20 +322,8 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         on_wave: &mut OnWave<'_>,
         job: impl Fn(&mut Step<'_, B>, &mut Flow<B>, &mut [B::Gram]) -> Result<()> + Sync,
     ) -> Result<Vec<B::Gram>> {
-        let (around, tokens) = (self.around, self.tokens);
-        let b = around.backend;
-        // As many as run at the same time, and no longer than this stage.
-        let idle: Mutex<Vec<Workshop<B>>> = Mutex::default();
-        let idle = || idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let work = |lane: &mut Lane<'_, B>| {
-            let found = idle().pop();
-            let mut workshop = found.map_or_else(|| around.workshop(tokens), Ok)?;
-            let Window { flow, batch } = lane.window;
-            let mut step = around.step(&mut workshop, batch);
-            let result = job(&mut step, flow, &mut lane.sums);
-            idle().push(workshop);
-            result
-        };
+        let b = self.around.backend;
+        let workshops = self.workshops();
         let new_sums = || widths.iter().map(|&k| Ok(b.gram(k)?)).collect::<Result<Vec<_>>>();
         let total = self.windows.len();
         let mut sums: Vec<Vec<B::Gram>> = Vec::new();
@@ -295,7 +337,9 @@ impl<'a, B: Calibrate> Windows<'a, B> {
             }
             // Lanes without a window (in the last wave) come after those with one.
             let unused: Vec<_> = of_lanes.collect();
-            b.each(&mut lanes, |lane| lane.result = work(lane));
+            b.each(&mut lanes, |Lane { window, sums, result }| {
+                *result = workshops.work(window, |step, flow| job(step, flow, sums));
+            });
             done += lanes.len();
             sums = Vec::with_capacity(lanes.len() + unused.len());
             for lane in lanes {
@@ -339,7 +383,7 @@ pub(crate) fn lanes(widths: &[usize], most: usize) -> usize {
     (SUM_BYTES / bytes.max(1)).clamp(MIN_LANES.min(most), most)
 }
 
-fn check<B: Calibrate>(b: &B, name: &str, config: &ModelConfig, flow: &Flow<B>) -> Result<()> {
+pub(crate) fn check<B: Calibrate>(b: &B, name: &str, config: &ModelConfig, flow: &Flow<B>) -> Result<()> {
     let Some((first, value)) = b.first_not_finite(&flow.residual)? else { return Ok(()) };
     Err(QuantError::NotFinite {
         layer: name.to_owned(),

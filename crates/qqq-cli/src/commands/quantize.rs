@@ -171,6 +171,10 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         Clip::Weight => "with scales of the least weight error",
         Clip::Output => "with scales of the least output error",
     };
+    let calibrating = match recipe.corrects() {
+        true => format!("correcting errors at strength {}, calibrating on {text}", recipe.error_correction),
+        false => format!("calibrating on {text}"),
+    };
     let how = match needs.as_slice() {
         [] if !recipe.calibrates() => format!("rounding to nearest {clipped}, without calibration"),
         // Text then only measures what was lost.
@@ -179,8 +183,8 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
             "rounding to nearest {clipped}, smoothed for the first {} tokens of {text}",
             calibration.smooth_tokens
         ),
-        _ if !recipe.compensate => format!("rounding to nearest {clipped}, calibrating on {text}"),
-        _ => format!("calibrating on {text}"),
+        _ if !recipe.compensate => format!("rounding to nearest {clipped}, {calibrating}"),
+        _ => calibrating,
     };
     let advice = match source {
         _ if matches!(needs.as_slice(), [] | [NeedsText::Smoothing]) => {

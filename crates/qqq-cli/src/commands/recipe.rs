@@ -81,6 +81,11 @@ pub struct RecipeArgs {
     /// What later layers are calibrated on
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.propagation)]
     propagation: Propagation,
+    /// How far weights are moved before rounding, to make up for what the quantized layers before have done to their
+    /// inputs: 0 (not at all) to 1 (least squares on the calibration text)
+    #[arg(long, value_name = "STRENGTH", default_value_t = Recipe::DEFAULT.error_correction,
+        allow_negative_numbers = true)]
+    error_correction: f64,
     /// Seed of everything random (rotation, choice of windows, samples): the same seed gives the same checkpoint; -1: a
     /// random one, which is told
     #[arg(long, value_name = "N", default_value = "0", allow_negative_numbers = true, value_parser = Seed::parse)]
@@ -115,6 +120,19 @@ impl RecipeArgs {
                 self.damping
             )));
         }
+        if !(0.0..=1.0).contains(&self.error_correction) {
+            return Err(bad_input(format!(
+                "--error-correction must be a number from 0 to 1, not {:?}",
+                self.error_correction
+            )));
+        }
+        if self.corrects() && self.propagation == Propagation::Float {
+            return Err(bad_input_hint(
+                "--error-correction makes up for what quantized layers have done to the inputs of later ones, and with \
+                 --propagation float nothing was done to these",
+                "leave one of the two out",
+            ));
+        }
         let windows = self.windows(amount);
         self.refuse_idle(amount, windows)?;
         let recipe = Recipe {
@@ -128,6 +146,7 @@ impl RecipeArgs {
             damping: self.damping,
             value_hessian: self.value_hessian,
             propagation: self.propagation,
+            error_correction: self.error_correction,
             calibration: Calibration {
                 windows,
                 window: amount.window,
@@ -164,7 +183,12 @@ impl RecipeArgs {
 
     /// Whether Hessians are looked at, which take many windows of text.
     fn needs_hessians(&self) -> bool {
-        self.method == Method::Gptq || self.clip() == Clip::Output
+        self.method == Method::Gptq || self.clip() == Clip::Output || self.corrects()
+    }
+
+    /// Whether weights are corrected.
+    fn corrects(&self) -> bool {
+        self.error_correction != 0.0
     }
 
     /// Calibration windows: what was asked for, else no more than is needed where no option about them was given.
@@ -205,7 +229,10 @@ impl RecipeArgs {
         }
         // Calibration then only measures what was lost.
         if let Some(option) = idle(!self.needs_hessians(), &["value-hessian", "propagation"]) {
-            return refuse(option, "with --method rtn, unless scales are chosen by --clip output");
+            return refuse(
+                option,
+                "with --method rtn, unless scales are chosen by --clip output or weights moved by --error-correction",
+            );
         }
         // What cannot do without calibration is refused as such.
         if windows == 0 && !self.needs_hessians() && !smooth {
@@ -242,6 +269,7 @@ fn refuse_without_text(needs: &[NeedsText]) -> anyhow::Result<()> {
             NeedsText::Smoothing => ("--transform smooth", "another --transform"),
             NeedsText::Compensation => ("--method gptq", "--method rtn"),
             NeedsText::Clipping => ("--clip output", "--clip weight or none"),
+            NeedsText::Correction => ("--error-correction", "--error-correction 0"),
         };
         options.push(option);
         ways_out.push(way_out);
@@ -310,6 +338,9 @@ mod tests {
         };
         let options = "--rotation orthogonal --group-scales half --method rtn --clip output";
         assert_eq!(recipe(options), Ok(want));
+        let want =
+            Recipe { compensate: false, clip: Clip::Weight, error_correction: 0.25, ..Recipe::DEFAULT };
+        assert_eq!(recipe("--error-correction 0.25 --method rtn"), Ok(want));
         let auto = Recipe { seed: 1, ..Recipe::DEFAULT };
         assert_eq!(recipe("--transform auto --seed 1"), Ok(auto));
     }
@@ -326,6 +357,7 @@ mod tests {
             ("--method rtn --transform smooth", 1),
             ("--method rtn --transform smooth --calibration x", 32),
             ("--clip weight", 32),
+            ("--method rtn --error-correction 0.5", 32),
             ("--method rtn --clip none --window 64", 32),
             ("--method rtn --clip none --windows 4", 4),
             ("--windows 4", 4),
@@ -399,6 +431,11 @@ mod tests {
                 "give another --transform; or leave --windows out",
             ),
             (
+                "--method rtn --error-correction 1",
+                "--error-correction",
+                "give --error-correction 0; or leave --windows out",
+            ),
+            (
                 "",
                 "--method gptq and --clip output",
                 "give --method rtn, and --clip weight or none; or leave --windows out",
@@ -411,6 +448,17 @@ mod tests {
             assert_eq!((failure.message, failure.hint.as_deref()), (message, Some(hint)), "{options}");
         }
         assert!(recipe("--windows 0 --method rtn --clip weight").is_ok());
+    }
+
+    #[test]
+    fn a_correction_that_cannot_be_is_refused() {
+        for strength in ["-0.1", "1.5", "NaN", "inf"] {
+            let error = recipe(&format!("--error-correction {strength}")).unwrap_err();
+            assert!(error.starts_with("--error-correction must be a number from 0 to 1"), "{error}");
+        }
+        let error = recipe("--error-correction 0.5 --propagation float").unwrap_err();
+        assert!(error.contains("--propagation float"), "{error}");
+        assert!(recipe("--error-correction 0 --propagation float").is_ok());
     }
 
     #[test]

@@ -51,13 +51,13 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     /// For a run that began at `started` with these calibration windows; `samples`: whether the model has written them;
-    /// `hidden`: width of their states.
+    /// `width`: of the states of a token.
     pub fn new(
         directory: &Path,
         mut fingerprint: Fingerprint,
         windows: &[Vec<u32>],
         samples: bool,
-        hidden: usize,
+        width: usize,
         started: Instant,
     ) -> Self {
         fingerprint::add_tokens(&mut fingerprint, windows);
@@ -66,7 +66,7 @@ impl Keeper {
             fingerprint,
             samples: if samples { windows.to_vec() } else { Vec::new() },
             tokens: windows.iter().map(Vec::len).collect(),
-            state_bytes: windows.iter().map(|window| 4 * (window.len() * hidden) as u64).sum(),
+            state_bytes: windows.iter().map(|window| 4 * (window.len() * width) as u64).sum(),
             has_room: true,
             states: None,
             started,

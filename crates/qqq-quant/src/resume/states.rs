@@ -14,7 +14,9 @@ use twox_hash::XxHash3_64;
 
 use super::damaged;
 use crate::{
-    Result, output,
+    Result,
+    float_stream::FloatStream,
+    output,
     run::Run,
     windows::{Window, Windows},
 };
@@ -28,6 +30,8 @@ pub(crate) struct States<B: Calibrate> {
     pub blocks: usize,
     /// The calibration windows.
     pub windows: Vec<Window<B>>,
+    /// The same in the float model, where weights are corrected.
+    pub float: Vec<Window<B>>,
     /// That of the smoothing search, where there is one.
     pub smoothing_window: Option<Window<B>>,
 }
@@ -36,6 +40,9 @@ pub(crate) struct States<B: Calibrate> {
 struct Sizes {
     /// Tokens of each window whose states follow; those of the smoothing search are the last.
     windows: Vec<usize>,
+    /// Whether those of the float model come then, as many.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    float: bool,
     smoothing_window: Option<usize>,
     /// Width of the states.
     hidden: usize,
@@ -55,13 +62,16 @@ pub(super) fn write<B: Calibrate>(
     let smoothing_window = run.smoothing_window.as_ref();
     let sizes = Sizes {
         windows: tokens.to_vec(),
+        float: run.float_stream.is_some(),
         smoothing_window: smoothing_window.map(|_| run.recipe.calibration.smooth_tokens),
         hidden: run.around.config.hidden_size,
     };
     let sizes = serde_json::to_vec(&sizes)?;
     let mut out = Hashed::create(&states_file(directory, blocks))?;
     out.write_with_length(&sizes)?;
-    for tensor in windows.states().chain(smoothing_window.map(|window| &window.flow.residual)) {
+    let float = run.float_stream.iter().flat_map(FloatStream::states);
+    let smoothing_window = smoothing_window.map(|window| &window.flow.residual);
+    for tensor in windows.states().chain(float).chain(smoothing_window) {
         // One at a time: a device hands out a copy.
         let states = run.around.backend.read(tensor).map_err(|e| io::Error::other(e.to_string()))?;
         out.write_all(bytemuck::cast_slice(&states))?;
@@ -70,6 +80,11 @@ pub(super) fn write<B: Calibrate>(
 }
 
 impl<B: Calibrate> States<B> {
+    /// None are needed behind the last of `blocks` blocks.
+    pub fn none(blocks: usize) -> Self {
+        Self { blocks, windows: Vec::new(), float: Vec::new(), smoothing_window: None }
+    }
+
     /// The states behind `blocks` blocks; `None` if they are not there.
     ///
     /// # Errors
@@ -95,10 +110,12 @@ impl<B: Calibrate> States<B> {
             reader.read(bytemuck::cast_slice_mut(&mut states))?;
             Window::new(b, b.upload(tokens, sizes.hidden, states)?, tokens)
         };
-        let windows = sizes.windows.iter().map(|tokens| window(*tokens)).collect::<Result<_>>()?;
+        let mut all = || sizes.windows.iter().map(|tokens| window(*tokens)).collect::<Result<Vec<_>>>();
+        let windows = all()?;
+        let float = if sizes.float { all()? } else { Vec::new() };
         let smoothing_window = sizes.smoothing_window.map(window).transpose()?;
         reader.end()?;
-        Ok(Some(Self { blocks, windows, smoothing_window }))
+        Ok(Some(Self { blocks, windows, float, smoothing_window }))
     }
 }
 

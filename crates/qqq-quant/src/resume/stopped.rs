@@ -105,9 +105,7 @@ impl Stopped {
     pub fn states<B: Calibrate>(&self, b: &B) -> Result<Option<States<B>>> {
         let (done, all) = self.header.blocks;
         match self.header.states {
-            _ if done == all => {
-                Ok(Some(States { blocks: done, windows: Vec::new(), smoothing_window: None }))
-            }
+            _ if done == all => Ok(Some(States::none(done))),
             Some(blocks) => States::read(b, &self.directory, blocks),
             None => Ok(None),
         }

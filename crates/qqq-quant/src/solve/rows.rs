@@ -1,5 +1,7 @@
 //! A chunk of rows: scales, rounding to nearest, compensation, losses.
 
+use std::ops::Range;
+
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
@@ -7,7 +9,7 @@ use half::f16;
 use qqq_backend::simd::{SimdLevel, multiversion};
 use qqq_formats::{QuantizedWeight, Scales};
 
-use super::{SolveOptions, factor::Factor};
+use super::{SolveOptions, correction::Correction, factor::Factor};
 use crate::clip::{self, Grid, round};
 use crate::{Clip, GroupScales};
 
@@ -22,6 +24,7 @@ const CHANNEL_SCALE_ROUNDS: usize = 2;
 
 /// What all rows share.
 pub(super) struct Task<'a> {
+    /// What is rounded.
     pub weights: &'a [f32],
     pub k: usize,
     /// `None`: every input counts the same.
@@ -29,6 +32,8 @@ pub(super) struct Task<'a> {
     /// That of the Hessian; ones where there is none.
     pub diagonal: &'a [f32],
     pub factor: Option<&'a Factor>,
+    /// Where weights were corrected: how, and the weights of the float model, whose output losses are then against.
+    pub float: Option<(Correction<'a>, &'a [f32])>,
     pub options: &'a SolveOptions,
 }
 
@@ -41,8 +46,10 @@ pub(super) struct RowSolution {
 }
 
 /// Solves some rows; `None` if compensation overflows.
-pub(super) fn solve(task: &Task<'_>, weights: &[f32]) -> Option<RowSolution> {
+pub(super) fn solve(task: &Task<'_>, rows: Range<usize>) -> Option<RowSolution> {
     let k = task.k;
+    let values = rows.start * k..rows.end * k;
+    let weights = &task.weights[values.clone()];
     let group = task.options.group_size.unwrap_or(k);
     let grid = if task.options.group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
 
@@ -55,15 +62,25 @@ pub(super) fn solve(task: &Task<'_>, weights: &[f32]) -> Option<RowSolution> {
     let codes = round_to_nearest(task, weights, &scales, grid);
     let mut best = Candidate::new(task, weights, codes, scales);
     let energies = quadratic_forms(weights, task.hessian, k);
-    let error_nearest = best.errors.iter().sum();
+    let mut error_nearest = best.errors.iter().sum();
+    let nearest = task.float.map(|_| best.weight(task));
     if let Some(factor) = task.factor {
         best.compensate(task, weights, factor, grid)?;
     }
     if task.options.clip == Clip::Output && task.options.group_size.is_none() {
         best.fit_scales(task, weights, &energies);
     }
-    let error = best.errors.iter().sum();
-    Some(RowSolution { weight: best.weight(task), energy: energies.iter().sum(), error_nearest, error })
+    let mut error = best.errors.iter().sum();
+    let mut energy = energies.iter().sum();
+    let weight = best.weight(task);
+    if let (Some((correction, float)), Some(hessian), Some(nearest)) = (task.float, task.hessian, nearest) {
+        let float = &float[values];
+        let target = correction.target(float, k);
+        energy = target.energy(hessian);
+        error_nearest = target.error(&difference(float, &nearest), hessian);
+        error = target.error(&difference(float, &weight), hessian);
+    }
+    Some(RowSolution { weight, energy, error_nearest, error })
 }
 
 /// What a squared error of each channel costs: with compensation only the part that later columns cannot take.
@@ -195,7 +212,7 @@ fn difference(weights: &[f32], quantized: &QuantizedWeight) -> Vec<f32> {
 
 /// `v H v^T` of each row `v`: twice the product with the lower triangle of the symmetric `H`, whose diagonal counts once.
 /// Without `H`, `v v^T`.
-fn quadratic_forms(rows: &[f32], hessian: Option<&[f32]>, k: usize) -> Vec<f64> {
+pub(super) fn quadratic_forms(rows: &[f32], hessian: Option<&[f32]>, k: usize) -> Vec<f64> {
     let Some(hessian) = hessian else {
         let (zeros, ones) = (vec![0.0; k], vec![1.0; k]);
         return rows.chunks_exact(k).map(|v| weighted_dot(&zeros, v, &ones)).collect();

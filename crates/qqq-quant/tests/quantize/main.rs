@@ -2,6 +2,7 @@
 
 mod auto;
 mod changed;
+mod correction;
 mod numbers;
 mod pipeline;
 mod tiny;

@@ -39,7 +39,19 @@ fn every_recipe_loads_back_and_keeps_the_function() {
             "gptq-input-float",
             Recipe { value_hessian: ValueHessian::Input, propagation: Propagation::Float, ..base.clone() },
         ),
+        ("corrected", Recipe { error_correction: 0.5, ..base.clone() }),
+        (
+            "corrected-rtn-input-g32",
+            Recipe {
+                error_correction: 1.0,
+                compensate: false,
+                value_hessian: ValueHessian::Input,
+                group_size: Some(32),
+                ..base.clone()
+            },
+        ),
         ("smooth", Recipe { transform: Transform::Smooth, ..base.clone() }),
+        ("smooth-corrected", Recipe { transform: Transform::Smooth, error_correction: 0.25, ..base.clone() }),
         ("smooth-g64", Recipe { transform: Transform::Smooth, group_size: Some(64), ..base.clone() }),
         ("rotate-clip", Recipe { transform: Transform::Rotate, clip: Clip::Output, ..base.clone() }),
         (
@@ -433,11 +445,12 @@ fn child_of_the_determinism_test() {
     let out = std::env::var_os("QQQ_TEST_CHILD_OUT").expect("it is run by the other test");
     let dir = TempDir::new().unwrap();
     let model = Tiny { kv_heads: 4, ..Tiny::default() }.write(dir.path(), "model");
-    for (name, transform, propagation) in [
-        ("smooth", Transform::Smooth, Propagation::Quantized),
-        ("rotate", Transform::Rotate, Propagation::Float),
+    for (name, transform, propagation, error_correction) in [
+        ("smooth", Transform::Smooth, Propagation::Quantized, 0.0),
+        ("rotate", Transform::Rotate, Propagation::Float, 0.0),
+        ("corrected", Transform::Rotate, Propagation::Quantized, 0.5),
     ] {
-        let recipe = Recipe { transform, propagation, group_size: Some(32), ..recipe() };
+        let recipe = Recipe { transform, propagation, error_correction, group_size: Some(32), ..recipe() };
         let out = Path::new(&out).join(name);
         run(&model, &files(&dir, 2000), &out, &recipe, OutputFormat::Auto, &mut Steps::default()).unwrap();
     }
@@ -459,10 +472,11 @@ fn bits_do_not_depend_on_threads_or_runs() {
             .unwrap();
         assert!(status.success());
         let bytes = |name: &str| std::fs::read(out.join(name).join("model.safetensors")).unwrap();
-        results.push(vec![bytes("smooth"), bytes("rotate")]);
+        results.push(["smooth", "rotate", "corrected"].map(bytes).to_vec());
     }
     for (i, other) in results.iter().enumerate().skip(1) {
         assert!(results[0][0] == other[0], "smooth, run {i}");
         assert!(results[0][1] == other[1], "rotate, run {i}");
+        assert!(results[0][2] == other[2], "corrected, run {i}");
     }
 }

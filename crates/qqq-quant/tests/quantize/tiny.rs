@@ -254,6 +254,7 @@ pub fn recipe() -> Recipe {
         damping: 0.01,
         value_hessian: ValueHessian::Attention,
         propagation: Propagation::Quantized,
+        error_correction: 0.0,
         calibration: Calibration { windows: 10, window: 64, smooth_tokens: 48 },
         seed: 0,
     }
@@ -316,9 +317,13 @@ pub fn logits(dir: &Path) -> Vec<f32> {
 
 /// Logits of a fixed sequence.
 pub fn logits_of(decoder: &Decoder<CpuBackend>) -> Vec<f32> {
-    let tokens: Vec<u32> = (0..40).map(|i| (i * i * 7 + 3 * i) % VOCAB as u32).collect();
+    logits_on(decoder, &(0..40).map(|i| (i * i * 7 + 3 * i) % VOCAB as u32).collect::<Vec<_>>())
+}
+
+/// Logits of a sequence.
+pub fn logits_on(decoder: &Decoder<CpuBackend>, tokens: &[u32]) -> Vec<f32> {
     let mut runner = Runner::for_positions(decoder, KvDType::F32, tokens.len()).unwrap();
-    runner.step(&BatchPlan::sequences([tokens.as_slice()])).unwrap();
+    runner.step(&BatchPlan::sequences([tokens])).unwrap();
     let rows: Vec<usize> = (0..tokens.len()).collect();
     runner.logits(&rows).unwrap().into_owned()
 }

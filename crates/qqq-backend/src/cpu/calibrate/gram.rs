@@ -79,30 +79,28 @@ impl CpuGram {
     /// If a part is not `width` wide.
     pub fn of_int8(width: usize, parts: &[&Int8Activations]) -> Self {
         assert!(parts.iter().all(|p| p.cols == width), "columns of the parts against the width of the sum");
-        if !gram::is_fast(width) {
-            return Self::of_int8_in_float(width, parts);
+        if gram::is_fast(width) {
+            Self::of_int8_in_integers(width, parts)
+        } else {
+            Self::of_int8_in_float(width, parts)
         }
+    }
+
+    /// [`of_int8`](Self::of_int8) by integer products.
+    pub(super) fn of_int8_in_integers(width: usize, parts: &[&Int8Activations]) -> Self {
         let mut tokens: Vec<(f32, &[i8])> =
             parts.iter().flat_map(|p| p.scales.iter().copied().zip(p.codes.chunks_exact(width))).collect();
-        // A stable sort: tokens of equal scale stay in the order of the text. NaN comes last.
-        tokens.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut sum = Self::new(width);
         let mut scratch = GramScratch::default();
         let mut few = Vec::new();
-        let mut rest = tokens.as_slice();
-        while let Some(&(smallest, _)) = rest.first() {
-            let alike = |&&(scale, _): &&(f32, &[i8])| scale <= smallest * SCALE_SPREAD && scale.is_finite();
-            let count = rest.iter().take(GRAM_TOKENS).take_while(alike).count().max(1);
-            let (bucket, after) = rest.split_at(count);
-            rest = after;
-            if count < MIN_GRAM_TOKENS {
+        for (bucket, power) in buckets(&mut tokens) {
+            let Some(power) = power else {
                 few.extend_from_slice(bucket);
                 continue;
-            }
-            let power = bucket.iter().map(|&(s, _)| f64::from(s) * f64::from(s)).sum::<f64>() / count as f64;
+            };
             let codes: Vec<&[i8]> = bucket.iter().map(|&(_, codes)| codes).collect();
             add_gram(&codes, width, power as f32, &mut sum.sum, &mut scratch);
-            sum.tokens += count;
+            sum.tokens += bucket.len();
         }
         for tokens in few.chunks(INT8_CHUNK) {
             sum.add_codes(tokens.iter().copied());
@@ -206,6 +204,44 @@ impl CpuGram {
     }
 }
 
+/// Roots of the weights that [`CpuGram::of_int8`] gives the tokens of each part; none where all weights are 1.
+pub(super) fn token_factors(width: usize, parts: &[&Int8Activations]) -> Vec<Vec<f32>> {
+    if gram::is_fast(width) { integer_factors(parts) } else { Vec::new() }
+}
+
+/// Those of the integer products: a token's scale counts as the root of the mean square of its bucket's.
+pub(super) fn integer_factors(parts: &[&Int8Activations]) -> Vec<Vec<f32>> {
+    let mut factors: Vec<Vec<f32>> = parts.iter().map(|part| vec![1.0; part.rows]).collect();
+    let tokens = |(p, part): (usize, &&Int8Activations)| {
+        part.scales.iter().enumerate().map(move |(row, &scale)| (scale, (p, row))).collect::<Vec<_>>()
+    };
+    let mut tokens: Vec<(f32, (usize, usize))> = parts.iter().enumerate().flat_map(tokens).collect();
+    for (bucket, power) in buckets(&mut tokens) {
+        let Some(power) = power else { continue };
+        for &(scale, (part, row)) in bucket.iter().filter(|(scale, _)| *scale != 0.0) {
+            factors[part][row] = (f64::from(power as f32).sqrt() / f64::from(scale)) as f32;
+        }
+    }
+    factors
+}
+
+/// Sorts tokens by their scale, and gives those that are summed together, with the mean square of their scales; `None` where
+/// they are too few to be summed as integers.
+fn buckets<T>(tokens: &mut [(f32, T)]) -> impl Iterator<Item = (&[(f32, T)], Option<f64>)> {
+    // A stable sort: tokens of equal scale stay in the order of the text. NaN comes last.
+    tokens.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut rest = &*tokens;
+    std::iter::from_fn(move || {
+        let smallest = rest.first()?.0;
+        let alike = |&&(scale, _): &&(f32, T)| scale <= smallest * SCALE_SPREAD && scale.is_finite();
+        let count = rest.iter().take(GRAM_TOKENS).take_while(alike).count().max(1);
+        let (bucket, after) = rest.split_at(count);
+        rest = after;
+        let power = || bucket.iter().map(|&(s, _)| f64::from(s) * f64::from(s)).sum::<f64>() / count as f64;
+        Some((bucket, (count >= MIN_GRAM_TOKENS).then(power)))
+    })
+}
+
 /// Adds quantized activations to the rows from `first` on of a sum (those of `sum`, lower triangle).
 fn add_panel(sum: &mut [f32], first: usize, width: usize, part: &Int8Activations) {
     let rows = sum.len() / width;
@@ -216,15 +252,21 @@ fn add_panel(sum: &mut [f32], first: usize, width: usize, part: &Int8Activations
         for (codes, &scale) in codes.chunks_exact(width).zip(scales) {
             values.extend(codes[..end].iter().map(|&code| f32::from(code) * scale));
         }
-        let x = MatRef::from_row_major_slice(&values, scales.len(), end);
-        let (before, own) = x.split_at_col(first);
-        // By its transpose: the constructor for rows with a stride mixes up the two strides (faer 0.24.4).
-        let panel = MatMut::from_column_major_slice_with_stride_mut(sum, end, rows, width).transpose_mut();
-        let (left, diagonal) = panel.split_at_col_mut(first);
-        let (full, lower) = (BlockStructure::Rectangular, BlockStructure::TriangularLower);
-        for (to, structure, columns) in [(left, full, before), (diagonal, lower, own)] {
-            matmul(to, structure, Accum::Add, own.transpose(), full, columns, full, 1.0, Par::Seq);
-        }
+        add_panel_rows(sum, first, width, MatRef::from_row_major_slice(&values, scales.len(), end));
+    }
+}
+
+/// The same of float rows, of which `x` has the channels up to the last of the panel.
+pub(super) fn add_panel_rows(sum: &mut [f32], first: usize, width: usize, x: MatRef<'_, f32>) {
+    let rows = sum.len() / width;
+    let (before, own) = x.split_at_col(first);
+    // By its transpose: the constructor for rows with a stride mixes up the two strides (faer 0.24.4).
+    let panel =
+        MatMut::from_column_major_slice_with_stride_mut(sum, first + rows, rows, width).transpose_mut();
+    let (left, diagonal) = panel.split_at_col_mut(first);
+    let (full, lower) = (BlockStructure::Rectangular, BlockStructure::TriangularLower);
+    for (to, structure, columns) in [(left, full, before), (diagonal, lower, own)] {
+        matmul(to, structure, Accum::Add, own.transpose(), full, columns, full, 1.0, Par::Seq);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Calibration on the CPU.
 
 mod attended;
+mod deviation;
 mod gram;
 mod nearest;
 mod smooth;
@@ -11,9 +12,10 @@ use qqq_formats::{LinearWeight, WeightData};
 
 use super::{CpuBackend, CpuInput, CpuLinear, MLP_ROWS, matrix::Matrix, w4a8::Int8Activations};
 use crate::{
-    AttentionKind, Backend, BackendError, Calibrate, InputKind, Pieces, Result, first_not_finite,
-    pool::parallel_each_mut, rotate::Turn,
+    AttentionKind, Backend, BackendError, Calibrate, DeviationValues, InputKind, Pieces, Result,
+    first_not_finite, pool::parallel_each_mut, rotate::Turn,
 };
+pub use deviation::CpuDeviation;
 pub use gram::CpuGram;
 
 /// Sequences that add to sums of their own at the same time.
@@ -67,7 +69,10 @@ impl Calibrate for CpuBackend {
     type Hessian = CpuHessian;
     type Weights = CpuWeights;
     type Rotation = CpuRotation;
+    type Deviations = CpuDeviation;
+    type Deviation = CpuDeviation;
 
+    const CORRECTS: bool = true;
     const PIECES: Pieces = Pieces {
         attended_queries: attended::QUERIES,
         probability_queries: attended::BLOCK,
@@ -128,6 +133,33 @@ impl Calibrate for CpuBackend {
         let pairs = hessian.values.iter_mut().zip(&other.values);
         pairs.for_each(|(a, b)| *a = (f64::from(*a) + factor * f64::from(*b)) as f32);
         Ok(())
+    }
+
+    fn deviations(&self, width: usize, together: &[&CpuInput]) -> Result<CpuDeviation> {
+        together.iter().try_for_each(|x| check_width(width, x))?;
+        Ok(CpuDeviation::new(width, together))
+    }
+
+    fn deviations_add(
+        &self,
+        sums: &mut CpuDeviation,
+        first: usize,
+        pairs: &[(&CpuInput, &CpuInput)],
+    ) -> Result<()> {
+        sums.add(first, pairs)
+    }
+
+    fn deviation(&self, sums: CpuDeviation) -> Result<CpuDeviation> {
+        Ok(sums.finish())
+    }
+
+    fn deviation_add(&self, deviation: &mut CpuDeviation, other: &CpuDeviation, factor: f64) -> Result<()> {
+        deviation.add_other(other, factor)
+    }
+
+    fn read_deviation<'d>(&self, deviation: &'d CpuDeviation) -> Result<DeviationValues<'d>> {
+        let (cross, square) = deviation.values();
+        Ok(DeviationValues { cross: Cow::Borrowed(cross), square: Cow::Borrowed(square) })
     }
 
     fn read_hessian<'h>(&self, hessian: &'h CpuHessian) -> Result<Cow<'h, [f32]>> {

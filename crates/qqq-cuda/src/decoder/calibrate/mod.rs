@@ -12,9 +12,10 @@ mod solve;
 mod weights;
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 use std::sync::PoisonError;
 
-use qqq_backend::solve::{Problem, Solution};
+use qqq_backend::solve::Solution;
 use qqq_backend::{AttentionKind, BackendError, Calibrate, Pieces, Result};
 use qqq_formats::{QuantizedWeight, WeightData};
 
@@ -22,6 +23,7 @@ use self::kernels::CalibrationKernel as Kernel;
 use self::parameters::{
     DiagonalParameters, MirrorParameters, NotFiniteParameters, ProbabilityParameters, WidenParameters,
 };
+use self::solve::CudaProblem;
 pub use self::weights::{CudaRotation, CudaWeights};
 use super::blas::{Matrix, Number, Operands, Product};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements, read_values};
@@ -201,6 +203,9 @@ impl Calibrate for CudaBackend {
     type Hessian = CudaHessian;
     type Weights = CudaWeights;
     type Rotation = CudaRotation;
+    // Not yet; one product of tensor cores each, as `add_to_gram`'s.
+    type Deviations = Infallible;
+    type Deviation = Infallible;
 
     const PIECES: Pieces = Pieces {
         attended_queries: ATTENDED_QUERIES,
@@ -404,10 +409,7 @@ impl Calibrate for CudaBackend {
         self.rotate_rows(weights, first, q)
     }
 
-    fn solve(
-        &self,
-        problem: &Problem<'_, CudaWeights, CudaHessian>,
-    ) -> Result<std::result::Result<Solution, String>> {
+    fn solve(&self, problem: &CudaProblem<'_>) -> Result<std::result::Result<Solution, String>> {
         self.solve_layer(problem)
     }
 

@@ -1,5 +1,7 @@
 //! Solving a layer, as the host's solver does: scales, rounding to nearest, compensation of which the better is kept row by row.
 
+use std::convert::Infallible;
+
 use half::{bf16, f16};
 use qqq_backend::solve::{ErrorPower, Grid, Problem, Solution};
 use qqq_backend::{BackendError, Result};
@@ -21,10 +23,13 @@ const FORM_PANEL: usize = 1024;
 /// Times that rows with groups are solved while their channel scale moves.
 const CHANNEL_SCALE_ROUNDS: usize = 2;
 
+/// A layer that is solved here; its weights are never corrected.
+pub(super) type CudaProblem<'a> = Problem<'a, CudaWeights, CudaHessian, Infallible>;
+
 /// A problem on the device.
 struct Rows<'p> {
     b: &'p CudaBackend,
-    problem: &'p Problem<'p, CudaWeights, CudaHessian>,
+    problem: &'p CudaProblem<'p>,
     grid: Grid,
     group: usize,
     n: usize,
@@ -43,7 +48,7 @@ impl CudaBackend {
     /// See [`Calibrate::solve`](qqq_backend::Calibrate::solve).
     pub(super) fn solve_layer(
         &self,
-        problem: &Problem<'_, CudaWeights, CudaHessian>,
+        problem: &CudaProblem<'_>,
     ) -> Result<std::result::Result<Solution, String>> {
         let (n, k) = (problem.rows.len(), problem.k);
         check(problem)?;
@@ -140,7 +145,7 @@ impl CudaBackend {
     }
 }
 
-fn check(problem: &Problem<'_, CudaWeights, CudaHessian>) -> Result<()> {
+fn check(problem: &CudaProblem<'_>) -> Result<()> {
     let (n, k) = (problem.rows.len(), problem.k);
     let fits = problem.weights.k == k
         && problem.weights.has(&problem.rows)

@@ -1,0 +1,76 @@
+use qqq_backend::{Calibrate, CpuBackend};
+
+use super::*;
+use crate::shapes;
+
+const BF16: Stored = Stored { linear: 2.0, ends: 2.0 };
+
+fn of(recipe: &Recipe, samples: bool, threads: usize) -> MemoryNeed {
+    need(&shapes::llama_7b(32), recipe, BF16, samples, threads, CpuBackend::PIECES)
+}
+
+#[test]
+fn a_model_of_7b_takes_less_than_4_gb() {
+    let recipe = Recipe {
+        calibration: crate::Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
+        ..Recipe::DEFAULT
+    };
+    for threads in [1, 2, 16] {
+        let need = of(&recipe, false, threads);
+        println!("{threads} threads: {need:?}");
+        // 32 windows of hidden states alone are 1.07 GB, the inputs of down 0.72 GB, its Hessian 0.48 GB.
+        assert!((2_500_000_000..3_800_000_000).contains(&need.bytes), "{need:?}");
+        assert!(need.least < need.bytes && need.least > 2_270_000_000, "{need:?}");
+    }
+    // The model itself in 16 bits.
+    let sampled = of(&recipe, true, 2);
+    assert!(sampled.bytes > 13_000_000_000 && sampled.phase == "sampling calibration text", "{sampled:?}");
+}
+
+/// Peaks (VmHWM) of whole runs with two threads.
+#[test]
+fn plans_are_a_little_above_what_runs_took() {
+    let with = |windows, transform, propagation| Recipe {
+        transform,
+        propagation,
+        calibration: crate::Calibration { windows, ..Recipe::DEFAULT.calibration },
+        ..Recipe::DEFAULT
+    };
+    let usual = with(32, Transform::Rotate, Propagation::Quantized);
+    let corrected = |recipe: Recipe| Recipe { error_correction: 0.3, ..recipe };
+    // Of a GGUF file.
+    let smol = (shapes::smollm2(), Stored { linear: 4.0, ends: 4.0 });
+    for ((config, stored), recipe, peak) in [
+        (smol.clone(), usual.clone(), 454e6),
+        (smol.clone(), with(4, Transform::Smooth, Propagation::Quantized), 277e6),
+        (smol.clone(), corrected(usual.clone()), 869e6),
+        (smol.clone(), corrected(with(4, Transform::Smooth, Propagation::Quantized)), 322e6),
+        (smol, with(4, Transform::Rotate, Propagation::Float), 401e6),
+        ((shapes::wide(), BF16), usual.clone(), 1.91e9),
+        ((shapes::llama_7b(2), BF16), usual, 3.36e9),
+    ] {
+        let need = need(&config, &recipe, stored, false, 2, CpuBackend::PIECES);
+        let ratio = need.bytes as f64 / peak;
+        assert!((1.0..1.15).contains(&ratio), "{need:?} is {ratio} of {peak}");
+    }
+}
+
+#[test]
+fn recipes_and_calibration_count() {
+    let base = of(&Recipe::DEFAULT, false, 2).bytes;
+    let with = |recipe: Recipe| of(&recipe, false, 2).bytes;
+    let float = Recipe { propagation: Propagation::Float, ..Recipe::DEFAULT };
+    assert!(with(float) > base);
+    let mut fewer = Recipe::DEFAULT;
+    fewer.calibration.windows /= 2;
+    let saved = base - with(fewer);
+    // 32,768 tokens of hidden states, and of int8 inputs of down.
+    let expected = RETAINED * f64::from(32_768 * (4 * 4096 + 11008));
+    assert!((saved as f64 - expected).abs() < 10.0, "{saved} {expected}");
+    let mut none = Recipe { compensate: false, ..Recipe::DEFAULT };
+    none.calibration.windows = 0;
+    assert!(with(none) < base / 2);
+    let mut huge = Recipe::DEFAULT;
+    (huge.calibration.windows, huge.calibration.window) = (usize::MAX, 2048);
+    assert_eq!(of(&huge, false, 2).least, u64::MAX);
+}

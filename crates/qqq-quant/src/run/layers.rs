@@ -1,0 +1,87 @@
+//! Solved layers on their way: written, and made ready to run.
+
+use std::time::Instant;
+
+use qqq_backend::{BackendError, Calibrate};
+use qqq_formats::{LinearWeight, QuantizedWeight, Scales};
+use qqq_model::{ModelError, Site, block::Layer};
+
+use super::Run;
+use crate::{QuantError, Result, output::OutputCheckpoint};
+
+impl<B: Calibrate> Run<'_, B> {
+    pub(super) fn write(
+        &mut self,
+        index: usize,
+        site: Site,
+        weight: &QuantizedWeight,
+        bias: Option<&[f32]>,
+        writer: &mut OutputCheckpoint<'_>,
+    ) -> Result<()> {
+        self.begin(index, self.estimate.pack.part(self.share(site)), "writing")?;
+        let clock = Instant::now();
+        writer.add_linear(index, site, weight, bias)?;
+        self.timings.write += clock.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    pub(super) fn pack(
+        &mut self,
+        index: usize,
+        weight: QuantizedWeight,
+        bias: Option<Vec<f32>>,
+    ) -> Result<Layer<B>> {
+        let clock = Instant::now();
+        let packed = self.around.backend.linear_weight(LinearWeight::Quantized(weight), bias);
+        self.ready(index, clock, packed)
+    }
+
+    /// As `pack`, of a weight that is still needed.
+    pub(super) fn pack_kept(
+        &mut self,
+        index: usize,
+        weight: &QuantizedWeight,
+        bias: Option<&[f32]>,
+    ) -> Result<Layer<B>> {
+        let clock = Instant::now();
+        let packed = self.around.backend.linear_of(weight, bias);
+        self.ready(index, clock, packed)
+    }
+
+    fn ready(
+        &mut self,
+        index: usize,
+        clock: Instant,
+        packed: std::result::Result<B::Linear, BackendError>,
+    ) -> Result<Layer<B>> {
+        self.timings.ready += clock.elapsed().as_secs_f64();
+        let name = format!("model.layers.{index}");
+        Ok(Layer::Ready(packed.map_err(|source| ModelError::Backend { name, source })?))
+    }
+}
+
+/// What takes the input of a site, in a few words.
+pub(super) fn input_of(site: Site) -> &'static str {
+    match site {
+        Site::Qkv => "qkv",
+        Site::O => "o",
+        Site::GateUp => "gate and up",
+        Site::Down => "down",
+    }
+}
+
+/// A layer of zeros.
+pub(super) fn zeros(n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
+    let codes = vec![0; n * k];
+    let scales = match group_size {
+        None => Scales::PerChannel(vec![1.0; n]),
+        Some(group) => Scales::from_effective(&codes, n, k, group, &vec![1.0; n * (k / group)]),
+    };
+    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+}
+
+/// Stacks two layers.
+pub(super) fn join(first: &QuantizedWeight, second: &QuantizedWeight) -> Result<QuantizedWeight> {
+    QuantizedWeight::concat(&[first, second])
+        .ok_or_else(|| QuantError::Recipe("parts of a layer were quantized in different ways".into()))
+}
