@@ -228,11 +228,14 @@ impl RecipeArgs {
             return refuse(option, "with --method rtn");
         }
         // Calibration then only measures what was lost.
-        if let Some(option) = idle(!self.needs_hessians(), &["value-hessian", "propagation"]) {
+        if let Some(option) = idle(!self.needs_hessians(), &["value-hessian"]) {
             return refuse(
                 option,
                 "with --method rtn, unless scales are chosen by --clip output or weights moved by --error-correction",
             );
+        }
+        if let Some(option) = idle(!self.needs_hessians(), &["propagation"]) {
+            return refuse(option, "with --method rtn, unless scales are chosen by --clip output");
         }
         // What cannot do without calibration is refused as such.
         if windows == 0 && !self.needs_hessians() && !smooth {

@@ -14,7 +14,7 @@ use twox_hash::XxHash3_64;
 
 use super::damaged;
 use crate::{
-    Result,
+    QuantError, Result,
     float_stream::FloatStream,
     output,
     run::Run,
@@ -95,7 +95,19 @@ impl<B: Calibrate> States<B> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(|e| output::io(&path, e))?,
         };
-        let mut reader = Reader::new(directory, &path, file);
+        let read = Self::read_file(b, directory, (&path, file), blocks);
+        read.map(Some).map_err(|e| match e {
+            QuantError::Resume(what) => QuantError::Resume(format!(
+                "{what}; if {} is deleted, the finished blocks are run again instead",
+                path.display()
+            )),
+            e => e,
+        })
+    }
+
+    fn read_file(b: &B, directory: &Path, (path, file): (&Path, File), blocks: usize) -> Result<Self> {
+        let bytes = file.metadata().map_err(|e| output::io(path, e))?.len();
+        let mut reader = Reader::new(directory, path, file);
         let mut length = [0; 8];
         reader.read(&mut length)?;
         let length = u64::from_le_bytes(length);
@@ -105,6 +117,10 @@ impl<B: Calibrate> States<B> {
         let mut sizes = vec![0; length as usize];
         reader.read(&mut sizes)?;
         let sizes: Sizes = serde_json::from_slice(&sizes).map_err(|e| damaged(directory, &e.to_string()))?;
+        // Before memory is taken for what a damaged file says.
+        if sizes.bytes().is_none_or(|states| states > bytes) {
+            return Err(damaged(directory, "it ends too early"));
+        }
         let mut window = |tokens: usize| {
             let mut states = vec![0f32; tokens * sizes.hidden];
             reader.read(bytemuck::cast_slice_mut(&mut states))?;
@@ -115,7 +131,17 @@ impl<B: Calibrate> States<B> {
         let float = if sizes.float { all()? } else { Vec::new() };
         let smoothing_window = sizes.smoothing_window.map(window).transpose()?;
         reader.end()?;
-        Ok(Some(Self { blocks, windows, float, smoothing_window }))
+        Ok(Self { blocks, windows, float, smoothing_window })
+    }
+}
+
+impl Sizes {
+    /// Bytes of all states; `None` if nothing counts so far.
+    fn bytes(&self) -> Option<u64> {
+        let streams = if self.float { 2 } else { 1 };
+        let windows = self.windows.iter().try_fold(0usize, |sum, tokens| sum.checked_add(*tokens))?;
+        let tokens = windows.checked_mul(streams)?.checked_add(self.smoothing_window.unwrap_or(0))?;
+        u64::try_from(tokens.checked_mul(self.hidden)?).ok()?.checked_mul(4)
     }
 }
 
