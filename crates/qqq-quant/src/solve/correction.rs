@@ -10,14 +10,12 @@
 //! The whole step fits what is particular to the calibration text as well, which other texts pay for.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt::{
-    factor::{cholesky_in_place, cholesky_in_place_scratch},
-    solve::{solve_in_place, solve_in_place_scratch},
-};
+use faer::linalg::cholesky::llt::solve::{solve_in_place, solve_in_place_scratch};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use qqq_backend::{pool::parallel_each_mut, solve::RIDGE};
 
+use super::factor::{factorise, live_mean, square};
 use super::rows::{ROWS_PER_TASK, quadratic_forms};
 use crate::scratch::Zeros;
 
@@ -92,12 +90,12 @@ impl Correction<'_> {
 
     /// What rows of weights give in the float model, as it is compared with.
     pub(super) fn target<'w>(&'w self, weights: &'w [f32], k: usize) -> Target<'w> {
-        Target { weights, k, products: self.products(weights, k), own: self.own(weights, k) }
-    }
-
-    /// `w S w^T` of each row, with `S` the second moment of the deviation.
-    fn own(&self, weights: &[f32], k: usize) -> Vec<f64> {
-        quadratic_forms(weights, Some(self.square), k)
+        Target {
+            weights,
+            k,
+            products: self.products(weights, k),
+            own: quadratic_forms(weights, Some(self.square), k),
+        }
     }
 }
 
@@ -107,7 +105,7 @@ pub(super) struct Target<'a> {
     k: usize,
     /// `w D^T`.
     products: Vec<f32>,
-    /// `w S w^T`.
+    /// `w S w^T`, with `S` the second moment of the deviation.
     own: Vec<f64>,
 }
 
@@ -142,24 +140,16 @@ impl Target<'_> {
 /// The lower Cholesky factor of `H + ridge mean(diag H) I`, column-major; the mean is that of channels that are not dead.
 fn ridge_factor(hessian: &[f32], diagonal: &[f32]) -> Result<Zeros<f64>, String> {
     let k = diagonal.len();
-    let live: Vec<f64> = diagonal.iter().filter(|d| **d > 0.0).map(|&d| f64::from(d)).collect();
-    let mean = if live.is_empty() { 1.0 } else { live.iter().sum::<f64>() / live.len() as f64 };
-    let mut a = Zeros::<f64>::new(k * k)
-        .map_err(|e| format!("there is no memory for a matrix of width {k} ({e})"))?;
+    let mean = live_mean(diagonal);
+    let mut a = square::<f64>(k)?;
     for (col, column) in a.chunks_exact_mut(k.max(1)).enumerate() {
         let row_of_h = &hessian[col * k..(col + 1) * k];
         column[col..].iter_mut().zip(&row_of_h[col..]).for_each(|(a, &h)| *a = f64::from(h));
         column[col] += RIDGE * mean;
     }
-    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(k, Par::Seq, Default::default()));
-    cholesky_in_place(
-        MatMut::from_column_major_slice_mut(&mut a, k, k),
-        Default::default(),
-        Par::Seq,
-        MemStack::new(&mut memory),
-        Default::default(),
-    )
-    .map_err(|_| "the Hessian with its ridge is not positive definite".to_owned())?;
+    if !factorise(&mut a, k) {
+        return Err("the Hessian with its ridge is not positive definite".to_owned());
+    }
     Ok(a)
 }
 

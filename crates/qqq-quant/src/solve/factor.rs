@@ -36,11 +36,7 @@ impl Factor {
     /// Why the factorisation failed.
     pub fn new(hessian: &[f32], diagonal: &[f32], damping: f64, act_order: bool) -> Result<Self, String> {
         let k = diagonal.len();
-        let live = diagonal.iter().filter(|d| **d > 0.0).count();
-        let mean = match live {
-            0 => 1.0,
-            _ => diagonal.iter().map(|&d| f64::from(d.max(0.0))).sum::<f64>() / live as f64,
-        };
+        let mean = live_mean(diagonal);
         let mut order: Vec<usize> = (0..k).collect();
         if act_order {
             order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]));
@@ -48,8 +44,7 @@ impl Factor {
         // Reversed, the upper factor is the lower factor of the usual decomposition.
         let channel = |i: usize| order[k - 1 - i];
         let dead = |j: usize| diagonal[j] <= 0.0;
-        let lacking = |e: std::io::Error| format!("there is no memory for a matrix of width {k} ({e})");
-        let mut a = Zeros::<f64>::new(k * k).map_err(lacking)?;
+        let mut a = square::<f64>(k)?;
         for (col, column) in a.chunks_exact_mut(k.max(1)).enumerate() {
             let c = channel(col);
             let row_of_h = &hessian[c * k..(c + 1) * k];
@@ -61,17 +56,11 @@ impl Factor {
             }
             column[col] = if dead(c) { mean } else { column[col] } + damping * mean;
         }
-        let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(k, Par::Seq, Default::default()));
-        cholesky_in_place(
-            MatMut::from_column_major_slice_mut(&mut a, k, k),
-            Default::default(),
-            Par::Seq,
-            MemStack::new(&mut memory),
-            Default::default(),
-        )
-        .map_err(|_| "the Hessian is not positive definite".to_owned())?;
+        if !factorise(&mut a, k) {
+            return Err("the Hessian is not positive definite".to_owned());
+        }
 
-        let mut feedback = Zeros::<f32>::new(k * k).map_err(lacking)?;
+        let mut feedback = square::<f32>(k)?;
         let mut cost = vec![0.0f32; k];
         // From the longest column on, each of which is given back soon: so both triangles are never there together.
         for (first, j) in (0..k).rev().enumerate() {
@@ -91,4 +80,34 @@ impl Factor {
         }
         Ok(Self { order, feedback, cost })
     }
+}
+
+/// The mean of a Hessian's diagonal over channels that are not dead; 1 if all are.
+pub(super) fn live_mean(diagonal: &[f32]) -> f64 {
+    match diagonal.iter().filter(|d| **d > 0.0).count() {
+        0 => 1.0,
+        live => diagonal.iter().map(|&d| f64::from(d.max(0.0))).sum::<f64>() / live as f64,
+    }
+}
+
+/// A matrix of zeros, `k x k`.
+///
+/// # Errors
+/// Why there is none.
+pub(super) fn square<T: bytemuck::Pod>(k: usize) -> Result<Zeros<T>, String> {
+    Zeros::new(k * k).map_err(|e| format!("there is no memory for a matrix of width {k} ({e})"))
+}
+
+/// Replaces the lower triangle of a symmetric matrix, `k x k` column-major, by its Cholesky factor; `false` if it is not
+/// positive definite.
+pub(super) fn factorise(a: &mut [f64], k: usize) -> bool {
+    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(k, Par::Seq, Default::default()));
+    let factor = cholesky_in_place(
+        MatMut::from_column_major_slice_mut(a, k, k),
+        Default::default(),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        Default::default(),
+    );
+    factor.is_ok()
 }

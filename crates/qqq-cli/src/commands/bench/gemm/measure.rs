@@ -20,7 +20,7 @@ use qqq_cuda::{
     },
 };
 
-use super::timing::{self, Burst, PAUSE_IN_TURN};
+use super::timing::{self, Burst};
 use super::{ceilings::Ceilings, cublas::Cublas, data, problem::Problem};
 
 /// Where plans come from.
@@ -205,7 +205,7 @@ impl GemmBench {
                 let (serial_microseconds, host_microseconds) = match self.extent {
                     Extent::Time => (None, None),
                     Extent::All => (
-                        Some(self.time(product, &copies, &problem, false)?),
+                        Some(timing::in_turn(&[self.burst(product, &copies, &problem, false)?])?[0]),
                         Some(self.launch_cost(product, &copies, &problem)?),
                     ),
                 };
@@ -305,30 +305,22 @@ impl GemmBench {
 
     /// Microseconds of launches that may overlap; several products are measured in turn.
     fn times(&self, products: &[Product], copies: &[DeviceWeights], problem: &Problem) -> Result<Vec<f64>> {
-        if let [product] = products {
-            return Ok(vec![self.time(product, copies, problem, true)?]);
-        }
-        let operands = problem.addresses(&self.device);
         let bursts = products
             .iter()
-            .map(|product| {
-                Burst::new(self.device.stream(), copies.len(), |i| {
-                    product.launch(&copies[i % copies.len()], operands, true)
-                })
-            })
+            .map(|product| self.burst(product, copies, problem, true))
             .collect::<Result<Vec<_>>>()?;
-        timing::in_turn(&bursts, PAUSE_IN_TURN)
+        timing::in_turn(&bursts)
     }
 
-    fn time(
+    fn burst(
         &self,
         product: &Product,
         copies: &[DeviceWeights],
         problem: &Problem,
         overlap: bool,
-    ) -> Result<f64> {
+    ) -> Result<Burst> {
         let operands = problem.addresses(&self.device);
-        timing::microseconds(self.device.stream(), copies.len(), |i| {
+        Burst::new(self.device.stream(), copies.len(), |i| {
             product.launch(&copies[i % copies.len()], operands, overlap)
         })
     }

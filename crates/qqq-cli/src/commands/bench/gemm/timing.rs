@@ -13,7 +13,7 @@ const BURST_MICROSECONDS: f64 = 5000.0;
 /// Pause before each, for the GPU to cool down.
 const PAUSE: Duration = Duration::from_millis(30);
 /// The same where many kernels are measured in turn.
-pub(super) const PAUSE_IN_TURN: Duration = Duration::from_millis(5);
+const PAUSE_IN_TURN: Duration = Duration::from_millis(5);
 
 /// Microseconds of a launch. `launch` is called with a running number and enqueues on `stream`; numbers start at 0 and
 /// rotate through a multiple of `period`.
@@ -23,11 +23,12 @@ pub(super) fn microseconds(
     launch: impl FnMut(usize) -> Result<()>,
 ) -> Result<f64> {
     let burst = Burst::new(stream, period, launch)?;
-    Ok(in_turn(&[burst], PAUSE)?[0])
+    Ok(in_turn(&[burst])?[0])
 }
 
 /// Medians of the microseconds of a launch, of bursts that are measured in turn: what drifts meets all of them alike.
-pub(super) fn in_turn(bursts: &[Burst], pause: Duration) -> Result<Vec<f64>> {
+pub(super) fn in_turn(bursts: &[Burst]) -> Result<Vec<f64>> {
+    let pause = if bursts.len() > 1 { PAUSE_IN_TURN } else { PAUSE };
     let mut times = vec![Vec::with_capacity(BURSTS); bursts.len()];
     for _ in 0..BURSTS {
         for (times, burst) in times.iter_mut().zip(bursts) {
