@@ -82,6 +82,11 @@ typedef struct qqq_gemm_shape {
     int64_t most_tokens;
 } qqq_gemm_shape;
 
+/* Measures on the device which kernels are fastest for 1 to most_tokens tokens, where that is not known yet, instead of
+ * estimating it: for gemms that are created afterwards, and kept on disk. About a second and a few hundred
+ * megabytes of the device's memory; where these are missing, the estimate stands. Does nothing for 16-bit activations, whose
+ * results depend on the kernel, and for small shapes. Not while a stream is captured. */
+qqq_status qqq_gemm_try_plans(const qqq_device *device, const qqq_gemm_shape *shape);
 /* Compiles (or takes from the cache) and loads every kernel that 1 to most_tokens tokens need; takes a while. */
 qqq_status qqq_gemm_create(const qqq_device *device, const qqq_gemm_shape *shape, qqq_gemm **gemm);
 void qqq_gemm_destroy(qqq_gemm *gemm);

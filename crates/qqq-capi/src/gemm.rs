@@ -154,6 +154,22 @@ pub unsafe extern "C" fn qqq_gemm_create(
 /// See `qqq.h`.
 ///
 /// # Safety
+/// Pointers must be null, or to live values of their type.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qqq_gemm_try_plans(
+    device: *const qqq_device,
+    shape: *const qqq_gemm_shape,
+) -> Status {
+    call(|| {
+        // SAFETY: the caller's promise, for both.
+        let (planner, shape) = unsafe { (&reference(device, "device")?.0, reference(shape, "shape")?) };
+        Ok(planner.try_plans(&spec(shape)?, size("most_tokens", shape.most_tokens)?)?)
+    })
+}
+
+/// See `qqq.h`.
+///
+/// # Safety
 /// `gemm` must be null, or of [`qqq_gemm_create`] and not destroyed before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qqq_gemm_destroy(gemm: *mut qqq_gemm) {

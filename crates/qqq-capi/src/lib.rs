@@ -51,8 +51,8 @@ mod status;
 pub use device::{qqq_device, qqq_device_close, qqq_device_open};
 pub use gemm::{
     qqq_gemm, qqq_gemm_create, qqq_gemm_destroy, qqq_gemm_launch, qqq_gemm_operands, qqq_gemm_prepack,
-    qqq_gemm_prepack_host, qqq_gemm_scale_count, qqq_gemm_shape, qqq_gemm_unpack, qqq_gemm_weight_bytes,
-    qqq_gemm_workspace_bytes, qqq_weight_operands,
+    qqq_gemm_prepack_host, qqq_gemm_scale_count, qqq_gemm_shape, qqq_gemm_try_plans, qqq_gemm_unpack,
+    qqq_gemm_weight_bytes, qqq_gemm_workspace_bytes, qqq_weight_operands,
 };
 pub use quantize::{
     qqq_quantize, qqq_quantize_create, qqq_quantize_destroy, qqq_quantize_launch, qqq_quantize_operands,

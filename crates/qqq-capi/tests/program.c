@@ -26,6 +26,7 @@ static void mistakes(void) {
     qqq_gemm *gemm = NULL;
     qqq_gemm_shape shape = {QQQ_CHANNEL_INT4, 0, QQQ_INT8, QQQ_FLOAT16, 0, 64, 64, 1};
     CHECK(qqq_gemm_create(NULL, &shape, &gemm) == QQQ_ERROR_ARGUMENT && gemm == NULL);
+    CHECK(qqq_gemm_try_plans(NULL, &shape) == QQQ_ERROR_ARGUMENT);
     CHECK(qqq_gemm_launch(NULL, NULL, NULL) == QQQ_ERROR_ARGUMENT);
     CHECK(qqq_gemm_prepack(NULL, NULL, NULL) == QQQ_ERROR_ARGUMENT);
     CHECK(qqq_quantize_launch(NULL, NULL, NULL) == QQQ_ERROR_ARGUMENT);
@@ -126,6 +127,7 @@ static void layer(const qqq_device *device, qqq_weights weights) {
     const int grouped = weights == QQQ_GROUP_INTEGER_INT4;
     qqq_gemm_shape shape = {weights, grouped ? GROUP : 0, QQQ_INT8, QQQ_FLOAT16, 0, N, K, M};
     qqq_gemm *gemm = NULL;
+    CHECK(qqq_gemm_try_plans(device, &shape) == QQQ_OK);
     CHECK(qqq_gemm_create(device, &shape, &gemm) == QQQ_OK);
 
     static int8_t codes[N * K], x_host[M * K];
@@ -256,6 +258,7 @@ static void packed(void) {
 static void half_layer(const qqq_device *device, int batch_invariant) {
     qqq_gemm_shape shape = {QQQ_CHANNEL_INT4, 0, QQQ_FLOAT16, QQQ_FLOAT16, batch_invariant, N, K, M};
     qqq_gemm *gemm = NULL;
+    CHECK(qqq_gemm_try_plans(device, &shape) == QQQ_OK);
     CHECK(qqq_gemm_create(device, &shape, &gemm) == QQQ_OK);
     static int8_t codes[N * K];
     static int values[M * K];

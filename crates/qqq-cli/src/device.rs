@@ -305,11 +305,10 @@ impl Place for CpuPlace {
             };
             tracing::info!("{kind}, {bytes}");
         }
-        let threads = pool::num_threads();
         format!(
-            "kernels {}; {threads} thread{}; weights take {}",
+            "kernels {}; {}; weights take {}",
             kernels.join(", "),
-            if threads == 1 { "" } else { "s" },
+            format::threads(pool::num_threads()),
             format::bytes(kinds.iter().map(|k| k.bytes as u64).sum()),
         )
     }

@@ -15,6 +15,11 @@ pub fn count(n: u64) -> String {
     }
 }
 
+/// So many threads.
+pub fn threads(n: usize) -> String {
+    format!("{n} thread{}", if n == 1 { "" } else { "s" })
+}
+
 /// Seconds: `4.2 s`, `3:07`, `1:02:30`.
 pub fn seconds(s: f64) -> String {
     if !s.is_finite() || s < 0.0 {

@@ -155,6 +155,8 @@ fn load_opened<P: Place>(
     open: impl Fn() -> anyhow::Result<Checkpoint>,
 ) -> anyhow::Result<LoadedModel<P::Backend>> {
     let quiet = Console::new(false, true);
+    // What is measured once serves every run on this model of GPU.
+    let options = CudaOptions { trials: true, ..options };
     let load = || {
         let checkpoint = open()?;
         let tokenizer = Tokenizer::load(&checkpoint)?;

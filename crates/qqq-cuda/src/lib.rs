@@ -51,6 +51,7 @@ pub mod jit;
 pub mod prebuild;
 pub mod quantize;
 pub mod tensor_map;
+pub mod timing;
 
 pub use decoder::{Arithmetic, CudaBackend, CudaOptions};
 pub use device::Device;

@@ -11,11 +11,14 @@ mod products_int8;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarc::driver::DevicePtr;
 use half::f16;
 use qqq_cuda::dtype::HALVES;
-use qqq_cuda::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, Planner, WeightKind};
+use qqq_cuda::gemm::{
+    CostModel, DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, Planner, WeightKind, trials,
+};
 use qqq_cuda::quantize::{Operation, Precision, QuantizeKernel, QuantizeOperands};
 use qqq_cuda::{Arch, DType, Device};
 use qqq_testing::{Suite, golden, tests};
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
                 chosen_instances_on_larger_shapes,
                 overlapping_chains_wait_for_what_they_read,
                 plans_load_on_any_thread,
+                trials_choose_among_the_best_estimates,
                 golden_vectors
             ],
         )
@@ -183,4 +187,28 @@ fn golden_vectors(device: Arc<Device>) {
         let got = products.run(&weights, (&product.x, &product.token_scales), m, 1).remove(0);
         assert_eq!(got, product.y_f16, "{}", product.name);
     }
+}
+
+/// What trials find is a plan that is tried, and known from then on. Whether it is the fastest is what `qqq bench gemm --each`
+/// says.
+fn trials_choose_among_the_best_estimates(device: Arc<Device>) {
+    let planner = Planner::new(&device).unwrap();
+    let model = CostModel::new(device.sms());
+    let types = GemmTypes::int8(WeightKind::Channel4, DType::F16);
+    // A shape that no other test has, so that nothing was kept of it.
+    let spec = GemmSpec::new(types, (1424, 1680));
+    assert!(trials::are_tried(&spec));
+    planner.try_plans(&spec, 300).unwrap();
+    let tried: Vec<_> = trials::tokens().take_while(|m| *m < 300).chain([300]).collect();
+    for m in &tried {
+        let plans = trials::worth_trying(&model, &spec, planner.arch(), *m);
+        assert!(plans.contains(&planner.plan(&spec, *m)), "{m} tokens");
+    }
+    let begin = Instant::now();
+    planner.clone().try_plans(&spec, 300).unwrap();
+    println!("{} numbers of tokens; again: {:.1} us", tried.len(), begin.elapsed().as_secs_f64() * 1e6);
+    // Small ones are not tried.
+    let small = GemmSpec::new(types, (512, 512));
+    planner.try_plans(&small, 300).unwrap();
+    assert_eq!(planner.tuned(&small, 64), None);
 }

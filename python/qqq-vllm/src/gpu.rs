@@ -70,7 +70,11 @@ impl Gemm {
         let weights = weights.parse().map_err(value_error)?;
         let spec = GemmSpec::new(GemmTypes::int8(weights, output_type(output)?), shape);
         let planner = &gpu.0;
-        py.detach(|| GemmPlans::new(planner, &spec, most_tokens)).map(Self).map_err(error)
+        let load = || {
+            planner.try_plans(&spec, most_tokens)?;
+            GemmPlans::new(planner, &spec, most_tokens)
+        };
+        py.detach(load).map(Self).map_err(error)
     }
 
     /// Bytes of a workspace, zero before its first use, that products on the same stream may share.

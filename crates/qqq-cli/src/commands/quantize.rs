@@ -157,6 +157,9 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     console.result(&outcome, |o| summary(&o.report, &o.output))
 }
 
+/// With fewer windows yet a run is hardly faster, and what comes out is worse.
+const FEW_WINDOWS: usize = 16;
+
 /// What a run will do, and what would be better or faster.
 fn plan(recipe: &Recipe, source: &Source) -> Plan {
     let calibration = &recipe.calibration;
@@ -193,8 +196,14 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         Source::SelfSamples => {
             "the built-in text is as good and takes none to write (--calibration built-in)"
         }
+        Source::BuiltIn if calibration.windows <= FEW_WINDOWS => {
+            "text like what the model will see is better (--calibration FILE)"
+        }
         Source::BuiltIn => {
             "text like what the model will see is better (--calibration FILE), fewer windows are faster (--windows 16)"
+        }
+        Source::Files(_) | Source::Dataset { .. } if calibration.windows <= FEW_WINDOWS => {
+            "more windows keep more of the quality (--windows 32)"
         }
         Source::Files(_) | Source::Dataset { .. } => "fewer windows are faster (--windows 16)",
     };
@@ -226,7 +235,8 @@ impl qqq_quant::Progress for Steps<'_> {
     fn planned(&mut self, seconds: f64) {
         if let Some(Plan { how, advice }) = &self.plan {
             let time = format::about(seconds);
-            self.progress.note(&format!("{how}: {time} on {} threads; {advice}", pool::num_threads()));
+            self.progress
+                .note(&format!("{how}: {time} on {}; {advice}", format::threads(pool::num_threads())));
         }
     }
 

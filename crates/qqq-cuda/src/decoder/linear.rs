@@ -86,7 +86,12 @@ impl CudaLinear {
             }
         };
         let spec = GemmSpec::new(types, (n, k));
-        let plans = backend.plans((spec, None), || GemmPlans::new(backend.planner(), &spec, MOST_TOKENS))?;
+        let plans = backend.plans((spec, None), || {
+            if backend.shared.options.trials {
+                backend.planner().try_plans(&spec, MOST_TOKENS)?;
+            }
+            GemmPlans::new(backend.planner(), &spec, MOST_TOKENS)
+        })?;
         let weights = Weights::Integer { weights, types, plans: Some(plans) };
         Ok(Self { n, k, weights, output: half, shortlist: OnceLock::new() })
     }

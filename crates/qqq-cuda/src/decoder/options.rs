@@ -55,6 +55,8 @@ pub struct CudaOptions {
     pub memory_limit: Option<u64>,
     /// How layers with 4-bit weights are computed: their weights are made for it when they are loaded.
     pub arithmetic: Arithmetic,
+    /// Whether plans of products are [tried](crate::gemm::trials) when layers are loaded. It changes no result.
+    pub trials: bool,
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod schedule;
 mod sm80_config;
 mod sm90_config;
 mod tile;
+pub mod trials;
 pub mod tuned;
 mod types;
 mod weight_kind;

@@ -3,8 +3,7 @@
 //! There is one JSON file for each model of GPU and revision of the kernels: what was measured for other kernels says
 //! nothing about these. A choice holds for the numbers of tokens in the same [`bucket`] as the one that was measured.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -71,15 +70,25 @@ pub struct TunedPlans {
 }
 
 impl TunedPlans {
-    /// The plan for `m` tokens: that of the nearest number of tokens in the bucket that was tuned. `None` without one,
-    /// and where that plan is no candidate for `m`.
+    /// The plan for `m` tokens: that of the next number of tokens in the bucket that was tuned, whose tiles have room for `m`,
+    /// else of the last one below. `None` without one, and where that plan is no candidate for `m`.
     pub fn plan(&self, key: &TunedKey, m: usize) -> Option<Plan> {
         let (first, last) = bucket(m);
-        let tuned = self.plans.get(key)?.range(first..=last);
-        let (_, plan) = tuned.min_by_key(|(tokens, _)| (tokens.abs_diff(m), Reverse(**tokens)))?;
+        let tuned = self.plans.get(key)?;
+        let (_, plan) = tuned.range(m..=last).next().or_else(|| tuned.range(first..m).next_back())?;
         plan.filter(|p| {
             p.instance.tile().takes(key.k) && candidates(key.types, key.arch, m, SumOrder::Free).contains(p)
         })
+    }
+
+    /// Whether just this number of tokens was measured.
+    pub fn is_known(&self, key: &TunedKey, m: usize) -> bool {
+        self.plans.get(key).is_some_and(|tuned| tuned.contains_key(&m))
+    }
+
+    /// Adds what was found for `m` tokens; `None` where the heuristic's choice stands.
+    pub(super) fn add(&mut self, key: &TunedKey, m: usize, plan: Option<Plan>) {
+        self.plans.entry(*key).or_default().insert(m, plan);
     }
 }
 
@@ -156,7 +165,7 @@ impl TunedStore {
         for entry in self.entries(path) {
             match entry.resolve() {
                 Ok((key, plan)) => {
-                    plans.plans.entry(key).or_default().insert(entry.tokens, plan);
+                    plans.add(&key, entry.tokens, plan);
                 }
                 Err(reason) => tracing::warn!("{}: a tuned choice is ignored: {reason}", path.display()),
             }
@@ -170,23 +179,32 @@ impl TunedStore {
     /// # Errors
     /// [`CudaError::Tuned`] when there is no folder or it cannot be written.
     pub fn put(&self, key: &TunedKey, m: usize, choice: &TunedChoice) -> Result<()> {
+        self.put_all(key, &[(m, *choice)])
+    }
+
+    /// As [`put`](Self::put), for several numbers of tokens.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_all(&self, key: &TunedKey, choices: &[(usize, TunedChoice)]) -> Result<()> {
         let path = self.path.as_ref().ok_or_else(|| CudaError::Tuned {
             path: PathBuf::from("tuned-*.json"),
             source: io::Error::other("there is no folder for caches"),
         })?;
-        self.merge(path, Entry::new(key, m, choice))
+        self.merge(path, choices.iter().map(|(m, choice)| Entry::new(key, *m, choice)).collect())
             .map_err(|source| CudaError::Tuned { path: path.clone(), source })
     }
 
-    fn merge(&self, path: &Path, new: Entry) -> io::Result<()> {
+    fn merge(&self, path: &Path, new: Vec<Entry>) -> io::Result<()> {
         let folder = path.parent().ok_or(io::ErrorKind::NotADirectory)?;
         fs::create_dir_all(folder)?;
         // Released when it is closed, also by a crash. The file stays: whoever removed it would part those who wait.
         let lock = File::create(path.with_extension("lock"))?;
         lock.lock()?;
         let mut entries = self.entries(path);
-        entries.retain(|e| e.place() != new.place() && e.resolve().is_ok());
-        entries.push(new);
+        let places: HashSet<_> = new.iter().map(Entry::place).collect();
+        entries.retain(|e| !places.contains(&e.place()) && e.resolve().is_ok());
+        entries.extend(new.iter().cloned());
         entries.sort_by(|a, b| a.place().cmp(&b.place()));
         let choices = entries.iter().map(serde_json::to_value).collect::<serde_json::Result<_>>()?;
         let text = serde_json::to_string_pretty(&Content { head: self.head.clone(), choices })? + "\n";
@@ -360,19 +378,21 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_number_of_tokens_counts() {
+    fn the_next_number_of_tokens_counts() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         store.put(&KEY, 260, &choice(300, 0)).unwrap();
         store.put(&KEY, 380, &choice(300, 1)).unwrap();
         let plan = |m| store.load().plan(&KEY, m);
-        assert_eq!(plan(300), choice(300, 0).plan);
-        assert_eq!(plan(320), choice(300, 1).plan, "of two as near, the larger");
-        assert_eq!(plan(384), choice(300, 1).plan);
+        assert_eq!(plan(257), choice(300, 0).plan);
+        assert_eq!(plan(260), choice(300, 0).plan);
+        assert_eq!(plan(261), choice(300, 1).plan, "what is nearer below may have no room for it");
+        assert_eq!(plan(384), choice(300, 1).plan, "with none above, the last below");
         // Tuned again: the heuristic's choice stands there, and is not overruled by a neighbour.
         store.put(&KEY, 380, &KEEP).unwrap();
         assert_eq!(plan(384), None);
-        assert_eq!(plan(300), choice(300, 0).plan);
+        assert_eq!(plan(300), None);
+        assert_eq!(plan(260), choice(300, 0).plan);
     }
 
     #[test]

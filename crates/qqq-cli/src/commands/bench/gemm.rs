@@ -45,7 +45,8 @@ Every kernel is checked before it is timed: against exact sums with int8 activat
 random data, with weights that come from memory. \"us\" lets a launch begin while the one before it ends, as in a model; \
 \"alone us\" does not. The ceilings are what this GPU gives at most, measured first: \"of ceiling\" is the least time they \
 allow as a part of the time; with 16-bit activations they count half the rate of int8. \
-\"tuned\" after a kernel's name: --tune has found this choice, here or earlier. It is kept in the folder of compiled \
+\"tuned\" after a kernel's name: the device was faster with it than with the estimate's choice, found by --tune, or when \
+a model with this shape (or this benchmark of it) was first loaded, by trying the eight best estimates. It is kept in the folder of compiled \
 kernels, and holds for this model of GPU, these operands, this shape, and numbers of tokens up to the same of 8, 16, 32, \
 48, 64, 96, 128 and so on. Ctrl-C ends with what was measured until then.";
 
@@ -79,11 +80,11 @@ pub struct GemmArgs {
     /// Try all instances of the kernel; keep the fastest for this GPU if it is more than 2% faster than the usual choice
     #[arg(long)]
     tune: bool,
-    /// Leave out what was tuned earlier
+    /// Choose by the estimate alone: leave out what was tuned earlier and what a device tries when a model is loaded
     #[arg(long, conflicts_with = "tune")]
     no_tuned: bool,
-    /// Measure every instance of the kernel that may be the fastest, in turn, not only the one that is chosen; keep nothing
-    #[arg(long, conflicts_with_all = ["tune", "no_tuned", "plot"])]
+    /// Measure every instance of the kernel that may be the fastest, in turn, not only the one that is chosen
+    #[arg(long, conflicts_with_all = ["tune", "plot"])]
     each: bool,
     /// Measure only the time ("us"): neither "alone us", nor what a launch costs the host, nor cuBLAS
     #[arg(long, conflicts_with = "plot")]
@@ -270,8 +271,8 @@ pub fn run(args: &GemmArgs, console: &Console) -> anyhow::Result<()> {
     let types = types(args)?;
     let choosing = match (args.tune, args.no_tuned, args.each) {
         (true, ..) => Choosing::Tune,
+        (_, estimated, true) => Choosing::Each { estimated },
         (_, true, _) => Choosing::Heuristic,
-        (.., true) => Choosing::Each,
         _ => Choosing::Usual,
     };
     let device = Device::new(args.gpu).map_err(|e| match e {

@@ -280,8 +280,11 @@ impl Outcome<'_> {
         };
         let threads = self.results.first().map_or(0, |r| r.speed.threads);
         format!(
-            "{table}\n{part}{runs} runs, median (slowest..fastest); {} tokens in, {} out; {}, {threads} threads",
-            args.prompt_tokens, args.new_tokens, self.device
+            "{table}\n{part}{runs} runs, median (slowest..fastest); {} tokens in, {} out; {}, {}",
+            args.prompt_tokens,
+            args.new_tokens,
+            self.device,
+            format::threads(threads)
         )
     }
 }

@@ -72,8 +72,9 @@ fn summary(outcome: &Outcome) -> String {
         (
             "time",
             format!(
-                "{} on {threads} threads ({} for each of {} blocks)",
+                "{} on {} ({} for each of {} blocks)",
                 format::seconds(needs.seconds),
+                format::threads(*threads),
                 format::seconds(needs.block_seconds),
                 needs.blocks
             ),

@@ -11,30 +11,32 @@ use std::time::Instant;
 
 use cudarc::driver::{CudaSlice, DevicePtr};
 use qqq_backend::pool::parallel_each_mut;
+use qqq_cuda::timing::Burst;
 use qqq_cuda::{
     Arch, DType, Device, KernelType, Result,
     error::driver,
     gemm::{
-        CostModel, DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, Plan, Planner, Schedule,
-        SumOrder, TunedChoice, TunedStore, WeightKind, candidates, tuned,
+        CostModel, DeviceWeights, GemmPlans, GemmSpec, GemmTypes, MAX_TOKENS, PackedWeights, Plan, Planner,
+        Schedule, SumOrder, TunedChoice, TunedStore, WeightKind, candidates, tuned,
     },
 };
 
-use super::timing::{self, Burst};
+use super::timing;
 use super::{ceilings::Ceilings, cublas::Cublas, data, problem::Problem};
 
 /// Where plans come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choosing {
-    /// What was tuned earlier, else the heuristic: as in a model.
+    /// What was tuned earlier or is tried now, else the heuristic: as in a model.
     Usual,
     /// The heuristic alone.
     Heuristic,
     /// All candidates are timed; what is faster than the heuristic's choice, twice, is kept on disk if there is a
     /// folder for it.
     Tune,
-    /// Every candidate is measured that may be the fastest by a generous reading of the estimate.
-    Each,
+    /// Every candidate is measured that may be the fastest by a generous reading of the estimate; what is chosen is the
+    /// heuristic's where only the `estimated` choice is asked for, else the usual one.
+    Each { estimated: bool },
 }
 
 /// What is measured of a product.
@@ -150,6 +152,9 @@ impl GemmBench {
             .collect::<Result<Vec<_>>>()?;
         let planner = Planner::new(&self.device)?.with_arch(arch);
         let spec = GemmSpec::new(types, (n, k));
+        if matches!(choosing, Choosing::Usual | Choosing::Each { estimated: false }) {
+            planner.try_plans(&spec, MAX_TOKENS)?;
+        }
         let store = TunedStore::of_device(&self.device);
         for &m in tokens {
             let mut problem = Problem::new(&self.device, activation, m, n, k)?;
@@ -162,7 +167,7 @@ impl GemmBench {
             };
             let mut candidates = candidates(types, arch, m, SumOrder::Free);
             candidates.retain(|p| p.instance.tile().takes(k) && (!p.stream_k || cut(p)));
-            if matches!(choosing, Choosing::Tune | Choosing::Each) {
+            if matches!(choosing, Choosing::Tune | Choosing::Each { .. }) {
                 // On all cores: one after the other they take a second each. The device keeps what it has loaded.
                 let mut loaded: Vec<_> = candidates.iter().map(|_| Ok(())).collect();
                 parallel_each_mut(&mut loaded, |i, loaded| {
@@ -176,12 +181,12 @@ impl GemmBench {
                 _ => None,
             };
             let better = match (choosing, found) {
-                (Choosing::Usual, _) => planner.tuned(&spec, m),
+                (Choosing::Usual | Choosing::Each { estimated: false }, _) => planner.tuned(&spec, m),
                 (_, found) => found.and_then(|f| f.plan),
             };
             let chosen = better.unwrap_or(estimated);
             let plans = match choosing {
-                Choosing::Each => self.worth_measuring(candidates, m),
+                Choosing::Each { .. } => self.worth_measuring(candidates, m),
                 _ => vec![chosen],
             };
             let mut products = Vec::with_capacity(plans.len());
@@ -216,7 +221,7 @@ impl GemmBench {
                     m,
                     plan,
                     chosen: plan == chosen,
-                    tuned: better.is_some(),
+                    tuned: better == Some(plan),
                     microseconds,
                     serial_microseconds,
                     tops: operations / microseconds / 1e6,
@@ -320,7 +325,7 @@ impl GemmBench {
         overlap: bool,
     ) -> Result<Burst> {
         let operands = problem.addresses(&self.device);
-        Burst::new(self.device.stream(), copies.len(), |i| {
+        timing::burst(self.device.stream(), copies.len(), |i| {
             product.launch(&copies[i % copies.len()], operands, overlap)
         })
     }
