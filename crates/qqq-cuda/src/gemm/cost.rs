@@ -159,7 +159,7 @@ const SM80: Sm80Costs = Sm80Costs {
 /// Estimates plans on a device.
 #[derive(Clone, Copy, Debug)]
 pub struct CostModel {
-    sms: usize,
+    pub(super) sms: usize,
 }
 
 impl CostModel {
@@ -172,7 +172,7 @@ impl CostModel {
     pub fn plan(&self, spec: &GemmSpec, arch: Arch, m: usize) -> Plan {
         candidates(spec.types, arch, m, spec.order)
             .into_iter()
-            .filter(|p| p.instance.tile().takes(spec.k))
+            .filter(|p| p.instance.tile().takes(spec.k) && p.is_distinct((m, spec.n, spec.k), self.sms))
             .map(|p| (self.cycles(&p, (m, spec.n, spec.k)), p))
             .min_by(|a, b| a.0.total_cmp(&b.0))
             .expect("there is always the smallest tile")

@@ -1,6 +1,6 @@
 //! Plans: an instance of a kernel, and how its CTAs share the work.
 
-use super::{GemmTypes, Instance, SumOrder, instances};
+use super::{GemmTypes, Instance, Schedule, SumOrder, instances};
 use crate::{Arch, DType};
 
 /// An instance of a kernel, and how its CTAs share the work.
@@ -29,6 +29,14 @@ impl Plan {
     /// CTAs of one launch on an SM.
     pub fn ctas_per_sm(&self) -> usize {
         self.instance.tile().ctas_per_sm + usize::from(self.paired)
+    }
+
+    /// Whether the plan is one of its own for a shape, `m x n x k`, on a GPU of so many SMs: where stream-K has nothing left to cut
+    /// along K, it is the plan without.
+    pub fn is_distinct(&self, (m, n, k): (usize, usize, usize), sms: usize) -> bool {
+        let tile = self.instance.tile();
+        let clusters = (sms * self.ctas_per_sm() / tile.ctas_in_cluster()).max(1);
+        !self.stream_k || Schedule::new(&tile, (m, n, k), clusters, true).stream_k_tiles > 0
     }
 
     /// Whether every output's columns are added from the first to the last, as in any other such plan. Sums of int8 are

@@ -63,7 +63,7 @@ pub fn worth_trying(model: &CostModel, spec: &GemmSpec, arch: Arch, m: usize) ->
     let shape = (m, spec.n, spec.k);
     let mut plans: Vec<_> = candidates(spec.types, arch, m, SumOrder::Free)
         .into_iter()
-        .filter(|plan| plan.instance.tile().takes(spec.k))
+        .filter(|plan| plan.instance.tile().takes(spec.k) && plan.is_distinct(shape, model.sms))
         .map(|plan| (model.cycles(&plan, shape), plan))
         .collect();
     plans.sort_by(|a, b| a.0.total_cmp(&b.0));

@@ -17,7 +17,7 @@ use qqq_cuda::{
     error::driver,
     gemm::{
         CostModel, DeviceWeights, GemmPlans, GemmSpec, GemmTypes, MAX_TOKENS, PackedWeights, Plan, Planner,
-        Schedule, SumOrder, TunedChoice, TunedStore, WeightKind, candidates, tuned,
+        SumOrder, TunedChoice, TunedStore, WeightKind, candidates, tuned,
     },
 };
 
@@ -159,14 +159,8 @@ impl GemmBench {
         for &m in tokens {
             let mut problem = Problem::new(&self.device, activation, m, n, k)?;
             let cublas = self.cublas.as_ref().map(|c| c.microseconds(m)).transpose()?;
-            // Where nothing is left to be cut along K, such a plan is the one without.
-            let cut = |p: &Plan| {
-                let tile = p.instance.tile();
-                let clusters = (self.device.sms() * p.ctas_per_sm() / tile.ctas_in_cluster()).max(1);
-                Schedule::new(&tile, (m, n, k), clusters, true).stream_k_tiles > 0
-            };
             let mut candidates = candidates(types, arch, m, SumOrder::Free);
-            candidates.retain(|p| p.instance.tile().takes(k) && (!p.stream_k || cut(p)));
+            candidates.retain(|p| p.instance.tile().takes(k) && p.is_distinct((m, n, k), self.device.sms()));
             if matches!(choosing, Choosing::Tune | Choosing::Each { .. }) {
                 // On all cores: one after the other they take a second each. The device keeps what it has loaded.
                 let mut loaded: Vec<_> = candidates.iter().map(|_| Ok(())).collect();
