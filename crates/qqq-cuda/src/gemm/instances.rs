@@ -84,12 +84,13 @@ const WIDE_TILES_16: [Tokens; 9] = [
     tiles(256, &[SINGLE, split_k(2), PAIR]),
 ];
 /// The same for int8 activations: what is the fastest for some shape.
-const WIDE_TILES_8: [Tokens; 9] = [
+const WIDE_TILES_8: [Tokens; 10] = [
     tiles(8, &[split_k(2)]),
     tiles(16, &[split_k(2), split_k(8)]),
     tiles(48, &[split_k(2)]),
     tiles(64, &[SINGLE, split_k(2)]),
     tiles(96, &[SINGLE, split_k(2), split_k(4)]),
+    tiles(112, &[SINGLE]),
     tiles(128, &[SINGLE, split_k(2), split_k(4)]),
     tiles(160, &[SINGLE]),
     tiles(192, &[SINGLE, split_k(2)]),
