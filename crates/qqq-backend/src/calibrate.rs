@@ -6,7 +6,7 @@ use qqq_formats::{LinearWeight, QuantizedWeight, WeightData};
 
 use crate::{
     AttentionKind, Backend, BackendError, Result,
-    solve::{Problem, Solution},
+    solve::{Problem, Solution, Unsolved},
 };
 
 /// How many rows of a calibration's arrays a device has in work at the same time. Estimates of memory and time are made
@@ -62,9 +62,6 @@ pub trait Calibrate: Backend {
     const PIECES: Pieces;
     /// Whether the device [solves](Self::solve) layers; else that is left to the caller, who reads Hessians.
     const SOLVES: bool = false;
-    /// Whether the device sums [deviations](Self::Deviations) (and, where it [solves](Self::SOLVES), corrects weights for
-    /// them); else what is asked of them is an error.
-    const CORRECTS: bool = false;
 
     /// A sum over no tokens.
     fn gram(&self, width: usize) -> Result<Self::Gram>;
@@ -82,36 +79,26 @@ pub trait Calibrate: Backend {
     /// Sums over no tokens, for inputs of `width` channels. `together`: the inputs of the quantized model where
     /// [`gram_of`](Self::gram_of) sums them; a device that gives tokens weights there gives them the same here. Empty where
     /// [`gram_add`](Self::gram_add) sums them, each token with weight 1.
-    fn deviations(&self, _width: usize, _together: &[&Self::Input]) -> Result<Self::Deviations> {
-        Err(no_deviations())
-    }
-    /// Adds the rows of pairs of inputs, of the quantized and of the float model. The first pair's is the input `first` of
-    /// those that are summed together.
+    fn deviations(&self, width: usize, together: &[&Self::Input]) -> Result<Self::Deviations>;
+    /// Adds the rows of pairs of inputs, of the quantized and of the float model, which are float. The first pair's is the
+    /// input `first` of those that are summed together.
     fn deviations_add(
         &self,
-        _sums: &mut Self::Deviations,
-        _first: usize,
-        _pairs: &[(&Self::Input, &Self::Input)],
-    ) -> Result<()> {
-        Err(no_deviations())
-    }
+        sums: &mut Self::Deviations,
+        first: usize,
+        pairs: &[(&Self::Input, &Self::Input)],
+    ) -> Result<()>;
     /// `2/n` times the sums; zeros if there were no tokens.
-    fn deviation(&self, _sums: Self::Deviations) -> Result<Self::Deviation> {
-        Err(no_deviations())
-    }
+    fn deviation(&self, sums: Self::Deviations) -> Result<Self::Deviation>;
     /// Adds `factor` times another one.
     fn deviation_add(
         &self,
-        _deviation: &mut Self::Deviation,
-        _other: &Self::Deviation,
-        _factor: f64,
-    ) -> Result<()> {
-        Err(no_deviations())
-    }
+        deviation: &mut Self::Deviation,
+        other: &Self::Deviation,
+        factor: f64,
+    ) -> Result<()>;
     /// Waits, and gives the values of both matrices.
-    fn read_deviation<'d>(&self, _deviation: &'d Self::Deviation) -> Result<DeviationValues<'d>> {
-        Err(no_deviations())
-    }
+    fn read_deviation<'d>(&self, deviation: &'d Self::Deviation) -> Result<DeviationValues<'d>>;
     /// Waits, and gives the values of a Hessian, row-major.
     fn read_hessian<'h>(&self, hessian: &'h Self::Hessian) -> Result<Cow<'h, [f32]>>;
     /// The rows of `x` (one sequence from its start) as attention averages them: `sum_t p_t x_t` for some queries of every
@@ -156,15 +143,14 @@ pub trait Calibrate: Backend {
     fn rotate_inputs(&self, weights: &mut Self::Weights, q: &Self::Rotation) -> Result<()>;
     /// `W <- Q^T W`, for every `width` output channels that follow one another, from channel `first` on.
     fn rotate_outputs(&self, weights: &mut Self::Weights, first: usize, q: &Self::Rotation) -> Result<()>;
-    /// Solves a layer, where [`SOLVES`](Self::SOLVES). What cannot be solved with this damping is the inner error, with the
-    /// reason.
+    /// Solves a layer, where [`SOLVES`](Self::SOLVES). Why one cannot be solved is the inner error.
     ///
     /// # Errors
     /// A problem whose parts contradict each other, Hessians that are not finite, and what the device refuses.
     fn solve(
         &self,
         _problem: &Problem<'_, Self::Weights, Self::Hessian, Self::Deviation>,
-    ) -> Result<std::result::Result<Solution, String>> {
+    ) -> Result<std::result::Result<Solution, Unsolved>> {
         Err(BackendError::Unavailable("this device solves no layers".into()))
     }
     /// Bytes of the device's own memory that are free; `None` where that is the host's.
@@ -173,10 +159,4 @@ pub trait Calibrate: Backend {
     }
     /// Runs `job` for every item: several at the same time where the device has use for that.
     fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync);
-}
-
-fn no_deviations() -> BackendError {
-    BackendError::Unavailable(
-        "this device does not compare the inputs of the quantized model with those of the float model yet; the CPU does".into(),
-    )
 }

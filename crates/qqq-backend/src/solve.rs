@@ -117,6 +117,15 @@ pub struct Problem<'a, W, H, D> {
     pub correction: Option<Correction<'a, D>>,
 }
 
+/// Why a [`Problem`] has no solution.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unsolved {
+    /// Not with this damping: a larger one may do.
+    Damping(String),
+    /// Its weights cannot be [corrected](Correction), with whatever damping.
+    Correction(String),
+}
+
 /// What solving a [`Problem`] gives: codes, scales and what they cost.
 #[derive(Clone, Debug)]
 pub struct Solution {

@@ -3,6 +3,8 @@
 
 #[path = "common/backend.rs"]
 mod backend;
+#[path = "cuda_calibrate/corrected.rs"]
+mod corrected;
 #[path = "cuda_calibrate/resumed.rs"]
 mod resumed;
 #[path = "cuda_calibrate/smooth.rs"]
@@ -36,6 +38,15 @@ fn main() -> ExitCode {
                 large_layers,
                 what_cannot_be_solved,
                 numbers_that_are_not_finite,
+                corrected::deviations_are_those_of_the_definition,
+                corrected::models_that_agree_deviate_by_nothing,
+                corrected::shares_are_added_and_what_does_not_fit_is_refused,
+                corrected::weights_are_moved_as_in_float64,
+                corrected::corrected_layers_are_solved_as_on_the_cpu,
+                corrected::large_layers_are_corrected,
+                corrected::what_cannot_be_corrected,
+                corrected::averages_of_attention_have_deviations,
+                corrected::models_are_corrected_as_on_the_cpu,
                 resumed::bytes_are_those_of_one_run,
                 smooth::candidates_are_those_of_the_cpu,
                 smooth::weights_are_divided_as_on_the_cpu,

@@ -11,9 +11,12 @@ use crate::{
 /// What a device's allocator holds between what is in use.
 const RETAINED: f64 = 1.1;
 
+/// Rows of weights that a device moves at a time where they are corrected.
+const MOVED_ROWS: f64 = 2048.0;
+
 /// Bytes of a device's own memory that calibration takes at most on it, to some percent: hidden states of all tokens, the
 /// int8 inputs of the layer that is calibrated, what a window works in, and the layer that takes most to solve, or the search
-/// for the scales of smoothing.
+/// for the scales of smoothing. Where weights are corrected, states and inputs of the float model as well.
 pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
     let tokens = (recipe.calibration.windows * recipe.calibration.window) as f64;
     let window = recipe.calibration.window as f64;
@@ -21,7 +24,9 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
     let heads = head_layout(config);
     let smooth = recipe.transform == Transform::Smooth;
     let searched = if smooth { recipe.calibration.smooth_tokens } else { 0 };
-    let states = 4.0 * (tokens + searched as f64) * hidden + rotation_bytes(config, recipe);
+    let corrects = recipe.corrects();
+    let streams = if corrects { 2.0 } else { 1.0 };
+    let states = 4.0 * (streams * tokens + searched as f64) * hidden + rotation_bytes(config, recipe);
     let pass = window * (2.0 * (heads.qkv_width() + heads.q_width()) as f64 + 8.0 * inner + 10.0 * hidden);
     let weights = |site: Site| site.out_features(config) as f64 * site.in_features(config) as f64;
     let all: f64 = Site::ALL.map(weights).into_iter().sum();
@@ -32,7 +37,9 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
         // Layers that were smoothed together wait.
         let after: f64 = Site::ALL.into_iter().skip_while(|s| *s != site).skip(1).map(weights).sum();
         let waiting = if smooth { 4.0 * after } else { 0.0 };
-        kept + waiting + (12.0 * k * k).max(4.0 * k * k + 19.0 * n * k)
+        let solver = (12.0 * k * k).max(4.0 * k * k + 19.0 * n * k);
+        let work = if corrects { correcting(config, recipe, site, solver) } else { solver };
+        kept + waiting + work
     };
     let most = Site::ALL.map(solving).into_iter().fold(searching(config, recipe), f64::max);
     let mut block = 0.6 * all;
@@ -42,6 +49,25 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
             4.0 * block + Site::ALL.map(|s| 8.0 * (s.in_features(config) as f64).powi(2)).iter().sum::<f64>();
     }
     (RETAINED * (DEVICE_LIBRARIES + states + pass + block + most)) as u64
+}
+
+/// What a site takes beside its kept inputs, Hessian and weights where weights are corrected, and `solver` to solve them.
+fn correcting(config: &ModelConfig, recipe: &Recipe, site: Site, solver: f64) -> f64 {
+    let window = recipe.calibration.window as f64;
+    let tokens = recipe.calibration.windows as f64 * window;
+    let (n, k) = (site.out_features(config) as f64, site.in_features(config) as f64);
+    // The float model's inputs in 16 bits. A window makes those of the last site, and leaves the block.
+    let (comparing, solving) = match site {
+        Site::Qkv | Site::O | Site::GateUp => (2.0 * tokens * k, 2.0 * tokens * k),
+        Site::Down => (2.0 * tokens * config.hidden_size as f64, 0.0),
+    };
+    // A float layer of 16 bits, and a window's inputs and differences, beside the sums.
+    let layer = 2.0 * n * k;
+    let comparing = comparing + layer + 8.0 * k * k + 6.0 * window * k;
+    // Both means and the moved weights; the factor in float64 and what moves rows, or what solves them.
+    let moving = 8.0 * k * k + 20.0 * MOVED_ROWS.min(n) * k;
+    let solving = solving + layer + 8.0 * k * k + 5.0 * n * k + moving.max(solver);
+    comparing.max(solving)
 }
 
 /// What the search for the scales of smoothing takes: a block in float32, the layer of a site in 16 bits, a candidate's codes
@@ -83,6 +109,15 @@ mod tests {
         let few = |transform| Recipe { transform, ..with(1, 2048) };
         let [smooth, plain] = [Transform::Smooth, Transform::None].map(|t| bytes(&config, &few(t)));
         assert!(smooth as f64 > plain as f64 + 1e8, "{smooth} {plain}");
+        // The float model's hidden states take 4.3 GB, the inputs that its windows hold at the last site half of that.
+        let corrected = bytes(&config, &Recipe { error_correction: 0.3, ..with(128, 2048) });
+        let more = corrected - need;
+        assert!((5_500_000_000..9_000_000_000).contains(&more), "{more} more for a correction");
+        let correct = |windows| Recipe { error_correction: 0.3, ..with(windows, 2048) };
+        let said =
+            crate::preflight::check_device(&config, &correct(128), 14_000_000_000).unwrap_err().to_string();
+        assert!(said.contains("64 fit"), "{said}");
+        assert!(crate::preflight::check_device(&config, &correct(64), 14_000_000_000).is_ok());
         let error = crate::preflight::check_device(&config, &with(128, 2048), 8_000_000_000).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("32 fit") || error.contains("64 fit"), "{error}");

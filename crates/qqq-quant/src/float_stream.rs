@@ -2,8 +2,8 @@
 //! should give is what it gives there, and weights can be corrected for what their inputs deviate
 //! ([`solve::Correction`](crate::solve::Correction)).
 //!
-//! Between two sites these windows hold the input of the one at which they stand, in float32. That of the last site would be
-//! the largest: a wave of windows makes it, adds to the sums, and leaves the block at once.
+//! Between two sites these windows hold the input of the one at which they stand, in float32 (on a GPU 16 bits). That of the
+//! last site would be the largest: a wave of windows makes it, adds to the sums, and leaves the block at once.
 
 use qqq_backend::Calibrate;
 use qqq_model::{Block, Site, block::Mixer};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use qqq_backend::{BackendError, Calibrate};
+use qqq_backend::Calibrate;
 use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, disk, qqq, size};
 use qqq_model::{Site, memory, names};
 
@@ -159,7 +159,7 @@ pub(crate) fn check<B: Calibrate>(
             "transform rotate: {reason}; choose smooth or none, or auto, which takes the better"
         ));
     }
-    check_correction(recipe, B::CORRECTS)?;
+    check_correction(recipe)?;
     let memory = memory_need::of(checkpoint, recipe, samples, B::PIECES);
     check_memory(&memory, recipe)?;
     check_shapes(config, recipe.group_size)?;
@@ -170,8 +170,8 @@ pub(crate) fn check<B: Calibrate>(
     Ok(Plan { format, half, calibrates, memory, already_quantized })
 }
 
-/// Refuses a correction of which nothing would come, or that the device cannot make.
-fn check_correction(recipe: &Recipe, is_able: bool) -> Result<()> {
+/// Refuses a correction of which nothing would come.
+fn check_correction(recipe: &Recipe) -> Result<()> {
     if !(0.0..=1.0).contains(&recipe.error_correction) {
         return Err(QuantError::Recipe(format!(
             "the strength of error correction must be a number from 0 to 1, not {:?}",
@@ -185,13 +185,6 @@ fn check_correction(recipe: &Recipe, is_able: bool) -> Result<()> {
              correction of 0"
                 .into(),
         ));
-    }
-    if recipe.corrects() && !is_able {
-        return Err(BackendError::Unavailable(
-            "error correction is not there on this device yet; quantize on the CPU (--device cpu), or leave the correction out"
-                .into(),
-        )
-        .into());
     }
     Ok(())
 }
@@ -341,19 +334,4 @@ fn kept_type(checkpoint: &Checkpoint) -> Result<HalfType> {
         }
     }
     Ok(HalfType::F16)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_that_cannot_correct_says_so_with_the_way_out() {
-        let recipe = Recipe { error_correction: 0.5, ..Recipe::DEFAULT };
-        let error = check_correction(&recipe, false).unwrap_err();
-        assert!(matches!(error, QuantError::Operation(BackendError::Unavailable(_))), "{error:?}");
-        let said = error.to_string();
-        assert!(said.contains("not there on this device yet") && said.contains("--device cpu"), "{said}");
-        assert!(check_correction(&Recipe::DEFAULT, false).is_ok() && check_correction(&recipe, true).is_ok());
-    }
 }

@@ -14,7 +14,9 @@ use half::{bf16, f16};
 use qqq_backend::{
     BackendError, Calibrate, DeviationValues, first_not_finite,
     pool::parallel_each_mut,
-    solve::{Compensation, Correction as DeviceCorrection, ErrorPower, Problem, ScaleChoice, Solution},
+    solve::{
+        Compensation, Correction as DeviceCorrection, ErrorPower, Problem, ScaleChoice, Solution, Unsolved,
+    },
 };
 use qqq_formats::{DType, QuantizedWeight, Scales};
 
@@ -181,9 +183,7 @@ pub fn solve_corrected(
         (Some(_), None) => return Err(no_hessian(layer)),
         (Some(correction), Some(hessian)) => {
             let moved = correction.moved(weights, hessian, &diagonal);
-            Some(moved.map_err(|reason| {
-                numerics(layer, format!("{reason}; use more calibration data, or correct less"))
-            })?)
+            Some(moved.map_err(|reason| uncorrected(layer, &reason))?)
         }
     };
     let float = correction.map(|correction| (correction, weights));
@@ -258,7 +258,7 @@ pub fn solve_corrected_on<B: Calibrate>(
         return solve_corrected(layer, own, n, k, hessian.as_deref(), correction, options);
     }
     check_options(layer, k, options)?;
-    if options.compensate && hessian.is_none() {
+    if (options.compensate || correction.is_some()) && hessian.is_none() {
         return Err(no_hessian(layer));
     }
     let mut problem = Problem {
@@ -286,7 +286,8 @@ pub fn solve_corrected_on<B: Calibrate>(
                 }
                 Ok(Ok(of_solution(solution, (n, k), damping, options)))
             }
-            Err(reason) => Ok(Err(reason)),
+            Err(Unsolved::Damping(reason)) => Ok(Err(reason)),
+            Err(Unsolved::Correction(reason)) => Err(uncorrected(layer, &reason)),
         }
     })
 }
@@ -363,6 +364,10 @@ fn relative(error: f64, energy: f64) -> f64 {
 
 fn no_hessian(layer: &str) -> QuantError {
     QuantError::Recipe(format!("{layer}: compensation takes a Hessian, and there is none"))
+}
+
+fn uncorrected(layer: &str, reason: &str) -> QuantError {
+    numerics(layer, format!("{reason}; use more calibration data, or correct less"))
 }
 
 fn numerics(layer: &str, reason: String) -> QuantError {

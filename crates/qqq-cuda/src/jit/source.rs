@@ -11,6 +11,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("calibrate.cuh", include_str!("../kernels/calibrate.cuh")),
     ("ceilings.cuh", include_str!("../kernels/ceilings.cuh")),
     ("convert.cuh", include_str!("../kernels/convert.cuh")),
+    ("correct.cuh", include_str!("../kernels/correct.cuh")),
     ("decoder_rows.cuh", include_str!("../kernels/decoder_rows.cuh")),
     ("decoder_steps.cuh", include_str!("../kernels/decoder_steps.cuh")),
     ("dequantize.cuh", include_str!("../kernels/dequantize.cuh")),

@@ -304,6 +304,8 @@ QQQ_DEVICE void code_values(const CodeParameters& p) {
 struct FormParameters {
     // N x K; the product with the Hessian, or null where that is the identity.
     const float *rows, *product;
+    // N: added to the forms, or null.
+    const double* added;
     // N.
     double* out;
     int k;
@@ -328,8 +330,10 @@ QQQ_DEVICE void forms(const FormParameters& p) {
     double sum = 0.0;
     for (int i = threadIdx.x; i < p.k; i += kScaleThreads) sum += (double)row[i] * (double)product[i];
     sum = sum_of_cta(sum, sums);
+    if (threadIdx.x > 0) return;
+    if (p.added) sum += p.added[blockIdx.x];
     // Not a maximum, to which NaN is less than 0.
-    if (threadIdx.x == 0) p.out[blockIdx.x] = sum < 0.0 ? 0.0 : sum;
+    p.out[blockIdx.x] = sum < 0.0 ? 0.0 : sum;
 }
 
 struct KeepParameters {

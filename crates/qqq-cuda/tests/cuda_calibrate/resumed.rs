@@ -64,14 +64,17 @@ pub fn bytes_are_those_of_one_run(b: CudaBackend) {
 
 fn same_bytes<B: Calibrate>(b: &B) {
     let tiny = TinyModel::new();
-    for (transform, propagation) in [
-        (Transform::Rotate, Propagation::Quantized),
-        (Transform::Smooth, Propagation::Quantized),
-        (Transform::Smooth, Propagation::Float),
+    for (transform, propagation, error_correction) in [
+        (Transform::Rotate, Propagation::Quantized, 0.0),
+        (Transform::Smooth, Propagation::Quantized, 0.0),
+        (Transform::Smooth, Propagation::Float, 0.0),
+        (Transform::Rotate, Propagation::Quantized, 0.5),
+        (Transform::Smooth, Propagation::Quantized, 0.5),
     ] {
         let recipe = Recipe {
             transform,
             propagation,
+            error_correction,
             group_size: Some(32),
             calibration: Calibration { windows: 4, window: 128, smooth_tokens: 128 },
             ..Recipe::DEFAULT
@@ -79,7 +82,8 @@ fn same_bytes<B: Calibrate>(b: &B) {
         run(b, &tiny, &recipe, false, None).unwrap();
         let whole = taken_bytes(&tiny);
         for states in [true, false] {
-            let what = format!("{transform:?}, {propagation:?}, states {states}");
+            let what =
+                format!("{transform:?}, {propagation:?}, correction {error_correction}, states {states}");
             let stopped = run(b, &tiny, &recipe, false, Some("block 2/2: solving"));
             assert!(matches!(stopped, Err(QuantError::Interrupted)), "{what}: {stopped:?}");
             for entry in fs::read_dir(left(&tiny)).unwrap() {

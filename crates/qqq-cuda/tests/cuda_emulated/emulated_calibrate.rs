@@ -216,14 +216,17 @@ fn solver() -> Vec<Kernel> {
     kernels.retain(|k| {
         let of_inputs = [Kernel::Widen, Kernel::Floats, Kernel::Mirror, Kernel::Diagonal, Kernel::NotFinite];
         let of_smoothing = [Kernel::ChannelRange, Kernel::Distances, Kernel::DivideRows];
+        let of_correction = [Kernel::Doubles, Kernel::MoveWeights];
         let several = matches!(
             k,
             Kernel::Probabilities { .. }
                 | Kernel::RoundScaled { .. }
                 | Kernel::SmoothRows(_)
                 | Kernel::Halves(_)
+                | Kernel::Deviate(_)
         );
-        !several && !of_inputs.contains(k) && !of_smoothing.contains(k)
+        let alone = [&of_inputs[..], &of_smoothing, &of_correction].concat();
+        !several && !alone.contains(k)
     });
     kernels
 }
@@ -576,14 +579,23 @@ fn forms(s: &mut Solving<'_>, h: &[f32]) -> Check {
     );
     let product_at = s.memory.upload(&p);
     let forms = s.memory.upload(&vec![f64::NAN; n]);
-    for product in [product_at.address, 0] {
-        let parameters = FormParameters { rows: s.out.address, product, out: forms.address, k: k as i32 };
+    let added = numbers(30, n, 0.01).into_iter().map(f64::from).collect::<Vec<_>>();
+    let added_at = s.memory.upload(&added);
+    for (product, adds) in [(product_at.address, false), (0, false), (product_at.address, true)] {
+        let parameters = FormParameters {
+            rows: s.out.address,
+            product,
+            added: if adds { added_at.address } else { 0 },
+            out: forms.address,
+            k: k as i32,
+        };
         launch(s.emulator, Kernel::Forms, n, parameters, &s.memory)?;
         for (row, got) in s.memory.download::<f64>(forms).into_iter().enumerate() {
             let own = row * k..(row + 1) * k;
             let by = if product == 0 { &v } else { &p };
             let want: f64 =
                 v[own.clone()].iter().zip(&by[own]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let want = if adds { want + added[row] } else { want };
             close(got, want.max(0.0), 1e-9, 1e-15, &format!("form of row {row}"))?;
         }
     }
@@ -699,7 +711,7 @@ fn compensate(s: &mut Solving<'_>, factor: &Factor, scales: &[f32], nearest: &[i
 }
 
 /// Mistakes that the tests of the solver must find: text of `factor.cuh` or `solve.cuh`, and what is there instead.
-const MISTAKES: [(&str, &str); 16] = [
+const MISTAKES: [(&str, &str); 17] = [
     ("value = (dead ? p.mean : value) + p.added", "value = (dead ? p.mean : value)"),
     ("p.order[p.k - 1 - row]", "p.order[row]"),
     (
@@ -714,6 +726,7 @@ const MISTAKES: [(&str, &str); 16] = [
     ("return high < low ? above : below", "return above + 1"),
     ("__fdiv_rn(weight, 127.0f)", "__fdiv_rn(weight, 128.0f)"),
     ("sum += (double)row[i] * (double)product[i]", "sum += (double)row[i] * (double)row[i]"),
+    ("if (p.added) sum += p.added[blockIdx.x]", ""),
     ("p.errors[row] < p.least[row]", "p.errors[row] <= p.least[row]"),
     ("p.weights[i % p.n * p.k + p.order[i / p.n]]", "p.weights[i % p.n * p.k + i / p.n]"),
     ("targets[j] = __fmaf_rn(errors[i], factors[i][kSolveHalf + j], targets[j])", "targets[j] += 0.0f"),

@@ -20,6 +20,7 @@ mod uniform;
 
 mod emulated_attention;
 mod emulated_calibrate;
+mod emulated_correct;
 mod emulated_decoder;
 mod emulated_head;
 mod emulated_mistakes;
@@ -43,6 +44,8 @@ fn main() -> ExitCode {
                 emulated_calibrate::inputs_and_moments,
                 emulated_calibrate::layers_are_solved,
                 emulated_calibrate::mistakes_in_calibration_are_found,
+                emulated_correct::mistakes_in_the_correction_are_found,
+                emulated_correct::weights_are_corrected,
                 emulated_decoder::embeddings_sums_and_largest_elements,
                 emulated_decoder::heads_are_rotated,
                 emulated_decoder::losses_are_those_of_float64,

@@ -72,7 +72,6 @@ impl Calibrate for CpuBackend {
     type Deviations = CpuDeviation;
     type Deviation = CpuDeviation;
 
-    const CORRECTS: bool = true;
     const PIECES: Pieces = Pieces {
         attended_queries: attended::QUERIES,
         probability_queries: attended::BLOCK,

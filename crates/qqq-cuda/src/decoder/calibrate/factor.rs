@@ -19,7 +19,17 @@ pub(super) struct Factor {
     pub cost: Vec<f32>,
 }
 
-const F64: usize = 8;
+/// Bytes of a number here.
+pub(super) const F64: usize = 8;
+
+/// A lower Cholesky factor.
+pub(super) struct Cholesky {
+    /// `k x k` float64, column-major; above the diagonal there is anything.
+    pub matrix: Buffer,
+    /// The inverses of the squares of [`FACTOR_BLOCK`] columns on its diagonal, one after another: the transpose of each,
+    /// column-major, `FACTOR_BLOCK` apart.
+    pub inverses: Buffer,
+}
 
 /// Factorizes a Hessian whose diagonal is `diagonal` (on the host), with columns in the order of `order` (on the device, too).
 ///
@@ -32,6 +42,42 @@ pub(super) fn factorize(
     order: &Buffer,
     damping: f64,
 ) -> Result<std::result::Result<Factor, String>> {
+    let k = hessian.width;
+    let Some(Cholesky { matrix, .. }) = cholesky(b, hessian, diagonal, order, damping)? else {
+        return Ok(Err("the Hessian is not positive definite".to_owned()));
+    };
+    let device = b.device();
+    let feedback = Buffer::new(device, 4 * k * k)?;
+    let cost = Buffer::new(device, 4 * k)?;
+    let failed = Buffer::of(device, &[0i32])?;
+    let parameters = FeedbackParameters {
+        factor: matrix.address(),
+        feedback: feedback.address(),
+        cost: cost.address(),
+        failed: failed.address(),
+        k: k as i32,
+    };
+    // SAFETY: all have these sizes.
+    unsafe { b.calibrate(Kernel::Feedback, k * k, parameters) }?;
+    if is_set(&failed)? {
+        return Ok(Err("the Hessian is numerically singular".to_owned()));
+    }
+    let cost = read_values(&cost, k, DType::F32)?;
+    Ok(Ok(Factor { feedback, cost }))
+}
+
+/// The factor of a Hessian with `damping` times the mean of its diagonal added, its columns in the reverse of `order`; that
+/// mean stands on the diagonal where it is 0. `None` if what comes of it is not positive definite.
+///
+/// # Errors
+/// Those of the device.
+pub(super) fn cholesky(
+    b: &CudaBackend,
+    hessian: &CudaHessian,
+    diagonal: &[f32],
+    order: &Buffer,
+    damping: f64,
+) -> Result<Option<Cholesky>> {
     let k = hessian.width;
     let live = diagonal.iter().filter(|d| **d > 0.0).count();
     let mean = match live {
@@ -53,44 +99,27 @@ pub(super) fn factorize(
     };
     // SAFETY: all have these sizes.
     unsafe { b.calibrate(Kernel::Damp, k * k, parameters) }?;
-    columns(b, &matrix, k, &failed)?;
-
-    let feedback = Buffer::new(device, 4 * k * k)?;
-    let cost = Buffer::new(device, 4 * k)?;
-    let before = is_set(&failed)?;
-    let parameters = FeedbackParameters {
-        factor: matrix.address(),
-        feedback: feedback.address(),
-        cost: cost.address(),
-        failed: failed.address(),
-        k: k as i32,
-    };
-    // SAFETY: all have these sizes.
-    unsafe { b.calibrate(Kernel::Feedback, k * k, parameters) }?;
-    let reason = match (before, is_set(&failed)?) {
-        (true, _) => "the Hessian is not positive definite",
-        (false, true) => "the Hessian is numerically singular",
-        (false, false) => {
-            let cost = read_values(&cost, k, DType::F32)?;
-            return Ok(Ok(Factor { feedback, cost }));
-        }
-    };
-    Ok(Err(reason.to_owned()))
+    let inverses = columns(b, &matrix, k, &failed)?;
+    Ok(if is_set(&failed)? { None } else { Some(Cholesky { matrix, inverses }) })
 }
 
 fn is_set(flag: &Buffer) -> Result<bool> {
     Ok(flag.read(4)?.iter().any(|b| *b != 0))
 }
 
-/// Replaces the lower triangle by its factor.
-fn columns(b: &CudaBackend, matrix: &Buffer, k: usize, failed: &Buffer) -> Result<()> {
+/// Bytes of the inverse of a square on the diagonal.
+pub(super) const INVERSE_BYTES: usize = F64 * FACTOR_BLOCK * FACTOR_BLOCK;
+
+/// Replaces the lower triangle by its factor, and gives the inverses of the squares on its diagonal.
+fn columns(b: &CudaBackend, matrix: &Buffer, k: usize, failed: &Buffer) -> Result<Buffer> {
     let device = b.device();
     let rest = Buffer::new(device, F64 * k * FACTOR_BLOCK)?;
-    let inverse = Buffer::new(device, F64 * FACTOR_BLOCK * FACTOR_BLOCK)?;
+    let inverses = Buffer::new(device, INVERSE_BYTES * k.div_ceil(FACTOR_BLOCK))?;
     let at = |row: usize, col: usize| matrix.address() + (F64 * (col * k + row)) as u64;
     let whole = Matrix::new(Number::F64, k);
     for start in (0..k).step_by(FACTOR_BLOCK) {
         let width = FACTOR_BLOCK.min(k - start);
+        let inverse = inverses.address() + (INVERSE_BYTES * (start / FACTOR_BLOCK)) as u64;
         // What is left: the block's columns minus the product of the columns before.
         if start == 0 {
             copy(b, matrix.address(), rest.address(), F64 * k * width)?;
@@ -120,7 +149,7 @@ fn columns(b: &CudaBackend, matrix: &Buffer, k: usize, failed: &Buffer) -> Resul
         let parameters = FactorParameters {
             rest: rest.address(),
             out: at(start, start),
-            inverse: inverse.address(),
+            inverse,
             failed: failed.address(),
             rest_pitch: k as i32,
             out_pitch: k as i32,
@@ -144,7 +173,7 @@ fn columns(b: &CudaBackend, matrix: &Buffer, k: usize, failed: &Buffer) -> Resul
         };
         let operands = Operands {
             a: rest.address() + (F64 * width) as u64,
-            b: inverse.address(),
+            b: inverse,
             c: at(end, start),
             d: at(end, start),
             bias: 0,
@@ -154,5 +183,5 @@ fn columns(b: &CudaBackend, matrix: &Buffer, k: usize, failed: &Buffer) -> Resul
         // SAFETY: as above.
         unsafe { b.product(&product, &operands) }?;
     }
-    Ok(())
+    Ok(inverses)
 }

@@ -1,4 +1,4 @@
-//! Instances of `calibrate.cuh`, `factor.cuh`, `solve.cuh` and `smooth.cuh`.
+//! Instances of `calibrate.cuh`, `correct.cuh`, `factor.cuh`, `solve.cuh` and `smooth.cuh`.
 
 use crate::dtype::HALVES;
 use crate::{DType, KernelType, Source};
@@ -50,6 +50,12 @@ pub enum CalibrationKernel {
     FactorSquare,
     /// What errors feed back.
     Feedback,
+    /// What the float model's inputs deviate by, in this 16-bit type.
+    Deviate(DType),
+    /// float32 values as float64.
+    Doubles,
+    /// Weights and their steps.
+    MoveWeights,
     /// Scales of groups, by a CTA each where they are whole rows, else by a warp.
     ChooseScales {
         /// Whether there are groups.
@@ -114,6 +120,8 @@ impl CalibrationKernel {
             K::Damp,
             K::FactorSquare,
             K::Feedback,
+            K::Doubles,
+            K::MoveWeights,
             K::FillScales,
             K::IntegerScales,
             K::RoundCodes,
@@ -133,7 +141,7 @@ impl CalibrationKernel {
         }
         for half in HALVES {
             all.extend(HALVES.map(|out| K::Probabilities { half, out }));
-            all.extend([K::SmoothRows(half), K::Halves(half)]);
+            all.extend([K::SmoothRows(half), K::Halves(half), K::Deviate(half)]);
         }
         all
     }
@@ -155,6 +163,13 @@ impl CalibrationKernel {
             K::Damp => ("damp".into(), "Damp", "damp(p)".into()),
             K::FactorSquare => ("factor_square".into(), "Factor", "factor_square(p)".into()),
             K::Feedback => ("feedback".into(), "Feedback", "feedback(p)".into()),
+            K::Deviate(half) => (
+                format!("deviate_{}", half.kernel_name()),
+                "Deviate",
+                format!("deviate<{}>(p)", is_bf16(half)),
+            ),
+            K::Doubles => ("doubles".into(), "Doubles", "doubles(p)".into()),
+            K::MoveWeights => ("move_weights".into(), "Move", "move_weights(p)".into()),
             K::ChooseScales { grouped } => {
                 let threads = if grouped { 32 } else { SCALE_THREADS };
                 (format!("choose_scales_{threads}"), "Scale", format!("choose_scales<{threads}>(p)"))
@@ -191,7 +206,8 @@ impl CalibrationKernel {
         };
         Source::new(format!("calibrate_{name}"), |function| {
             format!(
-                "#include \"smooth.cuh\"\n\
+                "#include \"correct.cuh\"\n\
+             #include \"smooth.cuh\"\n\
              // What the host believes.\n\
              static_assert(kProbabilityThreads == {ELEMENT_THREADS} && kMirrorThreads == {ELEMENT_THREADS});\n\
              static_assert(kFactorThreads == {ELEMENT_THREADS} && kMirrorTile == {MIRROR_TILE});\n\

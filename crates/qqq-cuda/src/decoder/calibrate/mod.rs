@@ -1,9 +1,12 @@
-//! Calibration on the GPU: second moments on tensor cores, inputs as attention averages them, and the solver.
+//! Calibration on the GPU: second moments on tensor cores, inputs as attention averages them, what the float model's inputs
+//! deviate by, and the solver.
 //!
 //! Sums are float32, of inputs in 16 bits: int8 rows are made bfloat16, whose rounding (2^-8 of a value at most, with either sign) is
 //! lost in the average over thousands of tokens. Everything runs on the device's stream in the order of the calls, so that two
 //! runs on the same kind of GPU give the same bits.
 
+mod correct;
+mod deviation;
 mod factor;
 pub mod kernels;
 pub mod parameters;
@@ -12,13 +15,13 @@ mod solve;
 mod weights;
 
 use std::borrow::Cow;
-use std::convert::Infallible;
 use std::sync::PoisonError;
 
-use qqq_backend::solve::Solution;
-use qqq_backend::{AttentionKind, BackendError, Calibrate, Pieces, Result};
+use qqq_backend::solve::{Solution, Unsolved};
+use qqq_backend::{AttentionKind, BackendError, Calibrate, DeviationValues, Pieces, Result};
 use qqq_formats::{QuantizedWeight, WeightData};
 
+pub use self::deviation::{CudaDeviation, CudaDeviations};
 use self::kernels::CalibrationKernel as Kernel;
 use self::parameters::{
     DiagonalParameters, MirrorParameters, NotFiniteParameters, ProbabilityParameters, WidenParameters,
@@ -144,29 +147,45 @@ impl CudaBackend {
         }
         let mut widened = self.shared.widened.lock().unwrap_or_else(PoisonError::into_inner);
         let (rows, half) = self.half_rows(x, &mut widened)?;
-        let k = x.cols;
         let beta = if gram.tokens == 0 { 0.0 } else { 1.0 };
+        // SAFETY: rows and sum have these sizes.
+        unsafe { self.add_squares(gram.sum.address(), rows, half, (x.rows, x.cols), beta) }?;
+        gram.tokens += x.rows;
+        Ok(())
+    }
+
+    /// The lower triangle of `sum = x^T x + beta sum`: of `count` rows of `k` values of the 16-bit type, and `k x k` float32.
+    ///
+    /// # Safety
+    /// Rows and sum must be device memory of these sizes.
+    unsafe fn add_squares(
+        &self,
+        sum: u64,
+        rows: u64,
+        half: DType,
+        (count, k): (usize, usize),
+        beta: f64,
+    ) -> crate::Result<()> {
         for first in (0..k).step_by(PANEL_ROWS) {
             let panel = PANEL_ROWS.min(k - first);
             // The sum's rows are the library's columns; those of the panel end at the diagonal.
-            let sum = Matrix::new(Number::F32, k);
+            let matrix = Matrix::new(Number::F32, k);
             let product = Product {
                 m: first + panel,
                 n: panel,
-                k: x.rows,
+                k: count,
                 a: Matrix::new(half.into(), k),
                 b: Matrix::transposed(half.into(), k),
-                c: sum,
-                d: sum,
+                c: matrix,
+                d: matrix,
                 bias: false,
             };
-            let out = gram.sum.address() + (4 * first * k) as u64;
+            let out = sum + (4 * first * k) as u64;
             let operands =
                 Operands { a: rows, b: rows + (2 * first) as u64, c: out, d: out, bias: 0, alpha: 1.0, beta };
-            // SAFETY: rows and sum have these sizes.
+            // SAFETY: the caller's promise.
             unsafe { self.product(&product, &operands) }?;
         }
-        gram.tokens += x.rows;
         Ok(())
     }
 
@@ -203,9 +222,8 @@ impl Calibrate for CudaBackend {
     type Hessian = CudaHessian;
     type Weights = CudaWeights;
     type Rotation = CudaRotation;
-    // Not yet; one product of tensor cores each, as `add_to_gram`'s.
-    type Deviations = Infallible;
-    type Deviation = Infallible;
+    type Deviations = CudaDeviations;
+    type Deviation = CudaDeviation;
 
     const PIECES: Pieces = Pieces {
         attended_queries: ATTENDED_QUERIES,
@@ -279,6 +297,32 @@ impl Calibrate for CudaBackend {
             self.add_matrix(&hessian.values, &other.values, hessian.width * hessian.width, factor)?;
         }
         Ok(())
+    }
+
+    fn deviations(&self, width: usize, together: &[&CudaInput]) -> Result<CudaDeviations> {
+        self.no_deviations(width, together)
+    }
+
+    // Every token has weight 1, here as in `gram_of`.
+    fn deviations_add(
+        &self,
+        sums: &mut CudaDeviations,
+        _first: usize,
+        pairs: &[(&CudaInput, &CudaInput)],
+    ) -> Result<()> {
+        self.add_deviations(sums, pairs)
+    }
+
+    fn deviation(&self, sums: CudaDeviations) -> Result<CudaDeviation> {
+        self.mean_deviation(sums)
+    }
+
+    fn deviation_add(&self, deviation: &mut CudaDeviation, other: &CudaDeviation, factor: f64) -> Result<()> {
+        self.add_deviation(deviation, other, factor)
+    }
+
+    fn read_deviation<'d>(&self, deviation: &'d CudaDeviation) -> Result<DeviationValues<'d>> {
+        self.deviation_values(deviation)
     }
 
     fn read_hessian<'h>(&self, hessian: &'h CudaHessian) -> Result<Cow<'h, [f32]>> {
@@ -409,7 +453,7 @@ impl Calibrate for CudaBackend {
         self.rotate_rows(weights, first, q)
     }
 
-    fn solve(&self, problem: &CudaProblem<'_>) -> Result<std::result::Result<Solution, String>> {
+    fn solve(&self, problem: &CudaProblem<'_>) -> Result<std::result::Result<Solution, Unsolved>> {
         self.solve_layer(problem)
     }
 

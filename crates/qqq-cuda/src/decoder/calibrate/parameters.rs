@@ -158,6 +158,60 @@ pub struct FeedbackParameters {
     pub k: i32,
 }
 
+/// `DeviateParameters` of `correct.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DeviateParameters {
+    /// Inputs of the quantized model, `rows x cols`: int8 where there are scales.
+    pub x: u64,
+    /// Scales of the rows, `rows` float32; or 0.
+    pub scales: u64,
+    /// Inputs of the float model, `rows x cols`.
+    pub y: u64,
+    /// Output, `rows x cols` of a 16-bit type.
+    pub out: u64,
+    /// Fours of values.
+    pub count: i64,
+    /// Of a row.
+    pub row_count: i32,
+    /// Type of `x` where there are no scales.
+    pub x_type: i32,
+    /// Type of `y`.
+    pub y_type: i32,
+}
+
+/// `DoublesParameters` of `correct.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DoublesParameters {
+    /// Values, float32.
+    pub x: u64,
+    /// Output, float64.
+    pub out: u64,
+    /// How many.
+    pub count: i64,
+}
+
+/// `MoveParameters` of `correct.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct MoveParameters {
+    /// `n x k` float32.
+    pub weights: u64,
+    /// What they are moved by at strength 1, `n x k` float64.
+    pub steps: u64,
+    /// Diagonal of the Hessian, `k` float32.
+    pub diagonal: u64,
+    /// Output, `n x k` float32.
+    pub out: u64,
+    /// Weights.
+    pub count: i64,
+    /// Input channels, columns of the weights.
+    pub k: i32,
+    /// What steps are multiplied by.
+    pub strength: f64,
+}
+
 /// `ScaleParameters` of `solve.cuh`, with the rule.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -226,6 +280,8 @@ pub struct FormParameters {
     pub rows: u64,
     /// Their product with the Hessian, or 0.
     pub product: u64,
+    /// Added to the sums, `n` float64; or 0.
+    pub added: u64,
     /// Output, a sum for each row: `n` float64.
     pub out: u64,
     /// Columns of the rows.

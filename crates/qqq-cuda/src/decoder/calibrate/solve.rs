@@ -1,21 +1,19 @@
 //! Solving a layer, as the host's solver does: scales, rounding to nearest, compensation of which the better is kept row by row.
 
-use std::convert::Infallible;
-
 use half::{bf16, f16};
-use qqq_backend::solve::{ErrorPower, Grid, Problem, Solution};
+use qqq_backend::solve::{ErrorPower, Grid, Problem, Solution, Unsolved};
 use qqq_backend::{BackendError, Result};
 
 use super::super::CudaBackend;
 use super::super::blas::{Matrix, Number, Operands, Product};
-use super::super::memory::{Buffer, doubles, read_values};
+use super::super::memory::{Buffer, copy, doubles, read_values};
 use super::super::steps::value_type;
 use super::factor::{Factor, factorize};
 use super::kernels::{CalibrationKernel as Kernel, SOLVE_BLOCK};
 use super::parameters::{
     CodeParameters, ColumnParameters, FormParameters, KeepParameters, ScaleParameters, SolveParameters,
 };
-use super::{CudaHessian, CudaWeights};
+use super::{CudaDeviation, CudaHessian, CudaWeights};
 use crate::DType;
 
 /// Columns of a Hessian that a quadratic form multiplies at a time.
@@ -23,8 +21,16 @@ const FORM_PANEL: usize = 1024;
 /// Times that rows with groups are solved while their channel scale moves.
 const CHANNEL_SCALE_ROUNDS: usize = 2;
 
-/// A layer that is solved here; its weights are never corrected.
-pub(super) type CudaProblem<'a> = Problem<'a, CudaWeights, CudaHessian, Infallible>;
+/// A layer that is solved here.
+pub(super) type CudaProblem<'a> = Problem<'a, CudaWeights, CudaHessian, CudaDeviation>;
+
+/// The outputs `w y` of rows of weights in the float model, as they are compared with.
+struct Target {
+    /// `w D^T`, `n x k` float32.
+    products: Buffer,
+    /// `w S w^T`, `n` float64, with `S` the second moment of the deviation.
+    own: Buffer,
+}
 
 /// A problem on the device.
 struct Rows<'p> {
@@ -33,7 +39,7 @@ struct Rows<'p> {
     grid: Grid,
     group: usize,
     n: usize,
-    /// Address of `n x k` float32.
+    /// Address of `n x k` float32: what is rounded.
     weights: u64,
     /// `n x groups` float32.
     scales: Buffer,
@@ -49,11 +55,11 @@ impl CudaBackend {
     pub(super) fn solve_layer(
         &self,
         problem: &CudaProblem<'_>,
-    ) -> Result<std::result::Result<Solution, String>> {
+    ) -> Result<std::result::Result<Solution, Unsolved>> {
         let (n, k) = (problem.rows.len(), problem.k);
         check(problem)?;
-        let weights = problem.weights.row(problem.rows.start);
-        if let Some(i) = self.position_not_finite(weights, n * k, DType::F32)? {
+        let float = problem.weights.row(problem.rows.start);
+        if let Some(i) = self.position_not_finite(float, n * k, DType::F32)? {
             let (row, col) = (i / k, i % k);
             return Err(BackendError::NotFinite(format!("weight [{row}, {col}] is not finite")));
         }
@@ -63,6 +69,16 @@ impl CudaBackend {
         };
         let dead_channels = diagonal.iter().filter(|d| **d == 0.0).count();
         let device = self.device();
+        let moved = match (&problem.correction, problem.hessian) {
+            (Some(correction), Some(hessian)) => {
+                match self.moved(problem, correction, hessian, &diagonal)? {
+                    Ok(moved) => Some(moved),
+                    Err(reason) => return Ok(Err(reason)),
+                }
+            }
+            _ => None,
+        };
+        let weights = moved.as_ref().map_or(float, Buffer::address);
         let mut compensation = None;
         let mut importance = diagonal.clone();
         if let (Some(how), Some(hessian)) = (problem.compensation, problem.hessian) {
@@ -73,7 +89,7 @@ impl CudaBackend {
             let on_device = Buffer::of(device, &order)?;
             let factor = match factorize(self, hessian, &diagonal, &on_device, how.damping)? {
                 Ok(factor) => factor,
-                Err(reason) => return Ok(Err(reason)),
+                Err(reason) => return Ok(Err(Unsolved::Damping(reason))),
             };
             for (&channel, &cost) in order.iter().zip(&factor.cost) {
                 let channel = channel as usize;
@@ -83,7 +99,7 @@ impl CudaBackend {
         }
         let group = problem.group_size.unwrap_or(k);
         let groups = k / group;
-        let rows = Rows {
+        let mut rows = Rows {
             b: self,
             problem,
             grid: Grid::of(problem.group_size),
@@ -97,30 +113,42 @@ impl CudaBackend {
         };
         rows.choose_scales(&importance)?;
         let best = Buffer::new(device, n * k)?;
-        rows.codes(Kernel::RoundCodes, &best)?;
+        rows.codes(Kernel::RoundCodes, &best, weights)?;
         let least = rows.losses(&best)?;
         let energies = rows.forms(rows.weights)?;
-        let error_nearest: f64 = doubles(&least, n)?.iter().sum();
+        let mut error_nearest: f64 = doubles(&least, n)?.iter().sum();
+        let nearest = match problem.correction {
+            Some(_) => {
+                let nearest = Buffer::new(device, n * k)?;
+                copy(self, best.address(), nearest.address(), n * k)?;
+                Some(nearest)
+            }
+            None => None,
+        };
         if let Some((factor, order)) = &compensation
             && !rows.compensate(factor, order, &best, &least)?
         {
-            return Ok(Err("the compensated weights overflow".into()));
+            return Ok(Err(Unsolved::Damping("the compensated weights overflow".into())));
         }
+        drop(compensation);
         let energies = doubles(&energies, n)?;
         let mut errors = doubles(&least, n)?;
         let mut scales = read_values(&rows.scales, n * groups, DType::F32)?;
         if problem.scales.fit {
             rows.fit_scales(&best, &energies, &mut errors, &mut scales)?;
         }
+        let (mut energy, mut error) = (energies.iter().sum(), errors.iter().sum());
+        if let (Some(correction), Some(nearest)) = (&problem.correction, nearest) {
+            let target = rows.target(float, correction.deviation)?;
+            energy = rows.against(&target, float)?;
+            rows.differences(&nearest, float)?;
+            error_nearest = rows.against(&target, rows.rows.address())?;
+            rows.scales.write(bytemuck::cast_slice(&scales))?;
+            rows.differences(&best, float)?;
+            error = rows.against(&target, rows.rows.address())?;
+        }
         let codes = bytemuck::cast_vec(best.read(n * k)?);
-        Ok(Ok(Solution {
-            codes,
-            scales,
-            energy: energies.iter().sum(),
-            error_nearest,
-            error: errors.iter().sum(),
-            dead_channels,
-        }))
+        Ok(Ok(Solution { codes, scales, energy, error_nearest, error, dead_channels }))
     }
 
     /// The diagonal of a Hessian whose values are all finite, and its diagonal not negative.
@@ -150,12 +178,14 @@ fn check(problem: &CudaProblem<'_>) -> Result<()> {
     let fits = problem.weights.k == k
         && problem.weights.has(&problem.rows)
         && problem.hessian.is_none_or(|h| h.width == k)
+        && problem.correction.as_ref().is_none_or(|c| c.deviation.width == k)
         && problem.group_size.is_none_or(|g| g > 0 && k.is_multiple_of(g))
         && n > 0
         && k > 0
         && n < i32::MAX as usize
         && k < i32::MAX as usize;
-    if fits && (problem.compensation.is_none() || problem.hessian.is_some()) {
+    let looks = problem.compensation.is_some() || problem.correction.is_some();
+    if fits && (!looks || problem.hessian.is_some()) {
         return Ok(());
     }
     Err(BackendError::Shape(format!("a layer of {n} x {k} that does not fit its Hessian or its groups")))
@@ -212,11 +242,11 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// A kernel that works on codes, `n x k` int8.
-    fn codes(&self, kernel: Kernel, codes: &Buffer) -> Result<()> {
+    /// A kernel that works on codes, `n x k` int8, and on weights at an address, `n x k` float32.
+    fn codes(&self, kernel: Kernel, codes: &Buffer, weights: u64) -> Result<()> {
         let channels = if self.is_grouped() { &self.channels } else { &self.scales };
         let parameters = CodeParameters {
-            weights: self.weights,
+            weights,
             scales: self.scales.address(),
             channels: channels.address(),
             codes: codes.address(),
@@ -232,54 +262,89 @@ impl Rows<'_> {
         Ok(unsafe { self.b.calibrate(kernel, units, parameters) }?)
     }
 
-    /// `v H v^T` of each row `v` of a matrix, `n` float64.
-    ///
-    /// Of a symmetric `H` each pair of channels is multiplied once and counted twice: column panel by column panel, the square
-    /// on the diagonal and twice what is below it.
+    /// `v H v^T` of each row `v` of a matrix, `n` float64; without a Hessian `v v^T`.
     fn forms(&self, rows: u64) -> Result<Buffer> {
+        let Some(hessian) = self.problem.hessian else { return self.sums(rows, 0, 0) };
+        self.multiply(rows, &hessian.values)?;
+        self.sums(rows, self.product.address(), 0)
+    }
+
+    /// Products `p` of the rows `v` of a matrix with a symmetric one `M`, such that `v p^T = v M v^T`.
+    ///
+    /// Each pair of channels is multiplied once and counted twice: column panel by column panel, the square on the diagonal
+    /// and twice what is below it.
+    fn multiply(&self, rows: u64, symmetric: &Buffer) -> Result<()> {
         let (n, k) = (self.n, self.problem.k);
-        let out = Buffer::new(self.b.device(), 8 * n)?;
-        if let Some(hessian) = self.problem.hessian {
-            let at = |row: usize, col: usize| hessian.values.address() + (4 * (row * k + col)) as u64;
-            let whole = Matrix::new(Number::F32, k);
-            for first in (0..k).step_by(FORM_PANEL) {
-                let end = (first + FORM_PANEL).min(k);
-                let product = self.product.address() + (4 * first) as u64;
-                // Rows `from..to` of the panel's columns; row-major matrices are the library's transposes.
-                let multiply = |from: usize, to: usize, alpha: f64, beta: f64| -> Result<()> {
-                    let operands = Operands {
-                        a: at(from, first),
-                        b: rows + (4 * from) as u64,
-                        c: product,
-                        d: product,
-                        bias: 0,
-                        alpha,
-                        beta,
-                    };
-                    let (m, k) = (end - first, to - from);
-                    let shape = Product { m, n, k, a: whole, b: whole, c: whole, d: whole, bias: false };
-                    // SAFETY: all lie in matrices of the problem's sizes.
-                    Ok(unsafe { self.b.product(&shape, &operands) }?)
+        let at = |row: usize, col: usize| symmetric.address() + (4 * (row * k + col)) as u64;
+        let whole = Matrix::new(Number::F32, k);
+        for first in (0..k).step_by(FORM_PANEL) {
+            let end = (first + FORM_PANEL).min(k);
+            let product = self.product.address() + (4 * first) as u64;
+            // Rows `from..to` of the panel's columns; row-major matrices are the library's transposes.
+            let multiply = |from: usize, to: usize, alpha: f64, beta: f64| -> Result<()> {
+                let operands = Operands {
+                    a: at(from, first),
+                    b: rows + (4 * from) as u64,
+                    c: product,
+                    d: product,
+                    bias: 0,
+                    alpha,
+                    beta,
                 };
-                multiply(first, end, 1.0, 0.0)?;
-                if end < k {
-                    multiply(end, k, 2.0, 1.0)?;
-                }
+                let (m, k) = (end - first, to - from);
+                let shape = Product { m, n, k, a: whole, b: whole, c: whole, d: whole, bias: false };
+                // SAFETY: all lie in matrices of the problem's sizes.
+                Ok(unsafe { self.b.product(&shape, &operands) }?)
+            };
+            multiply(first, end, 1.0, 0.0)?;
+            if end < k {
+                multiply(end, k, 2.0, 1.0)?;
             }
         }
-        let product = if self.problem.hessian.is_some() { self.product.address() } else { 0 };
-        let parameters = FormParameters { rows, product, out: out.address(), k: k as i32 };
-        // SAFETY: as above.
-        unsafe { self.b.calibrate(Kernel::Forms, n, parameters) }?;
+        Ok(())
+    }
+
+    /// Sums of the rows of a matrix times those of another one (times themselves, if its address is 0), each with a number
+    /// that is added to it (if that address is not 0): `n` float64, none below 0.
+    fn sums(&self, rows: u64, product: u64, added: u64) -> Result<Buffer> {
+        let out = Buffer::new(self.b.device(), 8 * self.n)?;
+        let k = self.problem.k as i32;
+        let parameters = FormParameters { rows, product, added, out: out.address(), k };
+        // SAFETY: all have the problem's sizes.
+        unsafe { self.b.calibrate(Kernel::Forms, self.n, parameters) }?;
         Ok(out)
+    }
+
+    /// What weights at an address give in the float model.
+    fn target(&self, float: u64, deviation: &CudaDeviation) -> Result<Target> {
+        self.multiply(float, &deviation.square)?;
+        let own = self.sums(float, self.product.address(), 0)?;
+        let products = Buffer::new(self.b.device(), 4 * self.elements())?;
+        self.b.deviated(float, deviation, self.n, &products)?;
+        Ok(Target { products, own })
+    }
+
+    /// The sum over rows of `e H e^T + 2 e D w^T + w S w^T`: the mean of `|e x + w (y - x)|^2`, where rows `e` are `w - q`.
+    fn against(&self, target: &Target, rows: u64) -> Result<f64> {
+        if let Some(hessian) = self.problem.hessian {
+            self.multiply(rows, &hessian.values)?;
+        }
+        self.b.add_matrix(&self.product, &target.products, self.elements(), 2.0)?;
+        let sums = self.sums(rows, self.product.address(), target.own.address())?;
+        Ok(doubles(&sums, self.n)?.iter().sum())
+    }
+
+    /// Weights at an address minus what the kernels multiply for their codes.
+    fn differences(&self, codes: &Buffer, weights: u64) -> Result<()> {
+        if self.is_grouped() {
+            self.codes(Kernel::ChannelScales, codes, weights)?;
+        }
+        self.codes(Kernel::Differences { grouped: self.is_grouped() }, codes, weights)
     }
 
     /// `(w-q) H (w-q)^T` of each row for codes, as the kernels see them.
     fn losses(&self, codes: &Buffer) -> Result<Buffer> {
-        if self.is_grouped() {
-            self.codes(Kernel::ChannelScales, codes)?;
-        }
-        self.codes(Kernel::Differences { grouped: self.is_grouped() }, codes)?;
+        self.differences(codes, self.weights)?;
         self.forms(self.rows.address())
     }
 
@@ -387,7 +452,7 @@ impl Rows<'_> {
         errors: &mut [f64],
         scales: &mut [f32],
     ) -> Result<()> {
-        self.codes(Kernel::CodeValues, codes)?;
+        self.codes(Kernel::CodeValues, codes, self.weights)?;
         let squares = doubles(&self.forms(self.rows.address())?, self.n)?;
         for (row, scale) in scales.iter_mut().enumerate() {
             let (s, square) = (f64::from(*scale), squares[row]);
