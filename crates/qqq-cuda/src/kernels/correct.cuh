@@ -2,7 +2,7 @@
 // minimized is told with the host's solver; sums over tokens and triangular systems are a library's products.
 #pragma once
 
-#include "calibrate.cuh"
+#include "factor.cuh"
 
 // --- what the float model's inputs deviate by --------------------------------------------------------
 

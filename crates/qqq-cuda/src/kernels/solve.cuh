@@ -5,7 +5,7 @@
 // solved: neighbouring threads have neighbouring rows.
 #pragma once
 
-#include "factor.cuh"
+#include "correct.cuh"
 
 // --- scales --------------------------------------------------------------------------------------------
 

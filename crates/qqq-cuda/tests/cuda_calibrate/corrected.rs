@@ -3,7 +3,7 @@
 
 use qqq_backend::solve::{Correction, ErrorPower, Problem, RIDGE, ScaleChoice};
 use qqq_backend::{AttentionKind, Backend, Calibrate, CpuBackend, DeviationValues, HeadLayout, InputKind};
-use qqq_cuda::{CudaBackend, DType, KernelType};
+use qqq_cuda::{CudaBackend, DType};
 use qqq_formats::{Checkpoint, writer::Reservation};
 use qqq_model::Tokenizer;
 use qqq_quant::{
@@ -129,11 +129,12 @@ pub fn shares_are_added_and_what_does_not_fit_is_refused(b: CudaBackend) {
     let k = 80;
     let of = |seed| deviation_of(&b, &[pair(&b, 100, k, seed, InputKind::Int8, false)], k);
     let (mut sum, other) = (of(1), of(2));
-    let before = b.read_deviation(&sum).unwrap();
+    let DeviationValues { cross, square } = b.read_deviation(&sum).unwrap();
+    let before = [cross.into_owned(), square.into_owned()];
     b.deviation_add(&mut sum, &other, 0.25).unwrap();
     let (got, added) = (b.read_deviation(&sum).unwrap(), b.read_deviation(&other).unwrap());
     for (got, before, added) in
-        [(&got.cross, &before.cross, &added.cross), (&got.square, &before.square, &added.square)]
+        [(&got.cross, &before[0], &added.cross), (&got.square, &before[1], &added.square)]
     {
         for ((got, before), added) in got.iter().zip(before.iter()).zip(added.iter()) {
             let want = before + 0.25 * added;

@@ -206,8 +206,7 @@ impl CalibrationKernel {
         };
         Source::new(format!("calibrate_{name}"), |function| {
             format!(
-                "#include \"correct.cuh\"\n\
-             #include \"smooth.cuh\"\n\
+                "#include \"smooth.cuh\"\n\
              // What the host believes.\n\
              static_assert(kProbabilityThreads == {ELEMENT_THREADS} && kMirrorThreads == {ELEMENT_THREADS});\n\
              static_assert(kFactorThreads == {ELEMENT_THREADS} && kMirrorTile == {MIRROR_TILE});\n\
