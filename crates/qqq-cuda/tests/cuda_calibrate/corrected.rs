@@ -426,6 +426,6 @@ pub fn models_are_corrected_as_on_the_cpu(b: CudaBackend) {
         let (got, before) = (mean_loss(&report), mean_loss(&unmoved));
         println!("{what}: mean log loss {got}, on the CPU {want}; uncorrected {before}");
         assert!((got - want).abs() < 0.1, "{what}: {got} instead of {want}");
-        assert!(got < before - 0.02, "{what}: {got} after {before}");
+        assert!(got < before - 0.2, "{what}: {got} after {before}");
     }
 }
