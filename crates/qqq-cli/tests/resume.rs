@@ -164,7 +164,7 @@ fn and_with_smoothing_and_float_propagation() {
 
 #[test]
 fn and_with_a_float_model_beside() {
-    killed(&format!("{LINE} --error-correction 0.5"));
+    killed(&format!("{LINE} --error-correction 0"));
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn ctrl_c_offers_to_go_on() {
     for (other, says) in [
         (LINE.replace("--windows 50", "--windows 49"), "calibration.windows was 50, and is 49"),
         (format!("{line} --damping 0.5"), "damping was 0.01, and is 0.5"),
-        (format!("{line} --error-correction 0.5"), "error_correction was not there, and is 0.5"),
+        (format!("{line} --error-correction 0.25"), "error_correction was 0.5, and is 0.25"),
         (format!("{line} --format compressed-tensors --group-size 32"), "group_size was 64, and is 32"),
         (LINE.replace("text.txt", "built-in"), "the calibration text was"),
     ] {
@@ -275,7 +275,7 @@ fn and_those_of_smoothed_models() {
 
 #[test]
 fn and_those_of_corrected_ones() {
-    goes_over_blocks_again(&format!("{LINE} --error-correction 0.5"));
+    goes_over_blocks_again(LINE);
     goes_over_blocks_again(&format!("{LINE} --error-correction 1 --transform smooth --smooth-tokens 64"));
 }
 

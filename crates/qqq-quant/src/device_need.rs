@@ -93,6 +93,7 @@ mod tests {
     fn a_gpu_of_12_gb_has_room_for_7b() {
         let with = |windows, window| Recipe {
             calibration: crate::Calibration { windows, window, smooth_tokens: 512 },
+            error_correction: 0.0,
             ..Recipe::DEFAULT
         };
         let need = bytes(&shapes::llama_7b(32), &with(128, 2048));
@@ -102,6 +103,7 @@ mod tests {
         let smooth = Recipe {
             transform: crate::Transform::Smooth,
             calibration: crate::Calibration { windows: 128, window: 2048, smooth_tokens: 2048 },
+            error_correction: 0.0,
             ..Recipe::DEFAULT
         };
         assert!((need..12_000_000_000).contains(&bytes(&config, &smooth)), "{}", bytes(&config, &smooth));
@@ -116,7 +118,7 @@ mod tests {
         let correct = |windows| Recipe { error_correction: 0.3, ..with(windows, 2048) };
         let said =
             crate::preflight::check_device(&config, &correct(128), 14_000_000_000).unwrap_err().to_string();
-        assert!(said.contains("64 fit"), "{said}");
+        assert!(said.contains("64 fit") && said.contains("--error-correction 0"), "{said}");
         assert!(crate::preflight::check_device(&config, &correct(64), 14_000_000_000).is_ok());
         let error = crate::preflight::check_device(&config, &with(128, 2048), 8_000_000_000).unwrap_err();
         let error = error.to_string();

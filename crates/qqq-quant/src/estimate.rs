@@ -388,7 +388,7 @@ mod tests {
     fn runs_take_what_is_expected() {
         let slowness = Slowness::of_host(1.0, 1.0, 1.0);
         for (config, seconds) in [(shapes::smollm2(), 70.0), (shapes::llama_7b(2), 233.0)] {
-            let recipe = Recipe { transform: Transform::Rotate, ..Recipe::DEFAULT };
+            let recipe = Recipe { transform: Transform::Rotate, error_correction: 0.0, ..Recipe::DEFAULT };
             let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
             let expected: f64 = estimate.plan(config.num_layers).iter().sum();
             assert!((0.8..1.25).contains(&(expected / seconds)), "{expected} instead of {seconds}");
@@ -397,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_device_searches_whatever_the_host_does() {
-        let recipe = Recipe { transform: Transform::Smooth, ..Recipe::DEFAULT };
+        let recipe = Recipe { transform: Transform::Smooth, error_correction: 0.0, ..Recipe::DEFAULT };
         let seconds = |moves, on_host| {
             let pieces = Pieces { on_host, ..CpuBackend::PIECES };
             let slowness = Slowness { moves, ..Slowness::of_host(1e-3, 1e-3, 1e-3) };
@@ -414,7 +414,7 @@ mod tests {
     fn a_slower_machine_takes_longer() {
         let seconds = |slowness| {
             let config = shapes::wide();
-            let recipe = Recipe { transform: Transform::Rotate, ..Recipe::DEFAULT };
+            let recipe = Recipe { transform: Transform::Rotate, error_correction: 0.0, ..Recipe::DEFAULT };
             let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
             estimate.plan(config.num_layers).iter().sum::<f64>()
         };

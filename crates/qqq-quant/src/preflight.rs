@@ -87,10 +87,16 @@ pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> 
     while fewer > 0 && with(fewer) > free {
         fewer /= 2;
     }
-    let way = match fewer {
-        0 => "quantize on the CPU (--device cpu)".to_owned(),
-        n => format!("ask for fewer calibration windows ({n} fit), or quantize on the CPU (--device cpu)"),
-    };
+    let mut ways = Vec::new();
+    if fewer > 0 {
+        ways.push(format!("ask for fewer calibration windows ({fewer} fit)"));
+    }
+    let uncorrected = Recipe { error_correction: 0.0, ..recipe.clone() };
+    if recipe.corrects() && device_need::bytes(config, &uncorrected) <= free {
+        ways.push("leave errors uncorrected (--error-correction 0)".to_owned());
+    }
+    ways.push("quantize on the CPU (--device cpu)".to_owned());
+    let way = ways.join(", or ");
     Err(QuantError::Recipe(format!(
         "this run takes about {} of the GPU's memory, of which {} are free; {way}",
         size::bytes(need),

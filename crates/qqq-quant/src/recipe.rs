@@ -147,7 +147,7 @@ pub struct Recipe {
     /// How far weights are moved, before they are rounded, to make up for what the quantized layers before have done to
     /// their inputs: from 0 (not at all) to 1 (least squared error against the float model's output on the calibration
     /// text). See [`solve::Correction`](crate::solve::Correction). Reports of before there was a choice: 0.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     pub error_correction: f64,
     /// How much text is looked at.
     pub calibration: Calibration,
@@ -168,7 +168,7 @@ impl Recipe {
         damping: 0.01,
         value_hessian: ValueHessian::Attention,
         propagation: Propagation::Quantized,
-        error_correction: 0.0,
+        error_correction: 0.5,
         calibration: Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
         seed: 0,
     };
@@ -182,10 +182,6 @@ impl Recipe {
     pub fn calibrates(&self) -> bool {
         self.calibration.windows > 0
     }
-}
-
-fn is_zero(value: &f64) -> bool {
-    *value == 0.0
 }
 
 impl Default for Recipe {

@@ -202,6 +202,9 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         Source::BuiltIn => {
             "text like what the model will see is better (--calibration FILE), fewer windows are faster (--windows 16)"
         }
+        Source::Files(_) | Source::Dataset { .. } if recipe.corrects() => {
+            "faster are fewer windows (--windows 16) and no correction (--error-correction 0)"
+        }
         Source::Files(_) | Source::Dataset { .. } if calibration.windows <= FEW_WINDOWS => {
             "more windows keep more of the quality (--windows 32)"
         }

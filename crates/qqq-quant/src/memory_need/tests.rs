@@ -13,6 +13,7 @@ fn of(recipe: &Recipe, samples: bool, threads: usize) -> MemoryNeed {
 fn a_model_of_7b_takes_less_than_4_gb() {
     let recipe = Recipe {
         calibration: crate::Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
+        error_correction: 0.0,
         ..Recipe::DEFAULT
     };
     for threads in [1, 2, 16] {
@@ -34,6 +35,7 @@ fn plans_are_a_little_above_what_runs_took() {
         transform,
         propagation,
         calibration: crate::Calibration { windows, ..Recipe::DEFAULT.calibration },
+        error_correction: 0.0,
         ..Recipe::DEFAULT
     };
     let usual = with(32, Transform::Rotate, Propagation::Quantized);
@@ -57,17 +59,19 @@ fn plans_are_a_little_above_what_runs_took() {
 
 #[test]
 fn recipes_and_calibration_count() {
-    let base = of(&Recipe::DEFAULT, false, 2).bytes;
+    let plain = Recipe { error_correction: 0.0, ..Recipe::DEFAULT };
+    let base = of(&plain, false, 2).bytes;
     let with = |recipe: Recipe| of(&recipe, false, 2).bytes;
-    let float = Recipe { propagation: Propagation::Float, ..Recipe::DEFAULT };
+    assert!(with(Recipe::DEFAULT) > base, "the float model's windows are beside the others");
+    let float = Recipe { propagation: Propagation::Float, ..plain.clone() };
     assert!(with(float) > base);
-    let mut fewer = Recipe::DEFAULT;
+    let mut fewer = plain.clone();
     fewer.calibration.windows /= 2;
     let saved = base - with(fewer);
     // 32,768 tokens of hidden states, and of int8 inputs of down.
     let expected = RETAINED * f64::from(32_768 * (4 * 4096 + 11008));
     assert!((saved as f64 - expected).abs() < 10.0, "{saved} {expected}");
-    let mut none = Recipe { compensate: false, ..Recipe::DEFAULT };
+    let mut none = Recipe { compensate: false, ..plain };
     none.calibration.windows = 0;
     assert!(with(none) < base / 2);
     let mut huge = Recipe::DEFAULT;

@@ -49,7 +49,9 @@ pub struct DemoArgs {
 
 /// Few windows: the demo is to end in a couple of minutes on two cores.
 fn recipe() -> Recipe {
-    Recipe { calibration: Calibration { windows: 16, window: 512, smooth_tokens: 512 }, ..Recipe::DEFAULT }
+    // A demonstration is to be quick: correcting errors takes two thirds of the time on a CPU.
+    let calibration = Calibration { windows: 16, window: 512, smooth_tokens: 512 };
+    Recipe { calibration, error_correction: 0.0, ..Recipe::DEFAULT }
 }
 
 #[derive(Serialize)]
