@@ -10,7 +10,7 @@ use qqq_backend::{cpu::isa::Isa, pool};
 
 use crate::{
     commands::{
-        bench, chat, completions, demo, doctor, eval, generate, inspect, kernels, man, quantize, synth,
+        bench, chat, completions, convert, demo, doctor, eval, generate, inspect, kernels, man, quantize, synth,
     },
     console::{Console, wants_colour},
     download,
@@ -75,6 +75,7 @@ struct GlobalArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     Quantize(quantize::QuantizeArgs),
+    Convert(convert::ConvertArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Eval(eval::EvalArgs),
@@ -121,6 +122,7 @@ fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
     download::show_on(console);
     match cli.command {
         Command::Quantize(args) => quantize::run(&args, console),
+        Command::Convert(args) => convert::run(&args, console),
         Command::Generate(args) => generate::run(&args, console),
         Command::Chat(args) => chat::run(&args, console),
         Command::Eval(args) => eval::run(&args, console),

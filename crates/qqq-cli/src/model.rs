@@ -1,6 +1,6 @@
 //! Opening the models that a command names.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use qqq_backend::{Backend, CpuBackend};
@@ -85,12 +85,20 @@ pub fn open(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
 }
 
 fn find(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
+    open_path(&locate(spec, hub)?)
+}
+
+/// Where a model lies, after it was fetched if it is on the hub.
+///
+/// # Errors
+/// A name that is none of a model.
+pub fn locate(spec: &str, hub: &HubArgs) -> anyhow::Result<PathBuf> {
     let path = Path::new(spec);
     if spec.is_empty() {
         return Err(bad_input_hint("the model's name is empty", MODEL_HINT));
     }
     if path.exists() {
-        return open_path(path);
+        return Ok(path.to_owned());
     }
     if spec.contains("://") {
         return Err(bad_input_hint(
@@ -101,7 +109,7 @@ fn find(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     if !hub::is_id(spec) {
         return Err(bad_input_hint(format!("{spec}: no such file or directory"), MODEL_HINT));
     }
-    open_path(&hub::resolve(spec, &hub.options())?)
+    Ok(hub::resolve(spec, &hub.options())?)
 }
 
 /// Opens a model, and says so where that is not all of it.

@@ -30,6 +30,7 @@ macro_rules! snapshots {
 snapshots! {
     qqq: ;
     quantize: "quantize";
+    convert: "convert";
     generate: "generate";
     chat: "chat";
     eval: "eval";

@@ -5,9 +5,11 @@ use std::{
     sync::Arc,
 };
 
+use serde_json::{Map, Value};
+
 use crate::{
     FormatError, Inputs, LayerReader, LinearWeight, ModelConfig, Result, TensorSource,
-    config::wrapped,
+    config::{parse_json, wrapped},
     gguf::GgufFile,
     renamed::Renamed,
     safetensors::{self, Safetensors},
@@ -39,6 +41,17 @@ impl Checkpoint {
     /// A path that does not exist or is neither of the two; whatever [`ModelConfig::from_json`],
     /// [`Safetensors::open`] and [`GgufFile::open`] refuse.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_as(path, |_| Ok(()))
+    }
+
+    /// As [`Checkpoint::open`], where `prepare` changes what config.json says before it is looked at.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; those of `prepare`.
+    pub(crate) fn open_as(
+        path: &Path,
+        prepare: impl FnOnce(&mut Map<String, Value>) -> Result<()>,
+    ) -> Result<Self> {
         let io = |source| FormatError::Io { path: path.into(), source };
         let kind = std::fs::metadata(path).map_err(io)?;
         if !kind.is_dir() {
@@ -59,7 +72,11 @@ impl Checkpoint {
             });
         }
         let inputs = Arc::new(Inputs::default());
-        let mut config = ModelConfig::from_bytes(&config_path, &inputs.read(&config_path)?)?;
+        let mut value = parse_json(&config_path, &inputs.read(&config_path)?)?;
+        if let Value::Object(map) = &mut value {
+            prepare(map)?;
+        }
+        let mut config = ModelConfig::from_value(&config_path, value)?;
         if safetensors::files_with_extension(path, "safetensors")?.is_empty()
             && !path.join(safetensors::INDEX_FILE).exists()
         {

@@ -141,6 +141,17 @@ impl Architecture {
     }
 }
 
+/// The value of a JSON file.
+///
+/// # Errors
+/// It is none.
+pub(crate) fn parse_json(path: &Path, text: &[u8]) -> Result<Value> {
+    serde_json::from_slice(text).map_err(|e| FormatError::Malformed {
+        path: path.into(),
+        reason: format!("not valid JSON: {e}"),
+    })
+}
+
 impl ModelConfig {
     /// Reads a `config.json`.
     ///
@@ -155,11 +166,7 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::from_json`].
     pub fn from_bytes(path: &Path, text: &[u8]) -> Result<Self> {
-        let value = serde_json::from_slice(text).map_err(|e| FormatError::Malformed {
-            path: path.into(),
-            reason: format!("not valid JSON: {e}"),
-        })?;
-        Self::from_value(path, value)
+        Self::from_value(path, parse_json(path, text)?)
     }
 
     /// Reads the content of a `config.json`; `path` is for messages. Missing fields get the defaults that

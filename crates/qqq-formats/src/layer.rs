@@ -151,17 +151,20 @@ impl<'a> LayerReader<'a> {
 }
 
 /// The tensors of one layer.
-struct Source<'a> {
-    tensors: &'a dyn TensorSource,
-    prefix: &'a str,
+pub(crate) struct Source<'a> {
+    pub tensors: &'a dyn TensorSource,
+    /// The layer, as the checkpoint names it.
+    pub prefix: &'a str,
 }
 
 impl Source<'_> {
-    fn name(&self, tensor: &str) -> String {
+    /// The whole name of one of them.
+    pub fn name(&self, tensor: &str) -> String {
         format!("{}.{tensor}", self.prefix)
     }
 
-    fn at(&self, reason: &str) -> FormatError {
+    /// An error of this layer.
+    pub fn at(&self, reason: &str) -> FormatError {
         FormatError::Layout(format!("{}: {}: {reason}", self.tensors.location(), self.prefix))
     }
 
@@ -202,17 +205,7 @@ impl Source<'_> {
                 self.at("it has zero points (weight_zero_point), but config.json says that it is symmetric")
             );
         }
-        let shape_name = self.name("weight_shape");
-        if self.tensors.info(&shape_name).is_some() {
-            self.check(&shape_name, DType::I64, &[2])?;
-            let stored = self.tensors.bytes(&shape_name)?;
-            let stored: Vec<i64> = stored.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
-            if stored.iter().map(|d| usize::try_from(*d).ok()).ne([Some(n), Some(k)]) {
-                return Err(
-                    self.at(&format!("weight_shape says {stored:?}, the model's configuration [{n}, {k}]"))
-                );
-            }
-        }
+        self.check_shape(n, k)?;
         if let Some(g) = group_size.filter(|g| *g == 0 || !k.is_multiple_of(*g)) {
             return Err(self.at(&format!("{k} input channels are not a multiple of the group size {g}")));
         }
@@ -227,8 +220,61 @@ impl Source<'_> {
         self.tensors.f32(&self.name("weight_scale"), &[n, groups])
     }
 
+    /// Checks what compressed-tensors stores as the shape of a packed weight, if that is there.
+    pub fn check_shape(&self, n: usize, k: usize) -> Result<()> {
+        let name = self.name("weight_shape");
+        if self.tensors.info(&name).is_none() {
+            return Ok(());
+        }
+        let stored = self.stored_integers(&name, 2)?;
+        if stored.iter().map(|d| usize::try_from(*d).ok()).ne([Some(n), Some(k)]) {
+            return Err(
+                self.at(&format!("weight_shape says {stored:?}, the model's configuration [{n}, {k}]"))
+            );
+        }
+        Ok(())
+    }
+
+    /// The type of a tensor, if it is there.
+    pub fn dtype(&self, tensor: &str) -> Option<DType> {
+        self.tensors.info(&self.name(tensor)).map(|info| info.dtype)
+    }
+
+    /// The error of a tensor that is not there.
+    pub fn missing(&self, tensor: &str) -> FormatError {
+        FormatError::MissingTensor { location: self.tensors.location(), name: self.name(tensor) }
+    }
+
+    /// All words of an I32 tensor of this shape.
+    pub fn words(&self, tensor: &str, shape: &[usize]) -> Result<Vec<i32>> {
+        let name = self.name(tensor);
+        self.check(&name, DType::I32, shape)?;
+        self.i32s(&name, 0, shape.iter().product())
+    }
+
+    /// A float tensor of this shape, in its type.
+    pub fn floats(&self, tensor: &str, shape: &[usize]) -> Result<WeightData> {
+        self.tensors.float(&self.name(tensor), shape)
+    }
+
+    /// `count` integers of 32 or 64 bits, if they are there.
+    pub fn integers(&self, tensor: &str, count: usize) -> Result<Option<Vec<i64>>> {
+        let name = self.name(tensor);
+        self.tensors.info(&name).map(|_| self.stored_integers(&name, count)).transpose()
+    }
+
+    fn stored_integers(&self, name: &str, count: usize) -> Result<Vec<i64>> {
+        if self.tensors.info(name).is_some_and(|info| info.dtype == DType::I32) {
+            self.check(name, DType::I32, &[count])?;
+            return Ok(self.i32s(name, 0, count)?.into_iter().map(i64::from).collect());
+        }
+        self.check(name, DType::I64, &[count])?;
+        let stored = self.tensors.bytes(name)?;
+        Ok(stored.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect())
+    }
+
     /// Checks the type and shape of a tensor.
-    fn check(&self, name: &str, dtype: DType, shape: &[usize]) -> Result<()> {
+    pub fn check(&self, name: &str, dtype: DType, shape: &[usize]) -> Result<()> {
         let location = self.tensors.location();
         let Some(info) = self.tensors.info(name) else {
             return Err(FormatError::MissingTensor { location, name: name.into() });

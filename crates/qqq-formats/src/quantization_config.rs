@@ -11,6 +11,9 @@ use crate::{
 mod compressed_tensors;
 mod qqq;
 
+pub(crate) use compressed_tensors::weight_only;
+pub(crate) use qqq::PROVENANCE;
+
 /// On-disk form of a W4A8 checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckpointFormat {
@@ -68,15 +71,16 @@ struct Rule {
 }
 
 /// Group sizes that the kernels take.
-const GROUP_SIZES: [u64; 3] = [32, 64, 128];
+pub(crate) const GROUP_SIZES: [u64; 3] = [32, 64, 128];
 
 /// The module that stays float where nothing else is said.
-const HEAD: &str = "lm_head";
+pub(crate) const HEAD: &str = "lm_head";
 
 /// What the error messages say is possible.
-const SUPPORTED: &str = "supported are quant_method \"qqq\" (wbits or bits 4, group_size -1 or 128) and \
+pub(crate) const SUPPORTED: &str = "supported are quant_method \"qqq\" (wbits or bits 4, group_size -1 or 128) and \
     \"compressed-tensors\" in the forms pack-quantized and int-quantized with symmetric int4 weights (per channel, or \
-    groups of 32, 64 or 128) and dynamic symmetric per-token int8 input activations";
+    groups of 32, 64 or 128) and dynamic symmetric per-token int8 input activations; qqq convert makes such checkpoints of \
+    4-bit weights alone (GPTQ, AWQ, AutoRound, compressed-tensors W4A16)";
 
 impl QuantizationConfig {
     /// All linear layers alike, but for the output head, which is float: what the quantizer writes.
@@ -90,6 +94,14 @@ impl QuantizationConfig {
             Rule { pattern: ModulePattern::every_linear(), scheme: Some(LayerScheme { group_size, layout }) },
         ];
         Self { format, rules }
+    }
+
+    /// As [`uniform`](Self::uniform), but for the modules `float`, which are not quantized either.
+    pub fn uniform_but(format: CheckpointFormat, group_size: Option<usize>, float: &[String]) -> Self {
+        let mut config = Self::uniform(format, group_size);
+        let rules = float.iter().map(|name| Rule { pattern: ModulePattern::name(name), scheme: None });
+        config.rules.splice(1..1, rules);
+        config
     }
 
     /// Reads the value of `quantization_config`.
@@ -146,17 +158,17 @@ impl QuantizationConfig {
     }
 }
 
-fn unsupported(what: std::fmt::Arguments<'_>) -> FormatError {
+pub(crate) fn unsupported(what: std::fmt::Arguments<'_>) -> FormatError {
     FormatError::Unsupported(format!("quantization_config is not supported: {what}; {SUPPORTED}"))
 }
 
 /// The value of `key` for a message.
-fn found(map: &Map<String, Value>, key: &str) -> String {
+pub(crate) fn found(map: &Map<String, Value>, key: &str) -> String {
     map.get(key).map_or_else(|| "missing".into(), shown)
 }
 
 /// Checks that `key` (or `default`, where it is missing) is one of `allowed`.
-fn expect(
+pub(crate) fn expect(
     map: &Map<String, Value>,
     at: &str,
     key: &str,
@@ -170,7 +182,7 @@ fn expect(
 }
 
 /// Refuses keys that are not known.
-fn expect_known(map: &Map<String, Value>, at: &str, keys: &KnownKeys) -> Result<()> {
+pub(crate) fn expect_known(map: &Map<String, Value>, at: &str, keys: &KnownKeys) -> Result<()> {
     match keys.first_unknown(map, &[]) {
         None => Ok(()),
         Some((key, value)) => Err(unsupported(format_args!(

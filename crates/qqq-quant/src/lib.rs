@@ -52,6 +52,7 @@
 mod behind;
 pub mod calibration;
 pub mod clip;
+pub mod convert;
 mod device_need;
 mod dry_run;
 pub mod error;

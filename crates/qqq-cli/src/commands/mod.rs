@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod chat;
 pub mod completions;
+pub mod convert;
 pub mod demo;
 pub mod doctor;
 pub mod eval;

@@ -74,7 +74,35 @@ fn layout_name(layout: CodeLayout) -> &'static str {
     }
 }
 
+/// What a checkpoint's layers multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activations {
+    /// Quantized to int8, a scale a token.
+    Int8,
+    /// As they are; codes may have zero points.
+    Float,
+}
+
 pub(super) fn read(map: &Map<String, Value>) -> Result<QuantizationConfig> {
+    read_for(map, Activations::Int8)
+}
+
+/// Reads the configuration of weights that are quantized alone (W4A16). Also returns whether all of them are symmetric.
+///
+/// # Errors
+/// As [`QuantizationConfig::from_value`]; quantized activations; another format than pack-quantized.
+pub(crate) fn weight_only(map: &Map<String, Value>) -> Result<(QuantizationConfig, bool)> {
+    let config = read_for(map, Activations::Float)?;
+    if let Some(other) = config.schemes().iter().find(|scheme| scheme.layout != CodeLayout::Packed) {
+        return Err(unsupported(format_args!("format is {:?}", layout_name(other.layout))));
+    }
+    let groups = map.get("config_groups").and_then(Value::as_object);
+    let is_asymmetric = |group: &Value| group["weights"].get("symmetric") == Some(&Value::Bool(false));
+    let symmetric = !groups.is_some_and(|groups| groups.values().any(is_asymmetric));
+    Ok((config, symmetric))
+}
+
+fn read_for(map: &Map<String, Value>, activations: Activations) -> Result<QuantizationConfig> {
     expect_known(map, "", &KEYS)?;
     let null = Value::Null;
     expect(map, "", "quantization_status", &[json!("compressed"), null.clone()], Some(&null))?;
@@ -93,8 +121,10 @@ pub(super) fn read(map: &Map<String, Value>) -> Result<QuantizationConfig> {
     for (name, group) in groups {
         let at = format!("config_groups.{name}.");
         let (entries, scheme) = match group {
-            Value::Object(group) => (list(group, &at, "targets")?, group_scheme(group, &at, general)?),
-            Value::Array(_) if name.eq_ignore_ascii_case(PRESET) => {
+            Value::Object(group) => {
+                (list(group, &at, "targets")?, group_scheme(group, &at, general, activations)?)
+            }
+            Value::Array(_) if activations == Activations::Int8 && name.eq_ignore_ascii_case(PRESET) => {
                 let layout =
                     general.ok_or_else(|| unsupported(format_args!("format is {}", found(map, "format"))))?;
                 (list(groups, "config_groups.", name)?, LayerScheme { group_size: Some(128), layout })
@@ -160,7 +190,12 @@ fn list(map: &Map<String, Value>, at: &str, key: &str) -> Result<Vec<ModulePatte
     entries.iter().map(parse).collect()
 }
 
-fn group_scheme(group: &Map<String, Value>, at: &str, general: Option<CodeLayout>) -> Result<LayerScheme> {
+fn group_scheme(
+    group: &Map<String, Value>,
+    at: &str,
+    general: Option<CodeLayout>,
+    activations: Activations,
+) -> Result<LayerScheme> {
     expect_known(group, at, &GROUP_KEYS)?;
     let named = match group.get("format").filter(|v| !v.is_null()) {
         Some(own) => own.as_str().and_then(layout),
@@ -170,30 +205,41 @@ fn group_scheme(group: &Map<String, Value>, at: &str, general: Option<CodeLayout
         named.ok_or_else(|| unsupported(format_args!("{at}format is {}", found(group, "format"))))?;
     expect(group, at, "output_activations", &[Value::Null], Some(&Value::Null))?;
 
-    let inputs = section(group, at, "input_activations", "this is a weight-only (W4A16) checkpoint")?;
-    let at_inputs = format!("{at}input_activations.");
-    expect_known(inputs, &at_inputs, &ARGUMENT_KEYS)?;
-    integers(inputs, &at_inputs, 8)?;
-    expect(inputs, &at_inputs, "dynamic", &[json!(true)], None)?;
-    expect(inputs, &at_inputs, "strategy", &[json!("token")], None)?;
-    expect(inputs, &at_inputs, "group_size", &[Value::Null, json!(-1)], Some(&Value::Null))?;
+    let (null, alone) = (Value::Null, activations == Activations::Float);
+    match activations {
+        Activations::Int8 => int8_inputs(group, at)?,
+        Activations::Float => expect(group, at, "input_activations", std::slice::from_ref(&null), Some(&null))?,
+    }
 
     let weights = section(group, at, "weights", "weights are not quantized")?;
     let at_weights = format!("{at}weights.");
     expect_known(weights, &at_weights, &ARGUMENT_KEYS)?;
-    integers(weights, &at_weights, 4)?;
+    let symmetric = [json!(true), json!(!alone)];
+    integers(weights, &at_weights, 4, &symmetric)?;
     expect(weights, &at_weights, "dynamic", &[json!(false)], Some(&json!(false)))?;
-    // Act-order with static groups leaves columns where they were; the other kind permutes the groups.
-    let orders = [Value::Null, json!(false), json!("weight"), json!("static")];
-    expect(weights, &at_weights, "actorder", &orders, Some(&Value::Null))?;
+    // Act-order with static groups leaves columns where they were; the other kind permutes the groups, which is told by
+    // each layer's own list.
+    let orders = [null.clone(), json!(false), json!("weight"), json!("static"), json!("group"), json!(true), json!("dynamic")];
+    expect(weights, &at_weights, "actorder", if alone { &orders } else { &orders[..4] }, Some(&null))?;
     Ok(LayerScheme { group_size: group_size(weights, &at_weights)?, layout })
 }
 
-/// Symmetric integers of so many bits.
-fn integers(arguments: &Map<String, Value>, at: &str, bits: u8) -> Result<()> {
+/// Dynamic int8 activations with a scale a token.
+fn int8_inputs(group: &Map<String, Value>, at: &str) -> Result<()> {
+    let inputs = section(group, at, "input_activations", "this is a weight-only (W4A16) checkpoint")?;
+    let at = format!("{at}input_activations.");
+    expect_known(inputs, &at, &ARGUMENT_KEYS)?;
+    integers(inputs, &at, 8, &[json!(true)])?;
+    expect(inputs, &at, "dynamic", &[json!(true)], None)?;
+    expect(inputs, &at, "strategy", &[json!("token")], None)?;
+    expect(inputs, &at, "group_size", &[Value::Null, json!(-1)], Some(&Value::Null))
+}
+
+/// Integers of so many bits, symmetric or as `symmetric` allows.
+fn integers(arguments: &Map<String, Value>, at: &str, bits: u8, symmetric: &[Value]) -> Result<()> {
     expect(arguments, at, "num_bits", &[json!(bits)], None)?;
     expect(arguments, at, "type", &[json!("int")], Some(&json!("int")))?;
-    expect(arguments, at, "symmetric", &[json!(true)], Some(&json!(true)))
+    expect(arguments, at, "symmetric", symmetric, Some(&json!(true)))
 }
 
 fn group_size(weights: &Map<String, Value>, at: &str) -> Result<Option<usize>> {

@@ -15,7 +15,7 @@ use crate::{
 
 /// How GPTQModel came to the weights, and on which machine: it leaves no trace in them. Its order of columns
 /// (`desc_act`) leaves none in the layout.
-const PROVENANCE: &[&str] = &[
+pub(crate) const PROVENANCE: &[&str] = &[
     "act_group_aware",
     "auto_forward_data_parallel",
     "damp_auto_increment",

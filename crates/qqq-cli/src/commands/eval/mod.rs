@@ -32,7 +32,7 @@ pub fn run(args: &EvalArgs, console: &Console) -> anyhow::Result<()> {
 }
 
 /// Scores windows with progress, until Ctrl-C.
-fn scored<R>(
+pub fn scored<R>(
     console: &Console,
     title: &str,
     score: impl FnOnce(&mut qqq_eval::Progress<'_>) -> qqq_eval::Result<R>,

@@ -1,0 +1,132 @@
+//! 4-bit weights as the formats of weight-only quantization store them: codes, and one scale per group.
+
+use std::ops::Range;
+
+use crate::{
+    DType, FormatError, QuantizedWeight, Result, Scales, WeightData, compressed_tensors,
+    linear::columns,
+};
+
+/// A symmetric 4-bit weight whose float weight is `code * scale`, exactly, with scales in their stored type.
+///
+/// [`QuantizedWeight`] is what the integer kernels multiply; this is what is stored. Per channel they are the same. Per group
+/// the kernels have two levels of scales, which [`quantized`](Self::quantized) derives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Int4Weight {
+    /// `N`, the number of output channels.
+    pub out_features: usize,
+    /// `K`, the number of input channels.
+    pub in_features: usize,
+    /// Shape `N x K`, row-major, in `-8..=7`.
+    pub codes: Vec<i8>,
+    /// Consecutive input channels that share a scale; `None`: all of an output channel.
+    pub group_size: Option<usize>,
+    /// Shape `N x G`, row-major (`N x 1` per channel).
+    pub scales: WeightData,
+}
+
+impl Int4Weight {
+    /// `G`, the groups of an output channel.
+    pub fn groups(&self) -> usize {
+        groups(self.in_features, self.group_size)
+    }
+
+    /// Float weights, shape `N x K`: a code of 4 bits times a 16-bit scale is exact in f32, times an f32 it is rounded once.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let scales = self.scales.clone().into_f32();
+        let width = self.in_features / self.groups().max(1);
+        let groups = self.codes.chunks_exact(width.max(1)).zip(&scales);
+        groups.flat_map(|(codes, s)| codes.iter().map(move |c| f32::from(*c) * s)).collect()
+    }
+
+    /// The weight that integer kernels run, as a reader of compressed-tensors derives it from the stored scales
+    /// ([`Scales::from_effective`]).
+    ///
+    /// # Errors
+    /// Lengths that do not agree, codes that are no signed 4-bit numbers, scales that are not finite; beginning with `name`.
+    pub fn quantized(&self, name: &str) -> Result<QuantizedWeight> {
+        let (n, k, scales) = (self.out_features, self.in_features, self.scales.clone().into_f32());
+        compressed_tensors::from_codes(name, self.codes.clone(), scales, n, k, self.group_size)
+    }
+
+    /// The stored form from which exactly this weight is derived.
+    ///
+    /// # Errors
+    /// As [`compressed_tensors::effective_scales`].
+    pub fn of_quantized(weight: QuantizedWeight, name: &str) -> Result<Self> {
+        let scales = compressed_tensors::effective_scales(&weight, name)?;
+        let QuantizedWeight { out_features, in_features, codes, scales: levels } = weight;
+        let group_size = match levels {
+            Scales::PerChannel(_) => None,
+            Scales::PerGroup { group_size, .. } => Some(group_size),
+        };
+        Ok(Self { out_features, in_features, codes, group_size, scales })
+    }
+
+    /// Rows in another order: row `i` of the result is row `order[i]` of this.
+    ///
+    /// # Errors
+    /// `order` is no permutation of the rows.
+    pub fn with_rows(&self, order: &[usize]) -> Result<Self> {
+        check_permutation(order, self.out_features)?;
+        let rows = |width: usize| order.iter().map(move |row| row * width..(row + 1) * width);
+        let codes = rows(self.in_features).flat_map(|range| self.codes[range].iter().copied()).collect();
+        let scales = gathered(&self.scales, rows(self.groups()));
+        Ok(Self { codes, scales, ..*self })
+    }
+
+    /// Input channels `range` of the codes, for tests and reports: shape `N x range.len()`.
+    pub fn code_columns(&self, range: Range<usize>) -> Vec<i8> {
+        columns(&self.codes, self.in_features, range)
+    }
+
+    /// As [`CodeLayout::Packed`](crate::CodeLayout::Packed) holds it: the words of eight codes.
+    pub fn packed(&self) -> Vec<i32> {
+        compressed_tensors::pack_codes(&self.codes, self.in_features)
+    }
+
+    /// The float type of the scales.
+    pub fn scale_type(&self) -> DType {
+        match self.scales {
+            WeightData::F32(_) => DType::F32,
+            WeightData::F16(_) => DType::F16,
+            WeightData::BF16(_) => DType::BF16,
+        }
+    }
+}
+
+/// Groups of an output channel of `k` input channels.
+pub(crate) fn groups(k: usize, group_size: Option<usize>) -> usize {
+    group_size.map_or(1, |g| k / g.max(1))
+}
+
+/// Checks that `order` holds every number below `len` once.
+///
+/// # Errors
+/// What it is instead.
+pub(crate) fn check_permutation(order: &[usize], len: usize) -> Result<()> {
+    let mut seen = vec![false; len];
+    let fresh = |i: &usize| seen.get_mut(*i).is_some_and(|seen| !std::mem::replace(seen, true));
+    if order.len() == len && order.iter().all(fresh) {
+        return Ok(());
+    }
+    Err(FormatError::Layout(format!("{} numbers are no order of {len} channels", order.len())))
+}
+
+/// Values at `ranges`, one range behind the other.
+pub(crate) fn gathered(values: &WeightData, ranges: impl Iterator<Item = Range<usize>>) -> WeightData {
+    fn of<T: Copy>(values: &[T], ranges: impl Iterator<Item = Range<usize>>) -> Vec<T> {
+        ranges.flat_map(|range| values[range].iter().copied()).collect()
+    }
+    match values {
+        WeightData::F32(v) => WeightData::F32(of(v, ranges)),
+        WeightData::F16(v) => WeightData::F16(of(v, ranges)),
+        WeightData::BF16(v) => WeightData::BF16(of(v, ranges)),
+    }
+}
+
+/// `rows x cols` values to `cols x rows`.
+pub(crate) fn transposed(values: &WeightData, rows: usize, cols: usize) -> WeightData {
+    debug_assert_eq!(values.len(), rows * cols);
+    gathered(values, (0..rows * cols).map(|i| i % rows * cols + i / rows).map(|i| i..i + 1))
+}
