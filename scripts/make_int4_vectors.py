@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 OUT = pathlib.Path(__file__).parent.parent / "crates/qqq-formats/tests/data/int4.safetensors"
-N, K, GROUP = 24, 64, 32
+N, K, GROUP = 16, 64, 32
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 rng = np.random.default_rng(27)
@@ -79,6 +79,7 @@ def main():
 
     for name, size, less_one, symmetric, act_order in [
         ("gptq_channel", K, True, True, False),
+        ("gptq_positive", GROUP, True, True, False),
         ("gptq_group", GROUP, True, True, False),
         ("gptq_asymmetric", GROUP, True, False, False),
         ("gptq_v2", GROUP, False, False, False),
@@ -93,7 +94,7 @@ def main():
             g_idx = groups - 1 - g_idx
         elif act_order:
             g_idx = rng.permutation(g_idx)
-        s = scales(groups)
+        s = scales(groups, signs=name != "gptq_positive")
         # Codes that reach -8 and 7 where symmetric; where not, up to 8 above, or 8 below.
         codes = codes_around(zeros, groups, g_idx, -8, 7)
         if not symmetric:
@@ -120,12 +121,13 @@ def main():
 
     for name, symmetric, act_order in [
         ("packed", True, False),
+        ("packed_positive", True, False),
         ("packed_asymmetric", False, False),
         ("packed_act_order", True, True),
     ]:
         zeros = np.full((N, groups), 8) if symmetric else rng.integers(0, 16, (N, groups))
         order = rng.permutation(g_idx) if act_order else g_idx
-        codes, s = codes_around(zeros, groups, order, -8, 7), scales(groups)
+        codes, s = codes_around(zeros, groups, order, -8, 7), scales(groups, signs=name != "packed_positive")
         layer = {
             "weight_packed": words_along_columns(codes),
             "weight_scale": s,
@@ -161,7 +163,20 @@ def write(tensors):
 
 def verify(tensors):
     """Each layer, as the libraries unpack it."""
+    import types
+
     import torch
+    from compressed_tensors.compressors.pack_quantized import helpers
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
+
+    # AutoRound's layers need these of it alone, and nothing of what they would bring along.
+    names = ["pack_bitstream", "pack_scalar_zero", "unpack_bitstream"]
+    packing = types.SimpleNamespace(requires_generic_bit_packing=lambda bits: bits in (5, 6, 7), **dict.fromkeys(names))
+    sys.modules["auto_round"] = types.ModuleType("auto_round")
+    sys.modules["auto_round.utils"] = types.SimpleNamespace(get_packing_device=lambda device=None: "cpu")
+    sys.modules["auto_round.utils.bit_packing"] = packing
+    from auto_round_extension.torch import qlinear_torch, qlinear_torch_zp
 
     def part(layer, key):
         value = tensors.get(f"{layer}.{key}")
@@ -171,19 +186,19 @@ def verify(tensors):
     for layer in layers:
         expected = part(layer, "float")
         if layer.startswith("packed"):
-            from compressed_tensors.compressors.pack_quantized import base, helpers  # noqa: F401
-            from compressed_tensors.quantization.lifecycle.forward import dequantize
-
             codes = helpers.unpack_from_int32(part(layer, "weight_packed"), 4, torch.Size((N, K)))
             zeros = part(layer, "weight_zero_point")
             if zeros is not None:
                 zeros = helpers.unpack_from_int32(zeros, 4, torch.Size((N, K // GROUP)), packed_dim=0)
             scale = part(layer, "weight_scale").float()
-            got = dequantize(codes, scale, zeros, g_idx=part(layer, "weight_g_idx"))
+            args = QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP, symmetric=zeros is None)
+            # Columns in the order of their groups, as the library's versions that know these have them.
+            g_idx = part(layer, "weight_g_idx")
+            order = torch.arange(K) if g_idx is None else torch.argsort(g_idx, stable=True)
+            got = torch.empty(N, K)
+            got[:, order] = dequantize(codes[:, order], scale, zeros, args=args)
             by = "compressed-tensors"
         elif layer == "awq":
-            from auto_round_extension.torch import qlinear_torch  # noqa: F401
-
             # AutoAWQ's own formula: shifts in order, then its reverse order.
             shifts = torch.arange(0, 32, 4)
             reverse = [0, 4, 1, 5, 2, 6, 3, 7]
@@ -196,8 +211,6 @@ def verify(tensors):
             got = ((unpack(part(layer, "qweight")) - zeros) * part(layer, "scales").float().repeat_interleave(GROUP, 0)).T
             by = "AutoAWQ's order"
         else:
-            from auto_round_extension.torch import qlinear_torch, qlinear_torch_zp
-
             module = qlinear_torch if layer == "gptq_v2" else qlinear_torch_zp
             size = K // part(layer, "scales").shape[0]
             linear = module.QuantLinear(4, size, K, N, False)

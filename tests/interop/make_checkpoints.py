@@ -1,5 +1,5 @@
 """Makes what the tests of this folder read, in the folder that the command line names: tiny models, and what `qqq quantize`
-makes of them, with the perplexities that `qqq eval` finds. Needs no compressed-tensors."""
+and `qqq convert` make of them, with the perplexities that `qqq eval` finds. Needs no compressed-tensors."""
 
 import json
 import sys
@@ -21,6 +21,9 @@ RECIPES = {
 # All recipes for these; one for the families that other tests have seen from end to end.
 MANY = ("llama", "qwen2", "qwen3")
 
+# Of these, a form without int8 activations is made as well.
+WEIGHTS_ALONE = ("channel", "g32-half")
+
 
 def main(root: Path) -> None:
     write_text(root / "calibration.txt", seed=1, words=1200)
@@ -41,6 +44,10 @@ def main(root: Path) -> None:
                 root / "calibration.txt", "--windows", 4, "--window", 256, *options,
             )  # fmt: skip
             assert "error" not in result, result
+            if family in MANY and name in WEIGHTS_ALONE:
+                (root / "w4a16").mkdir(exist_ok=True)
+                result = qqq("convert", out, "-o", root / "w4a16" / out.name, "--to", "compressed-tensors")
+                assert "error" not in result, result
             perplexities[out.name] = qqq_perplexity(out, root / "evaluation.txt")
     (root / "perplexities.json").write_text(json.dumps(perplexities, indent=1))
 

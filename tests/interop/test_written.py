@@ -1,4 +1,4 @@
-"""What `qqq quantize` writes, read by transformers and compressed-tensors: every weight to the bit, and the perplexity, as the
+"""What `qqq quantize` and `qqq convert` write, read by transformers and compressed-tensors: every weight to the bit, and the perplexity, as the
 library computes it and with qqq's two roundings (arithmetic.py)."""
 
 import json
@@ -54,3 +54,17 @@ def test_transformers_reads_what_was_written(name: str, monkeypatch: pytest.Monk
     compute_as_qqq(model, directory, monkeypatch)
     found = perplexity(model, directory, ROOT / "evaluation.txt")
     assert found == pytest.approx(PERPLEXITIES[name], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "w4a16").iterdir()))
+def test_transformers_reads_weights_alone(name: str) -> None:
+    model = load(ROOT / "w4a16" / name)
+    # The first pass unpacks the weights, if loading has not.
+    perplexity(model, ROOT / "w4a16" / name, ROOT / "evaluation.txt")
+    # Those of the W4A8 checkpoint that it was converted from.
+    expected = stored_weights(ROOT / name)
+    assert expected
+    for layer, weight in expected.items():
+        module = model.get_submodule(layer)
+        assert torch.equal(module.weight.float(), weight), layer
+        assert module.quantization_scheme.input_activations is None

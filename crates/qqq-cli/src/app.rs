@@ -10,7 +10,8 @@ use qqq_backend::{cpu::isa::Isa, pool};
 
 use crate::{
     commands::{
-        bench, chat, completions, convert, demo, doctor, eval, generate, inspect, kernels, man, quantize, synth,
+        bench, chat, completions, convert, demo, doctor, eval, generate, inspect, kernels, man, quantize,
+        synth,
     },
     console::{Console, wants_colour},
     download,

@@ -146,10 +146,8 @@ impl Architecture {
 /// # Errors
 /// It is none.
 pub(crate) fn parse_json(path: &Path, text: &[u8]) -> Result<Value> {
-    serde_json::from_slice(text).map_err(|e| FormatError::Malformed {
-        path: path.into(),
-        reason: format!("not valid JSON: {e}"),
-    })
+    serde_json::from_slice(text)
+        .map_err(|e| FormatError::Malformed { path: path.into(), reason: format!("not valid JSON: {e}") })
 }
 
 impl ModelConfig {

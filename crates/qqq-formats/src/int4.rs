@@ -2,10 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{
-    DType, FormatError, QuantizedWeight, Result, Scales, WeightData, compressed_tensors,
-    linear::columns,
-};
+use crate::{DType, FormatError, QuantizedWeight, Result, Scales, WeightData, compressed_tensors};
 
 /// A symmetric 4-bit weight whose float weight is `code * scale`, exactly, with scales in their stored type.
 ///
@@ -73,11 +70,6 @@ impl Int4Weight {
         let codes = rows(self.in_features).flat_map(|range| self.codes[range].iter().copied()).collect();
         let scales = gathered(&self.scales, rows(self.groups()));
         Ok(Self { codes, scales, ..*self })
-    }
-
-    /// Input channels `range` of the codes, for tests and reports: shape `N x range.len()`.
-    pub fn code_columns(&self, range: Range<usize>) -> Vec<i8> {
-        columns(&self.codes, self.in_features, range)
     }
 
     /// As [`CodeLayout::Packed`](crate::CodeLayout::Packed) holds it: the words of eight codes.

@@ -15,7 +15,7 @@ use std::{borrow::Cow, collections::BTreeSet, time::Instant};
 
 use qqq_backend::pool::parallel_each_mut;
 use qqq_formats::{
-    CheckpointFormat, DType, FormatError, Int4Checkpoint, Int4Layer, QuantizationConfig, TensorSource,
+    CheckpointFormat, DType, FormatError, Int4Checkpoint, Int4Layer, QuantizationConfig,
     foreign::{Changes, gptq_value, packed_value, write_gptq, write_packed},
     writer::{CheckpointWriter, Reservation},
 };
@@ -341,8 +341,10 @@ impl Work<'_> {
 
 /// The model card.
 fn card_text(report: &Converted, license: &[String]) -> String {
-    let tags: Cow<'_, str> = if report.to == Target::W4a8.name() { "- qqq\n- w4a8".into() } else { "- qqq".into() };
-    let groups = report.group_size.map_or("one scale per output channel".into(), |g| format!("groups of {g}"));
+    let tags: Cow<'_, str> =
+        if report.to == Target::W4a8.name() { "- qqq\n- w4a8".into() } else { "- qqq".into() };
+    let groups =
+        report.group_size.map_or("one scale per output channel".into(), |g| format!("groups of {g}"));
     let license: String = license.iter().map(|line| format!("{line}\n")).collect();
     let Converted { model, from, to, version, scales, .. } = report;
     format!(

@@ -101,7 +101,8 @@ pub fn run(args: &ConvertArgs, console: &Console) -> anyhow::Result<()> {
         .with_context(|| format!("cannot convert {}", args.model))?;
     drop(steps);
     drop(guard);
-    let check = tokens.map(|(tokens, options)| args.compare(source, &tokens, &options, console)).transpose()?;
+    let check =
+        tokens.map(|(tokens, options)| args.compare(source, &tokens, &options, console)).transpose()?;
     let outcome = Outcome { output: args.output.clone(), converted, check };
     console.result(&outcome, summary)?;
     match outcome.check {
@@ -177,7 +178,10 @@ fn summary(outcome: &Outcome) -> String {
         rows.push(("act-order resolved", format!("{} layers", c.reordered.len())));
     }
     if c.scale_rounding > 0.0 {
-        rows.push(("scales rounded", format!("to float16, by {:.1e} of themselves at most", c.scale_rounding)));
+        rows.push((
+            "scales rounded",
+            format!("to float16, by {:.1e} of themselves at most", c.scale_rounding),
+        ));
     }
     if c.to == Target::W4a8.name() {
         rows.push((

@@ -16,8 +16,11 @@ use crate::{
 };
 
 /// Files beside config.json in which old versions of the tools keep what newer ones write into it.
-const BESIDE: [(&str, &str); 3] =
-    [("quantize_config.json", "gptq"), ("quant_config.json", "awq"), ("quantization_config.json", "auto-round")];
+const BESIDE: [(&str, &str); 3] = [
+    ("quantize_config.json", "gptq"),
+    ("quant_config.json", "awq"),
+    ("quantization_config.json", "auto-round"),
+];
 
 /// A checkpoint whose linear layers are 4-bit integers, W4A8 or W4A16.
 pub struct Int4Checkpoint {
@@ -111,7 +114,9 @@ impl Int4Checkpoint {
         let has = |tensor: &str| tensors.info(&format!("{prefix}.{tensor}")).is_some();
         if has(codes) && has("weight") {
             let source = Source { tensors, prefix };
-            return Err(source.at(&format!("it has both {codes} and a float weight; remove what is not meant")));
+            return Err(
+                source.at(&format!("it has both {codes} and a float weight; remove what is not meant"))
+            );
         }
         if let Some(Layout::Packed { rules, .. }) = &self.layout
             && rules.scheme(prefix)?.is_some() != has(codes)
@@ -226,9 +231,11 @@ fn is_w4a8(map: &Map<String, Value>) -> bool {
         Some("qqq") => true,
         Some("compressed-tensors") => {
             let groups = map.get("config_groups").and_then(Value::as_object);
-            groups.is_some_and(|groups| {
-                groups.values().any(|group| group.get("input_activations").is_some_and(Value::is_object))
-            })
+            // A group may also be a list under the name of a preset, of which W4A8 is the one with integers.
+            let is_one = |group: &Value| {
+                group.is_array() || group.get("input_activations").is_some_and(Value::is_object)
+            };
+            groups.is_some_and(|groups| groups.values().any(is_one))
         }
         _ => false,
     }

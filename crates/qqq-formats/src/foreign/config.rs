@@ -6,7 +6,9 @@ use serde_json::{Map, Value, json};
 use crate::{
     FormatError, QuantizationConfig, Result,
     keys::KnownKeys,
-    quantization_config::{GROUP_SIZES, PROVENANCE, SUPPORTED, expect, expect_known, found, unsupported, weight_only},
+    quantization_config::{
+        GROUP_SIZES, PROVENANCE, SUPPORTED, expect, expect_known, found, unsupported, weight_only,
+    },
 };
 
 /// What has made a checkpoint, by the name in its configuration.
@@ -42,10 +44,18 @@ impl Method {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     /// `less_one`: zero points are stored less one.
-    Gptq { group_size: Option<usize>, less_one: bool },
-    Awq { group_size: Option<usize> },
+    Gptq {
+        group_size: Option<usize>,
+        less_one: bool,
+    },
+    Awq {
+        group_size: Option<usize>,
+    },
     /// compressed-tensors' `pack-quantized`, by its rules.
-    Packed { rules: QuantizationConfig, symmetric: bool },
+    Packed {
+        rules: QuantizationConfig,
+        symmetric: bool,
+    },
 }
 
 /// What the error messages say is possible.
@@ -157,7 +167,10 @@ const AUTO_ROUND: KnownKeys = KnownKeys {
 /// Keys of a layer of `extra_config`.
 const EXTRA: KnownKeys = KnownKeys {
     read: &[&["bits", "data_type", "group_size", "sym", "act_bits"]],
-    harmless: &[TUNING, &["act_data_type", "act_dynamic", "act_group_size", "act_sym", "in_blocks", "fixed_by_user"]],
+    harmless: &[
+        TUNING,
+        &["act_data_type", "act_dynamic", "act_group_size", "act_sym", "in_blocks", "fixed_by_user"],
+    ],
     neutral: &[],
 };
 
@@ -170,9 +183,8 @@ pub(super) fn read(map: &Map<String, Value>) -> Result<(Method, Layout)> {
         Some("gptq") => gptq(map).map(|layout| (Method::Gptq, layout)),
         Some("awq") => awq(map).map(|layout| (Method::Awq, layout)),
         Some("auto-round" | "intel/auto-round") => auto_round(map).map(|layout| (Method::AutoRound, layout)),
-        Some("compressed-tensors") => weight_only(map).map(|(rules, symmetric)| {
-            (Method::CompressedTensors, Layout::Packed { rules, symmetric })
-        }),
+        Some("compressed-tensors") => weight_only(map)
+            .map(|(rules, symmetric)| (Method::CompressedTensors, Layout::Packed { rules, symmetric })),
         Some(other) => Err(unsupported(format_args!("quant_method is {other:?}"))),
         None => Err(unsupported(format_args!("it names no quant_method"))),
     };
@@ -388,7 +400,10 @@ mod tests {
                 (Method::Awq, Layout::Awq { group_size: Some(128) }),
             ),
             (autoround.clone(), (Method::AutoRound, gptq(Some(32), true))),
-            (with(&autoround, "packing_format", json!("auto_round")), (Method::AutoRound, gptq(Some(32), false))),
+            (
+                with(&autoround, "packing_format", json!("auto_round")),
+                (Method::AutoRound, gptq(Some(32), false)),
+            ),
             (
                 with(&autoround, "packing_format", json!("auto_round:auto_awq")),
                 (Method::AutoRound, Layout::Awq { group_size: Some(32) }),
@@ -402,7 +417,12 @@ mod tests {
             (&gptqmodel, "group_size", json!("x"), "group_size is \"x\""),
             (&gptqmodel, "checkpoint_format", json!("marlin"), "checkpoint_format is \"marlin\""),
             (&gptqmodel, "format", json!("gptq_v2"), "disagree"),
-            (&gptqmodel, "is_marlin_format", json!(true), "is_marlin_format is true, a key that is not known"),
+            (
+                &gptqmodel,
+                "is_marlin_format",
+                json!(true),
+                "is_marlin_format is true, a key that is not known",
+            ),
             (&gptqmodel, "lm_head", json!(true), "lm_head is true"),
             (&gptqmodel, "dynamic", json!({"+:.*v_proj": {"bits": 8}}), "dynamic.+:.*v_proj"),
             (&gptqmodel, "pack_dtype", json!("int16"), "pack_dtype"),

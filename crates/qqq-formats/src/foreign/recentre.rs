@@ -146,7 +146,11 @@ mod tests {
             let expected = float(&raw);
             let (weight, changes) = recentre(raw, "layer").unwrap();
             assert_eq!(weight.dequantize(), expected, "{codes:?} {zero} {scale}");
-            assert_eq!(changes, Changes { groups: 1, recentred, flipped, negative }, "{codes:?} {zero} {scale}");
+            assert_eq!(
+                changes,
+                Changes { groups: 1, recentred, flipped, negative },
+                "{codes:?} {zero} {scale}"
+            );
             assert_eq!(weight.scales.into_f32(), [after]);
             assert!(weight.codes.iter().all(|c| (-8..=7).contains(c)));
         }
@@ -157,8 +161,14 @@ mod tests {
         for (codes, zero) in [([0u8, 9], 0u8), ([6, 15], 15), ([0, 15], 6), ([0, 15], 9)] {
             let raw = raw(&[(&[8], 8, 1.0), (&codes, zero, 1.0), (&codes, zero, -1.0)]);
             let error = recentre(raw, "the layer").unwrap_err().to_string();
-            assert!(error.contains("the layer: 2 of 3 groups") && error.contains("group 1 of output channel 0"), "{error}");
-            assert!(error.contains(&format!("zero point {zero}, codes {} to {}", codes[0], codes[1])), "{error}");
+            assert!(
+                error.contains("the layer: 2 of 3 groups") && error.contains("group 1 of output channel 0"),
+                "{error}"
+            );
+            assert!(
+                error.contains(&format!("zero point {zero}, codes {} to {}", codes[0], codes[1])),
+                "{error}"
+            );
         }
     }
 }

@@ -208,7 +208,9 @@ fn group_scheme(
     let (null, alone) = (Value::Null, activations == Activations::Float);
     match activations {
         Activations::Int8 => int8_inputs(group, at)?,
-        Activations::Float => expect(group, at, "input_activations", std::slice::from_ref(&null), Some(&null))?,
+        Activations::Float => {
+            expect(group, at, "input_activations", std::slice::from_ref(&null), Some(&null))?
+        }
     }
 
     let weights = section(group, at, "weights", "weights are not quantized")?;
@@ -219,7 +221,15 @@ fn group_scheme(
     expect(weights, &at_weights, "dynamic", &[json!(false)], Some(&json!(false)))?;
     // Act-order with static groups leaves columns where they were; the other kind permutes the groups, which is told by
     // each layer's own list.
-    let orders = [null.clone(), json!(false), json!("weight"), json!("static"), json!("group"), json!(true), json!("dynamic")];
+    let orders = [
+        null.clone(),
+        json!(false),
+        json!("weight"),
+        json!("static"),
+        json!("group"),
+        json!(true),
+        json!("dynamic"),
+    ];
     expect(weights, &at_weights, "actorder", if alone { &orders } else { &orders[..4] }, Some(&null))?;
     Ok(LayerScheme { group_size: group_size(weights, &at_weights)?, layout })
 }

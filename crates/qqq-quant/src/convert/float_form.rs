@@ -117,8 +117,9 @@ impl TensorSource for FloatForm {
         let weights = self.weights(name, layer)?;
         let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
         let part = bytes.get(range.clone());
-        part.map(|part| Cow::Owned(part.to_vec()))
-            .ok_or_else(|| FormatError::Layout(format!("{}: tensor {name:?} has no part {range:?}", self.location())))
+        part.map(|part| Cow::Owned(part.to_vec())).ok_or_else(|| {
+            FormatError::Layout(format!("{}: tensor {name:?} has no part {range:?}", self.location()))
+        })
     }
 
     fn float_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<WeightData, FormatError> {

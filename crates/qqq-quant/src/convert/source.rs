@@ -47,7 +47,8 @@ impl Contents {
                     known.insert(format!("{prefix}.bias"));
                     let is_quantized = source.is_quantized(&prefix)?;
                     if is_quantized {
-                        known.extend(source.layer_tensors().iter().map(|tensor| format!("{prefix}.{tensor}")));
+                        known
+                            .extend(source.layer_tensors().iter().map(|tensor| format!("{prefix}.{tensor}")));
                     }
                     // Of `int-quantized`, the codes.
                     known.insert(format!("{prefix}.weight"));
