@@ -113,7 +113,7 @@ fn scales_from_stored(like: &QuantizedWeight, stored: Vec<f32>) -> Scales {
 
 /// Whether `scales` make the same weights of the codes as the weight's own: equal, but for the scales of
 /// groups whose codes are all zero.
-fn same_weights(weight: &QuantizedWeight, scales: &Scales) -> bool {
+pub(crate) fn same_weights(weight: &QuantizedWeight, scales: &Scales) -> bool {
     match (&weight.scales, scales) {
         (
             Scales::PerGroup { group_size, channel, group },

@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
-use crate::{DType, FormatError, QuantizedWeight, Result, Scales, WeightData, compressed_tensors};
+use half::{bf16, f16};
+
+use crate::{
+    DType, FormatError, QuantizedWeight, Result, Scales, WeightData, compressed_tensors, linear::largest_code,
+};
 
 /// A symmetric 4-bit weight whose float weight is `code * scale`, exactly, with scales in their stored type.
 ///
@@ -60,6 +64,31 @@ impl Int4Weight {
         Ok(Self { out_features, in_features, codes, group_size, scales })
     }
 
+    /// The same weight with float16 scales, else bfloat16 ones, of which the integer kernels' two levels come out as of these.
+    /// Scales of quantized groups are 16-bit numbers, and need float32 only since they were stored as two levels. `None` where
+    /// there are none, and per channel.
+    ///
+    /// # Errors
+    /// As [`quantized`](Self::quantized).
+    pub fn with_half_scales(&self, name: &str) -> Result<Option<Self>> {
+        let Some(group_size) = self.group_size else { return Ok(None) };
+        let (target, scales) = (self.quantized(name)?, self.scales.clone().into_f32());
+        let halves = nearby(&target, group_size, &scales, &|s| f16::from_f32(s).to_bits(), &|bits| {
+            f16::from_bits(bits).to_f32()
+        });
+        if let Some(found) = halves {
+            let scales = WeightData::F16(found.into_iter().map(f16::from_f32).collect());
+            return Ok(Some(Self { codes: self.codes.clone(), scales, ..*self }));
+        }
+        let brains = nearby(&target, group_size, &scales, &|s| bf16::from_f32(s).to_bits(), &|bits| {
+            bf16::from_bits(bits).to_f32()
+        });
+        Ok(brains.map(|found| {
+            let scales = WeightData::BF16(found.into_iter().map(bf16::from_f32).collect());
+            Self { codes: self.codes.clone(), scales, ..*self }
+        }))
+    }
+
     /// Rows in another order: row `i` of the result is row `order[i]` of this.
     ///
     /// # Errors
@@ -85,6 +114,57 @@ impl Int4Weight {
             WeightData::BF16(_) => DType::BF16,
         }
     }
+}
+
+/// 16-bit scales, given and read by their bits, of which the two levels of `target` come out: for every group the number
+/// nearest to `scales`, or one of its neighbours. `None` where there are none.
+fn nearby(
+    target: &QuantizedWeight,
+    group_size: usize,
+    scales: &[f32],
+    bits: &dyn Fn(f32) -> u16,
+    value: &dyn Fn(u16) -> f32,
+) -> Option<Vec<f32>> {
+    let per_row = target.in_features / group_size;
+    let mut found = Vec::with_capacity(scales.len());
+    for (row, scales) in scales.chunks_exact(per_row).enumerate() {
+        let target = target.rows(row..row + 1)?;
+        let Scales::PerGroup { channel, group, .. } = &target.scales else { return None };
+        let groups = target.codes.chunks_exact(group_size).zip(scales).zip(group);
+        let choices: Vec<Vec<f32>> = groups
+            .map(|((codes, scale), level)| {
+                let (largest, nearest) = (largest_code(codes), bits(*scale));
+                let reach = |s: &f32| (largest * s).abs() / 127.0;
+                let fits = |s: &f32| {
+                    largest == 0.0 || reach(s) <= channel[0] && f16::from_f32(*s / channel[0]) == *level
+                };
+                let near = [nearest, nearest.wrapping_add(1), nearest.wrapping_sub(1)].map(value);
+                let mut near: Vec<f32> = near.into_iter().filter(fits).collect();
+                // What the channel's scale can have come from goes first.
+                near.sort_by_key(|s| reach(s) != channel[0]);
+                near
+            })
+            .collect();
+        let first: Vec<f32> = choices.iter().map(|near| near.first().copied()).collect::<Option<_>>()?;
+        let derives = |scales: &[f32]| {
+            let levels = Scales::from_effective(&target.codes, 1, target.in_features, group_size, scales);
+            compressed_tensors::same_weights(&target, &levels)
+        };
+        if derives(&first) {
+            found.extend(first);
+            continue;
+        }
+        // Scales that by chance have a common divisor are taken for integers: another one has not.
+        let others =
+            choices.iter().enumerate().flat_map(|(g, near)| near.iter().skip(1).map(move |s| (g, *s)));
+        let mut rows = others.map(|(g, scale)| {
+            let mut row = first.clone();
+            row[g] = scale;
+            row
+        });
+        found.extend(rows.find(|row| derives(row))?);
+    }
+    Some(found)
 }
 
 /// Groups of an output channel of `k` input channels.

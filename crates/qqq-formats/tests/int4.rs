@@ -5,7 +5,8 @@ use std::{fs, path::Path};
 
 use half::{bf16, f16};
 use qqq_formats::{
-    CheckpointFormat, Int4Checkpoint, Int4Layer, Int4Weight, QuantizationConfig, TensorSource, WeightData,
+    CheckpointFormat, Int4Checkpoint, Int4Layer, Int4Weight, QuantizationConfig, QuantizedWeight, Scales,
+    TensorSource, WeightData,
     foreign::{Changes, Method, gptq_value, packed_value, write_gptq, write_packed},
     safetensors::Safetensors,
     writer::CheckpointWriter,
@@ -259,4 +260,36 @@ fn configurations_beside_config_json_are_read() {
         let layer = Int4Checkpoint::open(&path).unwrap().layer(LAYER, N, K).unwrap();
         assert!(layer.weight.dequantize() == vectors.f32(&format!("{name}.float"), &[N, K]).unwrap());
     }
+}
+
+/// Groups' scales of 16 bits that were stored as two levels: GPTQ's give the same two levels.
+#[test]
+fn two_levels_survive_16_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let n = 64;
+    let mut wide = 0;
+    for seed in 0..100u32 {
+        // Two groups of a channel often have a common divisor by chance.
+        let k = if seed % 2 == 0 { 64 } else { 256 };
+        for brain in [false, true] {
+            // Any spread will do.
+            let hash =
+                |i: usize| (i as u32).wrapping_add(seed << 20).wrapping_mul(0x9E37_79B1).rotate_left(15) >> 9;
+            let codes: Vec<i8> = (0..n * k).map(|i| (hash(i) % 15) as i8 - 7).collect();
+            let scale = |i: usize| 0.003 + (hash(7 * i) % 30011) as f32 * 1e-6;
+            let round = |s: f32| if brain { bf16::from_f32(s).to_f32() } else { f16::from_f32(s).to_f32() };
+            let effective: Vec<f32> = (0..n * k / 32).map(|i| round(scale(i))).collect();
+            let scales = Scales::from_effective(&codes, n, k, 32, &effective);
+            let ours = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+            let stored = Int4Weight::of_quantized(ours.clone(), LAYER).unwrap();
+            wide += usize::from(matches!(stored.scales, WeightData::F32(_)));
+            let path = dir.path().join(format!("{seed}-{brain}"));
+            write(&path, &gptq_value(Some(32), &[]), |writer| {
+                assert_eq!(write_gptq(writer, LAYER, &stored).unwrap(), 0.0, "{seed} {brain}");
+            });
+            let back = Int4Checkpoint::open(&path).unwrap().layer(LAYER, n, k).unwrap().weight;
+            assert!(back.quantized(LAYER).unwrap() == ours, "{seed} {brain}");
+        }
+    }
+    assert!(wide > 2, "only {wide} had to be looked for");
 }

@@ -58,7 +58,8 @@ pub(super) fn read(
 /// Refuses shapes that words of eight do not hold.
 pub(super) fn whole_words(source: &Source<'_>, n: usize, k: usize, group_size: Option<usize>) -> Result<()> {
     let size = group_size.unwrap_or(k);
-    if n == 0 || k == 0 || n % PER_WORD != 0 || k % PER_WORD != 0 || size == 0 || k % size != 0 {
+    let whole = n.is_multiple_of(PER_WORD) && k.is_multiple_of(PER_WORD) && k.is_multiple_of(size.max(1));
+    if n == 0 || k == 0 || size == 0 || !whole {
         return Err(source.at(&format!(
             "{n} output and {k} input channels in groups of {size}: the layout holds multiples of {PER_WORD}, in whole groups"
         )));
@@ -67,15 +68,16 @@ pub(super) fn whole_words(source: &Source<'_>, n: usize, k: usize, group_size: O
 }
 
 /// Adds the tensors of the linear layer `prefix`, in the first version of the format with zero points of 8: what every
-/// reader of it takes. Scales that neither float16 nor bfloat16 holds exactly are rounded to float16; returns by how much of
-/// itself a scale has moved at most.
+/// reader of it takes. Float32 scales become 16-bit ones of which the integer kernels get the same weights
+/// ([`Int4Weight::with_half_scales`]). Where there are none they are rounded to float16; returns by how much of itself a scale
+/// has moved at most then.
 ///
 /// # Errors
 /// A shape that the layout does not hold, a scale that float16 does not hold.
 pub fn write_gptq(writer: &mut CheckpointWriter, prefix: &str, weight: &Int4Weight) -> Result<f64> {
     let (n, k, groups) = (weight.out_features, weight.in_features, weight.groups());
     let fail = |reason: String| FormatError::Layout(format!("{prefix}: {reason}"));
-    if n % PER_WORD != 0 || k % PER_WORD != 0 {
+    if !n.is_multiple_of(PER_WORD) || !k.is_multiple_of(PER_WORD) {
         return Err(fail(format!(
             "{n} output and {k} input channels: GPTQ's layout holds multiples of {PER_WORD}"
         )));
@@ -89,7 +91,11 @@ pub fn write_gptq(writer: &mut CheckpointWriter, prefix: &str, weight: &Int4Weig
     writer.add(&format!("{prefix}.qweight"), DType::I32, &[k / PER_WORD, n], &words)?;
     let zeros = word([8 - 1; PER_WORD].into_iter()).to_le_bytes().repeat(groups * n / PER_WORD);
     writer.add(&format!("{prefix}.qzeros"), DType::I32, &[groups, n / PER_WORD], &zeros)?;
-    let (scales, moved) = half_scales(&weight.scales).map_err(fail)?;
+    let exact = match weight.scales {
+        WeightData::F32(_) => weight.with_half_scales(prefix)?,
+        WeightData::F16(_) | WeightData::BF16(_) => None,
+    };
+    let (scales, moved) = half_scales(&exact.as_ref().unwrap_or(weight).scales).map_err(fail)?;
     writer.add_float(&format!("{prefix}.scales"), &[groups, n], &int4::transposed(&scales, n, groups))?;
     let size = k / groups.max(1);
     let g_idx: Vec<u8> = (0..k).flat_map(|channel| ((channel / size) as i32).to_le_bytes()).collect();
