@@ -110,6 +110,7 @@ fn every_command_has_a_page() {
         "qqq-bench.1",
         "qqq-chat.1",
         "qqq-completions.1",
+        "qqq-convert.1",
         "qqq-demo.1",
         "qqq-doctor.1",
         "qqq-eval-kld.1",

@@ -28,8 +28,8 @@ use crate::{
 
 const AFTER_HELP: &str = "\
 Examples:
-  qqq convert TheBloke/TinyLlama-1.1B-Chat-v1.0-GPTQ -o tinyllama-w4a8
-  qqq convert ./llama-awq -o llama-w4a8 --check wiki.txt
+  qqq convert ./llama-gptq -o llama-w4a8
+  qqq convert owner/llama-awq -o llama-w4a8 --check wiki.txt
   qqq convert llama-w4a8 -o llama-gptq --to gptq
   qqq convert llama-w4a8 -o llama-w4a16 --to compressed-tensors
 
