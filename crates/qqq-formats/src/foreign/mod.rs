@@ -1,4 +1,4 @@
-//! Weight-only 4-bit checkpoints (W4A16) of other tools, read as [`Int4Weight`]s, and the forms of GPTQ and compressed-tensors
+//! Weight-only 4-bit checkpoints (W4A16) of other tools, read as [`Int4Weight`](crate::Int4Weight)s, and the forms of GPTQ and compressed-tensors
 //! that they are written in.
 //!
 //! | `quant_method` | layout | file |
@@ -8,7 +8,7 @@
 //! | `auto-round` | one of these two, as `packing_format` says | `config.rs` |
 //! | `compressed-tensors` | `pack-quantized`, symmetric or not, without quantized activations | `packed.rs` |
 //!
-//! All of them store an unsigned code `u` and a zero point `z` per group: the weight is `(u - z) * scale`. [`recentre`] makes
+//! All of them store an unsigned code `u` and a zero point `z` per group: the weight is `(u - z) * scale`. `recentre.rs` makes
 //! signed codes of that where nothing is lost, and refuses the layer otherwise.
 
 mod act_order;

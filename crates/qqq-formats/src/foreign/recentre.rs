@@ -127,8 +127,9 @@ mod tests {
 
     #[test]
     fn what_fits_keeps_its_weights() {
-        let cases: [(&[u8], u8, f32, [u64; 3], f32); 9] = [
-            // recentred, flipped, negative; the scale afterwards.
+        // Codes, zero point, scale; groups recentred, flipped, negative; the scale afterwards.
+        type Case = (&'static [u8], u8, f32, [u64; 3], f32);
+        let cases: [Case; 9] = [
             (&[0, 15, 8], 8, 0.5, [0, 0, 0], 0.5),
             (&[1, 15, 8], 8, -0.5, [0, 1, 0], 0.5),
             // -8 has no opposite: the scale stays negative.
