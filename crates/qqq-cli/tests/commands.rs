@@ -84,7 +84,7 @@ fn the_built_in_text_is_the_default_and_the_first_line_says_so() {
     let place = Place::new();
     let run = place.run("quantize model -o default --windows 2 --window 64").success();
     let first = run.stderr.lines().next().unwrap();
-    let says = "calibrating on the built-in text, 2 windows of 64 tokens: under a minute on";
+    let says = "correcting errors at strength 0.5, calibrating on the built-in text, 2 windows of 64 tokens: under a minute on";
     assert!(first.starts_with(says) && first.contains("--calibration FILE"), "{first}");
     place.run("quantize model -o named --calibration built-in --windows 2 --window 64").success();
     let weights = |out: &str| std::fs::read(place.path(out).join("model.safetensors")).unwrap();

@@ -278,8 +278,9 @@ fn assert_alike(got: &Solved, want: &Solved, options: &SolveOptions) {
     assert_eq!((got.damping, got.dead_channels), (want.damping, want.dead_channels), "{options:?}");
     assert!(
         relative(got.loss_nearest, want.loss_nearest) < 5e-3,
-        "{options:?}: {got:?}",
-        got = got.loss_nearest
+        "{options:?}: nearest loses {} instead of {}",
+        got.loss_nearest,
+        want.loss_nearest
     );
     // Sums of other orders end at other codes here and there.
     assert!(relative(got.loss, want.loss) < 0.02, "{options:?}: {} instead of {}", got.loss, want.loss);
