@@ -274,10 +274,14 @@ fn relative(a: f64, b: f64) -> f64 {
     (a - b).abs() / b.abs().max(1e-12)
 }
 
-fn assert_alike(got: &Solved, want: &Solved, options: &SolveOptions) {
+/// Sums of other orders may put the scale of a group at another step.
+const SAME_WEIGHTS: f64 = 5e-3;
+
+/// `nearest`: by what part of it the loss of plain rounding may differ.
+fn assert_alike(got: &Solved, want: &Solved, options: &SolveOptions, nearest: f64) {
     assert_eq!((got.damping, got.dead_channels), (want.damping, want.dead_channels), "{options:?}");
     assert!(
-        relative(got.loss_nearest, want.loss_nearest) < 5e-3,
+        relative(got.loss_nearest, want.loss_nearest) < nearest,
         "{options:?}: nearest loses {} instead of {}",
         got.loss_nearest,
         want.loss_nearest
@@ -301,7 +305,7 @@ fn layers_are_solved_as_on_the_cpu(b: CudaBackend) {
         for options in options() {
             let want = solve("layer", &w, n, k, Some(&on_host), &options).unwrap();
             let got = solve_on(&b, "layer", &on(&b, &w, k), 0..n, k, Some(&h), &options).unwrap();
-            assert_alike(&got, &want, &options);
+            assert_alike(&got, &want, &options, SAME_WEIGHTS);
             let again = solve_on(&b, "layer", &on(&b, &w, k), 0..n, k, Some(&h), &options).unwrap();
             assert_eq!(again.weight, got.weight, "{options:?}");
         }
@@ -310,7 +314,7 @@ fn layers_are_solved_as_on_the_cpu(b: CudaBackend) {
     for options in options().into_iter().filter(|o| !o.compensate && o.clip != Clip::Output) {
         let want = solve("layer", &w, n, k, None, &options).unwrap();
         let got = solve_on(&b, "layer", &on(&b, &w, k), 0..n, k, None, &options).unwrap();
-        assert_alike(&got, &want, &options);
+        assert_alike(&got, &want, &options, SAME_WEIGHTS);
     }
 }
 
@@ -323,7 +327,7 @@ fn large_layers(b: CudaBackend) {
             SolveOptions { group_size, group_scales, clip: Clip::Output, ..SolveOptions::default() };
         let want = solve("layer", &w, n, k, Some(&on_host), &options).unwrap();
         let got = solve_on(&b, "layer", &on(&b, &w, k), 0..n, k, Some(&h), &options).unwrap();
-        assert_alike(&got, &want, &options);
+        assert_alike(&got, &want, &options, SAME_WEIGHTS);
     }
 }
 

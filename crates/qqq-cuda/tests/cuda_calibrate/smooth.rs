@@ -260,6 +260,7 @@ pub fn runs_that_smooth_give_the_same_bytes(b: CudaBackend) {
                 transform: Transform::Smooth,
                 group_size,
                 propagation,
+                error_correction: 0.0,
                 calibration: Calibration { windows: 4, window: 128, smooth_tokens: 128 },
                 ..Recipe::DEFAULT
             };
