@@ -3,7 +3,7 @@
 //! The estimate errs by a tenth for some shapes, and other constants only move the error to other shapes. Among the eight plans
 //! that it finds best, however, there is nearly always one within a few percent of the fastest: these are launched on the
 //! device, for numbers of tokens up to [`MOST_TOKENS`], when a model's layers come with a shape for the first time. What is
-//! found is kept in the [`TunedStore`], so that it happens once on a model of GPU.
+//! found is kept in the [`TunedStore`](super::TunedStore), so that it happens once on a model of GPU.
 //!
 //! Only of products with int8 activations: their results depend on no plan.
 
