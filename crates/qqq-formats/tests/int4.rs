@@ -60,7 +60,14 @@ fn layer(name: &str, quantization: &Value) -> (Result<Int4Layer, String>, Vec<f3
 }
 
 fn gptq(group_size: i32, version: &str) -> Value {
-    json!({"quant_method": "gptq", "bits": 4, "group_size": group_size, "checkpoint_format": version, "sym": true})
+    json!({"quant_method": "gptq", "bits": 4, "group_size": group_size, "checkpoint_format": version, "sym": false})
+}
+
+/// The same with another entry.
+fn with(base: &Value, key: &str, value: Value) -> Value {
+    let mut changed = base.clone();
+    changed[key] = value;
+    changed
 }
 
 fn packed(symmetric: bool, actorder: &Value) -> Value {
@@ -75,11 +82,12 @@ fn cases() -> Vec<(&'static str, Value, Method)> {
     let awq =
         json!({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": true});
     vec![
-        ("gptq_channel", gptq(-1, "gptq"), Method::Gptq),
-        ("gptq_group", gptq(32, "gptq"), Method::Gptq),
+        // Act-order of one group needs no g_idx.
+        ("gptq_channel", with(&gptq(-1, "gptq"), "desc_act", json!(true)), Method::Gptq),
+        ("gptq_group", with(&gptq(32, "gptq"), "sym", json!(true)), Method::Gptq),
         ("gptq_asymmetric", gptq(32, "gptq"), Method::Gptq),
         ("gptq_v2", gptq(32, "gptq_v2"), Method::Gptq),
-        ("gptq_act_order", gptq(32, "gptq"), Method::Gptq),
+        ("gptq_act_order", with(&gptq(32, "gptq"), "desc_act", json!(true)), Method::Gptq),
         ("gptq_renumbered", gptq(32, "gptq"), Method::Gptq),
         ("gptq_asymmetric", auto_round("auto_round:auto_gptq"), Method::AutoRound),
         ("gptq_v2", auto_round("auto_round"), Method::AutoRound),
@@ -163,6 +171,77 @@ fn damaged_layers_are_refused() {
     };
     refused(6, &packed(true, &Value::Null), &float, "do not agree on whether it is quantized");
     refused(7, &Value::Null, &float, "nothing to convert");
+}
+
+/// A layer of the vectors without one of its tensors, or with one more.
+fn changed(name: &str, quantization: &Value, without: &str, with: Option<&str>) -> Result<Int4Layer, String> {
+    let vectors = vectors();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    write(&path, quantization, |writer| {
+        let parts = ["qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_shape"];
+        for part in parts.iter().chain(&["weight_g_idx"]).filter(|part| **part != without) {
+            let tensor = format!("{name}.{part}");
+            let Some(info) = vectors.info(&tensor) else { continue };
+            let bytes = vectors.bytes(&tensor).unwrap();
+            writer.add(&format!("{LAYER}.{part}"), info.dtype, &info.shape, &bytes).unwrap();
+        }
+        if let Some(part) = with {
+            let bytes = vectors.bytes("gptq_act_order.g_idx").unwrap();
+            writer.add(&format!("{LAYER}.{part}"), qqq_formats::DType::I32, &[K], &bytes).unwrap();
+        }
+    });
+    let checkpoint = Int4Checkpoint::open(&path).unwrap();
+    checkpoint.layer(LAYER, N, K).map_err(|e| e.to_string())
+}
+
+#[test]
+fn act_order_without_its_groups_is_refused() {
+    let ordered = with(&gptq(32, "gptq"), "desc_act", json!(true));
+    for (name, quantization, tensor) in [
+        ("gptq_act_order", &ordered, "g_idx"),
+        ("packed_act_order", &packed(true, &json!("group")), "weight_g_idx"),
+        ("packed_act_order", &packed(true, &json!("dynamic")), "weight_g_idx"),
+        ("packed_act_order", &packed(true, &json!(true)), "weight_g_idx"),
+    ] {
+        let error = changed(name, quantization, tensor, None).unwrap_err();
+        let says = [LAYER, &format!("there is no {tensor}"), "Take a complete checkpoint"];
+        assert!(says.iter().all(|part| error.contains(part)), "{error}");
+        assert!(changed(name, quantization, "", None).unwrap().order.is_some(), "{name}");
+    }
+    // Groups of neighbours, and no act-order at all, need none.
+    for quantization in [
+        with(&ordered, "static_groups", json!(true)),
+        with(&ordered, "act_group_aware", json!(true)),
+        gptq(32, "gptq"),
+    ] {
+        let layer = changed("gptq_group", &quantization, "g_idx", None).unwrap();
+        assert_eq!(layer.order, None, "{quantization}");
+    }
+    let awq = json!({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"});
+    assert!(changed("awq", &awq, "", None).is_ok());
+    let error = changed("awq", &awq, "", Some("g_idx")).unwrap_err();
+    assert!(error.contains(LAYER) && error.contains("it has a g_idx"), "{error}");
+}
+
+#[test]
+fn symmetric_weights_have_zero_points_of_8() {
+    let symmetric = |version: &str| with(&gptq(32, version), "sym", json!(true));
+    let awq =
+        json!({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": false});
+    let auto_round = json!({"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": true, "packing_format": "auto_round"});
+    for (name, quantization, says) in [
+        // Of the first version, read as the second: all are 7.
+        ("gptq_group", symmetric("gptq_v2"), "output channel 0 is 7"),
+        ("gptq_group", symmetric("gptq_v2"), "the other one, gptq: gptq (auto_round:auto_gptq) stores"),
+        ("gptq_group", auto_round, "the other one, gptq:"),
+        ("gptq_asymmetric", symmetric("gptq"), "the other one, gptq_v2:"),
+        ("awq", awq, "correct sym or zero_point"),
+    ] {
+        let error = changed(name, &quantization, "", None).unwrap_err();
+        assert!(error.contains(LAYER) && error.contains(says), "{error}");
+    }
+    assert!(changed("gptq_group", &symmetric("gptq"), "", None).is_ok());
 }
 
 /// What is written has, for a symmetric layer with positive scales, the very bytes that Python has packed.
@@ -260,6 +339,41 @@ fn configurations_beside_config_json_are_read() {
         let layer = Int4Checkpoint::open(&path).unwrap().layer(LAYER, N, K).unwrap();
         assert!(layer.weight.dequantize() == vectors.f32(&format!("{name}.float"), &[N, K]).unwrap());
     }
+}
+
+#[test]
+fn two_configurations_must_agree() {
+    let vectors = vectors();
+    let dir = tempfile::tempdir().unwrap();
+    let read = |case: usize, name: &str, config: &Value, file: &str, beside: &Value| {
+        let path = dir.path().join(case.to_string());
+        write(&path, config, |writer| {
+            copy(writer, &vectors, name);
+            fs::write(writer.staging().join(file), beside.to_string()).unwrap();
+        });
+        let checkpoint = Int4Checkpoint::open(&path).map_err(|e| e.to_string())?;
+        let layer = checkpoint.layer(LAYER, N, K).map_err(|e| e.to_string())?;
+        assert!(layer.weight.dequantize() == vectors.f32(&format!("{name}.float"), &[N, K]).unwrap());
+        Ok::<(), String>(())
+    };
+    let silent = json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": null});
+    let awq =
+        json!({"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": true, "version": "gemm"});
+    let old = json!({"w_bit": 4, "q_group_size": 32, "zero_point": true, "version": "GEMM", "unheard_of": 1});
+    // What only the second file says counts; other names and capitals say the same.
+    read(0, "gptq_v2", &silent, "quantize_config.json", &gptq(32, "gptq_v2")).unwrap();
+    read(1, "awq", &awq, "quant_config.json", &old).unwrap();
+    for (case, name, config, file, beside, says) in [
+        (2, "gptq_v2", &gptq(32, "gptq_v2"), "quantize_config.json", gptq(32, "gptq"), "checkpoint_format"),
+        (3, "gptq_v2", &silent, "quantize_config.json", gptq(64, "gptq_v2"), "group_size is 64"),
+        (4, "awq", &awq, "quant_config.json", with(&old, "q_group_size", json!(64)), "q_group_size is 64"),
+    ] {
+        let error = read(case, name, config, file, &beside).unwrap_err();
+        assert!([file, says, "config.json"].iter().all(|part| error.contains(part)), "{error}");
+    }
+    // A second file that is not sound is told of.
+    let error = read(5, "gptq_v2", &silent, "quantize_config.json", &json!([1])).unwrap_err();
+    assert!(error.contains("not a JSON object"), "{error}");
 }
 
 /// Groups' scales of 16 bits that were stored as two levels: GPTQ's give the same two levels.

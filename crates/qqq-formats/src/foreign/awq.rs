@@ -13,8 +13,14 @@ const ORDER: [usize; PER_WORD] = [0, 2, 4, 6, 1, 3, 5, 7];
 /// Reads a layer.
 ///
 /// # Errors
-/// Tensors that are missing or of other types or shapes.
+/// Tensors that are missing or of other types or shapes; a `g_idx`, which its readers do not look at.
 pub(super) fn read(source: &Source<'_>, n: usize, k: usize, group_size: Option<usize>) -> Result<RawWeight> {
+    if source.dtype("g_idx").is_some() {
+        return Err(source.at(
+            "it has a g_idx, which AWQ's layout has not: its groups would follow another order than AWQ's readers give them. \
+             Take a checkpoint that was made without act-order (desc_act false), or correct quant_method if it is GPTQ's",
+        ));
+    }
     whole_words(source, n, k, group_size)?;
     let groups = int4::groups(k, group_size);
     let codes = unpacked(&source.words("qweight", &[k, n / PER_WORD])?, k, n);

@@ -5,22 +5,16 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{
-    awq,
+    awq, beside,
     config::{self, Layout, Method},
+    declared::Declared,
     gptq, packed,
     recentre::{Changes, recentre},
 };
 use crate::{
-    Checkpoint, CheckpointFormat, FormatError, InputFile, Int4Weight, LinearWeight, Result, TensorSource,
-    WeightData, layer::Source,
+    Checkpoint, CheckpointFormat, FormatError, Int4Weight, LinearWeight, Result, TensorSource, WeightData,
+    layer::Source,
 };
-
-/// Files beside config.json in which old versions of the tools keep what newer ones write into it.
-const BESIDE: [(&str, &str); 3] = [
-    ("quantize_config.json", "gptq"),
-    ("quant_config.json", "awq"),
-    ("quantization_config.json", "auto-round"),
-];
 
 /// A checkpoint whose linear layers are 4-bit integers, W4A8 or W4A16.
 pub struct Int4Checkpoint {
@@ -31,6 +25,8 @@ pub struct Int4Checkpoint {
     pub method: Method,
     /// `None` for W4A8 ones.
     layout: Option<Layout>,
+    /// What its layers must bear out.
+    declared: Declared,
 }
 
 /// A layer, and what was done to it.
@@ -62,7 +58,8 @@ impl Int4Checkpoint {
                 }
                 other => other,
             };
-            found = Some(config::read(&map).map_err(at)?);
+            let (method, layout) = config::read(&map).map_err(at)?;
+            found = Some((method, layout, Declared::read(&map).map_err(at)?));
             // What is left is the configuration of a float model.
             if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
                 remove(text);
@@ -70,9 +67,9 @@ impl Int4Checkpoint {
             remove(config);
             Ok(())
         })?;
-        let (method, layout) = match found {
-            Some((method, layout)) => (method, Some(layout)),
-            None if checkpoint.config.quantization.is_some() => (Method::W4a8, None),
+        let (method, layout, declared) = match found {
+            Some((method, layout, declared)) => (method, Some(layout), declared),
+            None if checkpoint.config.quantization.is_some() => (Method::W4a8, None, Declared::default()),
             None => {
                 return Err(FormatError::Unsupported(format!(
                     "{}: its weights are not quantized, so there is nothing to convert; quantize it (qqq quantize)",
@@ -80,7 +77,7 @@ impl Int4Checkpoint {
                 )));
             }
         };
-        Ok(Self { checkpoint, method, layout })
+        Ok(Self { checkpoint, method, layout, declared })
     }
 
     /// Names of the tensors, behind the layer's, that a quantized layer may have besides its bias.
@@ -135,19 +132,31 @@ impl Int4Checkpoint {
     ///
     /// # Errors
     /// Tensors that are missing or of other types or shapes, scales that are not finite; codes too far from their zero points
-    /// for signed 4-bit codes; groups of different sizes.
+    /// for signed 4-bit codes; groups of different sizes; act-order without a `g_idx`, zero points of symmetric weights that are
+    /// not 8.
     pub fn layer(&self, prefix: &str, n: usize, k: usize) -> Result<Int4Layer> {
         let source = Source { tensors: self.checkpoint.tensors.as_ref(), prefix };
         let location = format!("{}: {prefix}", source.tensors.location());
         let (mut raw, g_idx) = match &self.layout {
             None => return self.w4a8_layer(&source, &location, n, k),
-            Some(Layout::Gptq { group_size, less_one }) => gptq::read(&source, n, k, *group_size, *less_one)?,
-            Some(Layout::Awq { group_size }) => (awq::read(&source, n, k, *group_size)?, None),
+            Some(Layout::Gptq { group_size, less_one }) => {
+                let (raw, g_idx) = gptq::read(&source, n, k, *group_size, *less_one)?;
+                self.declared.check_zeros(&source, &raw, Some(*less_one))?;
+                self.declared.check_order(&source, &raw, g_idx.is_some(), "g_idx")?;
+                (raw, g_idx)
+            }
+            Some(Layout::Awq { group_size }) => {
+                let raw = awq::read(&source, n, k, *group_size)?;
+                self.declared.check_zeros(&source, &raw, None)?;
+                (raw, None)
+            }
             Some(Layout::Packed { rules, symmetric }) => {
                 let Some(scheme) = rules.scheme(prefix)? else {
                     return Err(source.at("it is not quantized"));
                 };
-                packed::read(&source, n, k, scheme.group_size, *symmetric)?
+                let (raw, g_idx) = packed::read(&source, n, k, scheme.group_size, *symmetric)?;
+                self.declared.check_order(&source, &raw, g_idx.is_some(), "weight_g_idx")?;
+                (raw, g_idx)
             }
         };
         let order = match g_idx {
@@ -191,7 +200,15 @@ fn quantization(path: &Path, config: &Map<String, Value>) -> Result<Option<Map<S
         for key in KEYS {
             match map.get(key) {
                 None | Some(Value::Null) => {}
-                Some(Value::Object(quantization)) => return Ok(Some(quantization.clone())),
+                Some(Value::Object(quantization)) => {
+                    let mut quantization = quantization.clone();
+                    let method = quantization.get("quant_method").and_then(Value::as_str);
+                    // The others' files are those of these.
+                    if matches!(method, Some("gptq" | "awq" | "auto-round" | "intel/auto-round")) {
+                        beside::complete(path, &mut quantization)?;
+                    }
+                    return Ok(Some(quantization));
+                }
                 Some(other) => {
                     return Err(FormatError::Malformed {
                         path: path.into(),
@@ -201,19 +218,7 @@ fn quantization(path: &Path, config: &Map<String, Value>) -> Result<Option<Map<S
             }
         }
     }
-    for (file, method) in BESIDE {
-        let file = path.join(file);
-        if !file.is_file() {
-            continue;
-        }
-        let malformed = |reason: String| FormatError::Malformed { path: file.clone(), reason };
-        let value: Value = serde_json::from_slice(&InputFile::open(&file)?.read()?)
-            .map_err(|e| malformed(format!("not valid JSON: {e}")))?;
-        let Value::Object(mut map) = value else { return Err(malformed("not a JSON object".into())) };
-        map.entry("quant_method").or_insert_with(|| method.into());
-        return Ok(Some(map));
-    }
-    Ok(None)
+    beside::alone(path)
 }
 
 /// Where a configuration says how its weights are quantized.

@@ -201,7 +201,7 @@ fn gptq(map: &Map<String, Value>) -> Result<Layout> {
     packed_in_int32(map)?;
     let null = Value::Null;
     expect(map, "", "method", &[null.clone(), json!("gptq")], Some(&null))?;
-    // The zero points that are stored say the same.
+    // The zero points that are stored must say the same, if it is true.
     expect(map, "", "sym", &[null.clone(), json!(true), json!(false)], Some(&null))?;
     expect(map, "", "lm_head", &[null.clone(), json!(false)], Some(&null))?;
     dynamic(map)?;

@@ -13,8 +13,10 @@
 
 mod act_order;
 mod awq;
+mod beside;
 mod checkpoint;
 mod config;
+mod declared;
 mod gptq;
 mod packed;
 mod recentre;
