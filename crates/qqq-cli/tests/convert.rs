@@ -5,7 +5,7 @@ mod common;
 use std::{fs, path::Path};
 
 use common::Place;
-use qqq_formats::{Checkpoint, TensorSource, safetensors::Safetensors, writer::CheckpointWriter};
+use qqq_formats::{Checkpoint, DType, TensorSource, safetensors::Safetensors, writer::CheckpointWriter};
 use serde_json::{Value, json};
 
 /// The linear layers of the tiny model's blocks.
@@ -86,24 +86,36 @@ fn a_check_compares_with_float_activations() {
     assert!(!place.names().contains(&"x".to_owned()));
 }
 
-/// Copies a GPTQ checkpoint with another order of groups in the layers whose names end so.
-fn reorder(from: &Path, to: &Path, module: &str) {
+/// A tensor as it is stored.
+type Stored = (DType, Vec<usize>, Vec<u8>);
+
+/// Copies a checkpoint with changed tensors: `change` gives what becomes of each, `None` leaves it out.
+fn rewrite(from: &Path, to: &Path, mut change: impl FnMut(&str, Stored) -> Option<Stored>) {
     let source = Safetensors::open(from).unwrap();
     let mut writer = CheckpointWriter::create(to).unwrap();
     for name in source.names() {
         let info = source.info(&name).unwrap();
-        let mut bytes = source.bytes(&name).unwrap().into_owned();
-        if name.ends_with(&format!("{module}.g_idx")) {
-            // Multiples of an odd number come in another order, each once.
-            let g_idx: Vec<[u8; 4]> = bytes.as_chunks().0.to_vec();
-            bytes = (0..g_idx.len()).flat_map(|i| g_idx[i * 37 % g_idx.len()]).collect();
+        let bytes = source.bytes(&name).unwrap().into_owned();
+        if let Some((dtype, shape, bytes)) = change(&name, (info.dtype, info.shape, bytes)) {
+            writer.add(&name, dtype, &shape, &bytes).unwrap();
         }
-        writer.add(&name, info.dtype, &info.shape, &bytes).unwrap();
     }
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
         fs::copy(from.join(file), writer.staging().join(file)).unwrap();
     }
     writer.finish().unwrap();
+}
+
+/// Copies a GPTQ checkpoint with another order of groups in the layers whose names end so.
+fn reorder(from: &Path, to: &Path, module: &str) {
+    rewrite(from, to, |name, (dtype, shape, mut bytes)| {
+        if name.ends_with(&format!("{module}.g_idx")) {
+            // Multiples of an odd number come in another order, each once.
+            let g_idx: Vec<[u8; 4]> = bytes.as_chunks().0.to_vec();
+            bytes = (0..g_idx.len()).flat_map(|i| g_idx[i * 37 % g_idx.len()]).collect();
+        }
+        Some((dtype, shape, bytes))
+    });
 }
 
 #[test]
@@ -157,4 +169,102 @@ fn what_cannot_be_converted_is_refused() {
         place.run("convert gptq -o x").failure(2, says);
     }
     assert_eq!(place.names(), ["gptq", "model", "text.txt", "w4a8"]);
+}
+
+/// Changes a checkpoint's config.json.
+fn configure(dir: &Path, change: impl FnOnce(&mut Value)) {
+    let path = dir.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(path, config.to_string()).unwrap();
+}
+
+/// What is copied is looked at as if the model was to be run: nothing is written that could not be.
+#[test]
+fn copied_tensors_are_looked_at() {
+    let place = Place::new();
+    place.quantize("w4a8", "--format compressed-tensors --group-size 64");
+    place.run("convert w4a8 -o gptq --to gptq").success();
+    let short = |(dtype, mut shape, mut bytes): Stored| {
+        let row = bytes.len() / shape[0];
+        shape[0] -= 1;
+        bytes.truncate(shape[0] * row);
+        Some((dtype, shape, bytes))
+    };
+    // An exponent of ones is no number, in every type and byte order.
+    let damaged = |(dtype, shape, bytes): Stored| Some((dtype, shape, vec![0xff; bytes.len()]));
+    let integers = |(_, shape, _): Stored| {
+        let bytes = vec![1; 4 * shape.iter().product::<usize>()];
+        Some((DType::I32, shape, bytes))
+    };
+    type Change<'a> = &'a dyn Fn(Stored) -> Option<Stored>;
+    let cases: [(&str, Change<'_>, &str); 7] = [
+        ("model.norm.weight", &short, "[63]"),
+        ("model.norm.weight", &damaged, "NaN or infinite"),
+        ("model.norm.weight", &integers, "expected F32, F16 or BF16"),
+        ("model.embed_tokens.weight", &short, "[271, 64]"),
+        ("lm_head.weight", &damaged, "NaN or infinite"),
+        ("model.layers.1.post_attention_layernorm.weight", &short, "[63]"),
+        ("model.layers.1.input_layernorm.weight", &damaged, "NaN or infinite"),
+    ];
+    for (tensor, change, says) in cases {
+        let bad = place.path("bad");
+        rewrite(&place.path("gptq"), &bad, |name, t| if name == tensor { change(t) } else { Some(t) });
+        let run = place.run("convert bad -o x").failure(2, says);
+        assert!(run.stderr.contains(tensor), "{}", run.stderr);
+        fs::remove_dir_all(bad).unwrap();
+    }
+    assert_eq!(place.names(), ["gptq", "model", "text.txt", "w4a8"]);
+}
+
+#[test]
+fn biases_are_those_of_the_configuration() {
+    let place = Place::new();
+    place.quantize("w4a8", "--format compressed-tensors --group-size 32 --group-scales half");
+    place.run("convert w4a8 -o gptq --to gptq").success();
+    reorder(&place.path("gptq"), &place.path("down"), "down_proj");
+    let with_bias = |values: usize, value: f32, promised: bool| {
+        let bad = place.path("bad");
+        if bad.exists() {
+            fs::remove_dir_all(&bad).unwrap();
+        }
+        let source = Safetensors::open(&place.path("down")).unwrap();
+        let mut writer = CheckpointWriter::create(&bad).unwrap();
+        for name in source.names() {
+            let info = source.info(&name).unwrap();
+            writer.add(&name, info.dtype, &info.shape, &source.bytes(&name).unwrap()).unwrap();
+        }
+        for block in 0..2 {
+            for (module, n) in [("gate_proj", 128), ("up_proj", values), ("down_proj", 64)] {
+                let bytes: Vec<u8> = (0..n).flat_map(|i| (value * i as f32).to_le_bytes()).collect();
+                let name = format!("model.layers.{block}.mlp.{module}.bias");
+                writer.add(&name, DType::F32, &[n], &bytes).unwrap();
+            }
+        }
+        for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+            fs::copy(place.path("down").join(file), writer.staging().join(file)).unwrap();
+        }
+        writer.finish().unwrap();
+        configure(&bad, |config| config["mlp_bias"] = json!(promised));
+    };
+    // Act-order moves the biases of gate and up: one of another length has no such places.
+    with_bias(3, 0.0, true);
+    let run = place.run("convert bad -o x").failure(2, "model.layers.0.mlp.up_proj.bias");
+    assert!(run.stderr.contains("[3]"), "{}", run.stderr);
+    with_bias(3, 0.0, false);
+    place.run("convert bad -o x").failure(2, "model.layers.0.mlp.up_proj.bias");
+    with_bias(128, 0.01, false);
+    place.run("convert bad -o x").failure(2, "promises no bias");
+    with_bias(128, f32::NAN, true);
+    place.run("convert bad -o x").failure(2, "NaN or infinite");
+    // Those that fit move with their channels.
+    with_bias(128, 0.01, true);
+    let line = "convert bad -o out --check text.txt --window 128 --limit 2 --json";
+    let check = &place.run(line).success().json()["check"];
+    let divergence = check["kl_divergence"]["mean"].as_f64().unwrap();
+    assert!(divergence < 0.02, "{divergence}");
+    // Some that the architecture needs are not there.
+    configure(&place.path("gptq"), |config| config["attention_bias"] = json!(true));
+    place.run("convert gptq -o x").failure(2, "self_attn.q_proj.bias");
+    assert!(!place.names().contains(&"x".to_owned()));
 }

@@ -67,4 +67,4 @@ pub use site::{LinearLayer, Site, Sites};
 pub use tensor_bytes::TensorBytes;
 pub use text::{TextOptions, TextReader};
 pub use tokenizer::Tokenizer;
-pub use weights::{BlockNorms, BlockWeights, check_tensors};
+pub use weights::{BlockNorms, BlockWeights, check_tensors, check_tied};

@@ -56,6 +56,24 @@ impl Site {
         }
     }
 
+    /// Whether its layers have biases in a model of this configuration.
+    pub fn has_bias(self, c: &ModelConfig) -> bool {
+        match self {
+            Self::Qkv => c.graph.qkv_bias,
+            Self::O => c.graph.o_bias,
+            Self::GateUp | Self::Down => c.graph.mlp_bias,
+        }
+    }
+
+    /// Reads the bias of one of its modules, `prefix` with `n` output channels: `None` where the configuration promises none.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::bias`]; a bias that the configuration promises and the file lacks, or that it does not promise and
+    /// the file holds, unless that is zero.
+    pub fn read_bias(self, checkpoint: &Checkpoint, prefix: &str, n: usize) -> Result<Option<Vec<f32>>> {
+        read_bias(checkpoint, prefix, n, self.has_bias(&checkpoint.config))
+    }
+
     /// The site that comes after it in a block.
     pub fn next(self) -> Option<Self> {
         Self::ALL.get(self as usize + 1).copied()
@@ -67,12 +85,7 @@ impl Site {
     /// As [`BlockWeights::read`](crate::BlockWeights::read).
     pub fn read(self, checkpoint: &Checkpoint, index: usize) -> Result<LinearLayer> {
         let c = &checkpoint.config;
-        let bias = match self {
-            Self::Qkv => c.graph.qkv_bias,
-            Self::O => c.graph.o_bias,
-            Self::GateUp | Self::Down => c.graph.mlp_bias,
-        };
-        let layer = read_joined(checkpoint, index, &self.modules(c), self.in_features(c), bias)?;
+        let layer = read_joined(checkpoint, index, &self.modules(c), self.in_features(c), self.has_bias(c))?;
         // Every read has looked at its own file; the others may have been changed meanwhile.
         checkpoint.inputs.check()?;
         Ok(layer)
@@ -154,26 +167,7 @@ fn read_joined(
     for (module, n) in modules {
         let prefix = names::linear(index, module);
         parts.push(checkpoint.layer(&prefix, *n, k)?);
-        match (promised, checkpoint.bias(&prefix, *n)?) {
-            (true, Some(values)) => bias.extend(values),
-            (true, None) => {
-                return Err(FormatError::MissingTensor {
-                    location: checkpoint.tensors.location(),
-                    name: format!("{prefix}.bias"),
-                }
-                .into());
-            }
-            // Some tools write zeros for every layer; they change nothing.
-            (false, Some(values)) if values.iter().any(|b| *b != 0.0) => {
-                return Err(FormatError::Unsupported(format!(
-                    "{}: there is a tensor {prefix}.bias, but config.json promises no bias there (attention_bias, \
-                     mlp_bias); one of the two is wrong",
-                    checkpoint.tensors.location()
-                ))
-                .into());
-            }
-            (false, _) => {}
-        }
+        bias.extend(read_bias(checkpoint, &prefix, *n, promised)?.into_iter().flatten());
     }
     let weight = reading::joined(&parts)?.ok_or_else(|| {
         let all: Vec<&str> = modules.iter().map(|(module, _)| *module).collect();
@@ -185,4 +179,24 @@ fn read_joined(
         ))
     })?;
     Ok(LinearLayer { weight, bias: promised.then_some(bias) })
+}
+
+/// The bias of a linear layer, `None` where none is promised.
+fn read_bias(checkpoint: &Checkpoint, prefix: &str, n: usize, promised: bool) -> Result<Option<Vec<f32>>> {
+    match (promised, checkpoint.bias(prefix, n)?) {
+        (true, Some(values)) => Ok(Some(values)),
+        (true, None) => Err(FormatError::MissingTensor {
+            location: checkpoint.tensors.location(),
+            name: format!("{prefix}.bias"),
+        }
+        .into()),
+        // Some tools write zeros for every layer; they change nothing.
+        (false, Some(values)) if values.iter().any(|b| *b != 0.0) => Err(FormatError::Unsupported(format!(
+            "{}: there is a tensor {prefix}.bias, but config.json promises no bias there (attention_bias, mlp_bias); one of \
+             the two is wrong",
+            checkpoint.tensors.location()
+        ))
+        .into()),
+        (false, _) => Ok(None),
+    }
 }

@@ -126,11 +126,17 @@ impl BlockNorms {
 /// `tie_word_embeddings` is true.
 pub fn check_tensors(checkpoint: &Checkpoint) -> Result<()> {
     check_names(checkpoint)?;
-    if checkpoint.config.tie_word_embeddings { check_tied(checkpoint) } else { Ok(()) }
+    check_tied(checkpoint)
 }
 
-/// A tied model may come with a head of its own, as long as it holds the same values.
-fn check_tied(checkpoint: &Checkpoint) -> Result<()> {
+/// Checks that the head of a tied model, which may come with one of its own, holds the embedding's values.
+///
+/// # Errors
+/// An output head that differs from the embedding though `tie_word_embeddings` is true.
+pub fn check_tied(checkpoint: &Checkpoint) -> Result<()> {
+    if !checkpoint.config.tie_word_embeddings {
+        return Ok(());
+    }
     let tensors = &checkpoint.tensors;
     let Some(head) = tensors.info(names::LM_HEAD) else { return Ok(()) };
     let alike =

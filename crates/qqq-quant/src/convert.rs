@@ -6,6 +6,7 @@
 //! ([`Scales::from_effective`](qqq_formats::Scales::from_effective)); [`Rounding`] says how far that is from the float weight.
 //! What is on disk has lost nothing, so that every way back gives the same codes and scales.
 
+mod copied;
 mod float_form;
 mod folded;
 mod rounding;
@@ -106,8 +107,8 @@ pub struct Converted {
 /// Converts `source` and writes the result, a block at a time. Nothing appears under the output's name unless all is well.
 ///
 /// # Errors
-/// What cannot be converted without a change to its weights, with the layer; shapes that the target does not take; a disk
-/// that is too small or full; files that were changed meanwhile; [`QuantError::Interrupted`].
+/// What cannot be converted without a change to its weights, with the layer; tensors that a model could not be run with; shapes
+/// that the target does not take; a disk that is too small or full; files that were changed meanwhile; [`QuantError::Interrupted`].
 pub fn convert(
     source: &Int4Checkpoint,
     target: Target,
@@ -118,6 +119,7 @@ pub fn convert(
     let started = Instant::now();
     let tokenizer = Tokenizer::load(&source.checkpoint)?;
     let contents = Contents::of(source)?;
+    copied::check(source, &contents)?;
     let mut writer = CheckpointWriter::reserved(reservation)?;
     let bytes: u64 = source.tensors().names().iter().map(|name| bytes_of(source, name)).sum();
     preflight::check_room(writer.staging(), bytes + FILES)?;
@@ -260,6 +262,10 @@ impl Work<'_> {
         let name = format!("{prefix}.bias");
         let tensors = self.source.tensors();
         let Some(info) = tensors.info(&name) else { return Ok(()) };
+        if info.shape != [order.len()] {
+            let (location, found) = (tensors.location(), info.shape);
+            return Err(FormatError::Shape { location, name, found, expected: vec![order.len()] }.into());
+        }
         let (bytes, size) = (tensors.bytes(&name)?, info.dtype.size().unwrap_or(1));
         let moved: Vec<u8> = order.iter().flat_map(|i| bytes[i * size..][..size].to_vec()).collect();
         Ok(writer.add(&name, info.dtype, &info.shape, &moved)?)
