@@ -96,8 +96,9 @@ pub fn effective_scales(weight: &QuantizedWeight, name: &str) -> Result<WeightDa
         return Ok(WeightData::F32(f));
     }
     Err(FormatError::Layout(format!(
-        "{name}: its two levels of scales cannot be derived from one scale per group, as compressed-tensors stores; \
-         derive them with Scales::from_effective"
+        "{name}: its scales of channels and of groups do not come from one scale per group, which is all that compressed-tensors \
+         and GPTQ store, so the other form would hold other weights; keep the checkpoint in the qqq form, which runs as it is, \
+         or quantize the float model (qqq quantize --format compressed-tensors)"
     )))
 }
 

@@ -108,11 +108,7 @@ impl Int4Weight {
 
     /// The float type of the scales.
     pub fn scale_type(&self) -> DType {
-        match self.scales {
-            WeightData::F32(_) => DType::F32,
-            WeightData::F16(_) => DType::F16,
-            WeightData::BF16(_) => DType::BF16,
-        }
+        self.scales.dtype()
     }
 }
 

@@ -28,6 +28,15 @@ impl WeightData {
         }
     }
 
+    /// The type of the values.
+    pub fn dtype(&self) -> crate::DType {
+        match self {
+            Self::F32(_) => crate::DType::F32,
+            Self::F16(_) => crate::DType::F16,
+            Self::BF16(_) => crate::DType::BF16,
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {

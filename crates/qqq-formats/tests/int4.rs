@@ -257,7 +257,7 @@ fn written_tensors_are_those_of_the_definitions() {
         let value = if to_gptq { gptq_value(Some(32), &[]) } else { packed_value(Some(32), &[]) };
         write(&path, &value, |writer| {
             if to_gptq {
-                assert_eq!(write_gptq(writer, LAYER, &weight).unwrap(), 0.0);
+                assert_eq!(write_gptq(writer, LAYER, &weight).unwrap().moved, 0.0);
             } else {
                 write_packed(writer, LAYER, &weight).unwrap();
             }
@@ -302,7 +302,7 @@ fn every_form_comes_back_exactly() {
             for (form, value) in forms {
                 let path = dir.path().join(format!("{form}-{i}-{bf16_scales}"));
                 write(&path, &value, |writer| match form {
-                    "gptq" => assert_eq!(write_gptq(writer, LAYER, &weight).unwrap(), 0.0),
+                    "gptq" => assert_eq!(write_gptq(writer, LAYER, &weight).unwrap().moved, 0.0),
                     _ => write_packed(writer, LAYER, &weight).unwrap(),
                 });
                 let checkpoint = Int4Checkpoint::open(&path).unwrap();
@@ -399,11 +399,40 @@ fn two_levels_survive_16_bits() {
             wide += usize::from(matches!(stored.scales, WeightData::F32(_)));
             let path = dir.path().join(format!("{seed}-{brain}"));
             write(&path, &gptq_value(Some(32), &[]), |writer| {
-                assert_eq!(write_gptq(writer, LAYER, &stored).unwrap(), 0.0, "{seed} {brain}");
+                assert_eq!(write_gptq(writer, LAYER, &stored).unwrap().moved, 0.0, "{seed} {brain}");
             });
             let back = Int4Checkpoint::open(&path).unwrap().layer(LAYER, n, k).unwrap().weight;
             assert!(back.quantized(LAYER).unwrap() == ours, "{seed} {brain}");
         }
     }
     assert!(wide > 2, "only {wide} had to be looked for");
+}
+
+/// Float32 scales that float16 has not the range for would take the weights with them.
+#[test]
+fn scales_beyond_float16_are_not_rounded_away() {
+    let dir = tempfile::tempdir().unwrap();
+    for (case, factor, says) in [(0, 1e-6, "too small"), (1, 1e8, "too large"), (2, 1.0, "")] {
+        let weight = some_weight(None, false);
+        let scales: Vec<f32> = weight.scales.into_f32().iter().map(|s| s * factor * 1.0001).collect();
+        let weight = Int4Weight { scales: WeightData::F32(scales), ..some_weight(None, false) };
+        write(&dir.path().join(case.to_string()), &Value::Null, |writer| {
+            let written = write_gptq(writer, LAYER, &weight).map_err(|e| e.to_string());
+            match (says, written) {
+                ("", Ok(scales)) => {
+                    assert_eq!(scales.dtype, qqq_formats::DType::F16);
+                    assert!(scales.moved > 0.0 && scales.moved < 1.0 / 2048.0, "{scales:?}");
+                }
+                (_, Err(error)) => {
+                    let parts = [LAYER, says, "--to compressed-tensors"];
+                    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+                }
+                (_, written) => panic!("{factor}: {written:?}"),
+            }
+            // The way out keeps them.
+            if !says.is_empty() {
+                write_packed(writer, "other", &weight).unwrap();
+            }
+        });
+    }
 }

@@ -245,7 +245,7 @@ impl Work<'_> {
             match self.target {
                 Target::W4a8 | Target::CompressedTensors => write_packed(writer, prefix, &layer.weight)?,
                 Target::Gptq => {
-                    let moved = write_gptq(writer, prefix, &layer.weight)?;
+                    let moved = write_gptq(writer, prefix, &layer.weight)?.moved;
                     self.done.scale_rounding = self.done.scale_rounding.max(moved);
                 }
             }

@@ -67,14 +67,26 @@ pub(super) fn whole_words(source: &Source<'_>, n: usize, k: usize, group_size: O
     Ok(())
 }
 
+/// Scales as they were written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GptqScales {
+    /// Their type.
+    pub dtype: DType,
+    /// By how much of itself one has moved at most.
+    pub moved: f64,
+}
+
+/// By how much of itself a scale may move: twice what rounding to float16 takes where that has all its bits.
+const MOST_MOVED: f64 = 1.0 / 1024.0;
+
 /// Adds the tensors of the linear layer `prefix`, in the first version of the format with zero points of 8: what every
 /// reader of it takes. Float32 scales become 16-bit ones of which the integer kernels get the same weights
-/// ([`Int4Weight::with_half_scales`]). Where there are none they are rounded to float16; returns by how much of itself a scale
-/// has moved at most then.
+/// ([`Int4Weight::with_half_scales`]). Where there are none they are rounded to float16.
 ///
 /// # Errors
-/// A shape that the layout does not hold, a scale that float16 does not hold.
-pub fn write_gptq(writer: &mut CheckpointWriter, prefix: &str, weight: &Int4Weight) -> Result<f64> {
+/// A shape that the layout does not hold; a scale that is too large for float16, or so small that it would move by more than
+/// 2^-10 of itself.
+pub fn write_gptq(writer: &mut CheckpointWriter, prefix: &str, weight: &Int4Weight) -> Result<GptqScales> {
     let (n, k, groups) = (weight.out_features, weight.in_features, weight.groups());
     let fail = |reason: String| FormatError::Layout(format!("{prefix}: {reason}"));
     if !n.is_multiple_of(PER_WORD) || !k.is_multiple_of(PER_WORD) {
@@ -95,16 +107,20 @@ pub fn write_gptq(writer: &mut CheckpointWriter, prefix: &str, weight: &Int4Weig
         WeightData::F32(_) => weight.with_half_scales(prefix)?,
         WeightData::F16(_) | WeightData::BF16(_) => None,
     };
-    let (scales, moved) = half_scales(&exact.as_ref().unwrap_or(weight).scales).map_err(fail)?;
-    writer.add_float(&format!("{prefix}.scales"), &[groups, n], &int4::transposed(&scales, n, groups))?;
     let size = k / groups.max(1);
+    // The scale of codes that are all zero is none of the weight's.
+    let used = |i: usize| weight.codes[i * size..(i + 1) * size].iter().any(|code| *code != 0);
+    let (scales, moved) = half_scales(&exact.as_ref().unwrap_or(weight).scales, used).map_err(fail)?;
+    let dtype = scales.dtype();
+    writer.add_float(&format!("{prefix}.scales"), &[groups, n], &int4::transposed(&scales, n, groups))?;
     let g_idx: Vec<u8> = (0..k).flat_map(|channel| ((channel / size) as i32).to_le_bytes()).collect();
     writer.add(&format!("{prefix}.g_idx"), DType::I32, &[k], &g_idx)?;
-    Ok(moved)
+    Ok(GptqScales { dtype, moved })
 }
 
-/// Scales in float16, or bfloat16 where only that holds all of them; and by how much of itself one has moved at most.
-fn half_scales(scales: &WeightData) -> Result<(WeightData, f64), String> {
+/// Scales in float16, or bfloat16 where only that holds all of them; and by how much of itself one that is `used` has moved at
+/// most.
+fn half_scales(scales: &WeightData, used: impl Fn(usize) -> bool) -> Result<(WeightData, f64), String> {
     let wide = scales.clone().into_f32();
     let exact = |rounded: &[f32]| rounded == wide;
     let halves: Vec<half::f16> = wide.iter().map(|s| half::f16::from_f32(*s)).collect();
@@ -116,13 +132,22 @@ fn half_scales(scales: &WeightData) -> Result<(WeightData, f64), String> {
     if exact(&brains.iter().map(|s| s.to_f32()).collect::<Vec<_>>()) {
         return Ok((WeightData::BF16(brains), 0.0));
     }
-    let moved = |(s, rounded): (&f32, &f32)| {
-        if s == rounded { 0.0 } else { (f64::from(*rounded) / f64::from(*s) - 1.0).abs() }
-    };
-    if let Some(i) = back.iter().position(|s| !s.is_finite()) {
-        return Err(format!("the scale {} is too large for float16, which GPTQ's readers take", wide[i]));
+    let mut most = 0f64;
+    for (i, (scale, rounded)) in wide.iter().zip(&back).enumerate() {
+        let moved = match scale == rounded || rounded.is_finite() && !used(i) {
+            true => 0.0,
+            false => (f64::from(*rounded) / f64::from(*scale) - 1.0).abs(),
+        };
+        if moved > MOST_MOVED {
+            let size = if rounded.is_finite() { "small" } else { "large" };
+            return Err(format!(
+                "the scale {scale:e} is too {size} for float16, which GPTQ's readers take, and would become {rounded:e}; convert \
+                 to compressed-tensors (--to compressed-tensors), which keeps float32 scales"
+            ));
+        }
+        most = most.max(moved);
     }
-    Ok((WeightData::F16(halves), wide.iter().zip(&back).map(moved).fold(0.0, f64::max)))
+    Ok((WeightData::F16(halves), most))
 }
 
 /// The `quantization_config` of layers written by [`write_gptq`]. `float` names the linear layers of blocks that are not
@@ -159,7 +184,7 @@ mod tests {
 
     #[test]
     fn scales_keep_their_values_where_16_bits_hold_them() {
-        let of = |scales: &[f32]| half_scales(&WeightData::F32(scales.to_vec())).unwrap();
+        let of = |scales: &[f32]| half_scales(&WeightData::F32(scales.to_vec()), |i| i != 2).unwrap();
         assert!(matches!(of(&[0.25, -1.0, 0.0]), (WeightData::F16(_), 0.0)));
         // 1e-30 needs the range of bfloat16.
         let small = half::bf16::from_f32(1e-30).to_f32();
@@ -167,6 +192,12 @@ mod tests {
         let (scales, moved) = of(&[1.0 + 2f32.powi(-12), 0.5]);
         assert_eq!(scales.into_f32(), [1.0, 0.5]);
         assert!((moved - 2f64.powi(-12)).abs() < 1e-6, "{moved}");
-        assert!(half_scales(&WeightData::F32(vec![1.001e6])).unwrap_err().contains("too large"));
+        let refused = |scale: f32| half_scales(&WeightData::F32(vec![1.0, scale]), |_| true).unwrap_err();
+        for (scale, says) in [(1.001e6, "too large"), (1e-9, "too small"), (-1.001e-6, "too small")] {
+            let error = refused(scale);
+            assert!(error.contains(says) && error.contains("--to compressed-tensors"), "{error}");
+        }
+        // One that no code uses may be anything that is finite.
+        assert_eq!(of(&[1.0 + 2f32.powi(-12), 0.5, 1e-12]).0.into_f32(), [1.0, 0.5, 0.0]);
     }
 }

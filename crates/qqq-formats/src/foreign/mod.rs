@@ -23,7 +23,7 @@ mod recentre;
 
 pub use checkpoint::{Int4Checkpoint, Int4Layer};
 pub use config::Method;
-pub use gptq::{gptq_value, write_gptq};
+pub use gptq::{GptqScales, gptq_value, write_gptq};
 pub use packed::{packed_value, write_packed};
 pub use recentre::Changes;
 
