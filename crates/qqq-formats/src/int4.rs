@@ -57,11 +57,7 @@ impl Int4Weight {
     pub fn of_quantized(weight: QuantizedWeight, name: &str) -> Result<Self> {
         let scales = compressed_tensors::effective_scales(&weight, name)?;
         let QuantizedWeight { out_features, in_features, codes, scales: levels } = weight;
-        let group_size = match levels {
-            Scales::PerChannel(_) => None,
-            Scales::PerGroup { group_size, .. } => Some(group_size),
-        };
-        Ok(Self { out_features, in_features, codes, group_size, scales })
+        Ok(Self { out_features, in_features, codes, group_size: levels.group_size(), scales })
     }
 
     /// The same weight with float16 scales, else bfloat16 ones, of which the integer kernels' two levels come out as of these.
@@ -99,11 +95,6 @@ impl Int4Weight {
         let codes = rows(self.in_features).flat_map(|range| self.codes[range].iter().copied()).collect();
         let scales = gathered(&self.scales, rows(self.groups()));
         Ok(Self { codes, scales, ..*self })
-    }
-
-    /// As [`CodeLayout::Packed`](crate::CodeLayout::Packed) holds it: the words of eight codes.
-    pub fn packed(&self) -> Vec<i32> {
-        compressed_tensors::pack_codes(&self.codes, self.in_features)
     }
 
     /// The float type of the scales.

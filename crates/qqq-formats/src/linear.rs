@@ -89,6 +89,14 @@ pub enum Scales {
 }
 
 impl Scales {
+    /// Input channels that share a scale; `None`: all of an output channel.
+    pub fn group_size(&self) -> Option<usize> {
+        match self {
+            Self::PerChannel(_) => None,
+            Self::PerGroup { group_size, .. } => Some(*group_size),
+        }
+    }
+
     /// Two-level scales from one effective scale per group, where the float weight that a reader
     /// sees is `code * effective`.
     ///

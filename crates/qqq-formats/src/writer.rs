@@ -15,7 +15,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    CheckpointFormat, DType, FormatError, QuantizedWeight, Result, Scales, WeightData, compressed_tensors,
+    CheckpointFormat, DType, FormatError, QuantizedWeight, Result, WeightData, compressed_tensors, int4,
     lock::FileLock,
     qqq,
     safetensors::{INDEX_FILE, SINGLE_FILE},
@@ -225,10 +225,7 @@ impl CheckpointWriter {
     ) -> Result<()> {
         weight.check(prefix)?;
         let (n, k) = (weight.out_features, weight.in_features);
-        let group_size = match &weight.scales {
-            Scales::PerChannel(_) => None,
-            Scales::PerGroup { group_size, .. } => Some(*group_size),
-        };
+        let group_size = weight.scales.group_size();
         match format {
             CheckpointFormat::Qqq => {
                 let at = |reason: String| FormatError::Layout(format!("{prefix}: {reason}"));
@@ -245,17 +242,28 @@ impl CheckpointWriter {
             }
             CheckpointFormat::CompressedTensors => {
                 let scales = compressed_tensors::effective_scales(weight, prefix)?;
-                let words = compressed_tensors::pack_codes(&weight.codes, k);
-                let words = word_bytes(&words);
-                let row = compressed_tensors::row_words(k);
-                self.add(&format!("{prefix}.weight_packed"), DType::I32, &[n, row], &words)?;
-                let per_row = group_size.map_or(1, |g| k / g);
-                self.add_float(&format!("{prefix}.weight_scale"), &[n, per_row], &scales)?;
-                let shape = le_bytes(&[n as i64, k as i64], |d| d.to_le_bytes());
-                self.add(&format!("{prefix}.weight_shape"), DType::I64, &[2], &shape)?;
+                self.add_packed(prefix, &weight.codes, (n, k), group_size, &scales)?;
             }
         }
         Ok(())
+    }
+
+    /// Adds the tensors of the linear layer `prefix` in compressed-tensors' `pack-quantized` form: codes `N x K`, and scales as
+    /// they are stored.
+    pub(crate) fn add_packed(
+        &mut self,
+        prefix: &str,
+        codes: &[i8],
+        (n, k): (usize, usize),
+        group_size: Option<usize>,
+        scales: &WeightData,
+    ) -> Result<()> {
+        let words = compressed_tensors::pack_codes(codes, k);
+        let row = compressed_tensors::row_words(k);
+        self.add(&format!("{prefix}.weight_packed"), DType::I32, &[n, row], &word_bytes(&words))?;
+        self.add_float(&format!("{prefix}.weight_scale"), &[n, int4::groups(k, group_size)], scales)?;
+        let shape = le_bytes(&[n as i64, k as i64], |d| d.to_le_bytes());
+        self.add(&format!("{prefix}.weight_shape"), DType::I64, &[2], &shape)
     }
 
     /// Writes headers and index, syncs, and gives the directory its final name.

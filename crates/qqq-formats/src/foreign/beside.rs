@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::{FormatError, InputFile, Result, keys::shown};
+use crate::{FormatError, InputFile, Result, config::parse_json, keys::shown};
 
 /// The files, and what has made the weights where they do not say it.
 const FILES: [(&str, &str); 3] = [
@@ -97,11 +97,8 @@ fn read(file: &Path) -> Result<Option<Map<String, Value>>> {
     if !file.is_file() {
         return Ok(None);
     }
-    let malformed = |reason: String| FormatError::Malformed { path: file.into(), reason };
-    let value = serde_json::from_slice(&InputFile::open(file)?.read()?)
-        .map_err(|e| malformed(format!("not valid JSON: {e}")))?;
-    match value {
+    match parse_json(file, &InputFile::open(file)?.read()?)? {
         Value::Object(map) => Ok(Some(map)),
-        _ => Err(malformed("not a JSON object".into())),
+        _ => Err(FormatError::Malformed { path: file.into(), reason: "not a JSON object".into() }),
     }
 }

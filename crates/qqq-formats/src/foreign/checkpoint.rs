@@ -173,10 +173,7 @@ impl Int4Checkpoint {
             return Err(source.at("it is not quantized"));
         };
         let weight = if self.format() == Some(CheckpointFormat::CompressedTensors) {
-            let group_size = match &weight.scales {
-                crate::Scales::PerChannel(_) => None,
-                crate::Scales::PerGroup { group_size, .. } => Some(*group_size),
-            };
+            let group_size = weight.scales.group_size();
             let groups = crate::int4::groups(k, group_size);
             let scales: WeightData = source.floats("weight_scale", &[n, groups])?;
             Int4Weight { out_features: n, in_features: k, codes: weight.codes, group_size, scales }

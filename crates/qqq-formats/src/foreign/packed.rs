@@ -4,11 +4,11 @@
 //! output channels a word (I32, `ceil(N/8) x G`), or a byte each as they are (I8, `N x G`), as old versions write them.
 //! `prefix.weight_g_idx` names the group of every input channel, if they do not lie in order.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{PER_WORD, RawWeight, nibbles};
 use crate::{
-    DType, Int4Weight, Result, compressed_tensors, int4, layer::Source, quantization_config::HEAD,
+    CheckpointFormat, DType, Int4Weight, QuantizationConfig, Result, compressed_tensors, int4, layer::Source,
     writer::CheckpointWriter,
 };
 
@@ -71,41 +71,17 @@ pub(super) fn read(
 /// # Errors
 /// As [`CheckpointWriter::add`].
 pub fn write_packed(writer: &mut CheckpointWriter, prefix: &str, weight: &Int4Weight) -> Result<()> {
-    let (n, k) = (weight.out_features, weight.in_features);
-    let words: Vec<u8> = weight.packed().into_iter().flat_map(i32::to_le_bytes).collect();
-    let row = compressed_tensors::row_words(k);
-    writer.add(&format!("{prefix}.weight_packed"), DType::I32, &[n, row], &words)?;
-    writer.add_float(&format!("{prefix}.weight_scale"), &[n, weight.groups()], &weight.scales)?;
-    let shape: Vec<u8> = [n as i64, k as i64].into_iter().flat_map(i64::to_le_bytes).collect();
-    writer.add(&format!("{prefix}.weight_shape"), DType::I64, &[2], &shape)
+    let shape = (weight.out_features, weight.in_features);
+    writer.add_packed(prefix, &weight.codes, shape, weight.group_size, &weight.scales)
 }
 
 /// The `quantization_config` of weights alone (W4A16) written by [`write_packed`]. `float` names the linear layers that are not
 /// quantized.
 pub fn packed_value(group_size: Option<usize>, float: &[String]) -> Value {
-    let ignore: Vec<&str> = std::iter::once(HEAD).chain(float.iter().map(String::as_str)).collect();
-    json!({
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {
-                    "num_bits": 4,
-                    "type": "int",
-                    "symmetric": true,
-                    "strategy": if group_size.is_some() { "group" } else { "channel" },
-                    "group_size": group_size,
-                    "dynamic": false,
-                    "actorder": null,
-                },
-                "input_activations": null,
-                "output_activations": null,
-                "format": "pack-quantized",
-            },
-        },
-        "ignore": ignore,
-        "kv_cache_scheme": null,
-    })
+    let format = CheckpointFormat::CompressedTensors;
+    let mut value = QuantizationConfig::uniform_but(format, group_size, float).to_value();
+    for (_, group) in value["config_groups"].as_object_mut().into_iter().flatten() {
+        group["input_activations"] = Value::Null;
+    }
+    value
 }
