@@ -16,7 +16,7 @@ use std::{borrow::Cow, collections::BTreeSet, time::Instant};
 
 use qqq_backend::pool::parallel_each_mut;
 use qqq_formats::{
-    CheckpointFormat, DType, FormatError, Int4Checkpoint, Int4Layer, QuantizationConfig,
+    CheckpointFormat, FormatError, Int4Checkpoint, Int4Layer, QuantizationConfig,
     foreign::{Changes, gptq_value, packed_value, write_gptq, write_packed},
     writer::{CheckpointWriter, Reservation},
 };
@@ -359,9 +359,6 @@ fn card_text(report: &Converted, license: &[String]) -> String {
          {groups} |\n| Scales | {scales} |\n| Form | {to} |\n\n`{REPORT_FILE}` has the figures of the conversion.\n"
     )
 }
-
-/// The type of float weights of [`float_form`].
-pub(crate) const FLOAT_FORM: DType = DType::F32;
 
 /// The error of a layer that is not what its checkpoint says.
 fn wrong(prefix: &str, what: &str) -> QuantError {

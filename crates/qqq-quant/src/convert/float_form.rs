@@ -8,12 +8,14 @@ use std::{
 };
 
 use qqq_formats::{
-    Checkpoint, FormatError, Int4Checkpoint, ModelConfig, TensorInfo, TensorSource, WeightData,
+    Checkpoint, DType, FormatError, Int4Checkpoint, ModelConfig, TensorInfo, TensorSource, WeightData,
 };
 use qqq_model::{Site, names};
 
-use super::FLOAT_FORM;
 use crate::Result;
+
+/// The type of the float weights.
+const FLOAT_FORM: DType = DType::F32;
 
 /// The model whose linear layers have the float weights `code * scale`, in float32, as they are asked for. Its layers run with
 /// float activations; everything else is as it was.
