@@ -10,6 +10,14 @@ const TIMING: &str = "timing a kernel";
 /// Fewest and most launches of a burst.
 const LAUNCHES: (usize, usize) = (8, 48);
 
+/// Memory that all copies of what launches read should fill, in bytes: several times the L2 cache.
+const ROTATE: usize = 200 << 20;
+
+/// How many copies of `bytes` launches take in turn to read them from memory, as in a model: 2 to `most`.
+pub fn rotating_copies(bytes: usize, most: usize) -> usize {
+    (ROTATE / bytes + 1).clamp(2, most)
+}
+
 /// Launches in a CUDA graph, between two events: the host's share of a launch is not measured.
 pub struct Burst {
     graph: CudaGraph,

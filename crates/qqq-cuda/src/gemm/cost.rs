@@ -159,7 +159,7 @@ const SM80: Sm80Costs = Sm80Costs {
 /// Estimates plans on a device.
 #[derive(Clone, Copy, Debug)]
 pub struct CostModel {
-    pub(super) sms: usize,
+    sms: usize,
 }
 
 impl CostModel {
@@ -170,13 +170,24 @@ impl CostModel {
 
     /// The cheapest plan for `m` tokens, by the kernels of an architecture.
     pub fn plan(&self, spec: &GemmSpec, arch: Arch, m: usize) -> Plan {
-        candidates(spec.types, arch, m, spec.order)
-            .into_iter()
-            .filter(|p| p.instance.tile().takes(spec.k) && p.is_distinct((m, spec.n, spec.k), self.sms))
-            .map(|p| (self.cycles(&p, (m, spec.n, spec.k)), p))
+        self.estimates(spec, arch, m)
             .min_by(|a, b| a.0.total_cmp(&b.0))
             .expect("there is always the smallest tile")
             .1
+    }
+
+    /// The plans that can be chosen for `m` tokens, with their estimated clock cycles.
+    pub(super) fn estimates(
+        &self,
+        spec: &GemmSpec,
+        arch: Arch,
+        m: usize,
+    ) -> impl Iterator<Item = (f64, Plan)> {
+        let shape = (m, spec.n, spec.k);
+        candidates(spec.types, arch, m, spec.order)
+            .into_iter()
+            .filter(move |p| p.instance.tile().takes(shape.2) && p.is_distinct(shape, self.sms))
+            .map(move |p| (self.cycles(&p, shape), p))
     }
 
     /// Estimated clock cycles of a plan for `m x n x k`.

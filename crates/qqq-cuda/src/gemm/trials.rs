@@ -12,12 +12,9 @@ use qqq_backend::pool::parallel_each_mut;
 
 use super::tuned::is_worth_keeping;
 use super::weight_kind::WEIGHT_TILE_ROWS;
-use super::{
-    CostModel, GemmOperands, GemmPlans, GemmSpec, Plan, Planner, PrepackKernel, SumOrder, TunedChoice,
-    candidates,
-};
+use super::{CostModel, GemmOperands, GemmPlans, GemmSpec, Plan, Planner, PrepackKernel, TunedChoice};
 use crate::error::driver;
-use crate::timing::{Burst, rough_microseconds};
+use crate::timing::{Burst, rotating_copies, rough_microseconds};
 use crate::{Arch, DType, Device, KernelType, Result};
 
 /// Beyond, the estimate stands: the tiles are the largest, and their waves many.
@@ -34,9 +31,8 @@ const ROUNDS: usize = 3;
 const BURST_MICROSECONDS: f64 = 400.0;
 /// Plans so many times slower than the best so far are given up: by launches that the host may hold up, and by a burst.
 const GIVEN_UP: (f64, f64) = (1.25, 1.1);
-/// Memory that all copies of the weights should fill, in bytes: several times the L2 cache, so that they come from memory, as
-/// in a model.
-const ROTATE: usize = 200 << 20;
+/// Copies of the weights at most.
+const MOST_COPIES: usize = 32;
 /// Random bytes of the host, which fill the operands over and over.
 const RANDOM: usize = 4 << 20;
 
@@ -60,12 +56,7 @@ pub fn are_tried(spec: &GemmSpec) -> bool {
 
 /// The plans that are tried for `m` tokens, best estimate first.
 pub fn worth_trying(model: &CostModel, spec: &GemmSpec, arch: Arch, m: usize) -> Vec<Plan> {
-    let shape = (m, spec.n, spec.k);
-    let mut plans: Vec<_> = candidates(spec.types, arch, m, SumOrder::Free)
-        .into_iter()
-        .filter(|plan| plan.instance.tile().takes(spec.k) && plan.is_distinct(shape, model.sms))
-        .map(|plan| (model.cycles(&plan, shape), plan))
-        .collect();
+    let mut plans: Vec<_> = model.estimates(spec, arch, m).collect();
     plans.sort_by(|a, b| a.0.total_cmp(&b.0));
     let most = plans.first().map_or(0.0, |(least, _)| least * SLOWEST);
     plans.into_iter().take(PLANS).take_while(|(cycles, _)| *cycles <= most).map(|(_, plan)| plan).collect()
@@ -151,7 +142,7 @@ impl<'a> Operands<'a> {
     fn new(device: &'a Device, spec: &GemmSpec, most: usize, workspace_bytes: usize) -> Result<Option<Self>> {
         let (n, k) = (spec.n, spec.k);
         let weight_bytes = PrepackKernel::weight_bytes(spec.types.weights(), n, k);
-        let copies = (ROTATE / weight_bytes + 1).clamp(2, 32);
+        let copies = rotating_copies(weight_bytes, MOST_COPIES);
         let (x_bytes, y_bytes) = (most * k, most * n * spec.types.output().bytes());
         let all = copies * weight_bytes + x_bytes + y_bytes + workspace_bytes;
         if all > device.available_memory()? / 2 {

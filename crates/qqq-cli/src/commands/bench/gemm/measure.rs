@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use cudarc::driver::{CudaSlice, DevicePtr};
 use qqq_backend::pool::parallel_each_mut;
-use qqq_cuda::timing::Burst;
+use qqq_cuda::timing::{Burst, rotating_copies};
 use qqq_cuda::{
     Arch, DType, Device, KernelType, Result,
     error::driver,
@@ -87,8 +87,6 @@ pub struct GemmBench {
     cublas: Option<Cublas>,
 }
 
-/// Memory that all copies of the weights should fill, in bytes: several times the L2 cache.
-const ROTATE: usize = 200 << 20;
 /// [`Choosing::Each`] leaves out plans that are estimated to take more than this many times the least.
 const WORTH_MEASURING: f64 = 1.6;
 
@@ -103,7 +101,7 @@ impl GemmBench {
         (n, k): (usize, usize),
         extent: Extent,
     ) -> Result<Self> {
-        let copies = (ROTATE / (n * k * 2) + 1).clamp(2, 16);
+        let copies = rotating_copies(n * k * 2, 16);
         let cublas = match extent {
             Extent::Time => None,
             Extent::All => Cublas::new(device.stream(), n, k, copies)?,
@@ -146,7 +144,7 @@ impl GemmBench {
             (PackedWeights::for_activation(&weight, activation)?, weight.int8_weights())
         };
         let types = GemmTypes::new(packed.kind, activation, output)?;
-        let copies = (ROTATE / packed.weight_tiles.len() + 1).clamp(2, 32);
+        let copies = rotating_copies(packed.weight_tiles.len(), 32);
         let copies = (0..copies)
             .map(|_| DeviceWeights::new(&self.device, &packed, None))
             .collect::<Result<Vec<_>>>()?;
