@@ -9,6 +9,8 @@ mod corrected;
 mod resumed;
 #[path = "cuda_calibrate/smooth.rs"]
 mod smooth;
+#[path = "cuda_calibrate/tiny.rs"]
+mod tiny;
 
 use std::process::ExitCode;
 

@@ -4,17 +4,13 @@
 use qqq_backend::solve::{Correction, ErrorPower, Problem, RIDGE, ScaleChoice};
 use qqq_backend::{AttentionKind, Backend, Calibrate, CpuBackend, DeviationValues, HeadLayout, InputKind};
 use qqq_cuda::{CudaBackend, DType};
-use qqq_formats::{Checkpoint, writer::Reservation};
-use qqq_model::Tokenizer;
 use qqq_quant::{
-    Calibration, Clip, GroupScales, Output, OutputFormat, Progress, Recipe, Report, Transform,
-    calibration::Source,
-    quantize,
+    Calibration, Clip, GroupScales, Recipe, Report, Transform,
     solve::{self, SolveOptions, Solved, solve_corrected, solve_corrected_on},
 };
 use qqq_testing::{TinyModel, values};
 
-use super::{activations, assert_alike, input, on, options, relative, weights};
+use super::{activations, assert_alike, input, on, options, relative, tiny::quantized, weights};
 
 /// The moved weights themselves differ in their last bits, so more groups than of the same weights may take another integer scale:
 /// an H100 was off by 0.57%.
@@ -366,37 +362,6 @@ pub fn averages_of_attention_have_deviations(b: CudaBackend) {
     let (x, d) = rows(&b, &pairs);
     let got = b.read_deviation(&deviation).unwrap();
     assert_deviation(&got, &x, &d, k, 1.1 / 256.0, "averages");
-}
-
-struct Silent;
-
-impl Progress for Silent {
-    fn step(&mut self, _done: f64, _total: f64, _next: &str) -> bool {
-        true
-    }
-
-    fn warn(&mut self, message: &str) {
-        panic!("{message}");
-    }
-}
-
-/// A tiny model's report, and the bytes of its weights.
-fn quantized<B: Calibrate>(b: &B, tiny: &TinyModel, recipe: &Recipe) -> (Report, Vec<u8>) {
-    let checkpoint = Checkpoint::open(&tiny.model()).unwrap();
-    let tokenizer = Tokenizer::load(&checkpoint).unwrap();
-    let out = tiny.path("corrected");
-    let reservation = Reservation::take(&out).unwrap();
-    let output = Output {
-        reservation: &reservation,
-        format: OutputFormat::CompressedTensors,
-        model_name: "tiny",
-        resume: None,
-    };
-    let source = Source::Files(vec![tiny.text()]);
-    let report = quantize(b, &checkpoint, &tokenizer, recipe, &source, &output, &mut Silent).unwrap();
-    let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
-    std::fs::remove_dir_all(&out).unwrap();
-    (report, bytes)
 }
 
 /// The mean of the logarithms of the losses of all layers.

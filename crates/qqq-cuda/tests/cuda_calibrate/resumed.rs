@@ -4,27 +4,13 @@ use std::fs;
 
 use qqq_backend::Calibrate;
 use qqq_cuda::CudaBackend;
-use qqq_formats::{Checkpoint, writer::Reservation};
-use qqq_model::Tokenizer;
-use qqq_quant::{
-    Calibration, Output, OutputFormat, Progress, Propagation, QuantError, Recipe, Report, Result, Transform,
-    calibration::Source, quantize, resume::Resume,
-};
+use qqq_formats::writer::Reservation;
+use qqq_quant::{Calibration, Propagation, QuantError, Recipe, Report, Result, Transform, resume::Resume};
 use qqq_testing::TinyModel;
 
-/// Interrupts when something is worked on.
-struct StopAt(Option<&'static str>);
+use super::tiny::{self, OUT, taken_bytes};
 
-impl Progress for StopAt {
-    fn step(&mut self, _done: f64, _total: f64, next: &str) -> bool {
-        self.0.is_none_or(|stop| !next.contains(stop))
-    }
-
-    fn warn(&mut self, message: &str) {
-        panic!("{message}");
-    }
-}
-
+/// Quantizes a tiny model, from the beginning or from where a run was stopped.
 fn run<B: Calibrate>(
     b: &B,
     tiny: &TinyModel,
@@ -32,29 +18,12 @@ fn run<B: Calibrate>(
     goes_on: bool,
     stop: Option<&'static str>,
 ) -> Result<Report> {
-    let checkpoint = Checkpoint::open(&tiny.model()).unwrap();
-    let tokenizer = Tokenizer::load(&checkpoint).unwrap();
-    let reservation = Reservation::take(&tiny.path("out")).unwrap();
-    let output = Output {
-        reservation: &reservation,
-        format: OutputFormat::CompressedTensors,
-        model_name: "tiny",
-        resume: Some(Resume { device: "one", goes_on }),
-    };
-    let source = Source::Files(vec![tiny.text()]);
-    quantize(b, &checkpoint, &tokenizer, recipe, &source, &output, &mut StopAt(stop))
-}
-
-fn taken_bytes(tiny: &TinyModel) -> Vec<u8> {
-    let out = tiny.path("out");
-    let bytes = fs::read(out.join("model.safetensors")).unwrap();
-    fs::remove_dir_all(&out).unwrap();
-    bytes
+    tiny::run(b, tiny, recipe, Some(Resume { device: "one", goes_on }), stop)
 }
 
 /// The folder that a stopped run has left.
 fn left(tiny: &TinyModel) -> std::path::PathBuf {
-    Reservation::take(&tiny.path("out")).unwrap().stopped()[0].clone()
+    Reservation::take(&tiny.path(OUT)).unwrap().stopped()[0].clone()
 }
 
 /// With its hidden states, and without, when the finished block is run again.

@@ -2,17 +2,15 @@
 
 use qqq_backend::{Backend, Calibrate, CpuBackend, InputKind};
 use qqq_cuda::{CudaBackend, DType, KernelType};
-use qqq_formats::{Checkpoint, WeightData, writer::Reservation};
+use qqq_formats::{Checkpoint, WeightData};
 use qqq_model::{
-    Tokenizer, names,
+    names,
     rope::{self, RopeChoice},
 };
 use qqq_quant::{
-    Calibration, Output, OutputFormat, Progress, Propagation, Recipe, Transform,
-    calibration::Source,
+    Calibration, Propagation, Recipe, Transform,
     float_linear::read_block,
     half_type::HalfType,
-    quantize,
     report::SmoothReport,
     smooth::{self, SearchOptions, SmoothChoice},
     smooth_sites::SmoothContext,
@@ -20,7 +18,7 @@ use qqq_quant::{
 };
 use qqq_testing::{TinyModel, values};
 
-use super::{activations, input, relative, weights};
+use super::{activations, input, relative, tiny::quantized, weights};
 
 const GROUPS: [Option<usize>; 4] = [None, Some(32), Some(64), Some(128)];
 
@@ -183,37 +181,6 @@ pub fn inputs_that_are_not_finite_are_found(b: CudaBackend) {
     assert_eq!(found, Some((7, f32::INFINITY)));
 }
 
-struct Silent;
-
-impl Progress for Silent {
-    fn step(&mut self, _done: f64, _total: f64, _next: &str) -> bool {
-        true
-    }
-
-    fn warn(&mut self, message: &str) {
-        panic!("{message}");
-    }
-}
-
-/// What smoothing a tiny model gives, and the bytes of its weights.
-fn smoothed<B: Calibrate>(b: &B, tiny: &TinyModel, recipe: &Recipe) -> (Vec<SmoothReport>, Vec<u8>) {
-    let checkpoint = Checkpoint::open(&tiny.model()).unwrap();
-    let tokenizer = Tokenizer::load(&checkpoint).unwrap();
-    let out = tiny.path("smoothed");
-    let reservation = Reservation::take(&out).unwrap();
-    let output = Output {
-        reservation: &reservation,
-        format: OutputFormat::CompressedTensors,
-        model_name: "tiny",
-        resume: None,
-    };
-    let source = Source::Files(vec![tiny.text()]);
-    let report = quantize(b, &checkpoint, &tokenizer, recipe, &source, &output, &mut Silent).unwrap();
-    let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
-    std::fs::remove_dir_all(&out).unwrap();
-    (report.smoothing, bytes)
-}
-
 /// What both blocks of a tiny model lose at the best of thresholds on a grid, which is the same on every device.
 fn searched<B: Calibrate>(b: &B, tiny: &TinyModel, group_size: Option<usize>) -> Vec<SmoothReport> {
     const TOKENS: usize = 128;
@@ -265,14 +232,15 @@ pub fn runs_that_smooth_give_the_same_bytes(b: CudaBackend) {
                 ..Recipe::DEFAULT
             };
             let what = format!("groups of {group_size:?}, {propagation:?}");
-            let (got, bytes) = smoothed(&b, &tiny, &recipe);
-            assert!(smoothed(&b, &tiny, &recipe).1 == bytes, "{what}: another time other bytes");
+            let (report, bytes) = quantized(&b, &tiny, &recipe);
+            let got = report.smoothing;
+            assert!(quantized(&b, &tiny, &recipe).1 == bytes, "{what}: another time other bytes");
             // So small a layer's loss is rough, and a search may end in another valley of it: no worse on the whole.
             let all = |reports: &[SmoothReport]| {
                 reports.iter().map(|r| (r.loss_after / r.loss_before).ln()).sum::<f64>()
                     / reports.len() as f64
             };
-            let want = all(&smoothed(&cpu, &tiny, &recipe).0);
+            let want = all(&quantized(&cpu, &tiny, &recipe).0.smoothing);
             assert!(all(&got) < want + 0.1 && all(&got) < 0.0, "{what}: {} for {want}", all(&got));
         }
     }
