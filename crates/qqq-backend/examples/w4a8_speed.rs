@@ -13,7 +13,7 @@ use qqq_backend::cpu::isa::Isa;
 use qqq_backend::cpu::matrix::Matrix;
 use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
 use qqq_backend::pool::{num_threads, parallel_for};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 /// N and K of SmolLM2-135M's layers (qkv, o, gate and up, down), and one of a 7B model.
 const SHAPES: [(usize, usize); 5] = [(960, 576), (576, 576), (3072, 576), (576, 1536), (4096, 4096)];
@@ -32,7 +32,7 @@ fn weight(n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
             Scales::PerGroup { group_size, channel, group }
         }
     };
-    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+    QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
 }
 
 /// Best time of a call, from runs of about 20 ms.

@@ -9,7 +9,7 @@ use proptest::test_runner::TestRunner;
 use qqq_backend::cpu::isa::Isa;
 use qqq_backend::cpu::matrix::Matrix;
 use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 use qqq_testing::{Missing, Random, Suite, golden, tests};
 
 fn main() -> ExitCode {
@@ -53,7 +53,7 @@ fn weight(random: &mut Random, n: usize, k: usize, group_size: Option<usize>) ->
             Scales::PerGroup { group_size, channel, group }
         }
     };
-    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+    QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
 }
 
 fn activations(rows: usize, cols: usize, mut code: impl FnMut() -> i8) -> Int8Activations {
@@ -170,8 +170,13 @@ fn extreme_values(isa: Isa) {
                         group: vec![f16::from_f32(scale); n * k / group_size],
                     },
                 };
-                let weight =
-                    QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
+                let weight = QuantizedWeight {
+                    bits: CodeBits::Four,
+                    out_features: n,
+                    in_features: k,
+                    codes: vec![code; n * k],
+                    scales,
+                };
                 for rows in [1, 10] {
                     check(isa, &weight, &activations(rows, k, || activation));
                 }
@@ -193,8 +198,13 @@ fn the_largest_k_does_not_overflow(isa: Isa) {
                         group: vec![f16::from_f32(scale); n * k / group_size],
                     },
                 };
-                let weight =
-                    QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
+                let weight = QuantizedWeight {
+                    bits: CodeBits::Four,
+                    out_features: n,
+                    in_features: k,
+                    codes: vec![code; n * k],
+                    scales,
+                };
                 check(isa, &weight, &activations(1, k, || activation));
                 check(isa, &weight, &activations(9, k, || activation));
             }
@@ -212,6 +222,7 @@ fn weights_that_the_kernels_cannot_hold_are_refused() {
     for (n, k) in [(24, 128), (32, 120), (0, 16), (16, 0)] {
         refused(
             &QuantizedWeight {
+                bits: CodeBits::Four,
                 out_features: n,
                 in_features: k,
                 codes: vec![0; n * k],
@@ -221,6 +232,7 @@ fn weights_that_the_kernels_cannot_hold_are_refused() {
         );
     }
     let per_channel = |n: usize, k: usize| QuantizedWeight {
+        bits: CodeBits::Four,
         out_features: n,
         in_features: k,
         codes: vec![0; n * k],
@@ -238,6 +250,7 @@ fn weights_that_the_kernels_cannot_hold_are_refused() {
         "NaN",
     );
     let group = |group_size: usize, scale: f32, count: usize| QuantizedWeight {
+        bits: CodeBits::Four,
         scales: Scales::PerGroup {
             group_size,
             channel: vec![1.0; 32],

@@ -19,7 +19,7 @@ use qqq_backend::{
     largest,
 };
 use qqq_cuda::{CudaBackend, DType, KernelType};
-use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
+use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales, WeightData};
 use qqq_testing::{Random, Suite, tests, values};
 
 use attending::Attending;
@@ -355,7 +355,7 @@ fn linear_layers(b: CudaBackend) {
                 Scales::from_effective(&codes, n, k, g, &effective)
             }
         };
-        let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+        let weight = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
         let bias = values(n, 3);
         for m in [1, 17, 300] {
             let x = rounded(&b, values(m * k, m as u64));

@@ -77,12 +77,12 @@ pub(crate) fn joined(layers: &[LayerReader<'_>]) -> Result<Option<LinearWeight>>
             let failed = in_turn(layers, |layer, rows| {
                 fill_floats(&mut data, rows.start * k..rows.end * k, k, &|rows| match layer.rows(rows)? {
                     LinearWeight::Float { data, .. } => Ok(data),
-                    LinearWeight::Quantized(_) => Err(other_kind()),
+                    LinearWeight::Quantized(_) | LinearWeight::WeightOnly { .. } => Err(other_kind()),
                 })
             });
             failed.map_or(Ok(LinearWeight::Float { out_features: n, in_features: k, data }), Err)
         }
-        WeightKind::PerChannel | WeightKind::PerGroup(_) => {
+        WeightKind::Quantized { bits, group_size } | WeightKind::WeightOnly { bits, group_size, .. } => {
             let mut codes = vec![0; n * k];
             let mut scales = Vec::new();
             let failed = in_turn(layers, |layer, rows| {
@@ -90,13 +90,12 @@ pub(crate) fn joined(layers: &[LayerReader<'_>]) -> Result<Option<LinearWeight>>
             });
             failed.map_or_else(
                 || {
-                    let scales = concat(kind, scales)?;
-                    Ok(LinearWeight::Quantized(QuantizedWeight {
-                        out_features: n,
-                        in_features: k,
-                        codes,
-                        scales,
-                    }))
+                    let scales = concat(group_size, scales)?;
+                    let weight = QuantizedWeight { bits, out_features: n, in_features: k, codes, scales };
+                    Ok(match kind {
+                        WeightKind::WeightOnly { dtype, .. } => LinearWeight::WeightOnly { weight, dtype },
+                        _ => LinearWeight::Quantized(weight),
+                    })
                 },
                 Err,
             )
@@ -173,7 +172,7 @@ fn fill_codes(out: &mut [i8], layer: &LayerReader<'_>, scales: &mut Vec<Scales>)
     parallel_chunks_mut(out, rows * width, |piece, out| {
         let first = piece * rows;
         failed.keep(layer.rows(first..first + out.len() / width).and_then(|weight| match weight {
-            LinearWeight::Quantized(weight) => {
+            LinearWeight::Quantized(weight) | LinearWeight::WeightOnly { weight, .. } => {
                 out.copy_from_slice(&weight.codes);
                 // Every piece is read once.
                 let _ = pieces[piece].set(weight.scales);
@@ -187,23 +186,21 @@ fn fill_codes(out: &mut [i8], layer: &LayerReader<'_>, scales: &mut Vec<Scales>)
 }
 
 /// The scales of a matrix from those of its pieces.
-fn concat(kind: WeightKind, pieces: Vec<Scales>) -> Result<Scales, FormatError> {
+fn concat(size: Option<usize>, pieces: Vec<Scales>) -> Result<Scales, FormatError> {
     let (mut all, mut groups) = (Vec::new(), Vec::new());
     for piece in pieces {
-        match (kind, piece) {
-            (WeightKind::PerChannel, Scales::PerChannel(scales)) => all.extend(scales),
-            (WeightKind::PerGroup(size), Scales::PerGroup { group_size, channel, group })
-                if size == group_size =>
-            {
+        match (size, piece) {
+            (None, Scales::PerChannel(scales)) => all.extend(scales),
+            (Some(size), Scales::PerGroup { group_size, channel, group }) if size == group_size => {
                 all.extend(channel);
                 groups.extend(group);
             }
             _ => return Err(other_kind()),
         }
     }
-    Ok(match kind {
-        WeightKind::PerGroup(group_size) => Scales::PerGroup { group_size, channel: all, group: groups },
-        _ => Scales::PerChannel(all),
+    Ok(match size {
+        Some(group_size) => Scales::PerGroup { group_size, channel: all, group: groups },
+        None => Scales::PerChannel(all),
     })
 }
 
@@ -232,7 +229,9 @@ fn other_kind() -> FormatError {
 mod tests {
     use std::{fs, path::Path, path::PathBuf};
 
-    use qqq_formats::{Checkpoint, CheckpointFormat, QuantizationConfig, writer::CheckpointWriter};
+    use qqq_formats::{
+        Checkpoint, CheckpointFormat, CodeBits, LayerScheme, QuantizationConfig, writer::CheckpointWriter,
+    };
 
     use super::*;
 
@@ -279,7 +278,7 @@ mod tests {
                 Scales::from_effective(&codes, n, K, g, &effective)
             }
         };
-        QuantizedWeight { out_features: n, in_features: K, codes, scales }
+        QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: K, codes, scales }
     }
 
     #[test]
@@ -292,13 +291,15 @@ mod tests {
         ] {
             let dir = tempfile::tempdir().unwrap();
             let path = written(dir.path(), Some((format, group_size)), |writer, i| {
-                writer.add_linear(&name(i), &quantized(i, group_size), format).unwrap();
+                writer
+                    .add_linear(&name(i), &quantized(i, group_size), LayerScheme::w4a8(format, group_size))
+                    .unwrap();
             });
             let checkpoint = Checkpoint::open(&path).unwrap();
             let one_by_one: Vec<QuantizedWeight> = (0..3)
                 .map(|i| match checkpoint.linear(&name(i), N[i], K).unwrap() {
                     LinearWeight::Quantized(weight) => weight,
-                    LinearWeight::Float { .. } => panic!("float"),
+                    LinearWeight::Float { .. } | LinearWeight::WeightOnly { .. } => panic!("float"),
                 })
                 .collect();
             let expected = QuantizedWeight::concat(&one_by_one.iter().collect::<Vec<_>>()).unwrap();
@@ -342,7 +343,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let format = CheckpointFormat::CompressedTensors;
         let path = written(dir.path(), Some((format, None)), |writer, i| {
-            writer.add_linear(&name(i), &quantized(i, None), format).unwrap();
+            writer.add_linear(&name(i), &quantized(i, None), LayerScheme::w4a8(format, None)).unwrap();
         });
         let checkpoint = Checkpoint::open(&path).unwrap();
         let mut layers = layers(&checkpoint);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use pyo3::prelude::*;
-use qqq_formats::QuantizationConfig;
+use qqq_formats::{Activations, CodeBits, QuantizationConfig};
 
 use crate::value_error;
 
@@ -21,6 +21,12 @@ impl Config {
     fn new(json: &str) -> PyResult<Self> {
         let value = serde_json::from_str(json).map_err(value_error)?;
         let config = QuantizationConfig::from_value(&value).map_err(value_error)?;
+        let w4a8 = (CodeBits::Four, Activations::Int8);
+        if let Some(other) = config.schemes().iter().find(|s| (s.bits, s.activations) != w4a8) {
+            return Err(value_error(format!(
+                "quantization_config: qqq-vllm runs W4A8 layers, and there are {other} ones (the qqq binary runs them)"
+            )));
+        }
         // The Python side reads all layers alike; whether codes are packed, it sees by their tensors.
         let groups = config.schemes().iter().map(|s| s.group_size).collect::<BTreeSet<_>>();
         if groups.len() > 1 {

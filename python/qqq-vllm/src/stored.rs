@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use half::f16;
 use pyo3::prelude::*;
 use qqq_backend::pool::parallel_for;
-use qqq_formats::{QuantizedWeight, Result, Scales, compressed_tensors, qqq};
+use qqq_formats::{Activations, CodeBits, QuantizedWeight, Result, Scales, compressed_tensors, qqq};
 
 use crate::address::Span;
 use crate::value_error;
@@ -66,7 +66,7 @@ impl Stored {
         weight_packed: Span,
         weight_scale: Span,
     ) -> PyResult<Self> {
-        let words = shape.0 * compressed_tensors::row_words(shape.1);
+        let words = shape.0 * compressed_tensors::row_words(CodeBits::Four, shape.1);
         let tensors = Tensors::Packed { words: weight_packed, scale: weight_scale };
         Self::with_scale(name, shape, group_size, weight_scale, tensors)?.check(weight_packed.len() == words)
     }
@@ -193,7 +193,7 @@ pub fn read(shards: &[Shard<'_>], n: usize, k: usize, with_codes: bool) -> PyRes
         }
     }
     let scales = scales.ok_or_else(|| value_error("a layer without parts"))?;
-    Ok(QuantizedWeight { out_features: n, in_features: k, codes, scales })
+    Ok(QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales })
 }
 
 impl Stored {
@@ -235,6 +235,7 @@ impl Stored {
             && let Some(scales) = self.channel_scales(&rows)
         {
             return Ok(QuantizedWeight {
+                bits: CodeBits::Four,
                 out_features: rows.len(),
                 in_features: columns.len(),
                 codes: Vec::new(),
@@ -292,10 +293,11 @@ impl Stored {
                     qqq::unpack(&packed, n, k, self.group_size)
                 }
                 Tensors::Packed { words, scale } => {
-                    let width = compressed_tensors::row_words(k);
+                    let width = compressed_tensors::row_words(CodeBits::Four, k);
                     let words = &words.slice().map_err(bad)?[rows.start * width..rows.end * width];
                     let scale = &scale.slice::<f32>().map_err(bad)?[rows.start * groups..rows.end * groups];
-                    compressed_tensors::unpack(&self.name, words, scale.to_vec(), n, k, self.group_size)
+                    let kind = (CodeBits::Four, Activations::Int8, self.group_size);
+                    compressed_tensors::unpack(&self.name, words, scale.to_vec(), (n, k), kind)
                 }
                 Tensors::Codes { codes, scale } => {
                     let codes = codes.slice::<i8>().map_err(bad)?[rows.start * k..rows.end * k].to_vec();
@@ -304,7 +306,13 @@ impl Stored {
                         None => Scales::PerChannel(scale),
                         Some(g) => Scales::from_effective(&codes, n, k, g, &scale),
                     };
-                    let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+                    let weight = QuantizedWeight {
+                        bits: CodeBits::Four,
+                        out_features: n,
+                        in_features: k,
+                        codes,
+                        scales,
+                    };
                     weight.check(&self.name)?;
                     Ok(weight)
                 }

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use qqq_backend::pool::parallel_chunks_mut;
 use qqq_cuda::gemm::{PackedWeights, WeightKind};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 use crate::address::Span;
 use crate::stored::{Part, parts, read};
@@ -43,7 +43,13 @@ impl Weight {
             None => Scales::PerChannel(channel),
             Some(group_size) => Scales::PerGroup { group_size, channel, group },
         };
-        let weight = QuantizedWeight { out_features: shape.0, in_features: shape.1, codes, scales };
+        let weight = QuantizedWeight {
+            bits: CodeBits::Four,
+            out_features: shape.0,
+            in_features: shape.1,
+            codes,
+            scales,
+        };
         weight.check("weight").map_err(value_error)?;
         Ok(Self(weight))
     }
@@ -87,7 +93,7 @@ pub fn read_scales(
     }
     channel.copy_from_slice(channels);
     group.copy_from_slice(groups);
-    Ok(WeightKind::of(&weight.scales).to_string())
+    Ok(WeightKind::of(weight).to_string())
 }
 
 /// Fills a tensor (int32) with packed codes for measurements without a checkpoint: about normally distributed, with a

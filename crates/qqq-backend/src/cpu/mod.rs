@@ -17,6 +17,7 @@ mod rope;
 mod shortlist;
 mod tile;
 pub mod w4a8;
+mod weight_only;
 
 use std::borrow::Cow;
 
@@ -143,6 +144,11 @@ impl Backend for CpuBackend {
         match weight {
             LinearWeight::Float { out_features, in_features, data } => {
                 FloatLinear::new(out_features, in_features, data.into(), bias).map(CpuLinear::Float)
+            }
+            LinearWeight::WeightOnly { weight, dtype } => {
+                let (n, k) = (weight.out_features, weight.in_features);
+                FloatLinear::new(n, k, weight_only::float_weights(&weight, dtype)?.into(), bias)
+                    .map(CpuLinear::Float)
             }
             LinearWeight::Quantized(weight) => {
                 linear_float::check_bias(weight.out_features, bias.as_deref())?;

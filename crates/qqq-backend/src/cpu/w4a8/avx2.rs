@@ -238,7 +238,7 @@ mod tests {
     use crate::cpu::isa::Isa;
     use crate::cpu::w4a8::output::Output;
     use crate::cpu::w4a8::{Int8Activations, W4A8Linear};
-    use qqq_formats::{QuantizedWeight, Scales};
+    use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
     /// The AVX-VNNI path with its one special instruction made of AVX2's, so that machines without AVX-VNNI test all the
     /// rest of it.
@@ -285,7 +285,8 @@ mod tests {
                         .collect(),
                 },
             };
-            let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+            let weight =
+                QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
             let codes: Vec<i8> = (0..rows * k).map(|i| (i * 83 % 256) as u8 as i8).collect();
             let sums = codes.chunks(k).map(|row| row.iter().map(|&c| i32::from(c)).sum()).collect();
             let a = Int8Activations { rows, cols: k, codes, scales: vec![1.0; rows], sums };

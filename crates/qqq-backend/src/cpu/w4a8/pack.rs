@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use half::f16;
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 use crate::pool::parallel_chunks_mut;
 use crate::{BackendError, Result};
@@ -157,6 +157,9 @@ fn error(weight: &QuantizedWeight, what: &str) -> BackendError {
 fn check_shape(weight: &QuantizedWeight) -> Result<()> {
     let (n, k) = (weight.out_features, weight.in_features);
     let fail = |what: String| Err(error(weight, &what));
+    if weight.bits != CodeBits::Four {
+        return fail(format!("its codes have {} bits", weight.bits.get()));
+    }
     if n == 0 || k == 0 || n % BLOCK != 0 || k % 16 != 0 {
         return fail("the W4A8 kernels take N and K divisible by 16".into());
     }
