@@ -8,7 +8,7 @@ mod backend;
 use std::process::ExitCode;
 
 use half::{bf16, f16};
-use qqq_backend::cpu::{CpuBackend, CpuInput, CpuLinear, FloatIsa, matrix::Matrix, w4a8::Int8Activations};
+use qqq_backend::cpu::{CpuBackend, CpuInput, CpuLinear, FloatIsa, integer::Int8Activations, matrix::Matrix};
 use qqq_backend::{Backend, BatchPlan, Gate, InputKind, Norm};
 use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales, WeightData};
 use qqq_testing::{Suite, tests, values};
