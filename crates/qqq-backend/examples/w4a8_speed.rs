@@ -9,11 +9,11 @@
 use std::time::{Duration, Instant};
 
 use half::f16;
+use qqq_backend::cpu::integer::{Int8Activations, IntegerLinear};
 use qqq_backend::cpu::isa::Isa;
 use qqq_backend::cpu::matrix::Matrix;
-use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
 use qqq_backend::pool::{num_threads, parallel_for};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 /// N and K of SmolLM2-135M's layers (qkv, o, gate and up, down), and one of a 7B model.
 const SHAPES: [(usize, usize); 5] = [(960, 576), (576, 576), (3072, 576), (576, 1536), (4096, 4096)];
@@ -32,7 +32,7 @@ fn weight(n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
             Scales::PerGroup { group_size, channel, group }
         }
     };
-    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+    QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
 }
 
 /// Best time of a call, from runs of about 20 ms.
@@ -57,7 +57,7 @@ fn table(isa: Isa) {
             if group.is_some_and(|group| k % group != 0) {
                 continue;
             }
-            let linear = W4A8Linear::with_isa(&weight(n, k, group), isa).expect("a path of this machine");
+            let linear = IntegerLinear::with_isa(&weight(n, k, group), isa).expect("a path of this machine");
             let copies = vec![linear.clone(); COLD_BYTES.div_ceil(linear.bytes())];
             for rows in ROWS {
                 let x =
@@ -89,9 +89,11 @@ fn decoder(isa: Isa) {
     for group in [None, Some(64)] {
         let layers: Vec<_> = (0..30)
             .flat_map(|_| &SHAPES[..4])
-            .map(|&(n, k)| W4A8Linear::with_isa(&weight(n, k, group), isa).expect("a path of this machine"))
+            .map(|&(n, k)| {
+                IntegerLinear::with_isa(&weight(n, k, group), isa).expect("a path of this machine")
+            })
             .collect();
-        let bytes: usize = layers.iter().map(W4A8Linear::bytes).sum();
+        let bytes: usize = layers.iter().map(IntegerLinear::bytes).sum();
         for rows in [1, 4, 512] {
             let inputs = [576, 1536]
                 .map(|cols| Int8Activations::quantize(&Matrix { rows, cols, data: vec![1.0; rows * cols] }));

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use qqq_backend::{Backend, CpuBackend};
-//! use qqq_formats::{Checkpoint, LinearWeight, QuantizedWeight, Scales};
+//! use qqq_formats::{CodeBits, Checkpoint, LinearWeight, QuantizedWeight, Scales};
 //! # let tiny = qqq_testing::TinyModel::new();
 //! # let model = tiny.model();
 //!
@@ -20,7 +20,7 @@
 //! let scales: Vec<f32> = values.chunks(k).map(|row| largest(row) / 7.0).collect();
 //! let codes = values.iter().zip(0..).map(|(w, i)| (w / scales[i / k]).round() as i8).collect();
 //! let scales = Scales::PerChannel(scales);
-//! let w4a8 = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+//! let w4a8 = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
 //!
 //! let backend = CpuBackend::new();
 //! let x: Vec<f32> = (0..2 * k).map(|i| (i as f32).sin()).collect();

@@ -8,9 +8,9 @@ mod backend;
 use std::process::ExitCode;
 
 use half::{bf16, f16};
-use qqq_backend::cpu::{CpuBackend, CpuInput, CpuLinear, FloatIsa, matrix::Matrix, w4a8::Int8Activations};
+use qqq_backend::cpu::{CpuBackend, CpuInput, CpuLinear, FloatIsa, integer::Int8Activations, matrix::Matrix};
 use qqq_backend::{Backend, BatchPlan, Gate, InputKind, Norm};
-use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
+use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales, WeightData};
 use qqq_testing::{Suite, tests, values};
 
 const EPSILON: f64 = 1.0 / (1 << 24) as f64;
@@ -301,7 +301,8 @@ fn a_gated_layer_is_a_product_and_a_gate(b: CpuBackend) {
     let (inner, k) = (48, 64);
     let codes = values(2 * inner * k, 12).iter().map(|v| (v * 7.0) as i8).collect();
     let scales = Scales::PerChannel(vec![0.02; 2 * inner]);
-    let w4a8 = QuantizedWeight { out_features: 2 * inner, in_features: k, codes, scales };
+    let w4a8 =
+        QuantizedWeight { bits: CodeBits::Four, out_features: 2 * inner, in_features: k, codes, scales };
     let quantized = b.linear_weight(LinearWeight::Quantized(w4a8), Some(values(2 * inner, 13))).unwrap();
     let float = linear_weight(&b, 2 * inner, k, WeightData::F32(values(2 * inner * k, 14)), None);
     for rows in [1, 512, 513, 1200] {

@@ -11,7 +11,7 @@ use qqq_cuda::gemm::{
     GemmOperands, GemmPlans, GemmSpec, GemmTypes, PackedWeights, PrepackKernel, PrepackOperands, SumOrder,
     WeightKind, check_shape,
 };
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 use crate::device::qqq_device;
 use crate::status::{Failure, Status, argument, call, element, enumerator, give, reference, size};
@@ -334,7 +334,8 @@ pub unsafe extern "C" fn qqq_gemm_prepack_host(
                 (Some(group), Some(group_size)) => Scales::PerGroup { group_size, channel, group },
                 _ => Scales::PerChannel(channel),
             };
-            let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+            let weight =
+                QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
             PackedWeights::of_kind(&weight, kind, spec.types.activation())?
         };
         let (chunks, scales) = (&packed.weight_tiles, &packed.channel_scale);

@@ -11,7 +11,7 @@ use qqq_capi::{
 };
 use qqq_cuda::DType;
 use qqq_cuda::gemm::{PackedWeights, WeightKind};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 use qqq_testing::{Missing, Suite, tests};
 
 /// What the program ends with where there is no GPU.
@@ -98,7 +98,13 @@ fn the_host_packs_weights_of_every_kind(program: PathBuf) {
     };
     let weight = |grouped: bool| {
         let scales = if grouped { groups() } else { Scales::PerChannel(channel.clone()) };
-        QuantizedWeight { out_features: N, in_features: K, codes: codes.clone(), scales }
+        QuantizedWeight {
+            bits: CodeBits::Four,
+            out_features: N,
+            in_features: K,
+            codes: codes.clone(),
+            scales,
+        }
     };
     let half = WeightKind::GroupHalf4(GROUP);
     let packed = [

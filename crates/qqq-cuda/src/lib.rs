@@ -19,12 +19,12 @@
 //! ```
 //! use qqq_cuda::gemm::{CostModel, GemmSpec, GemmTypes, PackedWeights};
 //! use qqq_cuda::{Arch, DType};
-//! use qqq_formats::{QuantizedWeight, Scales};
+//! use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 //!
 //! let (n, k) = (1024, 512);
 //! let codes = (0..n * k).map(|i| (i % 15) as i8 - 7).collect();
 //! let scales = Scales::PerChannel(vec![0.01; n]);
-//! let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+//! let weight = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
 //!
 //! // Half a byte a weight, in the order in which the kernels read them.
 //! let packed = PackedWeights::new(&weight)?;

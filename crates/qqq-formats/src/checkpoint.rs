@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Embedding table.
-const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Output head.
 const LM_HEAD: &str = "lm_head.weight";
 

@@ -1,7 +1,7 @@
-//! compressed-tensors' layouts of int4 weights.
+//! compressed-tensors' layouts of int4 and int8 weights.
 //!
 //! In `pack-quantized` a layer `prefix` is stored as `prefix.weight_packed` (I32, `N x ceil(K/8)`: eight nibbles of `code + 8` a
-//! word, the lowest first, zeros behind the last), `prefix.weight_scale` (float, `N x G`, or `N x 1` per
+//! word, the lowest first, zeros behind the last; of 8 bits `N x ceil(K/4)`, four bytes of `code + 128`), `prefix.weight_scale` (float, `N x G`, or `N x 1` per
 //! channel) and `prefix.weight_shape` (I64, `[N, K]`); in `int-quantized` as `prefix.weight` (I8, `N x K`, a code in a byte)
 //! and `prefix.weight_scale`. The float weight is `code * scale`.
 //!
@@ -11,32 +11,43 @@
 
 use half::{bf16, f16};
 
-use crate::{FormatError, QuantizedWeight, Result, Scales, WeightData};
+use crate::{Activations, CodeBits, FormatError, QuantizedWeight, Result, Scales, WeightData, linear};
 
-/// Codes of a word.
+/// 4-bit codes of a word.
 const PER_WORD: usize = 8;
 
 /// Words of a row of `k` codes.
-pub fn row_words(k: usize) -> usize {
-    k.div_ceil(PER_WORD)
+pub fn row_words(bits: CodeBits, k: usize) -> usize {
+    k.div_ceil(32 / bits.get())
 }
 
-/// Packs `N x K` codes in `-8..=7`, row by row.
-pub fn pack_codes(codes: &[i8], k: usize) -> Vec<i32> {
+/// Packs `N x K` codes, row by row.
+pub fn pack_codes(bits: CodeBits, codes: &[i8], k: usize) -> Vec<i32> {
+    let (width, mask) = (bits.get(), (1 << bits.get()) - 1);
+    // Of the codes' range, so that what is packed is unsigned.
+    let offset = 1u32 << (width - 1);
     let pack = |word: &[i8]| {
-        let bits = word.iter().rev().fold(0u32, |bits, code| bits << 4 | u32::from((code + 8) as u8 & 15));
-        bits.cast_signed()
+        let unsigned = |code: &i8| i32::from(*code).cast_unsigned().wrapping_add(offset) & mask;
+        word.iter().rev().fold(0u32, |bits, code| bits << width | unsigned(code)).cast_signed()
     };
-    codes.chunks(k.max(1)).flat_map(|row| row.chunks(PER_WORD).map(pack)).collect()
+    codes.chunks(k.max(1)).flat_map(|row| row.chunks(32 / width).map(pack)).collect()
 }
 
-/// Reverses [`pack_codes`]: `N x ceil(K/8)` words to `N x K` codes.
-pub fn unpack_codes(words: &[i32], k: usize) -> Vec<i8> {
-    let width = row_words(k).max(1);
+/// Reverses [`pack_codes`]: `N x` [`row_words`] words to `N x K` codes.
+pub fn unpack_codes(bits: CodeBits, words: &[i32], k: usize) -> Vec<i8> {
+    let width = row_words(bits, k).max(1);
     let mut codes = vec![0i8; words.len() / width * k];
     for (words, codes) in words.chunks_exact(width).zip(codes.chunks_exact_mut(k.max(1))) {
-        for (word, codes) in words.iter().zip(codes.chunks_mut(PER_WORD)) {
-            codes.copy_from_slice(&unpack_word(word.cast_unsigned())[..codes.len()]);
+        let words = words.iter().map(|word| word.cast_unsigned());
+        match bits {
+            CodeBits::Four => words.zip(codes.chunks_mut(PER_WORD)).for_each(|(word, codes)| {
+                codes.copy_from_slice(&unpack_word(word)[..codes.len()]);
+            }),
+            // Less 128 in each byte.
+            CodeBits::Eight => words.zip(codes.chunks_mut(4)).for_each(|(word, codes)| {
+                let word = (word ^ 0x8080_8080).to_le_bytes().map(u8::cast_signed);
+                codes.copy_from_slice(&word[..codes.len()]);
+            }),
         }
     }
     codes
@@ -60,8 +71,12 @@ fn unpack_word(word: u32) -> [i8; PER_WORD] {
 ///
 /// # Errors
 /// [`FormatError::Layout`] if there are no such effective scales: the two levels were not
-/// derived by [`Scales::from_effective`].
-pub fn effective_scales(weight: &QuantizedWeight, name: &str) -> Result<WeightData> {
+/// derived by [`Scales::from_effective`], or for 16-bit activations by [`Scales::weight_only`].
+pub fn effective_scales(
+    weight: &QuantizedWeight,
+    activations: Activations,
+    name: &str,
+) -> Result<WeightData> {
     let natural = match &weight.scales {
         Scales::PerChannel(scales) => scales.clone(),
         Scales::PerGroup { channel, group, .. } => {
@@ -69,7 +84,7 @@ pub fn effective_scales(weight: &QuantizedWeight, name: &str) -> Result<WeightDa
             group.iter().enumerate().map(|(i, g)| f32::from(*g) * channel[i / groups]).collect()
         }
     };
-    let survives = |stored: Vec<f32>| same_weights(weight, &scales_from_stored(weight, stored));
+    let survives = |stored: Vec<f32>| same_weights(weight, &scales_from_stored(weight, activations, stored));
 
     let b: Vec<bf16> = natural.iter().map(|s| bf16::from_f32(*s)).collect();
     if survives(b.iter().map(|s| s.to_f32()).collect()) {
@@ -81,6 +96,7 @@ pub fn effective_scales(weight: &QuantizedWeight, name: &str) -> Result<WeightDa
     }
     let f = match &weight.scales {
         Scales::PerChannel(_) => natural,
+        Scales::PerGroup { .. } if activations == Activations::Half => natural,
         Scales::PerGroup { group_size, channel, group } => {
             let (k, groups) = (weight.in_features, weight.in_features / group_size);
             let rows = weight.codes.chunks_exact(k).zip(natural.chunks_exact(groups));
@@ -103,12 +119,22 @@ pub fn effective_scales(weight: &QuantizedWeight, name: &str) -> Result<WeightDa
 }
 
 /// The scales of a weight whose codes (and kind of scales) are those of `like`, from its stored scales.
-fn scales_from_stored(like: &QuantizedWeight, stored: Vec<f32>) -> Scales {
-    match &like.scales {
-        Scales::PerChannel(_) => Scales::PerChannel(stored),
-        Scales::PerGroup { group_size, .. } => {
-            Scales::from_effective(&like.codes, like.out_features, like.in_features, *group_size, &stored)
-        }
+fn scales_from_stored(like: &QuantizedWeight, activations: Activations, stored: Vec<f32>) -> Scales {
+    derived(&like.codes, (like.out_features, like.in_features), activations, like.scales.group_size(), stored)
+}
+
+/// The scales of `N x K` codes of which `stored` are one a group, or one a channel.
+fn derived(
+    codes: &[i8],
+    (n, k): (usize, usize),
+    activations: Activations,
+    group_size: Option<usize>,
+    stored: Vec<f32>,
+) -> Scales {
+    match (group_size, activations) {
+        (None, _) => Scales::PerChannel(stored),
+        (Some(group_size), Activations::Int8) => Scales::from_effective(codes, n, k, group_size, &stored),
+        (Some(group_size), Activations::Half) => Scales::weight_only(n, group_size, &stored),
     }
 }
 
@@ -138,6 +164,7 @@ pub(crate) fn same_weights(weight: &QuantizedWeight, scales: &Scales) -> bool {
 fn row_scales(codes: &[i8], natural: &[f32], group_size: usize, channel: f32, group: &[f16]) -> Vec<f32> {
     let k = codes.len();
     let want = QuantizedWeight {
+        bits: CodeBits::Four,
         out_features: 1,
         in_features: k,
         codes: codes.to_vec(),
@@ -205,39 +232,39 @@ fn hit_channel(codes: &[i8], scales: &[f32], group_size: usize, channel: f32) ->
     out
 }
 
-/// Builds a weight from what `pack-quantized` stores: `words` `N x ceil(K/8)`, `scales` `N x G` (`N x 1` per channel).
+/// Builds a weight from what `pack-quantized` stores: `words` `N x` [`row_words`], `scales` `N x G` (`N x 1` per channel).
+/// `kind`: bits, what the layer multiplies, and its groups.
 ///
 /// # Errors
-/// Lengths that do not agree, a group size that does not divide `k`, scales out of range.
+/// As [`from_codes`].
 pub fn unpack(
     name: &str,
     words: &[i32],
     scales: Vec<f32>,
-    n: usize,
-    k: usize,
-    group_size: Option<usize>,
+    (n, k): (usize, usize),
+    kind: (CodeBits, Activations, Option<usize>),
 ) -> Result<QuantizedWeight> {
-    if words.len() != n * row_words(k) {
+    if words.len() != n * row_words(kind.0, k) {
         return Err(FormatError::Layout(format!(
             "{name}: {} words do not make {n} output and {k} input channels",
             words.len()
         )));
     }
-    from_codes(name, unpack_codes(words, k), scales, n, k, group_size)
+    from_codes(name, unpack_codes(kind.0, words, k), scales, (n, k), kind)
 }
 
-/// Builds a weight from what `int-quantized` stores: `codes` `N x K`, `scales` `N x G` (`N x 1` per channel).
+/// Builds a weight from what `int-quantized` stores: `codes` `N x K`, `scales` `N x G` (`N x 1` per channel). `kind`: bits,
+/// what the layer multiplies, and its groups.
 ///
 /// # Errors
-/// Lengths that do not agree, a group size that does not divide `k`, codes that are no signed 4-bit numbers, scales out of
-/// range.
+/// Lengths that do not agree, a group size that does not divide `k`, 8 bits with groups, codes that are no signed numbers of
+/// these bits, scales out of range.
 pub fn from_codes(
     name: &str,
     codes: Vec<i8>,
     scales: Vec<f32>,
-    n: usize,
-    k: usize,
-    group_size: Option<usize>,
+    (n, k): (usize, usize),
+    (bits, activations, group_size): (CodeBits, Activations, Option<usize>),
 ) -> Result<QuantizedWeight> {
     if group_size.is_some_and(|g| g == 0 || !k.is_multiple_of(g)) {
         return Err(FormatError::Layout(format!(
@@ -253,17 +280,15 @@ pub fn from_codes(
             scales.len()
         )));
     }
-    if let Some(i) = codes.iter().position(|c| !(-8..=7).contains(c)) {
+    // Before scales are derived of them.
+    if let Some(i) = linear::first_beyond(bits, &codes) {
         return Err(FormatError::Layout(format!(
             "{name}: code {} at index {i} is not a signed 4-bit number",
             codes[i]
         )));
     }
-    let scales = match group_size {
-        None => Scales::PerChannel(scales),
-        Some(group_size) => Scales::from_effective(&codes, n, k, group_size, &scales),
-    };
-    let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+    let scales = derived(&codes, (n, k), activations, group_size, scales);
+    let weight = QuantizedWeight { bits, out_features: n, in_features: k, codes, scales };
     weight.check(name)?;
     Ok(weight)
 }

@@ -5,7 +5,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use crate::{
-    DType, FormatError, QuantizedWeight, Result, Scales, WeightData, compressed_tensors, linear::largest_code,
+    Activations, CodeBits, DType, FormatError, QuantizedWeight, Result, Scales, WeightData,
+    compressed_tensors, linear::largest_code,
 };
 
 /// A symmetric 4-bit weight whose float weight is `code * scale`, exactly, with scales in their stored type.
@@ -47,16 +48,20 @@ impl Int4Weight {
     /// Lengths that do not agree, codes that are no signed 4-bit numbers, scales that are not finite; beginning with `name`.
     pub fn quantized(&self, name: &str) -> Result<QuantizedWeight> {
         let (n, k, scales) = (self.out_features, self.in_features, self.scales.clone().into_f32());
-        compressed_tensors::from_codes(name, self.codes.clone(), scales, n, k, self.group_size)
+        let kind = (CodeBits::Four, Activations::Int8, self.group_size);
+        compressed_tensors::from_codes(name, self.codes.clone(), scales, (n, k), kind)
     }
 
     /// The stored form from which exactly this weight is derived.
     ///
     /// # Errors
-    /// As [`compressed_tensors::effective_scales`].
+    /// As [`compressed_tensors::effective_scales`]; 8 bits.
     pub fn of_quantized(weight: QuantizedWeight, name: &str) -> Result<Self> {
-        let scales = compressed_tensors::effective_scales(&weight, name)?;
-        let QuantizedWeight { out_features, in_features, codes, scales: levels } = weight;
+        if weight.bits != CodeBits::Four {
+            return Err(FormatError::Unsupported(format!("{name}: its codes have 8 bits, not 4")));
+        }
+        let scales = compressed_tensors::effective_scales(&weight, Activations::Int8, name)?;
+        let QuantizedWeight { out_features, in_features, codes, scales: levels, .. } = weight;
         Ok(Self { out_features, in_features, codes, group_size: levels.group_size(), scales })
     }
 

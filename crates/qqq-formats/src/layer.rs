@@ -1,13 +1,13 @@
 //! A linear layer of a checkpoint, read by rows: what lies on disk becomes the neutral form in pieces that do not depend on
 //! each other, so that a loader can put all threads to work, and holds no more than the pieces in hand.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, fmt, ops::Range};
 
 use half::f16;
 
 use crate::{
-    Checkpoint, CodeLayout, DType, FormatError, LayerScheme, LinearWeight, Result, TensorSource, WeightData,
-    compressed_tensors, qqq,
+    Activations, Checkpoint, CodeBits, CodeLayout, DType, FormatError, LayerScheme, LinearWeight, Result,
+    TensorSource, WeightData, checkpoint::EMBEDDING, compressed_tensors, qqq,
 };
 
 /// What the rows of a [`LayerReader`] are.
@@ -15,10 +15,34 @@ use crate::{
 pub enum WeightKind {
     /// Floats, of the [`WeightData`] that this type is read as: F32, F16 or BF16.
     Float(DType),
-    /// 4-bit codes with a scale per output channel.
-    PerChannel,
-    /// 4-bit codes with a scale per group of so many input channels.
-    PerGroup(usize),
+    /// Codes for int8 activations.
+    Quantized {
+        /// Bits of a code.
+        bits: CodeBits,
+        /// Input channels that share a scale; `None`: all of an output channel.
+        group_size: Option<usize>,
+    },
+    /// Codes for 16-bit activations.
+    WeightOnly {
+        /// Bits of a code.
+        bits: CodeBits,
+        /// Input channels that share a scale; `None`: all of an output channel.
+        group_size: Option<usize>,
+        /// Type of the weights that they stand for.
+        dtype: DType,
+    },
+}
+
+/// `W4A8 g64`, `W8A8`, `W4A16`; `float` without regard to its type.
+impl fmt::Display for WeightKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (bits, activations, group_size) = match *self {
+            Self::Float(_) => return f.write_str("float"),
+            Self::Quantized { bits, group_size } => (bits, Activations::Int8, group_size),
+            Self::WeightOnly { bits, group_size, .. } => (bits, Activations::Half, group_size),
+        };
+        write!(f, "{}", LayerScheme { bits, activations, group_size, layout: CodeLayout::Packed })
+    }
 }
 
 /// A linear layer whose tensors are known to be there, of the right types and shapes.
@@ -39,9 +63,10 @@ enum Stored {
         group_size: Option<usize>,
     },
     Codes {
-        layout: CodeLayout,
+        scheme: LayerScheme,
         scales: Vec<f32>,
-        group_size: Option<usize>,
+        /// Type of what the codes stand for.
+        dtype: DType,
     },
 }
 
@@ -57,11 +82,16 @@ impl<'a> LayerReader<'a> {
                 tensors.float_rows(&source.name("weight"), &[n, k], 0..0)?;
                 Stored::Float
             }
-            Some(LayerScheme { group_size, layout: CodeLayout::Tiles }) => {
+            Some(LayerScheme { group_size, layout: CodeLayout::Tiles, .. }) => {
                 Stored::Tiles { packed: source.tiles(n, k, group_size)?, group_size }
             }
-            Some(LayerScheme { group_size, layout }) => {
-                Stored::Codes { layout, scales: source.codes(n, k, group_size, layout)?, group_size }
+            Some(scheme) => {
+                scheme.check().map_err(|e| source.at(&e.to_string()))?;
+                let scales = source.codes(n, k, scheme)?;
+                // That of the model's other weights, or else of what is stored of this one.
+                let types = [tensors.info(EMBEDDING).map(|info| info.dtype), source.dtype("weight_scale")];
+                let half = types.into_iter().flatten().find(|t| [DType::F16, DType::BF16].contains(t));
+                Stored::Codes { scheme, scales, dtype: half.unwrap_or(DType::F32) }
             }
         };
         Ok(Self { tensors, prefix: prefix.into(), out_features: n, in_features: k, stored })
@@ -86,8 +116,15 @@ impl<'a> LayerReader<'a> {
                 let plain = stored.filter(|dtype| [DType::F16, DType::BF16].contains(dtype));
                 WeightKind::Float(plain.unwrap_or(DType::F32))
             }
-            Stored::Tiles { group_size, .. } | Stored::Codes { group_size, .. } => {
-                group_size.map_or(WeightKind::PerChannel, WeightKind::PerGroup)
+            Stored::Tiles { group_size, .. } => {
+                WeightKind::Quantized { bits: CodeBits::Four, group_size: *group_size }
+            }
+            Stored::Codes { scheme: LayerScheme { bits, activations, group_size, .. }, dtype, .. } => {
+                let (bits, group_size) = (*bits, *group_size);
+                match activations {
+                    Activations::Int8 => WeightKind::Quantized { bits, group_size },
+                    Activations::Half => WeightKind::WeightOnly { bits, group_size, dtype: *dtype },
+                }
             }
         }
     }
@@ -131,19 +168,25 @@ impl<'a> LayerReader<'a> {
                 qqq::unpack(&part, n, k, *group_size)
                     .map_err(|e| FormatError::Layout(format!("{location}: {e}")))?
             }
-            Stored::Codes { layout, scales, group_size } => {
+            Stored::Codes { scheme, scales, dtype } => {
+                let LayerScheme { bits, activations, group_size, layout } = *scheme;
                 let per_row = group_size.map_or(1, |g| k / g);
                 let scales = scales[rows.start * per_row..rows.end * per_row].to_vec();
-                if *layout == CodeLayout::Bytes {
+                let kind = (bits, activations, group_size);
+                let weight = if layout == CodeLayout::Bytes {
                     let mut codes = vec![0; n * k];
                     let bytes = bytemuck::cast_slice_mut(&mut codes);
                     self.tensors.read_into(&source.name("weight"), rows.start * k, bytes)?;
-                    compressed_tensors::from_codes(&location, codes, scales, n, k, *group_size)?
+                    compressed_tensors::from_codes(&location, codes, scales, (n, k), kind)?
                 } else {
-                    let width = compressed_tensors::row_words(k);
+                    let width = compressed_tensors::row_words(bits, k);
                     let words = source.i32s(&source.name("weight_packed"), rows.start * width, n * width)?;
-                    compressed_tensors::unpack(&location, &words, scales, n, k, *group_size)?
+                    compressed_tensors::unpack(&location, &words, scales, (n, k), kind)?
+                };
+                if activations == Activations::Half {
+                    return Ok(LinearWeight::WeightOnly { weight, dtype: *dtype });
                 }
+                weight
             }
         };
         Ok(LinearWeight::Quantized(weight))
@@ -191,11 +234,13 @@ impl Source<'_> {
     }
 
     /// Checks a layer in one of compressed-tensors' layouts, and reads its scales.
-    fn codes(&self, n: usize, k: usize, group_size: Option<usize>, layout: CodeLayout) -> Result<Vec<f32>> {
+    fn codes(&self, n: usize, k: usize, scheme: LayerScheme) -> Result<Vec<f32>> {
+        let LayerScheme { bits, group_size, layout, .. } = scheme;
         if self.tensors.info(&self.name("weight_g_idx")).is_some() {
-            return Err(
-                self.at("its groups follow the order of activations (weight_g_idx), which is not supported")
-            );
+            return Err(self.at(
+                "its groups follow the order of activations (weight_g_idx), which is not supported; of 4-bit weights alone \
+                 (W4A16), qqq convert puts them in order where the model allows it",
+            ));
         }
         let zero_point = self.name("weight_zero_point");
         if self.tensors.info(&zero_point).is_some()
@@ -213,7 +258,7 @@ impl Source<'_> {
         match layout {
             CodeLayout::Bytes => self.check(&self.name("weight"), DType::I8, &[n, k])?,
             _ => {
-                let words = compressed_tensors::row_words(k);
+                let words = compressed_tensors::row_words(bits, k);
                 self.check(&self.name("weight_packed"), DType::I32, &[n, words])?;
             }
         }

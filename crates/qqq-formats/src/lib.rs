@@ -1,5 +1,5 @@
-//! What is on disk: safetensors and GGUF files, `config.json`, and the integer layouts of W4A8
-//! checkpoints (QQQ tiles, compressed-tensors). No arithmetic beyond packing and unpacking.
+//! What is on disk: safetensors and GGUF files, `config.json`, and the integer layouts of
+//! quantized checkpoints (QQQ tiles, compressed-tensors). No arithmetic beyond packing and unpacking.
 //!
 //! A [`Checkpoint`] is a model as it lies on disk, whatever its container: its configuration and
 //! a [`TensorSource`] whose tensors carry the names that Hugging Face gives them.
@@ -27,6 +27,7 @@ pub mod qqq;
 pub mod quantization_config;
 mod renamed;
 pub mod safetensors;
+mod scheme;
 pub mod size;
 pub mod source;
 pub mod writer;
@@ -40,5 +41,6 @@ pub use input::{InputFile, Inputs};
 pub use int4::Int4Weight;
 pub use layer::{LayerReader, WeightKind};
 pub use linear::{LinearWeight, QuantizedWeight, Scales, WeightData};
-pub use quantization_config::{CheckpointFormat, CodeLayout, LayerScheme, QuantizationConfig};
+pub use quantization_config::{CheckpointFormat, CodeLayout, QuantizationConfig};
+pub use scheme::{Activations, CodeBits, LayerScheme};
 pub use source::{TensorInfo, TensorSource};

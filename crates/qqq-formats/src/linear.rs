@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::allocation::zeroed_vec;
 use half::{bf16, f16};
 
-use crate::{FormatError, Result};
+use crate::{CodeBits, DType, FormatError, Result};
 
 /// Float weights in their stored precision, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,6 +148,30 @@ impl Scales {
         }
         Scales::PerGroup { group_size, channel, group }
     }
+
+    /// Scales of groups for weights that stand for 16-bit ones ([`LinearWeight::WeightOnly`]): a power of two a channel, so
+    /// that `code * group * channel` is exactly `code * effective` for scales that are 16-bit numbers.
+    ///
+    /// `effective` has shape `n x groups`, row-major. Groups come to less than 8, within the range of f16 but for scales
+    /// smaller than 2^-17 of the row's largest; scales that are float32 numbers are rounded to f16's 11 bits.
+    ///
+    /// # Panics
+    /// If the lengths do not agree.
+    pub fn weight_only(n: usize, group_size: usize, effective: &[f32]) -> Scales {
+        let groups = effective.len().checked_div(n).unwrap_or(0);
+        assert_eq!(effective.len(), n * groups);
+        let mut channel = Vec::with_capacity(n);
+        let mut group = Vec::with_capacity(n * groups);
+        for effective in effective.chunks_exact(groups.max(1)) {
+            let max = effective.iter().fold(0f32, |m, s| m.max(s.abs()));
+            // The power of two below the largest, less two.
+            let power = f32::from_bits(max.to_bits() & f32::INFINITY.to_bits()) / 4.0;
+            let c = if power.is_normal() { power } else { 1.0 };
+            channel.push(c);
+            group.extend(effective.iter().map(|s| f16::from_f32(s / c)));
+        }
+        Scales::PerGroup { group_size, channel, group }
+    }
 }
 
 /// Columns of a row-major matrix.
@@ -169,15 +193,26 @@ fn common_scale(groups: impl Iterator<Item = (f32, f32)> + Clone) -> Option<f32>
     })
 }
 
+/// Where the first code is that is none of so many bits.
+pub(crate) fn first_beyond(bits: CodeBits, codes: &[i8]) -> Option<usize> {
+    // Without an early exit, so that it is vectorized.
+    if bits == CodeBits::Eight || !codes.iter().fold(false, |bad, c| bad | !(-8..=7).contains(c)) {
+        return None;
+    }
+    codes.iter().position(|c| !bits.range().contains(c))
+}
+
 /// Largest magnitude among codes.
 pub(crate) fn largest_code(codes: &[i8]) -> f32 {
     f32::from(codes.iter().fold(0, |m: u8, c| m.max(c.unsigned_abs())))
 }
 
-/// A symmetric 4-bit weight: codes and their scales. Codes are in `-8..=7`; per channel our quantizer makes
-/// `-7..=7`, but checkpoints of other tools may hold `-8` there as well.
+/// A symmetric weight of 4 or 8 bits: codes and their scales. Codes are in [`CodeBits::range`]; per channel our quantizer makes
+/// `-7..=7` and `-127..=127`, but checkpoints of other tools may hold `-8` and `-128` there as well.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedWeight {
+    /// Bits of the codes; 8 go with [`Scales::PerChannel`] alone.
+    pub bits: CodeBits,
     /// `N`, the number of output channels.
     pub out_features: usize,
     /// `K`, the number of input channels.
@@ -200,8 +235,15 @@ pub enum LinearWeight {
         /// `N K` values.
         data: WeightData,
     },
-    /// 4-bit codes and scales.
+    /// Codes and scales, for activations that are quantized to int8.
     Quantized(QuantizedWeight),
+    /// Codes and scales that stand for 16-bit weights ([`QuantizedWeight::row_values`]), for 16-bit activations.
+    WeightOnly {
+        /// Groups have the scales of [`Scales::weight_only`].
+        weight: QuantizedWeight,
+        /// Type of the weights that they stand for, where a device multiplies these: that of the model's other weights.
+        dtype: DType,
+    },
 }
 
 impl QuantizedWeight {
@@ -216,9 +258,7 @@ impl QuantizedWeight {
         if n.checked_mul(k) != Some(self.codes.len()) || self.codes.is_empty() {
             return fail(format!("{} codes for {n} output and {k} input channels", self.codes.len()));
         }
-        // Without an early exit, so that it is vectorized.
-        if self.codes.iter().fold(false, |bad, c| bad | !(-8..=7).contains(c)) {
-            let i = self.codes.iter().position(|c| !(-8..=7).contains(c)).unwrap_or_default();
+        if let Some(i) = first_beyond(self.bits, &self.codes) {
             return fail(format!("code {} at index {i} is not a signed 4-bit number", self.codes[i]));
         }
         let channel = self.channel_scales();
@@ -231,6 +271,11 @@ impl QuantizedWeight {
         let Scales::PerGroup { group_size, group, .. } = &self.scales else {
             return Ok(());
         };
+        if self.bits == CodeBits::Eight {
+            return fail(format!(
+                "8-bit codes with groups of {group_size}; they have one scale an output channel"
+            ));
+        }
         if *group_size == 0 || !k.is_multiple_of(*group_size) {
             return fail(format!("{k} input channels are not a multiple of the group size {group_size}"));
         }
@@ -291,6 +336,49 @@ impl QuantizedWeight {
             .collect()
     }
 
+    /// The same codes with the scales that integer kernels run ([`Scales::from_effective`]), of a weight with those of
+    /// [`Scales::weight_only`].
+    pub fn for_integers(&self) -> QuantizedWeight {
+        let scales = match &self.scales {
+            Scales::PerChannel(scales) => Scales::PerChannel(scales.clone()),
+            Scales::PerGroup { group_size, channel, group } => {
+                let groups = group.len() / channel.len().max(1);
+                let rows = channel.iter().zip(group.chunks(groups.max(1)));
+                let effective: Vec<f32> =
+                    rows.flat_map(|(c, group)| group.iter().map(move |g| f32::from(*g) * c)).collect();
+                Scales::from_effective(
+                    &self.codes,
+                    self.out_features,
+                    self.in_features,
+                    *group_size,
+                    &effective,
+                )
+            }
+        };
+        QuantizedWeight { scales, ..self.clone() }
+    }
+
+    /// What the codes of output channel `row` stand for where nothing is rounded to int8: `code * scale`, `K` values. With
+    /// scales of 16 bits per channel, or those of [`Scales::weight_only`], they are exact in f32.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row_values(&self, row: usize) -> impl Iterator<Item = f32> + '_ {
+        let k = self.in_features;
+        let channel = self.channel_scales()[row];
+        let (width, groups) = match &self.scales {
+            Scales::PerChannel(_) => (k, [].as_slice()),
+            Scales::PerGroup { group_size, group, .. } => {
+                (*group_size, &group[row * (k / group_size)..(row + 1) * (k / group_size)])
+            }
+        };
+        self.codes[row * k..(row + 1) * k].chunks(width.max(1)).enumerate().flat_map(move |(g, codes)| {
+            let group = groups.get(g).map_or(1.0, |s| f32::from(*s));
+            // A code times a 16-bit number is exact.
+            codes.iter().map(move |c| f32::from(*c) * group * channel)
+        })
+    }
+
     /// The rows of output channels `channels`: a shard of a layer that is split by its outputs. `None` if there are not so
     /// many.
     pub fn rows(&self, channels: Range<usize>) -> Option<QuantizedWeight> {
@@ -307,7 +395,13 @@ impl QuantizedWeight {
             },
         };
         let codes = self.codes[part(self.in_features)].to_vec();
-        Some(QuantizedWeight { out_features: channels.len(), in_features: self.in_features, codes, scales })
+        Some(QuantizedWeight {
+            bits: self.bits,
+            out_features: channels.len(),
+            in_features: self.in_features,
+            codes,
+            scales,
+        })
     }
 
     /// The columns of input channels `channels`: a shard of a layer that is split by its inputs. Channel scales stay those of
@@ -330,15 +424,21 @@ impl QuantizedWeight {
             Scales::PerGroup { .. } => return None,
         };
         let codes = columns(&self.codes, self.in_features, channels.clone());
-        Some(QuantizedWeight { out_features: self.out_features, in_features: channels.len(), codes, scales })
+        Some(QuantizedWeight {
+            bits: self.bits,
+            out_features: self.out_features,
+            in_features: channels.len(),
+            codes,
+            scales,
+        })
     }
 
     /// Joins weights along the output dimension (`q`, `k`, `v` into one). All must have the same
-    /// `in_features` and kind of scales; returns `None` otherwise or when `parts` is empty.
+    /// `in_features`, bits and kind of scales; returns `None` otherwise or when `parts` is empty.
     pub fn concat(parts: &[&QuantizedWeight]) -> Option<QuantizedWeight> {
         let mut out = (*parts.first()?).clone();
         for p in &parts[1..] {
-            if p.in_features != out.in_features {
+            if (p.in_features, p.bits) != (out.in_features, out.bits) {
                 return None;
             }
             match (&mut out.scales, &p.scales) {
@@ -374,7 +474,7 @@ mod tests {
                 Scales::from_effective(&codes, n, k, g, &effective)
             }
         };
-        QuantizedWeight { out_features: n, in_features: k, codes, scales }
+        QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
     }
 
     #[test]
@@ -406,6 +506,52 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn scales_of_weights_alone_are_exact() {
+        let (n, k, group) = (3, 64, 32);
+        let codes: Vec<i8> = (0..n * k).map(|i| (i * 7 % 16) as i8 - 8).collect();
+        // 16-bit numbers of either kind, far apart and of both signs; a row of zeros.
+        let effective = [0.01, 3e-6].map(|s| bf16::from_f32(s).to_f32());
+        let effective = [
+            &effective[..],
+            &[f16::from_f32(-0.37).to_f32(), 1e-3f32].map(|s| f16::from_f32(s).to_f32()),
+            &[0.0; 2],
+        ]
+        .concat();
+        let scales = Scales::weight_only(n, group, &effective);
+        let weight = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
+        weight.check("w").unwrap();
+        for row in 0..n {
+            let expected: Vec<f32> = (0..k)
+                .map(|j| f32::from(weight.codes[row * k + j]) * effective[row * 2 + j / group])
+                .collect();
+            assert_eq!(weight.row_values(row).collect::<Vec<_>>(), expected, "{row}");
+        }
+        assert!(weight.channel_scales().iter().all(|c| c.log2().fract() == 0.0));
+        for bad in [f32::NAN, f32::INFINITY] {
+            let scales = Scales::weight_only(n, group, &[bad; 6]);
+            assert!(QuantizedWeight { scales, ..weight.clone() }.check("w").is_err());
+        }
+    }
+
+    #[test]
+    fn eight_bits_take_all_codes_and_no_groups() {
+        let codes: Vec<i8> = (0..=255u8).map(u8::cast_signed).collect();
+        let scales = Scales::PerChannel(vec![0.5, 0.25]);
+        let weight =
+            QuantizedWeight { bits: CodeBits::Eight, out_features: 2, in_features: 128, codes, scales };
+        weight.check("w").unwrap();
+        assert_eq!(weight.int8_weights(), weight.codes);
+        assert_eq!(weight.dequantize()[255], -0.25);
+        assert_eq!(weight.row_values(1).collect::<Vec<_>>(), weight.dequantize()[128..]);
+        assert!(QuantizedWeight { bits: CodeBits::Four, ..weight.clone() }.check("w").is_err());
+        let grouped = Scales::from_effective(&weight.codes, 2, 128, 32, &[0.1; 8]);
+        let error = QuantizedWeight { scales: grouped, ..weight.clone() }.check("w").unwrap_err();
+        assert!(error.to_string().contains("groups of 32"), "{error}");
+        let four = QuantizedWeight { bits: CodeBits::Four, codes: vec![1; 256], ..weight.clone() };
+        assert_eq!(QuantizedWeight::concat(&[&weight, &four]), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::ops::Range;
 use half::f16;
 
 use crate::linear::{columns, largest_code};
-use crate::{FormatError, QuantizedWeight, Result, Scales};
+use crate::{CodeBits, FormatError, QuantizedWeight, Result, Scales};
 
 /// Input channels of a group, where there are groups.
 pub const GROUP_SIZE: usize = 128;
@@ -182,7 +182,7 @@ pub fn unpack(packed: &Packed, n: usize, k: usize, group_size: Option<usize>) ->
             (codes, Scales::PerGroup { group_size, channel, group })
         }
     };
-    let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+    let weight = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
     weight.check("packed weight")?;
     Ok(weight)
 }

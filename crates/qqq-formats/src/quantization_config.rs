@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    FormatError, Result,
+    Activations, CodeBits, FormatError, LayerScheme, Result,
     keys::{KnownKeys, shown},
     module_pattern::ModulePattern,
 };
@@ -11,15 +11,15 @@ use crate::{
 mod compressed_tensors;
 mod qqq;
 
-pub(crate) use compressed_tensors::weight_only;
+pub(crate) use compressed_tensors::{has_int8_activations, weight_only};
 pub(crate) use qqq::PROVENANCE;
 
-/// On-disk form of a W4A8 checkpoint.
+/// On-disk form of a quantized checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckpointFormat {
     /// The QQQ reference's tiles (`B`, `s_channel`, `s_group`).
     Qqq,
-    /// compressed-tensors: int4 weights with dynamic per-token int8 activations.
+    /// compressed-tensors: int4 and int8 weights, for activations that are dynamic per-token int8, or of 16 bits.
     CompressedTensors,
 }
 
@@ -31,6 +31,15 @@ impl CheckpointFormat {
             CheckpointFormat::CompressedTensors => "compressed-tensors",
         }
     }
+
+    /// How it stores codes of so many bits, as other readers expect them: W8A8 in bytes, everything else packed.
+    pub fn layout(self, bits: CodeBits, activations: Activations) -> CodeLayout {
+        match (self, bits, activations) {
+            (CheckpointFormat::Qqq, ..) => CodeLayout::Tiles,
+            (CheckpointFormat::CompressedTensors, CodeBits::Eight, Activations::Int8) => CodeLayout::Bytes,
+            (CheckpointFormat::CompressedTensors, ..) => CodeLayout::Packed,
+        }
+    }
 }
 
 /// How the codes of a layer lie in the file.
@@ -38,19 +47,10 @@ impl CheckpointFormat {
 pub enum CodeLayout {
     /// Tiles of the QQQ reference, `quant_method` "qqq".
     Tiles,
-    /// Eight codes in a word (compressed-tensors' `pack-quantized`).
+    /// As many codes in a word of 32 bits as fit (compressed-tensors' `pack-quantized`).
     Packed,
     /// A code in a byte (compressed-tensors' `int-quantized`).
     Bytes,
-}
-
-/// How one linear layer is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LayerScheme {
-    /// Input channels that share a scale; `None`: one scale per output channel.
-    pub group_size: Option<usize>,
-    /// How the codes lie in the file.
-    pub layout: CodeLayout,
 }
 
 /// How the linear layers of a checkpoint are stored.
@@ -70,6 +70,13 @@ struct Rule {
     scheme: Option<LayerScheme>,
 }
 
+impl Rule {
+    /// Where it stands among the rules of compressed-tensors.
+    fn order(&self) -> (bool, u8, String) {
+        (self.scheme.is_some(), self.pattern.rank(), self.pattern.text().into())
+    }
+}
+
 /// Group sizes that the kernels take.
 pub(crate) const GROUP_SIZES: [u64; 3] = [32, 64, 128];
 
@@ -78,30 +85,79 @@ pub(crate) const HEAD: &str = "lm_head";
 
 /// What the error messages say is possible.
 pub(crate) const SUPPORTED: &str = "supported are quant_method \"qqq\" (wbits or bits 4, group_size -1 or 128) and \
-    \"compressed-tensors\" in the forms pack-quantized and int-quantized with symmetric int4 weights (per channel, or \
-    groups of 32, 64 or 128) and dynamic symmetric per-token int8 input activations; qqq convert makes such checkpoints of \
-    4-bit weights alone (GPTQ, AWQ, AutoRound, compressed-tensors W4A16)";
+    \"compressed-tensors\" in the forms pack-quantized and int-quantized with symmetric weights, int4 (per channel, or groups \
+    of 32, 64 or 128) or int8 (per channel), and input activations that are dynamic symmetric per-token int8 or not \
+    quantized; qqq convert makes such checkpoints of other 4-bit weights alone (GPTQ, AWQ, AutoRound, compressed-tensors \
+    W4A16 with zero points or act-order)";
 
 impl QuantizationConfig {
-    /// All linear layers alike, but for the output head, which is float: what the quantizer writes.
+    /// All linear layers alike, W4A8, but for the output head, which is float: what the quantizer writes by default.
     pub fn uniform(format: CheckpointFormat, group_size: Option<usize>) -> Self {
-        let layout = match format {
-            CheckpointFormat::Qqq => CodeLayout::Tiles,
-            CheckpointFormat::CompressedTensors => CodeLayout::Packed,
-        };
-        let rules = vec![
-            Rule { pattern: ModulePattern::name(HEAD), scheme: None },
-            Rule { pattern: ModulePattern::every_linear(), scheme: Some(LayerScheme { group_size, layout }) },
-        ];
-        Self { format, rules }
+        Self::all_but(format, LayerScheme::w4a8(format, group_size), &[])
     }
 
     /// As [`uniform`](Self::uniform), but for the modules `float`, which are not quantized either.
     pub fn uniform_but(format: CheckpointFormat, group_size: Option<usize>, float: &[String]) -> Self {
-        let mut config = Self::uniform(format, group_size);
-        let rules = float.iter().map(|name| Rule { pattern: ModulePattern::name(name), scheme: None });
-        config.rules.splice(1..1, rules);
-        config
+        Self::all_but(format, LayerScheme::w4a8(format, group_size), float)
+    }
+
+    /// All linear layers alike, but for the output head and the modules `float`, which are not quantized.
+    pub(crate) fn all_but(format: CheckpointFormat, scheme: LayerScheme, float: &[String]) -> Self {
+        let float = float.iter().map(String::as_str).filter(|name| *name != HEAD);
+        let mut rules: Vec<Rule> = [HEAD]
+            .into_iter()
+            .chain(float)
+            .map(|name| Rule { pattern: ModulePattern::name(name), scheme: None })
+            .collect();
+        rules.push(Rule { pattern: ModulePattern::every_linear(), scheme: Some(scheme) });
+        Self { format, rules }
+    }
+
+    /// Rules by module for compressed-tensors: each names a module (`model.layers.0.mlp.down_proj`), or after `re:` an
+    /// expression that names of modules begin with (`re:.*down_proj`), and its scheme, `None` for float. All other
+    /// linear layers have the scheme `others`; the output head is float where no rule names it.
+    ///
+    /// What counts for a module that several rules name is what readers of the format make of it, in whatever order they are
+    /// given: float before all others, names before expressions, expressions in the order of their texts. Rules that are to
+    /// mean something else have to name modules.
+    ///
+    /// # Errors
+    /// [`FormatError::Unsupported`]: an expression that is none; two schemes for one name or expression; a scheme that the
+    /// format does not hold (QQQ tiles; 8 bits with groups).
+    pub fn by_module<'a>(
+        others: LayerScheme,
+        rules: impl IntoIterator<Item = (&'a str, Option<LayerScheme>)>,
+    ) -> Result<Self> {
+        let mut all = vec![];
+        for (text, scheme) in rules {
+            let pattern = ModulePattern::entry(text).map_err(|e| {
+                FormatError::Unsupported(format!("the rule for {text:?} is no expression: {e}"))
+            })?;
+            let pattern = if pattern.rank() == 2 { ModulePattern::name(text) } else { pattern };
+            all.push(Rule { pattern, scheme });
+        }
+        if !all.iter().any(|rule| rule.pattern.text() == HEAD) {
+            all.push(Rule { pattern: ModulePattern::name(HEAD), scheme: None });
+        }
+        all.push(Rule { pattern: ModulePattern::every_linear(), scheme: Some(others) });
+        for scheme in all.iter().filter_map(|rule| rule.scheme) {
+            scheme.check()?;
+            if scheme.layout == CodeLayout::Tiles {
+                return Err(FormatError::Unsupported(format!(
+                    "{scheme} in QQQ's tiles among rules by module, which only the compressed-tensors format holds"
+                )));
+            }
+        }
+        all.sort_by_key(Rule::order);
+        if let Some([a, b]) =
+            all.array_windows().find(|[a, b]| a.pattern == b.pattern && a.scheme != b.scheme)
+        {
+            let shown = |rule: &Rule| rule.scheme.map_or("float".into(), |s| s.to_string());
+            let (text, a, b) = (a.pattern.text(), shown(a), shown(b));
+            return Err(FormatError::Unsupported(format!("{text:?} is to be both {a} and {b}")));
+        }
+        all.dedup();
+        Ok(Self { format: CheckpointFormat::CompressedTensors, rules: all })
     }
 
     /// Reads the value of `quantization_config`.

@@ -15,7 +15,8 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    CheckpointFormat, DType, FormatError, QuantizedWeight, Result, WeightData, compressed_tensors, int4,
+    Activations, CodeBits, CodeLayout, DType, FormatError, LayerScheme, QuantizedWeight, Result, WeightData,
+    compressed_tensors, int4,
     lock::FileLock,
     qqq,
     safetensors::{INDEX_FILE, SINGLE_FILE},
@@ -213,53 +214,62 @@ impl CheckpointWriter {
         }
     }
 
-    /// Adds the tensors of the quantized linear layer `prefix` in a format.
+    /// Adds the tensors of the quantized linear layer `prefix`, stored as its scheme says.
     ///
     /// # Errors
-    /// The shape does not fit the format.
-    pub fn add_linear(
-        &mut self,
-        prefix: &str,
-        weight: &QuantizedWeight,
-        format: CheckpointFormat,
-    ) -> Result<()> {
+    /// The weight is not one of this scheme; its shape does not fit the layout, or its scales are none that it stores.
+    pub fn add_linear(&mut self, prefix: &str, weight: &QuantizedWeight, scheme: LayerScheme) -> Result<()> {
         weight.check(prefix)?;
         let (n, k) = (weight.out_features, weight.in_features);
-        let group_size = weight.scales.group_size();
-        match format {
-            CheckpointFormat::Qqq => {
-                let at = |reason: String| FormatError::Layout(format!("{prefix}: {reason}"));
-                qqq::fits(n, k, group_size).map_err(at)?;
+        let at = |reason: String| FormatError::Layout(format!("{prefix}: {reason}"));
+        if (weight.bits, weight.scales.group_size()) != (scheme.bits, scheme.group_size) {
+            let weight = LayerScheme { bits: weight.bits, group_size: weight.scales.group_size(), ..scheme };
+            return Err(at(format!("its weight is {weight}, but it is to be written as {scheme}")));
+        }
+        match scheme.layout {
+            CodeLayout::Tiles => {
+                if (scheme.bits, scheme.activations) != (CodeBits::Four, Activations::Int8) {
+                    return Err(at(format!("the qqq format holds no {scheme}; write compressed-tensors")));
+                }
+                qqq::fits(n, k, scheme.group_size).map_err(at)?;
                 let packed = qqq::pack_checked(weight).map_err(|e| at(e.to_string()))?;
                 let words = word_bytes(&packed.b);
                 self.add(&format!("{prefix}.B"), DType::I32, &[k / 16, 2 * n], &words)?;
                 let channel = le_bytes(&packed.s_channel, |s| s.to_le_bytes());
                 self.add(&format!("{prefix}.s_channel"), DType::F32, &[1, n], &channel)?;
-                if let Some(g) = group_size {
+                if let Some(g) = scheme.group_size {
                     let group = le_bytes(&packed.s_group, |s| s.to_le_bytes());
                     self.add(&format!("{prefix}.s_group"), DType::F16, &[k / g, n], &group)?;
                 }
             }
-            CheckpointFormat::CompressedTensors => {
-                let scales = compressed_tensors::effective_scales(weight, prefix)?;
-                self.add_packed(prefix, &weight.codes, (n, k), group_size, &scales)?;
+            CodeLayout::Packed => {
+                let scales = compressed_tensors::effective_scales(weight, scheme.activations, prefix)?;
+                let codes = (weight.bits, weight.codes.as_slice());
+                self.add_packed(prefix, codes, (n, k), scheme.group_size, &scales)?;
+            }
+            CodeLayout::Bytes => {
+                let scales = compressed_tensors::effective_scales(weight, scheme.activations, prefix)?;
+                let codes = bytemuck::cast_slice(&weight.codes);
+                self.add(&format!("{prefix}.weight"), DType::I8, &[n, k], codes)?;
+                let shape = [n, int4::groups(k, scheme.group_size)];
+                self.add_float(&format!("{prefix}.weight_scale"), &shape, &scales)?;
             }
         }
         Ok(())
     }
 
-    /// Adds the tensors of the linear layer `prefix` in compressed-tensors' `pack-quantized` form: codes `N x K`, and scales as
+    /// Adds the tensors of the linear layer `prefix` in compressed-tensors' `pack-quantized` form: bits and codes `N x K`, and scales as
     /// they are stored.
     pub(crate) fn add_packed(
         &mut self,
         prefix: &str,
-        codes: &[i8],
+        (bits, codes): (CodeBits, &[i8]),
         (n, k): (usize, usize),
         group_size: Option<usize>,
         scales: &WeightData,
     ) -> Result<()> {
-        let words = compressed_tensors::pack_codes(codes, k);
-        let row = compressed_tensors::row_words(k);
+        let words = compressed_tensors::pack_codes(bits, codes, k);
+        let row = compressed_tensors::row_words(bits, k);
         self.add(&format!("{prefix}.weight_packed"), DType::I32, &[n, row], &word_bytes(&words))?;
         self.add_float(&format!("{prefix}.weight_scale"), &[n, int4::groups(k, group_size)], scales)?;
         let shape = le_bytes(&[n as i64, k as i64], |d| d.to_le_bytes());

@@ -7,9 +7,9 @@ use std::{fs, path::Path};
 use common::message;
 use half::{bf16, f16};
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, CodeLayout, DType, LayerScheme, LinearWeight, QuantizationConfig,
-    QuantizedWeight, Scales, TensorSource, WeightData, WeightKind, safetensors::Safetensors,
-    writer::CheckpointWriter,
+    Activations, Checkpoint, CheckpointFormat, CodeBits, CodeLayout, DType, LayerScheme, LinearWeight,
+    QuantizationConfig, QuantizedWeight, Scales, TensorSource, WeightData, WeightKind,
+    safetensors::Safetensors, writer::CheckpointWriter,
 };
 use serde_json::Value;
 
@@ -27,7 +27,7 @@ fn weight(group_size: Option<usize>) -> QuantizedWeight {
             Scales::from_effective(&codes, n, k, g, &effective)
         }
     };
-    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+    QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
 }
 
 /// A directory with one quantized layer, a bias and a float head.
@@ -36,7 +36,7 @@ fn write(dir: &Path, weight: &QuantizedWeight, format: CheckpointFormat, group_s
     let mut config = common::llama();
     config["quantization_config"] = QuantizationConfig::uniform(format, group_size).to_value();
     fs::write(writer.staging().join("config.json"), config.to_string()).unwrap();
-    writer.add_linear(LAYER, weight, format).unwrap();
+    writer.add_linear(LAYER, weight, LayerScheme::w4a8(format, group_size)).unwrap();
     let bias = vec![f16::from_f32(0.5); 128];
     writer.add_float(&format!("{LAYER}.bias"), &[128], &WeightData::F16(bias)).unwrap();
     let head = (0..64).map(|i| bf16::from_f32(i as f32)).collect();
@@ -66,19 +66,19 @@ fn what_is_written_is_read_back() {
         let checkpoint = Checkpoint::open(&out).unwrap();
         match checkpoint.linear(LAYER, 128, 256).unwrap() {
             LinearWeight::Quantized(read) => assert!(read == weight, "{format:?} {group_size:?}"),
-            LinearWeight::Float { .. } => panic!("float"),
+            LinearWeight::Float { .. } | LinearWeight::WeightOnly { .. } => panic!("float"),
         }
         assert_eq!(checkpoint.bias(LAYER, 128).unwrap(), Some(vec![0.5; 128]));
 
         // By rows it is the same weight.
         let layer = checkpoint.layer(LAYER, 128, 256).unwrap();
-        assert_eq!(layer.kind(), group_size.map_or(WeightKind::PerChannel, WeightKind::PerGroup));
+        assert_eq!(layer.kind(), WeightKind::Quantized { bits: CodeBits::Four, group_size });
         let cuts = if format == CheckpointFormat::Qqq { [0, 64, 128] } else { [0, 33, 128] };
         let parts: Vec<QuantizedWeight> = cuts
             .windows(2)
             .map(|cut| match layer.rows(cut[0]..cut[1]).unwrap() {
                 LinearWeight::Quantized(part) => part,
-                LinearWeight::Float { .. } => panic!("float"),
+                LinearWeight::Float { .. } | LinearWeight::WeightOnly { .. } => panic!("float"),
             })
             .collect();
         assert!(QuantizedWeight::concat(&parts.iter().collect::<Vec<_>>()).unwrap() == weight);
@@ -194,9 +194,12 @@ fn what_cannot_be_written_is_refused() {
     assert!(message(writer.add("u", DType::F32, &[3], &[0; 8])).contains("8 bytes"));
     assert!(message(writer.add("q", DType::Gguf("Q4_1"), &[3], &[0; 8])).contains("Q4_1"));
     let mut odd = weight(Some(64));
-    assert!(message(writer.add_linear("l", &odd, CheckpointFormat::Qqq)).contains("groups of 64"));
+    let scheme = |format| LayerScheme::w4a8(format, Some(64));
+    assert!(message(writer.add_linear("l", &odd, scheme(CheckpointFormat::Qqq))).contains("groups of 64"));
     odd.codes[0] = 8;
-    assert!(message(writer.add_linear("l", &odd, CheckpointFormat::CompressedTensors)).contains("code 8"));
+    assert!(
+        message(writer.add_linear("l", &odd, scheme(CheckpointFormat::CompressedTensors))).contains("code 8")
+    );
 }
 
 /// As llm-compressor writes W4A8 today: int8 `weight` that holds 4-bit codes.
@@ -211,7 +214,13 @@ fn a_code_in_a_byte_is_read() {
         value["format"] = "int-quantized".into();
         value["config_groups"]["group_0"]["format"] = Value::Null;
         let read = QuantizationConfig::from_value(&value).unwrap();
-        assert_eq!(read.schemes(), [LayerScheme { group_size: size, layout: CodeLayout::Bytes }]);
+        assert_eq!(
+            read.schemes(),
+            [LayerScheme {
+                layout: CodeLayout::Bytes,
+                ..LayerScheme::w4a8(CheckpointFormat::CompressedTensors, size)
+            }]
+        );
         let mut config = common::llama();
         config["quantization_config"] = value;
         config
@@ -253,6 +262,79 @@ fn a_code_in_a_byte_is_read() {
     let other = open("shape", None, &codes, None);
     assert!(message(other.linear(LAYER, n, 32)).contains("[3, 64]"));
     assert!(message(other.linear("model.layers.1.mlp.up_proj", n, k)).contains("no tensor"));
+}
+
+/// Layers of every scheme in one checkpoint, each from its own tensors.
+#[test]
+fn schemes_side_by_side() {
+    let format = CheckpointFormat::CompressedTensors;
+    let new = |bits, activations, size| LayerScheme::new(format, bits, activations, size).unwrap();
+    let eight = |n: usize, k: usize| QuantizedWeight {
+        bits: CodeBits::Eight,
+        out_features: n,
+        in_features: k,
+        codes: (0..n * k).map(|i| (i * 31 % 255) as u8 as i8).collect(),
+        scales: Scales::PerChannel((0..n).map(|i| f16::from_f32(0.001 * (i + 1) as f32).to_f32()).collect()),
+    };
+    let alone = {
+        let weight = weight(Some(64));
+        let effective: Vec<f32> =
+            (0..128 * 4).map(|i| bf16::from_f32(0.003 * (1 + i % 29) as f32).to_f32()).collect();
+        QuantizedWeight { scales: Scales::weight_only(128, 64, &effective), ..weight }
+    };
+    let bytes = LayerScheme { layout: CodeLayout::Bytes, ..LayerScheme::w4a8(format, None) };
+    let packed8 = new(CodeBits::Eight, Activations::Half, None);
+    let layers = [
+        ("q_proj", weight(Some(32)), LayerScheme::w4a8(format, Some(32))),
+        ("k_proj", weight(None), bytes),
+        ("v_proj", eight(128, 258), new(CodeBits::Eight, Activations::Int8, None)),
+        ("o_proj", eight(128, 258), packed8),
+        ("up_proj", alone, new(CodeBits::Four, Activations::Half, Some(64))),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("m");
+    let mut writer = CheckpointWriter::create(&out).unwrap();
+    let names = layers.each_ref().map(|(name, ..)| format!("model.layers.0.x.{name}"));
+    let rules = names.iter().map(String::as_str).zip(layers.iter().map(|(.., scheme)| Some(*scheme)));
+    let mut config = common::llama();
+    config["quantization_config"] =
+        QuantizationConfig::by_module(LayerScheme::w4a8(format, Some(128)), rules).unwrap().to_value();
+    fs::write(writer.staging().join("config.json"), config.to_string()).unwrap();
+    for (name, (_, weight, scheme)) in names.iter().zip(&layers) {
+        writer.add_linear(name, weight, *scheme).unwrap();
+        let other = LayerScheme::w4a8(format, Some(128));
+        assert!(message(writer.add_linear("x", weight, other)).contains("to be written as W4A8 g128"));
+    }
+    let tiles = LayerScheme { layout: CodeLayout::Tiles, ..layers[2].2 };
+    assert!(message(writer.add_linear("x", &layers[2].1, tiles)).contains("no W8A8"));
+    writer.add_float("model.embed_tokens.weight", &[1, 1], &WeightData::F16(vec![f16::ONE])).unwrap();
+    writer.finish().unwrap();
+
+    let file = Safetensors::open(&out).unwrap();
+    let stored = |name: &str| file.info(name).map(|info| (info.dtype, info.shape));
+    assert_eq!(stored(&format!("{}.weight", names[2])), Some((DType::I8, vec![128, 258])));
+    assert_eq!(stored(&format!("{}.weight_packed", names[3])), Some((DType::I32, vec![128, 65])));
+    assert_eq!(stored(&format!("{}.weight_scale", names[4])), Some((DType::BF16, vec![128, 4])));
+    let checkpoint = Checkpoint::open(&out).unwrap();
+    for (name, (_, weight, scheme)) in names.iter().zip(&layers) {
+        let layer = checkpoint.layer(name, weight.out_features, weight.in_features).unwrap();
+        let (bits, group_size) = (scheme.bits, scheme.group_size);
+        let read = match (layer.kind(), layer.rows(0..128).unwrap()) {
+            (WeightKind::Quantized { bits: b, group_size: g }, LinearWeight::Quantized(read))
+                if scheme.activations == Activations::Int8 && (b, g) == (bits, group_size) =>
+            {
+                read
+            }
+            (
+                WeightKind::WeightOnly { bits: b, group_size: g, dtype: DType::F16 },
+                LinearWeight::WeightOnly { weight: read, dtype: DType::F16 },
+            ) if scheme.activations == Activations::Half && (b, g) == (bits, group_size) => read,
+            (kind, _) => panic!("{name}: {kind:?}"),
+        };
+        assert!(read == *weight, "{name}");
+    }
+    // -128, of other tools.
+    assert!(layers[2].1.codes.contains(&-128));
 }
 
 /// A tied model may be saved with either of its two equal tensors; the head alone goes by the embedding's name.

@@ -5,8 +5,8 @@ use std::{fs, path::Path};
 
 use half::{bf16, f16};
 use qqq_formats::{
-    CheckpointFormat, Int4Checkpoint, Int4Layer, Int4Weight, QuantizationConfig, QuantizedWeight, Scales,
-    TensorSource, WeightData,
+    CheckpointFormat, CodeBits, Int4Checkpoint, Int4Layer, Int4Weight, QuantizationConfig, QuantizedWeight,
+    Scales, TensorSource, WeightData,
     foreign::{Changes, Method, gptq_value, packed_value, write_gptq, write_packed},
     safetensors::Safetensors,
     writer::CheckpointWriter,
@@ -394,7 +394,8 @@ fn two_levels_survive_16_bits() {
             let round = |s: f32| if brain { bf16::from_f32(s).to_f32() } else { f16::from_f32(s).to_f32() };
             let effective: Vec<f32> = (0..n * k / 32).map(|i| round(scale(i))).collect();
             let scales = Scales::from_effective(&codes, n, k, 32, &effective);
-            let ours = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+            let ours =
+                QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
             let stored = Int4Weight::of_quantized(ours.clone(), LAYER).unwrap();
             wide += usize::from(matches!(stored.scales, WeightData::F32(_)));
             let path = dir.path().join(format!("{seed}-{brain}"));

@@ -5,7 +5,8 @@ mod common;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use qqq_formats::{
-    QuantizedWeight, Scales, TensorSource, WeightData, compressed_tensors, qqq, safetensors::Safetensors,
+    Activations, CodeBits, QuantizedWeight, Scales, TensorSource, WeightData, compressed_tensors, qqq,
+    safetensors::Safetensors,
 };
 use qqq_testing::golden;
 
@@ -40,7 +41,7 @@ fn weight(
             Scales::from_effective(&codes, n, k, g, &effective)
         }
     };
-    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+    QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
 }
 
 /// The word and nibble of one code, from the golden vectors' description and in the other direction
@@ -104,7 +105,8 @@ fn golden_vectors_match_bit_for_bit_both_ways() {
                     Scales::PerGroup { group_size, channel, group }
                 }
             };
-            let natural = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+            let natural =
+                QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
             assert!(natural == unpacked, "{name}: natural order");
             assert!(qqq::pack(&natural).unwrap() == packed, "{name}: packed");
             packs += 1;
@@ -162,7 +164,14 @@ fn a_hand_computed_tile() {
     codes[8 * 16 + 1] = -1;
     codes[17 * 16 + 6] = 7;
     let scales = Scales::PerChannel((0..64u8).map(f32::from).collect());
-    let packed = qqq::pack(&QuantizedWeight { out_features: 64, in_features: 16, codes, scales }).unwrap();
+    let packed = qqq::pack(&QuantizedWeight {
+        bits: CodeBits::Four,
+        out_features: 64,
+        in_features: 16,
+        codes,
+        scales,
+    })
+    .unwrap();
     // Lane 0, column tile 0: (b 0, r 0) in nibble 1, (b 1, r 1) in nibble 2.
     assert_eq!(packed.b[0].cast_unsigned(), 0x0000_0F10);
     // n 17 is tile 1, row 1 of 8; k 6 is lane 1 of 4, r 2: word (4 + 1) * 4 + 1, nibble 5.
@@ -243,7 +252,7 @@ fn channels_beyond_int8_keep_their_weights() {
 #[test]
 fn nibbles_of_a_word_are_in_order() {
     let codes = [-8, -7, -6, -5, 4, 5, 6, 7, 1, -1, 0];
-    let words = compressed_tensors::pack_codes(&codes, 11);
+    let words = compressed_tensors::pack_codes(CodeBits::Four, &codes, 11);
     let words: Vec<u32> = words.iter().map(|w| w.cast_unsigned()).collect();
     assert_eq!(words, [0xFEDC_3210, 0x0000_0879]);
 }
@@ -256,10 +265,10 @@ fn rows_without_weights() {
     // One group alone is once its own scale.
     assert_eq!(channel, &[1.0, 0.25]);
     assert_eq!(group.iter().map(|g| g.to_f32()).collect::<Vec<_>>(), [0.0, 0.0, 1.0, 0.0]);
-    let weight = QuantizedWeight { out_features: 2, in_features: 4, codes, scales };
+    let weight = QuantizedWeight { bits: CodeBits::Four, out_features: 2, in_features: 4, codes, scales };
     weight.check("w").unwrap();
     assert_eq!(weight.int8_weights(), [0, 0, 0, 0, 3, -8, 0, 0]);
-    compressed_tensors::effective_scales(&weight, "w").unwrap();
+    compressed_tensors::effective_scales(&weight, Activations::Int8, "w").unwrap();
 }
 
 #[test]
@@ -270,7 +279,12 @@ fn scales_of_any_origin_survive_as_they_are_or_are_refused() {
     for g in &mut group[20..22] {
         *g = f16::from_f32(g.to_f32() / 2.0); // row 10 no longer reaches 127
     }
-    assert!(compressed_tensors::effective_scales(&w, "layer").unwrap_err().to_string().contains("layer"));
+    assert!(
+        compressed_tensors::effective_scales(&w, Activations::Int8, "layer")
+            .unwrap_err()
+            .to_string()
+            .contains("layer")
+    );
 }
 
 proptest! {
@@ -297,9 +311,9 @@ proptest! {
     #[test]
     fn pack_quantized_is_reversible(seed: u64, n in 1usize..6, k in 1usize..40) {
         let weight = weight(seed, n, k, None, |s| s);
-        let words = compressed_tensors::pack_codes(&weight.codes, k);
+        let words = compressed_tensors::pack_codes(CodeBits::Four, &weight.codes, k);
         prop_assert_eq!(words.len(), n * k.div_ceil(8));
-        prop_assert_eq!(compressed_tensors::unpack_codes(&words, k), weight.codes);
+        prop_assert_eq!(compressed_tensors::unpack_codes(CodeBits::Four, &words, k), weight.codes);
     }
 
     /// Whatever the scales were rounded to, what is stored gives the same int8 weights and channel scales
@@ -315,12 +329,13 @@ proptest! {
             _ => s * factor,
         });
         w.check("w").unwrap();
-        let stored = compressed_tensors::effective_scales(&w, "w").unwrap();
+        let stored = compressed_tensors::effective_scales(&w, Activations::Int8, "w").unwrap();
         if rounding == 0 {
             prop_assert!(matches!(stored, WeightData::BF16(_)));
         }
-        let words = compressed_tensors::pack_codes(&w.codes, k);
-        let again = compressed_tensors::unpack("w", &words, stored.into_f32(), n, k, Some(group_size)).unwrap();
+        let words = compressed_tensors::pack_codes(CodeBits::Four, &w.codes, k);
+        let kind = (CodeBits::Four, Activations::Int8, Some(group_size));
+        let again = compressed_tensors::unpack("w", &words, stored.into_f32(), (n, k), kind).unwrap();
         prop_assert!(again == w);
     }
 
@@ -350,14 +365,15 @@ proptest! {
             prop_assert!(group.fract() == 0.0 && group >= 1.0 && group <= *multiple as f32, "{}: {}", i, group);
             prop_assert_eq!(group * channel[i / groups], effective[i]);
         }
-        let w = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+        let w = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
         w.check("w").unwrap();
-        let stored = compressed_tensors::effective_scales(&w, "w").unwrap();
+        let stored = compressed_tensors::effective_scales(&w, Activations::Int8, "w").unwrap();
         if bits == 4 {
             prop_assert!(matches!(stored, WeightData::BF16(_)));
         }
-        let words = compressed_tensors::pack_codes(&w.codes, k);
-        let again = compressed_tensors::unpack("w", &words, stored.into_f32(), n, k, Some(group_size)).unwrap();
+        let words = compressed_tensors::pack_codes(CodeBits::Four, &w.codes, k);
+        let kind = (CodeBits::Four, Activations::Int8, Some(group_size));
+        let again = compressed_tensors::unpack("w", &words, stored.into_f32(), (n, k), kind).unwrap();
         prop_assert!(again == w);
     }
 
@@ -369,7 +385,7 @@ proptest! {
             .map(|s| if s.is_finite() && s.abs() < 1e37 { s } else { 0.5 })
             .collect();
         let scales = Scales::from_effective(&codes, 2, 32, 16, &effective);
-        let weight = QuantizedWeight { out_features: 2, in_features: 32, codes, scales };
+        let weight = QuantizedWeight { bits: CodeBits::Four, out_features: 2, in_features: 32, codes, scales };
         prop_assert!(weight.check("w").is_ok(), "{:?}", weight.check("w"));
     }
 }

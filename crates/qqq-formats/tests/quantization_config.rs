@@ -4,7 +4,10 @@ mod common;
 
 use std::path::Path;
 
-use qqq_formats::{CheckpointFormat, CodeLayout, FormatError, LayerScheme, ModelConfig, QuantizationConfig};
+use qqq_formats::{
+    Activations, CheckpointFormat, CodeBits, CodeLayout, FormatError, LayerScheme, ModelConfig,
+    QuantizationConfig,
+};
 use serde_json::{Value, json};
 
 #[test]
@@ -20,7 +23,10 @@ fn both_quantization_formats_come_back_as_written() {
         let config = QuantizationConfig::uniform(format, group_size);
         assert_eq!(QuantizationConfig::from_value(&config.to_value()).unwrap(), config);
         let layout = if format == CheckpointFormat::Qqq { CodeLayout::Tiles } else { CodeLayout::Packed };
-        assert_eq!(config.schemes(), [LayerScheme { group_size, layout }]);
+        assert_eq!(
+            config.schemes(),
+            [LayerScheme { bits: CodeBits::Four, activations: Activations::Int8, group_size, layout }]
+        );
         assert!(config.ignores("lm_head") && !config.ignores("model.layers.0.mlp.down_proj"));
         let mut model = common::llama();
         model["quantization_config"] = config.to_value();
@@ -236,6 +242,114 @@ fn groups_of_layers() {
     assert_eq!(size(&config, "other"), "Packed Some(128)");
 }
 
+/// Schemes of several kinds in one checkpoint, as llm-compressor writes W8A8 and W4A16 beside W4A8; presets by their names.
+#[test]
+fn schemes_side_by_side() {
+    let mut value = llm_compressor();
+    let (mut w8a8, mut w4a16) = (value["config_groups"]["group_0"].clone(), json!(null));
+    w8a8["targets"] = json!(["re:.*down_proj"]);
+    w8a8["format"] = json!("int-quantized");
+    w8a8["weights"]["num_bits"] = json!(8);
+    w8a8["weights"]["strategy"] = json!("channel");
+    w8a8["weights"]["group_size"] = json!(null);
+    std::mem::swap(&mut w4a16, &mut value["config_groups"]["group_0"]);
+    let mut w8a16 = w8a8.clone();
+    w8a16["targets"] = json!(["re:.*o_proj"]);
+    w8a16["format"] = json!("pack-quantized");
+    let mut w4a8 = w4a16.clone();
+    for group in [&mut w4a16, &mut w8a16] {
+        group["input_activations"] = json!(null);
+    }
+    w4a8["targets"] = json!(["re:.*gate_proj"]);
+    value["config_groups"] = json!({"group_0": w4a16, "group_1": w8a8, "group_2": w8a16, "group_3": w4a8});
+    value["format"] = json!("mixed-precision");
+    let config = QuantizationConfig::from_value(&value).unwrap();
+    let scheme = |module: &str| {
+        let scheme = config.scheme(module).unwrap();
+        scheme.map_or("float".into(), |s| format!("{s} {:?}", s.layout))
+    };
+    for (module, expected) in [
+        ("model.layers.0.self_attn.q_proj", "W4A16 g128 Packed"),
+        ("model.layers.0.self_attn.o_proj", "W8A16 Packed"),
+        ("model.layers.0.mlp.down_proj", "W8A8 Bytes"),
+        ("model.layers.0.mlp.gate_proj", "W4A8 g128 Packed"),
+        ("lm_head", "float"),
+    ] {
+        assert_eq!(scheme(module), expected, "{module}");
+    }
+    let written = config.to_value();
+    assert_eq!(written["format"], "mixed-precision");
+    assert_eq!(QuantizationConfig::from_value(&written).unwrap(), config);
+
+    for (name, expected) in
+        [("W4A8", "W4A8 g128"), ("W8A8", "W8A8"), ("INT8", "W8A8"), ("w4a16", "W4A16 g128")]
+    {
+        let preset = json!({
+            "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {name: ["Linear"]},
+        });
+        let schemes = QuantizationConfig::from_value(&preset).unwrap().schemes();
+        assert_eq!(schemes.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected], "{name}");
+    }
+    let preset = json!({
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"W8A16": ["Linear"]},
+    });
+    let error = QuantizationConfig::from_value(&preset).unwrap_err().to_string();
+    assert!(error.contains("config_groups.W8A16 is"), "{error}");
+}
+
+/// What the quantizer's rules become; the rules of a file mean the same when it is read.
+#[test]
+fn rules_by_module() {
+    let format = CheckpointFormat::CompressedTensors;
+    let new = |bits, activations, size| LayerScheme::new(format, bits, activations, size).unwrap();
+    let w4a8 = LayerScheme::w4a8(format, Some(64));
+    let w8a8 = new(CodeBits::Eight, Activations::Int8, None);
+    let w4a16 = new(CodeBits::Four, Activations::Half, Some(32));
+    let rules = [
+        ("re:.*down_proj", Some(w8a8)),
+        ("model.layers.1.mlp.down_proj", Some(w4a16)),
+        ("model.layers.2.mlp.down_proj", None),
+        ("re:.*layers\\.3\\.", None),
+    ];
+    let config = QuantizationConfig::by_module(w4a8, rules).unwrap();
+    let shown = |config: &QuantizationConfig, module: &str| {
+        config.scheme(module).unwrap().map_or("float".into(), |s| s.to_string())
+    };
+    for (module, expected) in [
+        ("model.layers.0.mlp.up_proj", "W4A8 g64"),
+        ("model.layers.0.mlp.down_proj", "W8A8"),
+        ("model.layers.1.mlp.down_proj", "W4A16 g32"),
+        ("model.layers.2.mlp.down_proj", "float"),
+        ("model.layers.3.mlp.down_proj", "float"),
+        ("lm_head", "float"),
+    ] {
+        assert_eq!(shown(&config, module), expected, "{module}");
+    }
+    let written = config.to_value();
+    assert_eq!(QuantizationConfig::from_value(&written).unwrap(), config);
+    assert_eq!(written["format"], "mixed-precision");
+    assert_eq!(
+        QuantizationConfig::by_module(w4a8, []).unwrap(),
+        QuantizationConfig::uniform(format, Some(64))
+    );
+    let head = QuantizationConfig::by_module(w4a8, [("lm_head", Some(w8a8))]).unwrap();
+    assert_eq!(shown(&head, "lm_head"), "W8A8");
+    let mut reversed = rules;
+    reversed.reverse();
+    assert_eq!(QuantizationConfig::by_module(w4a8, reversed).unwrap(), config, "in whatever order");
+
+    let fails = |others, rules: &[(&str, Option<LayerScheme>)]| {
+        QuantizationConfig::by_module(others, rules.iter().copied()).unwrap_err().to_string()
+    };
+    assert!(fails(w4a8, &[("re:(a", None)]).contains("re:(a"));
+    let twice = fails(w4a8, &[("re:a", Some(w8a8)), ("re:a", Some(w4a16))]);
+    assert!(twice.contains("\"re:a\" is to be both W8A8 and W4A16 g32"), "{twice}");
+    let tiles = LayerScheme::w4a8(CheckpointFormat::Qqq, None);
+    assert!(fails(tiles, &[]).contains("compressed-tensors"));
+    let groups = LayerScheme { group_size: Some(64), ..w8a8 };
+    assert!(fails(w4a8, &[("re:a", Some(groups))]).contains("no groups of 64"));
+}
+
 #[test]
 fn what_would_run_as_something_else_is_refused() {
     let at = |path: &str, value: Value| {
@@ -266,10 +380,15 @@ fn what_would_run_as_something_else_is_refused() {
             json!("local"),
             "input_activations.dynamic is \"local\"",
         ),
-        (&format!("{group}/input_activations"), json!(null), "W4A16"),
+        (&format!("{group}/input_activations"), json!(8), "input_activations is 8"),
         (&format!("{group}/output_activations"), json!({"num_bits": 8}), "output_activations"),
         (&format!("{group}/weights"), json!(null), "weights"),
-        (&format!("{group}/weights/num_bits"), json!(8), "weights.num_bits is 8"),
+        (
+            &format!("{group}/weights/num_bits"),
+            json!(8),
+            "weights.num_bits is 8: 8-bit weights have one scale an output channel here, no groups of 128",
+        ),
+        (&format!("{group}/weights/num_bits"), json!(3), "weights.num_bits is 3"),
         (&format!("{group}/weights/symmetric"), json!(false), "weights.symmetric is false"),
         (&format!("{group}/weights/type"), json!("float"), "weights.type"),
         (&format!("{group}/weights/actorder"), json!("group"), "weights.actorder"),

@@ -4,7 +4,7 @@ use std::{borrow::Cow, io::ErrorKind, path::Path};
 
 use qqq_backend::Calibrate;
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, FormatError, ModelConfig, QuantizationConfig, QuantizedWeight,
+    Checkpoint, CheckpointFormat, FormatError, LayerScheme, ModelConfig, QuantizationConfig, QuantizedWeight,
     writer::{CheckpointWriter, Reservation},
 };
 use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
@@ -191,7 +191,8 @@ impl<'a> OutputCheckpoint<'a> {
                     FormatError::Layout(format!("{prefix}: channels {rows:?} of {}", weight.out_features))
                 })?)
             };
-            self.writer.add_linear(&prefix, &part, self.format)?;
+            let scheme = LayerScheme::w4a8(self.format, part.scales.group_size());
+            self.writer.add_linear(&prefix, &part, scheme)?;
             if let Some(bias) = bias {
                 self.add_half(&format!("{prefix}.bias"), &[count], &bias[rows])?;
             }

@@ -18,7 +18,7 @@ use qqq_backend::{
         Compensation, Correction as DeviceCorrection, ErrorPower, Problem, ScaleChoice, Solution, Unsolved,
     },
 };
-use qqq_formats::{DType, QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, DType, QuantizedWeight, Scales};
 
 use crate::{
     Clip, GroupScales, QuantError, Result,
@@ -327,7 +327,7 @@ fn of_solution(solution: Solution, (n, k): (usize, usize), damping: f64, options
         Some(group) => two_levels(&codes, k, group, &scales),
     };
     Solved {
-        weight: QuantizedWeight { out_features: n, in_features: k, codes, scales },
+        weight: QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales },
         loss_nearest: relative(error_nearest, energy),
         loss: relative(error, energy),
         damping,
@@ -438,7 +438,7 @@ fn assemble(
         Some(group_size) => Scales::PerGroup { group_size, channel: channels, group: groups },
     };
     Solved {
-        weight: QuantizedWeight { out_features: n, in_features: k, codes, scales },
+        weight: QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales },
         loss_nearest: relative(nearest, energy),
         loss: relative(result, energy),
         damping,

@@ -14,7 +14,7 @@ use std::{path::Path, sync::Mutex, time::Instant};
 use half::{bf16, f16};
 use qqq_backend::pool::{num_threads, parallel_for};
 use qqq_formats::{
-    CheckpointFormat, DType, ModelConfig, QuantizationConfig,
+    CheckpointFormat, CodeBits, DType, ModelConfig, QuantizationConfig,
     compressed_tensors::row_words,
     writer::{CheckpointWriter, PieceError, Reservation, TensorPieces},
 };
@@ -234,7 +234,7 @@ fn quantized(
             ),
         ],
         (CheckpointFormat::CompressedTensors, group_size) => vec![
-            tensor("weight_packed", DType::I32, &[n, row_words(k)], Content::Codes),
+            tensor("weight_packed", DType::I32, &[n, row_words(CodeBits::Four, k)], Content::Codes),
             tensor(
                 "weight_scale",
                 DType::BF16,

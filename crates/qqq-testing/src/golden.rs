@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use half::f16;
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 use safetensors::SafeTensors;
 
 /// The folder with the files.
@@ -63,7 +63,7 @@ fn product(name: &'static str, n: usize, k: usize, group_size: Option<usize>) ->
     };
     Product {
         name,
-        weight: QuantizedWeight { out_features: n, in_features: k, codes, scales },
+        weight: QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales },
         factor: if group_size.is_none() { 16 } else { 1 },
         int8_weights: transposed(&values(&file, "w8", |[b]| b as i8), k, n),
         x: values(&file, "a", |[b]| b as i8),

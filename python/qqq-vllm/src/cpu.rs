@@ -5,8 +5,8 @@ use std::ffi::{c_int, c_uint, c_void};
 
 use half::{bf16, f16};
 use pyo3::prelude::*;
+use qqq_backend::cpu::integer::{Int8Activations, IntegerLinear};
 use qqq_backend::cpu::matrix::Matrix;
-use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
 use qqq_backend::pool::parallel_chunks_mut;
 use qqq_backend::team::{Team, set_team};
 
@@ -16,7 +16,7 @@ use crate::{runtime_error, value_error};
 
 /// A prepacked weight.
 #[pyclass(frozen, module = "qqq_vllm._native")]
-pub struct CpuLinear(W4A8Linear);
+pub struct CpuLinear(IntegerLinear);
 
 /// A type of activations.
 trait Element: bytemuck::AnyBitPattern + Send + Sync {
@@ -57,7 +57,7 @@ impl CpuLinear {
     #[new]
     fn new(py: Python<'_>, weight: PyRef<'_, Weight>) -> PyResult<Self> {
         let weight = &weight.0;
-        py.detach(|| W4A8Linear::new(weight)).map(Self).map_err(value_error)
+        py.detach(|| IntegerLinear::new(weight)).map(Self).map_err(value_error)
     }
 
     /// The name of the instructions.

@@ -11,10 +11,10 @@ impl Describe for CpuBackend {
             CpuLinear::Float(weight) => {
                 self.describe_floats(weight.out_features(), weight.in_features(), weight.data())
             }
-            CpuLinear::W4A8(weight, _) => Held {
+            CpuLinear::Integer(weight, _) => Held {
                 out_features: weight.out_features(),
                 in_features: weight.in_features(),
-                arithmetic: "W4A8",
+                arithmetic: weight.arithmetic(),
                 group_size: weight.group_size(),
                 kernel: weight.isa().name(),
                 bytes: weight.bytes(),

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use super::{matrix::Matrix, w4a8::Int8Activations};
+use super::{integer::Int8Activations, matrix::Matrix};
 use crate::{
     InputKind,
     shared::{SharedMut, for_row_ranges},

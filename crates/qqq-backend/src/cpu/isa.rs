@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::{BackendError, Result};
 
-/// A code path of the W4A8 kernels.
+/// A code path of the integer kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// Plain Rust, for processors that have none of the others.

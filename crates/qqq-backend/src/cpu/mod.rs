@@ -1,4 +1,5 @@
-//! The CPU backend: float32 compute, and W4A8 with integer kernels picked at run time.
+//! The CPU backend: float32 compute, and weights of 4 and 8 bits times int8 activations with integer kernels picked at run
+//! time.
 
 mod attention;
 pub mod calibrate;
@@ -8,6 +9,7 @@ mod embedding;
 mod gemm;
 mod gemv;
 mod input;
+pub mod integer;
 pub mod isa;
 mod kv_pool;
 mod linear_float;
@@ -16,7 +18,7 @@ mod norm;
 mod rope;
 mod shortlist;
 mod tile;
-pub mod w4a8;
+mod weight_only;
 
 use std::borrow::Cow;
 
@@ -26,8 +28,8 @@ use crate::{
     AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvLayout, Norm, Pick,
     Picked, QueryScale, Result,
 };
+use integer::{Int8Activations, IntegerLinear};
 use matrix::Matrix;
-use w4a8::{Int8Activations, W4A8Linear};
 
 pub use crate::simd::{FloatIsa, SimdLevel};
 pub use embedding::CpuEmbedding;
@@ -80,8 +82,8 @@ impl CpuBackend {
 pub enum CpuLinear {
     /// Float weights in their stored precision, float32 activations; the bias is inside.
     Float(FloatLinear),
-    /// 4-bit weights, int8 activations; bias of length `N`.
-    W4A8(W4A8Linear, Option<Vec<f32>>),
+    /// Weights of 4 or 8 bits, int8 activations; bias of length `N`.
+    Integer(IntegerLinear, Option<Vec<f32>>),
 }
 
 impl CpuLinear {
@@ -89,7 +91,7 @@ impl CpuLinear {
     pub fn shape(&self) -> (usize, usize) {
         match self {
             CpuLinear::Float(weight) => (weight.out_features(), weight.in_features()),
-            CpuLinear::W4A8(weight, _) => (weight.out_features(), weight.in_features()),
+            CpuLinear::Integer(weight, _) => (weight.out_features(), weight.in_features()),
         }
     }
 }
@@ -144,9 +146,14 @@ impl Backend for CpuBackend {
             LinearWeight::Float { out_features, in_features, data } => {
                 FloatLinear::new(out_features, in_features, data.into(), bias).map(CpuLinear::Float)
             }
+            LinearWeight::WeightOnly { weight, dtype } => {
+                let (n, k) = (weight.out_features, weight.in_features);
+                FloatLinear::new(n, k, weight_only::float_weights(&weight, dtype)?.into(), bias)
+                    .map(CpuLinear::Float)
+            }
             LinearWeight::Quantized(weight) => {
                 linear_float::check_bias(weight.out_features, bias.as_deref())?;
-                Ok(CpuLinear::W4A8(W4A8Linear::new(&weight)?, bias))
+                Ok(CpuLinear::Integer(IntegerLinear::new(&weight)?, bias))
             }
         }
     }
@@ -154,7 +161,7 @@ impl Backend for CpuBackend {
     fn input_kind(&self, weight: &CpuLinear) -> InputKind {
         match weight {
             CpuLinear::Float(_) => InputKind::Float,
-            CpuLinear::W4A8(..) => InputKind::Int8,
+            CpuLinear::Integer(..) => InputKind::Int8,
         }
     }
 
@@ -254,7 +261,7 @@ impl Backend for CpuBackend {
                 weight.matmul(self.level, x, out);
                 Ok(())
             }
-            (CpuInput::Int8(x), CpuLinear::W4A8(weight, bias)) => {
+            (CpuInput::Int8(x), CpuLinear::Integer(weight, bias)) => {
                 out.reshape(x.rows, weight.out_features());
                 weight.matmul(x, bias.as_deref(), out);
                 Ok(())

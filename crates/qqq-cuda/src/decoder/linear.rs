@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use qqq_backend::{BackendError, InputKind, pool::parallel_chunks_mut};
-use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
+use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales, WeightData};
 
 use super::CudaBackend;
 use super::blas::{Operands, Product};
@@ -33,7 +33,7 @@ pub struct CudaLinear {
 
 #[derive(Debug)]
 enum Weights {
-    /// 4-bit weights, or int8 ones, multiplied by our own kernels.
+    /// Weights of 4 or 8 bits, multiplied by our own kernels.
     Integer {
         weights: DeviceWeights,
         types: GemmTypes,
@@ -55,10 +55,11 @@ impl CudaLinear {
                 Self::float(backend, (out_features, in_features), data, bias.as_deref(), half)
             }
             LinearWeight::Quantized(weight) => Self::quantized(backend, &weight, bias.as_deref()),
+            LinearWeight::WeightOnly { weight, .. } => Self::weight_only(backend, &weight, bias.as_deref()),
         }
     }
 
-    /// 4-bit weights, made for the backend's arithmetic.
+    /// Weights for int8 activations, made for the backend's arithmetic.
     pub(super) fn quantized(
         backend: &CudaBackend,
         weight: &QuantizedWeight,
@@ -66,25 +67,69 @@ impl CudaLinear {
     ) -> Result<Self> {
         let (device, half) = (backend.device(), backend.half());
         let (n, k) = (weight.out_features, weight.in_features);
-        let (weights, types) = match backend.shared.options.arithmetic {
-            Arithmetic::W4A8 => {
+        let (weights, types) = match (backend.shared.options.arithmetic, weight.bits) {
+            (Arithmetic::W4A8, _) | (Arithmetic::W8A8, CodeBits::Eight) => {
                 let weights = DeviceWeights::prepacked(device, weight, bias)?;
-                (weights, GemmTypes::int8(WeightKind::of(&weight.scales), half))
+                (weights, GemmTypes::int8(WeightKind::of(weight), half))
             }
-            Arithmetic::W4A16 => {
-                let packed = PackedWeights::for_activation(weight, half)?;
-                (DeviceWeights::new(device, &packed, bias)?, GemmTypes::new(packed.kind, half, half)?)
-            }
-            Arithmetic::W8A8 => {
+            (Arithmetic::W8A8, CodeBits::Four) => {
                 let (codes, scales) = int8(weight);
                 let packed = PackedWeights::from_int8(&codes, &scales, k)?;
                 (DeviceWeights::new(device, &packed, bias)?, GemmTypes::int8(packed.kind, half))
             }
-            Arithmetic::Half => {
-                let values = Buffer::of(device, &half_bits(weight, half))?;
-                return Self::sharing(backend, (n, k), Arc::new(values), bias, half);
+            (Arithmetic::W4A16, CodeBits::Four) => return Self::with_half_activations(backend, weight, bias),
+            (Arithmetic::W4A16, CodeBits::Eight) => return Err(no_w8a16()),
+            (Arithmetic::Half, _) => {
+                let scales = weight.channel_scales();
+                let codes = weight.int8_weights();
+                let bits = half_bits((n, k), half, |row| {
+                    codes[row * k..(row + 1) * k].iter().map(move |c| f32::from(*c) * scales[row])
+                });
+                return Self::sharing(backend, (n, k), Arc::new(Buffer::of(device, &bits)?), bias, half);
             }
         };
+        Self::integer(backend, (n, k), weights, types)
+    }
+
+    /// Weights for 16-bit activations, made for the backend's arithmetic.
+    fn weight_only(backend: &CudaBackend, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<Self> {
+        let (n, k, half) = (weight.out_features, weight.in_features, backend.half());
+        match (backend.shared.options.arithmetic, weight.bits) {
+            (Arithmetic::W4A8 | Arithmetic::W4A16, CodeBits::Four) => {
+                Self::with_half_activations(backend, weight, bias)
+            }
+            (Arithmetic::W8A8, _) => Self::quantized(backend, &weight.for_integers(), bias),
+            (Arithmetic::W4A16, CodeBits::Eight) => Err(no_w8a16()),
+            // There is no kernel that takes 8-bit weights apart for 16-bit activations.
+            (Arithmetic::W4A8, CodeBits::Eight) | (Arithmetic::Half, _) => {
+                weight.check("weight").map_err(|e| CudaError::Shape(e.to_string()))?;
+                let bits = half_bits((n, k), half, |row| weight.row_values(row));
+                let values = Buffer::of(backend.device(), &bits)?;
+                Self::sharing(backend, (n, k), Arc::new(values), bias, half)
+            }
+        }
+    }
+
+    /// 4-bit weights times 16-bit activations.
+    fn with_half_activations(
+        backend: &CudaBackend,
+        weight: &QuantizedWeight,
+        bias: Option<&[f32]>,
+    ) -> Result<Self> {
+        let half = backend.half();
+        let packed = PackedWeights::for_activation(weight, half)?;
+        let types = GemmTypes::new(packed.kind, half, half)?;
+        let weights = DeviceWeights::new(backend.device(), &packed, bias)?;
+        Self::integer(backend, (weight.out_features, weight.in_features), weights, types)
+    }
+
+    /// Weights that our own kernels multiply.
+    fn integer(
+        backend: &CudaBackend,
+        (n, k): (usize, usize),
+        weights: DeviceWeights,
+        types: GemmTypes,
+    ) -> Result<Self> {
         let spec = GemmSpec::new(types, (n, k));
         let plans = backend.plans((spec, None), || {
             if backend.shared.options.trials {
@@ -93,7 +138,7 @@ impl CudaLinear {
             GemmPlans::new(backend.planner(), &spec, MOST_TOKENS)
         })?;
         let weights = Weights::Integer { weights, types, plans: Some(plans) };
-        Ok(Self { n, k, weights, output: half, shortlist: OnceLock::new() })
+        Ok(Self { n, k, weights, output: backend.half(), shortlist: OnceLock::new() })
     }
 
     /// Weights of a kind that are still to be [prepacked](Self::prepack).
@@ -300,15 +345,26 @@ pub(super) fn half_values(device: &Device, data: WeightData, half: DType) -> Res
     Ok(buffer)
 }
 
-/// What 4-bit weights stand for, `N x K`, as bits of a 16-bit type.
-fn half_bits(weight: &QuantizedWeight, half: DType) -> Vec<u16> {
-    let (k, codes, scales) = (weight.in_features, weight.int8_weights(), weight.channel_scales());
-    let mut bits = vec![0u16; codes.len()];
-    parallel_chunks_mut(&mut bits, k, |row, bits| {
-        let codes = &codes[row * k..];
-        bits.iter_mut().zip(codes).for_each(|(b, c)| *b = half.encode(f32::from(*c) * scales[row]));
+/// Rows of an `N x K` weight as bits of a 16-bit type.
+fn half_bits<I: Iterator<Item = f32>>(
+    (n, k): (usize, usize),
+    half: DType,
+    row: impl Fn(usize) -> I + Sync,
+) -> Vec<u16> {
+    let mut bits = vec![0u16; n * k];
+    parallel_chunks_mut(&mut bits, k, |i, bits| {
+        bits.iter_mut().zip(row(i)).for_each(|(b, v)| *b = half.encode(v));
     });
     bits
+}
+
+/// What was asked of 8-bit weights.
+fn no_w8a16() -> CudaError {
+    CudaError::Types(
+        "w4a16 was asked for, but layers of this checkpoint have 8-bit weights, which no kernel multiplies with 16-bit \
+         activations; compare with fp16, which makes them 16-bit"
+            .into(),
+    )
 }
 
 /// The int8 weights that 4-bit ones stand for, with a scale a channel; without groups 16 times the code, so that they use

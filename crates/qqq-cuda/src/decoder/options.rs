@@ -3,15 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// How layers with 4-bit weights are computed.
+/// How quantized layers are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
-    /// 4-bit weights, int8 activations: what the checkpoint was made for.
+    /// What the checkpoint was made for, as each layer's scheme says: mostly 4-bit weights and int8 activations.
     #[default]
     W4A8,
-    /// 4-bit weights, 16-bit activations.
+    /// 4-bit weights, 16-bit activations; 8-bit weights are an error.
     W4A16,
-    /// int8 weights with a scale a channel, int8 activations.
+    /// int8 weights with a scale a channel, int8 activations, those of 4 bits among them.
     W8A8,
     /// 16-bit weights and activations.
     Half,
@@ -53,7 +53,7 @@ impl FromStr for Arithmetic {
 pub struct CudaOptions {
     /// Bytes of the device's memory that work may take that is planned ahead, as calibration is; `None`: what is free.
     pub memory_limit: Option<u64>,
-    /// How layers with 4-bit weights are computed: their weights are made for it when they are loaded.
+    /// How quantized layers are computed: their weights are made for it when they are loaded.
     pub arithmetic: Arithmetic,
     /// Whether plans of products are [tried](crate::gemm::trials) when layers are loaded. It changes no result.
     pub trials: bool,

@@ -50,7 +50,7 @@ impl DeviceWeights {
     pub fn prepacked(device: &Device, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<Self> {
         check(weight)?;
         let (n, k) = (weight.out_features, weight.in_features);
-        let kind = WeightKind::of(&weight.scales);
+        let kind = WeightKind::of(weight);
         let kernel = PrepackKernel::new(device, kind, Direction::Pack)?;
         let codes = copied(device, &weight.codes)?;
         let scales = match &weight.scales {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use half::f16;
-use qqq_formats::Scales;
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 use crate::{DType, KernelType};
 
@@ -50,10 +50,15 @@ impl WeightKind {
         WeightKind::Channel8,
     ];
 
-    /// How 4-bit weights with these scales are stored. Group scales that are all integers of at most 16 are stored as
+    /// How a weight is stored for int8 activations. Group scales that are all integers of at most 16 are stored as
     /// such: the kernel for them is faster, and its int8 weights are the same.
-    pub fn of(scales: &Scales) -> Self {
-        let Scales::PerGroup { group_size, group, .. } = scales else { return WeightKind::Channel4 };
+    pub fn of(weight: &QuantizedWeight) -> Self {
+        let Scales::PerGroup { group_size, group, .. } = &weight.scales else {
+            return match weight.bits {
+                CodeBits::Four => WeightKind::Channel4,
+                CodeBits::Eight => WeightKind::Channel8,
+            };
+        };
         let integer = |s: &f16| {
             let s = f32::from(*s);
             (0.0..=16.0).contains(&s) && f32::from(s as u8) == s

@@ -34,7 +34,7 @@ impl PackedWeights {
     /// [`CudaError::Shape`] when K or N is no multiple of 16, K exceeds 65,536, or the group size is none of 32, 64,
     /// 128.
     pub fn new(weight: &QuantizedWeight) -> Result<Self> {
-        Self::of_kind(weight, WeightKind::of(&weight.scales), DType::I8)
+        Self::of_kind(weight, WeightKind::of(weight), DType::I8)
     }
 
     /// Packs a weight in the neutral form for activations of this type. Group scales for 16-bit ones are stored in the
@@ -44,8 +44,8 @@ impl PackedWeights {
     /// As [`new`](Self::new).
     pub fn for_activation(weight: &QuantizedWeight, activation: DType) -> Result<Self> {
         let kind = match &weight.scales {
-            _ if activation == DType::I8 => WeightKind::of(&weight.scales),
-            Scales::PerChannel(_) => WeightKind::Channel4,
+            _ if activation == DType::I8 => WeightKind::of(weight),
+            Scales::PerChannel(_) => WeightKind::of(weight),
             Scales::PerGroup { group_size, .. } => WeightKind::GroupHalf4(*group_size),
         };
         Self::of_kind(weight, kind, activation)
@@ -66,7 +66,7 @@ impl PackedWeights {
             Scales::PerChannel(_) => None,
             Scales::PerGroup { group, .. } => Some(group.as_slice()),
         };
-        let best = WeightKind::of(&weight.scales);
+        let best = WeightKind::of(weight);
         // Integer scales are 16-bit numbers too.
         let fits = kind == best || matches!(kind, WeightKind::GroupHalf4(g) if Some(g) == best.group_size());
         if !fits {

@@ -2,7 +2,7 @@
 
 use half::f16;
 use qqq_cuda::gemm::{PackedWeights, PrepackKernel, WeightKind};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 use crate::uniform::uniform;
 
@@ -44,6 +44,7 @@ impl Packing {
         let packed = match kind.group_size() {
             None if kind == WeightKind::Channel8 => PackedWeights::from_int8(&codes, &channel, k),
             None => PackedWeights::new(&QuantizedWeight {
+                bits: CodeBits::Four,
                 out_features: n,
                 in_features: k,
                 codes: codes.clone(),
@@ -65,6 +66,7 @@ impl Packing {
                     }
                 }
                 PackedWeights::new(&QuantizedWeight {
+                    bits: CodeBits::Four,
                     out_features: n,
                     in_features: k,
                     codes: codes.clone(),

@@ -4,7 +4,7 @@ use qqq_backend::{
     AttentionKind, Backend, BackendError, BatchPlan, HeadLayout, InputKind, KvDType, KvLayout, Pick, largest,
 };
 use qqq_cuda::{CudaBackend, DType, KernelType};
-use qqq_formats::{LinearWeight, QuantizedWeight, Scales, WeightData};
+use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales, WeightData};
 use qqq_testing::values;
 
 type Input = <CudaBackend as Backend>::Input;
@@ -165,7 +165,7 @@ pub fn picks_of_a_quantized_head(b: CudaBackend) {
     let (n, k, m) = (1040, 128, 4);
     let codes: Vec<i8> = (0..n * k).map(|i| ((i * 7 + i / k * 5) % 15) as i8 - 7).collect();
     let scales = Scales::PerChannel((0..n).map(|i| 0.01 + i as f32 * 1e-5).collect());
-    let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+    let weight = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
     let head = b.head_weight(LinearWeight::Quantized(weight)).unwrap();
     let mut tensor = b.upload(m, k, rounded(&b, values(m * k, 3))).unwrap();
     let mut half = b.input(m, k).unwrap();

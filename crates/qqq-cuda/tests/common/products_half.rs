@@ -4,7 +4,7 @@ use half::f16;
 use qqq_backend::pool::parallel_chunks_mut;
 use qqq_cuda::gemm::{GemmTypes, PackedWeights, WeightKind};
 use qqq_cuda::{DType, KernelType};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 use qqq_testing::Random;
 
@@ -72,7 +72,7 @@ impl Weights {
                 (0..n * k).map(scaled).collect()
             }
         };
-        let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+        let weight = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
         let packed = PackedWeights::for_activation(&weight, types.activation()).unwrap();
         assert_eq!(packed.kind, types.weights());
         Self { types, n, k, numbers, operands, channel, packed }

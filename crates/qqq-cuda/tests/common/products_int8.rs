@@ -4,7 +4,7 @@ use half::f16;
 use qqq_backend::pool::parallel_chunks_mut;
 use qqq_cuda::gemm::{PackedWeights, WeightKind};
 use qqq_cuda::{DType, KernelType};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 use qqq_testing::Random;
 
@@ -49,7 +49,7 @@ impl Weights {
             ),
             _ => Scales::PerChannel(channel.clone()),
         };
-        let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+        let weight = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
         let packed = PackedWeights::new(&weight).unwrap();
         assert_eq!(packed.kind, kind);
         Self { n, k, int8: weight.int8_weights(), channel, packed }

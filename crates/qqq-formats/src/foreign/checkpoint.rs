@@ -12,8 +12,8 @@ use super::{
     recentre::{Changes, recentre},
 };
 use crate::{
-    Checkpoint, CheckpointFormat, FormatError, Int4Weight, LinearWeight, Result, TensorSource, WeightData,
-    layer::Source,
+    Checkpoint, CheckpointFormat, CodeBits, FormatError, Int4Weight, LinearWeight, Result, TensorSource,
+    WeightData, layer::Source, quantization_config::has_int8_activations,
 };
 
 /// A checkpoint whose linear layers are 4-bit integers, W4A8 or W4A16.
@@ -169,8 +169,15 @@ impl Int4Checkpoint {
 
     /// A layer of a W4A8 checkpoint, with its scales as they are stored, if one a group is stored.
     fn w4a8_layer(&self, source: &Source<'_>, location: &str, n: usize, k: usize) -> Result<Int4Layer> {
-        let LinearWeight::Quantized(weight) = self.checkpoint.linear(source.prefix, n, k)? else {
-            return Err(source.at("it is not quantized"));
+        let weight = match self.checkpoint.linear(source.prefix, n, k)? {
+            LinearWeight::Quantized(weight) if weight.bits == CodeBits::Four => weight,
+            LinearWeight::Float { .. } => return Err(source.at("it is not quantized")),
+            LinearWeight::Quantized(_) | LinearWeight::WeightOnly { .. } => {
+                return Err(source.at(
+                    "converted are checkpoints whose quantized layers all have 4 bits and int8 activations, or all have 4 bits \
+                     alone; this one runs as it is",
+                ));
+            }
         };
         let weight = if self.format() == Some(CheckpointFormat::CompressedTensors) {
             let group_size = weight.scales.group_size();
@@ -233,11 +240,7 @@ fn is_w4a8(map: &Map<String, Value>) -> bool {
         Some("qqq") => true,
         Some("compressed-tensors") => {
             let groups = map.get("config_groups").and_then(Value::as_object);
-            // A group may also be a list under the name of a preset, of which W4A8 is the one with integers.
-            let is_one = |group: &Value| {
-                group.is_array() || group.get("input_activations").is_some_and(Value::is_object)
-            };
-            groups.is_some_and(|groups| groups.values().any(is_one))
+            groups.is_some_and(|groups| groups.iter().any(|(name, group)| has_int8_activations(name, group)))
         }
         _ => false,
     }

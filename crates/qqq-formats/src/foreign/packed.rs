@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::{PER_WORD, RawWeight, nibbles};
 use crate::{
-    CheckpointFormat, DType, Int4Weight, QuantizationConfig, Result, compressed_tensors, int4, layer::Source,
-    writer::CheckpointWriter,
+    Activations, CheckpointFormat, CodeBits, DType, Int4Weight, LayerScheme, QuantizationConfig, Result,
+    compressed_tensors, int4, layer::Source, writer::CheckpointWriter,
 };
 
 /// Tensors of a layer.
@@ -33,8 +33,8 @@ pub(super) fn read(
         return Err(source.at(&format!("{k} input channels are not a multiple of the group size {g}")));
     }
     let groups = int4::groups(k, group_size);
-    let words = source.words("weight_packed", &[n, compressed_tensors::row_words(k)])?;
-    let signed = compressed_tensors::unpack_codes(&words, k);
+    let words = source.words("weight_packed", &[n, compressed_tensors::row_words(CodeBits::Four, k)])?;
+    let signed = compressed_tensors::unpack_codes(CodeBits::Four, &words, k);
     let codes = signed.iter().map(|code| (code + 8).cast_unsigned()).collect();
     let zeros = match (source.dtype("weight_zero_point"), symmetric) {
         (None, true) => vec![8; n * groups],
@@ -72,16 +72,13 @@ pub(super) fn read(
 /// As [`CheckpointWriter::add`].
 pub fn write_packed(writer: &mut CheckpointWriter, prefix: &str, weight: &Int4Weight) -> Result<()> {
     let shape = (weight.out_features, weight.in_features);
-    writer.add_packed(prefix, &weight.codes, shape, weight.group_size, &weight.scales)
+    writer.add_packed(prefix, (CodeBits::Four, &weight.codes), shape, weight.group_size, &weight.scales)
 }
 
 /// The `quantization_config` of weights alone (W4A16) written by [`write_packed`]. `float` names the linear layers that are not
 /// quantized.
 pub fn packed_value(group_size: Option<usize>, float: &[String]) -> Value {
     let format = CheckpointFormat::CompressedTensors;
-    let mut value = QuantizationConfig::uniform_but(format, group_size, float).to_value();
-    for (_, group) in value["config_groups"].as_object_mut().into_iter().flatten() {
-        group["input_activations"] = Value::Null;
-    }
-    value
+    let scheme = LayerScheme { activations: Activations::Half, ..LayerScheme::w4a8(format, group_size) };
+    QuantizationConfig::all_but(format, scheme, float).to_value()
 }

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{
-    CheckpointFormat, CodeLayout, GROUP_SIZES, LayerScheme, QuantizationConfig, Rule, expect, expect_known,
-    found, unsupported,
+    CheckpointFormat, CodeLayout, GROUP_SIZES, QuantizationConfig, Rule, expect, expect_known, found,
+    unsupported,
 };
 use crate::{
-    Result,
+    Activations, CodeBits, LayerScheme, Result,
     keys::{KnownKeys, Neutral},
     module_pattern::ModulePattern,
 };
@@ -55,8 +55,15 @@ const ARGUMENT_KEYS: KnownKeys = KnownKeys {
 /// Types of numbers that a key `sparsity_config.format` may name for weights that are not sparse.
 const DENSE: &str = "dense";
 
-/// The preset of llm-compressor that this crate reads; a group may be named after it instead of holding arguments.
-const PRESET: &str = "W4A8";
+/// Presets of llm-compressor, after which a group may be named instead of holding arguments.
+fn preset(name: &str) -> Option<(CodeBits, Activations, Option<usize>)> {
+    match name.to_ascii_uppercase().as_str() {
+        "W4A8" => Some((CodeBits::Four, Activations::Int8, Some(128))),
+        "W8A8" | "INT8" => Some((CodeBits::Eight, Activations::Int8, None)),
+        "W4A16" => Some((CodeBits::Four, Activations::Half, Some(128))),
+        _ => None,
+    }
+}
 
 fn layout(name: &str) -> Option<CodeLayout> {
     match name {
@@ -74,25 +81,25 @@ fn layout_name(layout: CodeLayout) -> &'static str {
     }
 }
 
-/// What a checkpoint's layers multiply.
+/// What a configuration is read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Activations {
-    /// Quantized to int8, a scale a token.
-    Int8,
-    /// As they are; codes may have zero points.
-    Float,
+enum Use {
+    /// To run as it is.
+    Run,
+    /// To make 4-bit weights alone into others: they may have zero points, and groups in another order.
+    Convert,
 }
 
 pub(super) fn read(map: &Map<String, Value>) -> Result<QuantizationConfig> {
-    read_for(map, Activations::Int8)
+    read_for(map, Use::Run)
 }
 
-/// Reads the configuration of weights that are quantized alone (W4A16). Also returns whether all of them are symmetric.
+/// Reads the configuration of 4-bit weights that are quantized alone (W4A16). Also returns whether all of them are symmetric.
 ///
 /// # Errors
-/// As [`QuantizationConfig::from_value`]; quantized activations; another format than pack-quantized.
+/// As [`QuantizationConfig::from_value`]; quantized activations; other bits; another format than pack-quantized.
 pub(crate) fn weight_only(map: &Map<String, Value>) -> Result<(QuantizationConfig, bool)> {
-    let config = read_for(map, Activations::Float)?;
+    let config = read_for(map, Use::Convert)?;
     if let Some(other) = config.schemes().iter().find(|scheme| scheme.layout != CodeLayout::Packed) {
         return Err(unsupported(format_args!("format is {:?}", layout_name(other.layout))));
     }
@@ -102,7 +109,15 @@ pub(crate) fn weight_only(map: &Map<String, Value>) -> Result<(QuantizationConfi
     Ok((config, symmetric))
 }
 
-fn read_for(map: &Map<String, Value>, activations: Activations) -> Result<QuantizationConfig> {
+/// Whether a group's activations are quantized.
+pub(crate) fn has_int8_activations(name: &str, group: &Value) -> bool {
+    match group {
+        Value::Array(_) => preset(name).is_none_or(|(_, activations, _)| activations == Activations::Int8),
+        group => group.get("input_activations").is_some_and(Value::is_object),
+    }
+}
+
+fn read_for(map: &Map<String, Value>, purpose: Use) -> Result<QuantizationConfig> {
     expect_known(map, "", &KEYS)?;
     let null = Value::Null;
     expect(map, "", "quantization_status", &[json!("compressed"), null.clone()], Some(&null))?;
@@ -120,16 +135,19 @@ fn read_for(map: &Map<String, Value>, activations: Activations) -> Result<Quanti
     let mut targets: BTreeMap<(u8, String), Rule> = BTreeMap::new();
     for (name, group) in groups {
         let at = format!("config_groups.{name}.");
-        let (entries, scheme) = match group {
-            Value::Object(group) => {
-                (list(group, &at, "targets")?, group_scheme(group, &at, general, activations)?)
+        let (entries, scheme) = match (group, preset(name)) {
+            (Value::Object(group), _) => {
+                (list(group, &at, "targets")?, group_scheme(group, &at, general, purpose)?)
             }
-            Value::Array(_) if activations == Activations::Int8 && name.eq_ignore_ascii_case(PRESET) => {
+            (Value::Array(_), Some((bits, activations, group_size)))
+                if purpose == Use::Run || activations == Activations::Half =>
+            {
                 let layout =
                     general.ok_or_else(|| unsupported(format_args!("format is {}", found(map, "format"))))?;
-                (list(groups, "config_groups.", name)?, LayerScheme { group_size: Some(128), layout })
+                let scheme = LayerScheme { bits, activations, group_size, layout };
+                (list(groups, "config_groups.", name)?, scheme)
             }
-            other => return Err(unsupported(format_args!("config_groups.{name} is {other}"))),
+            (other, _) => return Err(unsupported(format_args!("config_groups.{name} is {other}"))),
         };
         for pattern in entries {
             let key = (pattern.rank(), pattern.text().to_owned());
@@ -194,7 +212,7 @@ fn group_scheme(
     group: &Map<String, Value>,
     at: &str,
     general: Option<CodeLayout>,
-    activations: Activations,
+    purpose: Use,
 ) -> Result<LayerScheme> {
     expect_known(group, at, &GROUP_KEYS)?;
     let named = match group.get("format").filter(|v| !v.is_null()) {
@@ -205,19 +223,29 @@ fn group_scheme(
         named.ok_or_else(|| unsupported(format_args!("{at}format is {}", found(group, "format"))))?;
     expect(group, at, "output_activations", &[Value::Null], Some(&Value::Null))?;
 
-    let (null, alone) = (Value::Null, activations == Activations::Float);
-    match activations {
-        Activations::Int8 => int8_inputs(group, at)?,
-        Activations::Float => {
-            expect(group, at, "input_activations", std::slice::from_ref(&null), Some(&null))?
+    let null = Value::Null;
+    let activations = match group.get("input_activations") {
+        None | Some(Value::Null) => Activations::Half,
+        Some(_) if purpose == Use::Convert => {
+            return Err(unsupported(format_args!(
+                "{at}input_activations is {}",
+                found(group, "input_activations")
+            )));
         }
-    }
+        Some(_) => {
+            int8_inputs(group, at)?;
+            Activations::Int8
+        }
+    };
 
     let weights = section(group, at, "weights", "weights are not quantized")?;
     let at_weights = format!("{at}weights.");
     expect_known(weights, &at_weights, &ARGUMENT_KEYS)?;
-    let symmetric = [json!(true), json!(!alone)];
-    integers(weights, &at_weights, 4, &symmetric)?;
+    let convert = purpose == Use::Convert;
+    let stored = weights.get("num_bits").and_then(Value::as_u64).and_then(CodeBits::of);
+    let bits = stored.filter(|bits| !convert || *bits == CodeBits::Four).unwrap_or(CodeBits::Four);
+    let symmetric = [json!(true), json!(!convert)];
+    integers(weights, &at_weights, bits, &symmetric)?;
     expect(weights, &at_weights, "dynamic", &[json!(false)], Some(&json!(false)))?;
     // Act-order with static groups leaves columns where they were; the other kind permutes the groups, which is told by
     // each layer's own list.
@@ -230,24 +258,26 @@ fn group_scheme(
         json!(true),
         json!("dynamic"),
     ];
-    expect(weights, &at_weights, "actorder", if alone { &orders } else { &orders[..4] }, Some(&null))?;
-    Ok(LayerScheme { group_size: group_size(weights, &at_weights)?, layout })
+    expect(weights, &at_weights, "actorder", if convert { &orders } else { &orders[..4] }, Some(&null))?;
+    let scheme = LayerScheme { bits, activations, group_size: group_size(weights, &at_weights)?, layout };
+    scheme.check().map_err(|e| unsupported(format_args!("{at_weights}num_bits is {}: {e}", bits.get())))?;
+    Ok(scheme)
 }
 
 /// Dynamic int8 activations with a scale a token.
 fn int8_inputs(group: &Map<String, Value>, at: &str) -> Result<()> {
-    let inputs = section(group, at, "input_activations", "this is a weight-only (W4A16) checkpoint")?;
+    let inputs = section(group, at, "input_activations", "they are not quantized")?;
     let at = format!("{at}input_activations.");
     expect_known(inputs, &at, &ARGUMENT_KEYS)?;
-    integers(inputs, &at, 8, &[json!(true)])?;
+    integers(inputs, &at, CodeBits::Eight, &[json!(true)])?;
     expect(inputs, &at, "dynamic", &[json!(true)], None)?;
     expect(inputs, &at, "strategy", &[json!("token")], None)?;
     expect(inputs, &at, "group_size", &[Value::Null, json!(-1)], Some(&Value::Null))
 }
 
 /// Integers of so many bits, symmetric or as `symmetric` allows.
-fn integers(arguments: &Map<String, Value>, at: &str, bits: u8, symmetric: &[Value]) -> Result<()> {
-    expect(arguments, at, "num_bits", &[json!(bits)], None)?;
+fn integers(arguments: &Map<String, Value>, at: &str, bits: CodeBits, symmetric: &[Value]) -> Result<()> {
+    expect(arguments, at, "num_bits", &[json!(bits.get())], None)?;
     expect(arguments, at, "type", &[json!("int")], Some(&json!("int")))?;
     expect(arguments, at, "symmetric", symmetric, Some(&json!(true)))
 }
@@ -319,18 +349,9 @@ pub(super) fn write(rules: &[Rule]) -> Value {
 
 /// A group. It names its format itself: readers since version 0.15 look for it there, and infer another one if it is missing.
 fn group(scheme: LayerScheme, targets: &[&str]) -> Value {
-    json!({
-        "targets": targets,
-        "weights": {
-            "num_bits": 4,
-            "type": "int",
-            "symmetric": true,
-            "strategy": if scheme.group_size.is_some() { "group" } else { "channel" },
-            "group_size": scheme.group_size,
-            "dynamic": false,
-            "actorder": null,
-        },
-        "input_activations": {
+    let inputs = match scheme.activations {
+        Activations::Half => Value::Null,
+        Activations::Int8 => json!({
             "num_bits": 8,
             "type": "int",
             "symmetric": true,
@@ -338,7 +359,20 @@ fn group(scheme: LayerScheme, targets: &[&str]) -> Value {
             "group_size": null,
             "dynamic": true,
             "actorder": null,
+        }),
+    };
+    json!({
+        "targets": targets,
+        "weights": {
+            "num_bits": scheme.bits.get(),
+            "type": "int",
+            "symmetric": true,
+            "strategy": if scheme.group_size.is_some() { "group" } else { "channel" },
+            "group_size": scheme.group_size,
+            "dynamic": false,
+            "actorder": null,
         },
+        "input_activations": inputs,
         "output_activations": null,
         "format": layout_name(scheme.layout),
     })

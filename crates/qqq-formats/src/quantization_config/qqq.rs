@@ -2,12 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    CheckpointFormat, CodeLayout, HEAD, LayerScheme, QuantizationConfig, Rule, expect, expect_known, found,
-    unsupported,
-};
+use super::{CheckpointFormat, HEAD, QuantizationConfig, Rule, expect, expect_known, found, unsupported};
 use crate::{
-    Result,
+    LayerScheme, Result,
     keys::{KnownKeys, Neutral},
     module_pattern::ModulePattern,
     qqq::GROUP_SIZE,
@@ -108,7 +105,7 @@ pub(super) fn read(map: &Map<String, Value>) -> Result<QuantizationConfig> {
 }
 
 fn tiles(group_size: Option<usize>) -> LayerScheme {
-    LayerScheme { group_size, layout: CodeLayout::Tiles }
+    LayerScheme::w4a8(CheckpointFormat::Qqq, group_size)
 }
 
 fn group_size(map: &Map<String, Value>, at: &str) -> Result<Option<usize>> {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use qqq_backend::{BackendError, Calibrate};
-use qqq_formats::{LinearWeight, QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales};
 use qqq_model::{ModelError, Site, block::Layer};
 
 use super::Run;
@@ -77,7 +77,7 @@ pub(super) fn zeros(n: usize, k: usize, group_size: Option<usize>) -> QuantizedW
         None => Scales::PerChannel(vec![1.0; n]),
         Some(group) => Scales::from_effective(&codes, n, k, group, &vec![1.0; n * (k / group)]),
     };
-    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+    QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
 }
 
 /// Stacks two layers.

@@ -7,7 +7,7 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use half::f16;
 use qqq_backend::simd::{SimdLevel, multiversion};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 use super::{SolveOptions, correction::Correction, factor::Factor};
 use crate::clip::{self, Grid, round};
@@ -117,7 +117,13 @@ impl Candidate {
             None => Scales::PerChannel(self.scales.clone()),
             Some(group) => Scales::from_effective(&self.codes, rows, k, group, &self.scales),
         };
-        QuantizedWeight { out_features: rows, in_features: k, codes: self.codes.clone(), scales }
+        QuantizedWeight {
+            bits: CodeBits::Four,
+            out_features: rows,
+            in_features: k,
+            codes: self.codes.clone(),
+            scales,
+        }
     }
 
     /// Replaces the codes of each row by compensated ones where these have the smaller loss; `None` on overflow.

@@ -6,7 +6,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use super::gram;
 use crate::{
     BackendError, Result,
-    cpu::{CpuInput, w4a8::Int8Activations},
+    cpu::{CpuInput, integer::Int8Activations},
     pool::parallel_each_mut,
 };
 

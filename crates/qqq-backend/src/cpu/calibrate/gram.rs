@@ -3,9 +3,9 @@
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, MatMut, MatRef, Par};
 
+use crate::cpu::integer::Int8Activations;
+use crate::cpu::integer::gram::{self, GRAM_TOKENS, GramScratch, add_gram};
 use crate::cpu::matrix::Matrix;
-use crate::cpu::w4a8::Int8Activations;
-use crate::cpu::w4a8::gram::{self, GRAM_TOKENS, GramScratch, add_gram};
 use crate::pool::parallel_each_mut;
 
 /// Tokens that are widened at a time by [`CpuGram::add_int8`]: enough to keep the rank-k update at its full speed,

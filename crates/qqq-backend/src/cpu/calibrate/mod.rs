@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 use qqq_formats::{LinearWeight, WeightData};
 
-use super::{CpuBackend, CpuInput, CpuLinear, MLP_ROWS, matrix::Matrix, w4a8::Int8Activations};
+use super::{CpuBackend, CpuInput, CpuLinear, MLP_ROWS, integer::Int8Activations, matrix::Matrix};
 use crate::{
     AttentionKind, Backend, BackendError, Calibrate, DeviationValues, InputKind, Pieces, Result,
     first_not_finite, pool::parallel_each_mut, rotate::Turn,

@@ -1,6 +1,6 @@
 //! Rounding to nearest on the checkpoint's grid, fast: the inner loop of the smoothing search.
 
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 use crate::{
     pool::parallel_each_mut,
@@ -36,7 +36,7 @@ pub(super) fn round_scaled(weight: &[f32], s: &[f32], group_size: Option<usize>)
         None => Scales::PerChannel(scales),
         Some(group_size) => Scales::from_effective(&codes, n, k, group_size, &scales),
     };
-    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+    QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
 }
 
 multiversion! {

@@ -2,6 +2,7 @@
 
 use crate::DType;
 use half::{bf16, f16};
+use qqq_formats::CodeBits;
 
 use super::*;
 
@@ -15,7 +16,7 @@ fn weight(n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
             group: (0..n * (k / group_size)).map(|i| f16::from_f32((i * 37 % 1500) as f32 / 100.0)).collect(),
         },
     };
-    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+    QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
 }
 
 /// A number of the activations' type by its bits.

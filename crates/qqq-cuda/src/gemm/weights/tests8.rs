@@ -2,6 +2,7 @@
 
 use crate::DType;
 use half::f16;
+use qqq_formats::CodeBits;
 
 use super::*;
 
@@ -83,6 +84,7 @@ fn compare(p: &PackedWeights, int8: &[i8], factor: i32) {
 #[test]
 fn per_channel_holds_sixteen_times_the_code() {
     let w = QuantizedWeight {
+        bits: CodeBits::Four,
         out_features: 80,
         in_features: 208,
         codes: codes(80, 208),
@@ -106,6 +108,7 @@ fn groups_give_the_int8_weights_of_the_neutral_form() {
                 .collect();
             // A scale of 16 takes codes up to 7.
             let w = QuantizedWeight {
+                bits: CodeBits::Four,
                 out_features: n,
                 in_features: k,
                 codes: codes(n, k).into_iter().map(|c| c.max(-7)).collect(),
@@ -130,6 +133,7 @@ fn int8_weights_are_kept() {
 #[test]
 fn shapes_that_no_kernel_takes() {
     let make = |n: usize, k: usize, scales| QuantizedWeight {
+        bits: CodeBits::Four,
         out_features: n,
         in_features: k,
         codes: vec![0; n * k],
@@ -149,6 +153,7 @@ fn shapes_that_no_kernel_takes() {
 #[test]
 fn weights_are_stored_as_asked_where_their_scales_allow_it() {
     let grouped = |scale: f32| QuantizedWeight {
+        bits: CodeBits::Four,
         out_features: 64,
         in_features: 128,
         codes: codes(64, 128),

@@ -2,7 +2,7 @@
 
 use half::f16;
 use qqq_backend::pool::parallel_chunks_mut;
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 /// A number that is nearly normally distributed (the sum of eight uniform bytes), from a counter.
 pub(super) fn normal(seed: u64, index: usize) -> f32 {
@@ -53,7 +53,13 @@ pub(super) fn weight(seed: u64, n: usize, k: usize, group: Option<(usize, bool)>
             Scales::PerGroup { group_size, channel, group: (0..n * (k / group_size)).map(scale).collect() }
         }
     };
-    QuantizedWeight { out_features: n, in_features: k, codes: normal_integers(seed + 2, n * k, 7), scales }
+    QuantizedWeight {
+        bits: CodeBits::Four,
+        out_features: n,
+        in_features: k,
+        codes: normal_integers(seed + 2, n * k, 7),
+        scales,
+    }
 }
 
 #[cfg(test)]

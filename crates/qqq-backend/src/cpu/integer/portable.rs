@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Gemm;
-use super::pack::{BLOCK, CHUNK, LINES};
+use super::pack::{BLOCK, CHUNK, Codes, LINES, STEP};
 
 /// Computes output channels `BLOCK * blocks` of the given rows.
 pub(super) fn run(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
@@ -28,6 +28,17 @@ fn expand(gemm: &Gemm, block: usize, weights: &mut [i8]) {
     let k = gemm.weight.in_features;
     let lines = gemm.weight.block(block);
     let groups = gemm.weight.block_groups(block);
+    if let Codes::Bytes { unsigned, .. } = gemm.weight.codes {
+        let flip = if unsigned { 0x80 } else { 0 };
+        for (channel, weights) in weights.chunks_exact_mut(k).enumerate() {
+            let lane = channel / LINES * STEP;
+            for (step, weights) in weights.chunks_exact_mut(STEP).enumerate() {
+                let bytes = &lines[step * LINES + channel % LINES].0[lane..lane + STEP];
+                weights.iter_mut().zip(bytes).for_each(|(w, byte)| *w = (byte ^ flip).cast_signed());
+            }
+        }
+        return;
+    }
     for (channel, weights) in weights.chunks_exact_mut(k).enumerate() {
         for (chunk, weights) in weights.chunks_mut(CHUNK).enumerate() {
             let lane = channel / LINES * 16;

@@ -1,6 +1,6 @@
 //! The packed weight that all kernels read.
 //!
-//! Output channels come in blocks of 16, input channels in chunks of 32. A chunk of a block is four
+//! Output channels come in blocks of 16. Of 4 bits, input channels come in chunks of 32. A chunk of a block is four
 //! lines of 64 bytes; line j holds channels j, 4 + j, 8 + j and 12 + j of the block, 16 bytes each. Byte i
 //! of these 16 has input channel i of the chunk in its low nibble and input channel 16 + i in its high
 //! one, as code + 8.
@@ -9,12 +9,15 @@
 //! group up in a table of 16 (group scales make a table for each channel), 16 activations
 //! are broadcast to all lanes, and transposing four lines as 4x4 blocks of 32-bit words inside the lanes
 //! puts the 16 channels in order.
+//!
+//! Of 8 bits, input channels come in steps of 16: four lines that hold the same channels, with a byte for a code. These are
+//! what the kernels make of half a chunk, so they are multiplied as they lie.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use half::f16;
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
 use crate::pool::parallel_chunks_mut;
 use crate::{BackendError, Result};
@@ -23,8 +26,10 @@ use crate::{BackendError, Result};
 pub(super) const BLOCK: usize = 16;
 /// Input channels of a chunk.
 pub(super) const CHUNK: usize = 32;
-/// Lines of a chunk.
+/// Lines of a chunk, and of a step of 16 input channels.
 pub(super) const LINES: usize = 4;
+/// Input channels of a step.
+pub(super) const STEP: usize = 16;
 /// Largest K whose accumulators cannot overflow: 128 * 128 * 65536 < 2^31, and 255 * 128 * 65536 < 2^31 for
 /// kernels that add an offset to the weights.
 const MAX_IN_FEATURES: usize = 65536;
@@ -43,6 +48,20 @@ pub(super) struct GroupScales {
     pub scales: Vec<f16>,
 }
 
+/// How codes lie in the lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Codes {
+    /// Two in a byte, as code + 8.
+    Nibbles,
+    /// One in a byte.
+    Bytes {
+        /// Whether they are stored as code + 128.
+        unsigned: bool,
+        /// Whether there is a code of -128.
+        lowest: bool,
+    },
+}
+
 /// See the module's description.
 #[derive(Clone, Debug)]
 pub(super) struct PackedWeight {
@@ -50,8 +69,10 @@ pub(super) struct PackedWeight {
     pub out_features: usize,
     /// Input channels, `K`.
     pub in_features: usize,
-    /// Shape `blocks x chunks x LINES`. If K is an odd multiple of 16, the high nibbles of a block's last chunk hold
-    /// code 0 and no kernel uses them.
+    /// How their bytes are read.
+    pub codes: Codes,
+    /// Shape `blocks x chunks x LINES`, or `blocks x steps x LINES` of 8 bits. If K is an odd multiple of 16, the high
+    /// nibbles of a block's last chunk hold code 0 and no kernel uses them.
     pub lines: Vec<Line>,
     /// Scales of the output channels, shape `N`.
     pub channel_scales: Vec<f32>,
@@ -60,12 +81,18 @@ pub(super) struct PackedWeight {
 }
 
 impl PackedWeight {
+    /// `unsigned`: codes of 8 bits are stored as code + 128.
+    ///
     /// # Errors
-    /// See [`W4A8Linear::with_isa`](super::W4A8Linear::with_isa).
-    pub(super) fn new(weight: &QuantizedWeight) -> Result<Self> {
+    /// See [`IntegerLinear::with_isa`](super::IntegerLinear::with_isa).
+    pub(super) fn new(weight: &QuantizedWeight, unsigned: bool) -> Result<Self> {
         check_shape(weight)?;
         let (n, k) = (weight.out_features, weight.in_features);
-        let chunks = k.div_ceil(CHUNK);
+        let (width, flip) = match weight.bits {
+            CodeBits::Four => (CHUNK, 0),
+            CodeBits::Eight => (STEP, if unsigned { 0x80 } else { 0 }),
+        };
+        let chunks = k.div_ceil(width);
         let count = n / BLOCK * chunks * LINES;
         let mut lines: Vec<Line> = Vec::with_capacity(count);
         let good = AtomicBool::new(true);
@@ -74,12 +101,16 @@ impl PackedWeight {
             let rows = block * BLOCK..(block + 1) * BLOCK;
             good.fetch_and(first_misfit(weight, rows.clone()).is_none(), Relaxed);
             for (chunk, lines) in lines.chunks_exact_mut(LINES).enumerate() {
-                let columns = chunk * CHUNK..k.min((chunk + 1) * CHUNK);
+                let columns = chunk * width..k.min((chunk + 1) * width);
                 for (j, line) in lines.iter_mut().enumerate() {
                     let mut bytes = [0; 64];
                     for (lane, bytes) in bytes.as_chunks_mut::<16>().0.iter_mut().enumerate() {
                         let row = (rows.start + LINES * lane + j) * k;
-                        *bytes = packed_lane(&weight.codes[row + columns.start..row + columns.end]);
+                        let codes = &weight.codes[row + columns.start..row + columns.end];
+                        *bytes = match (weight.bits, codes.first_chunk::<STEP>()) {
+                            (CodeBits::Eight, Some(codes)) => codes.map(|code| code.cast_unsigned() ^ flip),
+                            _ => packed_lane(codes),
+                        };
                     }
                     line.write(Line(bytes));
                 }
@@ -104,13 +135,18 @@ impl PackedWeight {
             }
         };
         let channel_scales = weight.channel_scales().to_vec();
-        Ok(Self { out_features: n, in_features: k, lines, channel_scales, groups })
+        let codes = match weight.bits {
+            CodeBits::Four => Codes::Nibbles,
+            CodeBits::Eight => Codes::Bytes { unsigned, lowest: weight.codes.contains(&i8::MIN) },
+        };
+        Ok(Self { out_features: n, in_features: k, codes, lines, channel_scales, groups })
     }
 
-    /// The lines of a block, chunk by chunk.
+    /// The lines of a block, chunk by chunk, or step by step.
     #[inline]
     pub(super) fn block(&self, block: usize) -> &[Line] {
-        let len = self.in_features.div_ceil(CHUNK) * LINES;
+        let width = if self.codes == Codes::Nibbles { CHUNK } else { STEP };
+        let len = self.in_features.div_ceil(width) * LINES;
         &self.lines[block * len..(block + 1) * len]
     }
 
@@ -150,7 +186,7 @@ fn packed_lane(codes: &[i8]) -> [u8; 16] {
 
 fn error(weight: &QuantizedWeight, what: &str) -> BackendError {
     let (n, k) = (weight.out_features, weight.in_features);
-    BackendError::Shape(format!("4-bit weight of shape {n} x {k}: {what}"))
+    BackendError::Shape(format!("{}-bit weight of shape {n} x {k}: {what}", weight.bits.get()))
 }
 
 /// Checks all but the values of codes and group scales.
@@ -158,10 +194,10 @@ fn check_shape(weight: &QuantizedWeight) -> Result<()> {
     let (n, k) = (weight.out_features, weight.in_features);
     let fail = |what: String| Err(error(weight, &what));
     if n == 0 || k == 0 || n % BLOCK != 0 || k % 16 != 0 {
-        return fail("the W4A8 kernels take N and K divisible by 16".into());
+        return fail("the integer kernels take N and K divisible by 16".into());
     }
     if k > MAX_IN_FEATURES {
-        return fail(format!("the W4A8 kernels take K up to {MAX_IN_FEATURES}"));
+        return fail(format!("the integer kernels take K up to {MAX_IN_FEATURES}"));
     }
     if n.checked_mul(k) != Some(weight.codes.len()) {
         return fail(format!("it has {} codes", weight.codes.len()));
@@ -176,9 +212,12 @@ fn check_shape(weight: &QuantizedWeight) -> Result<()> {
     let Scales::PerGroup { group_size, group, .. } = &weight.scales else {
         return Ok(());
     };
+    if weight.bits == CodeBits::Eight {
+        return fail(format!("it has groups of {group_size}; 8 bits go with a scale an output channel"));
+    }
     if ![32, 64, 128].contains(group_size) || k % group_size != 0 {
         return fail(format!(
-            "the group size is {group_size}; the W4A8 kernels take 32, 64 and 128, where it divides K, and per-channel scales"
+            "the group size is {group_size}; the integer kernels take 32, 64 and 128, where it divides K, and per-channel scales"
         ));
     }
     if group.len() != weight.codes.len() / group_size {
@@ -191,6 +230,9 @@ fn check_shape(weight: &QuantizedWeight) -> Result<()> {
 fn first_misfit(weight: &QuantizedWeight, rows: Range<usize>) -> Option<String> {
     let k = weight.in_features;
     let codes = &weight.codes[rows.start * k..rows.end * k];
+    if weight.bits == CodeBits::Eight {
+        return None;
+    }
     // Without an early exit, so that it is vectorized.
     if codes.iter().fold(false, |bad, &c| bad | !(-8..=7).contains(&c)) {
         let i = codes.iter().position(|c| !(-8..=7).contains(c)).unwrap_or(0);

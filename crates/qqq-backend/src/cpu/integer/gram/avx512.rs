@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{BLOCK, GramScratch};
-use crate::cpu::w4a8::pack::Line;
+use crate::cpu::integer::pack::Line;
 use crate::pool::parallel_for;
 use crate::shared::SharedMut;
 

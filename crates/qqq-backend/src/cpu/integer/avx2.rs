@@ -7,52 +7,73 @@ use std::ops::Range;
 use half::f16;
 
 use super::Gemm;
-use super::pack::{BLOCK, CHUNK, LINES, Line};
+use super::pack::{BLOCK, CHUNK, Codes, LINES, Line, STEP};
 
 const TILE_ROWS: usize = 4;
 
 /// How 32 weights are multiplied by 32 activations and added up by fours.
 trait Dot {
-    /// Added to the int8 weights of groups.
-    const GROUP_OFFSET: i32;
+    /// Added to int8 weights, of groups or of 8 bits.
+    const OFFSET: i32;
 
-    /// `acc + w * a`.
+    /// `acc + w * a`. `nibbles`: the weights are code + 8.
     ///
     /// # Safety
     /// The machine has the instructions.
-    unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i, per_channel: bool) -> __m256i;
+    unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i, nibbles: bool) -> __m256i;
 }
 
 /// AVX-VNNI: unsigned weights times signed activations.
 struct Vnni;
 
 impl Dot for Vnni {
-    const GROUP_OFFSET: i32 = 128;
+    const OFFSET: i32 = 128;
 
     #[inline(always)]
-    unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i, _per_channel: bool) -> __m256i {
+    unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i, _nibbles: bool) -> __m256i {
         // SAFETY: passed on to the caller.
         unsafe { _mm256_dpbusd_avx_epi32(acc, w, a) }
     }
 }
 
 /// `vpmaddubsw` adds two products of unsigned and signed bytes and saturates at 16 bits. It cannot get there
-/// with code + 8 (2 * 15 * 128), nor with |a| <= 128 and the weight, |w| <= 127, carrying the sign (2 * 128 * 127).
+/// with code + 8 (2 * 15 * 128), nor with |a| <= 128 and the weight, |w| <= 127, carrying the sign (2 * 128 * 127). A weight of
+/// -128 it cannot take: its sign cannot be changed, and the sum would saturate.
 struct Maddubs;
 
 impl Dot for Maddubs {
-    const GROUP_OFFSET: i32 = 0;
+    const OFFSET: i32 = 0;
 
     #[inline(always)]
-    unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i, per_channel: bool) -> __m256i {
+    unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i, nibbles: bool) -> __m256i {
         // SAFETY: passed on to the caller.
         unsafe {
-            let pairs = if per_channel {
+            let pairs = if nibbles {
                 _mm256_maddubs_epi16(w, a)
             } else {
                 _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(w, a))
             };
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+}
+
+/// Weights of 8 bits with -128 among them, which our quantizer does not make: widened to 16 bits, where two products add up
+/// to at most 2^15.
+struct Wide;
+
+impl Dot for Wide {
+    const OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i, _nibbles: bool) -> __m256i {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let even = |x| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
+            let odd = |x| _mm256_srai_epi16::<8>(x);
+            let sums =
+                _mm256_add_epi32(_mm256_madd_epi16(even(w), even(a)), _mm256_madd_epi16(odd(w), odd(a)));
+            _mm256_add_epi32(acc, sums)
         }
     }
 }
@@ -74,7 +95,12 @@ pub(super) unsafe fn run_vnni(gemm: &Gemm, blocks: Range<usize>, rows: Range<usi
 #[target_feature(enable = "avx2,f16c")]
 pub(super) unsafe fn run_maddubs(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
     // SAFETY: passed on to the caller.
-    unsafe { run::<Maddubs>(gemm, blocks, rows) }
+    unsafe {
+        match gemm.weight.codes {
+            Codes::Bytes { lowest: true, .. } => run::<Wide>(gemm, blocks, rows),
+            _ => run::<Maddubs>(gemm, blocks, rows),
+        }
+    }
 }
 
 /// Computes output channels `BLOCK * blocks` of the given rows.
@@ -83,28 +109,36 @@ pub(super) unsafe fn run_maddubs(gemm: &Gemm, blocks: Range<usize>, rows: Range<
 /// The machine has AVX2, F16C and what `D` needs; parts that run at the same time do not overlap.
 #[inline(always)]
 unsafe fn run<D: Dot>(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
-    let groups = gemm.weight.groups.is_some();
-    let offset = if groups { D::GROUP_OFFSET } else { 8 };
-    let steps = gemm.weight.in_features / 16;
+    let bytes = gemm.weight.codes != Codes::Nibbles;
+    // Those of 8 bits were stored with it.
+    let int8 = bytes || gemm.weight.groups.is_some();
+    let offset = if int8 { D::OFFSET } else { 8 };
+    let steps = gemm.weight.in_features / STEP;
     // Written in whole chunks.
-    let mut weights = vec![Line([0; 64]); steps.next_multiple_of(2) * LINES];
+    let mut expanded =
+        if bytes { Vec::new() } else { vec![Line([0; 64]); steps.next_multiple_of(2) * LINES] };
     for block in blocks {
-        // SAFETY: passed on to the caller.
-        unsafe { expand::<D>(gemm, block, &mut weights) };
+        let weights = if bytes {
+            gemm.weight.block(block)
+        } else {
+            // SAFETY: passed on to the caller.
+            unsafe { expand::<D>(gemm, block, &mut expanded) };
+            &expanded
+        };
         let mut row = rows.start;
         while row < rows.end {
             let count = (rows.end - row).min(TILE_ROWS);
             // SAFETY: passed on to the caller.
             unsafe {
-                match (count, groups) {
-                    (1, true) => tile::<D, 1, false>(gemm, block, row, &weights, offset),
-                    (2, true) => tile::<D, 2, false>(gemm, block, row, &weights, offset),
-                    (3, true) => tile::<D, 3, false>(gemm, block, row, &weights, offset),
-                    (_, true) => tile::<D, TILE_ROWS, false>(gemm, block, row, &weights, offset),
-                    (1, false) => tile::<D, 1, true>(gemm, block, row, &weights, offset),
-                    (2, false) => tile::<D, 2, true>(gemm, block, row, &weights, offset),
-                    (3, false) => tile::<D, 3, true>(gemm, block, row, &weights, offset),
-                    (_, false) => tile::<D, TILE_ROWS, true>(gemm, block, row, &weights, offset),
+                match (count, int8) {
+                    (1, true) => tile::<D, 1, false>(gemm, block, row, weights, offset),
+                    (2, true) => tile::<D, 2, false>(gemm, block, row, weights, offset),
+                    (3, true) => tile::<D, 3, false>(gemm, block, row, weights, offset),
+                    (_, true) => tile::<D, TILE_ROWS, false>(gemm, block, row, weights, offset),
+                    (1, false) => tile::<D, 1, true>(gemm, block, row, weights, offset),
+                    (2, false) => tile::<D, 2, true>(gemm, block, row, weights, offset),
+                    (3, false) => tile::<D, 3, true>(gemm, block, row, weights, offset),
+                    (_, false) => tile::<D, TILE_ROWS, true>(gemm, block, row, weights, offset),
                 }
             }
             row += count;
@@ -127,7 +161,7 @@ unsafe fn expand<D: Dot>(gemm: &Gemm, block: usize, out: &mut [Line]) {
             && chunk.is_multiple_of(size / CHUNK)
         {
             // SAFETY: passed on to the caller.
-            tables = unsafe { group_tables(&scales[chunk * CHUNK / size], D::GROUP_OFFSET) };
+            tables = unsafe { group_tables(&scales[chunk * CHUNK / size], D::OFFSET) };
         }
         for line in 0..LINES {
             for half in [0, 32] {
@@ -187,7 +221,7 @@ unsafe fn group_tables(scales: &[f16; BLOCK], offset: i32) -> [Line; LINES] {
 /// # Safety
 /// As for [`run`].
 #[inline(always)]
-unsafe fn tile<D: Dot, const R: usize, const PER_CHANNEL: bool>(
+unsafe fn tile<D: Dot, const R: usize, const NIBBLES: bool>(
     gemm: &Gemm,
     block: usize,
     row: usize,
@@ -210,8 +244,8 @@ unsafe fn tile<D: Dot, const R: usize, const PER_CHANNEL: bool>(
                 let w = [_mm256_load_si256(w), _mm256_load_si256(w.add(1))];
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let a = _mm256_broadcastsi128_si256(_mm_loadu_si128(a.add(r * k + step * 16).cast()));
-                    acc[0] = D::dot(acc[0], w[0], a, PER_CHANNEL);
-                    acc[1] = D::dot(acc[1], w[1], a, PER_CHANNEL);
+                    acc[0] = D::dot(acc[0], w[0], a, NIBBLES);
+                    acc[1] = D::dot(acc[1], w[1], a, NIBBLES);
                 }
             }
             for (sums, [a, b]) in sums.iter_mut().zip(acc) {
@@ -235,20 +269,21 @@ unsafe fn tile<D: Dot, const R: usize, const PER_CHANNEL: bool>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::integer::output::Output;
+    use crate::cpu::integer::pack::PackedWeight;
+    use crate::cpu::integer::{Int8Activations, IntegerLinear};
     use crate::cpu::isa::Isa;
-    use crate::cpu::w4a8::output::Output;
-    use crate::cpu::w4a8::{Int8Activations, W4A8Linear};
-    use qqq_formats::{QuantizedWeight, Scales};
+    use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 
     /// The AVX-VNNI path with its one special instruction made of AVX2's, so that machines without AVX-VNNI test all the
     /// rest of it.
     struct VnniOfAvx2;
 
     impl Dot for VnniOfAvx2 {
-        const GROUP_OFFSET: i32 = Vnni::GROUP_OFFSET;
+        const OFFSET: i32 = Vnni::OFFSET;
 
         #[inline(always)]
-        unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i, _per_channel: bool) -> __m256i {
+        unsafe fn dot(acc: __m256i, w: __m256i, a: __m256i, _nibbles: bool) -> __m256i {
             // SAFETY: passed on to the caller.
             unsafe {
                 let even = _mm256_madd_epi16(
@@ -273,8 +308,20 @@ mod tests {
     fn vnni_with_256_bits_matches_the_portable_path() {
         assert!(Isa::Avx2.is_available(), "this test needs a processor with AVX2");
         let (n, rows) = (48, 7);
-        for (k, group_size) in [(16, None), (80, None), (256, None), (256, Some(32)), (256, Some(128))] {
-            let codes = (0..n * k).map(|i| (i * 29 % 16) as i8 - 8).collect();
+        let (four, eight) = (CodeBits::Four, CodeBits::Eight);
+        for (bits, k, group_size) in [
+            (four, 16, None),
+            (four, 80, None),
+            (four, 256, None),
+            (four, 256, Some(32)),
+            (four, 256, Some(128)),
+            (eight, 16, None),
+            (eight, 272, None),
+        ] {
+            let codes = match bits {
+                CodeBits::Four => (0..n * k).map(|i| (i * 29 % 16) as i8 - 8).collect(),
+                CodeBits::Eight => (0..n * k).map(|i| (i * 29 % 256) as u8 as i8).collect(),
+            };
             let scales = match group_size {
                 None => Scales::PerChannel(vec![1.0; n]),
                 Some(group_size) => Scales::PerGroup {
@@ -285,16 +332,18 @@ mod tests {
                         .collect(),
                 },
             };
-            let weight = QuantizedWeight { out_features: n, in_features: k, codes, scales };
+            let weight = QuantizedWeight { bits, out_features: n, in_features: k, codes, scales };
             let codes: Vec<i8> = (0..rows * k).map(|i| (i * 83 % 256) as u8 as i8).collect();
             let sums = codes.chunks(k).map(|row| row.iter().map(|&c| i32::from(c)).sum()).collect();
             let a = Int8Activations { rows, cols: k, codes, scales: vec![1.0; rows], sums };
-            let linear = W4A8Linear::with_isa(&weight, Isa::Portable).expect("a valid weight");
+            let linear = IntegerLinear::with_isa(&weight, Isa::Portable).expect("a valid weight");
             let mut acc = vec![0; rows * n];
-            let gemm = Gemm { weight: &linear.weight, a: &a, output: Output::accumulators(&mut acc, n) };
+            // As for the instruction that is made up here.
+            let packed = PackedWeight::new(&weight, true).expect("a valid weight");
+            let gemm = Gemm { weight: &packed, a: &a, output: Output::accumulators(&mut acc, n) };
             // SAFETY: the machine has the instructions; nothing else writes to `acc`.
             unsafe { run_of_avx2(&gemm, 0..n / BLOCK, 0..rows) };
-            assert_eq!(acc, linear.accumulators(&a), "K {k}, group size {group_size:?}");
+            assert_eq!(acc, linear.accumulators(&a), "{bits}, K {k}, group size {group_size:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The W4A8 GEMM: int8 activations times 4-bit weights, accumulated in int32.
+//! The integer GEMM: int8 activations times weights of 4 or 8 bits, accumulated in int32.
 //!
 //! Every path ([`Isa`]) reads the same packed weight (`pack`) and gives the same accumulators, bit
 //! for bit. Bounds: an accumulator is at most 128 * 128 * K in size, so K up to 65536 cannot overflow.
@@ -27,7 +27,7 @@ use super::matrix::Matrix;
 use crate::Result;
 use crate::pool::{num_threads, parallel_for};
 use output::{Output, Scaling};
-use pack::{BLOCK, PackedWeight};
+use pack::{BLOCK, Codes, PackedWeight};
 
 /// Channel blocks of a panel: the unit of work when there are many rows.
 const PANEL_BLOCKS: usize = 4;
@@ -36,9 +36,9 @@ const ACTIVATION_BYTES: usize = 256 << 10;
 /// Bytes of packed weight below which a task of a skinny product is not worth handing over.
 const SKINNY_TASK_BYTES: usize = 16 << 10;
 
-/// A prepacked 4-bit weight.
+/// A prepacked weight of 4 or 8 bits.
 #[derive(Clone, Debug)]
-pub struct W4A8Linear {
+pub struct IntegerLinear {
     isa: Isa,
     weight: PackedWeight,
 }
@@ -50,7 +50,7 @@ struct Gemm<'a> {
     output: Output<'a>,
 }
 
-impl W4A8Linear {
+impl IntegerLinear {
     /// Prepacks for the path named by `QQQ_ISA`, else for the best path of this machine.
     ///
     /// # Errors
@@ -63,10 +63,13 @@ impl W4A8Linear {
     ///
     /// # Errors
     /// The machine lacks the path; or N or K is not divisible by 16, K is above 65536, the group size
-    /// is not 32, 64 or 128 or does not divide K; or the weight holds codes, scales or int8 weights
+    /// is not 32, 64 or 128 or does not divide K, 8 bits have groups; or the weight holds codes, scales or int8 weights
     /// out of range.
     pub fn with_isa(weight: &QuantizedWeight, isa: Isa) -> Result<Self> {
-        Ok(Self { isa: isa.checked()?, weight: PackedWeight::new(weight)? })
+        let isa = isa.checked()?;
+        // What `vpdpbusd` takes.
+        let unsigned = matches!(isa, Isa::AvxVnni | Isa::Avx512Vnni);
+        Ok(Self { isa, weight: PackedWeight::new(weight, unsigned)? })
     }
 
     /// The path that this weight is packed for.
@@ -82,6 +85,14 @@ impl W4A8Linear {
     /// `K`, the number of input channels.
     pub fn in_features(&self) -> usize {
         self.weight.in_features
+    }
+
+    /// `W4A8` or `W8A8`.
+    pub fn arithmetic(&self) -> &'static str {
+        match self.weight.codes {
+            Codes::Nibbles => "W4A8",
+            Codes::Bytes { .. } => "W8A8",
+        }
     }
 
     /// Input channels of a group, 32, 64 or 128; `None` per channel.
@@ -148,7 +159,7 @@ impl Gemm<'_> {
     fn run(&self, isa: Isa, blocks: Range<usize>, rows: Range<usize>) {
         match isa {
             Isa::Portable => portable::run(self, blocks, rows),
-            // SAFETY: `W4A8Linear::with_isa` has checked that the machine has the instructions.
+            // SAFETY: `IntegerLinear::with_isa` has checked that the machine has the instructions.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2::run_maddubs(self, blocks, rows) },
             // SAFETY: as above.

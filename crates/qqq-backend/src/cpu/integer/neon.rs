@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::ops::Range;
 
 use super::Gemm;
-use super::pack::{BLOCK, CHUNK, LINES};
+use super::pack::{BLOCK, CHUNK, Codes, LINES, Line, STEP};
 
 const TILE_ROWS: usize = 4;
 /// 128-bit lanes of a line.
@@ -21,26 +21,39 @@ type Step = [[int8x16_t; LANES]; LINES];
 /// The machine has the instructions; parts that run at the same time do not overlap.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn run(gemm: &Gemm, blocks: Range<usize>, rows: Range<usize>) {
-    let steps = gemm.weight.in_features / 16;
-    let mut weights = Vec::with_capacity(steps + 1);
+    let steps = gemm.weight.in_features / STEP;
+    let bytes = gemm.weight.codes != Codes::Nibbles;
+    let mut expanded = Vec::with_capacity(if bytes { 0 } else { steps + 1 });
     for block in blocks {
-        weights.clear();
-        expand(gemm, block, &mut weights);
+        let weights = if bytes {
+            stored(gemm.weight.block(block))
+        } else {
+            expanded.clear();
+            expand(gemm, block, &mut expanded);
+            &expanded[..steps]
+        };
         let mut row = rows.start;
         while row < rows.end {
             let count = (rows.end - row).min(TILE_ROWS);
             // SAFETY: passed on to the caller.
             unsafe {
                 match count {
-                    1 => tile::<1>(gemm, block, row, &weights[..steps]),
-                    2 => tile::<2>(gemm, block, row, &weights[..steps]),
-                    3 => tile::<3>(gemm, block, row, &weights[..steps]),
-                    _ => tile::<TILE_ROWS>(gemm, block, row, &weights[..steps]),
+                    1 => tile::<1>(gemm, block, row, weights),
+                    2 => tile::<2>(gemm, block, row, weights),
+                    3 => tile::<3>(gemm, block, row, weights),
+                    _ => tile::<TILE_ROWS>(gemm, block, row, weights),
                 }
             }
             row += count;
         }
     }
+}
+
+/// Weights of 8 bits as they are stored, signed.
+fn stored(lines: &[Line]) -> &[Step] {
+    let steps = lines.len() / LINES;
+    // SAFETY: a step is LINES lines of LANES times 16 bytes one behind the other, and a line's alignment is larger.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), steps) }
 }
 
 /// Two steps for each chunk.

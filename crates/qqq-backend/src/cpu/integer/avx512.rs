@@ -12,7 +12,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::output::Destination;
-use super::pack::{BLOCK, CHUNK, LINES, Line};
+use super::pack::{BLOCK, CHUNK, Codes, LINES, Line, STEP};
 use super::{Gemm, PANEL_BLOCKS};
 
 /// Rows of a tile: with 4 blocks, 24 accumulators, 4 weights and a broadcast fit 32 registers.
@@ -75,7 +75,8 @@ fn split(rows: Range<usize>, parts: usize) -> impl Iterator<Item = Range<usize>>
 /// What is added to the int8 weights to make them unsigned.
 #[inline]
 fn offset(gemm: &Gemm) -> i32 {
-    if gemm.weight.groups.is_some() { 128 } else { 8 }
+    // Those of 8 bits were stored with it.
+    if gemm.weight.groups.is_some() || gemm.weight.codes != Codes::Nibbles { 128 } else { 8 }
 }
 
 /// Makes unsigned weights of the codes.
@@ -142,6 +143,12 @@ unsafe fn skinny<const R: usize>(gemm: &Gemm, block: usize, row: usize) {
     let a = gemm.a.codes[row * k..(row + R) * k].as_ptr();
     let mut acc = [[_mm512_setzero_si512(); LINES]; R];
     match gemm.weight.block_groups(block) {
+        _ if gemm.weight.codes != Codes::Nibbles => {
+            for (i, step) in chunks.iter().enumerate() {
+                // SAFETY: `a` has R rows of k codes, and every step takes 16 of them.
+                unsafe { multiply_step::<R>(&mut acc, step, a.add(i * STEP), k) };
+            }
+        }
         None => {
             for (i, chunk) in chunks[..k / CHUNK].iter().enumerate() {
                 // SAFETY: `a` has R rows of k codes, and every chunk but a last half one takes CHUNK.
@@ -225,6 +232,34 @@ unsafe fn multiply<const R: usize>(
         multiply_half(acc, low(chunk, lookup), a, stride);
         multiply_half(acc, high(chunk, lookup), a.add(CHUNK / 2), stride);
     }
+}
+
+/// Adds the products of a step of weights of 8 bits.
+///
+/// # Safety
+/// As [`multiply_half`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn multiply_step<const R: usize>(
+    acc: &mut [[__m512i; LINES]; R],
+    step: &[Line; LINES],
+    a: *const i8,
+    stride: usize,
+) {
+    // A prefetch may go past the end of the weight: it is a hint that never faults.
+    for line in 0..LINES {
+        _mm_prefetch::<_MM_HINT_T0>(step.as_ptr().wrapping_add(PREFETCH_LINES + line).cast());
+    }
+    // SAFETY: passed on to the caller.
+    unsafe { multiply_half(acc, loaded(step), a, stride) };
+}
+
+/// The lines of a step.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn loaded(step: &[Line; LINES]) -> [__m512i; LINES] {
+    // SAFETY: a line is 64 aligned bytes.
+    step.each_ref().map(|line| unsafe { _mm512_load_si512(line.0.as_ptr().cast()) })
 }
 
 /// Adds the products of 16 input channels.
@@ -327,6 +362,15 @@ unsafe fn run_panel<const C: usize>(gemm: &Gemm, block: usize, rows: Range<usize
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn expand(gemm: &Gemm, block: usize, out: &mut [Line], stride: usize) {
     let chunks = gemm.weight.block(block).as_chunks::<LINES>().0;
+    if gemm.weight.codes != Codes::Nibbles {
+        for (step, out) in chunks.iter().zip(out.chunks_mut(STEP / 4 * stride)) {
+            for (i, line) in transpose(loaded(step)).into_iter().enumerate() {
+                // SAFETY: a line is 64 aligned bytes.
+                unsafe { _mm512_store_si512(out[i * stride].0.as_mut_ptr().cast(), line) };
+            }
+        }
+        return;
+    }
     let mut steps = out.chunks_mut(CHUNK / 4 * stride);
     match gemm.weight.block_groups(block) {
         None => {

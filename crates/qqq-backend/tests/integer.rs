@@ -1,4 +1,4 @@
-//! The W4A8 kernels: every path against an independent loop and the golden vectors. Those that this machine cannot run
+//! The integer kernels: every path against an independent loop and the golden vectors. Those that this machine cannot run
 //! are reported as ignored.
 
 use std::process::ExitCode;
@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use half::f16;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use qqq_backend::cpu::integer::{Int8Activations, IntegerLinear};
 use qqq_backend::cpu::isa::Isa;
 use qqq_backend::cpu::matrix::Matrix;
-use qqq_backend::cpu::w4a8::{Int8Activations, W4A8Linear};
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::{CodeBits, QuantizedWeight, Scales};
 use qqq_testing::{Missing, Random, Suite, golden, tests};
 
 fn main() -> ExitCode {
@@ -32,12 +32,49 @@ fn main() -> ExitCode {
     suite.run()
 }
 
+/// Kinds of weights.
+#[derive(Clone, Copy, Debug)]
+enum Mode {
+    /// 4 bits, per channel or in groups.
+    Four(Option<usize>),
+    /// 8 bits, as our quantizer makes them.
+    Eight,
+    /// 8 bits, with -128 among them.
+    Lowest,
+}
+
+impl Mode {
+    fn group_size(self) -> Option<usize> {
+        match self {
+            Mode::Four(group_size) => group_size,
+            Mode::Eight | Mode::Lowest => None,
+        }
+    }
+
+    fn bits(self) -> CodeBits {
+        match self {
+            Mode::Four(_) => CodeBits::Four,
+            Mode::Eight | Mode::Lowest => CodeBits::Eight,
+        }
+    }
+
+    /// The smallest and the largest code.
+    fn ends(self) -> (i8, i8) {
+        match self {
+            Mode::Four(_) => (-8, 7),
+            Mode::Eight => (-127, 127),
+            Mode::Lowest => (-128, 127),
+        }
+    }
+}
+
 /// Random codes and scales; group scales reach the limit |int8 weight| = 127 and include ties
 /// (halves), zero and negative values.
-fn weight(random: &mut Random, n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
-    let codes = (0..n * k).map(|_| random.int(-8, 7) as i8).collect();
+fn weight(random: &mut Random, n: usize, k: usize, mode: Mode) -> QuantizedWeight {
+    let (low, high) = mode.ends();
+    let codes = (0..n * k).map(|_| random.int(low.into(), high.into()) as i8).collect();
     let channel = (0..n).map(|_| random.int(1, 1000) as f32 / 3e4).collect();
-    let scales = match group_size {
+    let scales = match mode.group_size() {
         None => Scales::PerChannel(channel),
         Some(group_size) => {
             let group = (0..n * k / group_size)
@@ -53,7 +90,7 @@ fn weight(random: &mut Random, n: usize, k: usize, group_size: Option<usize>) ->
             Scales::PerGroup { group_size, channel, group }
         }
     };
-    QuantizedWeight { out_features: n, in_features: k, codes, scales }
+    QuantizedWeight { bits: mode.bits(), out_features: n, in_features: k, codes, scales }
 }
 
 fn activations(rows: usize, cols: usize, mut code: impl FnMut() -> i8) -> Int8Activations {
@@ -107,7 +144,7 @@ fn check(isa: Isa, weight: &QuantizedWeight, a: &Int8Activations) {
     let n = weight.out_features;
     let expected = naive(weight, a);
     let bias: Vec<f32> = (0..n).map(|i| i as f32 * 0.37 - 2.0).collect();
-    let linear = W4A8Linear::with_isa(weight, isa).expect("a valid weight");
+    let linear = IntegerLinear::with_isa(weight, isa).expect("a valid weight");
     let what = format!("{isa}: {} rows, N {n}, K {}", a.rows, weight.in_features);
     assert!(linear.accumulators(a) == expected, "accumulators, {what}");
     for bias in [None, Some(&bias[..])] {
@@ -120,7 +157,14 @@ fn check(isa: Isa, weight: &QuantizedWeight, a: &Int8Activations) {
     }
 }
 
-const MODES: [Option<usize>; 4] = [None, Some(32), Some(64), Some(128)];
+const MODES: [Mode; 6] = [
+    Mode::Four(None),
+    Mode::Four(Some(32)),
+    Mode::Four(Some(64)),
+    Mode::Four(Some(128)),
+    Mode::Eight,
+    Mode::Lowest,
+];
 
 fn row_counts_at_every_edge(isa: Isa) {
     let mut random = Random(1);
@@ -135,22 +179,39 @@ fn row_counts_at_every_edge(isa: Isa) {
 fn smallest_shapes(isa: Isa) {
     let mut random = Random(2);
     for (n, k) in [(16, 16), (16, 32), (32, 16), (16, 48), (48, 80), (80, 112)] {
-        let weight = weight(&mut random, n, k, None);
-        for rows in [1, 2, 3, 4, 5, 8, 9, 17, 33] {
-            check(isa, &weight, &activations(rows, k, || random.int(-128, 127) as i8));
+        for mode in [Mode::Four(None), Mode::Eight, Mode::Lowest] {
+            let weight = weight(&mut random, n, k, mode);
+            for rows in [1, 2, 3, 4, 5, 8, 9, 17, 33] {
+                check(isa, &weight, &activations(rows, k, || random.int(-128, 127) as i8));
+            }
         }
     }
 }
 
 fn several_row_parts_of_a_product(isa: Isa) {
     let mut random = Random(3);
-    let weight = weight(&mut random, 80, 2048, Some(64));
-    check(isa, &weight, &activations(301, 2048, || random.int(-128, 127) as i8));
+    for mode in [Mode::Four(Some(64)), Mode::Eight] {
+        let weight = weight(&mut random, 80, 2048, mode);
+        check(isa, &weight, &activations(301, 2048, || random.int(-128, 127) as i8));
+    }
+}
+
+/// A weight whose codes are all the same, and so are its group scales.
+fn uniform(mode: Mode, n: usize, k: usize, code: i8, scale: f32) -> QuantizedWeight {
+    let scales = match mode.group_size() {
+        None => Scales::PerChannel(vec![1.0; n]),
+        Some(group_size) => Scales::PerGroup {
+            group_size,
+            channel: vec![1.0; n],
+            group: vec![f16::from_f32(scale); n * k / group_size],
+        },
+    };
+    QuantizedWeight { bits: mode.bits(), out_features: n, in_features: k, codes: vec![code; n * k], scales }
 }
 
 fn extreme_values(isa: Isa) {
     for mode in MODES {
-        for (code, scale) in [
+        let four = [
             (-8, 15.875),
             (7, 18.14),
             (-8, -15.875),
@@ -159,21 +220,14 @@ fn extreme_values(isa: Isa) {
             (-1, 127.0),
             (5, 0.5),
             (-7, 0.5),
-        ] {
+        ];
+        let eight = [mode.ends().0, 127, 1, -1].map(|code| (code, 1.0));
+        let values = if mode.bits() == CodeBits::Four { &four[..] } else { &eight };
+        for (code, scale) in values {
             for activation in [-128, 127, 0] {
-                let (n, k) = (32, 1024);
-                let scales = match mode {
-                    None => Scales::PerChannel(vec![1.0; n]),
-                    Some(group_size) => Scales::PerGroup {
-                        group_size,
-                        channel: vec![1.0; n],
-                        group: vec![f16::from_f32(scale); n * k / group_size],
-                    },
-                };
-                let weight =
-                    QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
+                let weight = uniform(mode, 32, 1024, *code, *scale);
                 for rows in [1, 10] {
-                    check(isa, &weight, &activations(rows, k, || activation));
+                    check(isa, &weight, &activations(rows, 1024, || activation));
                 }
             }
         }
@@ -181,20 +235,12 @@ fn extreme_values(isa: Isa) {
 }
 
 fn the_largest_k_does_not_overflow(isa: Isa) {
-    let (n, k) = (16, 65536);
+    let k = 65536;
     for activation in [-128, 127] {
-        for mode in [None, Some(128)] {
-            for (code, scale) in [(-8, 15.875), (7, 18.14)] {
-                let scales = match mode {
-                    None => Scales::PerChannel(vec![1.0; n]),
-                    Some(group_size) => Scales::PerGroup {
-                        group_size,
-                        channel: vec![1.0; n],
-                        group: vec![f16::from_f32(scale); n * k / group_size],
-                    },
-                };
-                let weight =
-                    QuantizedWeight { out_features: n, in_features: k, codes: vec![code; n * k], scales };
+        for mode in [Mode::Four(None), Mode::Four(Some(128)), Mode::Eight, Mode::Lowest] {
+            let (low, high) = mode.ends();
+            for (code, scale) in [(low, 15.875), (high, 18.14)] {
+                let weight = uniform(mode, 16, k, code, scale);
                 check(isa, &weight, &activations(1, k, || activation));
                 check(isa, &weight, &activations(9, k, || activation));
             }
@@ -204,14 +250,15 @@ fn the_largest_k_does_not_overflow(isa: Isa) {
 
 fn weights_that_the_kernels_cannot_hold_are_refused() {
     let refused = |weight: &QuantizedWeight, part: &str| {
-        let error = W4A8Linear::with_isa(weight, Isa::Portable).expect_err(part).to_string();
+        let error = IntegerLinear::with_isa(weight, Isa::Portable).expect_err(part).to_string();
         assert!(error.contains(part), "\"{error}\" does not say \"{part}\"");
     };
     let mut random = Random(4);
-    let good = weight(&mut random, 32, 128, Some(64));
+    let good = weight(&mut random, 32, 128, Mode::Four(Some(64)));
     for (n, k) in [(24, 128), (32, 120), (0, 16), (16, 0)] {
         refused(
             &QuantizedWeight {
+                bits: CodeBits::Four,
                 out_features: n,
                 in_features: k,
                 codes: vec![0; n * k],
@@ -221,6 +268,7 @@ fn weights_that_the_kernels_cannot_hold_are_refused() {
         );
     }
     let per_channel = |n: usize, k: usize| QuantizedWeight {
+        bits: CodeBits::Four,
         out_features: n,
         in_features: k,
         codes: vec![0; n * k],
@@ -238,6 +286,7 @@ fn weights_that_the_kernels_cannot_hold_are_refused() {
         "NaN",
     );
     let group = |group_size: usize, scale: f32, count: usize| QuantizedWeight {
+        bits: CodeBits::Four,
         scales: Scales::PerGroup {
             group_size,
             channel: vec![1.0; 32],
@@ -245,6 +294,10 @@ fn weights_that_the_kernels_cannot_hold_are_refused() {
         },
         ..good.clone()
     };
+    refused(
+        &QuantizedWeight { bits: CodeBits::Eight, ..group(64, 1.0, 64) },
+        "it has groups of 64; 8 bits go with a scale an output channel",
+    );
     refused(&group(16, 1.0, 256), "group size is 16");
     refused(&group(96, 1.0, 42), "group size is 96");
     refused(&group(64, 1.0, 63), "63 scales");
@@ -256,10 +309,10 @@ fn weights_that_the_kernels_cannot_hold_are_refused() {
 fn any_shape(isa: Isa) {
     let mut runner =
         TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) });
-    let cases = (1usize..14, 1usize..24, 0usize..4, 1usize..40, any::<u64>());
+    let cases = (1usize..14, 1usize..24, 0..MODES.len(), 1usize..40, any::<u64>());
     let result = runner.run(&cases, |(n, k, mode, rows, seed)| {
         let k = k * 16;
-        let k = MODES[mode].map_or(k, |group| k.next_multiple_of(group));
+        let k = MODES[mode].group_size().map_or(k, |group| k.next_multiple_of(group));
         let mut random = Random(seed);
         let weight = weight(&mut random, n * 16, k, MODES[mode]);
         check(isa, &weight, &activations(rows, k, || random.int(-128, 127) as i8));
@@ -279,7 +332,7 @@ fn golden_vectors(isa: Isa) {
         let sums = product.x.chunks(k).map(|row| row.iter().map(|&c| i32::from(c)).sum()).collect();
         let rows = product.token_scales.len();
         let a = Int8Activations { rows, cols: k, codes: product.x, scales: product.token_scales, sums };
-        let linear = W4A8Linear::with_isa(&product.weight, isa).expect(name);
+        let linear = IntegerLinear::with_isa(&product.weight, isa).expect(name);
         let got: Vec<i32> = linear.accumulators(&a).iter().map(|acc| acc * product.factor).collect();
         assert_eq!(got, product.accumulators, "{name}: accumulators");
         let mut out = Matrix::zeros(rows, product.weight.out_features);
