@@ -198,6 +198,8 @@ fn ctrl_c_offers_to_go_on() {
         (format!("{line} --error-correction 0.25"), "error_correction was 0.5, and is 0.25"),
         (format!("{line} --format compressed-tensors --group-size 32"), "group_size was 64, and is 32"),
         (LINE.replace("text.txt", "built-in"), "the calibration text was"),
+        (format!("{line} --rule down_proj=int8 --format compressed-tensors"), "rules was [], and is [{"),
+        (format!("{line} --activations half"), "activations was int8, and is half"),
     ] {
         let run = place.run(&format!("{other} -o out --resume")).failure(2, says);
         assert!(run.stderr.contains("without --resume"), "{}", run.stderr);
@@ -271,6 +273,15 @@ fn and_those_of_smoothed_models() {
     goes_over_blocks_again(&format!("{LINE} --transform smooth --smooth-tokens 64"));
     let float = "--transform smooth --smooth-tokens 64 --propagation float --group-size channel";
     goes_over_blocks_again(&format!("{LINE} {float}"));
+}
+
+#[test]
+fn and_those_with_layers_of_several_kinds() {
+    let rules = "--rule down_proj=int8 --rule layers.1.self_attn=float --rule layers.0=float --rule layers.2=int4:g32";
+    goes_over_blocks_again(&format!("{LINE} {rules}"));
+    goes_over_blocks_again(&format!(
+        "{LINE} {rules} --activations half --transform smooth --smooth-tokens 64"
+    ));
 }
 
 #[test]

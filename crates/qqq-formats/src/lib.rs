@@ -41,6 +41,7 @@ pub use input::{InputFile, Inputs};
 pub use int4::Int4Weight;
 pub use layer::{LayerReader, WeightKind};
 pub use linear::{LinearWeight, QuantizedWeight, Scales, WeightData};
+pub use module_pattern::ModulePattern;
 pub use quantization_config::{CheckpointFormat, CodeLayout, QuantizationConfig};
 pub use scheme::{Activations, CodeBits, LayerScheme};
 pub use source::{TensorInfo, TensorSource};

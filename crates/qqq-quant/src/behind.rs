@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use qqq_formats::{Checkpoint, QuantizedWeight};
+use qqq_formats::{Checkpoint, LinearWeight};
 use qqq_model::Site;
 
 use crate::{
@@ -90,7 +90,7 @@ impl<'scope, 'env, 'w: 'env> Behind<'scope, 'env, 'w> {
         &mut self,
         index: usize,
         site: Site,
-        weight: QuantizedWeight,
+        weight: LinearWeight,
         bias: Option<Vec<f32>>,
     ) -> Result<()> {
         self.wait()?;
@@ -112,7 +112,7 @@ impl<'scope, 'env, 'w: 'env> Behind<'scope, 'env, 'w> {
         &mut self,
         index: usize,
         site: Site,
-        weight: &QuantizedWeight,
+        weight: &LinearWeight,
         bias: Option<&[f32]>,
     ) -> Result<()> {
         self.wait()?;

@@ -4,7 +4,7 @@ use qqq_formats::ModelConfig;
 use qqq_model::{Site, block::head_layout};
 
 use crate::{
-    Propagation, Recipe, Transform,
+    Propagation, Recipe, Schemes, Transform, layer_bytes,
     memory_need::{DEVICE_LIBRARIES, rotation_bytes},
 };
 
@@ -17,7 +17,7 @@ const MOVED_ROWS: f64 = 2048.0;
 /// Bytes of a device's own memory that calibration takes at most on it, to some percent: hidden states of all tokens, the
 /// int8 inputs of the layer that is calibrated, what a window works in, and the layer that takes most to solve, or the search
 /// for the scales of smoothing. Where weights are corrected, states and inputs of the float model as well.
-pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
+pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Schemes) -> u64 {
     let tokens = (recipe.calibration.windows * recipe.calibration.window) as f64;
     let window = recipe.calibration.window as f64;
     let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
@@ -29,11 +29,11 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
     let states = 4.0 * (streams * tokens + searched as f64) * hidden + rotation_bytes(config, recipe);
     let pass = window * (2.0 * (heads.qkv_width() + heads.q_width()) as f64 + 8.0 * inner + 10.0 * hidden);
     let weights = |site: Site| site.out_features(config) as f64 * site.in_features(config) as f64;
-    let all: f64 = Site::ALL.map(weights).into_iter().sum();
     let solving = |site: Site| {
         let (n, k) = (site.out_features(config) as f64, site.in_features(config) as f64);
         // The kept inputs of this layer, its Hessian and weights; then the factor in float64, or what solves rows.
-        let kept = tokens * k + 4.0 * (k * k + n * k);
+        let inputs = tokens * k * schemes.largest(site, |scheme| layer_bytes::input(scheme, false));
+        let kept = inputs + 4.0 * (k * k + n * k);
         // Layers that were smoothed together wait.
         let after: f64 = Site::ALL.into_iter().skip_while(|s| *s != site).skip(1).map(weights).sum();
         let waiting = if smooth { 4.0 * after } else { 0.0 };
@@ -42,11 +42,13 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
         kept + waiting + work
     };
     let most = Site::ALL.map(solving).into_iter().fold(searching(config, recipe), f64::max);
-    let mut block = 0.6 * all;
+    let packed = |site| weights(site) * schemes.largest(site, layer_bytes::multiplied);
+    let mut block: f64 = Site::ALL.map(packed).iter().sum();
     if recipe.propagation == Propagation::Float {
         // 16-bit layers, and all sums at once.
+        let all: f64 = Site::ALL.map(weights).iter().sum();
         block =
-            4.0 * block + Site::ALL.map(|s| 8.0 * (s.in_features(config) as f64).powi(2)).iter().sum::<f64>();
+            2.4 * all + Site::ALL.map(|s| 8.0 * (s.in_features(config) as f64).powi(2)).iter().sum::<f64>();
     }
     (RETAINED * (DEVICE_LIBRARIES + states + pass + block + most)) as u64
 }
@@ -89,6 +91,14 @@ mod tests {
     use super::*;
     use crate::shapes;
 
+    fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
+        super::bytes(config, recipe, &Schemes::of(config, recipe).unwrap())
+    }
+
+    fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> crate::Result<u64> {
+        crate::preflight::check_device(config, recipe, &Schemes::of(config, recipe).unwrap(), free)
+    }
+
     #[test]
     fn a_gpu_of_12_gb_has_room_for_7b() {
         let with = |windows, window| Recipe {
@@ -116,16 +126,14 @@ mod tests {
         let more = corrected - need;
         assert!((5_500_000_000..9_000_000_000).contains(&more), "{more} more for a correction");
         let correct = |windows| Recipe { error_correction: 0.3, ..with(windows, 2048) };
-        let said =
-            crate::preflight::check_device(&config, &correct(128), 14_000_000_000).unwrap_err().to_string();
+        let said = check_device(&config, &correct(128), 14_000_000_000).unwrap_err().to_string();
         assert!(said.contains("64 fit") && said.contains("--error-correction 0"), "{said}");
-        assert!(crate::preflight::check_device(&config, &correct(64), 14_000_000_000).is_ok());
-        let error = crate::preflight::check_device(&config, &with(128, 2048), 8_000_000_000).unwrap_err();
+        assert!(check_device(&config, &correct(64), 14_000_000_000).is_ok());
+        let error = check_device(&config, &with(128, 2048), 8_000_000_000).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("32 fit") || error.contains("64 fit"), "{error}");
-        assert!(crate::preflight::check_device(&config, &with(128, 2048), 12_000_000_000).is_ok());
-        let error =
-            crate::preflight::check_device(&config, &with(1, 2048), 500_000_000).unwrap_err().to_string();
+        assert!(check_device(&config, &with(128, 2048), 12_000_000_000).is_ok());
+        let error = check_device(&config, &with(1, 2048), 500_000_000).unwrap_err().to_string();
         assert!(error.contains("--device cpu") && !error.contains(" fit"), "{error}");
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! [`work`](crate::work) turns amounts into time left, by what each kind is seen to take.
 
-use qqq_backend::{HeadLayout, Pieces};
+use qqq_backend::{HeadLayout, InputKind, Pieces, solve::Scheme};
 use qqq_formats::ModelConfig;
 use qqq_model::{Site, block::head_layout};
 
-use crate::{Propagation, Recipe, Transform, ValueHessian, calibration::Source, trial::Slowness};
+use crate::{Propagation, Recipe, Schemes, Transform, ValueHessian, calibration::Source, trial::Slowness};
 
 /// Operations a second of the kinds of work, as SmolLM2-135M and the shapes of Llama-2-7B take them on two cores of a Xeon
 /// with AVX-512 VNNI and AMX that have nothing else to do.
@@ -153,6 +153,7 @@ impl Estimate {
     pub(crate) fn new(
         config: &ModelConfig,
         recipe: &Recipe,
+        schemes: &Schemes,
         source: &Source,
         slowness: &Slowness,
         pieces: Pieces,
@@ -167,9 +168,24 @@ impl Estimate {
         let (windows, window) = (recipe.calibration.windows as f64, recipe.calibration.window as f64);
         let tokens = windows * window;
         let product = |i: usize| 2.0 * shapes[i].0 * shapes[i].1 * tokens;
-        let linear = |i: usize| product(i) * cost.int8;
+        // Blocks may differ: each is taken for their mean.
+        let mean = |i: usize, of: &dyn Fn(Option<Scheme>) -> f64| schemes.mean(Site::ALL[i], of);
+        let solved_share = |i: usize| mean(i, &|scheme| f64::from(u8::from(scheme.is_some())));
+        let float_inputs =
+            |scheme: Option<Scheme>| scheme.map_or(InputKind::Float, Scheme::input_kind) == InputKind::Float;
+        let linear = |i: usize| {
+            product(i) * mean(i, &|scheme| if float_inputs(scheme) { cost.float } else { cost.int8 })
+        };
         let moments = |i: usize| shapes[i].1 * shapes[i].1 * tokens;
-        let rank_k = |i: usize| moments(i) * cost.rank_k;
+        // Layers that stay float need none.
+        let rank_k = |i: usize| {
+            moments(i)
+                * mean(i, &|scheme| match scheme {
+                    None => 0.0,
+                    scheme if float_inputs(scheme) => cost.float,
+                    _ => cost.rank_k,
+                })
+        };
         let attention = |window: f64| 2.0 * (num_heads * head_dim) as f64 * window * window;
         let attend = windows * attention(window) * cost.attention;
         let averages = match recipe.value_hessian {
@@ -177,7 +193,7 @@ impl Estimate {
             // Of some queries of every head: half of the window's inputs on average, and the second moment.
             ValueHessian::Attention => {
                 let queries = windows * num_heads as f64 * window.min(pieces.attended_queries as f64);
-                queries * (window * hidden + hidden * hidden) * cost.averages
+                queries * (window * hidden + hidden * hidden) * cost.averages * solved_share(0)
             }
         };
         // The float layers up to a site's input, and two sums: of products, and of squares, of which half is computed.
@@ -185,7 +201,7 @@ impl Estimate {
         let deviations = [0.0, product(0), product(1), product(2) + product(3)];
         let float_attend = [0.0, attend, 0.0, 0.0];
         let deviations = [0, 1, 2, 3].map(|i| match corrects {
-            true => (deviations[i] + 3.0 * moments(i)) * cost.float + float_attend[i],
+            true => (deviations[i] + 3.0 * moments(i) * solved_share(i)) * cost.float + float_attend[i],
             false => 0.0,
         });
         let float_averages = if corrects { averages + product(0) * cost.float } else { 0.0 };
@@ -219,11 +235,13 @@ impl Estimate {
             ValueHessian::Input => vec![qkv],
             ValueHessian::Attention => vec![(qkv.0 - v, qkv.1), (v, qkv.1)],
         };
+        let solved = solved.into_iter().map(|shape| (0, shape));
         let solves = solved
-            .into_iter()
-            .chain(others)
-            .map(|(n, k)| {
-                solve(n, k, solving, cost.solve, cost.move_second) + correcting * n * k * k * cost.solve
+            .chain((1..).zip(others))
+            .map(|(site, (n, k))| {
+                let seconds =
+                    solve(n, k, solving, cost.solve, cost.move_second) + correcting * n * k * k * cost.solve;
+                seconds * solved_share(site)
             })
             .sum();
         let weights: f64 = shapes.iter().map(|(n, k)| n * k).sum();
@@ -383,13 +401,18 @@ mod tests {
     use crate::shapes;
     use qqq_backend::{Calibrate, CpuBackend};
 
+    fn estimated(config: &ModelConfig, recipe: &Recipe, slowness: &Slowness, pieces: Pieces) -> Estimate {
+        let schemes = Schemes::of(config, recipe).unwrap();
+        Estimate::new(config, recipe, &schemes, &Source::BuiltIn, slowness, pieces)
+    }
+
     /// Whole runs on the machine of the rates.
     #[test]
     fn runs_take_what_is_expected() {
         let slowness = Slowness::of_host(1.0, 1.0, 1.0);
         for (config, seconds) in [(shapes::smollm2(), 70.0), (shapes::llama_7b(2), 233.0)] {
             let recipe = Recipe { transform: Transform::Rotate, error_correction: 0.0, ..Recipe::DEFAULT };
-            let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
+            let estimate = estimated(&config, &recipe, &slowness, CpuBackend::PIECES);
             let expected: f64 = estimate.plan(config.num_layers).iter().sum();
             assert!((0.8..1.25).contains(&(expected / seconds)), "{expected} instead of {seconds}");
         }
@@ -401,9 +424,7 @@ mod tests {
         let seconds = |moves, on_host| {
             let pieces = Pieces { on_host, ..CpuBackend::PIECES };
             let slowness = Slowness { moves, ..Slowness::of_host(1e-3, 1e-3, 1e-3) };
-            Estimate::new(&shapes::llama_7b(2), &recipe, &Source::BuiltIn, &slowness, pieces)
-                .smooth_site
-                .amount
+            estimated(&shapes::llama_7b(2), &recipe, &slowness, pieces).smooth_site.amount
         };
         assert_eq!(seconds(1.0, false), seconds(5.0, false));
         assert!(seconds(1.0, false) < 0.5 * seconds(1.0, true), "{}", seconds(1.0, false));
@@ -415,7 +436,7 @@ mod tests {
         let seconds = |slowness| {
             let config = shapes::wide();
             let recipe = Recipe { transform: Transform::Rotate, error_correction: 0.0, ..Recipe::DEFAULT };
-            let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
+            let estimate = estimated(&config, &recipe, &slowness, CpuBackend::PIECES);
             estimate.plan(config.num_layers).iter().sum::<f64>()
         };
         let usual = seconds(Slowness::of_host(1.0, 1.0, 1.0));

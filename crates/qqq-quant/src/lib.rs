@@ -61,11 +61,13 @@ mod float_layers;
 pub mod float_linear;
 mod float_stream;
 pub mod half_type;
+mod layer_bytes;
 mod memory_need;
 pub mod model_card;
 mod moments;
 mod output;
 pub mod pipeline;
+pub mod precision;
 mod preflight;
 pub mod recipe;
 pub mod report;
@@ -93,6 +95,7 @@ pub use dry_run::{DryRun, dry_run};
 pub use error::{QuantError, Result};
 pub use output::REPORT_FILE;
 pub use pipeline::{Output, Progress, quantize};
+pub use precision::{Groups, Precision, Rule, Schemes};
 pub use preflight::NeedsText;
 pub use recipe::{
     Calibration, Clip, GroupScales, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind, Transform,

@@ -9,7 +9,10 @@ use qqq_backend::{Pieces, pool::num_threads};
 use qqq_formats::{Checkpoint, ModelConfig};
 use qqq_model::{Site, block::head_layout, names};
 
-use crate::{Propagation, Recipe, Transform, ValueHessian, self_samples, solve::ROWS_PER_TASK, windows};
+use crate::{
+    Propagation, Recipe, Schemes, Transform, ValueHessian, layer_bytes, self_samples, solve::ROWS_PER_TASK,
+    windows,
+};
 
 /// Program, tokenizer, thread stacks.
 const BASE: f64 = 70e6;
@@ -64,7 +67,13 @@ struct Phase {
 }
 
 /// The need of quantizing a checkpoint on a device. `samples`: whether the model writes its calibration text itself.
-pub(crate) fn of(checkpoint: &Checkpoint, recipe: &Recipe, samples: bool, pieces: Pieces) -> MemoryNeed {
+pub(crate) fn of(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    schemes: &Schemes,
+    samples: bool,
+    pieces: Pieces,
+) -> MemoryNeed {
     // A block-quantized type is widened to float32 when it is read.
     let width = |name: &str| match checkpoint.tensors.info(name).and_then(|info| info.dtype.size()) {
         Some(2) => 2.0,
@@ -74,7 +83,7 @@ pub(crate) fn of(checkpoint: &Checkpoint, recipe: &Recipe, samples: bool, pieces
         linear: width(&format!("{}.weight", names::linear(0, names::DOWN))),
         ends: width(names::EMBEDDING),
     };
-    need(&checkpoint.config, recipe, stored, samples, num_threads(), pieces)
+    need((&checkpoint.config, recipe, schemes), stored, samples, num_threads(), pieces)
 }
 
 /// Bytes of a weight when it has been read, before it becomes float32.
@@ -85,14 +94,13 @@ struct Stored {
 }
 
 fn need(
-    config: &ModelConfig,
-    recipe: &Recipe,
+    (config, recipe, schemes): (&ModelConfig, &Recipe, &Schemes),
     stored: Stored,
     samples: bool,
     threads: usize,
     pieces: Pieces,
 ) -> MemoryNeed {
-    let phases = Model::new(config, recipe, stored, threads, pieces).phases(samples);
+    let phases = Model::new((config, recipe, schemes), stored, threads, pieces).phases(samples);
     let mut need = MemoryNeed { bytes: 0, phase: "reading the model", least: 0 };
     for Phase { name, arrays, besides } in phases {
         // Sizes beyond all memory saturate.
@@ -109,6 +117,7 @@ fn need(
 struct Model<'a> {
     config: &'a ModelConfig,
     recipe: &'a Recipe,
+    schemes: &'a Schemes,
     stored: Stored,
     threads: f64,
     pieces: Pieces,
@@ -128,8 +137,7 @@ struct Model<'a> {
 
 impl<'a> Model<'a> {
     fn new(
-        config: &'a ModelConfig,
-        recipe: &'a Recipe,
+        (config, recipe, schemes): (&'a ModelConfig, &'a Recipe, &'a Schemes),
         stored: Stored,
         threads: usize,
         pieces: Pieces,
@@ -144,6 +152,7 @@ impl<'a> Model<'a> {
         Self {
             config,
             recipe,
+            schemes,
             stored,
             threads: threads as f64,
             pieces,
@@ -169,6 +178,21 @@ impl<'a> Model<'a> {
 
     fn weights(&self, linear: Site) -> f64 {
         self.outputs(linear) * self.inputs(linear)
+    }
+
+    /// The inputs of a site, as all windows hold them.
+    fn kept(&self, site: Site) -> f64 {
+        let on_host = self.pieces.on_host;
+        let bytes = self.schemes.largest(site, |scheme| layer_bytes::input(scheme, on_host));
+        self.tokens * self.inputs(site) * bytes
+    }
+
+    /// A block's layers as they are multiplied.
+    fn packed(&self) -> f64 {
+        Site::ALL
+            .map(|site| self.weights(site) * self.schemes.largest(site, layer_bytes::multiplied))
+            .iter()
+            .sum()
     }
 
     fn all_weights(&self) -> f64 {
@@ -357,12 +381,12 @@ impl<'a> Model<'a> {
         Phase {
             name: "comparing with the float model",
             arrays: self.always
-                + self.tokens * k
+                + self.kept(site)
                 + self.float_inputs(site)
                 + inputs
                 + self.waiting(site)
                 + 4.0 * layers
-                + 0.6 * self.all_weights()
+                + self.packed()
                 + 12.0 * k * k,
             besides: self.passes(self.pieces.lanes, each) + 8.0 * DEVIATION_TOKENS * k + BESIDE_LEFT,
         }
@@ -389,7 +413,7 @@ impl<'a> Model<'a> {
         Phase {
             name: "calibrating v",
             arrays: self.always
-                + self.tokens * self.hidden
+                + self.kept(Site::Qkv)
                 + 4.0 * self.weights(Site::Qkv)
                 + waiting(Site::O)
                 + beside
@@ -401,9 +425,8 @@ impl<'a> Model<'a> {
     /// The calibration stages of a quantized block. `waiting` is what the float layers from one on take that were
     /// transformed beforehand.
     fn stages(&self, waiting: &dyn Fn(Site) -> f64) -> Vec<Phase> {
-        // Codes and scales of a block's layers as they are multiplied.
-        let packed = 0.6 * self.all_weights();
-        let kept = self.tokens * self.hidden;
+        let packed = self.packed();
+        let kept = self.kept(Site::Qkv);
         // Where weights are corrected, the float layer before is kept, and what it takes.
         let float = |before: Site| match self.recipe.corrects() {
             true => self.float_inputs(before) + 4.0 * self.weights(before),
@@ -419,7 +442,7 @@ impl<'a> Model<'a> {
             Phase {
                 name: "calibrating down",
                 arrays: self.always
-                    + self.tokens * self.inner
+                    + self.kept(Site::Down)
                     + packed / 2.0
                     + waiting(Site::Down)
                     + float(Site::GateUp),
@@ -431,7 +454,7 @@ impl<'a> Model<'a> {
             Phase {
                 name: "summing the Hessian of down",
                 arrays: self.always
-                    + self.tokens * self.inner
+                    + self.kept(Site::Down)
                     + packed / 2.0
                     + waiting(Site::Down)
                     + float(Site::GateUp)
@@ -456,7 +479,7 @@ impl<'a> Model<'a> {
             let (n, k, weights) = (self.outputs(linear), self.inputs(linear), self.weights(linear));
             others -= weights;
             // Inputs that the next stage takes; float layers that wait; Hessians that do.
-            let kept = if quantized { self.tokens * k } else { 0.0 };
+            let kept = if quantized { self.kept(linear) } else { 0.0 };
             let held = smooth || !quantized && calibrates;
             let waiting = if held { 4.0 * others } else { 0.0 };
             let hessians = if quantized || !calibrates { 0.0 } else { 4.0 * self.inner * self.inner };

@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, path::Path};
 
+use qqq_formats::{Activations, CodeBits};
+
 use crate::{
     Clip, GroupScales, Propagation, Report, Result, RotationKind, Transform, ValueHessian, output,
     report::modules, rotation::Family,
@@ -63,25 +65,39 @@ fn render_into(
     measured: &[(String, String)],
 ) -> std::fmt::Result {
     let recipe = &report.recipe;
-    let weights = match recipe.group_size {
-        Some(g) => {
-            let integer = recipe.group_scales == GroupScales::Integer;
+    let kinds = report.kinds();
+    let half = recipe.activations == Activations::Half;
+    let weights = match (recipe.bits, recipe.group_size) {
+        _ if kinds.len() > 1 => kinds.join("; "),
+        (CodeBits::Eight, _) => "8-bit, one scale per output channel".into(),
+        (CodeBits::Four, Some(g)) => {
+            let integer = recipe.group_scales == GroupScales::Integer && !half;
             let scales = if integer { ", whose scales are integer multiples of the channel's" } else { "" };
             format!("4-bit, groups of {g} input channels{scales}")
         }
-        None => "4-bit, one scale per output channel".into(),
+        (CodeBits::Four, None) => "4-bit, one scale per output channel".into(),
     };
-    writeln!(card, "---\ntags:\n- qqq\n- w4a8")?;
+    let bits = if kinds.len() > 1 { "mixed".into() } else { recipe.bits.get().to_string() };
+    let name = match kinds.len() {
+        0 | 1 => format!("W{bits}A{}", recipe.activations.bits()),
+        _ => format!("mixed precision, A{}", recipe.activations.bits()),
+    };
+    let tag = if kinds.len() > 1 { "mixed-precision".into() } else { name.to_lowercase() };
+    writeln!(card, "---\ntags:\n- qqq\n- {tag}")?;
     for line in license {
         writeln!(card, "{line}")?;
     }
     writeln!(card, "---\n")?;
-    writeln!(card, "# {} in W4A8\n", report.model)?;
+    writeln!(card, "# {} in {name}\n", report.model)?;
     writeln!(
         card,
-        "{} with 4-bit weights and 8-bit activations in all linear layers of its blocks, made by `qqq` {}. Embedding, \
+        "{} with {} and {}-bit activations in {} linear layers of its blocks, made by `qqq` {}. Embedding, \
          output head and norms are kept in 16 bits.\n",
-        report.model, report.version
+        report.model,
+        if kinds.len() > 1 { "weights of mixed precision".into() } else { format!("{bits}-bit weights") },
+        recipe.activations.bits(),
+        if report.float_layers.is_empty() { "all" } else { "the quantized" },
+        report.version
     )?;
     if let Some(whole) = &report.text_part_of {
         writeln!(
@@ -91,7 +107,8 @@ fn render_into(
     }
     writeln!(card, "| | |\n|---|---|")?;
     writeln!(card, "| Weights | {weights} |")?;
-    writeln!(card, "| Activations | int8, one scale per token, found at run time |")?;
+    let activations = if half { "16 bits" } else { "int8, one scale per token, found at run time" };
+    writeln!(card, "| Activations | {activations} |")?;
     writeln!(card, "| Format | {} |", report.format)?;
     for (name, value) in recipe_rows(report) {
         writeln!(card, "| {name} | {value} |")?;

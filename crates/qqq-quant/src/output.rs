@@ -2,18 +2,19 @@
 
 use std::{borrow::Cow, io::ErrorKind, path::Path};
 
-use qqq_backend::Calibrate;
+use qqq_backend::{Calibrate, solve::Scheme};
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, FormatError, LayerScheme, ModelConfig, QuantizationConfig, QuantizedWeight,
+    Checkpoint, CheckpointFormat, FormatError, LayerScheme, LinearWeight, ModelConfig, QuantizationConfig,
     writer::{CheckpointWriter, Reservation},
 };
 use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
 use serde_json::{Value, json};
 
 use crate::{
-    Report, Result,
+    QuantError, Report, Result,
     half_type::{HalfType, some_rows},
     model_card,
+    preflight::Plan,
     resume::{Stopped, damaged},
 };
 
@@ -25,8 +26,7 @@ const DEVICE_ROWS: usize = 8192;
 pub(crate) struct OutputCheckpoint<'a> {
     checkpoint: &'a Checkpoint,
     writer: CheckpointWriter,
-    format: CheckpointFormat,
-    half: HalfType,
+    plan: &'a Plan,
 }
 
 impl<'a> OutputCheckpoint<'a> {
@@ -35,13 +35,12 @@ impl<'a> OutputCheckpoint<'a> {
         checkpoint: &'a Checkpoint,
         tokenizer: &Tokenizer,
         reservation: &Reservation,
-        format: CheckpointFormat,
-        half: HalfType,
+        plan: &'a Plan,
     ) -> Result<Self> {
         let writer = CheckpointWriter::reserved(reservation)?;
         // Now rather than at the end, so that a file that cannot be read costs no work.
         tokenizer.save(writer.staging())?;
-        Ok(Self { checkpoint, writer, format, half })
+        Ok(Self { checkpoint, writer, plan })
     }
 
     /// Goes on with the directory of a stopped run.
@@ -50,8 +49,7 @@ impl<'a> OutputCheckpoint<'a> {
         tokenizer: &Tokenizer,
         stopped: &Stopped,
         reservation: &Reservation,
-        format: CheckpointFormat,
-        half: HalfType,
+        plan: &'a Plan,
     ) -> Result<Self> {
         let directory = stopped.directory();
         let writer =
@@ -65,7 +63,7 @@ impl<'a> OutputCheckpoint<'a> {
             })?;
         // What lay there may have been changed.
         tokenizer.save(writer.staging())?;
-        Ok(Self { checkpoint, writer, format, half })
+        Ok(Self { checkpoint, writer, plan })
     }
 
     /// The tensors' files, for who keeps what is finished.
@@ -74,8 +72,8 @@ impl<'a> OutputCheckpoint<'a> {
     }
 
     /// One that is only counted.
-    pub(crate) fn counting(checkpoint: &'a Checkpoint, format: CheckpointFormat, half: HalfType) -> Self {
-        Self { checkpoint, writer: CheckpointWriter::counting(), format, half }
+    pub(crate) fn counting(checkpoint: &'a Checkpoint, plan: &'a Plan) -> Self {
+        Self { checkpoint, writer: CheckpointWriter::counting(), plan }
     }
 
     /// Where the files lie until all is done.
@@ -85,8 +83,8 @@ impl<'a> OutputCheckpoint<'a> {
 
     fn add_half(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
         let mut bytes = Vec::new();
-        self.half.append(name, values, &mut bytes)?;
-        Ok(self.writer.add(name, self.half.dtype(), shape, &bytes)?)
+        self.plan.half.append(name, values, &mut bytes)?;
+        Ok(self.writer.add(name, self.plan.half.dtype(), shape, &bytes)?)
     }
 
     /// The rows of the table `name` (`vocab x hidden`) as they are stored, scaled by channel and rotated where that is asked.
@@ -105,7 +103,7 @@ impl<'a> OutputCheckpoint<'a> {
             let count = most.min(vocab - first);
             let rows = some_rows(&data, hidden, first, count);
             if scale.is_none() && rotation.is_none() {
-                self.half.append(name, &rows.into_f32(), &mut bytes)?;
+                self.plan.half.append(name, &rows.into_f32(), &mut bytes)?;
                 continue;
             }
             let mut rows = b.weights(count, hidden, rows)?;
@@ -115,7 +113,7 @@ impl<'a> OutputCheckpoint<'a> {
             if let Some(rotation) = rotation {
                 b.rotate_inputs(&mut rows, rotation)?;
             }
-            self.half.append(name, &b.read_weights(&rows)?, &mut bytes)?;
+            self.plan.half.append(name, &b.read_weights(&rows)?, &mut bytes)?;
         }
         Ok(bytes)
     }
@@ -137,7 +135,7 @@ impl<'a> OutputCheckpoint<'a> {
     ) -> Result<Vec<u8>> {
         let embedding = self.embedding(b, rotation)?;
         let (vocab, hidden) = self.table_shape();
-        self.writer.add(names::EMBEDDING, self.half.dtype(), &[vocab, hidden], &embedding)?;
+        self.writer.add(names::EMBEDDING, self.plan.half.dtype(), &[vocab, hidden], &embedding)?;
         Ok(embedding)
     }
 
@@ -155,7 +153,7 @@ impl<'a> OutputCheckpoint<'a> {
         if !tied || rotation.is_some() {
             let source = if tied { names::EMBEDDING } else { names::LM_HEAD };
             let head = self.table(b, source, rotation.map(|_| norm.as_slice()), rotation)?;
-            self.writer.add(names::LM_HEAD, self.half.dtype(), &[vocab, hidden], &head)?;
+            self.writer.add(names::LM_HEAD, self.plan.half.dtype(), &[vocab, hidden], &head)?;
         }
         if rotation.is_some() {
             norm.fill(1.0 - offset);
@@ -177,22 +175,35 @@ impl<'a> OutputCheckpoint<'a> {
         &mut self,
         index: usize,
         site: Site,
-        weight: &QuantizedWeight,
+        weight: &LinearWeight,
         bias: Option<&[f32]>,
     ) -> Result<()> {
         let mut first = 0;
         for (module, count) in site.modules(&self.checkpoint.config) {
             let prefix = names::linear(index, module);
             let rows = first..first + count;
-            let part = if count == weight.out_features {
-                Cow::Borrowed(weight)
-            } else {
-                Cow::Owned(weight.rows(rows.clone()).ok_or_else(|| {
-                    FormatError::Layout(format!("{prefix}: channels {rows:?} of {}", weight.out_features))
-                })?)
-            };
-            let scheme = LayerScheme::w4a8(self.format, part.scales.group_size());
-            self.writer.add_linear(&prefix, &part, scheme)?;
+            match (weight, self.plan.schemes.at(index, site)) {
+                (LinearWeight::Quantized(weight) | LinearWeight::WeightOnly { weight, .. }, Some(scheme)) => {
+                    let part = if count == weight.out_features {
+                        Cow::Borrowed(weight)
+                    } else {
+                        Cow::Owned(weight.rows(rows.clone()).ok_or_else(|| {
+                            let channels = weight.out_features;
+                            FormatError::Layout(format!("{prefix}: channels {rows:?} of {channels}"))
+                        })?)
+                    };
+                    self.writer.add_linear(&prefix, &part, stored_as(self.plan.format, scheme)?)?;
+                }
+                (LinearWeight::Float { in_features, data, .. }, None) => {
+                    let part = some_rows(data, *in_features, first, count);
+                    self.writer.add_float(&format!("{prefix}.weight"), &[count, *in_features], &part)?;
+                }
+                _ => {
+                    return Err(QuantError::Recipe(format!(
+                        "{prefix} has become something else than planned"
+                    )));
+                }
+            }
             if let Some(bias) = bias {
                 self.add_half(&format!("{prefix}.bias"), &[count], &bias[rows])?;
             }
@@ -201,12 +212,30 @@ impl<'a> OutputCheckpoint<'a> {
         Ok(())
     }
 
-    /// A checkpoint of what is written, to be read before more is; `group_size` as the recipe has it.
-    pub(crate) fn so_far(&mut self, group_size: Option<usize>) -> Result<Checkpoint> {
+    /// Which layers are stored in which way.
+    fn quantization(&self) -> Result<QuantizationConfig> {
+        let Plan { format, schemes, .. } = self.plan;
+        let most = schemes.most();
+        let Some(others) = most else { return Err(QuantError::Recipe("no layer is quantized".into())) };
+        if *format == CheckpointFormat::Qqq {
+            return Ok(QuantizationConfig::uniform(*format, others.group_size));
+        }
+        let mut rules = Vec::new();
+        for (index, site, scheme) in schemes.all().filter(|(.., scheme)| *scheme != most) {
+            let stored = scheme.map(|scheme| stored_as(*format, scheme)).transpose()?;
+            let modules = site.module_names(&self.checkpoint.config).into_iter();
+            rules.extend(modules.map(|module| (names::linear(index, module), stored)));
+        }
+        let rules = rules.iter().map(|(name, scheme)| (name.as_str(), *scheme));
+        Ok(QuantizationConfig::by_module(stored_as(*format, others)?, rules)?)
+    }
+
+    /// A checkpoint of what is written, to be read before more is.
+    pub(crate) fn so_far(&mut self) -> Result<Checkpoint> {
         let path = self.writer.staging().to_owned();
-        let quantization = QuantizationConfig::uniform(self.format, group_size);
+        let quantization = self.quantization()?;
         let source = &self.checkpoint.config;
-        let value = config_json(source, self.half, Some(&quantization), source.tie_word_embeddings);
+        let value = config_json(source, self.plan.half, Some(&quantization), source.tie_word_embeddings);
         Ok(Checkpoint {
             config: ModelConfig::from_value(&path, value)?,
             tensors: Box::new(self.writer.so_far()?),
@@ -231,11 +260,11 @@ impl<'a> OutputCheckpoint<'a> {
     /// Writes everything else and gives the directory its name.
     pub(crate) fn finish(self, report: &Report) -> Result<()> {
         let staging = self.writer.staging();
-        let quantization = QuantizationConfig::uniform(self.format, report.recipe.group_size);
+        let quantization = self.quantization()?;
         let rotated = report.recipe.transform == crate::Transform::Rotate;
         let config = &self.checkpoint.config;
         let tied = config.tie_word_embeddings && !rotated;
-        let value = config_json(config, self.half, Some(&quantization), tied);
+        let value = config_json(config, self.plan.half, Some(&quantization), tied);
         write_json(&staging.join("config.json"), &value)?;
         let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
         write_json(&staging.join(REPORT_FILE), &value)?;
@@ -245,6 +274,11 @@ impl<'a> OutputCheckpoint<'a> {
         model_card::write(staging, report, &license, &[])?;
         Ok(self.writer.finish()?)
     }
+}
+
+/// How a format stores layers of a scheme.
+fn stored_as(format: CheckpointFormat, scheme: Scheme) -> Result<LayerScheme> {
+    Ok(LayerScheme::new(format, scheme.bits, scheme.activations, scheme.group_size)?)
 }
 
 /// The `config.json` of what is made of a model.

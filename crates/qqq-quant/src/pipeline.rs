@@ -4,12 +4,13 @@ use std::{sync::Arc, time::Instant};
 
 use qqq_backend::Calibrate;
 use qqq_formats::{Checkpoint, CheckpointFormat, ModelConfig, size, writer::Reservation};
-use qqq_model::{Decoder, ModelError, RopeChoice, TensorBytes, Tokenizer, memory, rope};
+use qqq_model::{Decoder, ModelError, RopeChoice, TensorBytes, Tokenizer, memory, names, rope};
 
 use crate::{
-    Calibration, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
+    Calibration, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Schemes, Transform,
     calibration::{self, CalibrationText, Read, Source},
     estimate::Estimate,
+    float_linear::module,
     float_stream::FloatStream,
     half_type::HalfType,
     output::OutputCheckpoint,
@@ -127,6 +128,7 @@ pub fn quantize<'a, B: Calibrate>(
             calibration_data: if plan.calibrates { calibration.source.describe() } else { "none".into() },
             calibration_tokens: tokens.iter().map(Vec::len).sum(),
             layers: run.layers,
+            float_layers: float_layers(&plan.schemes),
             smoothing: run.smoothing,
             rotation: rotations.as_ref().map(|rotations| rotations.report()),
             warnings,
@@ -200,7 +202,7 @@ pub(crate) fn begin<B: Calibrate, T>(
     let plan = preflight::check::<B>(checkpoint, recipe, format, samples)?;
     let config = &checkpoint.config;
     let on_its_own = match backend.free_memory()? {
-        Some(free) => Some((preflight::check_device(config, recipe, free)?, free)),
+        Some(free) => Some((preflight::check_device(config, recipe, &plan.schemes, free)?, free)),
         None => None,
     };
     let kept = match &target {
@@ -215,26 +217,20 @@ pub(crate) fn begin<B: Calibrate, T>(
     let stopped = stopped.flatten();
     let first = stopped.as_ref().map_or(0, Stopped::blocks);
     let mut writer = match (&target, &stopped) {
-        (Target::Nowhere(_), _) => OutputCheckpoint::counting(checkpoint, plan.format, plan.half),
-        (Target::Directory(output), Some(stopped)) => OutputCheckpoint::resumed(
-            checkpoint,
-            tokenizer,
-            stopped,
-            output.reservation,
-            plan.format,
-            plan.half,
-        )?,
+        (Target::Nowhere(_), _) => OutputCheckpoint::counting(checkpoint, &plan),
+        (Target::Directory(output), Some(stopped)) => {
+            OutputCheckpoint::resumed(checkpoint, tokenizer, stopped, output.reservation, &plan)?
+        }
         (Target::Directory(output), None) => {
             let reservation = output.reservation;
-            let writer =
-                OutputCheckpoint::create(checkpoint, tokenizer, reservation, plan.format, plan.half)?;
-            preflight::check_space(config, recipe, writer.staging())?;
+            let writer = OutputCheckpoint::create(checkpoint, tokenizer, reservation, &plan)?;
+            preflight::check_space(config, recipe, &plan.schemes, writer.staging())?;
             writer
         }
     };
 
     let slowness = Slowness::measured(backend)?;
-    let estimate = Estimate::new(config, recipe, calibration.source, &slowness, B::PIECES);
+    let estimate = Estimate::new(config, recipe, &plan.schemes, calibration.source, &slowness, B::PIECES);
     let mut work = Work::new(progress, &estimate, config.num_layers - first);
     if let Some(note) = note {
         work.note(&note);
@@ -289,7 +285,7 @@ pub(crate) fn begin<B: Calibrate, T>(
             config.num_layers
         ));
     } else if let Some(keeper) = &mut keeper {
-        let output = preflight::output_bytes(config, recipe);
+        let output = preflight::output_bytes(config, recipe, &plan.schemes);
         keeper.check_room(output).iter().for_each(|reason| work.note(reason));
     }
 
@@ -354,6 +350,7 @@ pub(crate) fn begin<B: Calibrate, T>(
     let mut run = Run {
         checkpoint,
         recipe,
+        schemes: &plan.schemes,
         half: plan.half,
         scale_dtype: scale_dtype(plan.format, plan.half),
         around,
@@ -374,7 +371,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         let again = (first - passed) as f64;
         run.work.add(run.estimate.replay().part(again));
         run.work.add(run.estimate.replay_float().part(again));
-        let written = writer.so_far(recipe.group_size)?;
+        let written = writer.so_far()?;
         for index in passed..first {
             run.replay(index, &mut live, &written)?;
         }
@@ -389,6 +386,12 @@ fn any_windows(config: &ModelConfig, calibration: &Calibration) -> Vec<Vec<u32>>
     let token = |i: usize| (i * 7919 % config.vocab_size) as u32;
     let window = |w: usize| (0..calibration.window).map(|i| token(w * calibration.window + i)).collect();
     (0..calibration.windows).map(window).collect()
+}
+
+/// Names of the layers that stay in 16 bits.
+fn float_layers(schemes: &Schemes) -> Vec<String> {
+    let float = schemes.all().filter(|(.., scheme)| scheme.is_none());
+    float.map(|(block, site, _)| names::linear(block, module(site))).collect()
 }
 
 /// Precision of scales in a format.

@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use qqq_backend::Calibrate;
-use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, disk, qqq, size};
+use qqq_backend::{Calibrate, solve::Scheme};
+use qqq_formats::{Activations, Checkpoint, CheckpointFormat, DType, ModelConfig, disk, qqq, size};
 use qqq_model::{Site, memory, names};
 
 use crate::{
-    Clip, OutputFormat, Propagation, QuantError, Recipe, Result, Transform,
+    Clip, OutputFormat, Propagation, QuantError, Recipe, Result, Schemes, Transform,
     clip::Grid,
     device_need,
     half_type::HalfType,
+    layer_bytes,
     memory_need::{self, MemoryNeed},
     recipe::MAX_DAMPING,
     resolved::no_rotation,
@@ -22,6 +23,8 @@ use crate::{
 pub(crate) struct Plan {
     /// Form to write.
     pub format: CheckpointFormat,
+    /// What becomes of each layer.
+    pub schemes: Schemes,
     /// Type of what stays 16-bit.
     pub half: HalfType,
     /// Whether calibration text is needed at all.
@@ -74,10 +77,15 @@ impl Recipe {
 ///
 /// # Errors
 /// It has not: the message says how many windows fit.
-pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> Result<u64> {
+pub(crate) fn check_device(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    schemes: &Schemes,
+    free: u64,
+) -> Result<u64> {
     let with = |windows: usize| {
         let calibration = crate::Calibration { windows, ..recipe.calibration };
-        device_need::bytes(config, &Recipe { calibration, ..recipe.clone() })
+        device_need::bytes(config, &Recipe { calibration, ..recipe.clone() }, schemes)
     };
     let need = with(recipe.calibration.windows);
     if need <= free {
@@ -92,7 +100,7 @@ pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> 
         ways.push(format!("ask for fewer calibration windows ({fewer} fit)"));
     }
     let uncorrected = Recipe { error_correction: 0.0, ..recipe.clone() };
-    if recipe.corrects() && device_need::bytes(config, &uncorrected) <= free {
+    if recipe.corrects() && device_need::bytes(config, &uncorrected, schemes) <= free {
         ways.push("leave errors uncorrected (--error-correction 0)".to_owned());
     }
     ways.push("quantize on the CPU (--device cpu)".to_owned());
@@ -166,14 +174,15 @@ pub(crate) fn check<B: Calibrate>(
         ));
     }
     check_correction(recipe)?;
-    let memory = memory_need::of(checkpoint, recipe, samples, B::PIECES);
+    let schemes = Schemes::of(config, recipe)?;
+    let memory = memory_need::of(checkpoint, recipe, &schemes, samples, B::PIECES);
     check_memory(&memory, recipe)?;
-    check_shapes(config, recipe.group_size)?;
+    check_schemes(config, &schemes)?;
     qqq_model::check_tensors(checkpoint)?;
-    let format = choose_format(config, recipe.group_size, format)?;
+    let format = format_of(config, &schemes, format)?;
     let half = kept_type(checkpoint)?;
     let already_quantized = source_types::already_quantized(checkpoint);
-    Ok(Plan { format, half, calibrates, memory, already_quantized })
+    Ok(Plan { format, schemes, half, calibrates, memory, already_quantized })
 }
 
 /// Refuses a correction of which nothing would come.
@@ -220,14 +229,35 @@ fn check_memory(need: &MemoryNeed, recipe: &Recipe) -> Result<()> {
     )))
 }
 
-pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
-    if let Some(g) = group_size
-        && ![32, 64, 128].contains(&g)
-    {
-        return Err(QuantError::Recipe(format!(
-            "group size {g} is not supported: 32, 64, 128, or per channel"
-        )));
+/// Checks that the kernels take the layers.
+fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
+    if let Some(one) = schemes.one() {
+        return check_shapes(config, one.group_size);
     }
+    check_shapes(config, None)?;
+    for (block, site, scheme) in schemes.all() {
+        let k = site.in_features(config);
+        let Some(g) = scheme.and_then(|scheme| scheme.group_size) else { continue };
+        check_group_size(g)?;
+        if !k.is_multiple_of(g) {
+            return Err(QuantError::Recipe(format!(
+                "groups of {g} do not divide the {k} inputs of {} in block {block}; give it another group size by a rule, or                  int4:channel",
+                site.module_names(config).join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_group_size(g: usize) -> Result<()> {
+    match g {
+        32 | 64 | 128 => Ok(()),
+        _ => Err(QuantError::Recipe(format!("group size {g} is not supported: 32, 64, 128, or per channel"))),
+    }
+}
+
+pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
+    group_size.map_or(Ok(()), check_group_size)?;
     for (module, n, k) in linear_shapes(config) {
         if n % 16 != 0 || k % 16 != 0 {
             return Err(QuantError::Recipe(format!(
@@ -250,6 +280,24 @@ pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> R
         }
     }
     Ok(())
+}
+
+/// The form of layers that may be of several kinds.
+fn format_of(config: &ModelConfig, schemes: &Schemes, format: OutputFormat) -> Result<CheckpointFormat> {
+    match schemes.one() {
+        Some(one) if one == Scheme::w4a8(one.group_size) => choose_format(config, one.group_size, format),
+        one if format == OutputFormat::Qqq => {
+            let what = one.map_or("layers of several kinds".into(), |scheme| match scheme.activations {
+                Activations::Half => "16-bit activations".to_owned(),
+                Activations::Int8 => "8-bit weights".to_owned(),
+            });
+            Err(QuantError::Recipe(format!(
+                "the qqq format holds 4-bit weights of one group size for int8 activations alone, and this recipe makes {what}; \
+                 use the compressed-tensors format, which holds these too"
+            )))
+        }
+        _ => Ok(CheckpointFormat::CompressedTensors),
+    }
 }
 
 pub(crate) fn choose_format(
@@ -280,22 +328,29 @@ pub(crate) fn choose_format(
 }
 
 /// Bytes that the checkpoint will take, to a few percent.
-pub(crate) fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
-    let block: usize = linear_shapes(config)
-        .iter()
-        .map(|(_, n, k)| n * k / 2 + 4 * n + recipe.group_size.map_or(0, |g| 2 * n * (k / g)))
+pub(crate) fn output_bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Schemes) -> u64 {
+    let layers: usize = schemes
+        .all()
+        .map(|(_, site, scheme)| {
+            layer_bytes::stored(scheme, site.out_features(config), site.in_features(config))
+        })
         .sum();
     let table = 2 * config.vocab_size * config.hidden_size;
     let own_head = !config.tie_word_embeddings || recipe.transform == Transform::Rotate;
     let tables = if own_head { 2 * table } else { table };
     // Tokenizer, configuration, report.
     let files = 4 << 20;
-    (block * config.num_layers + tables + files) as u64
+    (layers + tables + files) as u64
 }
 
 /// Refuses a disk that is too small. `directory` lies where the output will be.
-pub(crate) fn check_space(config: &ModelConfig, recipe: &Recipe, directory: &Path) -> Result<()> {
-    check_room(directory, output_bytes(config, recipe))
+pub(crate) fn check_space(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    schemes: &Schemes,
+    directory: &Path,
+) -> Result<()> {
+    check_room(directory, output_bytes(config, recipe, schemes))
 }
 
 /// Refuses a disk that has no room for a checkpoint of so many bytes. `directory` lies where it will be.

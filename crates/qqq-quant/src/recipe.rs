@@ -1,6 +1,9 @@
 //! What to do to a model.
 
+use qqq_formats::{Activations, CodeBits};
 use serde::{Deserialize, Serialize};
+
+use crate::precision::{self, Rule};
 
 // The first paragraph of a variant's documentation is its help on a command line (feature `clap`), without the full stop.
 
@@ -127,8 +130,17 @@ pub struct Recipe {
     pub transform: Transform,
     /// Kind of rotation, where there is one.
     pub rotation: RotationKind,
+    /// Bits of the weights where no rule says otherwise; 8 go with `group_size: None`. Reports of before there was a choice: 4.
+    #[serde(with = "precision::bits", default = "precision::bits::four")]
+    pub bits: CodeBits,
+    /// What quantized layers multiply. Reports of before there was a choice: int8.
+    #[serde(with = "precision::activations", default = "precision::activations::int8")]
+    pub activations: Activations,
     /// `None`: per channel; else 32, 64 or 128.
     pub group_size: Option<usize>,
+    /// Layers that become something else; the last rule that names a layer counts.
+    #[serde(default)]
+    pub rules: Vec<Rule>,
     /// How scales of groups are kept; without groups this says nothing. Reports of before there was a choice: float16.
     #[serde(default)]
     pub group_scales: GroupScales,
@@ -160,7 +172,10 @@ impl Recipe {
     pub const DEFAULT: Self = Self {
         transform: Transform::Auto,
         rotation: RotationKind::Hadamard,
+        bits: CodeBits::Four,
+        activations: Activations::Int8,
         group_size: Some(64),
+        rules: Vec::new(),
         group_scales: GroupScales::Integer,
         compensate: true,
         clip: Clip::Output,

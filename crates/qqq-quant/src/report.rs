@@ -1,9 +1,12 @@
 //! What a quantization did.
 
+use std::collections::BTreeSet;
+
+use qqq_backend::solve::Scheme;
 use qqq_formats::size::bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Recipe, rotation::Family};
+use crate::{Precision, Recipe, rotation::Family};
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
 /// two.
@@ -22,6 +25,9 @@ pub(crate) mod modules {
 pub struct LayerReport {
     /// Name as in the model, such as `model.layers.0.self_attn.qk_proj`.
     pub name: String,
+    /// What its weights have become; reports of versions that did not say have nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     /// Output channels: rows of the weight.
     pub out_features: usize,
     /// Input channels: columns of the weight.
@@ -132,6 +138,9 @@ pub struct Report {
     pub calibration_tokens: usize,
     /// Every layer that was solved, in the order of computation.
     pub layers: Vec<LayerReport>,
+    /// Layers that stay in 16 bits by a rule of the recipe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub float_layers: Vec<String>,
     /// Every site that was smoothed; empty for other transforms.
     pub smoothing: Vec<SmoothReport>,
     /// Rotation, where there is one (and the report is not of a version that did not say).
@@ -159,6 +168,41 @@ pub struct Report {
 }
 
 impl Report {
+    /// What the weights have become: each kind with its layers, and in how many of the blocks, where not in all.
+    pub fn kinds(&self) -> Vec<String> {
+        let recipe = &self.recipe;
+        let of_all = Precision::of(Some(Scheme {
+            bits: recipe.bits,
+            activations: recipe.activations,
+            group_size: recipe.group_size,
+        }));
+        let solved = self.layers.iter().map(|layer| (layer.name.as_str(), layer.precision.unwrap_or(of_all)));
+        let float = self.float_layers.iter().map(|name| (name.as_str(), Precision::Float));
+        let all: Vec<(&str, Precision)> = solved.chain(float).collect();
+        let mut kinds: Vec<Precision> = Vec::new();
+        for (_, kind) in &all {
+            if !kinds.contains(kind) {
+                kinds.push(*kind);
+            }
+        }
+        if let [one] = kinds[..] {
+            return vec![one.to_string()];
+        }
+        let blocks = all.iter().map(|(name, _)| name.split('.').nth(2)).collect::<BTreeSet<_>>().len();
+        let named = |kind: &Precision| {
+            let modules = modules::ALL.iter().filter_map(|module| {
+                let count = all.iter().filter(|(name, of)| of == kind && name.ends_with(module)).count();
+                match count {
+                    0 => None,
+                    count if count == blocks => Some((*module).to_owned()),
+                    count => Some(format!("{module} of {count} blocks")),
+                }
+            });
+            format!("{kind}: {}", modules.collect::<Vec<_>>().join(", "))
+        };
+        kinds.iter().map(named).collect()
+    }
+
     /// What became smaller and what did not, for people: names and values.
     pub fn size_rows(&self) -> Vec<(&'static str, String)> {
         let against = |(before, after): (u64, u64)| format!("{}, before {}", bytes(after), bytes(before));

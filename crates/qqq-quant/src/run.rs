@@ -8,7 +8,10 @@ mod replay;
 
 use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 
-use qqq_backend::{Calibrate, InputKind, solve::Correction};
+use qqq_backend::{
+    Calibrate, InputKind,
+    solve::{Correction, Scheme},
+};
 use qqq_formats::{Checkpoint, QuantizedWeight};
 use qqq_model::{
     Block, BlockNorms, Site,
@@ -19,7 +22,7 @@ use qqq_model::{
 use self::layers::{input_of, join, zeros};
 
 use crate::{
-    Propagation, QuantError, Recipe, Result, ValueHessian,
+    Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
@@ -42,6 +45,8 @@ use crate::{
 pub(crate) struct Run<'a, B: Calibrate> {
     pub checkpoint: &'a Checkpoint,
     pub recipe: &'a Recipe,
+    /// What becomes of each layer.
+    pub schemes: &'a Schemes,
     pub half: HalfType,
     pub scale_dtype: ScaleDType,
     pub around: Surroundings<'a, B>,
@@ -129,7 +134,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 };
                 let context = SmoothContext {
                     around: self.around,
-                    group_size: self.recipe.group_size,
+                    schemes: self.schemes.block(index),
                     half: self.half,
                     options: SearchOptions::default(),
                 };
@@ -174,7 +179,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
     ) -> Result<()> {
         for site in Site::ALL {
             let layer = self.take(index, float, site, None)?;
-            let weight = self.solve(index, module(site), &layer, 0..layer.n, None)?;
+            let weight = match self.schemes.at(index, site) {
+                Some(scheme) => {
+                    let weight = self.solve(index, module(site), scheme, &layer, 0..layer.n, None)?;
+                    scheme.layer(weight, self.half.dtype())
+                }
+                None => self.keep_float(index, site, &layer)?,
+            };
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
         }
         Ok(())
@@ -194,7 +205,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         self.timings.transform += clock.elapsed().as_secs_f64();
 
         let name = format!("model.layers.{index}");
-        let attends = self.attends();
+        let attends = self.attends() && self.schemes.at(index, Site::Qkv).is_some();
         let sums = self.stage(index, self.estimate.float_pass, "calibrating", |wave| {
             windows.float_pass(&name, &live, attends, wave)
         })?;
@@ -204,6 +215,11 @@ impl<'a, B: Calibrate> Run<'a, B> {
         for site in Site::ALL {
             let Some(sum) = sums[site].take() else { continue };
             let layer = self.take(index, &mut float, site, None)?;
+            let Some(scheme) = self.schemes.at(index, site) else {
+                let weight = self.keep_float(index, site, &layer)?;
+                self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
+                continue;
+            };
             let inputs = Sums::plain(sum).moments(self.around.backend)?;
             let averages = |_: &mut Self, _: &QuantizedWeight| {
                 attended
@@ -211,8 +227,9 @@ impl<'a, B: Calibrate> Run<'a, B> {
                     .map(Sums::plain)
                     .ok_or_else(|| QuantError::Recipe("a float pass has left no averages".into()))
             };
-            let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
+            let weight = self.solve_site(index, site, scheme, &layer, &inputs, averages)?;
             drop(inputs);
+            let weight = scheme.layer(weight, self.half.dtype());
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
         }
         Ok(())
@@ -246,7 +263,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
             (idle && !float.reads() && !is_last).then(|| Ahead::read_block(scope, checkpoint, next_block));
         let name = format!("model.layers.{index}");
         let units = self.estimate.stages;
-        let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Int8)?;
+        let schemes = self.schemes.block(index);
+        // Each layer is calibrated on such inputs as it will take.
+        let kind = |site: Site| schemes[site].map_or(InputKind::Float, Scheme::input_kind);
+        let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Float)?;
+        for site in Site::ALL {
+            *live.layer_mut(site) = Layer::Awaited(kind(site));
+        }
         let mut stream = self.float_stream.take();
         let mut beside = match &stream {
             Some(_) => {
@@ -256,10 +279,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
         };
         let mut before = None;
         for site in Site::ALL {
+            let is_solved = schemes[site].is_some();
             let what = format!("calibrating {}", input_of(site));
-            let gram = self
-                .stage(index, units.site(site), &what, |wave| windows.sum_input(&name, &live, site, wave))?;
-            let mut sums = Sums::plain(gram);
+            let gram = self.stage(index, units.site(site), &what, |wave| match is_solved {
+                true => Ok(Some(windows.sum_input(&name, &live, site, wave)?)),
+                false => windows.go_on(&name, &live, site, wave).map(|()| None),
+            })?;
+            let mut sums = gram.map(Sums::plain);
             let mut early = None;
             if let (Some(stream), Some(beside)) = (&mut stream, &mut beside) {
                 // Through its last layer the float stream leaves the block as soon as it is there.
@@ -269,15 +295,21 @@ impl<'a, B: Calibrate> Run<'a, B> {
                     early = Some(layer);
                 }
                 let what = format!("{what} beside the float model");
-                sums.deviations = Some(self.stage(index, units.deviations(site), &what, |wave| {
-                    stream.sum_deviations(&name, beside, site, windows, !is_last, wave)
-                })?);
+                let leaves = !is_last;
+                self.stage(index, units.deviations(site), &what, |wave| match &mut sums {
+                    Some(sums) => {
+                        let deviations = stream.sum_deviations(&name, beside, site, windows, leaves, wave)?;
+                        sums.deviations = Some(deviations);
+                        Ok(())
+                    }
+                    None => stream.go_on(&name, beside, site, leaves, wave),
+                })?;
                 before.into_iter().chain(early.as_ref().map(|_| site)).for_each(|spent| {
                     *beside.layer_mut(spent) = Layer::Awaited(InputKind::Float);
                 });
             }
             if let Some(spent) = before.replace(site) {
-                *live.layer_mut(spent) = Layer::Awaited(InputKind::Int8);
+                *live.layer_mut(spent) = Layer::Awaited(kind(spent));
             }
             if is_last && site == Site::Down {
                 windows.clear();
@@ -299,18 +331,28 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 }
                 _ => {}
             }
-            let inputs = sums.moments(backend)?;
-            let averages = |run: &mut Self, qk: &QuantizedWeight| {
-                // Attention needs some v to run; its output is not looked at.
-                let any = zeros(layer.n - run.queries_and_keys(), layer.k, run.recipe.group_size);
-                *live.layer_mut(site) = run.pack(index, join(qk, &any)?, layer.bias.clone())?;
-                run.stage(index, units.attended, "calibrating v", |wave| match (&mut stream, &beside) {
-                    (Some(stream), Some(beside)) => stream.sum_attended(beside, windows, &live, wave),
-                    _ => Ok(Sums::plain(windows.sum_attended(&live, wave)?)),
-                })
+            let weight = match (schemes[site], sums) {
+                (Some(scheme), Some(sums)) => {
+                    let inputs = sums.moments(backend)?;
+                    let averages = |run: &mut Self, qk: &QuantizedWeight| {
+                        // Attention needs some v to run; its output is not looked at.
+                        let any = zeros(layer.n - run.queries_and_keys(), layer.k, scheme);
+                        let joined = scheme.layer(join(qk, &any)?, run.half.dtype());
+                        *live.layer_mut(site) = run.pack(index, joined, layer.bias.clone())?;
+                        run.stage(index, units.attended, "calibrating v", |wave| {
+                            match (&mut stream, &beside) {
+                                (Some(stream), Some(beside)) => {
+                                    stream.sum_attended(beside, windows, &live, wave)
+                                }
+                                _ => Ok(Sums::plain(windows.sum_attended(&live, wave)?)),
+                            }
+                        })
+                    };
+                    let weight = self.solve_site(index, site, scheme, &layer, &inputs, averages)?;
+                    scheme.layer(weight, self.half.dtype())
+                }
+                _ => self.keep_float(index, site, &layer)?,
             };
-            let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
-            drop(inputs);
             let FloatLinear { bias, .. } = layer;
             self.begin(index, self.estimate.pack.part(self.share(site)), "writing")?;
             if B::PIECES.on_host {
@@ -336,18 +378,19 @@ impl<'a, B: Calibrate> Run<'a, B> {
         &mut self,
         index: usize,
         site: Site,
+        scheme: Scheme,
         layer: &FloatLinear<B>,
         inputs: &Moments<B>,
         averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<Sums<B>>,
     ) -> Result<QuantizedWeight> {
         if site != Site::Qkv || !self.attends() {
-            return self.solve(index, module(site), layer, 0..layer.n, Some(inputs));
+            return self.solve(index, module(site), scheme, layer, 0..layer.n, Some(inputs));
         }
         let first_v = self.queries_and_keys();
-        let qk = self.solve(index, modules::QK, layer, 0..first_v, Some(inputs))?;
+        let qk = self.solve(index, modules::QK, scheme, layer, 0..first_v, Some(inputs))?;
         let averages = averages(self, &qk)?;
         let moments = value_moments(self.around.backend, averages, inputs)?;
-        let v = self.solve(index, modules::V, layer, first_v..layer.n, Some(&moments))?;
+        let v = self.solve(index, modules::V, scheme, layer, first_v..layer.n, Some(&moments))?;
         join(&qk, &v)
     }
 
@@ -382,6 +425,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         &mut self,
         index: usize,
         module: &str,
+        scheme: Scheme,
         layer: &FloatLinear<B>,
         rows: Range<usize>,
         moments: Option<&Moments<B>>,
@@ -391,7 +435,9 @@ impl<'a, B: Calibrate> Run<'a, B> {
         self.begin(index, self.estimate.solve(n, k), &format!("solving {module}"))?;
         let name = names::linear(index, module);
         let options = SolveOptions {
-            group_size: self.recipe.group_size,
+            bits: scheme.bits,
+            activations: scheme.activations,
+            group_size: scheme.group_size,
             group_scales: self.recipe.group_scales,
             compensate: self.recipe.compensate,
             clip: self.recipe.clip,
@@ -415,6 +461,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let scales = solved.weight.channel_scales();
         self.layers.push(LayerReport {
             name,
+            precision: Some(Precision::of(Some(scheme))),
             out_features: n,
             in_features: k,
             loss_nearest: solved.loss_nearest,

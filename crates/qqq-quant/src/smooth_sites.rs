@@ -7,9 +7,9 @@
 //!
 //! All of it happens where the weights lie: a candidate's scales go to the device, and its loss comes back.
 
-use qqq_backend::{Calibrate, InputKind};
+use qqq_backend::{Calibrate, InputKind, solve::Scheme};
 use qqq_model::{
-    Block, ModelError, Site,
+    Block, ModelError, Site, Sites,
     block::{Layer, Step, head_layout},
     names,
 };
@@ -28,8 +28,8 @@ use crate::{
 pub struct SmoothContext<'a, B: Calibrate> {
     /// Device and model.
     pub around: Surroundings<'a, B>,
-    /// Grid of the weights: `None` is per channel.
-    pub group_size: Option<usize>,
+    /// What becomes of the weights of each site; one that stays float is not searched.
+    pub schemes: Sites<Option<Scheme>>,
     /// Type of the norms on disk.
     pub half: HalfType,
     /// Extent of the search.
@@ -39,6 +39,7 @@ pub struct SmoothContext<'a, B: Calibrate> {
 /// A site whose scales are searched.
 struct Search<'s, B: Calibrate> {
     context: &'s SmoothContext<'s, B>,
+    scheme: Scheme,
     /// The float block.
     block: &'s Block<B>,
     site: Site,
@@ -84,6 +85,7 @@ impl<B: Calibrate> SmoothContext<'_, B> {
                 *float.layer_mut(spent) = Layer::Awaited(InputKind::Float);
             }
             *float.layer_mut(site) = block.layers[site].layer(b, index, site)?;
+            let Some(scheme) = self.schemes[site] else { continue };
             if site == Site::O && heads.num_heads != heads.num_kv_heads {
                 continue;
             }
@@ -91,8 +93,8 @@ impl<B: Calibrate> SmoothContext<'_, B> {
             let name = names::linear(index, module(site));
             let Some(x) = flow.input() else { continue };
             let layer = &block.layers[site];
-            let choice =
-                Search { context: self, block: &float, site, name: &name, x, layer }.run(&mut step)?;
+            let choice = Search { context: self, scheme, block: &float, site, name: &name, x, layer }
+                .run(&mut step)?;
             reports.push(SmoothReport {
                 site: name,
                 sigma: choice.sigma,
@@ -146,7 +148,7 @@ impl<B: Calibrate> Search<'_, B> {
         }
     }
 
-    /// How far the W4A8 layer's output is from the reference when its input channels are divided by `s` and its columns
+    /// How far the quantized layer's output is from the reference when its input channels are divided by `s` and its columns
     /// multiplied.
     fn distance(
         &self,
@@ -158,8 +160,8 @@ impl<B: Calibrate> Search<'_, B> {
         let (b, FloatLinear { weights, bias, .. }) = (step.backend, self.layer);
         let Candidate { input, linear, output } = candidate;
         let refused = |source| ModelError::Backend { name: "smoothing search".into(), source };
-        b.smooth_input(self.x, s, input)?;
-        b.round_scaled(weights, s, self.context.group_size, bias.as_deref(), linear).map_err(refused)?;
+        b.smooth_input(self.x, s, self.scheme.input_kind(), input)?;
+        b.round_scaled(weights, s, self.scheme, bias.as_deref(), linear).map_err(refused)?;
         let missing = || QuantError::Recipe("a candidate of the smoothing search has no layer".into());
         self.output(step, input, linear.as_ref().ok_or_else(missing)?, output)?;
         Ok(b.squared_distance(output, Some(reference))?)

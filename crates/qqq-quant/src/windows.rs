@@ -250,10 +250,31 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         Ok(BlockSums { sites: Sites::try_new(|_| sums.next().ok_or_else(missing))?, attended })
     }
 
-    /// Goes on to the input of a site, which is kept, and sums it.
+    /// Goes on to the input of a site, which is kept.
     ///
     /// # Errors
     /// States that are not finite; those of the backend and of `on_wave`.
+    pub fn go_on(
+        &mut self,
+        name: &str,
+        block: &Block<B>,
+        site: Site,
+        on_wave: &mut OnWave<'_>,
+    ) -> Result<()> {
+        let Surroundings { backend: b, config, .. } = self.around;
+        self.run(&[], on_wave, |step, flow, _| {
+            block.advance(step, flow, site)?;
+            flow.shed(b)?;
+            // A norm has just added what attention gives.
+            if site == Site::GateUp { check(b, name, config, flow) } else { Ok(()) }
+        })?;
+        Ok(())
+    }
+
+    /// Goes on to the input of a site, which is kept, and sums it.
+    ///
+    /// # Errors
+    /// As [`go_on`](Self::go_on).
     pub fn sum_input(
         &mut self,
         name: &str,
@@ -262,12 +283,7 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         on_wave: &mut OnWave<'_>,
     ) -> Result<B::Gram> {
         let Surroundings { backend: b, config, .. } = self.around;
-        self.run(&[], &mut |share| on_wave(share * FORWARD_SHARE), |step, flow, _| {
-            block.advance(step, flow, site)?;
-            flow.shed(b)?;
-            // A norm has just added what attention gives.
-            if site == Site::GateUp { check(b, name, config, flow) } else { Ok(()) }
-        })?;
+        self.go_on(name, block, site, &mut |share| on_wave(share * FORWARD_SHARE))?;
         let sum = b.gram_of(site.in_features(config), &self.inputs())?;
         on_wave(1.0)?;
         Ok(sum)

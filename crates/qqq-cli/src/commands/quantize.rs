@@ -9,6 +9,7 @@ use std::{
 
 use qqq_backend::pool;
 use qqq_cuda::CudaOptions;
+use qqq_formats::{Activations, CodeBits};
 use qqq_model::Tokenizer;
 use qqq_quant::{
     Clip, NeedsText, Output, OutputFormat, Recipe, Report, Resume,
@@ -36,10 +37,12 @@ Examples:
   qqq quantize Qwen/Qwen2.5-0.5B-Instruct -o qwen-w4a8
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
+  qqq quantize ./llama -o llama-mixed --group-size channel --rule down_proj=int8
   qqq quantize ./llama --dry-run
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt --resume
 
-The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One layer is in memory \
+The linear layers of the blocks become 4-bit (or what --bits and --rule say); embedding, output head and norms stay \
+16-bit. One layer is in memory \
 at a time, beside what the calibration text becomes on its way through the model; how much that takes, of the host's \
 memory and of a GPU's, is told at the beginning. A GPU's sums are in another order than a CPU's: its checkpoints are as \
 good, but not the same bytes. OUT appears only when it is complete. A run that is killed or interrupted leaves its \
@@ -300,6 +303,12 @@ fn summary(report: &Report, output: &Path) -> String {
     let worst = report.layers.iter().max_by(|a, b| a.loss.total_cmp(&b.loss));
     let t = &report.timings;
     let mut rows = vec![("written", output.display().to_string()), ("format", report.format.clone())];
+    let kinds = report.kinds();
+    let half = report.recipe.activations == Activations::Half;
+    if kinds.len() > 1 || half || report.recipe.bits == CodeBits::Eight {
+        let activations = if half { "16-bit" } else { "int8" };
+        rows.push(("weights", format!("{}; {activations} activations", kinds.join("; "))));
+    }
     rows.extend(report.size_rows());
     let (name, whose) = match report.recipe.calibrates() {
         true => ("output error", "output's square"),

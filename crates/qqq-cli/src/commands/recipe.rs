@@ -1,9 +1,10 @@
 //! Recipe options on the command line.
 
 use clap::ValueEnum;
+use qqq_formats::{Activations, CodeBits};
 use qqq_quant::{
-    Calibration, Clip, GroupScales, MAX_DAMPING, NeedsText, Propagation, Recipe, RotationKind, Transform,
-    ValueHessian,
+    Calibration, Clip, GroupScales, Groups, MAX_DAMPING, NeedsText, Precision, Propagation, Recipe,
+    RotationKind, Rule, Transform, ValueHessian,
 };
 
 use crate::{
@@ -35,6 +36,26 @@ impl GroupSize {
     }
 }
 
+/// Bits of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Bits {
+    /// 4 bits, in groups or per channel
+    #[value(name = "4")]
+    Four,
+    /// 8 bits, one scale an output channel
+    #[value(name = "8")]
+    Eight,
+}
+
+/// What quantized layers multiply.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum ActivationKind {
+    /// Quantized to int8, a scale a token: integer products
+    Int8,
+    /// 16 bits, as they are: weights alone are quantized
+    Half,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum Method {
     /// Hessian-based compensation: later columns make up for the rounding of earlier ones
@@ -56,6 +77,18 @@ pub struct RecipeArgs {
     /// Matrix of the rotation; giving it asks for --transform rotate
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.rotation)]
     rotation: RotationKind,
+    /// Bits of the weights; 8 are per channel
+    #[arg(long, value_enum, default_value_t = Bits::Four)]
+    bits: Bits,
+    /// What the layers multiply
+    #[arg(long, value_enum, default_value_t = ActivationKind::Int8)]
+    activations: ActivationKind,
+    /// Another precision for some layers, such as down_proj=int8: a module's name, or whole words of it (down_proj,
+    /// layers.0, layers.0.mlp.down_proj), or re:EXPRESSION, which must match from model.layers... on; then int4 (in the groups of
+    /// --group-size), int4:g32, int4:g64, int4:g128, int4:channel, int8 or float (16 bits, as it is). May be given several times:
+    /// the last that names a layer counts. q, k and v run as one layer and take one precision; so do gate and up
+    #[arg(long = "rule", value_name = "MODULE=PRECISION", value_parser = str::parse::<Rule>)]
+    rules: Vec<Rule>,
     /// Input channels that share a scale: smaller is more exact and a little larger and slower
     #[arg(long, value_enum, default_value_t = GroupSize::G64)]
     group_size: GroupSize,
@@ -139,7 +172,16 @@ impl RecipeArgs {
         let recipe = Recipe {
             transform: self.transform(),
             rotation: self.rotation,
-            group_size: self.group_size.channels(),
+            bits: match self.bits {
+                Bits::Four => CodeBits::Four,
+                Bits::Eight => CodeBits::Eight,
+            },
+            activations: match self.activations {
+                ActivationKind::Int8 => Activations::Int8,
+                ActivationKind::Half => Activations::Half,
+            },
+            group_size: self.group_size()?,
+            rules: self.rules.clone(),
             group_scales: self.group_scales.unwrap_or(Recipe::DEFAULT.group_scales),
             compensate: self.method == Method::Gptq,
             clip: self.clip(),
@@ -163,6 +205,25 @@ impl RecipeArgs {
             refuse_without_text(&recipe.needs_text())?;
         }
         Ok(recipe)
+    }
+
+    /// Input channels that share a scale; `None`: all of an output channel.
+    fn group_size(&self) -> anyhow::Result<Option<usize>> {
+        match (self.bits, self.group_size.channels()) {
+            (Bits::Four, groups) => Ok(groups),
+            (Bits::Eight, Some(size)) if self.given.has("group-size") => Err(bad_input_hint(
+                format!("--bits 8 takes one scale an output channel, no groups of {size}"),
+                "leave --group-size out, or take 4 bits",
+            )),
+            (Bits::Eight, _) => Ok(None),
+        }
+    }
+
+    /// Whether some layer has scales of groups beside those of channels.
+    fn has_group_scales(&self) -> bool {
+        let in_groups = |rule: &Rule| matches!(rule.precision, Precision::Int4(Groups::Of(_)));
+        let all = self.bits == Bits::Four && self.group_size != GroupSize::Channel;
+        self.activations == ActivationKind::Int8 && (all || self.rules.iter().any(in_groups))
     }
 
     /// Who names the rotation's matrix wants a rotation, on whatever model.
@@ -234,8 +295,12 @@ impl RecipeArgs {
         if let Some(option) = idle(!smooth, &["smooth-tokens"]) {
             return refuse(option, "without --transform smooth");
         }
-        if let Some(option) = idle(self.group_size == GroupSize::Channel, &["group-scales"]) {
-            return refuse(option, "without groups (--group-size 32, 64 or 128)");
+        if let Some(option) = idle(!self.has_group_scales(), &["group-scales"]) {
+            let why = match self.activations {
+                ActivationKind::Int8 => "without groups (--group-size 32, 64 or 128)",
+                ActivationKind::Half => "with --activations half, whose weights are multiplied in 16 bits",
+            };
+            return refuse(option, why);
         }
         if let Some(option) = idle(rtn, &["damping", "no-act-order"]) {
             return refuse(option, "with --method rtn");
@@ -300,204 +365,4 @@ fn refuse_without_text(needs: &[NeedsText]) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-    use crate::errors::Failure;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        recipe: RecipeArgs,
-        #[command(flatten)]
-        amount: AmountArgs,
-        #[arg(long)]
-        calibration: Option<String>,
-    }
-
-    #[test]
-    fn no_options_give_the_default_recipe() {
-        let line = Line::parse_from(["qqq"]);
-        assert_eq!(line.recipe.recipe(&line.amount).unwrap(), Recipe::DEFAULT);
-    }
-
-    fn recipe(options: &str) -> Result<Recipe, String> {
-        let line = Line::parse_from(["qqq"].into_iter().chain(options.split_whitespace()));
-        line.recipe.recipe(&line.amount).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn every_option_arrives() {
-        let want = Recipe {
-            transform: Transform::Smooth,
-            group_size: None,
-            clip: Clip::None,
-            act_order: false,
-            damping: 0.5,
-            value_hessian: ValueHessian::Input,
-            propagation: Propagation::Float,
-            error_correction: 0.0,
-            calibration: Calibration { windows: 3, window: 64, smooth_tokens: 32 },
-            seed: 7,
-            ..Recipe::DEFAULT
-        };
-        let options = "--transform smooth --group-size channel --clip none --no-act-order --damping 0.5 --value-hessian \
-                       input --propagation float --seed 7 --windows 3 --window 64 --smooth-tokens 32";
-        assert_eq!(recipe(options), Ok(want));
-        // Who names a matrix asks for the rotation.
-        let want = Recipe {
-            transform: Transform::Rotate,
-            rotation: RotationKind::Orthogonal,
-            group_scales: GroupScales::Half,
-            compensate: false,
-            error_correction: 0.0,
-            ..Recipe::DEFAULT
-        };
-        let options = "--rotation orthogonal --group-scales half --method rtn --clip output";
-        assert_eq!(recipe(options), Ok(want));
-        let want =
-            Recipe { compensate: false, clip: Clip::Weight, error_correction: 0.25, ..Recipe::DEFAULT };
-        assert_eq!(recipe("--error-correction 0.25 --method rtn"), Ok(want));
-        let auto = Recipe { seed: 1, ..Recipe::DEFAULT };
-        assert_eq!(recipe("--transform auto --seed 1"), Ok(auto));
-    }
-
-    #[test]
-    fn rounding_to_nearest_reads_no_text_unless_asked() {
-        let windows = |options: &str| recipe(options).unwrap().calibration.windows;
-        for (options, want) in [
-            ("--method rtn --clip none", 0),
-            ("--method rtn --clip weight --transform none", 0),
-            ("--method rtn", 0),
-            ("--method rtn --clip output", 32),
-            ("--method rtn --clip none --transform smooth", 1),
-            ("--method rtn --transform smooth", 1),
-            ("--method rtn --transform smooth --calibration x", 32),
-            ("--clip weight", 32),
-            ("--method rtn --error-correction 0.5", 32),
-            ("--method rtn --clip none --window 64", 32),
-            ("--method rtn --clip none --windows 4", 4),
-            ("--windows 4", 4),
-            ("", 32),
-        ] {
-            assert_eq!(windows(options), want, "{options}");
-        }
-    }
-
-    #[test]
-    fn scales_are_chosen_as_the_method_can() {
-        for (options, want) in [
-            ("", Clip::Output),
-            ("--method rtn", Clip::Weight),
-            ("--method rtn --calibration x", Clip::Weight),
-            ("--method rtn --clip output", Clip::Output),
-            ("--method rtn --clip none", Clip::None),
-            ("--clip weight", Clip::Weight),
-        ] {
-            assert_eq!(recipe(options).unwrap().clip, want, "{options}");
-        }
-    }
-
-    #[test]
-    fn errors_are_corrected_where_text_is_looked_at_anyway() {
-        for (options, want) in [
-            ("", Recipe::DEFAULT.error_correction),
-            ("--transform smooth --clip none", Recipe::DEFAULT.error_correction),
-            ("--error-correction 0", 0.0),
-            ("--error-correction 0.25", 0.25),
-            ("--propagation float", 0.0),
-            ("--method rtn", 0.0),
-            ("--method rtn --clip output", 0.0),
-            ("--method rtn --error-correction 1", 1.0),
-        ] {
-            assert_eq!(recipe(options).unwrap().error_correction, want, "{options}");
-        }
-    }
-
-    #[test]
-    fn options_that_would_do_nothing_are_refused() {
-        for (options, option, why) in [
-            ("--transform smooth --rotation hadamard", "--rotation", "--transform rotate"),
-            ("--transform none --rotation orthogonal", "--rotation", "--transform rotate"),
-            ("--smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
-            ("--transform auto --smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
-            ("--group-scales integer --group-size channel", "--group-scales", "--group-size 32"),
-            ("--method rtn --damping 0.01", "--damping", "--method rtn"),
-            ("--method rtn --no-act-order", "--no-act-order", "--method rtn"),
-            ("--method rtn --value-hessian input", "--value-hessian", "--clip output"),
-            ("--method rtn --clip weight --value-hessian input", "--value-hessian", "--clip output"),
-            ("--method rtn --clip none --propagation float", "--propagation", "--clip output"),
-            ("--method rtn --clip none --windows 0 --window 64", "--window", "--windows"),
-            ("--method rtn --clip none --windows 0 --transform none --seed 1", "--seed", "--windows"),
-            ("--method rtn --clip weight --transform none --seed 1", "--seed", "--windows"),
-            ("--transform smooth --window 64 --smooth-tokens 65", "--smooth-tokens 65", "which has 64"),
-        ] {
-            let error = recipe(options).unwrap_err();
-            assert!(error.starts_with(option) && error.contains(why), "{options}: {error}");
-        }
-        for good in [
-            "--transform rotate --rotation orthogonal",
-            "--transform smooth --smooth-tokens 64 --window 64",
-            "--method rtn --clip output --value-hessian input --propagation float",
-            "--method rtn --clip none --windows 0 --seed 1",
-            "--method rtn --clip none --windows 4 --window 64",
-            // A default that does not fit is not one that was given.
-            "--transform none --group-size channel --method rtn --clip none",
-            "--transform smooth --window 64",
-        ] {
-            assert!(recipe(good).is_ok(), "{good}: {:?}", recipe(good));
-        }
-    }
-
-    #[test]
-    fn what_needs_text_is_named_with_its_way_out() {
-        for (options, named, hint) in [
-            (
-                "--method rtn --clip output",
-                "--clip output",
-                "give --clip weight or none; or leave --windows out",
-            ),
-            ("--clip none", "--method gptq", "give --method rtn; or leave --windows out"),
-            (
-                "--method rtn --clip weight --transform smooth",
-                "--transform smooth",
-                "give another --transform; or leave --windows out",
-            ),
-            (
-                "--method rtn --error-correction 1",
-                "--error-correction",
-                "give --error-correction 0; or leave --windows out",
-            ),
-            (
-                "",
-                "--method gptq and --clip output",
-                "give --method rtn, and --clip weight or none; or leave --windows out",
-            ),
-        ] {
-            let line =
-                Line::parse_from(["qqq", "--windows", "0"].into_iter().chain(options.split_whitespace()));
-            let failure = Failure::of(&line.recipe.recipe(&line.amount).unwrap_err());
-            let message = format!("--windows 0 leaves no calibration text, which {named} cannot do without");
-            assert_eq!((failure.message, failure.hint.as_deref()), (message, Some(hint)), "{options}");
-        }
-        assert!(recipe("--windows 0 --method rtn --clip weight").is_ok());
-    }
-
-    #[test]
-    fn a_correction_that_cannot_be_is_refused() {
-        for strength in ["-0.1", "1.5", "NaN", "inf"] {
-            let error = recipe(&format!("--error-correction {strength}")).unwrap_err();
-            assert!(error.starts_with("--error-correction must be a number from 0 to 1"), "{error}");
-        }
-        let error = recipe("--error-correction 0.5 --propagation float").unwrap_err();
-        assert!(error.contains("--propagation float"), "{error}");
-        assert!(recipe("--error-correction 0 --propagation float").is_ok());
-    }
-
-    #[test]
-    fn a_random_seed_is_drawn() {
-        let seeds: Vec<u64> = (0..3).map(|_| recipe("--seed -1").unwrap().seed).collect();
-        assert!(seeds.iter().any(|s| *s != seeds[0]), "{seeds:?}");
-    }
-}
+mod tests;

@@ -6,7 +6,9 @@ use crate::shapes;
 const BF16: Stored = Stored { linear: 2.0, ends: 2.0 };
 
 fn of(recipe: &Recipe, samples: bool, threads: usize) -> MemoryNeed {
-    need(&shapes::llama_7b(32), recipe, BF16, samples, threads, CpuBackend::PIECES)
+    let config = shapes::llama_7b(32);
+    let schemes = Schemes::of(&config, recipe).unwrap();
+    need((&config, recipe, &schemes), BF16, samples, threads, CpuBackend::PIECES)
 }
 
 #[test]
@@ -51,7 +53,8 @@ fn plans_are_a_little_above_what_runs_took() {
         ((shapes::wide(), BF16), usual.clone(), 1.91e9),
         ((shapes::llama_7b(2), BF16), usual, 3.36e9),
     ] {
-        let need = need(&config, &recipe, stored, false, 2, CpuBackend::PIECES);
+        let schemes = Schemes::of(&config, &recipe).unwrap();
+        let need = need((&config, &recipe, &schemes), stored, false, 2, CpuBackend::PIECES);
         let ratio = need.bytes as f64 / peak;
         assert!((1.0..1.15).contains(&ratio), "{need:?} is {ratio} of {peak}");
     }
@@ -71,6 +74,11 @@ fn recipes_and_calibration_count() {
     // 32,768 tokens of hidden states, and of int8 inputs of down.
     let expected = RETAINED * f64::from(32_768 * (4 * 4096 + 11008));
     assert!((saved as f64 - expected).abs() < 10.0, "{saved} {expected}");
+    // Of float inputs of down, beside which the hidden states are the same.
+    let rules = vec!["down_proj=float".parse().unwrap()];
+    let wide = with(Recipe { rules, ..plain.clone() });
+    let more = RETAINED * 65_536.0 * 3.0 * 11008.0;
+    assert!((wide - base) as f64 > 0.9 * more, "{wide} {base}");
     let mut none = Recipe { compensate: false, ..plain };
     none.calibration.windows = 0;
     assert!(with(none) < base / 2);

@@ -92,7 +92,7 @@ fn summary(outcome: &Outcome) -> String {
         (
             "disk",
             format!(
-                "{} ({} of them 4-bit layers){}",
+                "{} ({} of them layers of the blocks){}",
                 format::bytes(needs.output_bytes),
                 format::bytes(needs.linear_bytes),
                 of_free(*disk_free).unwrap_or_default()

@@ -1,0 +1,212 @@
+use clap::Parser;
+
+use super::*;
+use crate::errors::Failure;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    amount: AmountArgs,
+    #[arg(long)]
+    calibration: Option<String>,
+}
+
+#[test]
+fn no_options_give_the_default_recipe() {
+    let line = Line::parse_from(["qqq"]);
+    assert_eq!(line.recipe.recipe(&line.amount).unwrap(), Recipe::DEFAULT);
+}
+
+fn recipe(options: &str) -> Result<Recipe, String> {
+    let line = Line::parse_from(["qqq"].into_iter().chain(options.split_whitespace()));
+    line.recipe.recipe(&line.amount).map_err(|e| e.to_string())
+}
+
+#[test]
+fn every_option_arrives() {
+    let want = Recipe {
+        transform: Transform::Smooth,
+        group_size: None,
+        clip: Clip::None,
+        act_order: false,
+        damping: 0.5,
+        value_hessian: ValueHessian::Input,
+        propagation: Propagation::Float,
+        error_correction: 0.0,
+        calibration: Calibration { windows: 3, window: 64, smooth_tokens: 32 },
+        seed: 7,
+        ..Recipe::DEFAULT
+    };
+    let options = "--transform smooth --group-size channel --clip none --no-act-order --damping 0.5 --value-hessian \
+                   input --propagation float --seed 7 --windows 3 --window 64 --smooth-tokens 32";
+    assert_eq!(recipe(options), Ok(want));
+    // Who names a matrix asks for the rotation.
+    let want = Recipe {
+        transform: Transform::Rotate,
+        rotation: RotationKind::Orthogonal,
+        group_scales: GroupScales::Half,
+        compensate: false,
+        error_correction: 0.0,
+        ..Recipe::DEFAULT
+    };
+    let options = "--rotation orthogonal --group-scales half --method rtn --clip output";
+    assert_eq!(recipe(options), Ok(want));
+    let want = Recipe { compensate: false, clip: Clip::Weight, error_correction: 0.25, ..Recipe::DEFAULT };
+    assert_eq!(recipe("--error-correction 0.25 --method rtn"), Ok(want));
+    let auto = Recipe { seed: 1, ..Recipe::DEFAULT };
+    assert_eq!(recipe("--transform auto --seed 1"), Ok(auto));
+}
+
+#[test]
+fn rounding_to_nearest_reads_no_text_unless_asked() {
+    let windows = |options: &str| recipe(options).unwrap().calibration.windows;
+    for (options, want) in [
+        ("--method rtn --clip none", 0),
+        ("--method rtn --clip weight --transform none", 0),
+        ("--method rtn", 0),
+        ("--method rtn --clip output", 32),
+        ("--method rtn --clip none --transform smooth", 1),
+        ("--method rtn --transform smooth", 1),
+        ("--method rtn --transform smooth --calibration x", 32),
+        ("--clip weight", 32),
+        ("--method rtn --error-correction 0.5", 32),
+        ("--method rtn --clip none --window 64", 32),
+        ("--method rtn --clip none --windows 4", 4),
+        ("--windows 4", 4),
+        ("", 32),
+    ] {
+        assert_eq!(windows(options), want, "{options}");
+    }
+}
+
+#[test]
+fn scales_are_chosen_as_the_method_can() {
+    for (options, want) in [
+        ("", Clip::Output),
+        ("--method rtn", Clip::Weight),
+        ("--method rtn --calibration x", Clip::Weight),
+        ("--method rtn --clip output", Clip::Output),
+        ("--method rtn --clip none", Clip::None),
+        ("--clip weight", Clip::Weight),
+    ] {
+        assert_eq!(recipe(options).unwrap().clip, want, "{options}");
+    }
+}
+
+#[test]
+fn errors_are_corrected_where_text_is_looked_at_anyway() {
+    for (options, want) in [
+        ("", Recipe::DEFAULT.error_correction),
+        ("--transform smooth --clip none", Recipe::DEFAULT.error_correction),
+        ("--error-correction 0", 0.0),
+        ("--error-correction 0.25", 0.25),
+        ("--propagation float", 0.0),
+        ("--method rtn", 0.0),
+        ("--method rtn --clip output", 0.0),
+        ("--method rtn --error-correction 1", 1.0),
+    ] {
+        assert_eq!(recipe(options).unwrap().error_correction, want, "{options}");
+    }
+}
+
+#[test]
+fn options_that_would_do_nothing_are_refused() {
+    for (options, option, why) in [
+        ("--transform smooth --rotation hadamard", "--rotation", "--transform rotate"),
+        ("--transform none --rotation orthogonal", "--rotation", "--transform rotate"),
+        ("--smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
+        ("--transform auto --smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
+        ("--group-scales integer --group-size channel", "--group-scales", "--group-size 32"),
+        ("--group-scales integer --bits 8", "--group-scales", "--group-size 32"),
+        ("--group-scales half --activations half", "--group-scales", "--activations half"),
+        ("--method rtn --damping 0.01", "--damping", "--method rtn"),
+        ("--method rtn --no-act-order", "--no-act-order", "--method rtn"),
+        ("--method rtn --value-hessian input", "--value-hessian", "--clip output"),
+        ("--method rtn --clip weight --value-hessian input", "--value-hessian", "--clip output"),
+        ("--method rtn --clip none --propagation float", "--propagation", "--clip output"),
+        ("--method rtn --clip none --windows 0 --window 64", "--window", "--windows"),
+        ("--method rtn --clip none --windows 0 --transform none --seed 1", "--seed", "--windows"),
+        ("--method rtn --clip weight --transform none --seed 1", "--seed", "--windows"),
+        ("--transform smooth --window 64 --smooth-tokens 65", "--smooth-tokens 65", "which has 64"),
+    ] {
+        let error = recipe(options).unwrap_err();
+        assert!(error.starts_with(option) && error.contains(why), "{options}: {error}");
+    }
+    for good in [
+        "--transform rotate --rotation orthogonal",
+        "--transform smooth --smooth-tokens 64 --window 64",
+        "--method rtn --clip output --value-hessian input --propagation float",
+        "--method rtn --clip none --windows 0 --seed 1",
+        "--method rtn --clip none --windows 4 --window 64",
+        // A default that does not fit is not one that was given.
+        "--transform none --group-size channel --method rtn --clip none",
+        "--transform smooth --window 64",
+        "--group-size channel --rule down_proj=int4:g64 --group-scales half",
+        "--bits 8 --group-size channel",
+    ] {
+        assert!(recipe(good).is_ok(), "{good}: {:?}", recipe(good));
+    }
+}
+
+#[test]
+fn what_needs_text_is_named_with_its_way_out() {
+    for (options, named, hint) in [
+        ("--method rtn --clip output", "--clip output", "give --clip weight or none; or leave --windows out"),
+        ("--clip none", "--method gptq", "give --method rtn; or leave --windows out"),
+        (
+            "--method rtn --clip weight --transform smooth",
+            "--transform smooth",
+            "give another --transform; or leave --windows out",
+        ),
+        (
+            "--method rtn --error-correction 1",
+            "--error-correction",
+            "give --error-correction 0; or leave --windows out",
+        ),
+        (
+            "",
+            "--method gptq and --clip output",
+            "give --method rtn, and --clip weight or none; or leave --windows out",
+        ),
+    ] {
+        let line = Line::parse_from(["qqq", "--windows", "0"].into_iter().chain(options.split_whitespace()));
+        let failure = Failure::of(&line.recipe.recipe(&line.amount).unwrap_err());
+        let message = format!("--windows 0 leaves no calibration text, which {named} cannot do without");
+        assert_eq!((failure.message, failure.hint.as_deref()), (message, Some(hint)), "{options}");
+    }
+    assert!(recipe("--windows 0 --method rtn --clip weight").is_ok());
+}
+
+#[test]
+fn a_correction_that_cannot_be_is_refused() {
+    for strength in ["-0.1", "1.5", "NaN", "inf"] {
+        let error = recipe(&format!("--error-correction {strength}")).unwrap_err();
+        assert!(error.starts_with("--error-correction must be a number from 0 to 1"), "{error}");
+    }
+    let error = recipe("--error-correction 0.5 --propagation float").unwrap_err();
+    assert!(error.contains("--propagation float"), "{error}");
+    assert!(recipe("--error-correction 0 --propagation float").is_ok());
+}
+
+#[test]
+fn precisions_arrive() {
+    let eight = recipe("--bits 8").unwrap();
+    assert_eq!((eight.bits, eight.group_size), (CodeBits::Eight, None));
+    let half = recipe("--activations half --group-size 128").unwrap();
+    assert_eq!((half.activations, half.bits), (Activations::Half, CodeBits::Four));
+    let rules = recipe("--rule down_proj=int8 --rule layers.0=float").unwrap().rules;
+    assert_eq!(rules.iter().map(Rule::to_string).collect::<Vec<_>>(), ["down_proj=int8", "layers.0=float"]);
+    assert!(recipe("--bits 8 --group-size 64").unwrap_err().contains("no groups of 64"));
+    for (rule, says) in [("down_proj", "has no precision"), ("down_proj=int3", "int4:g32")] {
+        let error = Line::try_parse_from(["qqq", "--rule", rule]).map(drop).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_random_seed_is_drawn() {
+    let seeds: Vec<u64> = (0..3).map(|_| recipe("--seed -1").unwrap().seed).collect();
+    assert!(seeds.iter().any(|s| *s != seeds[0]), "{seeds:?}");
+}
