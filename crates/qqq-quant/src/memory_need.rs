@@ -5,11 +5,16 @@
 //! matrix, then that of a float32 one), its float weights, and what each thread works on. [`run`](crate::run) lets each go as
 //! soon as it can; every [`Phase`] here is a point at which something has just come.
 
+mod held_out;
+
 use qqq_backend::{Pieces, pool::num_threads};
 use qqq_formats::{Checkpoint, ModelConfig};
 use qqq_model::{Site, block::head_layout, names};
 
-use crate::{Propagation, Recipe, Transform, ValueHessian, self_samples, solve::ROWS_PER_TASK, windows};
+use crate::{
+    Propagation, Recipe, Transform, ValueHessian, held_out::HeldText, self_samples, solve::ROWS_PER_TASK,
+    windows,
+};
 
 /// Program, tokenizer, thread stacks.
 const BASE: f64 = 70e6;
@@ -64,7 +69,13 @@ struct Phase {
 }
 
 /// The need of quantizing a checkpoint on a device. `samples`: whether the model writes its calibration text itself.
-pub(crate) fn of(checkpoint: &Checkpoint, recipe: &Recipe, samples: bool, pieces: Pieces) -> MemoryNeed {
+pub(crate) fn of(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    held: HeldText,
+    samples: bool,
+    pieces: Pieces,
+) -> MemoryNeed {
     // A block-quantized type is widened to float32 when it is read.
     let width = |name: &str| match checkpoint.tensors.info(name).and_then(|info| info.dtype.size()) {
         Some(2) => 2.0,
@@ -74,7 +85,7 @@ pub(crate) fn of(checkpoint: &Checkpoint, recipe: &Recipe, samples: bool, pieces
         linear: width(&format!("{}.weight", names::linear(0, names::DOWN))),
         ends: width(names::EMBEDDING),
     };
-    need(&checkpoint.config, recipe, stored, samples, num_threads(), pieces)
+    need(&checkpoint.config, recipe, held, stored, samples, num_threads(), pieces)
 }
 
 /// Bytes of a weight when it has been read, before it becomes float32.
@@ -87,12 +98,13 @@ struct Stored {
 fn need(
     config: &ModelConfig,
     recipe: &Recipe,
+    held: HeldText,
     stored: Stored,
     samples: bool,
     threads: usize,
     pieces: Pieces,
 ) -> MemoryNeed {
-    let phases = Model::new(config, recipe, stored, threads, pieces).phases(samples);
+    let phases = Model::new(config, recipe, held, stored, threads, pieces).phases(samples);
     let mut need = MemoryNeed { bytes: 0, phase: "reading the model", least: 0 };
     for Phase { name, arrays, besides } in phases {
         // Sizes beyond all memory saturate.
@@ -120,6 +132,8 @@ struct Model<'a> {
     vocab: f64,
     window: f64,
     tokens: f64,
+    /// What is held out.
+    held: HeldText,
     /// Hidden states.
     states: f64,
     /// Hidden states and rotation: there from the first block to the last. Where a device holds them, what its libraries take.
@@ -130,6 +144,7 @@ impl<'a> Model<'a> {
     fn new(
         config: &'a ModelConfig,
         recipe: &'a Recipe,
+        held: HeldText,
         stored: Stored,
         threads: usize,
         pieces: Pieces,
@@ -140,7 +155,9 @@ impl<'a> Model<'a> {
         let hidden = config.hidden_size as f64;
         let rotation = rotation_bytes(config, recipe);
         let streams = if recipe.corrects() { 2.0 } else { 1.0 };
-        let states = if pieces.on_host { streams * 4.0 * windows * window * hidden } else { 0.0 };
+        // What is held out is in both models.
+        let tokens = streams * windows * window + 2.0 * held.tokens();
+        let states = if pieces.on_host { 4.0 * tokens * hidden } else { 0.0 };
         Self {
             config,
             recipe,
@@ -154,6 +171,7 @@ impl<'a> Model<'a> {
             vocab: config.vocab_size as f64,
             window,
             tokens: windows * window,
+            held,
             states,
             always: if pieces.on_host { states } else { DEVICE_LIBRARIES } + rotation,
         }
@@ -177,6 +195,11 @@ impl<'a> Model<'a> {
 
     fn largest_weights(&self) -> f64 {
         Site::ALL.iter().map(|&site| self.weights(site)).fold(0.0, f64::max)
+    }
+
+    /// Tokens whose int8 inputs are kept between the stages of a quantized block.
+    fn kept_tokens(&self) -> f64 {
+        self.tokens + self.held.tokens()
     }
 
     /// Windows that are worked on at the same time.
@@ -204,6 +227,9 @@ impl<'a> Model<'a> {
             phases.extend(Site::ALL.map(|site| self.beside(site)));
         }
         phases.push(self.embedding());
+        if self.held.windows > 0 {
+            phases.extend([self.held_out(), self.comparing()]);
+        }
         if samples {
             phases.push(self.samples());
         }
@@ -357,7 +383,7 @@ impl<'a> Model<'a> {
         Phase {
             name: "comparing with the float model",
             arrays: self.always
-                + self.tokens * k
+                + self.kept_tokens() * k
                 + self.float_inputs(site)
                 + inputs
                 + self.waiting(site)
@@ -389,7 +415,7 @@ impl<'a> Model<'a> {
         Phase {
             name: "calibrating v",
             arrays: self.always
-                + self.tokens * self.hidden
+                + self.kept_tokens() * self.hidden
                 + 4.0 * self.weights(Site::Qkv)
                 + waiting(Site::O)
                 + beside
@@ -403,7 +429,7 @@ impl<'a> Model<'a> {
     fn stages(&self, waiting: &dyn Fn(Site) -> f64) -> Vec<Phase> {
         // Codes and scales of a block's layers as they are multiplied.
         let packed = 0.6 * self.all_weights();
-        let kept = self.tokens * self.hidden;
+        let kept = self.kept_tokens() * self.hidden;
         // Where weights are corrected, the float layer before is kept, and what it takes.
         let float = |before: Site| match self.recipe.corrects() {
             true => self.float_inputs(before) + 4.0 * self.weights(before),
@@ -419,7 +445,7 @@ impl<'a> Model<'a> {
             Phase {
                 name: "calibrating down",
                 arrays: self.always
-                    + self.tokens * self.inner
+                    + self.kept_tokens() * self.inner
                     + packed / 2.0
                     + waiting(Site::Down)
                     + float(Site::GateUp),
@@ -431,7 +457,7 @@ impl<'a> Model<'a> {
             Phase {
                 name: "summing the Hessian of down",
                 arrays: self.always
-                    + self.tokens * self.inner
+                    + self.kept_tokens() * self.inner
                     + packed / 2.0
                     + waiting(Site::Down)
                     + float(Site::GateUp)
@@ -456,7 +482,7 @@ impl<'a> Model<'a> {
             let (n, k, weights) = (self.outputs(linear), self.inputs(linear), self.weights(linear));
             others -= weights;
             // Inputs that the next stage takes; float layers that wait; Hessians that do.
-            let kept = if quantized { self.tokens * k } else { 0.0 };
+            let kept = if quantized { self.kept_tokens() * k } else { self.held.tokens() * k };
             let held = smooth || !quantized && calibrates;
             let waiting = if held { 4.0 * others } else { 0.0 };
             let hessians = if quantized || !calibrates { 0.0 } else { 4.0 * self.inner * self.inner };

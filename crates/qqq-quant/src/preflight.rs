@@ -11,6 +11,7 @@ use crate::{
     clip::Grid,
     device_need,
     half_type::HalfType,
+    held_out::HeldText,
     memory_need::{self, MemoryNeed},
     recipe::MAX_DAMPING,
     resolved::no_rotation,
@@ -74,10 +75,10 @@ impl Recipe {
 ///
 /// # Errors
 /// It has not: the message says how many windows fit.
-pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> Result<u64> {
+pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, held: HeldText, free: u64) -> Result<u64> {
     let with = |windows: usize| {
         let calibration = crate::Calibration { windows, ..recipe.calibration };
-        device_need::bytes(config, &Recipe { calibration, ..recipe.clone() })
+        device_need::bytes(config, &Recipe { calibration, ..recipe.clone() }, held)
     };
     let need = with(recipe.calibration.windows);
     if need <= free {
@@ -92,7 +93,7 @@ pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> 
         ways.push(format!("ask for fewer calibration windows ({fewer} fit)"));
     }
     let uncorrected = Recipe { error_correction: 0.0, ..recipe.clone() };
-    if recipe.corrects() && device_need::bytes(config, &uncorrected) <= free {
+    if recipe.corrects() && device_need::bytes(config, &uncorrected, held) <= free {
         ways.push("leave errors uncorrected (--error-correction 0)".to_owned());
     }
     ways.push("quantize on the CPU (--device cpu)".to_owned());
@@ -118,6 +119,7 @@ fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
 pub(crate) fn check<B: Calibrate>(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
+    held: HeldText,
     format: OutputFormat,
     samples: bool,
 ) -> Result<Plan> {
@@ -166,7 +168,7 @@ pub(crate) fn check<B: Calibrate>(
         ));
     }
     check_correction(recipe)?;
-    let memory = memory_need::of(checkpoint, recipe, samples, B::PIECES);
+    let memory = memory_need::of(checkpoint, recipe, held, samples, B::PIECES);
     check_memory(&memory, recipe)?;
     check_shapes(config, recipe.group_size)?;
     qqq_model::check_tensors(checkpoint)?;

@@ -3,7 +3,7 @@
 use qqq_formats::size::bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Recipe, rotation::Family};
+use crate::{Recipe, gate::Quality, rotation::Family};
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
 /// two.
@@ -93,6 +93,9 @@ pub struct Timings {
     pub ready: f64,
     /// Packing and writing; where a device computes, beside it.
     pub write: f64,
+    /// Taking held-out text through both models, and comparing what they predict.
+    #[serde(default)]
+    pub compare: f64,
     /// Keeping finished blocks for a run that goes on; 0 where none were kept.
     #[serde(default)]
     pub keep: f64,
@@ -108,6 +111,7 @@ impl Timings {
         self.solve += earlier.solve;
         self.ready += earlier.ready;
         self.write += earlier.write;
+        self.compare += earlier.compare;
         self.keep += earlier.keep;
     }
 }
@@ -132,6 +136,10 @@ pub struct Report {
     pub calibration_tokens: usize,
     /// Every layer that was solved, in the order of computation.
     pub layers: Vec<LayerReport>,
+    /// How far the result is from the float model on held-out text; none where nothing was held out, or nothing could be
+    /// compared (a note or a warning said why).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
     /// Every site that was smoothed; empty for other transforms.
     pub smoothing: Vec<SmoothReport>,
     /// Rotation, where there is one (and the report is not of a version that did not say).

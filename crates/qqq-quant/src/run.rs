@@ -3,6 +3,7 @@
 //! What is large lives no longer than it is needed: a float layer from its stage until it is solved, a Hessian until its
 //! layer is solved, codes until they are packed and written. [`memory_need`](crate::memory_need) counts on that.
 
+mod held_out;
 mod layers;
 mod replay;
 
@@ -26,6 +27,7 @@ use crate::{
     float_linear::{FloatLinear, StoredLayer, StoredLayers, module, on_device, read_block},
     float_stream::FloatStream,
     half_type::HalfType,
+    held_out::HeldOut,
     moments::{Moments, Sums},
     output::OutputCheckpoint,
     report::{LayerReport, SmoothReport, Timings, modules},
@@ -50,6 +52,8 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub smoothing_window: Option<Window<B>>,
     /// The calibration windows in the float model, where weights are corrected.
     pub float_stream: Option<FloatStream<'a, B>>,
+    /// Windows that calibration does not see, until they are [compared](Run::measure).
+    pub held_out: Option<HeldOut<'a, B>>,
     /// A block whose layers were read while the one before was calibrated, and what came of that.
     pub block_ahead: Option<(usize, Result<StoredLayers>)>,
     /// The same of its first layer alone, where layers are read one by one.
@@ -72,6 +76,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         windows: &mut Windows<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
+        self.held_out_float(index)?;
         let mut float = self.transformed_block(index)?;
         writer.add_norms(index, &float.norms)?;
         if windows.is_empty() {
@@ -172,10 +177,12 @@ impl<'a, B: Calibrate> Run<'a, B> {
         float: &mut FloatLayers<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
+        let mut held_out = self.held_out_block(index, &float.norms)?;
         for site in Site::ALL {
             let layer = self.take(index, float, site, None)?;
             let weight = self.solve(index, module(site), &layer, 0..layer.n, None)?;
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
+            self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
         }
         Ok(())
     }
@@ -199,6 +206,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             windows.float_pass(&name, &live, attends, wave)
         })?;
         drop(live);
+        let mut held_out = self.held_out_block(index, &float.norms)?;
         let mut attended = sums.attended;
         let mut sums = sums.sites.map(Some);
         for site in Site::ALL {
@@ -214,6 +222,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
             drop(inputs);
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
+            self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
         }
         Ok(())
     }
@@ -259,6 +268,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             let what = format!("calibrating {}", input_of(site));
             let gram = self
                 .stage(index, units.site(site), &what, |wave| windows.sum_input(&name, &live, site, wave))?;
+            self.held_out_advance(index, &live, site)?;
             let mut sums = Sums::plain(gram);
             let mut early = None;
             if let (Some(stream), Some(beside)) = (&mut stream, &mut beside) {
@@ -322,6 +332,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 writer.write(index, site, weight, bias)?;
             }
         }
+        self.held_out_leave(&live)?;
         if !is_last {
             self.stage(index, units.finish, "forward", |wave| windows.finish_block(&name, &live, wave))?;
         }

@@ -6,7 +6,7 @@ use crate::shapes;
 const BF16: Stored = Stored { linear: 2.0, ends: 2.0 };
 
 fn of(recipe: &Recipe, samples: bool, threads: usize) -> MemoryNeed {
-    need(&shapes::llama_7b(32), recipe, BF16, samples, threads, CpuBackend::PIECES)
+    need(&shapes::llama_7b(32), recipe, HeldText::default(), BF16, samples, threads, CpuBackend::PIECES)
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn plans_are_a_little_above_what_runs_took() {
         ((shapes::wide(), BF16), usual.clone(), 1.91e9),
         ((shapes::llama_7b(2), BF16), usual, 3.36e9),
     ] {
-        let need = need(&config, &recipe, stored, false, 2, CpuBackend::PIECES);
+        let need = need(&config, &recipe, HeldText::default(), stored, false, 2, CpuBackend::PIECES);
         let ratio = need.bytes as f64 / peak;
         assert!((1.0..1.15).contains(&ratio), "{need:?} is {ratio} of {peak}");
     }
@@ -77,4 +77,23 @@ fn recipes_and_calibration_count() {
     let mut huge = Recipe::DEFAULT;
     (huge.calibration.windows, huge.calibration.window) = (usize::MAX, 2048);
     assert_eq!(of(&huge, false, 2).least, u64::MAX);
+}
+
+#[test]
+fn held_out_text_counts() {
+    let config = shapes::llama_7b(32);
+    let with = |recipe: &Recipe, held| need(&config, recipe, held, BF16, false, 2, CpuBackend::PIECES).bytes;
+    let held = HeldText { windows: 2, window: 2048 };
+    let plain = Recipe { error_correction: 0.0, ..Recipe::DEFAULT };
+    let more = with(&plain, held) - with(&plain, HeldText::default());
+    // 4,096 tokens' hidden states in both models, and their int8 inputs of down.
+    let expected = RETAINED * f64::from(4096 * (8 * 4096 + 11008));
+    assert!((more as f64 - expected).abs() < 10.0, "{more} {expected}");
+    // Both heads of a model with a large vocabulary take more than what rounds its layers.
+    let none = crate::Calibration { windows: 0, ..Recipe::DEFAULT.calibration };
+    let rtn = Recipe { compensate: false, clip: crate::Clip::Weight, calibration: none, ..plain };
+    let mut wide = config.clone();
+    wide.vocab_size = 256_000;
+    let need = need(&wide, &rtn, held, BF16, false, 2, CpuBackend::PIECES);
+    assert!(need.least > 4 * 256_000 * 4096, "{need:?}");
 }
