@@ -244,6 +244,30 @@ fn without_the_option_a_run_starts_anew_and_says_so() {
     assert_same(&place, "out", "new");
 }
 
+/// What a stopped run has finished is compared with the float model as well.
+#[test]
+fn what_goes_on_meets_the_gate() {
+    let place = place();
+    let line = format!("{LINE} --max-kld 1e-9");
+    place.run(&format!("{line} -o whole")).failure(1, "too far from the float model");
+    kill_when_kept(&place, &format!("{line} -o out"));
+    let run = place.run(&format!("{line} -o out --resume")).failure(1, "out.failed-gate");
+    assert!(run.stderr.contains("going on behind block"), "{}", run.stderr);
+    assert_same(&place, "whole.failed-gate", "out.failed-gate");
+    assert_eq!(place.names(), ["model", "out.failed-gate", "text.txt", "whole.failed-gate"]);
+    // Another amount of text would give another report.
+    kill_when_kept(&place, &format!("{line} -o out"));
+    place.run(&format!("{line} -o out --resume --held-out 3")).failure(2, "held-out windows was 2, and is 3");
+    // With another limit it is the same run.
+    place.run(&format!("{LINE} -o out --resume")).success();
+    assert!(place.path("out").is_dir());
+}
+
+#[test]
+fn and_runs_without_calibration() {
+    goes_over_blocks_again("quantize model --method rtn --held-out 16");
+}
+
 /// The files of hidden states that are kept now.
 fn states(place: &Place) -> Vec<PathBuf> {
     let files = staging(place).into_iter().flat_map(|dir| fs::read_dir(dir).unwrap());

@@ -1,10 +1,12 @@
 //! How much of a device's own memory a run will take at most, from shapes and recipe alone.
 
 use qqq_formats::ModelConfig;
-use qqq_model::{Site, block::head_layout};
+use qqq_model::{Site, block::head_layout, scores::rows_at_a_time};
 
 use crate::{
-    Propagation, Recipe, Schemes, Transform, layer_bytes,
+    Propagation, Recipe, Schemes, Transform,
+    held_out::HeldText,
+    layer_bytes,
     memory_need::{DEVICE_LIBRARIES, rotation_bytes},
 };
 
@@ -16,8 +18,9 @@ const MOVED_ROWS: f64 = 2048.0;
 
 /// Bytes of a device's own memory that calibration takes at most on it, to some percent: hidden states of all tokens, the
 /// int8 inputs of the layer that is calibrated, what a window works in, and the layer that takes most to solve, or the search
-/// for the scales of smoothing. Where weights are corrected, states and inputs of the float model as well.
-pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Schemes) -> u64 {
+/// for the scales of smoothing. Where weights are corrected, states and inputs of the float model as well. What is held out has
+/// states in both models, and both output heads at the end.
+pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Schemes, held: HeldText) -> u64 {
     let tokens = (recipe.calibration.windows * recipe.calibration.window) as f64;
     let window = recipe.calibration.window as f64;
     let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
@@ -26,13 +29,17 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Schemes) ->
     let searched = if smooth { recipe.calibration.smooth_tokens } else { 0 };
     let corrects = recipe.corrects();
     let streams = if corrects { 2.0 } else { 1.0 };
-    let states = 4.0 * (streams * tokens + searched as f64) * hidden + rotation_bytes(config, recipe);
-    let pass = window * (2.0 * (heads.qkv_width() + heads.q_width()) as f64 + 8.0 * inner + 10.0 * hidden);
+    let held_states = 8.0 * held.tokens() * hidden;
+    let states =
+        4.0 * (streams * tokens + searched as f64) * hidden + held_states + rotation_bytes(config, recipe);
+    let longest = if held.windows > 0 { window.max(held.window as f64) } else { window };
+    let pass = longest * (2.0 * (heads.qkv_width() + heads.q_width()) as f64 + 8.0 * inner + 10.0 * hidden);
     let weights = |site: Site| site.out_features(config) as f64 * site.in_features(config) as f64;
     let solving = |site: Site| {
         let (n, k) = (site.out_features(config) as f64, site.in_features(config) as f64);
         // The kept inputs of this layer, its Hessian and weights; then the factor in float64, or what solves rows.
-        let inputs = tokens * k * schemes.largest(site, |scheme| layer_bytes::input(scheme, false));
+        let inputs =
+            (tokens + held.tokens()) * k * schemes.largest(site, |scheme| layer_bytes::input(scheme, false));
         let kept = inputs + 4.0 * (k * k + n * k);
         // Layers that were smoothed together wait.
         let after: f64 = Site::ALL.into_iter().skip_while(|s| *s != site).skip(1).map(weights).sum();
@@ -50,7 +57,19 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Schemes) ->
         block =
             2.4 * all + Site::ALL.map(|s| 8.0 * (s.in_features(config) as f64).powi(2)).iter().sum::<f64>();
     }
-    (RETAINED * (DEVICE_LIBRARIES + states + pass + block + most)) as u64
+    let blocks = states + pass + block + most;
+    (RETAINED * (DEVICE_LIBRARIES + blocks.max(held_states + comparing(config, recipe, held)))) as u64
+}
+
+/// What the comparison of predictions takes beside hidden states: output heads of 16 bits of both models, one of them beside
+/// what it is made of, and logits of some rows of both.
+fn comparing(config: &ModelConfig, recipe: &Recipe, held: HeldText) -> f64 {
+    if held.windows == 0 {
+        return 0.0;
+    }
+    let vocab = config.vocab_size as f64;
+    let logits = 8.0 * vocab * rows_at_a_time(config.vocab_size) as f64;
+    rotation_bytes(config, recipe) + 8.0 * vocab * config.hidden_size as f64 + logits
 }
 
 /// What a site takes beside its kept inputs, Hessian and weights where weights are corrected, and `solver` to solve them.
@@ -92,11 +111,12 @@ mod tests {
     use crate::shapes;
 
     fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
-        super::bytes(config, recipe, &Schemes::of(config, recipe).unwrap())
+        super::bytes(config, recipe, &Schemes::of(config, recipe).unwrap(), HeldText::default())
     }
 
     fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> crate::Result<u64> {
-        crate::preflight::check_device(config, recipe, &Schemes::of(config, recipe).unwrap(), free)
+        let schemes = Schemes::of(config, recipe).unwrap();
+        crate::preflight::check_device(config, recipe, &schemes, HeldText::default(), free)
     }
 
     #[test]

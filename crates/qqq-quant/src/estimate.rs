@@ -6,7 +6,10 @@ use qqq_backend::{HeadLayout, InputKind, Pieces, solve::Scheme};
 use qqq_formats::ModelConfig;
 use qqq_model::{Site, block::head_layout};
 
-use crate::{Propagation, Recipe, Schemes, Transform, ValueHessian, calibration::Source, trial::Slowness};
+use crate::{
+    Propagation, Recipe, Schemes, Transform, ValueHessian, calibration::Source, held_out::HeldText,
+    trial::Slowness,
+};
 
 /// Operations a second of the kinds of work, as SmolLM2-135M and the shapes of Llama-2-7B take them on two cores of a Xeon
 /// with AVX-512 VNNI and AMX that have nothing else to do.
@@ -90,6 +93,12 @@ pub(crate) enum Kind {
     /// The float model beside the quantized one, and what their inputs differ by.
     Deviations,
     FloatPass,
+    /// Held-out text in the float model.
+    HeldFloat,
+    /// The same in the quantized one.
+    HeldQuantized,
+    /// What both predict of it.
+    Compare,
     /// Running a finished block again.
     Replay,
     Solve,
@@ -135,6 +144,12 @@ pub(crate) struct Estimate {
     pub stages: StageEstimate,
     /// A calibration pass of a float block.
     pub float_pass: Units,
+    /// Held-out text through a block of the float model, which is read for that.
+    pub held_float: Units,
+    /// The same through a quantized block.
+    pub held_quantized: Units,
+    /// Comparing what both predict of it.
+    pub compare: Units,
     /// Solving all layers of a block.
     solves: f64,
     /// How a layer is solved.
@@ -154,6 +169,7 @@ impl Estimate {
         config: &ModelConfig,
         recipe: &Recipe,
         schemes: &Schemes,
+        held: HeldText,
         source: &Source,
         slowness: &Slowness,
         pieces: Pieces,
@@ -253,9 +269,18 @@ impl Estimate {
         let rounded = weights * (2.0 * smooth * cost.search + rounding);
         let search = rate::CANDIDATES * ((rounded + attention(smooth) * cost.attention) / 4.0 + launches);
         let samples = match source {
-            Source::SelfSamples => 2.0 * weights * config.num_layers as f64 * tokens * cost.sample,
-            Source::BuiltIn | Source::Files(_) | Source::Dataset { .. } => 0.0,
+            Source::SelfSamples if tokens > 0.0 => {
+                2.0 * weights * config.num_layers as f64 * (tokens + held.tokens()) * cost.sample
+            }
+            Source::SelfSamples | Source::BuiltIn | Source::Files(_) | Source::Dataset { .. } => 0.0,
         };
+        let held_tokens = held.tokens();
+        let held_attend = held.windows as f64 * attention(held.window as f64) * cost.attention;
+        let held_pass = |operation: f64| 2.0 * weights * held_tokens * operation + held_attend;
+        // Heads of 16 bits, and for each logit two exponentials and some sums.
+        let rows = held_tokens * config.vocab_size as f64;
+        let compare = rows * (4.0 * hidden + 60.0) * cost.float;
+        let reading = if held.windows > 0 { weights * 5e-9 * cost.move_second } else { 0.0 };
         let rotate = recipe.transform == Transform::Rotate;
         // Of a number, by a dense matrix.
         let rotation = if rotate { 2.0 * hidden * cost.rotate } else { 0.0 };
@@ -271,6 +296,9 @@ impl Estimate {
             ),
             stages,
             float_pass: Units::new(Kind::FloatPass, float_pass),
+            held_float: Units::new(Kind::HeldFloat, reading + held_pass(cost.float)),
+            held_quantized: Units::new(Kind::HeldQuantized, held_pass(cost.int8)),
+            compare: Units::new(Kind::Compare, compare),
             solves,
             solving,
             correcting,
@@ -287,6 +315,9 @@ impl Estimate {
         let mut add = |units: Units, times: f64| plan[units.kind as usize] += times * units.amount;
         add(self.text, 1.0);
         add(self.ends, 1.0);
+        add(self.compare, 1.0);
+        add(self.held_float, blocks);
+        add(self.held_quantized, blocks);
         for units in [self.read, self.float_pass, Units::new(Kind::Solve, self.solves), self.pack] {
             add(units, blocks);
         }
@@ -403,7 +434,7 @@ mod tests {
 
     fn estimated(config: &ModelConfig, recipe: &Recipe, slowness: &Slowness, pieces: Pieces) -> Estimate {
         let schemes = Schemes::of(config, recipe).unwrap();
-        Estimate::new(config, recipe, &schemes, &Source::BuiltIn, slowness, pieces)
+        Estimate::new(config, recipe, &schemes, HeldText::default(), &Source::BuiltIn, slowness, pieces)
     }
 
     /// Whole runs on the machine of the rates.

@@ -5,13 +5,15 @@
 //! matrix, then that of a float32 one), its float weights, and what each thread works on. [`run`](crate::run) lets each go as
 //! soon as it can; every [`Phase`] here is a point at which something has just come.
 
+mod held_out;
+
 use qqq_backend::{Pieces, pool::num_threads};
 use qqq_formats::{Checkpoint, ModelConfig};
 use qqq_model::{Site, block::head_layout, names};
 
 use crate::{
-    Propagation, Recipe, Schemes, Transform, ValueHessian, layer_bytes, self_samples, solve::ROWS_PER_TASK,
-    windows,
+    Propagation, Recipe, Schemes, Transform, ValueHessian, held_out::HeldText, layer_bytes, self_samples,
+    solve::ROWS_PER_TASK, windows,
 };
 
 /// Program, tokenizer, thread stacks.
@@ -71,6 +73,7 @@ pub(crate) fn of(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
     schemes: &Schemes,
+    held: HeldText,
     samples: bool,
     pieces: Pieces,
 ) -> MemoryNeed {
@@ -83,7 +86,7 @@ pub(crate) fn of(
         linear: width(&format!("{}.weight", names::linear(0, names::DOWN))),
         ends: width(names::EMBEDDING),
     };
-    need((&checkpoint.config, recipe, schemes), stored, samples, num_threads(), pieces)
+    need((&checkpoint.config, recipe, schemes, held), stored, samples, num_threads(), pieces)
 }
 
 /// Bytes of a weight when it has been read, before it becomes float32.
@@ -94,13 +97,13 @@ struct Stored {
 }
 
 fn need(
-    (config, recipe, schemes): (&ModelConfig, &Recipe, &Schemes),
+    (config, recipe, schemes, held): (&ModelConfig, &Recipe, &Schemes, HeldText),
     stored: Stored,
     samples: bool,
     threads: usize,
     pieces: Pieces,
 ) -> MemoryNeed {
-    let phases = Model::new((config, recipe, schemes), stored, threads, pieces).phases(samples);
+    let phases = Model::new((config, recipe, schemes, held), stored, threads, pieces).phases(samples);
     let mut need = MemoryNeed { bytes: 0, phase: "reading the model", least: 0 };
     for Phase { name, arrays, besides } in phases {
         // Sizes beyond all memory saturate.
@@ -129,6 +132,8 @@ struct Model<'a> {
     vocab: f64,
     window: f64,
     tokens: f64,
+    /// What is held out.
+    held: HeldText,
     /// Hidden states.
     states: f64,
     /// Hidden states and rotation: there from the first block to the last. Where a device holds them, what its libraries take.
@@ -137,7 +142,7 @@ struct Model<'a> {
 
 impl<'a> Model<'a> {
     fn new(
-        (config, recipe, schemes): (&'a ModelConfig, &'a Recipe, &'a Schemes),
+        (config, recipe, schemes, held): (&'a ModelConfig, &'a Recipe, &'a Schemes, HeldText),
         stored: Stored,
         threads: usize,
         pieces: Pieces,
@@ -148,7 +153,9 @@ impl<'a> Model<'a> {
         let hidden = config.hidden_size as f64;
         let rotation = rotation_bytes(config, recipe);
         let streams = if recipe.corrects() { 2.0 } else { 1.0 };
-        let states = if pieces.on_host { streams * 4.0 * windows * window * hidden } else { 0.0 };
+        // What is held out is in both models.
+        let tokens = streams * windows * window + 2.0 * held.tokens();
+        let states = if pieces.on_host { 4.0 * tokens * hidden } else { 0.0 };
         Self {
             config,
             recipe,
@@ -163,6 +170,7 @@ impl<'a> Model<'a> {
             vocab: config.vocab_size as f64,
             window,
             tokens: windows * window,
+            held,
             states,
             always: if pieces.on_host { states } else { DEVICE_LIBRARIES } + rotation,
         }
@@ -180,11 +188,20 @@ impl<'a> Model<'a> {
         self.outputs(linear) * self.inputs(linear)
     }
 
-    /// The inputs of a site, as all windows hold them.
+    /// The inputs of a site, as all windows hold them between the stages of a quantized block.
     fn kept(&self, site: Site) -> f64 {
+        self.tokens * self.input(site) + self.held_inputs(site)
+    }
+
+    /// The same of what is held out alone.
+    fn held_inputs(&self, site: Site) -> f64 {
+        self.held.tokens() * self.input(site)
+    }
+
+    /// The input of a site for a token.
+    fn input(&self, site: Site) -> f64 {
         let on_host = self.pieces.on_host;
-        let bytes = self.schemes.largest(site, |scheme| layer_bytes::input(scheme, on_host));
-        self.tokens * self.inputs(site) * bytes
+        self.inputs(site) * self.schemes.largest(site, |scheme| layer_bytes::input(scheme, on_host))
     }
 
     /// A block's layers as they are multiplied.
@@ -228,6 +245,9 @@ impl<'a> Model<'a> {
             phases.extend(Site::ALL.map(|site| self.beside(site)));
         }
         phases.push(self.embedding());
+        if self.held.windows > 0 {
+            phases.extend([self.held_out(), self.comparing()]);
+        }
         if samples {
             phases.push(self.samples());
         }
@@ -479,7 +499,7 @@ impl<'a> Model<'a> {
             let (n, k, weights) = (self.outputs(linear), self.inputs(linear), self.weights(linear));
             others -= weights;
             // Inputs that the next stage takes; float layers that wait; Hessians that do.
-            let kept = if quantized { self.kept(linear) } else { 0.0 };
+            let kept = if quantized { self.kept(linear) } else { self.held_inputs(linear) };
             let held = smooth || !quantized && calibrates;
             let waiting = if held { 4.0 * others } else { 0.0 };
             let hessians = if quantized || !calibrates { 0.0 } else { 4.0 * self.inner * self.inner };

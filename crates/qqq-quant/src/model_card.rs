@@ -138,6 +138,22 @@ fn render_into(
         "\n## Run it\n\n```sh\nqqq chat PATH\nqqq generate PATH --prompt \"...\"\nqqq eval perplexity PATH --text FILE\n```"
     )?;
 
+    if let Some(quality) = &report.quality {
+        let text = "Against the float model, on text that calibration has not seen:";
+        writeln!(card, "\n## Quality\n\n{text}\n\n| | |\n|---|---|")?;
+        for (name, value) in quality.rows() {
+            let (first, rest) = name.split_at(1);
+            writeln!(card, "| {}{rest} | {value} |", first.to_uppercase())?;
+        }
+        if quality.is_beyond {
+            let limit = quality.max_kld.unwrap_or_default();
+            writeln!(
+                card,
+                "\n**This checkpoint is further from the float model than its maker's limit of {limit} nats per token.**"
+            )?;
+        }
+    }
+
     if !measured.is_empty() {
         writeln!(card, "\n## Measured\n\n| | |\n|---|---|")?;
         for (name, value) in measured {

@@ -1,6 +1,10 @@
 //! The checkpoint directory that a quantization writes.
 
-use std::{borrow::Cow, io::ErrorKind, path::Path};
+use std::{
+    borrow::Cow,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use qqq_backend::{Calibrate, solve::Scheme};
 use qqq_formats::{
@@ -235,7 +239,10 @@ impl<'a> OutputCheckpoint<'a> {
         let path = self.writer.staging().to_owned();
         let quantization = self.quantization()?;
         let source = &self.checkpoint.config;
-        let value = config_json(source, self.plan.half, Some(&quantization), source.tie_word_embeddings);
+        // A rotated head is not tied any more.
+        let has_head = self.writer.tensors().any(|(name, _)| name == names::LM_HEAD);
+        let tied = source.tie_word_embeddings && !has_head;
+        let value = config_json(source, self.plan.half, Some(&quantization), tied);
         Ok(Checkpoint {
             config: ModelConfig::from_value(&path, value)?,
             tensors: Box::new(self.writer.so_far()?),
@@ -257,8 +264,9 @@ impl<'a> OutputCheckpoint<'a> {
         self.writer.file_bytes()
     }
 
-    /// Writes everything else and gives the directory its name.
-    pub(crate) fn finish(self, report: &Report) -> Result<()> {
+    /// Writes everything else and gives the directory its name; or, where the report says that the result is beyond the gate's
+    /// limit and this is not `forced`, another one beside it, which is returned.
+    pub(crate) fn finish(self, report: &Report, forced: bool) -> Result<Option<PathBuf>> {
         let staging = self.writer.staging();
         let quantization = self.quantization()?;
         let rotated = report.recipe.transform == crate::Transform::Rotate;
@@ -272,7 +280,11 @@ impl<'a> OutputCheckpoint<'a> {
         let is_directory = self.checkpoint.gguf.is_none();
         let license = if is_directory { model_card::license(&self.checkpoint.path) } else { Vec::new() };
         model_card::write(staging, report, &license, &[])?;
-        Ok(self.writer.finish()?)
+        if report.quality.as_ref().is_some_and(|quality| quality.is_beyond) && !forced {
+            return Ok(Some(self.writer.finish_beside(BEYOND_SUFFIX)?));
+        }
+        self.writer.finish()?;
+        Ok(None)
     }
 }
 
@@ -302,6 +314,9 @@ pub(crate) fn config_json(
     raw.insert(key.into(), json!(half.config_name()));
     Value::Object(raw)
 }
+
+/// Behind the name of an output that is not to be taken for one.
+const BEYOND_SUFFIX: &str = "failed-gate";
 
 /// The report's file.
 pub const REPORT_FILE: &str = "quantization_report.json";

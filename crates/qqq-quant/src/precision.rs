@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use qqq_backend::solve::Scheme;
+use qqq_backend::{InputKind, solve::Scheme};
 use qqq_formats::{CodeBits, ModelConfig, ModulePattern};
 use qqq_model::{Site, Sites, names};
 use serde::{Deserialize, Serialize};
@@ -212,6 +212,11 @@ impl Schemes {
     /// What becomes of a site's layer; `None`: it stays float.
     pub fn at(&self, block: usize, site: Site) -> Option<Scheme> {
         self.blocks.get(block).and_then(|sites| sites[site])
+    }
+
+    /// The inputs that a site's layer takes.
+    pub(crate) fn input_kind(&self, block: usize, site: Site) -> InputKind {
+        self.at(block, site).map_or(InputKind::Float, Scheme::input_kind)
     }
 
     /// The sites of a block.

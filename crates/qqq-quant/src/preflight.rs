@@ -11,6 +11,7 @@ use crate::{
     clip::Grid,
     device_need,
     half_type::HalfType,
+    held_out::HeldText,
     layer_bytes,
     memory_need::{self, MemoryNeed},
     recipe::MAX_DAMPING,
@@ -81,11 +82,12 @@ pub(crate) fn check_device(
     config: &ModelConfig,
     recipe: &Recipe,
     schemes: &Schemes,
+    held: HeldText,
     free: u64,
 ) -> Result<u64> {
     let with = |windows: usize| {
         let calibration = crate::Calibration { windows, ..recipe.calibration };
-        device_need::bytes(config, &Recipe { calibration, ..recipe.clone() }, schemes)
+        device_need::bytes(config, &Recipe { calibration, ..recipe.clone() }, schemes, held)
     };
     let need = with(recipe.calibration.windows);
     if need <= free {
@@ -100,7 +102,7 @@ pub(crate) fn check_device(
         ways.push(format!("ask for fewer calibration windows ({fewer} fit)"));
     }
     let uncorrected = Recipe { error_correction: 0.0, ..recipe.clone() };
-    if recipe.corrects() && device_need::bytes(config, &uncorrected, schemes) <= free {
+    if recipe.corrects() && device_need::bytes(config, &uncorrected, schemes, held) <= free {
         ways.push("leave errors uncorrected (--error-correction 0)".to_owned());
     }
     ways.push("quantize on the CPU (--device cpu)".to_owned());
@@ -126,6 +128,7 @@ fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
 pub(crate) fn check<B: Calibrate>(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
+    held: HeldText,
     format: OutputFormat,
     samples: bool,
 ) -> Result<Plan> {
@@ -175,7 +178,7 @@ pub(crate) fn check<B: Calibrate>(
     }
     check_correction(recipe)?;
     let schemes = Schemes::of(config, recipe)?;
-    let memory = memory_need::of(checkpoint, recipe, &schemes, samples, B::PIECES);
+    let memory = memory_need::of(checkpoint, recipe, &schemes, held, samples, B::PIECES);
     check_memory(&memory, recipe)?;
     check_schemes(config, &schemes)?;
     qqq_model::check_tensors(checkpoint)?;

@@ -6,7 +6,7 @@ use qqq_backend::solve::Scheme;
 use qqq_formats::size::bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Precision, Recipe, rotation::Family};
+use crate::{Precision, Recipe, gate::Quality, rotation::Family};
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
 /// two.
@@ -99,6 +99,9 @@ pub struct Timings {
     pub ready: f64,
     /// Packing and writing; where a device computes, beside it.
     pub write: f64,
+    /// Taking held-out text through both models, and comparing what they predict.
+    #[serde(default)]
+    pub compare: f64,
     /// Keeping finished blocks for a run that goes on; 0 where none were kept.
     #[serde(default)]
     pub keep: f64,
@@ -114,6 +117,7 @@ impl Timings {
         self.solve += earlier.solve;
         self.ready += earlier.ready;
         self.write += earlier.write;
+        self.compare += earlier.compare;
         self.keep += earlier.keep;
     }
 }
@@ -141,6 +145,10 @@ pub struct Report {
     /// Layers that stay in 16 bits by a rule of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub float_layers: Vec<String>,
+    /// How far the result is from the float model on held-out text; none where nothing was held out, or nothing could be
+    /// compared (a note or a warning said why).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
     /// Every site that was smoothed; empty for other transforms.
     pub smoothing: Vec<SmoothReport>,
     /// Rotation, where there is one (and the report is not of a version that did not say).

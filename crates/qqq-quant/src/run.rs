@@ -3,6 +3,7 @@
 //! What is large lives no longer than it is needed: a float layer from its stage until it is solved, a Hessian until its
 //! layer is solved, codes until they are packed and written. [`memory_need`](crate::memory_need) counts on that.
 
+mod held_out;
 mod layers;
 mod replay;
 
@@ -29,6 +30,7 @@ use crate::{
     float_linear::{FloatLinear, StoredLayer, StoredLayers, module, on_device, read_block},
     float_stream::FloatStream,
     half_type::HalfType,
+    held_out::HeldOut,
     moments::{Moments, Sums},
     output::OutputCheckpoint,
     report::{LayerReport, SmoothReport, Timings, modules},
@@ -55,6 +57,8 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub smoothing_window: Option<Window<B>>,
     /// The calibration windows in the float model, where weights are corrected.
     pub float_stream: Option<FloatStream<'a, B>>,
+    /// Windows that calibration does not see, until they are [compared](Run::measure).
+    pub held_out: Option<HeldOut<'a, B>>,
     /// A block whose layers were read while the one before was calibrated, and what came of that.
     pub block_ahead: Option<(usize, Result<StoredLayers>)>,
     /// The same of its first layer alone, where layers are read one by one.
@@ -77,6 +81,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         windows: &mut Windows<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
+        self.held_out_float(index)?;
         let mut float = self.transformed_block(index)?;
         writer.add_norms(index, &float.norms)?;
         if windows.is_empty() {
@@ -177,6 +182,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         float: &mut FloatLayers<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
+        let mut held_out = self.held_out_block(index, &float.norms)?;
         for site in Site::ALL {
             let layer = self.take(index, float, site, None)?;
             let weight = match self.schemes.at(index, site) {
@@ -187,6 +193,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 None => self.keep_float(index, site, &layer)?,
             };
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
+            self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
         }
         Ok(())
     }
@@ -210,6 +217,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             windows.float_pass(&name, &live, attends, wave)
         })?;
         drop(live);
+        let mut held_out = self.held_out_block(index, &float.norms)?;
         let mut attended = sums.attended;
         let mut sums = sums.sites.map(Some);
         for site in Site::ALL {
@@ -218,6 +226,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             let Some(scheme) = self.schemes.at(index, site) else {
                 let weight = self.keep_float(index, site, &layer)?;
                 self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
+                self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
                 continue;
             };
             let inputs = Sums::plain(sum).moments(self.around.backend)?;
@@ -231,6 +240,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             drop(inputs);
             let weight = scheme.layer(weight, self.half.dtype());
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
+            self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
         }
         Ok(())
     }
@@ -263,9 +273,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
             (idle && !float.reads() && !is_last).then(|| Ahead::read_block(scope, checkpoint, next_block));
         let name = format!("model.layers.{index}");
         let units = self.estimate.stages;
-        let schemes = self.schemes.block(index);
+        let all = self.schemes;
+        let schemes = all.block(index);
         // Each layer is calibrated on such inputs as it will take.
-        let kind = |site: Site| schemes[site].map_or(InputKind::Float, Scheme::input_kind);
+        let kind = |site: Site| all.input_kind(index, site);
         let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Float)?;
         for site in Site::ALL {
             *live.layer_mut(site) = Layer::Awaited(kind(site));
@@ -285,6 +296,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 true => Ok(Some(windows.sum_input(&name, &live, site, wave)?)),
                 false => windows.go_on(&name, &live, site, wave).map(|()| None),
             })?;
+            self.held_out_advance(index, &live, site)?;
             let mut sums = gram.map(Sums::plain);
             let mut early = None;
             if let (Some(stream), Some(beside)) = (&mut stream, &mut beside) {
@@ -364,6 +376,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 writer.write(index, site, weight, bias)?;
             }
         }
+        self.held_out_leave(&live)?;
         if !is_last {
             self.stage(index, units.finish, "forward", |wave| windows.finish_block(&name, &live, wave))?;
         }

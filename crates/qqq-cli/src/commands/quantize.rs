@@ -1,6 +1,7 @@
 //! `qqq quantize`.
 
 mod dry_run;
+mod gate;
 
 use std::{
     io::Write,
@@ -12,11 +13,13 @@ use qqq_cuda::CudaOptions;
 use qqq_formats::{Activations, CodeBits};
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Clip, NeedsText, Output, OutputFormat, Recipe, Report, Resume,
+    Clip, NeedsText, Output, OutputFormat, Quality, QuantError, Recipe, Report, Resume,
     calibration::{CalibrationText, Source},
 };
 use serde::Serialize;
 
+use self::gate::GateArgs;
+pub use self::gate::way_out;
 use super::recipe::{AmountArgs, RecipeArgs};
 use crate::{
     console::Console,
@@ -40,13 +43,16 @@ Examples:
   qqq quantize ./llama -o llama-mixed --group-size channel --rule down_proj=int8
   qqq quantize ./llama --dry-run
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt --resume
+  qqq quantize ./llama -o llama-w4a8 --held-out 8 --max-kld 0.2
 
 The linear layers of the blocks become 4-bit (or what --bits and --rule say); embedding, output head and norms stay \
 16-bit. One layer is in memory \
 at a time, beside what the calibration text becomes on its way through the model; how much that takes, of the host's \
 memory and of a GPU's, is told at the beginning. A GPU's sums are in another order than a CPU's: its checkpoints are as \
 good, but not the same bytes. OUT appears only when it is complete. A run that is killed or interrupted leaves its \
-finished blocks in a hidden folder beside it, for --resume; a run without --resume starts anew and removes them.";
+finished blocks in a hidden folder beside it, for --resume; a run without --resume starts anew and removes them. At the \
+end the result is compared with the float model on held-out text; one that is beyond --max-kld is no OUT, and the command \
+fails.";
 
 const USAGE: &str = "\
 qqq quantize [OPTIONS] --output <OUT> <MODEL>
@@ -63,7 +69,7 @@ pub struct QuantizeArgs {
     #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
     /// Say how much time, memory and disk the run would take: quantizes the first block, and writes nothing
-    #[arg(long, conflicts_with_all = ["report", "resume"])]
+    #[arg(long, conflicts_with_all = ["report", "resume", "max_kld", "force"])]
     dry_run: bool,
     /// Go on with a run to OUT that was killed or interrupted, behind the last block that it has kept. It must have
     /// been the same run: model, calibration text, recipe, device, version of qqq. The result is the same to the byte
@@ -86,6 +92,8 @@ pub struct QuantizeArgs {
     read: ReadArgs,
     #[command(flatten)]
     amount: AmountArgs,
+    #[command(flatten)]
+    quality: GateArgs,
     #[command(flatten)]
     device: DeviceArgs,
     /// How much of the GPU's memory may be taken, such as 12GB; a run that would take more is refused before it begins
@@ -113,6 +121,7 @@ struct Outcome {
 /// Runs the command.
 pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let recipe = args.recipe.recipe(&args.amount)?;
+    let gate = args.quality.gate()?;
     if let [spec] = args.calibration.as_slice()
         && Source::named(spec).is_some()
     {
@@ -143,19 +152,28 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
         format: args.format,
         model_name: &args.model,
         resume: Some(Resume { device: &device, goes_on: args.resume }),
+        gate,
     };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
     steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
-    let text = CalibrationText { source: &source, options: Some(&read) };
+    let text = CalibrationText { source: &source, options: Some(&read), held_out: args.quality.held_out() };
     let made = on_chosen!(chosen, |place| {
         let backend = place.backend_with(&checkpoint, args.options())?;
         qqq_quant::quantize(&backend, &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)
     });
     drop(steps);
-    let report = made.inspect_err(|_| reserved.tell_kept(console))?;
-    if let Some(place) = &report_place {
-        write_report(place.path(), &report)?;
-    }
+    let write_report = |report: &Report| match &report_place {
+        Some(place) => write_report(place.path(), report),
+        None => Ok(()),
+    };
+    let report = match made {
+        Err(QuantError::Gate(beyond)) => {
+            write_report(&beyond.report)?;
+            return Err(gate::refused(beyond, console));
+        }
+        made => made.inspect_err(|_| reserved.tell_kept(console))?,
+    };
+    write_report(&report)?;
     let outcome = Outcome { output: place.to_owned(), report };
     console.result(&outcome, |o| summary(&o.report, &o.output))
 }
@@ -322,6 +340,7 @@ fn summary(report: &Report, output: &Path) -> String {
             format::significant(mean(&|l| l.loss_nearest), 3)
         ),
     ));
+    rows.extend(report.quality.iter().flat_map(Quality::rows));
     if let Some(rotation) = &report.rotation {
         rows.push(("rotation", rotation.to_string()));
     }
@@ -331,13 +350,15 @@ fn summary(report: &Report, output: &Path) -> String {
     rows.push((
         "time",
         format!(
-            "{} (transform {}, calibrate {}, solve {}, make ready {}, write {}, keep for --resume {})",
+            "{} (transform {}, calibrate {}, solve {}, make ready {}, write {}, compare {}, keep for \
+             --resume {})",
             format::seconds(t.total),
             format::seconds(t.transform),
             format::seconds(t.calibrate),
             format::seconds(t.solve),
             format::seconds(t.ready),
             format::seconds(t.write),
+            format::seconds(t.compare),
             format::seconds(t.keep)
         ),
     ));

@@ -8,7 +8,7 @@ const BF16: Stored = Stored { linear: 2.0, ends: 2.0 };
 fn of(recipe: &Recipe, samples: bool, threads: usize) -> MemoryNeed {
     let config = shapes::llama_7b(32);
     let schemes = Schemes::of(&config, recipe).unwrap();
-    need((&config, recipe, &schemes), BF16, samples, threads, CpuBackend::PIECES)
+    need((&config, recipe, &schemes, HeldText::default()), BF16, samples, threads, CpuBackend::PIECES)
 }
 
 #[test]
@@ -54,7 +54,8 @@ fn plans_are_a_little_above_what_runs_took() {
         ((shapes::llama_7b(2), BF16), usual, 3.36e9),
     ] {
         let schemes = Schemes::of(&config, &recipe).unwrap();
-        let need = need((&config, &recipe, &schemes), stored, false, 2, CpuBackend::PIECES);
+        let need =
+            need((&config, &recipe, &schemes, HeldText::default()), stored, false, 2, CpuBackend::PIECES);
         let ratio = need.bytes as f64 / peak;
         assert!((1.0..1.15).contains(&ratio), "{need:?} is {ratio} of {peak}");
     }
@@ -85,4 +86,27 @@ fn recipes_and_calibration_count() {
     let mut huge = Recipe::DEFAULT;
     (huge.calibration.windows, huge.calibration.window) = (usize::MAX, 2048);
     assert_eq!(of(&huge, false, 2).least, u64::MAX);
+}
+
+#[test]
+fn held_out_text_counts() {
+    let config = shapes::llama_7b(32);
+    let with = |recipe: &Recipe, held| {
+        let schemes = Schemes::of(&config, recipe).unwrap();
+        need((&config, recipe, &schemes, held), BF16, false, 2, CpuBackend::PIECES).bytes
+    };
+    let held = HeldText { windows: 2, window: 2048 };
+    let plain = Recipe { error_correction: 0.0, ..Recipe::DEFAULT };
+    let more = with(&plain, held) - with(&plain, HeldText::default());
+    // 4,096 tokens' hidden states in both models, and their int8 inputs of down.
+    let expected = RETAINED * f64::from(4096 * (8 * 4096 + 11008));
+    assert!((more as f64 - expected).abs() < 10.0, "{more} {expected}");
+    // Both heads of a model with a large vocabulary take more than what rounds its layers.
+    let none = crate::Calibration { windows: 0, ..Recipe::DEFAULT.calibration };
+    let rtn = Recipe { compensate: false, clip: crate::Clip::Weight, calibration: none, ..plain };
+    let mut wide = config.clone();
+    wide.vocab_size = 256_000;
+    let schemes = Schemes::of(&wide, &rtn).unwrap();
+    let need = need((&wide, &rtn, &schemes, held), BF16, false, 2, CpuBackend::PIECES);
+    assert!(need.least > 4 * 256_000 * 4096, "{need:?}");
 }

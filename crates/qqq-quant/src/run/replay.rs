@@ -20,6 +20,20 @@ impl<B: Calibrate> Run<'_, B> {
     /// Those of [`quantize`](crate::quantize).
     pub fn replay(&mut self, index: usize, windows: &mut Windows<'_, B>, written: &Checkpoint) -> Result<()> {
         let Surroundings { backend, config, .. } = self.around;
+        let read = |run: &mut Self| -> Result<Block<B>> {
+            let clock = Instant::now();
+            let block = Block::new(backend, config, index, BlockWeights::read(written, index)?)?;
+            run.timings.transform += clock.elapsed().as_secs_f64();
+            Ok(block)
+        };
+        if windows.is_empty() || self.recipe.propagation == Propagation::Float {
+            let block = read(self)?;
+            self.held_out_again(index, &block)?;
+        }
+        // Nothing was calibrated, or that is done.
+        if windows.is_empty() {
+            return Ok(());
+        }
         if self.recipe.propagation == Propagation::Float {
             let block = self.float_block_again(index)?;
             let units = self.estimate.replay();
@@ -41,9 +55,8 @@ impl<B: Calibrate> Run<'_, B> {
             self.timings.transform += clock.elapsed().as_secs_f64();
         }
         self.float_stream = float_stream;
-        let clock = Instant::now();
-        let block = Block::new(backend, config, index, BlockWeights::read(written, index)?)?;
-        self.timings.transform += clock.elapsed().as_secs_f64();
+        let block = read(self)?;
+        self.held_out_again(index, &block)?;
         let units = self.estimate.replay();
         self.stage(index, units, "running it again", |wave| windows.pass(&block, wave))
     }

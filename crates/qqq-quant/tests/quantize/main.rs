@@ -6,5 +6,6 @@ mod correction;
 mod numbers;
 mod pipeline;
 mod precision;
+mod quality;
 mod tiny;
 mod transform;

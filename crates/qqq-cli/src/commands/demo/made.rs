@@ -10,7 +10,10 @@ use anyhow::Context;
 use qqq_backend::CpuBackend;
 use qqq_formats::{Checkpoint, cache, writer::CheckpointWriter};
 use qqq_model::Tokenizer;
-use qqq_quant::{Output, OutputFormat, Recipe, Report, Transform, calibration::Source};
+use qqq_quant::{
+    Gate, Output, OutputFormat, Recipe, Report, Transform,
+    calibration::{CalibrationText, Source},
+};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -240,17 +243,12 @@ fn quantize(
         format: OutputFormat::Auto,
         model_name: &name,
         resume: None,
+        gate: Gate::OPEN,
     };
+    // The demo compares both models itself.
+    let text = CalibrationText { source: &Source::BuiltIn, options: None, held_out: 0 };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), guard);
-    Ok(qqq_quant::quantize(
-        &CpuBackend::new(),
-        &checkpoint,
-        &tokenizer,
-        recipe,
-        &Source::BuiltIn,
-        &output,
-        &mut steps,
-    )?)
+    Ok(qqq_quant::quantize(&CpuBackend::new(), &checkpoint, &tokenizer, recipe, text, &output, &mut steps)?)
 }
 
 #[cfg(test)]

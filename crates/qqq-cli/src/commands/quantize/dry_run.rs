@@ -47,7 +47,7 @@ pub(super) fn run(
     let source = source(&args.calibration, &args.hub)?;
     let guard = Guard::new();
     let mut steps = Steps::new(Progress::new(console, "measuring"), &guard);
-    let text = CalibrationText { source: &source, options: Some(read) };
+    let text = CalibrationText { source: &source, options: Some(read), held_out: args.quality.held_out() };
     let needs = on_chosen!(device::choose_for(args.device.device, &checkpoint)?, |place| {
         let backend = place.backend_with(&checkpoint, args.options())?;
         qqq_quant::dry_run(&backend, &checkpoint, &tokenizer, recipe, text, args.format, &mut steps)?
