@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    CodeBits, FormatError, LayerScheme, Result,
+    Activations, CodeBits, FormatError, LayerScheme, Result,
     keys::{KnownKeys, shown},
     module_pattern::ModulePattern,
 };
@@ -32,12 +32,12 @@ impl CheckpointFormat {
         }
     }
 
-    /// How it stores codes of so many bits, as llm-compressor writes them: 4 bits packed, 8 bits in a byte.
-    pub fn layout(self, bits: CodeBits) -> CodeLayout {
-        match (self, bits) {
-            (CheckpointFormat::Qqq, _) => CodeLayout::Tiles,
-            (CheckpointFormat::CompressedTensors, CodeBits::Four) => CodeLayout::Packed,
-            (CheckpointFormat::CompressedTensors, CodeBits::Eight) => CodeLayout::Bytes,
+    /// How it stores codes of so many bits, as other readers expect them: W8A8 in bytes, everything else packed.
+    pub fn layout(self, bits: CodeBits, activations: Activations) -> CodeLayout {
+        match (self, bits, activations) {
+            (CheckpointFormat::Qqq, ..) => CodeLayout::Tiles,
+            (CheckpointFormat::CompressedTensors, CodeBits::Eight, Activations::Int8) => CodeLayout::Bytes,
+            (CheckpointFormat::CompressedTensors, ..) => CodeLayout::Packed,
         }
     }
 }

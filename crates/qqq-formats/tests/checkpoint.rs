@@ -283,7 +283,7 @@ fn schemes_side_by_side() {
         QuantizedWeight { scales: Scales::weight_only(128, 64, &effective), ..weight }
     };
     let bytes = LayerScheme { layout: CodeLayout::Bytes, ..LayerScheme::w4a8(format, None) };
-    let packed8 = LayerScheme { layout: CodeLayout::Packed, ..new(CodeBits::Eight, Activations::Half, None) };
+    let packed8 = new(CodeBits::Eight, Activations::Half, None);
     let layers = [
         ("q_proj", weight(Some(32)), LayerScheme::w4a8(format, Some(32))),
         ("k_proj", weight(None), bytes),

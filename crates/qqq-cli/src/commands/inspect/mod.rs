@@ -62,6 +62,8 @@ struct Inspection {
 #[derive(Serialize)]
 struct Quantization {
     format: &'static str,
+    /// Each kind of layers, as `W4A8 g64`.
+    schemes: Vec<String>,
     /// That of all layers, or of the first kind of them.
     group_size: Option<usize>,
     /// Of every kind of layers, where there are several.
@@ -77,7 +79,9 @@ impl Quantization {
         if group_sizes.len() < 2 {
             group_sizes.clear();
         }
-        Self { format: config.format.name(), group_size, group_sizes }
+        let mut schemes: Vec<String> = config.schemes().iter().map(ToString::to_string).collect();
+        schemes.dedup();
+        Self { format: config.format.name(), schemes, group_size, group_sizes }
     }
 
     fn text(&self) -> String {
@@ -85,11 +89,20 @@ impl Quantization {
             None => "one scale per output channel".into(),
             Some(g) => format!("groups of {g}"),
         };
+        let one_kind = |scheme: &String| scheme.split(' ').next() == self.arithmetic();
+        if !self.schemes.iter().all(one_kind) {
+            return format!("mixed, {}: {}", self.format, self.schemes.join(", "));
+        }
         let kinds: Vec<String> = match &self.group_sizes[..] {
             [] => vec![one(self.group_size)],
             sizes => sizes.iter().map(|size| one(*size)).collect(),
         };
-        format!("W4A8, {}, {}", self.format, kinds.join(" or "))
+        format!("{}, {}, {}", self.arithmetic().unwrap_or("none"), self.format, kinds.join(" or "))
+    }
+
+    /// `W4A8`, of the first kind of layers.
+    fn arithmetic(&self) -> Option<&str> {
+        self.schemes.first().and_then(|scheme| scheme.split(' ').next())
     }
 }
 
