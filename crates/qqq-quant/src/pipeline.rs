@@ -119,7 +119,7 @@ pub fn quantize<'a, B: Calibrate>(
         })?;
         log_memory("the end");
         let quality = measured.and_then(|(size, measured)| {
-            let quality = Quality::of(measured, size, held_text(&plan, calibration.source), &output.gate);
+            let quality = Quality::of(measured, size, held_text(plan, calibration.source), &output.gate);
             quality
                 .inspect_err(|what| {
                     run.work.warn(format!(

@@ -98,7 +98,7 @@ pub struct QuantizeArgs {
     device: DeviceArgs,
     /// How much of the GPU's memory may be taken, such as 12GB; a run that would take more is refused before it begins
     /// [default: what is free]
-    #[arg(long, value_name = "SIZE", value_parser = numbers::bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = numbers::bytes, help_heading = "Calibration")]
     memory: Option<u64>,
     #[command(flatten)]
     hub: HubArgs,
