@@ -6,5 +6,6 @@ mod correction;
 mod numbers;
 mod pipeline;
 mod precision;
+mod recipes;
 mod tiny;
 mod transform;
