@@ -80,7 +80,7 @@ pub fn dry_run<'a, B: Calibrate>(
         checkpoint.inputs.check()?;
         Ok(DryRun {
             recipe: recipe.clone(),
-            format: plan.format.name().into(),
+            format: plan.format_name().into(),
             blocks,
             seconds: measured_seconds + run.work.left() + samples,
             block_seconds: measured_seconds - before,

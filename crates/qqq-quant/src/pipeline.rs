@@ -150,7 +150,7 @@ pub fn quantize<'a, B: Calibrate>(
             version: env!("CARGO_PKG_VERSION").into(),
             model: output.model_name.into(),
             text_part_of: checkpoint.config.text_part_of.map(Into::into),
-            format: plan.format.name().into(),
+            format: plan.format_name().into(),
             recipe: recipe.clone(),
             calibration_data: if plan.calibrates { calibration.source.describe() } else { "none".into() },
             calibration_tokens: tokens.calibration.iter().map(Vec::len).sum(),

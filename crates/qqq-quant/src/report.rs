@@ -54,6 +54,10 @@ pub struct SmoothReport {
     pub site: String,
     /// Activation beyond which channels are shrunk; the largest one where smoothing does not pay.
     pub sigma: f32,
+    /// Migration strength of SmoothQuant, or the exponent of AWQ's scales; `sigma` is then the largest of the magnitudes that
+    /// scales were made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
     /// Channels with a scale above 1.
     pub smoothed_channels: usize,
     /// Relative loss without smoothing.

@@ -23,7 +23,7 @@ use qqq_model::{
 use self::layers::{input_of, join, zeros};
 
 use crate::{
-    Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
+    Clip, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
@@ -33,6 +33,7 @@ use crate::{
     held_out::HeldOut,
     moments::{Moments, Sums},
     output::OutputCheckpoint,
+    recipes::BlockChange,
     report::{LayerReport, SmoothReport, Timings, modules},
     rotations::DeviceRotations,
     smooth::SearchOptions,
@@ -82,7 +83,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         self.held_out_float(index)?;
-        let mut float = self.transformed_block(index)?;
+        let mut float = self.transformed_block(index, windows)?;
         writer.add_norms(index, &float.norms)?;
         if windows.is_empty() {
             return self.uncalibrated_block(index, &mut float, writer);
@@ -126,8 +127,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// A block with the recipe's transformation.
-    fn transformed_block(&mut self, index: usize) -> Result<FloatLayers<'a, B>> {
+    fn transformed_block(&mut self, index: usize, windows: &Windows<'_, B>) -> Result<FloatLayers<'a, B>> {
         let clock = Instant::now();
+        if self.recipe.transform.reads_windows() {
+            let layers = self.changed_block(index, windows)?;
+            self.timings.transform += clock.elapsed().as_secs_f64();
+            return Ok(layers);
+        }
         let label = self.label(index, "smoothing");
         let layers = match &mut self.smoothing_window {
             None => FloatLayers::stored(self.checkpoint, index, self.half, self.rotations.clone())?,
@@ -157,6 +163,24 @@ impl<'a, B: Calibrate> Run<'a, B> {
         };
         self.timings.transform += clock.elapsed().as_secs_f64();
         Ok(layers)
+    }
+
+    /// A block changed by what all calibration windows, which are those of the float model, have at its sites.
+    fn changed_block(&mut self, index: usize, windows: &Windows<'_, B>) -> Result<FloatLayers<'a, B>> {
+        let label = self.label(index, "searching scales");
+        let (around, half) = (self.around, self.half);
+        let mut block = read_block(around.backend, self.checkpoint, index)?;
+        let change = BlockChange { around, recipe: self.recipe, schemes: self.schemes.block(index), half };
+        let (work, units) = (&mut self.work, self.estimate.smooth_site);
+        let mut on_site = || {
+            log_memory(&label);
+            work.begin(units, label.as_str())
+        };
+        let mut workshop = around.workshop(self.recipe.calibration.window)?;
+        let mut copies = windows.copies()?;
+        let reports = change.apply(index, &mut block, &mut copies, &mut workshop, &mut on_site)?;
+        self.smoothing.extend(reports);
+        Ok(FloatLayers::held(block, half))
     }
 
     /// A layer of a block.
@@ -396,10 +420,16 @@ impl<'a, B: Calibrate> Run<'a, B> {
         inputs: &Moments<B>,
         averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<Sums<B>>,
     ) -> Result<QuantizedWeight> {
+        let first_v = self.queries_and_keys();
+        if site == Site::Qkv && self.recipe.clip == Clip::GroupOutput {
+            // Theirs are not clipped.
+            let qk = self.solve(index, modules::QK, scheme, layer, 0..first_v, Some(inputs))?;
+            let v = self.solve(index, modules::V, scheme, layer, first_v..layer.n, Some(inputs))?;
+            return join(&qk, &v);
+        }
         if site != Site::Qkv || !self.attends() {
             return self.solve(index, module(site), scheme, layer, 0..layer.n, Some(inputs));
         }
-        let first_v = self.queries_and_keys();
         let qk = self.solve(index, modules::QK, scheme, layer, 0..first_v, Some(inputs))?;
         let averages = averages(self, &qk)?;
         let moments = value_moments(self.around.backend, averages, inputs)?;
@@ -453,7 +483,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
             group_size: scheme.group_size,
             group_scales: self.recipe.group_scales,
             compensate: self.recipe.compensate,
-            clip: self.recipe.clip,
+            clip: match (self.recipe.clip, module) {
+                (Clip::GroupOutput, modules::QK) => Clip::None,
+                (clip, _) => clip,
+            },
             act_order: self.recipe.act_order,
             damping: self.recipe.damping,
             scale_dtype: self.scale_dtype,

@@ -57,6 +57,9 @@ pub(super) fn solve(task: &Task<'_>, rows: Range<usize>) -> Option<RowSolution> 
     let importance = importance(task);
     let SolveOptions { clip, scale_dtype, .. } = *task.options;
     let mut scales = clip::scales(weights, k, group, grid, clip, &importance, scale_dtype);
+    if let (Clip::GroupOutput, Some(hessian)) = (clip, task.hessian) {
+        clip::group_output::shrink(weights, k, group, grid, hessian, scale_dtype, &mut scales);
+    }
     if scheme.has_two_levels() && task.options.group_scales == GroupScales::Integer {
         clip::integer::snap(weights, k, group, clip, &importance, scale_dtype, &mut scales);
     }
