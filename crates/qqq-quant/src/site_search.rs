@@ -64,6 +64,9 @@ pub(crate) struct SiteSearch<'s, B: Calibrate> {
     pub inputs: Vec<&'s B::Input>,
 }
 
+/// Says what a site's layers are changed by.
+pub(crate) type Choose<'a, B> = dyn FnMut(&SiteSearch<'_, B>, &mut Workshop<B>) -> Result<Change> + 'a;
+
 /// What candidates are made in, one after the other.
 struct Candidate<B: Calibrate> {
     input: B::Input,
@@ -86,7 +89,7 @@ impl<B: Calibrate> SiteWalk<'_, B> {
         workshop: &mut Workshop<B>,
         wanted: &dyn Fn(Site) -> bool,
         on_site: &mut dyn FnMut() -> Result<()>,
-        choose: &mut dyn FnMut(&SiteSearch<'_, B>, &mut Workshop<B>) -> Result<Change>,
+        choose: &mut Choose<'_, B>,
     ) -> Result<Vec<SmoothReport>> {
         let Surroundings { backend: b, config, .. } = self.around;
         let heads = head_layout(config);
