@@ -100,8 +100,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
         }
     }
 
-    /// A block of float layers.
-    fn float_layers(
+    /// A block of these layers.
+    fn block_of(
         &self,
         index: usize,
         norms: BlockNorms,
@@ -232,7 +232,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
     ) -> Result<()> {
         let clock = Instant::now();
         let backend = self.around.backend;
-        let live = self.float_layers(index, float.norms.clone(), |site| float.layer(backend, index, site))?;
+        let live = self.block_of(index, float.norms.clone(), |site| float.layer(backend, index, site))?;
         self.timings.transform += clock.elapsed().as_secs_f64();
 
         let name = format!("model.layers.{index}");
@@ -301,10 +301,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let schemes = all.block(index);
         // Each layer is calibrated on such inputs as it will take.
         let kind = |site: Site| all.input_kind(index, site);
-        let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Float)?;
-        for site in Site::ALL {
-            *live.layer_mut(site) = Layer::Awaited(kind(site));
-        }
+        let mut live = self.block_of(index, float.norms.clone(), |site| Ok(Layer::Awaited(kind(site))))?;
         let mut stream = self.float_stream.take();
         let mut beside = match &stream {
             Some(_) => {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use qqq_backend::{BackendError, Calibrate, solve::Scheme};
-use qqq_formats::{LinearWeight, QuantizedWeight, Scales};
+use qqq_formats::{LinearWeight, QuantizedWeight};
 use qqq_model::{ModelError, Site, block::Layer, names};
 
 use super::Run;
@@ -92,14 +92,8 @@ pub(super) fn input_of(site: Site) -> &'static str {
 
 /// A layer of zeros.
 pub(super) fn zeros(n: usize, k: usize, scheme: Scheme) -> QuantizedWeight {
-    let codes = vec![0; n * k];
-    let ones = |group: usize| vec![1.0; n * (k / group)];
-    let scales = match scheme.group_size {
-        None => Scales::PerChannel(vec![1.0; n]),
-        Some(group) if scheme.has_two_levels() => Scales::from_effective(&codes, n, k, group, &ones(group)),
-        Some(group) => Scales::weight_only(n, group, &ones(group)),
-    };
-    QuantizedWeight { bits: scheme.bits, out_features: n, in_features: k, codes, scales }
+    let groups = scheme.group_size.map_or(1, |group| k / group);
+    scheme.weight((n, k), vec![0; n * k], vec![1.0; n * groups])
 }
 
 /// Stacks two layers.

@@ -47,7 +47,7 @@ impl<B: Calibrate> Run<'_, B> {
         } else if self.smoothing_window.is_some() {
             let clock = Instant::now();
             let FloatBlock { norms, layers } = read_block(backend, self.checkpoint, index)?;
-            let block = self.float_layers(index, norms, |site| layers[site].layer(backend, index, site))?;
+            let block = self.block_of(index, norms, |site| layers[site].layer(backend, index, site))?;
             let mut workshop = self.around.workshop(self.recipe.calibration.smooth_tokens)?;
             if let Some(Window { flow, batch }) = &mut self.smoothing_window {
                 pass(backend, &block, &mut self.around.step(&mut workshop, batch), flow)?;
@@ -67,6 +67,6 @@ impl<B: Calibrate> Run<'_, B> {
         let float = self.transformed_block(index, windows)?;
         self.smoothing.truncate(reports);
         let backend = self.around.backend;
-        self.float_layers(index, float.norms.clone(), |site| float.layer(backend, index, site))
+        self.block_of(index, float.norms.clone(), |site| float.layer(backend, index, site))
     }
 }

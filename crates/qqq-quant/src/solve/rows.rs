@@ -119,20 +119,7 @@ impl Candidate {
     fn weight(&self, task: &Task<'_>) -> QuantizedWeight {
         let (rows, k) = (self.codes.len() / task.k, task.k);
         let scheme = task.options.scheme();
-        let scales = match scheme.group_size {
-            None => Scales::PerChannel(self.scales.clone()),
-            Some(group) if scheme.has_two_levels() => {
-                Scales::from_effective(&self.codes, rows, k, group, &self.scales)
-            }
-            Some(group) => Scales::weight_only(rows, group, &self.scales),
-        };
-        QuantizedWeight {
-            bits: scheme.bits,
-            out_features: rows,
-            in_features: k,
-            codes: self.codes.clone(),
-            scales,
-        }
+        scheme.weight((rows, k), self.codes.clone(), self.scales.clone())
     }
 
     /// Weights minus what the kernel multiplies for them.
