@@ -283,6 +283,7 @@ def quantize_theirs(transformers: Transformers, modifiers: list, windows: list[l
     """Writes llm-compressor's checkpoint; seconds that quantizing took."""
     import torch
     from llmcompressor import oneshot
+    from llmcompressor.pipelines.cache import IntermediatesCache
     from torch.utils.data import DataLoader
 
     def batch(rows: list[list[int]]) -> dict:
@@ -291,13 +292,14 @@ def quantize_theirs(transformers: Transformers, modifiers: list, windows: list[l
 
     model = transformers.load(transformers.args.model)
     start = time.monotonic()
-    how = {}
+    # Hidden states stay where they are computed.
+    how = {"sequential_offload_device": transformers.args.device}
+    if transformers.args.device == "cpu":
+        # Its AWQ asks for memory that a GPU can copy from, which PyTorch has only where there is one.
+        IntermediatesCache.pin_memory = lambda *_: None
     if windows:
         size = max(1, BATCH_TOKENS // len(windows[0]))
-        how = {
-            "dataset": DataLoader(windows, batch_size=size, collate_fn=batch),
-            "num_calibration_samples": len(windows),
-        }
+        how["dataset"] = DataLoader(windows, batch_size=size, collate_fn=batch)
     oneshot(model=model, recipe=modifiers, **how)
     seconds = time.monotonic() - start
     model.save_pretrained(out, save_compressed=True)
