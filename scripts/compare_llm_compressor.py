@@ -11,8 +11,8 @@ by side, every token but a window's first. "transformers" are checkpoints as tra
 
 What must hold, else the exit code is 1: both evaluators give the float model the same perplexity, and llm-compressor's GPTQ
 checkpoint has after `qqq convert --to compressed-tensors` what transformers gives it (both to --agreement); ours is at most
---tolerance above theirs, both by our evaluator; every step succeeds. After each pair the JSON file is written anew, so that what
-was found until then remains.
+--tolerance above theirs, both by our evaluator; every step succeeds. After each pair the JSON file, and the table beside it, are
+written anew, so that what was found until then remains.
 
 Small settings, to try the script: --windows 2 --window 256 --eval-window 256 --limit 2.
 """
@@ -344,6 +344,7 @@ class Comparison:
             self.broken.append(f"{name}: {type(error).__name__}: {str(error).strip()[:400]}")
         self.found["broken"] = self.broken
         self.args.json.write_text(json.dumps(self.found, indent=1) + "\n")
+        self.args.json.with_suffix(".md").write_text(self.table() + "\n")
         print(f"== {name}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
     def agree(self, what: str, ours: dict[str, float], theirs: dict[str, float]) -> None:
