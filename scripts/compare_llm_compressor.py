@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__.split("\n\n")[0], epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="float model: a directory made by `qqq quantize --recipe fp16`")
-    parser.add_argument("qqq", type=Path, help="the command")
+    parser.add_argument("qqq", type=lambda path: Path(path).absolute(), help="the command")
     parser.add_argument("--calibration", type=Path, required=True, help="plain text")
     parser.add_argument("--texts", required=True, help="held-out plain texts, with commas between")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
