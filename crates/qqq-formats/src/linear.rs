@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::allocation::zeroed_vec;
 use half::{bf16, f16};
 
-use crate::{CodeBits, DType, FormatError, Result};
+use crate::{CodeBits, DType, FormatError, Result, SimulatedWeight};
 
 /// Float weights in their stored precision, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +57,15 @@ impl WeightData {
             WeightData::F32(v) => bytemuck::cast_slice_mut(v),
             WeightData::F16(v) => bytemuck::cast_slice_mut(v),
             WeightData::BF16(v) => bytemuck::cast_slice_mut(v),
+        }
+    }
+
+    /// Values rounded to the type that tensors of type `stored` are read as.
+    pub fn of_f32(stored: DType, values: &[f32]) -> Self {
+        match stored {
+            DType::F16 => WeightData::F16(values.iter().map(|v| f16::from_f32(*v)).collect()),
+            DType::BF16 => WeightData::BF16(values.iter().map(|v| bf16::from_f32(*v)).collect()),
+            _ => WeightData::F32(values.to_vec()),
         }
     }
 
@@ -244,6 +253,8 @@ pub enum LinearWeight {
         /// Type of the weights that they stand for, where a device multiplies these: that of the model's other weights.
         dtype: DType,
     },
+    /// Weights of 16 bits, for the arithmetic of a method that is simulated.
+    Simulated(SimulatedWeight),
 }
 
 impl QuantizedWeight {

@@ -124,6 +124,18 @@ impl<'scope, 'env, 'w: 'env> Behind<'scope, 'env, 'w> {
         Ok(())
     }
 
+    /// Lets something else be written, once the layer before is.
+    ///
+    /// # Errors
+    /// Those of writing it, and the layer before.
+    pub fn with(&mut self, write: impl FnOnce(&mut OutputCheckpoint<'w>) -> Result<()>) -> Result<()> {
+        self.wait()?;
+        match &mut self.state {
+            State::Idle(writer) => write(writer),
+            State::Writing(_) | State::Nothing => Ok(()),
+        }
+    }
+
     /// Waits for the layer in work.
     ///
     /// # Errors

@@ -36,6 +36,9 @@ pub(crate) mod rate {
 /// another output than the solver's.
 const CORRECTION_OPERATIONS: f64 = 14.0;
 
+/// Operations of the solver in whose time a simulated method makes one.
+const SIMULATED_OPERATIONS: f64 = 15.0;
+
 /// Seconds an operation here.
 struct Costs {
     float: f64,
@@ -207,6 +210,7 @@ impl Estimate {
         };
         let solving = match recipe.compensate {
             _ if tokens == 0.0 => Solving::WithoutData,
+            _ if recipe.simulated.is_some() => Solving::Simulated,
             true => Solving::Compensated,
             false => Solving::Nearest,
         };
@@ -219,9 +223,17 @@ impl Estimate {
             ValueHessian::Input => vec![qkv],
             ValueHessian::Attention => vec![(qkv.0 - v, qkv.1), (v, qkv.1)],
         };
+        let of_modules = |site: Site| {
+            let k = site.in_features(config) as f64;
+            site.modules(config).into_iter().map(move |(_, n)| (n as f64, k))
+        };
+        let solved: Vec<_> = match recipe.simulated {
+            // Module by module.
+            Some(_) => Site::ALL.into_iter().flat_map(of_modules).collect(),
+            None => solved.into_iter().chain(others).collect(),
+        };
         let solves = solved
             .into_iter()
-            .chain(others)
             .map(|(n, k)| {
                 solve(n, k, solving, cost.solve, cost.move_second) + correcting * n * k * k * cost.solve
             })
@@ -310,6 +322,8 @@ enum Solving {
     Nearest,
     /// A factor of the Hessian, and a product with it, as well.
     Compensated,
+    /// A simulated method: the same twice, with and without compensation, and in float64, column by column.
+    Simulated,
 }
 
 /// Seconds of solving a layer, at seconds an operation and a second of what rounds.
@@ -319,6 +333,7 @@ fn solve(n: f64, k: f64, solving: Solving, cost: f64, move_second: f64) -> f64 {
         Solving::WithoutData => return n * k * rate::ROUND_SECONDS * move_second,
         Solving::Nearest => 2.0 * n * k + losses,
         Solving::Compensated => k * k * k + 2.0 * n * k * k + losses,
+        Solving::Simulated => SIMULATED_OPERATIONS * (k * k * k + 2.0 * n * k * k + 2.0 * losses),
     };
     operations * cost
 }

@@ -68,6 +68,7 @@ mod output;
 pub mod pipeline;
 mod preflight;
 pub mod recipe;
+pub mod recipes;
 pub mod report;
 pub mod resolved;
 pub mod resume;

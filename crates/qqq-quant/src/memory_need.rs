@@ -470,7 +470,15 @@ impl<'a> Model<'a> {
                 }
                 false => 0.0,
             };
-            let fixed = self.always + kept + waiting + hessians + own + corrected;
+            // Everything in float64: Hessian, damped, turned and factorised; weights, turned, of both results and their errors.
+            let simulated = match self.recipe.simulated {
+                Some(_) if calibrates => 5.0 * 8.0 * k * k + 6.0 * 8.0 * weights,
+                Some(_) => 4.0 * 8.0 * weights,
+                None => 0.0,
+            };
+            // Inputs are float.
+            let wide = if self.recipe.simulated.is_some() { 3.0 * kept } else { 0.0 };
+            let fixed = self.always + kept + wide + waiting + hessians + own + corrected + simulated;
             let page = 8192.0 * k;
             let factor = if self.recipe.compensate { 2.0 * k * k + page } else { 0.0 };
             let factorising = if self.recipe.compensate || corrects { 4.0 * k * k + 2.0 * page } else { 0.0 };

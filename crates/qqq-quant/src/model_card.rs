@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, path::Path};
 
+use qqq_formats::SimulatedMethod;
+
 use crate::{
     Clip, GroupScales, Propagation, Report, Result, RotationKind, Transform, ValueHessian, output,
     report::modules, rotation::Family,
@@ -71,18 +73,16 @@ fn render_into(
         }
         None => "4-bit, one scale per output channel".into(),
     };
-    writeln!(card, "---\ntags:\n- qqq\n- w4a8")?;
+    let simulated = recipe.simulated.as_ref();
+    writeln!(card, "---\ntags:\n- qqq\n- {}", if simulated.is_some() { "simulated" } else { "w4a8" })?;
     for line in license {
         writeln!(card, "{line}")?;
     }
     writeln!(card, "---\n")?;
-    writeln!(card, "# {} in W4A8\n", report.model)?;
-    writeln!(
-        card,
-        "{} with 4-bit weights and 8-bit activations in all linear layers of its blocks, made by `qqq` {}. Embedding, \
-         output head and norms are kept in 16 bits.\n",
-        report.model, report.version
-    )?;
+    match simulated {
+        Some(method) => simulated_head(card, report, method)?,
+        None => w4a8_head(card, report)?,
+    }
     if let Some(whole) = &report.text_part_of {
         writeln!(
             card,
@@ -90,11 +90,15 @@ fn render_into(
         )?;
     }
     writeln!(card, "| | |\n|---|---|")?;
-    writeln!(card, "| Weights | {weights} |")?;
-    writeln!(card, "| Activations | int8, one scale per token, found at run time |")?;
+    if simulated.is_none() {
+        writeln!(card, "| Weights | {weights} |")?;
+        writeln!(card, "| Activations | int8, one scale per token, found at run time |")?;
+    }
     writeln!(card, "| Format | {} |", report.format)?;
-    for (name, value) in recipe_rows(report) {
-        writeln!(card, "| {name} | {value} |")?;
+    if simulated.is_none() {
+        for (name, value) in recipe_rows(report) {
+            writeln!(card, "| {name} | {value} |")?;
+        }
     }
     let calibration = &recipe.calibration;
     match calibration.windows {
@@ -142,7 +146,17 @@ fn render_into(
          `quantization_report.json` has every layer.\n"
     )?;
     writeln!(card, "| Layer | rounding to nearest | this checkpoint | worst |\n|---|---|---|---|")?;
-    for module in modules::ALL {
+    let of_modules = report.layers.iter().filter_map(|l| {
+        let (_, module) = l.name.strip_prefix("model.layers.")?.split_once('.')?;
+        (!modules::ALL.contains(&module)).then_some(module)
+    });
+    let mut rows = modules::ALL.to_vec();
+    for module in of_modules {
+        if !rows.contains(&module) {
+            rows.push(module);
+        }
+    }
+    for module in rows {
         let layers: Vec<_> = report.layers.iter().filter(|l| l.name.ends_with(module)).collect();
         if layers.is_empty() {
             continue;
@@ -165,6 +179,27 @@ fn render_into(
         }
     }
     Ok(())
+}
+
+fn w4a8_head(card: &mut String, report: &Report) -> std::fmt::Result {
+    writeln!(card, "# {} in W4A8\n", report.model)?;
+    writeln!(
+        card,
+        "{} with 4-bit weights and 8-bit activations in all linear layers of its blocks, made by `qqq` {}. Embedding, \
+         output head and norms are kept in 16 bits.\n",
+        report.model, report.version
+    )
+}
+
+fn simulated_head(card: &mut String, report: &Report, method: &SimulatedMethod) -> std::fmt::Result {
+    let (name, model) = (method.name(), &report.model);
+    writeln!(card, "# {model}, {name} simulated\n")?;
+    writeln!(
+        card,
+        "The arithmetic of {name} in all linear layers of the blocks of {model}, simulated by `qqq` {}: the weights are those \
+         that the method would multiply by, in 16 bits. It is for measuring; other tools refuse it.\n",
+        report.version
+    )
 }
 
 fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {

@@ -4,17 +4,19 @@ use std::{borrow::Cow, io::ErrorKind, path::Path};
 
 use qqq_backend::Calibrate;
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, FormatError, LayerScheme, ModelConfig, QuantizationConfig, QuantizedWeight,
+    Checkpoint, CheckpointFormat, DType, FormatError, LayerScheme, ModelConfig, QuantizationConfig,
+    QuantizedWeight, Simulated, simulated,
     writer::{CheckpointWriter, Reservation},
 };
 use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
 use serde_json::{Value, json};
 
 use crate::{
-    Report, Result,
+    Recipe, Report, Result,
     half_type::{HalfType, some_rows},
     model_card,
     resume::{Stopped, damaged},
+    run::SimulatedModule,
 };
 
 /// Rows of the embedding that are converted at a time on the host, and on a device, which few rows leave idle.
@@ -201,10 +203,34 @@ impl<'a> OutputCheckpoint<'a> {
         Ok(())
     }
 
-    /// A checkpoint of what is written, to be read before more is; `group_size` as the recipe has it.
-    pub(crate) fn so_far(&mut self, group_size: Option<usize>) -> Result<Checkpoint> {
+    /// Writes a module of a simulated recipe.
+    pub(crate) fn add_simulated(&mut self, module: &SimulatedModule, bias: Option<&[f32]>) -> Result<()> {
+        let SimulatedModule { prefix, n, k, made } = module;
+        self.add_half(&format!("{prefix}.weight"), &[*n, *k], &made.weights)?;
+        if let Some((scales, outliers)) = &made.quik {
+            self.add_half(&format!("{prefix}.{}", simulated::SCALE), &[*n], scales)?;
+            let columns: Vec<u8> = outliers.iter().flat_map(|j| (*j as i32).to_le_bytes()).collect();
+            let name = format!("{prefix}.{}", simulated::OUTLIERS);
+            self.writer.add(&name, DType::I32, &[outliers.len()], &columns)?;
+        }
+        if let Some(bias) = bias {
+            self.add_half(&format!("{prefix}.bias"), &[*n], bias)?;
+        }
+        Ok(())
+    }
+
+    /// The record of what the layers are; `bits_per_weight` of a simulated recipe.
+    fn quantization(&self, recipe: &Recipe, bits_per_weight: Option<f64>) -> QuantizationConfig {
+        match recipe.simulated {
+            Some(method) => QuantizationConfig::of_simulated(Simulated { method, bits_per_weight }),
+            None => QuantizationConfig::uniform(self.format, recipe.group_size),
+        }
+    }
+
+    /// A checkpoint of what is written, to be read before more is.
+    pub(crate) fn so_far(&mut self, recipe: &Recipe) -> Result<Checkpoint> {
         let path = self.writer.staging().to_owned();
-        let quantization = QuantizationConfig::uniform(self.format, group_size);
+        let quantization = self.quantization(recipe, None);
         let source = &self.checkpoint.config;
         let value = config_json(source, self.half, Some(&quantization), source.tie_word_embeddings);
         Ok(Checkpoint {
@@ -231,7 +257,7 @@ impl<'a> OutputCheckpoint<'a> {
     /// Writes everything else and gives the directory its name.
     pub(crate) fn finish(self, report: &Report) -> Result<()> {
         let staging = self.writer.staging();
-        let quantization = QuantizationConfig::uniform(self.format, report.recipe.group_size);
+        let quantization = self.quantization(&report.recipe, report.simulated_bits());
         let rotated = report.recipe.transform == crate::Transform::Rotate;
         let config = &self.checkpoint.config;
         let tied = config.tie_word_embeddings && !rotated;
@@ -257,6 +283,11 @@ pub(crate) fn config_json(
     let mut raw = config.raw.clone();
     if let Some(quantization) = quantization {
         raw.insert("quantization_config".into(), quantization.to_value());
+        if quantization.simulated().is_some() {
+            // A tool that passes over methods that it does not know must not take it for a float model.
+            raw.insert("model_type".into(), json!(simulated::METHOD));
+            raw.insert("architectures".into(), json!([config.architecture.class_name()]));
+        }
     }
     // The code that it names does not come along, and nothing here needs it.
     for code in ["auto_map", "custom_pipelines"] {

@@ -374,7 +374,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         let again = (first - passed) as f64;
         run.work.add(run.estimate.replay().part(again));
         run.work.add(run.estimate.replay_float().part(again));
-        let written = writer.so_far(recipe.group_size)?;
+        let written = writer.so_far(recipe)?;
         for index in passed..first {
             run.replay(index, &mut live, &written)?;
         }
@@ -395,8 +395,8 @@ fn any_windows(config: &ModelConfig, calibration: &Calibration) -> Vec<Vec<u32>>
 fn scale_dtype(format: CheckpointFormat, half: HalfType) -> ScaleDType {
     match (format, half) {
         (CheckpointFormat::Qqq, _) => ScaleDType::F32,
-        (CheckpointFormat::CompressedTensors, HalfType::F16) => ScaleDType::F16,
-        (CheckpointFormat::CompressedTensors, HalfType::BF16) => ScaleDType::BF16,
+        (_, HalfType::F16) => ScaleDType::F16,
+        (_, HalfType::BF16) => ScaleDType::BF16,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use qqq_backend::Calibrate;
-use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, disk, qqq, size};
+use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, SimulatedMethod, disk, qqq, size};
 use qqq_model::{Site, memory, names};
 
 use crate::{
@@ -43,6 +43,8 @@ pub enum NeedsText {
     Clipping,
     /// Correction of weights for what the layers before have done to their inputs.
     Correction,
+    /// The simulated method.
+    Simulated,
 }
 
 impl std::fmt::Display for NeedsText {
@@ -53,6 +55,7 @@ impl std::fmt::Display for NeedsText {
             Self::Compensation => "compensate: true",
             Self::Clipping => "clip: output",
             Self::Correction => "error_correction",
+            Self::Simulated => "simulated",
         })
     }
 }
@@ -65,6 +68,10 @@ impl Recipe {
             (self.compensate, NeedsText::Compensation),
             (self.clip == Clip::Output, NeedsText::Clipping),
             (self.corrects(), NeedsText::Correction),
+            (
+                self.simulated.is_some_and(|method| !matches!(method, SimulatedMethod::LlmInt8(_))),
+                NeedsText::Simulated,
+            ),
         ];
         needs.into_iter().filter(|(is_so, _)| *is_so).map(|(_, need)| need).collect()
     }
@@ -166,11 +173,15 @@ pub(crate) fn check<B: Calibrate>(
         ));
     }
     check_correction(recipe)?;
+    check_simulated(recipe, format)?;
     let memory = memory_need::of(checkpoint, recipe, samples, B::PIECES);
     check_memory(&memory, recipe)?;
     check_shapes(config, recipe.group_size)?;
     qqq_model::check_tensors(checkpoint)?;
-    let format = choose_format(config, recipe.group_size, format)?;
+    let format = match recipe.simulated {
+        Some(_) => CheckpointFormat::Simulated,
+        None => choose_format(config, recipe.group_size, format)?,
+    };
     let half = kept_type(checkpoint)?;
     let already_quantized = source_types::already_quantized(checkpoint);
     Ok(Plan { format, half, calibrates, memory, already_quantized })
@@ -191,6 +202,36 @@ fn check_correction(recipe: &Recipe) -> Result<()> {
              correction of 0"
                 .into(),
         ));
+    }
+    Ok(())
+}
+
+/// Refuses parts of a recipe that a simulated method has no place for.
+fn check_simulated(recipe: &Recipe, format: OutputFormat) -> Result<()> {
+    let Some(method) = &recipe.simulated else { return Ok(()) };
+    let name = method.name();
+    if format != OutputFormat::Auto {
+        return Err(QuantError::Recipe(format!(
+            "recipe {name} is simulated: its checkpoint has a form of its own, and none that can be chosen; leave the format out"
+        )));
+    }
+    let own = Recipe {
+        calibration: recipe.calibration,
+        propagation: recipe.propagation,
+        seed: recipe.seed,
+        rotation: recipe.rotation,
+        damping: recipe.damping,
+        ..Recipe::simulating(*method)
+    };
+    if *recipe != own {
+        return Err(QuantError::Recipe(format!(
+            "recipe {name} has parameters of its own, and no transform, groups, clipping or correction besides; leave these out"
+        )));
+    }
+    if recipe.propagation == Propagation::Float && matches!(method, SimulatedMethod::Quik(_)) {
+        return Err(QuantError::Recipe(format!(
+            "recipe {name} looks at the largest inputs of the layers, which are kept with propagation quantized alone"
+        )));
     }
     Ok(())
 }
@@ -283,7 +324,10 @@ pub(crate) fn choose_format(
 pub(crate) fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
     let block: usize = linear_shapes(config)
         .iter()
-        .map(|(_, n, k)| n * k / 2 + 4 * n + recipe.group_size.map_or(0, |g| 2 * n * (k / g)))
+        .map(|(_, n, k)| match recipe.simulated {
+            Some(_) => 2 * n * k + 2 * n,
+            None => n * k / 2 + 4 * n + recipe.group_size.map_or(0, |g| 2 * n * (k / g)),
+        })
         .sum();
     let table = 2 * config.vocab_size * config.hidden_size;
     let own_head = !config.tie_word_embeddings || recipe.transform == Transform::Rotate;

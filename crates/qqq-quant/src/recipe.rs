@@ -1,5 +1,7 @@
 //! What to do to a model.
 
+use qqq_backend::InputKind;
+use qqq_formats::SimulatedMethod;
 use serde::{Deserialize, Serialize};
 
 // The first paragraph of a variant's documentation is its help on a command line (feature `clap`), without the full stop.
@@ -153,6 +155,10 @@ pub struct Recipe {
     pub calibration: Calibration,
     /// Seed of everything random.
     pub seed: u64,
+    /// A method of another paper, whose arithmetic is simulated: it takes the place of everything above but the
+    /// calibration, the propagation and the seed ([`Recipe::simulating`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulated: Option<SimulatedMethod>,
 }
 
 impl Recipe {
@@ -171,7 +177,29 @@ impl Recipe {
         error_correction: 0.5,
         calibration: Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
         seed: 0,
+        simulated: None,
     };
+
+    /// A method that is simulated, with the default amount of text.
+    pub fn simulating(method: SimulatedMethod) -> Self {
+        Self {
+            transform: Transform::None,
+            group_size: None,
+            group_scales: GroupScales::Half,
+            compensate: false,
+            clip: Clip::None,
+            act_order: false,
+            value_hessian: ValueHessian::Input,
+            error_correction: 0.0,
+            simulated: Some(method),
+            ..Self::DEFAULT
+        }
+    }
+
+    /// What its layers take as their inputs.
+    pub(crate) fn input_kind(&self) -> InputKind {
+        if self.simulated.is_some() { InputKind::Float } else { InputKind::Int8 }
+    }
 
     /// Whether weights are corrected for what the layers before have done to their inputs.
     pub fn corrects(&self) -> bool {

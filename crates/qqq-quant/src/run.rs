@@ -5,6 +5,7 @@
 
 mod layers;
 mod replay;
+mod simulated;
 
 use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 
@@ -17,6 +18,7 @@ use qqq_model::{
 };
 
 use self::layers::{input_of, join, zeros};
+pub(crate) use self::simulated::SimulatedModule;
 
 use crate::{
     Propagation, QuantError, Recipe, Result, ValueHessian,
@@ -174,6 +176,11 @@ impl<'a, B: Calibrate> Run<'a, B> {
     ) -> Result<()> {
         for site in Site::ALL {
             let layer = self.take(index, float, site, None)?;
+            if let Some(method) = self.recipe.simulated {
+                let modules = self.simulate(&method, (index, site), &layer, None, None)?;
+                self.write_simulated((index, site), &modules, layer.bias.as_deref(), writer)?;
+                continue;
+            }
             let weight = self.solve(index, module(site), &layer, 0..layer.n, None)?;
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
         }
@@ -205,6 +212,11 @@ impl<'a, B: Calibrate> Run<'a, B> {
             let Some(sum) = sums[site].take() else { continue };
             let layer = self.take(index, &mut float, site, None)?;
             let inputs = Sums::plain(sum).moments(self.around.backend)?;
+            if let Some(method) = self.recipe.simulated {
+                let modules = self.simulate(&method, (index, site), &layer, Some(&inputs.hessian), None)?;
+                self.write_simulated((index, site), &modules, layer.bias.as_deref(), writer)?;
+                continue;
+            }
             let averages = |_: &mut Self, _: &QuantizedWeight| {
                 attended
                     .take()
@@ -246,7 +258,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
             (idle && !float.reads() && !is_last).then(|| Ahead::read_block(scope, checkpoint, next_block));
         let name = format!("model.layers.{index}");
         let units = self.estimate.stages;
-        let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Int8)?;
+        let kind = self.recipe.input_kind();
+        let mut live = Block::without_layers(backend, config, index, float.norms.clone(), kind)?;
         let mut stream = self.float_stream.take();
         let mut beside = match &stream {
             Some(_) => {
@@ -260,6 +273,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             let gram = self
                 .stage(index, units.site(site), &what, |wave| windows.sum_input(&name, &live, site, wave))?;
             let mut sums = Sums::plain(gram);
+            let largest = self.largest_inputs(windows)?;
             let mut early = None;
             if let (Some(stream), Some(beside)) = (&mut stream, &mut beside) {
                 // Through its last layer the float stream leaves the block as soon as it is there.
@@ -277,7 +291,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 });
             }
             if let Some(spent) = before.replace(site) {
-                *live.layer_mut(spent) = Layer::Awaited(InputKind::Int8);
+                *live.layer_mut(spent) = Layer::Awaited(kind);
             }
             if is_last && site == Site::Down {
                 windows.clear();
@@ -300,6 +314,16 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 _ => {}
             }
             let inputs = sums.moments(backend)?;
+            if let Some(method) = self.recipe.simulated {
+                let place = (index, site);
+                let modules =
+                    self.simulate(&method, place, &layer, Some(&inputs.hessian), largest.as_deref())?;
+                drop(inputs);
+                let FloatLinear { bias, .. } = layer;
+                writer.with(|writer| self.write_simulated(place, &modules, bias.as_deref(), writer))?;
+                *live.layer_mut(site) = self.pack_simulated(&method, place, modules, bias)?;
+                continue;
+            }
             let averages = |run: &mut Self, qk: &QuantizedWeight| {
                 // Attention needs some v to run; its output is not looked at.
                 let any = zeros(layer.n - run.queries_and_keys(), layer.k, run.recipe.group_size);
@@ -421,6 +445,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             loss: solved.loss,
             damping: solved.damping,
             dead_channels: solved.dead_channels,
+            stored_bits: None,
             scale_range: scales
                 .iter()
                 .fold((f32::INFINITY, 0.0), |(low, high), &s| (low.min(s), high.max(s))),

@@ -27,6 +27,7 @@ use crate::{
 use checks::{check, check_correction, check_hessian, check_options, too_large};
 pub use correction::Correction;
 use factor::Factor;
+pub(crate) use factor::factorise;
 pub(crate) use rows::ROWS_PER_TASK;
 use rows::{RowSolution, Task};
 

@@ -174,6 +174,13 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         Clip::Weight => "with scales of the least weight error",
         Clip::Output => "with scales of the least output error",
     };
+    if let Some(method) = &recipe.simulated {
+        let how = match recipe.calibrates() {
+            true => format!("{}, whose arithmetic is simulated, on {text}", method.name()),
+            false => format!("{}, whose arithmetic is simulated, without calibration", method.name()),
+        };
+        return Plan { how, advice: "the checkpoint is as large as the model" };
+    }
     let calibrating = match recipe.corrects() {
         true => format!("correcting errors at strength {}, calibrating on {text}", recipe.error_correction),
         false => format!("calibrating on {text}"),

@@ -1,6 +1,7 @@
 //! Recipe options on the command line.
 
 use clap::ValueEnum;
+use qqq_formats::SimulatedMethod;
 use qqq_quant::{
     Calibration, Clip, GroupScales, MAX_DAMPING, NeedsText, Propagation, Recipe, RotationKind, Transform,
     ValueHessian,
@@ -50,6 +51,11 @@ pub struct RecipeArgs {
     // First: it sees what comes after it.
     #[command(flatten)]
     given: Given,
+    /// The method of another paper, to compare with: llm-int8, quik, spqr or quip. Its arithmetic is simulated: the checkpoint
+    /// holds 16-bit weights and says what they stand for. Parameters after a colon, those of the paper where none are
+    /// given: quip:bits=3,greedy=10 (docs/recipes.md has all of them)
+    #[arg(long, value_name = "NAME[:KEY=VALUE,...]", value_parser = simulated)]
+    recipe: Option<SimulatedMethod>,
     /// What is done to the model before rounding; absorbed into the weights, free at run time
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.transform)]
     transform: Transform,
@@ -114,6 +120,9 @@ pub struct AmountArgs {
 impl RecipeArgs {
     /// The recipe that these options describe.
     pub fn recipe(&self, amount: &AmountArgs) -> anyhow::Result<Recipe> {
+        if let Some(method) = self.recipe {
+            return self.simulating(method, amount);
+        }
         if !(0.0..=MAX_DAMPING).contains(&self.damping) {
             return Err(bad_input(format!(
                 "--damping must be a number from 0 to {MAX_DAMPING}, not {:?}",
@@ -158,7 +167,52 @@ impl RecipeArgs {
                 smooth_tokens: amount.smooth_tokens.min(amount.window),
             },
             seed: self.seed.value()?.0,
+            simulated: None,
         };
+        if !recipe.calibrates() {
+            refuse_without_text(&recipe.needs_text())?;
+        }
+        Ok(recipe)
+    }
+
+    /// The recipe of a method that is simulated.
+    fn simulating(&self, method: SimulatedMethod, amount: &AmountArgs) -> anyhow::Result<Recipe> {
+        const OTHERS: [&str; 11] = [
+            "transform",
+            "rotation",
+            "group-size",
+            "group-scales",
+            "method",
+            "clip",
+            "no-act-order",
+            "damping",
+            "value-hessian",
+            "error-correction",
+            "smooth-tokens",
+        ];
+        let name = method.name();
+        if let Some(option) = OTHERS.into_iter().find(|option| self.given.has(option)) {
+            return Err(bad_input_hint(
+                format!("--{option} does nothing with --recipe {name}: leave it out"),
+                format!("the parameters of its paper stand behind its name: --recipe {name}:KEY=VALUE"),
+            ));
+        }
+        let recipe = Recipe::simulating(method);
+        let about_text = ["calibration", "window", "text-format", "text-field", "propagation"];
+        let default = match about_text.iter().any(|option| self.given.has(option)) {
+            _ if !recipe.needs_text().is_empty() => Recipe::DEFAULT.calibration.windows,
+            true => Recipe::DEFAULT.calibration.windows,
+            // Of a method that looks at no text.
+            false => 0,
+        };
+        let windows = amount.windows.unwrap_or(default);
+        let calibration = Calibration {
+            windows,
+            window: amount.window,
+            smooth_tokens: Recipe::DEFAULT.calibration.smooth_tokens,
+        };
+        let seed = self.seed.value()?.0;
+        let recipe = Recipe { calibration, propagation: self.propagation, seed, ..recipe };
         if !recipe.calibrates() {
             refuse_without_text(&recipe.needs_text())?;
         }
@@ -277,6 +331,25 @@ impl RecipeArgs {
     }
 }
 
+/// A method with its parameters, `quip` or `quip:bits=3,greedy=10`.
+fn simulated(text: &str) -> Result<SimulatedMethod, String> {
+    let (name, parameters) = text.split_once(':').unwrap_or((text, ""));
+    let mut map = serde_json::Map::new();
+    for parameter in parameters.split(',').filter(|p| !p.is_empty()) {
+        let Some((key, value)) = parameter.split_once('=') else {
+            return Err(format!("{parameter:?} is no KEY=VALUE"));
+        };
+        // JSON has no infinity.
+        let value = if value == "inf" { "null" } else { value };
+        let value = serde_json::from_str(value)
+            .map_err(|_| format!("{key} is {value:?}, no number, true or false"))?;
+        if map.insert(key.to_owned(), value).is_some() {
+            return Err(format!("{key} is given twice"));
+        }
+    }
+    SimulatedMethod::with(name, map)
+}
+
 /// Refuses a recipe without calibration windows that needs some.
 fn refuse_without_text(needs: &[NeedsText]) -> anyhow::Result<()> {
     let (mut options, mut ways_out) = (Vec::new(), Vec::new());
@@ -286,6 +359,7 @@ fn refuse_without_text(needs: &[NeedsText]) -> anyhow::Result<()> {
             NeedsText::Compensation => ("--method gptq", "--method rtn"),
             NeedsText::Clipping => ("--clip output", "--clip weight or none"),
             NeedsText::Correction => ("--error-correction", "--error-correction 0"),
+            NeedsText::Simulated => ("--recipe", "--recipe llm-int8"),
         };
         options.push(option);
         ways_out.push(way_out);
@@ -493,6 +567,40 @@ mod tests {
         let error = recipe("--error-correction 0.5 --propagation float").unwrap_err();
         assert!(error.contains("--propagation float"), "{error}");
         assert!(recipe("--error-correction 0 --propagation float").is_ok());
+    }
+
+    #[test]
+    fn methods_that_are_simulated_have_their_own_parameters() {
+        use qqq_formats::simulated::{Quip, SpQr};
+        let quip = SimulatedMethod::Quip(Quip { bits: 3, greedy: 10, ..Quip::default() });
+        assert_eq!(recipe("--recipe quip:bits=3,greedy=10"), Ok(Recipe::simulating(quip)));
+        let spqr = SimulatedMethod::SpQr(SpQr { threshold: f64::INFINITY, ..SpQr::default() });
+        let calibration = Calibration { windows: 2, window: 64, ..Recipe::DEFAULT.calibration };
+        let want = Recipe { calibration, seed: 5, ..Recipe::simulating(spqr) };
+        assert_eq!(recipe("--recipe spqr:threshold=inf --windows 2 --window 64 --seed 5"), Ok(want));
+        // It looks at no text unless somebody names one.
+        assert_eq!(recipe("--recipe llm-int8").unwrap().calibration.windows, 0);
+        assert_eq!(recipe("--recipe llm-int8 --window 64").unwrap().calibration.windows, 32);
+        for (options, says) in [
+            ("--recipe quik --group-size 64", "--group-size does nothing with --recipe quik"),
+            ("--recipe quip --windows 0", "--recipe cannot do without"),
+        ] {
+            let error = recipe(options).unwrap_err();
+            assert!(error.contains(says), "{options}: {error}");
+        }
+        for (text, says) in [
+            ("awq2", "none of llm-int8, quik, spqr, quip"),
+            ("quip:bits=1", "bits is 1, but must be from 2 to 16"),
+            ("quip:bit=2", "unknown field"),
+            ("quip:bits", "no KEY=VALUE"),
+            ("quip:bits=2,bits=3", "given twice"),
+            ("quik:bits=two", "no number"),
+            ("quik:bits=5", "4 or 8"),
+            ("spqr:threshold=-1", "a number > 0"),
+        ] {
+            let error = simulated(text).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -171,7 +171,9 @@ impl Int4Checkpoint {
     fn w4a8_layer(&self, source: &Source<'_>, location: &str, n: usize, k: usize) -> Result<Int4Layer> {
         let weight = match self.checkpoint.linear(source.prefix, n, k)? {
             LinearWeight::Quantized(weight) if weight.bits == CodeBits::Four => weight,
-            LinearWeight::Float { .. } => return Err(source.at("it is not quantized")),
+            LinearWeight::Float { .. } | LinearWeight::Simulated(_) => {
+                return Err(source.at("it is not quantized"));
+            }
             LinearWeight::Quantized(_) | LinearWeight::WeightOnly { .. } => {
                 return Err(source.at(
                     "converted are checkpoints whose quantized layers all have 4 bits and int8 activations, or all have 4 bits \

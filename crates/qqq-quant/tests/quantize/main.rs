@@ -5,5 +5,6 @@ mod changed;
 mod correction;
 mod numbers;
 mod pipeline;
+mod simulated;
 mod tiny;
 mod transform;

@@ -257,6 +257,7 @@ pub fn recipe() -> Recipe {
         error_correction: 0.0,
         calibration: Calibration { windows: 10, window: 64, smooth_tokens: 48 },
         seed: 0,
+        simulated: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod layers;
 
-use qqq_formats::{Checkpoint, QuantizationConfig, config::RopeScaling};
+use qqq_formats::{Checkpoint, QuantizationConfig, SimulatedMethod, config::RopeScaling};
 use serde::Serialize;
 
 use crate::{
@@ -67,6 +67,12 @@ struct Quantization {
     /// Of every kind of layers, where there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     group_sizes: Vec<Option<usize>>,
+    /// Of a simulated checkpoint: what it stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    simulated: Option<SimulatedMethod>,
+    /// Bits that the method would store for a weight of the blocks' linear layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    simulated_bits_per_weight: Option<f64>,
 }
 
 impl Quantization {
@@ -77,10 +83,29 @@ impl Quantization {
         if group_sizes.len() < 2 {
             group_sizes.clear();
         }
-        Self { format: config.format.name(), group_size, group_sizes }
+        let simulated = config.simulated();
+        Self {
+            format: config.format.name(),
+            group_size,
+            group_sizes,
+            simulated: simulated.map(|s| s.method),
+            simulated_bits_per_weight: simulated.and_then(|s| s.bits_per_weight),
+        }
     }
 
     fn text(&self) -> String {
+        if let Some(method) = &self.simulated {
+            let parameters = serde_json::to_value(method).ok();
+            let parameters = parameters.as_ref().and_then(|value| value.get("parameters")?.as_object());
+            let parameters: Vec<String> =
+                parameters.into_iter().flatten().map(|(key, value)| format!("{key} {value}")).collect();
+            let bits = match self.simulated_bits_per_weight {
+                Some(bits) => format!("it would store {bits:.2} bits per weight"),
+                None => "the bits that it would store are not known".into(),
+            };
+            let name = method.name();
+            return format!("simulated: {name} ({}); {bits}; here are 16-bit weights", parameters.join(", "));
+        }
         let one = |group_size: Option<usize>| match group_size {
             None => "one scale per output channel".into(),
             Some(g) => format!("groups of {g}"),
