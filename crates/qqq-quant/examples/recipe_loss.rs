@@ -93,7 +93,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for (what, method) in methods {
             let made = quantize(&method, &task, HalfType::F16, 0)?;
             println!(
-                "{module} {what} {:.6} (nearest {:.6}), {:.3} bits",
+                "{module} {what} {:.4e} (nearest {:.4e}), {:.3} bits",
                 made.loss,
                 made.loss_nearest,
                 made.bits / (n * layer.k) as f64
