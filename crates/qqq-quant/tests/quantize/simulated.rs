@@ -177,7 +177,7 @@ fn a_stopped_run_goes_on_to_the_same_bytes() {
         let whole = dir.path().join(format!("{name}-whole"));
         quantized(&model, &source, &whole, &recipe);
         let out = dir.path().join(name);
-        let mut attempt = |stop_at: Option<usize>| {
+        let attempt = |stop_at: Option<usize>| {
             let checkpoint = Checkpoint::open(&model).unwrap();
             let tokenizer = Tokenizer::load(&checkpoint).unwrap();
             let reservation = Reservation::take(&out).unwrap();
