@@ -226,7 +226,8 @@ fn damaged_checkpoints_are_refused() {
         Decoder::load(CpuBackend::new(), &checkpoint).map(|_| ()).map_err(|e| e.to_string())
     };
     assert_eq!(load(&|_| ()), Ok(()));
-    let refused: [(&dyn Fn(&mut Value), &str); 7] = [
+    type Change = dyn Fn(&mut Value);
+    let refused: [(&Change, &str); 7] = [
         (&|q| q["arithmetic"] = json!("other"), "arithmetic of qqq-simulated"),
         (&|q| q["parameters"]["zeros"] = json!(1), "unknown field `zeros`"),
         (&|q| q["parameters"]["bits"] = json!(3), "4 or 8"),
