@@ -93,7 +93,7 @@ pub fn read_scales(
     }
     channel.copy_from_slice(channels);
     group.copy_from_slice(groups);
-    Ok(WeightKind::of(weight).to_string())
+    Ok(WeightKind::of(&weight).to_string())
 }
 
 /// Fills a tensor (int32) with packed codes for measurements without a checkpoint: about normally distributed, with a
