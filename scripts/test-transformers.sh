@@ -51,6 +51,10 @@ if [ -z "${QQQ_BIN:-}" ]; then
     cargo build --quiet --locked -p qqq-cli
     export QQQ_BIN=${CARGO_TARGET_DIR:-$PWD/target}/debug/qqq
 fi
+if [ -z "${QQQ_ROUNDED:-}" ]; then
+    cargo build --quiet --locked -p qqq-testing --example rounded
+    export QQQ_ROUNDED=${CARGO_TARGET_DIR:-$PWD/target}/debug/examples/rounded
+fi
 QQQ_INTEROP=$(mktemp -d)
 export QQQ_INTEROP PYTHONDONTWRITEBYTECODE=1
 trap 'rm -rf "$QQQ_INTEROP"' EXIT

@@ -1,8 +1,8 @@
 """Where compressed-tensors computes otherwise than qqq, though both read the same weights.
 
 The library divides the largest activation of a token by 127.5 and multiplies groups' weights as floats; qqq divides by 127 and
-rounds them to int8. On a thousand tokens of a random model that is worth some tenths of a percent of perplexity, so tests
-compare twice: with the library as it is, and with qqq's two roundings in the library's model, where both must agree closely."""
+rounds them to int8. Where activations are not quantized, qqq rounds what the codes stand for to the model's 16-bit type. On a thousand tokens of a random model that is worth some tenths of a percent of perplexity, so tests
+compare twice: with the library as it is, and with qqq's roundings in the library's model, where both must agree closely."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def int8_weights(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def compute_as_qqq(model: torch.nn.Module, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives a model both roundings. Its weights must have been unpacked, as they are by the first forward pass."""
+    """Gives a model qqq's roundings. Its weights must have been unpacked, as they are by the first forward pass."""
     library = forward.compute_dynamic_scales_and_zp
 
     def by_127(*arguments, **more):
@@ -46,7 +46,15 @@ def compute_as_qqq(model: torch.nn.Module, directory: Path, monkeypatch: pytest.
 
     # It would round the weights to 4 bits again.
     monkeypatch.setattr(forward, "forward_quantize", inputs_only)
-    for name, scales in load_file(directory / "model.safetensors").items():
-        if name.endswith(".weight_scale") and scales.shape[1] > 1:
-            weight = model.get_submodule(name.removesuffix(".weight_scale")).weight.data
+    tensors = load_file(directory / "model.safetensors")
+    for name, scales in tensors.items():
+        if not name.endswith(".weight_scale"):
+            continue
+        module = model.get_submodule(name.removesuffix(".weight_scale"))
+        weight = module.weight.data
+        if module.quantization_scheme.input_activations is None:
+            types = [tensors["model.embed_tokens.weight"].dtype, scales.dtype]
+            half = next((t for t in types if t in (torch.float16, torch.bfloat16)), torch.float32)
+            weight.copy_(weight.to(half))
+        elif scales.shape[1] > 1:
             weight.copy_(int8_weights(weight.float(), scales.float()))

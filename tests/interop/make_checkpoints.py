@@ -2,6 +2,8 @@
 and `qqq convert` make of them, with the perplexities that `qqq eval` finds. Needs no compressed-tensors."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +22,14 @@ RECIPES = {
 
 # All recipes for these; one for the families that other tests have seen from end to end.
 MANY = ("llama", "qwen2", "qwen3")
+
+# What the rounding of qqq-testing's example makes of one family: the scheme of most layers, and of parts of their names.
+ROUNDED = {
+    "w8a8": ["W8A8"],
+    "w4a16-g32": ["W4A16 g32"],
+    "w8a16": ["W8A16"],
+    "mixed": ["W4A8 g64", "layers.0.mlp.down_proj=float", "down_proj=W8A8", "o_proj=W4A16 g32"],
+}
 
 # Of these, a form without int8 activations is made as well.
 WEIGHTS_ALONE = ("channel", "g32-half")
@@ -49,6 +59,10 @@ def main(root: Path) -> None:
                 result = qqq("convert", out, "-o", root / "w4a16" / out.name, "--to", "compressed-tensors")
                 assert "error" not in result, result
             perplexities[out.name] = qqq_perplexity(out, root / "evaluation.txt")
+    for name, schemes in ROUNDED.items():
+        out = root / f"llama-{name}"
+        subprocess.run([os.environ["QQQ_ROUNDED"], root / "llama", out, *schemes], check=True)
+        perplexities[out.name] = qqq_perplexity(out, root / "evaluation.txt")
     (root / "perplexities.json").write_text(json.dumps(perplexities, indent=1))
 
 

@@ -1,5 +1,5 @@
 """What compressed-tensors writes, read by qqq: its perplexity is that of the library's own model, as the library computes it
-and with qqq's two roundings (arithmetic.py), or an error names what is not supported."""
+and with qqq's roundings (arithmetic.py), or an error names what is not supported."""
 
 import json
 import os
@@ -100,6 +100,20 @@ CASES = {
         HEAD,
         None,
     ),
+    "w8a8": ("llama", [group(["Linear"], weights(None, num_bits=8))], HEAD, None),
+    "w8a8-packed": ("qwen2", [group(["Linear"], weights(None, num_bits=8))], HEAD, "pack-quantized"),
+    "w4a16": ("qwen3", [group(["Linear"], weights(32), None)], HEAD, "pack-quantized"),
+    "w8a16": ("llama", [group(["Linear"], weights(None, num_bits=8), None)], HEAD, "pack-quantized"),
+    "mixed-schemes": (
+        "llama",
+        [
+            group(["re:.*down_proj"], weights(None, num_bits=8), form="int-quantized"),
+            group(["re:.*o_proj"], weights(32), None, form="pack-quantized"),
+            group(["Linear"], weights(64), form="pack-quantized"),
+        ],
+        HEAD,
+        None,
+    ),
 }
 
 
@@ -116,9 +130,12 @@ def test_qqq_reads_what_the_library_wrote(name: str, tmp_path: Path, monkeypatch
 
 REFUSED = {
     "asymmetric": (group(["Linear"], weights(32, symmetric=False)), "weights.symmetric is false"),
-    "eight-bits": (group(["Linear"], weights(None, num_bits=8)), "weights.num_bits is 8"),
+    "eight-bits-in-groups": (
+        group(["Linear"], weights(32, num_bits=8)),
+        "weights.num_bits is 8: 8-bit weights have one",
+    ),
     "small-groups": (group(["Linear"], weights(16)), "weights.group_size is 16"),
-    "weight-only": (group(["Linear"], weights(32), None), "input_activations is missing"),
+    "asymmetric-weight-only": (group(["Linear"], weights(32, symmetric=False), None), "weights.symmetric is false"),
     "static": (
         group(["Linear"], weights(32), {"num_bits": 8, "strategy": "tensor", "dynamic": False}),
         "input_activations.dynamic is false",

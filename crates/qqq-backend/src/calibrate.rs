@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use qqq_formats::{LinearWeight, QuantizedWeight, WeightData};
+use qqq_formats::{LinearWeight, WeightData};
 
 use crate::{
-    AttentionKind, Backend, BackendError, Result,
-    solve::{Problem, Solution, Unsolved},
+    AttentionKind, Backend, BackendError, InputKind, Result,
+    solve::{Problem, Scheme, Solution, Unsolved},
 };
 
 /// How many rows of a calibration's arrays a device has in work at the same time. Estimates of memory and time are made
@@ -105,8 +105,8 @@ pub trait Calibrate: Backend {
     /// head, with the probabilities `p` of the queries and keys in `qkv`, which have been rotated.
     fn attended(&self, x: &Self::Input, qkv: &Self::Tensor, kind: &AttentionKind) -> Result<Self::Input>;
     /// As [`Backend::linear_weight`], of a weight that the caller keeps.
-    fn linear_of(&self, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<Self::Linear> {
-        self.linear_weight(LinearWeight::Quantized(weight.clone()), bias.map(<[f32]>::to_vec))
+    fn linear_of(&self, weight: &LinearWeight, bias: Option<&[f32]>) -> Result<Self::Linear> {
+        self.linear_weight(weight.clone(), bias.map(<[f32]>::to_vec))
     }
     /// Weights of shape `n x k`, row-major, in float32.
     fn weights(&self, n: usize, k: usize, data: WeightData) -> Result<Self::Weights>;
@@ -118,14 +118,14 @@ pub trait Calibrate: Backend {
     fn divide_outputs(&self, weights: &mut Self::Weights, first: usize, s: &[f32]) -> Result<()>;
     /// The layer of these weights as they are, which takes float inputs.
     fn float_linear(&self, weights: &Self::Weights, bias: Option<Vec<f32>>) -> Result<Self::Linear>;
-    /// The layer of `W diag(s)` rounded to nearest, with scales by which the largest weight just fits: per channel `max|w| / 7`
-    /// and codes in -7..=7, per group `2 max|w| / 15` and codes in -8..=7. `linear` is what this has made of the same layer
-    /// before, whose memory may be used again, or `None`.
+    /// The layer of `W diag(s)` rounded to nearest, with scales by which the largest weight just fits: that of a channel or group
+    /// is `max|w|` over the reach of the scheme's [grid](Scheme::grid). `linear` is what this has made of the same layer before,
+    /// whose memory may be used again, or `None`.
     fn round_scaled(
         &self,
         weights: &Self::Weights,
         s: &[f32],
-        group_size: Option<usize>,
+        scheme: Scheme,
         bias: Option<&[f32]>,
         linear: &mut Option<Self::Linear>,
     ) -> Result<()>;
@@ -133,8 +133,8 @@ pub trait Calibrate: Backend {
     fn input_not_finite(&self, x: &Self::Input) -> Result<Option<(usize, f32)>>;
     /// Waits, and gives the largest and the least value of every channel of a float input.
     fn channel_range(&self, x: &Self::Input) -> Result<(Vec<f32>, Vec<f32>)>;
-    /// Makes int8 rows of the rows of a float input, whose channel `j` is divided by `s[j]`.
-    fn smooth_input(&self, x: &Self::Input, s: &[f32], out: &mut Self::Input) -> Result<()>;
+    /// Makes rows of a kind of the rows of a float input, whose channel `j` is divided by `s[j]`.
+    fn smooth_input(&self, x: &Self::Input, s: &[f32], kind: InputKind, out: &mut Self::Input) -> Result<()>;
     /// Waits, and gives the sum of the squared differences of two float inputs; without `b` that of the squares.
     fn squared_distance(&self, a: &Self::Input, b: Option<&Self::Input>) -> Result<f64>;
     /// An orthogonal matrix `Q`, `width x width`, row-major.

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use qqq_formats::DType;
+use qqq_formats::{Activations, CodeBits, DType, LinearWeight, QuantizedWeight, Scales};
+
+use crate::InputKind;
 
 /// A grid of codes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,9 +23,86 @@ impl Grid {
     /// Per group: codes -8..=7, scale 2 max|w| / 15 (both ends half a step short).
     pub const GROUP: Grid = Grid { low: -8.0, high: 7.0, reach: 7.5 };
 
-    /// Of layers with groups, or without.
-    pub fn of(group_size: Option<usize>) -> Self {
-        if group_size.is_some() { Self::GROUP } else { Self::CHANNEL }
+    /// 8 bits, per channel: codes -127..=127, scale max|w| / 127.
+    pub const BYTE: Grid = Grid { low: -127.0, high: 127.0, reach: 127.0 };
+}
+
+/// What the weights of a layer become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheme {
+    /// Bits of a code.
+    pub bits: CodeBits,
+    /// What the layer multiplies: for int8 activations, weights of groups are rounded to int8 of their channel.
+    pub activations: Activations,
+    /// Input channels that share a scale; `None`: all of an output channel, as with 8 bits always.
+    pub group_size: Option<usize>,
+}
+
+impl Scheme {
+    /// 4-bit weights for int8 activations.
+    pub const fn w4a8(group_size: Option<usize>) -> Self {
+        Self { bits: CodeBits::Four, activations: Activations::Int8, group_size }
+    }
+
+    /// The codes that it has.
+    pub const fn grid(self) -> Grid {
+        match (self.bits, self.group_size) {
+            (CodeBits::Eight, _) => Grid::BYTE,
+            (CodeBits::Four, Some(_)) => Grid::GROUP,
+            (CodeBits::Four, None) => Grid::CHANNEL,
+        }
+    }
+
+    /// Whether scales have two levels, of groups and of channels, between which weights are int8.
+    pub fn has_two_levels(self) -> bool {
+        self.group_size.is_some() && self.activations == Activations::Int8
+    }
+
+    /// What a layer of this kind takes.
+    pub const fn input_kind(self) -> InputKind {
+        match self.activations {
+            Activations::Int8 => InputKind::Int8,
+            Activations::Half => InputKind::Float,
+        }
+    }
+
+    /// The weight of codes, `n x k`, and effective scales, `n x groups` (one of a channel without groups), with the scales
+    /// that such a layer is multiplied with.
+    ///
+    /// # Panics
+    /// If the lengths do not agree.
+    pub fn weight(self, (n, k): (usize, usize), codes: Vec<i8>, effective: Vec<f32>) -> QuantizedWeight {
+        let scales = match self.group_size {
+            None => Scales::PerChannel(effective),
+            Some(group) if self.has_two_levels() => Scales::from_effective(&codes, n, k, group, &effective),
+            Some(group) => Scales::weight_only(n, group, &effective),
+        };
+        QuantizedWeight { bits: self.bits, out_features: n, in_features: k, codes, scales }
+    }
+
+    /// Codes and scales as a layer that takes such activations. `dtype` is the type of the scales as they are stored, which
+    /// weights of 16-bit activations are multiplied in.
+    pub fn layer(self, weight: QuantizedWeight, dtype: DType) -> LinearWeight {
+        match self.activations {
+            Activations::Int8 => LinearWeight::Quantized(weight),
+            Activations::Half => LinearWeight::WeightOnly { weight, dtype },
+        }
+    }
+
+    /// That there are such weights of `k` input channels; else why not.
+    ///
+    /// # Errors
+    /// Groups that do not divide `k`, and 8 bits with groups.
+    pub fn check(self, k: usize) -> Result<(), String> {
+        match (self.bits, self.group_size) {
+            (_, Some(group)) if group == 0 || !k.is_multiple_of(group) => {
+                Err(format!("groups of {group} do not divide its {k} input channels"))
+            }
+            (CodeBits::Eight, Some(group)) => {
+                Err(format!("8-bit weights have one scale an output channel, no groups of {group}"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -107,8 +186,8 @@ pub struct Problem<'a, W, H, D> {
     pub k: usize,
     /// Second moments of the inputs; `None`: every input counts the same.
     pub hessian: Option<&'a H>,
-    /// `None`: per channel.
-    pub group_size: Option<usize>,
+    /// What the weights become.
+    pub scheme: Scheme,
     /// How scales are chosen.
     pub scales: ScaleChoice,
     /// `None`: codes are rounded to nearest.

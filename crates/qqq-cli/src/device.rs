@@ -274,7 +274,7 @@ impl Place for CpuPlace {
         if options.arithmetic != Arithmetic::default() {
             return Err(bad_input_hint(
                 format!(
-                    "{} is not computed on the CPU, which has kernels for W4A8 alone",
+                    "{} is not computed on the CPU, which computes what the checkpoint says",
                     options.arithmetic
                 ),
                 "choose a GPU (--device cuda)",

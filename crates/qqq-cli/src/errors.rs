@@ -12,6 +12,8 @@ use qqq_model::{
 use qqq_quant::QuantError;
 use serde_json::json;
 
+use crate::commands::quantize;
+
 /// Something went wrong on the way.
 pub const FAILED: u8 = 1;
 /// Wrong usage, or input that cannot be used.
@@ -96,7 +98,9 @@ impl Failure {
             hint: error.chain().find_map(hint),
             exit_code,
             closed_output: error.chain().any(|e| e.is::<ClosedOutput>()),
-            answered: error.chain().any(|e| e.is::<InterruptedWithResult>() || e.is::<FailedWithResult>()),
+            // One that was put before its cause is no link of the chain itself.
+            answered: error.is::<FailedWithResult>()
+                || error.chain().any(|e| e.is::<InterruptedWithResult>() || e.is::<FailedWithResult>()),
         }
     }
 
@@ -199,6 +203,7 @@ fn hint(e: &Cause) -> Option<String> {
                 "without --resume the run starts anew, and removes what the stopped one has finished".into(),
             );
         }
+        (Some(QuantError::Gate(beyond)), _) => return Some(quantize::way_out(beyond)),
         (Some(QuantError::Numerics { .. }), _) => {
             return Some("give more calibration text (--windows), or a larger --damping".into());
         }
@@ -276,6 +281,15 @@ mod tests {
         assert!(Failure::of(&InterruptedWithResult.into()).is_answered());
         let failure = Failure::of(&FailedWithResult("no memory".into()).into());
         assert_eq!((failure.exit_code, failure.is_answered()), (FAILED, true));
+        let failure = Failure::of(
+            &anyhow::Error::from(QuantError::Numerics { layer: "q".into(), reason: "no".into() })
+                .context(FailedWithResult("q: no".into())),
+        );
+        assert_eq!(
+            (failure.message.as_str(), failure.exit_code, failure.is_answered()),
+            ("q: no", FAILED, true)
+        );
+        assert!(failure.hint.is_some());
         assert!(!Failure::of(&Interrupted.into()).is_answered());
         assert_eq!(code(QuantError::Recipe("no".into()).into()), BAD_INPUT);
         assert_eq!(code(QuantError::Model(FormatError::Layout("x".into()).into()).into()), BAD_INPUT);

@@ -84,6 +84,27 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A limit of the KL divergence.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MaxKld(
+    /// In nats per token; `None`: there is none.
+    pub Option<f64>,
+);
+
+impl MaxKld {
+    /// A number above 0, or "off".
+    ///
+    /// # Errors
+    /// Anything else, with what to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.parse::<f64>() {
+            Ok(nats) if nats > 0.0 && nats.is_finite() => Ok(Self(Some(nats))),
+            Err(_) if text == "off" => Ok(Self(None)),
+            _ => Err("a number of nats above 0 is needed, or \"off\" for no limit".into()),
+        }
+    }
+}
+
 /// A seed that was given, or is to be drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seed {

@@ -59,8 +59,13 @@ fn there_and_back_nothing_changes() {
                     .unwrap();
             assert_eq!(report["from"], back["from"]);
             place.run("generate back --prompt Hello -n 4").success();
-            // A 4-bit checkpoint that is run by nothing here names the command.
-            place.run("generate there --prompt Hello").failure(2, "qqq convert");
+            let run = place.run("generate there --prompt Hello -n 4");
+            if form == "gptq" {
+                // A 4-bit checkpoint that is run by nothing here names the command.
+                run.failure(2, "qqq convert");
+            } else {
+                run.success();
+            }
             for name in ["there", "back"] {
                 fs::remove_dir_all(place.path(name)).unwrap();
             }

@@ -11,9 +11,13 @@ const LINE: &str = "quantize model --calibration text.txt --windows 4 --window 6
 #[test]
 fn nothing_is_written_and_the_disk_is_as_said() {
     let place = Place::new();
-    for (options, out) in
-        [("", "a"), ("--transform smooth --smooth-tokens 32", "b"), ("--propagation float", "c")]
-    {
+    for (options, out) in [
+        ("", "a"),
+        ("--transform smooth --smooth-tokens 32", "b"),
+        ("--propagation float", "c"),
+        ("--rule down_proj=int8 --rule self_attn=float", "d"),
+        ("--activations half", "e"),
+    ] {
         let names = place.names();
         let needs = place.run(&format!("{LINE} {options} --dry-run -o {out}")).success().json();
         assert_eq!(place.names(), names, "nothing is written");
@@ -33,6 +37,21 @@ fn nothing_is_written_and_the_disk_is_as_said() {
             ["seconds", "block_seconds", "measured_seconds"].map(|name| needs[name].as_f64().unwrap());
         assert!(0.0 < block && block < measured && measured < all, "{needs:#}");
         assert_eq!(needs["blocks"], 2);
+    }
+}
+
+/// What the first block takes says little of others, whose sizes follow from what they become.
+#[test]
+fn blocks_may_differ() {
+    let place = Place::new();
+    for (rules, out) in [("--rule layers.0=float", "a"), ("--rule layers.1=float --rule layers.0=int8", "b")]
+    {
+        let needs = place.run(&format!("{LINE} {rules} --dry-run")).success().json();
+        place.run(&format!("{LINE} {rules} -o {out}")).success();
+        let report = fs::read_to_string(place.path(out).join("quantization_report.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let said = needs["linear_bytes"].as_f64().unwrap() / report["linear_bytes"][1].as_f64().unwrap();
+        assert!((0.95..1.05).contains(&said), "{rules}: {said}");
     }
 }
 

@@ -198,6 +198,8 @@ fn ctrl_c_offers_to_go_on() {
         (format!("{line} --error-correction 0.25"), "error_correction was 0.5, and is 0.25"),
         (format!("{line} --format compressed-tensors --group-size 32"), "group_size was 64, and is 32"),
         (LINE.replace("text.txt", "built-in"), "the calibration text was"),
+        (format!("{line} --rule down_proj=int8 --format compressed-tensors"), "rules was [], and is [{"),
+        (format!("{line} --activations half"), "activations was int8, and is half"),
     ] {
         let run = place.run(&format!("{other} -o out --resume")).failure(2, says);
         assert!(run.stderr.contains("without --resume"), "{}", run.stderr);
@@ -242,6 +244,30 @@ fn without_the_option_a_run_starts_anew_and_says_so() {
     assert_same(&place, "out", "new");
 }
 
+/// What a stopped run has finished is compared with the float model as well.
+#[test]
+fn what_goes_on_meets_the_gate() {
+    let place = place();
+    let line = format!("{LINE} --max-kld 1e-9");
+    place.run(&format!("{line} -o whole")).failure(1, "too far from the float model");
+    kill_when_kept(&place, &format!("{line} -o out"));
+    let run = place.run(&format!("{line} -o out --resume")).failure(1, "out.failed-gate");
+    assert!(run.stderr.contains("going on behind block"), "{}", run.stderr);
+    assert_same(&place, "whole.failed-gate", "out.failed-gate");
+    assert_eq!(place.names(), ["model", "out.failed-gate", "text.txt", "whole.failed-gate"]);
+    // Another amount of text would give another report.
+    kill_when_kept(&place, &format!("{line} -o out"));
+    place.run(&format!("{line} -o out --resume --held-out 3")).failure(2, "held-out windows was 2, and is 3");
+    // With another limit it is the same run.
+    place.run(&format!("{LINE} -o out --resume")).success();
+    assert!(place.path("out").is_dir());
+}
+
+#[test]
+fn and_runs_without_calibration() {
+    goes_over_blocks_again("quantize model --method rtn --held-out 16");
+}
+
 /// The files of hidden states that are kept now.
 fn states(place: &Place) -> Vec<PathBuf> {
     let files = staging(place).into_iter().flat_map(|dir| fs::read_dir(dir).unwrap());
@@ -271,6 +297,15 @@ fn and_those_of_smoothed_models() {
     goes_over_blocks_again(&format!("{LINE} --transform smooth --smooth-tokens 64"));
     let float = "--transform smooth --smooth-tokens 64 --propagation float --group-size channel";
     goes_over_blocks_again(&format!("{LINE} {float}"));
+}
+
+#[test]
+fn and_those_with_layers_of_several_kinds() {
+    let rules = "--rule down_proj=int8 --rule layers.1.self_attn=float --rule layers.0=float --rule layers.2=int4:g32";
+    goes_over_blocks_again(&format!("{LINE} {rules}"));
+    goes_over_blocks_again(&format!(
+        "{LINE} {rules} --activations half --transform smooth --smooth-tokens 64"
+    ));
 }
 
 #[test]

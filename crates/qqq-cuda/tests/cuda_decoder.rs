@@ -346,8 +346,10 @@ fn linear_layers(b: CudaBackend) {
     let unit = unit(&b);
     let mut random = Random(5);
     let (n, k) = (336, 576);
-    for group in [None, Some(32), Some(64)] {
-        let codes: Vec<i8> = (0..n * k).map(|_| random.int(-7, 7) as i8).collect();
+    let (four, eight) = (CodeBits::Four, CodeBits::Eight);
+    for (bits, group) in [(four, None), (four, Some(32)), (four, Some(64)), (eight, None)] {
+        let largest = i32::from(bits.largest());
+        let codes: Vec<i8> = (0..n * k).map(|_| random.int(-largest, largest) as i8).collect();
         let scales = match group {
             None => Scales::PerChannel((0..n).map(|i| 0.01 + i as f32 * 1e-5).collect()),
             Some(g) => {
@@ -355,7 +357,7 @@ fn linear_layers(b: CudaBackend) {
                 Scales::from_effective(&codes, n, k, g, &effective)
             }
         };
-        let weight = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
+        let weight = QuantizedWeight { bits, out_features: n, in_features: k, codes, scales };
         let bias = values(n, 3);
         for m in [1, 17, 300] {
             let x = rounded(&b, values(m * k, m as u64));
@@ -371,8 +373,11 @@ fn linear_layers(b: CudaBackend) {
             cpu.to_input(&mut tensor, InputKind::Int8, &mut input).unwrap();
             cpu.linear(&input, &layer, &mut want).unwrap();
             // The sums are the same; the result is rounded, before and after the bias.
-            close(&b.read(&out).unwrap(), &cpu.read(&want).unwrap(), 2.0 * unit, 2.0 * unit, "W4A8");
+            close(&b.read(&out).unwrap(), &cpu.read(&want).unwrap(), 2.0 * unit, 2.0 * unit, "integers");
         }
+    }
+    for (bits, group) in [(four, None), (four, Some(32)), (four, Some(128)), (eight, None)] {
+        weights_alone(&b, bits, group);
     }
     let data = rounded(&b, values(n * k, 9));
     let bias = rounded(&b, values(n, 10));
@@ -393,6 +398,42 @@ fn linear_layers(b: CudaBackend) {
             })
             .collect();
         close(&b.read(&out).unwrap(), &want, unit, 1e-4, "16-bit weights");
+    }
+}
+
+/// Codes for 16-bit activations stand for 16-bit weights, `code * scale` rounded once.
+fn weights_alone(b: &CudaBackend, bits: CodeBits, group: Option<usize>) {
+    let unit = unit(b);
+    let mut random = Random(7);
+    let (n, k) = (336, 512);
+    let largest = i32::from(bits.largest());
+    let codes: Vec<i8> = (0..n * k).map(|_| random.int(-largest, largest) as i8).collect();
+    // 16-bit numbers.
+    let scale = |i: usize| (1 + i % 23) as f32 / 2048.0;
+    let scales = match group {
+        None => Scales::PerChannel((0..n).map(scale).collect()),
+        Some(g) => Scales::weight_only(n, g, &(0..n * k / g).map(scale).collect::<Vec<_>>()),
+    };
+    let weight = QuantizedWeight { bits, out_features: n, in_features: k, codes, scales };
+    let meant: Vec<f32> = rounded(b, (0..n).flat_map(|row| weight.row_values(row)).collect());
+    let bias = rounded(b, values(n, 10));
+    let weight = LinearWeight::WeightOnly { weight, dtype: DType::F32 };
+    let layer = b.linear_weight(weight, Some(bias.clone())).unwrap();
+    assert_eq!(b.input_kind(&layer), InputKind::Float);
+    for m in [1, 33] {
+        let x = rounded(b, values(m * k, 11));
+        let mut tensor = half_tensor(b, m, k, x.clone());
+        let (mut input, mut out) = (b.input(m, k).unwrap(), b.tensor(m, n).unwrap());
+        b.to_input(&mut tensor, InputKind::Float, &mut input).unwrap();
+        b.linear(&input, &layer, &mut out).unwrap();
+        let want: Vec<f32> = (0..m * n)
+            .map(|i| {
+                let pair = x[i / n * k..][..k].iter().zip(&meant[i % n * k..][..k]);
+                let sum: f64 = pair.map(|(a, w)| f64::from(*a) * f64::from(*w)).sum();
+                sum as f32 + bias[i % n]
+            })
+            .collect();
+        close(&b.read(&out).unwrap(), &want, unit, 1e-3, &format!("{bits} alone, {group:?}"));
     }
 }
 

@@ -9,8 +9,6 @@ use crate::{EvalError, Progress, Result, Window, WindowOptions, windows::check_t
 
 /// Tokens that go through the blocks at a time, if a window is not longer: keeps the GEMMs large.
 const BATCH_TOKENS: usize = 2048;
-/// Bytes of logits that are made at a time.
-const LOGITS_BYTES: usize = 64 << 20;
 
 /// Windows that run together.
 pub(crate) struct Batch<'w> {
@@ -157,11 +155,6 @@ impl<'t> Cut<'t> {
         }
         Ok(Scored { windows: done, planned })
     }
-}
-
-/// Rows of logits that are made at a time, for a vocabulary.
-pub(crate) fn chunk_rows(vocab: usize) -> usize {
-    (LOGITS_BYTES / (4 * vocab)).clamp(16, 512)
 }
 
 /// Logits of some rows of the last batch, row-major.

@@ -2,14 +2,15 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, first_not_finite, pool::parallel_each_mut};
-use qqq_model::Decoder;
+use qqq_backend::{Backend, first_not_finite};
+use qqq_model::{
+    Decoder,
+    scores::{Divergence, DivergenceSums, compare_rows, rows_at_a_time},
+};
 
 use crate::{
     Estimate, EvalError, Progress, Result, WindowOptions,
-    forward::{Cut, chunk_rows, logits},
-    softmax::{PairScore, compare},
-    statistics::{WindowSum, estimate},
+    forward::{Cut, logits},
 };
 
 /// Result of [`kl_divergence`]. Standard errors come from the spread between windows.
@@ -58,18 +59,14 @@ pub fn kl_divergence<A: Backend, B: Backend>(
     }
     let cut = Cut::new(tokens, options, vocab)?;
     let (mut of_baseline, mut of_model) = (cut.runner(baseline)?, cut.runner(model)?);
-    let [mut kl, mut agree, mut log_ratio, mut base_nll] = [const { Vec::new() }; 4];
+    let mut sums = DivergenceSums::default();
     let scored = cut.for_each_batch(progress, |batch, rows| {
         batch.run(&mut of_baseline)?;
         batch.run(&mut of_model)?;
-        for rows in rows.chunks(chunk_rows(vocab)) {
+        for rows in rows.chunks(rows_at_a_time(vocab)) {
             let (p, q) = (logits(&mut of_baseline, rows)?, logits(&mut of_model, rows)?);
-            let mut pairs: Vec<Option<PairScore>> = vec![None; rows.len()];
-            parallel_each_mut(&mut pairs, |i, out| {
-                let row = i * vocab..(i + 1) * vocab;
-                *out = Some(compare(&p[row.clone()], &q[row], rows[i].target));
-            });
-            let pairs = pairs.into_iter().flatten().zip(p.chunks_exact(vocab));
+            let targets: Vec<u32> = rows.iter().map(|row| row.target).collect();
+            let pairs = compare_rows(&p, &q, &targets).into_iter().zip(p.chunks_exact(vocab));
             for (row, (pair, p)) in rows.iter().zip(pairs) {
                 if !pair.is_finite() {
                     return Err(match first_not_finite(p) {
@@ -77,33 +74,30 @@ pub fn kl_divergence<A: Backend, B: Backend>(
                         None => batch.not_finite(model, "model", row),
                     });
                 }
-                WindowSum::add(&mut kl, row.window, pair.kl);
-                WindowSum::add(&mut agree, row.window, f64::from(u8::from(pair.agree)));
-                WindowSum::add(&mut log_ratio, row.window, pair.model_nll - pair.baseline_nll);
-                WindowSum::add(&mut base_nll, row.window, pair.baseline_nll);
+                sums.add(row.window, &pair);
             }
         }
         Ok(())
     })?;
-    let (baseline_nll, log_ratio) = (estimate(&base_nll), estimate(&log_ratio));
-    let baseline_perplexity = baseline_nll.exp().mean;
-    let perplexity_ratio = log_ratio.exp();
+    let Divergence { kl_divergence, top1_agreement, perplexity_ratio, baseline_perplexity, perplexity } =
+        sums.divergence();
+    let (baseline_nll, model_nll) = sums.losses();
     if !baseline_perplexity.is_finite() {
-        return Err(EvalError::Overflow { model: "baseline", nll: baseline_nll.mean });
+        return Err(EvalError::Overflow { model: "baseline", nll: baseline_nll });
     }
-    if !(baseline_perplexity * perplexity_ratio.mean).is_finite() {
-        return Err(EvalError::Overflow { model: "model", nll: baseline_nll.mean + log_ratio.mean });
+    if !perplexity.is_finite() {
+        return Err(EvalError::Overflow { model: "model", nll: model_nll });
     }
     Ok(KldReport {
-        kl_divergence: estimate(&kl),
-        top1_agreement: estimate(&agree),
+        kl_divergence,
+        top1_agreement,
         perplexity_ratio,
         baseline_perplexity,
-        perplexity: baseline_perplexity * perplexity_ratio.mean,
+        perplexity,
         windows: scored.windows,
         planned_windows: scored.planned,
         partial: scored.windows < scored.planned,
-        tokens: kl.iter().map(|w| w.tokens).sum(),
+        tokens: sums.tokens(),
         seconds: start.elapsed().as_secs_f64(),
     })
 }

@@ -29,15 +29,13 @@ pub mod error;
 mod forward;
 pub mod kld;
 pub mod perplexity;
-mod softmax;
-pub mod statistics;
 pub mod tokens;
 pub mod windows;
 
 pub use error::{EvalError, Result};
 pub use kld::{KldReport, kl_divergence};
 pub use perplexity::{PerplexityReport, perplexity};
-pub use statistics::Estimate;
+pub use qqq_model::scores::Estimate;
 pub use tokens::{Text, first_tokens};
 pub use windows::{Scoring, Window, WindowOptions};
 

@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use qqq_backend::{Backend, pool::parallel_each_mut};
-use qqq_model::{Decoder, Runner};
+use qqq_model::{
+    Decoder, Runner,
+    scores::{WindowSum, estimate, rows_at_a_time, score},
+};
 
 use crate::{
     EvalError, Progress, Result, Scoring, WindowOptions,
-    forward::{Cut, Row, chunk_rows, logits},
-    softmax::score,
-    statistics::{WindowSum, estimate},
+    forward::{Cut, Row, logits},
 };
 
 /// Result of [`perplexity`].
@@ -57,7 +58,7 @@ pub fn perplexity<B: Backend>(
     let whole = options.scoring == Scoring::All && options.stride >= options.window;
     let scored = cut.for_each_batch(progress, |batch, rows| {
         batch.run(&mut runner)?;
-        for rows in rows.chunks(chunk_rows(vocab)) {
+        for rows in rows.chunks(rows_at_a_time(vocab)) {
             let nll = losses(&mut runner, rows, vocab)?;
             for (row, nll) in rows.iter().zip(nll) {
                 if !nll.is_finite() {

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use crate::{
     Activations, CodeBits, DType, FormatError, QuantizedWeight, Result, Scales, WeightData,
-    compressed_tensors, linear::largest_code,
+    compressed_tensors, scales::largest_code,
 };
 
 /// A symmetric 4-bit weight whose float weight is `code * scale`, exactly, with scales in their stored type.

@@ -1,7 +1,7 @@
 //! A linear layer of a checkpoint, read by rows: what lies on disk becomes the neutral form in pieces that do not depend on
 //! each other, so that a loader can put all threads to work, and holds no more than the pieces in hand.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, fmt, ops::Range};
 
 use half::f16;
 
@@ -36,6 +36,19 @@ pub enum WeightKind {
     },
     /// Floats of this type, for arithmetic that is simulated.
     Simulated(DType),
+}
+
+/// `W4A8 g64`, `W8A8`, `W4A16`; `float` without regard to its type, and `simulated`.
+impl fmt::Display for WeightKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (bits, activations, group_size) = match *self {
+            Self::Float(_) => return f.write_str("float"),
+            Self::Simulated(_) => return f.write_str("simulated"),
+            Self::Quantized { bits, group_size } => (bits, Activations::Int8, group_size),
+            Self::WeightOnly { bits, group_size, .. } => (bits, Activations::Half, group_size),
+        };
+        write!(f, "{}", LayerScheme { bits, activations, group_size, layout: CodeLayout::Packed })
+    }
 }
 
 /// A linear layer whose tensors are known to be there, of the right types and shapes.

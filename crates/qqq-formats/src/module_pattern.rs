@@ -5,9 +5,9 @@ use std::fmt;
 
 use fancy_regex::Regex;
 
-/// A parsed entry. Expressions are Python's `re.match`: they must match from the first character on, but not to the last.
+/// A parsed entry, or part of a name. Expressions are Python's `re.match`: they must match from the first character on, but not to the last.
 #[derive(Clone)]
-pub(crate) struct ModulePattern {
+pub struct ModulePattern {
     text: String,
     kind: Kind,
 }
@@ -15,6 +15,8 @@ pub(crate) struct ModulePattern {
 #[derive(Clone)]
 enum Kind {
     Name,
+    /// Words of a name.
+    Part,
     Regex(Regex),
     /// The class of all linear layers, or of all modules.
     EveryLinear,
@@ -31,6 +33,17 @@ impl ModulePattern {
             None if ["Linear", "Module"].contains(&text) => Kind::EveryLinear,
             None => Kind::Name,
         };
+        Ok(Self { text: text.into(), kind })
+    }
+
+    /// What a user names layers by: whole words of their names, which stand between dots (`down_proj`, `layers.0`,
+    /// `layers.0.mlp.down_proj`), or an expression after `re:` for the whole of them.
+    ///
+    /// # Errors
+    /// Why an expression is none.
+    pub fn part(text: &str) -> Result<Self, String> {
+        let kind =
+            text.strip_prefix("re:").map_or(Ok(Kind::Part), |regex| compile(regex).map(Kind::Regex))?;
         Ok(Self { text: text.into(), kind })
     }
 
@@ -61,7 +74,7 @@ impl ModulePattern {
     pub fn rank(&self) -> u8 {
         match self.kind {
             Kind::Name => 0,
-            Kind::Regex(_) => 1,
+            Kind::Part | Kind::Regex(_) => 1,
             Kind::EveryLinear => 2,
         }
     }
@@ -73,6 +86,7 @@ impl ModulePattern {
     pub fn matches(&self, name: &str) -> Result<bool, String> {
         match &self.kind {
             Kind::Name => Ok(self.text == name),
+            Kind::Part => Ok(format!(".{name}.").contains(&format!(".{}.", self.text))),
             Kind::EveryLinear => Ok(true),
             Kind::Regex(regex) => regex
                 .is_match(name)
@@ -137,6 +151,27 @@ mod tests {
         ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn parts_of_names() {
+        let down = "model.layers.10.mlp.down_proj";
+        for (part, expected) in [
+            ("down_proj", true),
+            ("mlp", true),
+            ("layers.10", true),
+            ("layers.1", false),
+            ("layers", true),
+            ("down", false),
+            ("", false),
+            ("model.layers.10.mlp.down_proj", true),
+            ("layers.10.mlp.down_proj.x", false),
+            ("re:.*down", true),
+            ("re:down", false),
+        ] {
+            assert_eq!(ModulePattern::part(part).unwrap().matches(down), Ok(expected), "{part}");
+        }
+        assert!(ModulePattern::part("re:(").is_err());
     }
 
     #[test]

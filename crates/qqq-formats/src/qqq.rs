@@ -12,8 +12,8 @@ use std::ops::Range;
 
 use half::f16;
 
-use crate::linear::{columns, largest_code};
 use crate::{CodeBits, FormatError, QuantizedWeight, Result, Scales};
+use crate::{linear::columns, scales::largest_code};
 
 /// Input channels of a group, where there are groups.
 pub const GROUP_SIZE: usize = 128;

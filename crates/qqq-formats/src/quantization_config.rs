@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    CodeBits, FormatError, LayerScheme, Result,
+    Activations, CodeBits, FormatError, LayerScheme, Result,
     keys::{KnownKeys, shown},
     module_pattern::ModulePattern,
     simulated::{METHOD, Simulated},
@@ -36,13 +36,13 @@ impl CheckpointFormat {
         }
     }
 
-    /// How it stores codes of so many bits, as llm-compressor writes them: 4 bits packed, 8 bits in a byte. (A simulated
+    /// How it stores codes of so many bits, as other readers expect them: W8A8 in bytes, everything else packed. (A simulated
     /// checkpoint stores none.)
-    pub fn layout(self, bits: CodeBits) -> CodeLayout {
-        match (self, bits) {
-            (CheckpointFormat::Qqq, _) => CodeLayout::Tiles,
-            (_, CodeBits::Four) => CodeLayout::Packed,
-            (_, CodeBits::Eight) => CodeLayout::Bytes,
+    pub fn layout(self, bits: CodeBits, activations: Activations) -> CodeLayout {
+        match (self, bits, activations) {
+            (CheckpointFormat::Qqq, ..) => CodeLayout::Tiles,
+            (_, CodeBits::Eight, Activations::Int8) => CodeLayout::Bytes,
+            _ => CodeLayout::Packed,
         }
     }
 }

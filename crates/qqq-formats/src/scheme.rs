@@ -99,7 +99,7 @@ impl LayerScheme {
         activations: Activations,
         group_size: Option<usize>,
     ) -> Result<Self> {
-        let scheme = Self { bits, activations, group_size, layout: format.layout(bits) };
+        let scheme = Self { bits, activations, group_size, layout: format.layout(bits, activations) };
         if format == CheckpointFormat::Qqq && (bits, activations) != (CodeBits::Four, Activations::Int8) {
             return Err(FormatError::Unsupported(format!(
                 "the qqq format holds 4-bit weights for int8 activations, no {scheme}; write compressed-tensors \
@@ -113,7 +113,7 @@ impl LayerScheme {
     /// 4-bit weights for int8 activations.
     pub fn w4a8(format: CheckpointFormat, group_size: Option<usize>) -> Self {
         let (bits, activations) = (CodeBits::Four, Activations::Int8);
-        Self { bits, activations, group_size, layout: format.layout(bits) }
+        Self { bits, activations, group_size, layout: format.layout(bits, activations) }
     }
 
     /// That there is such a weight.
@@ -152,6 +152,8 @@ mod tests {
         assert_eq!(name(F::CompressedTensors, B::Four, A::Half, Some(64)), Ok("W4A16 g64".into()));
         let layout = |b| LayerScheme::new(F::CompressedTensors, b, A::Int8, None).unwrap().layout;
         assert_eq!((layout(B::Four), layout(B::Eight)), (CodeLayout::Packed, CodeLayout::Bytes));
+        let alone = LayerScheme::new(F::CompressedTensors, B::Eight, A::Half, None).unwrap();
+        assert_eq!(alone.layout, CodeLayout::Packed);
         for (format, bits, activations, size, says) in [
             (F::Qqq, B::Eight, A::Int8, None, "no W8A8"),
             (F::Qqq, B::Four, A::Half, Some(128), "no W4A16 g128"),

@@ -12,7 +12,7 @@
 //! No other tool may take such a checkpoint for one of floats. vLLM refuses the `quant_method`; transformers, which passes over
 //! a method that it does not know, refuses the `model_type`, which is [`METHOD`] as well.
 
-use std::ops::Range;
+use std::{fmt, ops::Range};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -22,6 +22,7 @@ use crate::{
     keys::shown,
     layer::Source,
     quantization_config::{found, unsupported},
+    writer::CheckpointWriter,
 };
 
 /// `quant_method`, and `model_type`, of simulated checkpoints.
@@ -184,8 +185,26 @@ impl SimulatedMethod {
         Ok(method)
     }
 
+    /// Whether its layers do more with their inputs than to multiply them.
+    pub fn has_arithmetic(&self) -> bool {
+        matches!(self, Self::LlmInt8(_) | Self::Quik(_))
+    }
+
+    /// Share of the Hessian's mean diagonal that it adds to that; 0 where it looks at none.
+    pub fn damping(&self) -> f64 {
+        match *self {
+            Self::LlmInt8(_) => 0.0,
+            Self::Quik(Quik { damping, .. })
+            | Self::SpQr(SpQr { damping, .. })
+            | Self::Quip(Quip { damping, .. }) => damping,
+        }
+    }
+
     /// Checks the ranges of its parameters.
-    fn check(&self) -> std::result::Result<(), String> {
+    ///
+    /// # Errors
+    /// A value that is none of the method's, in words that name the parameter.
+    pub fn check(&self) -> std::result::Result<(), String> {
         let damped = |damping: f64| (0.0..=1e6).contains(&damping);
         let within = |what: &str, bits: u8, least: u8, most: u8| {
             if (least..=most).contains(&bits) {
@@ -226,6 +245,17 @@ impl SimulatedMethod {
                 number(damped(damping), "damping", damping, "a number from 0 to 1e6")
             }
         }
+    }
+}
+
+impl fmt::Display for SimulatedMethod {
+    /// Its name and its parameters: `quik (bits 4, ...)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        let parameters = value.get("parameters").and_then(Value::as_object);
+        let parameters: Vec<String> =
+            parameters.into_iter().flatten().map(|(key, value)| format!("{key} {value}")).collect();
+        write!(f, "{} ({})", self.name(), parameters.join(", "))
     }
 }
 
@@ -364,6 +394,17 @@ impl SimulatedWeight {
         Ok(Some(codes))
     }
 
+    /// Some of its output channels.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let k = self.in_features;
+        Self {
+            out_features: rows.len(),
+            in_features: k,
+            data: self.data.part(rows.start * k..rows.end * k),
+            arithmetic: self.arithmetic.of_rows(rows),
+        }
+    }
+
     /// The layers of one input as one, in their order; `None` if their arithmetic differs.
     pub fn joined(parts: Vec<Self>) -> Option<Self> {
         let mut parts = parts.into_iter();
@@ -391,6 +432,24 @@ impl SimulatedWeight {
         }
         let data = WeightData::of_f32(dtype, &values);
         alike.then_some(Self { out_features, in_features, data, arithmetic })
+    }
+}
+
+impl CheckpointWriter {
+    /// Adds the tensors of the simulated linear layer `prefix`.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::add`].
+    pub fn add_simulated(&mut self, prefix: &str, weight: &SimulatedWeight) -> Result<()> {
+        let SimulatedWeight { out_features: n, in_features: k, data, arithmetic } = weight;
+        self.add_float(&format!("{prefix}.weight"), &[*n, *k], data)?;
+        if let Arithmetic::Quik { scales, outliers, .. } = arithmetic {
+            let scales = WeightData::of_f32(data.dtype(), scales);
+            self.add_float(&format!("{prefix}.{SCALE}"), &[*n], &scales)?;
+            let columns: Vec<u8> = outliers.iter().flat_map(|j| (*j as i32).to_le_bytes()).collect();
+            self.add(&format!("{prefix}.{OUTLIERS}"), DType::I32, &[outliers.len()], &columns)?;
+        }
+        Ok(())
     }
 }
 

@@ -282,6 +282,34 @@ impl CheckpointWriter {
     /// A full disk; `out` has come into being meanwhile (the checkpoint then lies beside it, under the name that the message
     /// gives); a writer that only counts.
     pub fn finish(mut self) -> Result<()> {
+        let reservation = self.complete()?;
+        let out = reservation.path();
+        if refuse_existing(out).is_err() {
+            // The work is done: it is not thrown away for its name.
+            let other = self.rename_beside(out, "finished")?;
+            let source = io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!(
+                    "it exists already (it came into being meanwhile), and is not overwritten; the finished checkpoint is {}",
+                    other.display()
+                ),
+            );
+            return Err(FormatError::Io { path: out.into(), source });
+        }
+        self.rename(out)
+    }
+
+    /// As [`finish`](Self::finish), under the name `out.SUFFIX`, with a number behind it where that exists. Returns the name.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish), but for an `out` that exists.
+    pub fn finish_beside(mut self, suffix: &str) -> Result<PathBuf> {
+        let reservation = self.complete()?;
+        self.rename_beside(reservation.path(), suffix)
+    }
+
+    /// Writes headers and index, and syncs all that is in the directory.
+    fn complete(&mut self) -> Result<Reservation> {
         let Some(reservation) = self.reservation.take() else {
             return Err(FormatError::Layout("a checkpoint that was only counted has no files".into()));
         };
@@ -317,24 +345,21 @@ impl CheckpointWriter {
         }
         self.owner = None;
         sync_directory(&staging).map_err(fail)?;
-        let out = reservation.path();
-        if refuse_existing(out).is_err() {
-            // The work is done: it is not thrown away for its name.
-            let other = other_name(out);
-            fs::rename(&staging, &other).map_err(fail)?;
-            self.finished = true;
-            let source = io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                format!(
-                    "it exists already (it came into being meanwhile), and is not overwritten; the finished checkpoint is {}",
-                    other.display()
-                ),
-            );
-            return Err(FormatError::Io { path: out.into(), source });
-        }
-        fs::rename(&staging, out).map_err(|source| FormatError::Io { path: out.into(), source })?;
+        Ok(reservation)
+    }
+
+    /// Gives the complete directory a name beside `out`.
+    fn rename_beside(&mut self, out: &Path, suffix: &str) -> Result<PathBuf> {
+        let name = other_name(out, suffix);
+        self.rename(&name)?;
+        Ok(name)
+    }
+
+    /// Gives the complete directory its name.
+    fn rename(&mut self, name: &Path) -> Result<()> {
+        fs::rename(&self.staging, name).map_err(|source| FormatError::Io { path: name.into(), source })?;
         self.finished = true;
-        if let Some(parent) = out.parent() {
+        if let Some(parent) = name.parent() {
             // The checkpoint is complete and in place; that its name outlives a power failure is a bonus that
             // not every file system offers.
             let _ = sync_directory(if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
@@ -360,14 +385,17 @@ impl Drop for CheckpointWriter {
     }
 }
 
-/// A name beside `out` that nothing has.
-fn other_name(out: &Path) -> PathBuf {
+/// A name beside `out` that nothing has: `out.SUFFIX`, or with a number behind that.
+fn other_name(out: &Path, suffix: &str) -> PathBuf {
     let name = |number: usize| {
         let mut name = out.as_os_str().to_owned();
-        name.push(format!(".finished-{number}"));
+        name.push(format!(".{suffix}"));
+        if number > 1 {
+            name.push(format!("-{number}"));
+        }
         PathBuf::from(name)
     };
-    (1..).map(name).find(|path| fs::symlink_metadata(path).is_err()).unwrap_or_else(|| name(0))
+    (1..).map(name).find(|path| fs::symlink_metadata(path).is_err()).unwrap_or_else(|| name(1))
 }
 
 /// Syncs the files of a directory, also those that others have put there, then the directory.

@@ -169,7 +169,7 @@ fn the_output_appears_complete_or_not_at_all() {
     fs::create_dir(&out).unwrap();
     assert!(message(CheckpointWriter::create(&out)).contains("exists already"));
     fs::remove_dir(&out).unwrap();
-    for other in ["m.finished-1", "m.finished-2"] {
+    for other in ["m.finished", "m.finished-2"] {
         let mut writer = CheckpointWriter::create(&out).unwrap();
         writer.add("t", DType::U8, &[3], &[1, 2, 3]).unwrap();
         fs::create_dir(&out).unwrap();
@@ -283,7 +283,7 @@ fn schemes_side_by_side() {
         QuantizedWeight { scales: Scales::weight_only(128, 64, &effective), ..weight }
     };
     let bytes = LayerScheme { layout: CodeLayout::Bytes, ..LayerScheme::w4a8(format, None) };
-    let packed8 = LayerScheme { layout: CodeLayout::Packed, ..new(CodeBits::Eight, Activations::Half, None) };
+    let packed8 = new(CodeBits::Eight, Activations::Half, None);
     let layers = [
         ("q_proj", weight(Some(32)), LayerScheme::w4a8(format, Some(32))),
         ("k_proj", weight(None), bytes),

@@ -11,6 +11,7 @@ use crate::{
     Block, BlockWeights, ModelError, Result,
     block::{Flow, Scratch, Step, Watch, at, settle},
     names,
+    output_head::final_norm,
     prefill::Prefill,
     reading,
     rope::{self, RopeChoice},
@@ -73,12 +74,7 @@ impl<B: Backend> Decoder<B> {
             backend.head_weight(reading::whole(layer)?)
         }
         .map_err(|e| at(names::LM_HEAD, e))?;
-        let mut weight = checkpoint.tensors.f32(names::FINAL_NORM, &[width])?;
-        // The output head is linear: what divides its outputs may as well divide its inputs.
-        let (offset, divisor) = (config.graph.norm_offset, config.graph.logit_divisor as f32);
-        weight.iter_mut().for_each(|w| *w = (*w + offset) / divisor);
-        let weight = backend.vector(weight)?;
-        let final_norm = Norm { weight, eps: config.rms_norm_eps };
+        let final_norm = final_norm(&backend, checkpoint)?;
         parts.loaded(parts.ends)?;
         let mut blocks = Vec::with_capacity(config.num_layers);
         for i in 0..config.num_layers {

@@ -17,11 +17,11 @@ pub struct LayerKind {
     pub in_features: usize,
     /// How many there are.
     pub count: usize,
-    /// What is multiplied: `W4A8`, `F32`, `F16`, `BF16`.
+    /// What is multiplied: `W4A8`, `W8A8`, `F32`, `F16`, `BF16`.
     pub arithmetic: &'static str,
     /// Input channels that share a scale, of W4A8 in groups.
     pub group_size: Option<usize>,
-    /// Name of the kernel, as `QQQ_ISA` takes it for W4A8.
+    /// Name of the kernel, as `QQQ_ISA` takes it for integers.
     pub kernel: &'static str,
     /// Bytes of all of them in memory; 0 where they share those of the embedding.
     pub bytes: usize,
@@ -32,7 +32,7 @@ impl fmt::Display for LayerKind {
         let Self { name, out_features, in_features, count, arithmetic, kernel, .. } = self;
         let scales = match self.group_size {
             Some(size) => format!(" in groups of {size}"),
-            None if *arithmetic == "W4A8" => " per channel".into(),
+            None if ["W4A8", "W8A8"].contains(arithmetic) => " per channel".into(),
             None => String::new(),
         };
         let times = if *count == 1 { String::new() } else { format!("{count} x ") };

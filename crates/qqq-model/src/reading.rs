@@ -56,7 +56,7 @@ pub(crate) fn whole(layer: LayerReader<'_>) -> Result<LinearWeight> {
 /// Reads layers of the same input, joined along their output channels. `None` where some are quantized and others are not,
 /// or in another way.
 ///
-/// Floats of different types are widened to f32 (exact).
+/// Floats of different types are widened to f32 (exact), and so is what codes for 16-bit activations stand for.
 ///
 /// # Errors
 /// As [`LayerReader::rows`].
@@ -67,6 +67,10 @@ pub(crate) fn joined(layers: &[LayerReader<'_>]) -> Result<Option<LinearWeight>>
         kind = match (kind, layer.kind()) {
             (a, b) if a == b => a,
             (WeightKind::Float(_), WeightKind::Float(_)) => WeightKind::Float(DType::F32),
+            (
+                WeightKind::WeightOnly { bits: a, group_size: g, .. },
+                WeightKind::WeightOnly { bits: b, group_size: h, .. },
+            ) if (a, g) == (b, h) => WeightKind::WeightOnly { bits: a, group_size: g, dtype: DType::F32 },
             _ => return Ok(None),
         };
     }
@@ -239,7 +243,8 @@ mod tests {
     use std::{fs, path::Path, path::PathBuf};
 
     use qqq_formats::{
-        Checkpoint, CheckpointFormat, CodeBits, LayerScheme, QuantizationConfig, writer::CheckpointWriter,
+        Activations, Checkpoint, CheckpointFormat, CodeBits, CodeLayout, LayerScheme, QuantizationConfig,
+        writer::CheckpointWriter,
     };
 
     use super::*;
@@ -254,7 +259,7 @@ mod tests {
 
     fn written(
         dir: &Path,
-        quantization: Option<(CheckpointFormat, Option<usize>)>,
+        scheme: Option<LayerScheme>,
         mut add: impl FnMut(&mut CheckpointWriter, usize),
     ) -> PathBuf {
         let out = dir.join("model");
@@ -263,9 +268,13 @@ mod tests {
             "architectures": ["LlamaForCausalLM"], "hidden_size": K, "intermediate_size": 64, "num_hidden_layers": 1,
             "num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 2,
         });
-        if let Some((format, group_size)) = quantization {
-            config["quantization_config"] = QuantizationConfig::uniform(format, group_size).to_value();
-        }
+        config["quantization_config"] = match scheme {
+            None => serde_json::Value::Null,
+            Some(LayerScheme { layout: CodeLayout::Tiles, group_size, .. }) => {
+                QuantizationConfig::uniform(CheckpointFormat::Qqq, group_size).to_value()
+            }
+            Some(scheme) => QuantizationConfig::by_module(scheme, []).unwrap().to_value(),
+        };
         fs::write(writer.staging().join("config.json"), config.to_string()).unwrap();
         (0..3).for_each(|i| add(&mut writer, i));
         writer.finish().unwrap();
@@ -276,44 +285,55 @@ mod tests {
         (0..3).map(|i| checkpoint.layer(&name(i), N[i], K).unwrap()).collect()
     }
 
-    fn quantized(i: usize, group_size: Option<usize>) -> QuantizedWeight {
-        let n = N[i];
-        let codes: Vec<i8> = (0..n * K).map(|j| ((j * 7 + j / 13 + i) % 15) as i8 - 7).collect();
-        let scale = |j: usize| 0.001 * (1 + (j + i) % 17) as f32;
-        let scales = match group_size {
-            None => Scales::PerChannel((0..n).map(scale).collect()),
-            Some(g) => {
-                let effective: Vec<f32> = (0..n * (K / g)).map(scale).collect();
-                Scales::from_effective(&codes, n, K, g, &effective)
-            }
+    fn quantized(i: usize, scheme: LayerScheme) -> QuantizedWeight {
+        let (n, LayerScheme { bits, activations, group_size, .. }) = (N[i], scheme);
+        let largest = bits.largest();
+        let codes: Vec<i8> = (0..n * K)
+            .map(|j| ((j * 7 + j / 13 + i) % (2 * largest as usize + 1)) as u8 as i8)
+            .map(|code| code.wrapping_sub(largest))
+            .collect();
+        let scale = |j: usize| bf16::from_f32(0.001 * (1 + (j + i) % 17) as f32).to_f32();
+        let effective = |g: usize| (0..n * (K / g)).map(scale).collect::<Vec<f32>>();
+        let scales = match (group_size, activations) {
+            (None, _) => Scales::PerChannel((0..n).map(scale).collect()),
+            (Some(g), Activations::Int8) => Scales::from_effective(&codes, n, K, g, &effective(g)),
+            (Some(g), Activations::Half) => Scales::weight_only(n, g, &effective(g)),
         };
-        QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: K, codes, scales }
+        QuantizedWeight { bits, out_features: n, in_features: K, codes, scales }
     }
 
     #[test]
     fn quantized_layers_are_those_read_one_by_one() {
-        for (format, group_size) in [
-            (CheckpointFormat::Qqq, None),
-            (CheckpointFormat::Qqq, Some(128)),
-            (CheckpointFormat::CompressedTensors, None),
-            (CheckpointFormat::CompressedTensors, Some(64)),
+        let (qqq, compressed) = (CheckpointFormat::Qqq, CheckpointFormat::CompressedTensors);
+        let new = |bits, activations, size| LayerScheme::new(compressed, bits, activations, size).unwrap();
+        for scheme in [
+            LayerScheme::w4a8(qqq, None),
+            LayerScheme::w4a8(qqq, Some(128)),
+            LayerScheme::w4a8(compressed, None),
+            LayerScheme::w4a8(compressed, Some(64)),
+            new(CodeBits::Eight, Activations::Int8, None),
+            new(CodeBits::Four, Activations::Half, Some(64)),
+            new(CodeBits::Eight, Activations::Half, None),
         ] {
             let dir = tempfile::tempdir().unwrap();
-            let path = written(dir.path(), Some((format, group_size)), |writer, i| {
-                writer
-                    .add_linear(&name(i), &quantized(i, group_size), LayerScheme::w4a8(format, group_size))
-                    .unwrap();
+            let path = written(dir.path(), Some(scheme), |writer, i| {
+                writer.add_linear(&name(i), &quantized(i, scheme), scheme).unwrap();
             });
             let checkpoint = Checkpoint::open(&path).unwrap();
             let one_by_one: Vec<QuantizedWeight> = (0..3)
                 .map(|i| match checkpoint.linear(&name(i), N[i], K).unwrap() {
-                    LinearWeight::Quantized(weight) => weight,
-                    _ => panic!("float"),
+                    LinearWeight::Quantized(weight) | LinearWeight::WeightOnly { weight, .. } => weight,
+                    LinearWeight::Float { .. } | LinearWeight::Simulated(_) => panic!("no codes"),
                 })
                 .collect();
+            assert!(one_by_one[1] == quantized(1, scheme), "{scheme}");
             let expected = QuantizedWeight::concat(&one_by_one.iter().collect::<Vec<_>>()).unwrap();
+            let expected = match scheme.activations {
+                Activations::Int8 => LinearWeight::Quantized(expected),
+                Activations::Half => LinearWeight::WeightOnly { weight: expected, dtype: DType::BF16 },
+            };
             let read = joined(&layers(&checkpoint)).unwrap().unwrap();
-            assert!(read == LinearWeight::Quantized(expected), "{format:?} {group_size:?}");
+            assert!(read == expected, "{scheme}");
         }
     }
 
@@ -350,9 +370,9 @@ mod tests {
     #[test]
     fn layers_of_different_kinds_are_not_joined() {
         let dir = tempfile::tempdir().unwrap();
-        let format = CheckpointFormat::CompressedTensors;
-        let path = written(dir.path(), Some((format, None)), |writer, i| {
-            writer.add_linear(&name(i), &quantized(i, None), LayerScheme::w4a8(format, None)).unwrap();
+        let scheme = LayerScheme::w4a8(CheckpointFormat::CompressedTensors, None);
+        let path = written(dir.path(), Some(scheme), |writer, i| {
+            writer.add_linear(&name(i), &quantized(i, scheme), scheme).unwrap();
         });
         let checkpoint = Checkpoint::open(&path).unwrap();
         let mut layers = layers(&checkpoint);
@@ -360,6 +380,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = written(dir.path(), None, |writer, i| {
             writer.add_float(&format!("{}.weight", name(i)), &[N[i], K], &float(i, false)).unwrap();
+        });
+        let other = Checkpoint::open(&path).unwrap();
+        layers[1] = other.layer(&name(1), N[1], K).unwrap();
+        assert!(joined(&layers).unwrap().is_none());
+
+        // 4 bits beside 8.
+        let dir = tempfile::tempdir().unwrap();
+        let eight = LayerScheme { bits: CodeBits::Eight, ..scheme };
+        let path = written(dir.path(), Some(eight), |writer, i| {
+            writer.add_linear(&name(i), &quantized(i, eight), eight).unwrap();
         });
         let other = Checkpoint::open(&path).unwrap();
         layers[1] = other.layer(&name(1), N[1], K).unwrap();

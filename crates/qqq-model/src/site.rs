@@ -2,7 +2,7 @@
 
 use std::ops::{Index, IndexMut};
 
-use qqq_formats::{Checkpoint, FormatError, LinearWeight, ModelConfig};
+use qqq_formats::{Checkpoint, FormatError, LayerReader, LinearWeight, ModelConfig};
 
 use crate::{Result, names, reading};
 
@@ -170,10 +170,11 @@ fn read_joined(
         bias.extend(read_bias(checkpoint, &prefix, *n, promised)?.into_iter().flatten());
     }
     let weight = reading::joined(&parts)?.ok_or_else(|| {
-        let all: Vec<&str> = modules.iter().map(|(module, _)| *module).collect();
+        let kind = |((module, _), part): (&(&str, usize), &LayerReader<'_>)| format!("{module}: {}", part.kind());
+        let all: Vec<String> = modules.iter().zip(&parts).map(kind).collect();
         FormatError::Unsupported(format!(
-            "{}: {} of block {index} run as one layer, but are not quantized alike; quantize all of them in the same \
-             way or none",
+            "{}: layers of block {index} run as one, but are not quantized alike ({}); give all of them one scheme, or \
+             leave all in float",
             checkpoint.tensors.location(),
             all.join(", ")
         ))

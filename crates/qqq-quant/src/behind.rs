@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use qqq_formats::{Checkpoint, QuantizedWeight};
+use qqq_formats::{Checkpoint, LinearWeight};
 use qqq_model::Site;
 
 use crate::{
@@ -90,7 +90,7 @@ impl<'scope, 'env, 'w: 'env> Behind<'scope, 'env, 'w> {
         &mut self,
         index: usize,
         site: Site,
-        weight: QuantizedWeight,
+        weight: LinearWeight,
         bias: Option<Vec<f32>>,
     ) -> Result<()> {
         self.wait()?;
@@ -112,7 +112,7 @@ impl<'scope, 'env, 'w: 'env> Behind<'scope, 'env, 'w> {
         &mut self,
         index: usize,
         site: Site,
-        weight: &QuantizedWeight,
+        weight: &LinearWeight,
         bias: Option<&[f32]>,
     ) -> Result<()> {
         self.wait()?;
@@ -122,18 +122,6 @@ impl<'scope, 'env, 'w: 'env> Behind<'scope, 'env, 'w> {
         }
         self.seconds += clock.elapsed().as_secs_f64();
         Ok(())
-    }
-
-    /// Lets something else be written, once the layer before is.
-    ///
-    /// # Errors
-    /// Those of writing it, and the layer before.
-    pub fn with(&mut self, write: impl FnOnce(&mut OutputCheckpoint<'w>) -> Result<()>) -> Result<()> {
-        self.wait()?;
-        match &mut self.state {
-            State::Idle(writer) => write(writer),
-            State::Writing(_) | State::Nothing => Ok(()),
-        }
     }
 
     /// Waits for the layer in work.

@@ -4,6 +4,8 @@
 //! the text is divided into as many strata as there are windows, and each window starts at a random place of its
 //! stratum, so windows never overlap and only the text that is used gets tokenized.
 
+mod held_out;
+
 use std::path::{Path, PathBuf};
 
 use qqq_formats::Checkpoint;
@@ -19,6 +21,8 @@ const MAX_TEXT_BYTES: usize = 64 << 20;
 const MAX_TOKENS_PER_BYTE: usize = 16;
 /// A text that is certainly too short is tokenized up to this size, only to say how many tokens it has.
 const COUNTED_BYTES: usize = 4 << 20;
+/// More bytes than a token of any text has on average.
+const TOKEN_BYTES: usize = 8;
 /// Text is tokenized in pieces of about this many bytes, which bounds the tokenizer's memory.
 const PIECE_BYTES: usize = 16 << 10;
 
@@ -89,6 +93,9 @@ impl Source {
     }
 }
 
+/// Windows of text that are held out unless told otherwise.
+pub const HELD_OUT: usize = 2;
+
 /// A source, and how its files are read.
 #[derive(Clone, Copy, Debug)]
 pub struct CalibrationText<'a> {
@@ -96,11 +103,29 @@ pub struct CalibrationText<'a> {
     pub source: &'a Source,
     /// How files are read; `None`: as their content says.
     pub options: Option<&'a TextOptions>,
+    /// Windows that calibration does not see, on which the result is compared with the float model; 0: none.
+    pub held_out: usize,
 }
 
 impl<'a> From<&'a Source> for CalibrationText<'a> {
     fn from(source: &'a Source) -> Self {
-        Self { source, options: None }
+        Self { source, options: None, held_out: HELD_OUT }
+    }
+}
+
+/// Windows of tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenWindows {
+    /// Those that calibration sees.
+    pub calibration: Vec<Vec<u32>>,
+    /// Others, as many and as long as the text has room for beside them.
+    pub held_out: Vec<Vec<u32>>,
+}
+
+impl TokenWindows {
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Vec<u32>> {
+        self.calibration.iter().chain(&self.held_out)
     }
 }
 
@@ -116,7 +141,7 @@ pub struct Read<'a> {
     pub note: &'a mut dyn FnMut(&str),
 }
 
-/// Windows of text files.
+/// Windows of text files, and up to `held_out` others.
 ///
 /// # Errors
 /// Unreadable files, files without text, and text that is too short: the message says how many tokens there are.
@@ -124,8 +149,9 @@ pub fn windows_of_files(
     files: &[PathBuf],
     mut read: Read<'_>,
     calibration: &Calibration,
+    held_out: usize,
     seed: u64,
-) -> Result<Vec<Vec<u32>>> {
+) -> Result<TokenWindows> {
     let mut text = String::new();
     let mut have_records = false;
     for file in files {
@@ -137,29 +163,33 @@ pub fn windows_of_files(
         )));
     }
     let tokenizer = read.tokenizer;
-    windows_of_text("the text", &text, &|t| Ok(tokenizer.encode(t, false)?), calibration, seed)
+    windows_of_text("the text", &text, &|t| Ok(tokenizer.encode(t, false)?), calibration, held_out, seed)
 }
 
-/// Windows of the [built-in text](BUILT_IN).
+/// Windows of the [built-in text](BUILT_IN), and up to `held_out` others.
 ///
 /// # Errors
 /// More tokens are asked for than it has: the message says how many there are.
 pub fn windows_of_built_in(
     tokenizer: &Tokenizer,
     calibration: &Calibration,
+    held_out: usize,
     seed: u64,
-) -> Result<Vec<Vec<u32>>> {
-    windows_of_text("the built-in text", BUILT_IN, &|t| Ok(tokenizer.encode(t, false)?), calibration, seed)
+) -> Result<TokenWindows> {
+    let encode = |text: &str| Ok(tokenizer.encode(text, false)?);
+    windows_of_text("the built-in text", BUILT_IN, &encode, calibration, held_out, seed)
 }
 
-/// Windows of a text; `encode` makes tokens of it, `name` is for messages.
+/// Windows of a text; `encode` makes tokens of it, `name` is for messages. Those of calibration do not depend on what is held
+/// out.
 fn windows_of_text(
     name: &str,
     text: &str,
     encode: &dyn Fn(&str) -> Result<Vec<u32>>,
     calibration: &Calibration,
+    held_out: usize,
     seed: u64,
-) -> Result<Vec<Vec<u32>>> {
+) -> Result<TokenWindows> {
     let (count, len) = (calibration.windows, calibration.window);
     let few = |found: String| {
         Err(QuantError::Calibration(format!(
@@ -181,21 +211,24 @@ fn windows_of_text(
     let shares: Vec<f64> = (0..count).map(|_| rng.random::<f64>()).collect();
 
     // The usual case: text is plenty, and each window is tokenized alone.
+    let mut starts = Vec::with_capacity(count);
     let quick: Option<Vec<Vec<u32>>> = shares
         .iter()
         .enumerate()
         .map(|(i, share)| {
-            let stratum =
-                &text[boundary(text, text.len() * i / count)..boundary(text, text.len() * (i + 1) / count)];
+            let first = boundary(text, text.len() * i / count);
+            let stratum = &text[first..boundary(text, text.len() * (i + 1) / count)];
             // Eight bytes a token is more than any text needs on average; less room means the exact way below.
-            let room = stratum.len().checked_sub(len * 8)?;
+            let room = stratum.len().checked_sub(len * TOKEN_BYTES)?;
             let start = line_start(stratum, boundary(stratum, (room as f64 * share) as usize));
+            starts.push(first + start);
             encode_up_to(&stratum[start..], len, encode).transpose()
         })
         .collect::<Option<Result<Vec<_>>>>()
         .transpose()?;
-    if let Some(windows) = quick {
-        return Ok(windows);
+    if let Some(calibration) = quick {
+        let held_out = held_out::of_text(text, &starts, len, held_out, encode)?;
+        return Ok(TokenWindows { calibration, held_out });
     }
 
     let tokens = pieces(text).map(encode).collect::<Result<Vec<_>>>()?.concat();
@@ -203,11 +236,12 @@ fn windows_of_text(
         return few(format!("{} tokens", tokens.len()));
     }
     let stratum = tokens.len() / count;
-    let window = |(i, share): (usize, &f64)| {
-        let start = i * stratum + ((stratum - len) as f64 * share) as usize;
-        tokens[start..start + len].to_vec()
-    };
-    Ok(shares.iter().enumerate().map(window).collect())
+    let start = |(i, share): (usize, &f64)| i * stratum + ((stratum - len) as f64 * share) as usize;
+    let starts: Vec<usize> = shares.iter().enumerate().map(start).collect();
+    Ok(TokenWindows {
+        calibration: starts.iter().map(|&start| tokens[start..start + len].to_vec()).collect(),
+        held_out: held_out::of_tokens(&tokens, &starts, len, held_out),
+    })
 }
 
 /// The first `len` tokens of a text, `None` if it has fewer.
@@ -318,21 +352,29 @@ mod tests {
     fn windows_are_disjoint_and_consecutive() {
         for n in [700, 90_000] {
             let text = numbers(n);
-            let windows = windows_of_text("the text", &text, &words, &calibration(7, 100), 3).unwrap();
+            let windows =
+                windows_of_text("the text", &text, &words, &calibration(7, 100), 0, 3).unwrap().calibration;
             assert_eq!(windows.len(), 7);
             let all = windows.concat();
             assert!(all.windows(2).all(|p| p[0] < p[1]), "{n}: in order, never twice");
             assert!(windows.iter().all(|w| w.len() == 100 && w[99] == w[0] + 99), "{n}: no gaps");
-            assert_eq!(windows, windows_of_text("the text", &text, &words, &calibration(7, 100), 3).unwrap());
+            assert_eq!(
+                windows,
+                windows_of_text("the text", &text, &words, &calibration(7, 100), 0, 3).unwrap().calibration
+            );
         }
         let text = numbers(90_000);
-        let other = windows_of_text("the text", &text, &words, &calibration(7, 100), 4).unwrap();
-        assert_ne!(other, windows_of_text("the text", &text, &words, &calibration(7, 100), 3).unwrap());
+        let other =
+            windows_of_text("the text", &text, &words, &calibration(7, 100), 0, 4).unwrap().calibration;
+        assert_ne!(
+            other,
+            windows_of_text("the text", &text, &words, &calibration(7, 100), 0, 3).unwrap().calibration
+        );
     }
 
     #[test]
     fn short_text_is_an_error_with_both_numbers() {
-        let error = windows_of_text("the text", &numbers(650), &words, &calibration(7, 100), 0)
+        let error = windows_of_text("the text", &numbers(650), &words, &calibration(7, 100), 2, 0)
             .unwrap_err()
             .to_string();
         assert!(error.contains("650") && error.contains("700"), "{error}");
@@ -346,6 +388,7 @@ mod tests {
         }
         let wide = "日本語テキスト ".repeat(20_000);
         let encode = |t: &str| Ok(t.chars().map(|c| c as u32).collect::<Vec<_>>());
-        assert_eq!(windows_of_text("the text", &wide, &encode, &calibration(3, 50), 1).unwrap().len(), 3);
+        let windows = windows_of_text("the text", &wide, &encode, &calibration(3, 50), 2, 1).unwrap();
+        assert_eq!((windows.calibration.len(), windows.held_out.len()), (3, 2));
     }
 }

@@ -1,10 +1,12 @@
 //! How much of a device's own memory a run will take at most, from shapes and recipe alone.
 
 use qqq_formats::ModelConfig;
-use qqq_model::{Site, block::head_layout};
+use qqq_model::{Site, block::head_layout, scores::rows_at_a_time};
 
 use crate::{
-    Propagation, Recipe, Transform,
+    Propagation, Recipe, Schemes,
+    held_out::HeldText,
+    layer_bytes,
     memory_need::{DEVICE_LIBRARIES, rotation_bytes},
 };
 
@@ -16,24 +18,30 @@ const MOVED_ROWS: f64 = 2048.0;
 
 /// Bytes of a device's own memory that calibration takes at most on it, to some percent: hidden states of all tokens, the
 /// int8 inputs of the layer that is calibrated, what a window works in, and the layer that takes most to solve, or the search
-/// for the scales of smoothing. Where weights are corrected, states and inputs of the float model as well.
-pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
+/// for the scales of smoothing. Where weights are corrected, states and inputs of the float model as well. What is held out has
+/// states in both models, and both output heads at the end.
+pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Schemes, held: HeldText) -> u64 {
     let tokens = (recipe.calibration.windows * recipe.calibration.window) as f64;
     let window = recipe.calibration.window as f64;
     let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
     let heads = head_layout(config);
-    let smooth = recipe.transform == Transform::Smooth;
-    let searched = if smooth { recipe.calibration.smooth_tokens } else { 0 };
+    let smooth = recipe.transform.scales_channels();
+    let (searched_windows, searched) = recipe.transform_amount();
+    let searched = searched_windows * searched;
     let corrects = recipe.corrects();
     let streams = if corrects { 2.0 } else { 1.0 };
-    let states = 4.0 * (streams * tokens + searched as f64) * hidden + rotation_bytes(config, recipe);
-    let pass = window * (2.0 * (heads.qkv_width() + heads.q_width()) as f64 + 8.0 * inner + 10.0 * hidden);
+    let held_states = 8.0 * held.tokens() * hidden;
+    let states =
+        4.0 * (streams * tokens + searched as f64) * hidden + held_states + rotation_bytes(config, recipe);
+    let longest = if held.windows > 0 { window.max(held.window as f64) } else { window };
+    let pass = longest * (2.0 * (heads.qkv_width() + heads.q_width()) as f64 + 8.0 * inner + 10.0 * hidden);
     let weights = |site: Site| site.out_features(config) as f64 * site.in_features(config) as f64;
-    let all: f64 = Site::ALL.map(weights).into_iter().sum();
     let solving = |site: Site| {
         let (n, k) = (site.out_features(config) as f64, site.in_features(config) as f64);
         // The kept inputs of this layer, its Hessian and weights; then the factor in float64, or what solves rows.
-        let kept = tokens * k + 4.0 * (k * k + n * k);
+        let inputs =
+            (tokens + held.tokens()) * k * schemes.largest(site, |scheme| layer_bytes::input(scheme, false));
+        let kept = inputs + 4.0 * (k * k + n * k);
         // Layers that were smoothed together wait.
         let after: f64 = Site::ALL.into_iter().skip_while(|s| *s != site).skip(1).map(weights).sum();
         let waiting = if smooth { 4.0 * after } else { 0.0 };
@@ -42,13 +50,27 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
         kept + waiting + work
     };
     let most = Site::ALL.map(solving).into_iter().fold(searching(config, recipe), f64::max);
-    let mut block = 0.6 * all;
+    let packed = |site| weights(site) * schemes.largest(site, layer_bytes::multiplied);
+    let mut block: f64 = Site::ALL.map(packed).iter().sum();
     if recipe.propagation == Propagation::Float {
         // 16-bit layers, and all sums at once.
+        let all: f64 = Site::ALL.map(weights).iter().sum();
         block =
-            4.0 * block + Site::ALL.map(|s| 8.0 * (s.in_features(config) as f64).powi(2)).iter().sum::<f64>();
+            2.4 * all + Site::ALL.map(|s| 8.0 * (s.in_features(config) as f64).powi(2)).iter().sum::<f64>();
     }
-    (RETAINED * (DEVICE_LIBRARIES + states + pass + block + most)) as u64
+    let blocks = states + pass + block + most;
+    (RETAINED * (DEVICE_LIBRARIES + blocks.max(held_states + comparing(config, recipe, held)))) as u64
+}
+
+/// What the comparison of predictions takes beside hidden states: output heads of 16 bits of both models, one of them beside
+/// what it is made of, and logits of some rows of both.
+fn comparing(config: &ModelConfig, recipe: &Recipe, held: HeldText) -> f64 {
+    if held.windows == 0 {
+        return 0.0;
+    }
+    let vocab = config.vocab_size as f64;
+    let logits = 8.0 * vocab * rows_at_a_time(config.vocab_size) as f64;
+    rotation_bytes(config, recipe) + 8.0 * vocab * config.hidden_size as f64 + logits
 }
 
 /// What a site takes beside its kept inputs, Hessian and weights where weights are corrected, and `solver` to solve them.
@@ -73,21 +95,36 @@ fn correcting(config: &ModelConfig, recipe: &Recipe, site: Site, solver: f64) ->
 /// What the search for the scales of smoothing takes: a block in float32, the layer of a site in 16 bits, a candidate's codes
 /// and weights, and what a window works in, with the outputs that are compared.
 fn searching(config: &ModelConfig, recipe: &Recipe) -> f64 {
-    if recipe.transform != Transform::Smooth {
+    if !recipe.transform.scales_channels() {
         return 0.0;
     }
+    let (windows, tokens) = recipe.transform_amount();
     let weights = Site::ALL.map(|s| s.out_features(config) as f64 * s.in_features(config) as f64);
     let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
     let heads = head_layout(config);
     let between = 4.0 * (heads.qkv_width() + heads.q_width() + heads.kv_width()) as f64;
-    let pass = recipe.calibration.smooth_tokens as f64 * (between + 10.0 * hidden + 15.0 * inner);
-    4.0 * weights.iter().sum::<f64>() + 3.6 * weights.into_iter().fold(0.0, f64::max) + pass
+    let pass = tokens as f64 * (between + 10.0 * hidden + 15.0 * inner);
+    // The inputs of a site with outputs behind it, where all windows are looked at.
+    let kept = match recipe.transform.reads_windows() {
+        true => 2.0 * (windows * tokens) as f64 * (hidden + inner.max(hidden + heads.q_width() as f64)),
+        false => 0.0,
+    };
+    kept + 4.0 * weights.iter().sum::<f64>() + 3.6 * weights.into_iter().fold(0.0, f64::max) + pass
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shapes;
+    use crate::{Transform, shapes};
+
+    fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
+        super::bytes(config, recipe, &Schemes::of(config, recipe).unwrap(), HeldText::default())
+    }
+
+    fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> crate::Result<u64> {
+        let schemes = Schemes::of(config, recipe).unwrap();
+        crate::preflight::check_device(config, recipe, &schemes, HeldText::default(), free)
+    }
 
     #[test]
     fn a_gpu_of_12_gb_has_room_for_7b() {
@@ -116,16 +153,14 @@ mod tests {
         let more = corrected - need;
         assert!((5_500_000_000..9_000_000_000).contains(&more), "{more} more for a correction");
         let correct = |windows| Recipe { error_correction: 0.3, ..with(windows, 2048) };
-        let said =
-            crate::preflight::check_device(&config, &correct(128), 14_000_000_000).unwrap_err().to_string();
+        let said = check_device(&config, &correct(128), 14_000_000_000).unwrap_err().to_string();
         assert!(said.contains("64 fit") && said.contains("--error-correction 0"), "{said}");
-        assert!(crate::preflight::check_device(&config, &correct(64), 14_000_000_000).is_ok());
-        let error = crate::preflight::check_device(&config, &with(128, 2048), 8_000_000_000).unwrap_err();
+        assert!(check_device(&config, &correct(64), 14_000_000_000).is_ok());
+        let error = check_device(&config, &with(128, 2048), 8_000_000_000).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("32 fit") || error.contains("64 fit"), "{error}");
-        assert!(crate::preflight::check_device(&config, &with(128, 2048), 12_000_000_000).is_ok());
-        let error =
-            crate::preflight::check_device(&config, &with(1, 2048), 500_000_000).unwrap_err().to_string();
+        assert!(check_device(&config, &with(128, 2048), 12_000_000_000).is_ok());
+        let error = check_device(&config, &with(1, 2048), 500_000_000).unwrap_err().to_string();
         assert!(error.contains("--device cpu") && !error.contains(" fit"), "{error}");
     }
 }

@@ -4,13 +4,14 @@
 //! is left is counted as in a run whose first block is done: by kinds of work, at what each has taken so far.
 
 use qqq_backend::Calibrate;
-use qqq_formats::Checkpoint;
-use qqq_model::{Tokenizer, memory};
+use qqq_formats::{Checkpoint, ModelConfig};
+use qqq_model::{Site, Tokenizer, memory};
 use serde::Serialize;
 
 use crate::{
-    OutputFormat, Progress, Recipe, Result,
+    OutputFormat, Progress, Recipe, Result, Schemes,
     calibration::{CalibrationText, Source},
+    layer_bytes,
     pipeline::{Begun, Job, Target, begin},
 };
 
@@ -74,10 +75,12 @@ pub fn dry_run<'a, B: Calibrate>(
             _ => 0.0,
         };
         let of_block = writer.file_bytes() - ends;
+        let of_layers = writer.tensor_bytes().linear;
+        let linear_bytes = of_all_blocks(&checkpoint.config, &plan.schemes, of_layers);
         checkpoint.inputs.check()?;
         Ok(DryRun {
             recipe: recipe.clone(),
-            format: plan.format.name().into(),
+            format: plan.format_name().into(),
             blocks,
             seconds: measured_seconds + run.work.left() + samples,
             block_seconds: measured_seconds - before,
@@ -86,8 +89,18 @@ pub fn dry_run<'a, B: Calibrate>(
             memory_phase: plan.memory.phase.into(),
             peak_memory: memory::used().map(|used| used.peak),
             memory_free,
-            output_bytes: ends + of_block * blocks as u64 + FILES,
-            linear_bytes: writer.tensor_bytes().linear * blocks as u64,
+            output_bytes: ends + (of_block - of_layers) * blocks as u64 + linear_bytes + FILES,
+            linear_bytes,
         })
     })
+}
+
+/// Bytes of the layers of all blocks, where those of the first take `measured`; blocks may be of other kinds.
+fn of_all_blocks(config: &ModelConfig, schemes: &Schemes, measured: u64) -> u64 {
+    let bytes = |site: Site, scheme| {
+        layer_bytes::stored(scheme, site.out_features(config), site.in_features(config)) as u64
+    };
+    let first: u64 = Site::ALL.map(|site| bytes(site, schemes.at(0, site))).iter().sum();
+    let all: u64 = schemes.all().map(|(_, site, scheme)| bytes(site, scheme)).sum();
+    (u128::from(measured) * u128::from(all) / u128::from(first.max(1))) as u64
 }

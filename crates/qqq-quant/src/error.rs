@@ -44,6 +44,9 @@ pub enum QuantError {
     /// A stopped run that cannot be gone on with.
     #[error("cannot go on with the stopped run: {0}")]
     Resume(String),
+    /// The result is complete, but further from the float model than the [gate](crate::Gate) allows.
+    #[error("{0}")]
+    Gate(Box<crate::BeyondGate>),
     /// The caller stopped it.
     #[error("interrupted")]
     Interrupted,

@@ -2,11 +2,14 @@
 //!
 //! [`work`](crate::work) turns amounts into time left, by what each kind is seen to take.
 
-use qqq_backend::{HeadLayout, Pieces};
-use qqq_formats::ModelConfig;
+use qqq_backend::{HeadLayout, InputKind, Pieces, solve::Scheme};
+use qqq_formats::{Activations, ModelConfig};
 use qqq_model::{Site, block::head_layout};
 
-use crate::{Propagation, Recipe, Transform, ValueHessian, calibration::Source, trial::Slowness};
+use crate::{
+    Propagation, Recipe, Schemes, Transform, ValueHessian, calibration::Source, held_out::HeldText,
+    trial::Slowness,
+};
 
 /// Operations a second of the kinds of work, as SmolLM2-135M and the shapes of Llama-2-7B take them on two cores of a Xeon
 /// with AVX-512 VNNI and AMX that have nothing else to do.
@@ -30,6 +33,8 @@ pub(crate) mod rate {
     pub const CANDIDATE_LAUNCHES: f64 = 200e-6;
     /// Candidates of a site.
     pub const CANDIDATES: f64 = 30.0;
+    /// Outputs of a site whose scales are given: the float one, with them, without.
+    pub const GIVEN_CANDIDATES: f64 = 3.0;
 }
 
 /// Operations of correcting a layer for each output and pair of inputs: two products, a system in float64, and losses against
@@ -93,6 +98,12 @@ pub(crate) enum Kind {
     /// The float model beside the quantized one, and what their inputs differ by.
     Deviations,
     FloatPass,
+    /// Held-out text in the float model.
+    HeldFloat,
+    /// The same in the quantized one.
+    HeldQuantized,
+    /// What both predict of it.
+    Compare,
     /// Running a finished block again.
     Replay,
     Solve,
@@ -138,6 +149,12 @@ pub(crate) struct Estimate {
     pub stages: StageEstimate,
     /// A calibration pass of a float block.
     pub float_pass: Units,
+    /// Held-out text through a block of the float model, which is read for that.
+    pub held_float: Units,
+    /// The same through a quantized block.
+    pub held_quantized: Units,
+    /// Comparing what both predict of it.
+    pub compare: Units,
     /// Solving all layers of a block.
     solves: f64,
     /// How a layer is solved.
@@ -156,6 +173,8 @@ impl Estimate {
     pub(crate) fn new(
         config: &ModelConfig,
         recipe: &Recipe,
+        schemes: &Schemes,
+        held: HeldText,
         source: &Source,
         slowness: &Slowness,
         pieces: Pieces,
@@ -170,9 +189,24 @@ impl Estimate {
         let (windows, window) = (recipe.calibration.windows as f64, recipe.calibration.window as f64);
         let tokens = windows * window;
         let product = |i: usize| 2.0 * shapes[i].0 * shapes[i].1 * tokens;
-        let linear = |i: usize| product(i) * cost.int8;
+        // Blocks may differ: each is taken for their mean.
+        let mean = |i: usize, of: &dyn Fn(Option<Scheme>) -> f64| schemes.mean(Site::ALL[i], of);
+        let solved_share = |i: usize| mean(i, &|scheme| f64::from(u8::from(scheme.is_some())));
+        let float_inputs =
+            |scheme: Option<Scheme>| scheme.map_or(InputKind::Float, Scheme::input_kind) == InputKind::Float;
+        let linear = |i: usize| {
+            product(i) * mean(i, &|scheme| if float_inputs(scheme) { cost.float } else { cost.int8 })
+        };
         let moments = |i: usize| shapes[i].1 * shapes[i].1 * tokens;
-        let rank_k = |i: usize| moments(i) * cost.rank_k;
+        // Layers that stay float need none.
+        let rank_k = |i: usize| {
+            moments(i)
+                * mean(i, &|scheme| match scheme {
+                    None if recipe.simulated.is_none() => 0.0,
+                    scheme if float_inputs(scheme) => cost.float,
+                    _ => cost.rank_k,
+                })
+        };
         let attention = |window: f64| 2.0 * (num_heads * head_dim) as f64 * window * window;
         let attend = windows * attention(window) * cost.attention;
         let averages = match recipe.value_hessian {
@@ -180,7 +214,7 @@ impl Estimate {
             // Of some queries of every head: half of the window's inputs on average, and the second moment.
             ValueHessian::Attention => {
                 let queries = windows * num_heads as f64 * window.min(pieces.attended_queries as f64);
-                queries * (window * hidden + hidden * hidden) * cost.averages
+                queries * (window * hidden + hidden * hidden) * cost.averages * solved_share(0)
             }
         };
         // The float layers up to a site's input, and two sums: of products, and of squares, of which half is computed.
@@ -188,7 +222,7 @@ impl Estimate {
         let deviations = [0.0, product(0), product(1), product(2) + product(3)];
         let float_attend = [0.0, attend, 0.0, 0.0];
         let deviations = [0, 1, 2, 3].map(|i| match corrects {
-            true => (deviations[i] + 3.0 * moments(i)) * cost.float + float_attend[i],
+            true => (deviations[i] + 3.0 * moments(i) * solved_share(i)) * cost.float + float_attend[i],
             false => 0.0,
         });
         let float_averages = if corrects { averages + product(0) * cost.float } else { 0.0 };
@@ -223,33 +257,53 @@ impl Estimate {
             ValueHessian::Input => vec![qkv],
             ValueHessian::Attention => vec![(qkv.0 - v, qkv.1), (v, qkv.1)],
         };
+        let solved = solved.into_iter().map(|shape| (0, shape));
         let of_modules = |site: Site| {
             let k = site.in_features(config) as f64;
             site.modules(config).into_iter().map(move |(_, n)| (n as f64, k))
         };
-        let solved: Vec<_> = match recipe.simulated {
-            // Module by module.
-            Some(_) => Site::ALL.into_iter().flat_map(of_modules).collect(),
-            None => solved.into_iter().chain(others).collect(),
-        };
-        let solves = solved
-            .into_iter()
-            .map(|(n, k)| {
-                solve(n, k, solving, cost.solve, cost.move_second) + correcting * n * k * k * cost.solve
+        // Module by module.
+        let simulated = Site::ALL.into_iter().filter(|_| recipe.simulated.is_some()).flat_map(of_modules);
+        let simulated: f64 = simulated.map(|(n, k)| solve(n, k, solving, cost.solve, cost.move_second)).sum();
+        let solves: f64 = solved
+            .chain((1..).zip(others))
+            .map(|(site, (n, k))| {
+                let seconds =
+                    solve(n, k, solving, cost.solve, cost.move_second) + correcting * n * k * k * cost.solve;
+                seconds * solved_share(site)
             })
             .sum();
         let weights: f64 = shapes.iter().map(|(n, k)| n * k).sum();
-        let smooth = recipe.calibration.smooth_tokens as f64;
+        let (searched, smooth) = recipe.transform_amount();
+        let (searched, smooth) = (searched as f64, smooth as f64);
+        let search_cost = match recipe.activations {
+            Activations::Int8 => cost.search,
+            Activations::Half => cost.float,
+        };
+        let candidates = match (recipe.transform, recipe.migration_strength) {
+            (Transform::Migrate, Some(_)) => rate::GIVEN_CANDIDATES,
+            _ => rate::CANDIDATES,
+        };
         let (rounding, launches) = match pieces.on_host {
             true => (rate::CANDIDATE_SECONDS * cost.move_second, 0.0),
             false => (rate::CANDIDATE_OPERATIONS * cost.float, rate::CANDIDATE_LAUNCHES),
         };
-        let rounded = weights * (2.0 * smooth * cost.search + rounding);
-        let search = rate::CANDIDATES * ((rounded + attention(smooth) * cost.attention) / 4.0 + launches);
+        let rounded = weights * (2.0 * searched * smooth * search_cost + rounding);
+        let attended = searched * attention(smooth) * cost.attention;
+        let search = candidates * ((rounded + attended) / 4.0 + launches);
         let samples = match source {
-            Source::SelfSamples => 2.0 * weights * config.num_layers as f64 * tokens * cost.sample,
-            Source::BuiltIn | Source::Files(_) | Source::Dataset { .. } => 0.0,
+            Source::SelfSamples if tokens > 0.0 => {
+                2.0 * weights * config.num_layers as f64 * (tokens + held.tokens()) * cost.sample
+            }
+            Source::SelfSamples | Source::BuiltIn | Source::Files(_) | Source::Dataset { .. } => 0.0,
         };
+        let held_tokens = held.tokens();
+        let held_attend = held.windows as f64 * attention(held.window as f64) * cost.attention;
+        let held_pass = |operation: f64| 2.0 * weights * held_tokens * operation + held_attend;
+        // Heads of 16 bits, and for each logit two exponentials and some sums.
+        let rows = held_tokens * config.vocab_size as f64;
+        let compare = rows * (4.0 * hidden + 60.0) * cost.float;
+        let reading = if held.windows > 0 { weights * 5e-9 * cost.move_second } else { 0.0 };
         let rotate = recipe.transform == Transform::Rotate;
         // Of a number, by a dense matrix.
         let rotation = if rotate { 2.0 * hidden * cost.rotate } else { 0.0 };
@@ -261,11 +315,14 @@ impl Estimate {
             read: Units::new(Kind::Read, weights * (5e-9 * cost.move_second + rotation)),
             smooth_site: Units::new(
                 Kind::Smooth,
-                if recipe.transform == Transform::Smooth { search } else { 0.0 },
+                if recipe.transform.scales_channels() { search } else { 0.0 },
             ),
             stages,
             float_pass: Units::new(Kind::FloatPass, float_pass),
-            solves,
+            held_float: Units::new(Kind::HeldFloat, reading + held_pass(cost.float)),
+            held_quantized: Units::new(Kind::HeldQuantized, held_pass(cost.int8)),
+            compare: Units::new(Kind::Compare, compare),
+            solves: solves + simulated,
             solving,
             correcting,
             solve_cost: cost.solve,
@@ -281,6 +338,9 @@ impl Estimate {
         let mut add = |units: Units, times: f64| plan[units.kind as usize] += times * units.amount;
         add(self.text, 1.0);
         add(self.ends, 1.0);
+        add(self.compare, 1.0);
+        add(self.held_float, blocks);
+        add(self.held_quantized, blocks);
         for units in [self.read, self.float_pass, Units::new(Kind::Solve, self.solves), self.pack] {
             add(units, blocks);
         }
@@ -398,13 +458,18 @@ mod tests {
     use crate::shapes;
     use qqq_backend::{Calibrate, CpuBackend};
 
+    fn estimated(config: &ModelConfig, recipe: &Recipe, slowness: &Slowness, pieces: Pieces) -> Estimate {
+        let schemes = Schemes::of(config, recipe).unwrap();
+        Estimate::new(config, recipe, &schemes, HeldText::default(), &Source::BuiltIn, slowness, pieces)
+    }
+
     /// Whole runs on the machine of the rates.
     #[test]
     fn runs_take_what_is_expected() {
         let slowness = Slowness::of_host(1.0, 1.0, 1.0);
         for (config, seconds) in [(shapes::smollm2(), 70.0), (shapes::llama_7b(2), 233.0)] {
             let recipe = Recipe { transform: Transform::Rotate, error_correction: 0.0, ..Recipe::DEFAULT };
-            let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
+            let estimate = estimated(&config, &recipe, &slowness, CpuBackend::PIECES);
             let expected: f64 = estimate.plan(config.num_layers).iter().sum();
             assert!((0.8..1.25).contains(&(expected / seconds)), "{expected} instead of {seconds}");
         }
@@ -416,9 +481,7 @@ mod tests {
         let seconds = |moves, on_host| {
             let pieces = Pieces { on_host, ..CpuBackend::PIECES };
             let slowness = Slowness { moves, ..Slowness::of_host(1e-3, 1e-3, 1e-3) };
-            Estimate::new(&shapes::llama_7b(2), &recipe, &Source::BuiltIn, &slowness, pieces)
-                .smooth_site
-                .amount
+            estimated(&shapes::llama_7b(2), &recipe, &slowness, pieces).smooth_site.amount
         };
         assert_eq!(seconds(1.0, false), seconds(5.0, false));
         assert!(seconds(1.0, false) < 0.5 * seconds(1.0, true), "{}", seconds(1.0, false));
@@ -430,7 +493,7 @@ mod tests {
         let seconds = |slowness| {
             let config = shapes::wide();
             let recipe = Recipe { transform: Transform::Rotate, error_correction: 0.0, ..Recipe::DEFAULT };
-            let estimate = Estimate::new(&config, &recipe, &Source::BuiltIn, &slowness, CpuBackend::PIECES);
+            let estimate = estimated(&config, &recipe, &slowness, CpuBackend::PIECES);
             estimate.plan(config.num_layers).iter().sum::<f64>()
         };
         let usual = seconds(Slowness::of_host(1.0, 1.0, 1.0));

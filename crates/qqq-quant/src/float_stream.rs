@@ -51,6 +51,21 @@ impl<'a, B: Calibrate> FloatStream<'a, B> {
         self.windows.pass(block, on_wave)
     }
 
+    /// Goes on to the input of a site of the float block `block`, and from the last site on to leave the block if `leaves`.
+    ///
+    /// # Errors
+    /// As [`sum_deviations`](Self::sum_deviations).
+    pub fn go_on(
+        &mut self,
+        name: &str,
+        block: &Block<B>,
+        site: Site,
+        leaves: bool,
+        on_wave: &mut OnWave<'_>,
+    ) -> Result<()> {
+        self.waves(name, block, site, leaves, on_wave, |_, _, _| Ok(()))
+    }
+
     /// Goes on to the input of a site of the float block `block`, and sums what it deviates from that of the `quantized`
     /// windows, which stand there. From the last site it goes on to leave the block if `leaves`.
     ///
@@ -68,8 +83,28 @@ impl<'a, B: Calibrate> FloatStream<'a, B> {
         let Surroundings { backend: b, config, .. } = self.windows.around;
         let inputs = quantized.inputs();
         let mut sums = b.deviations(site.in_features(config), &inputs)?;
+        self.waves(name, block, site, leaves, on_wave, |b, first, windows| {
+            let pairs = inputs[first..].iter().zip(windows);
+            let pairs: Vec<_> = pairs.filter_map(|(x, window)| Some((*x, window.flow.input()?))).collect();
+            Ok(b.deviations_add(&mut sums, first, &pairs)?)
+        })?;
+        Ok(sums)
+    }
+
+    /// Goes on wave by wave; `at_site` sees those that have come to the site, with the number of the first.
+    fn waves(
+        &mut self,
+        name: &str,
+        block: &Block<B>,
+        site: Site,
+        leaves: bool,
+        on_wave: &mut OnWave<'_>,
+        mut at_site: impl FnMut(&B, usize, &[Window<B>]) -> Result<()>,
+    ) -> Result<()> {
+        let Surroundings { backend: b, config, .. } = self.windows.around;
         let workshops = self.windows.workshops();
         let most = lanes(&[], B::PIECES.lanes);
+        let total = self.windows.windows.len();
         for (wave, windows) in self.windows.windows.chunks_mut(most).enumerate() {
             workshops.each(windows, |step, flow| {
                 block.advance(step, flow, site)?;
@@ -77,10 +112,7 @@ impl<'a, B: Calibrate> FloatStream<'a, B> {
                 if site == Site::GateUp { check(b, name, config, flow) } else { Ok(()) }
             })?;
             let first = wave * most;
-            let pairs = inputs[first..].iter().zip(&*windows);
-            let pairs: Vec<_> = pairs.filter_map(|(x, window)| Some((*x, window.flow.input()?))).collect();
-            b.deviations_add(&mut sums, first, &pairs)?;
-            let done = first + pairs.len();
+            at_site(b, first, windows)?;
             if leaves && site == Site::Down {
                 workshops.each(windows, |step, flow| {
                     block.finish(step, flow)?;
@@ -88,9 +120,9 @@ impl<'a, B: Calibrate> FloatStream<'a, B> {
                     check(b, name, config, flow)
                 })?;
             }
-            on_wave(done as f64 / inputs.len() as f64)?;
+            on_wave((first + windows.len()) as f64 / total as f64)?;
         }
-        Ok(sums)
+        Ok(())
     }
 
     /// As [`Windows::sum_attended`] of the `quantized` windows, and what these averages deviate. Both blocks have q and k.

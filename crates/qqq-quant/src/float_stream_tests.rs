@@ -1,4 +1,4 @@
-use qqq_backend::{AttentionKind, Backend, BatchPlan, CpuBackend, DeviationValues, InputKind};
+use qqq_backend::{AttentionKind, Backend, BatchPlan, CpuBackend, DeviationValues, InputKind, solve::Scheme};
 use qqq_formats::{Checkpoint, ModelConfig};
 use qqq_model::{
     BlockNorms, RopeChoice,
@@ -29,8 +29,14 @@ fn blocks(b: &Cpu, checkpoint: &Checkpoint) -> [Block<Cpu>; 2] {
                 InputKind::Float => layer.layer(b, 0, site).unwrap(),
                 InputKind::Int8 => {
                     let mut rounded = None;
-                    b.round_scaled(&layer.weights, &vec![1.0; layer.k], Some(32), None, &mut rounded)
-                        .unwrap();
+                    b.round_scaled(
+                        &layer.weights,
+                        &vec![1.0; layer.k],
+                        Scheme::w4a8(Some(32)),
+                        None,
+                        &mut rounded,
+                    )
+                    .unwrap();
                     Layer::Ready(rounded.unwrap())
                 }
             };

@@ -14,7 +14,7 @@
 //! use qqq_eval::{WindowOptions, perplexity};
 //! use qqq_formats::{Checkpoint, writer::Reservation};
 //! use qqq_model::{Decoder, Tokenizer};
-//! use qqq_quant::{Calibration, Output, OutputFormat, Recipe, calibration::Source, quantize};
+//! use qqq_quant::{Calibration, Gate, Output, OutputFormat, Recipe, calibration::Source, quantize};
 //! # struct Silent;
 //! # impl qqq_quant::Progress for Silent {
 //! #     fn step(&mut self, _done: f64, _total: f64, _next: &str) -> bool { true }
@@ -30,8 +30,11 @@
 //! let source = Source::Files(vec![text.clone()]);
 //! let reservation = Reservation::take(&out)?;
 //! let format = OutputFormat::Auto;
-//! let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None };
+//! let gate = Gate::DEFAULT;
+//! let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None, gate };
 //! let report = quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, &source, &output, &mut progress)?;
+//! let quality = report.quality.and_then(|quality| quality.divergence).expect("some text was held out");
+//! println!("{:.4} nats from the float model", quality.kl_divergence.mean);
 //! assert!(report.linear_bytes.1 * 6 < report.linear_bytes.0);
 //!
 //! let decoder = Decoder::load(CpuBackend::new(), &Checkpoint::open(&out)?)?;
@@ -60,12 +63,16 @@ mod estimate;
 mod float_layers;
 pub mod float_linear;
 mod float_stream;
+mod gate;
 pub mod half_type;
+mod held_out;
+mod layer_bytes;
 mod memory_need;
 pub mod model_card;
 mod moments;
 mod output;
 pub mod pipeline;
+pub mod precision;
 mod preflight;
 pub mod recipe;
 pub mod recipes;
@@ -79,11 +86,13 @@ mod scratch;
 mod self_samples;
 #[cfg(test)]
 mod shapes;
+mod site_search;
 pub mod smooth;
 pub mod smooth_sites;
 pub mod solve;
 mod source_types;
 pub mod synth;
+mod token_windows;
 pub mod transform;
 mod trial;
 mod value_hessian;
@@ -92,13 +101,16 @@ mod work;
 
 pub use dry_run::{DryRun, dry_run};
 pub use error::{QuantError, Result};
+pub use gate::{BeyondGate, Gate, MAX_KLD, Quality};
 pub use output::REPORT_FILE;
 pub use pipeline::{Output, Progress, quantize};
+pub use precision::{Groups, Precision, Rule, Schemes};
 pub use preflight::NeedsText;
 pub use recipe::{
     Calibration, Clip, GroupScales, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind, Transform,
     ValueHessian,
 };
+pub use recipes::RecipeName;
 pub use report::Report;
 pub use resolved::Resolved;
 pub use resume::Resume;

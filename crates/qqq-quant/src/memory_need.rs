@@ -5,11 +5,16 @@
 //! matrix, then that of a float32 one), its float weights, and what each thread works on. [`run`](crate::run) lets each go as
 //! soon as it can; every [`Phase`] here is a point at which something has just come.
 
+mod held_out;
+
 use qqq_backend::{Pieces, pool::num_threads};
 use qqq_formats::{Checkpoint, ModelConfig};
 use qqq_model::{Site, block::head_layout, names};
 
-use crate::{Propagation, Recipe, Transform, ValueHessian, self_samples, solve::ROWS_PER_TASK, windows};
+use crate::{
+    Clip, Propagation, Recipe, Schemes, Transform, ValueHessian, held_out::HeldText, layer_bytes,
+    self_samples, solve::ROWS_PER_TASK, windows,
+};
 
 /// Program, tokenizer, thread stacks.
 const BASE: f64 = 70e6;
@@ -64,7 +69,14 @@ struct Phase {
 }
 
 /// The need of quantizing a checkpoint on a device. `samples`: whether the model writes its calibration text itself.
-pub(crate) fn of(checkpoint: &Checkpoint, recipe: &Recipe, samples: bool, pieces: Pieces) -> MemoryNeed {
+pub(crate) fn of(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    schemes: &Schemes,
+    held: HeldText,
+    samples: bool,
+    pieces: Pieces,
+) -> MemoryNeed {
     // A block-quantized type is widened to float32 when it is read.
     let width = |name: &str| match checkpoint.tensors.info(name).and_then(|info| info.dtype.size()) {
         Some(2) => 2.0,
@@ -74,7 +86,7 @@ pub(crate) fn of(checkpoint: &Checkpoint, recipe: &Recipe, samples: bool, pieces
         linear: width(&format!("{}.weight", names::linear(0, names::DOWN))),
         ends: width(names::EMBEDDING),
     };
-    need(&checkpoint.config, recipe, stored, samples, num_threads(), pieces)
+    need((&checkpoint.config, recipe, schemes, held), stored, samples, num_threads(), pieces)
 }
 
 /// Bytes of a weight when it has been read, before it becomes float32.
@@ -85,14 +97,13 @@ struct Stored {
 }
 
 fn need(
-    config: &ModelConfig,
-    recipe: &Recipe,
+    (config, recipe, schemes, held): (&ModelConfig, &Recipe, &Schemes, HeldText),
     stored: Stored,
     samples: bool,
     threads: usize,
     pieces: Pieces,
 ) -> MemoryNeed {
-    let phases = Model::new(config, recipe, stored, threads, pieces).phases(samples);
+    let phases = Model::new((config, recipe, schemes, held), stored, threads, pieces).phases(samples);
     let mut need = MemoryNeed { bytes: 0, phase: "reading the model", least: 0 };
     for Phase { name, arrays, besides } in phases {
         // Sizes beyond all memory saturate.
@@ -109,6 +120,7 @@ fn need(
 struct Model<'a> {
     config: &'a ModelConfig,
     recipe: &'a Recipe,
+    schemes: &'a Schemes,
     stored: Stored,
     threads: f64,
     pieces: Pieces,
@@ -120,6 +132,8 @@ struct Model<'a> {
     vocab: f64,
     window: f64,
     tokens: f64,
+    /// What is held out.
+    held: HeldText,
     /// Hidden states.
     states: f64,
     /// Hidden states and rotation: there from the first block to the last. Where a device holds them, what its libraries take.
@@ -128,8 +142,7 @@ struct Model<'a> {
 
 impl<'a> Model<'a> {
     fn new(
-        config: &'a ModelConfig,
-        recipe: &'a Recipe,
+        (config, recipe, schemes, held): (&'a ModelConfig, &'a Recipe, &'a Schemes, HeldText),
         stored: Stored,
         threads: usize,
         pieces: Pieces,
@@ -140,10 +153,13 @@ impl<'a> Model<'a> {
         let hidden = config.hidden_size as f64;
         let rotation = rotation_bytes(config, recipe);
         let streams = if recipe.corrects() { 2.0 } else { 1.0 };
-        let states = if pieces.on_host { streams * 4.0 * windows * window * hidden } else { 0.0 };
+        // What is held out is in both models.
+        let tokens = streams * windows * window + 2.0 * held.tokens();
+        let states = if pieces.on_host { 4.0 * tokens * hidden } else { 0.0 };
         Self {
             config,
             recipe,
+            schemes,
             stored,
             threads: threads as f64,
             pieces,
@@ -154,6 +170,7 @@ impl<'a> Model<'a> {
             vocab: config.vocab_size as f64,
             window,
             tokens: windows * window,
+            held,
             states,
             always: if pieces.on_host { states } else { DEVICE_LIBRARIES } + rotation,
         }
@@ -169,6 +186,34 @@ impl<'a> Model<'a> {
 
     fn weights(&self, linear: Site) -> f64 {
         self.outputs(linear) * self.inputs(linear)
+    }
+
+    /// The inputs of a site, as all windows hold them between the stages of a quantized block.
+    fn kept(&self, site: Site) -> f64 {
+        self.tokens * self.input(site) + self.held_inputs(site)
+    }
+
+    /// The same of what is held out alone.
+    fn held_inputs(&self, site: Site) -> f64 {
+        self.held.tokens() * self.input(site)
+    }
+
+    /// The input of a site for a token.
+    fn input(&self, site: Site) -> f64 {
+        let on_host = self.pieces.on_host;
+        self.inputs(site) * self.schemes.largest(site, |scheme| layer_bytes::input(scheme, on_host))
+    }
+
+    /// A block's layers as they are multiplied.
+    fn packed(&self) -> f64 {
+        Site::ALL
+            .map(|site| {
+                let simulated = self.schemes.simulated().map(layer_bytes::simulated);
+                let bytes = |scheme| simulated.unwrap_or_else(|| layer_bytes::multiplied(scheme));
+                self.weights(site) * self.schemes.largest(site, bytes)
+            })
+            .iter()
+            .sum()
     }
 
     fn all_weights(&self) -> f64 {
@@ -204,6 +249,9 @@ impl<'a> Model<'a> {
             phases.extend(Site::ALL.map(|site| self.beside(site)));
         }
         phases.push(self.embedding());
+        if self.held.windows > 0 {
+            phases.extend([self.held_out(), self.comparing()]);
+        }
         if samples {
             phases.push(self.samples());
         }
@@ -215,7 +263,7 @@ impl<'a> Model<'a> {
             return vec![self.handed_over()];
         }
         let mut phases = Vec::new();
-        let smooth = self.recipe.transform == Transform::Smooth;
+        let smooth = self.recipe.transform.scales_channels();
         if smooth {
             phases.push(self.smoothing());
         }
@@ -236,7 +284,7 @@ impl<'a> Model<'a> {
     /// The layers of a smoothed block from one on, which were transformed together.
     fn waiting(&self, from: Site) -> f64 {
         match self.recipe.transform {
-            Transform::Smooth => {
+            transform if transform.scales_channels() => {
                 Site::ALL.iter().skip_while(|l| **l != from).map(|&l| 4.0 * self.weights(l)).sum()
             }
             _ => 0.0,
@@ -248,12 +296,17 @@ impl<'a> Model<'a> {
     /// calibrated.
     fn handed_over(&self) -> Phase {
         let block = match self.recipe.transform {
-            Transform::Smooth => self.stored.linear * self.all_weights(),
+            transform if transform.scales_channels() => self.stored.linear * self.all_weights(),
+            _ => 0.0,
+        };
+        // Clipping by groups is the host's work: weights and Hessian come back.
+        let by_host = match self.recipe.clip {
+            Clip::GroupOutput => 4.0 * (self.largest_weights() + self.inner * self.inner),
             _ => 0.0,
         };
         Phase {
             name: "reading and writing layers",
-            arrays: self.always + block + self.largest_weights() * (self.stored.linear + 6.0),
+            arrays: self.always + block + self.largest_weights() * (self.stored.linear + 6.0) + by_host,
             besides: 0.0,
         }
     }
@@ -294,11 +347,20 @@ impl<'a> Model<'a> {
     /// The block in float32 and a copy of one of its layers, and one window's way through it with two outputs of its widest
     /// layer.
     fn smoothing(&self) -> Phase {
-        let tokens = self.recipe.calibration.smooth_tokens as f64;
+        let (windows, tokens) = self.recipe.transform_amount();
+        let tokens = tokens as f64;
         let wide = (2.0 * self.inner).max(self.q + 2.0 * self.kv);
         let pass = tokens * 4.0 * (2.0 * wide + 2.0 * self.inner + 4.0 * self.hidden);
         let rounded = 1.6 * 2.0 * self.inner * self.hidden;
-        let arrays = self.always + 4.0 * (self.all_weights() + self.largest_weights()) + pass + rounded;
+        // Where all calibration windows are looked at: copies of their states, and the inputs of a site with outputs behind it.
+        let copies = match self.recipe.transform.reads_windows() {
+            true => {
+                4.0 * windows as f64 * tokens * (2.0 * self.hidden + self.inner.max(self.hidden + self.q))
+            }
+            false => 0.0,
+        };
+        let arrays =
+            self.always + 4.0 * (self.all_weights() + self.largest_weights()) + pass + rounded + copies;
         Phase { name: "smoothing", arrays, besides: 0.0 }
     }
 
@@ -357,12 +419,12 @@ impl<'a> Model<'a> {
         Phase {
             name: "comparing with the float model",
             arrays: self.always
-                + self.tokens * k
+                + self.kept(site)
                 + self.float_inputs(site)
                 + inputs
                 + self.waiting(site)
                 + 4.0 * layers
-                + 0.6 * self.all_weights()
+                + self.packed()
                 + 12.0 * k * k,
             besides: self.passes(self.pieces.lanes, each) + 8.0 * DEVIATION_TOKENS * k + BESIDE_LEFT,
         }
@@ -389,7 +451,7 @@ impl<'a> Model<'a> {
         Phase {
             name: "calibrating v",
             arrays: self.always
-                + self.tokens * self.hidden
+                + self.kept(Site::Qkv)
                 + 4.0 * self.weights(Site::Qkv)
                 + waiting(Site::O)
                 + beside
@@ -401,9 +463,8 @@ impl<'a> Model<'a> {
     /// The calibration stages of a quantized block. `waiting` is what the float layers from one on take that were
     /// transformed beforehand.
     fn stages(&self, waiting: &dyn Fn(Site) -> f64) -> Vec<Phase> {
-        // Codes and scales of a block's layers as they are multiplied.
-        let packed = 0.6 * self.all_weights();
-        let kept = self.tokens * self.hidden;
+        let packed = self.packed();
+        let kept = self.kept(Site::Qkv);
         // Where weights are corrected, the float layer before is kept, and what it takes.
         let float = |before: Site| match self.recipe.corrects() {
             true => self.float_inputs(before) + 4.0 * self.weights(before),
@@ -419,7 +480,7 @@ impl<'a> Model<'a> {
             Phase {
                 name: "calibrating down",
                 arrays: self.always
-                    + self.tokens * self.inner
+                    + self.kept(Site::Down)
                     + packed / 2.0
                     + waiting(Site::Down)
                     + float(Site::GateUp),
@@ -431,7 +492,7 @@ impl<'a> Model<'a> {
             Phase {
                 name: "summing the Hessian of down",
                 arrays: self.always
-                    + self.tokens * self.inner
+                    + self.kept(Site::Down)
                     + packed / 2.0
                     + waiting(Site::Down)
                     + float(Site::GateUp)
@@ -456,7 +517,7 @@ impl<'a> Model<'a> {
             let (n, k, weights) = (self.outputs(linear), self.inputs(linear), self.weights(linear));
             others -= weights;
             // Inputs that the next stage takes; float layers that wait; Hessians that do.
-            let kept = if quantized { self.tokens * k } else { 0.0 };
+            let kept = if quantized { self.kept(linear) } else { self.held_inputs(linear) };
             let held = smooth || !quantized && calibrates;
             let waiting = if held { 4.0 * others } else { 0.0 };
             let hessians = if quantized || !calibrates { 0.0 } else { 4.0 * self.inner * self.inner };
@@ -476,9 +537,7 @@ impl<'a> Model<'a> {
                 Some(_) => 4.0 * 8.0 * weights,
                 None => 0.0,
             };
-            // Inputs are float.
-            let wide = if self.recipe.simulated.is_some() { 3.0 * kept } else { 0.0 };
-            let fixed = self.always + kept + wide + waiting + hessians + own + corrected + simulated;
+            let fixed = self.always + kept + waiting + hessians + own + corrected + simulated;
             let page = 8192.0 * k;
             let factor = if self.recipe.compensate { 2.0 * k * k + page } else { 0.0 };
             let factorising = if self.recipe.compensate || corrects { 4.0 * k * k + 2.0 * page } else { 0.0 };

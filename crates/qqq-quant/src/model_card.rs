@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use qqq_formats::SimulatedMethod;
+use qqq_formats::{Activations, CodeBits, SimulatedMethod};
 
 use crate::{
     Clip, GroupScales, Propagation, Report, Result, RotationKind, Transform, ValueHessian, output,
@@ -65,23 +65,55 @@ fn render_into(
     measured: &[(String, String)],
 ) -> std::fmt::Result {
     let recipe = &report.recipe;
-    let weights = match recipe.group_size {
-        Some(g) => {
-            let integer = recipe.group_scales == GroupScales::Integer;
+    let kinds = report.kinds();
+    let half = recipe.activations == Activations::Half;
+    let is_float = report.layers.is_empty();
+    let simulated = recipe.simulated.as_ref();
+    let weights = match (recipe.bits, recipe.group_size) {
+        _ if simulated.is_some() => "16 bits, those that the method multiplies by".into(),
+        _ if is_float => "16 bits".into(),
+        _ if kinds.len() > 1 => kinds.join("; "),
+        (CodeBits::Eight, _) => "8-bit, one scale per output channel".into(),
+        (CodeBits::Four, Some(g)) => {
+            let integer = recipe.group_scales == GroupScales::Integer && !half;
             let scales = if integer { ", whose scales are integer multiples of the channel's" } else { "" };
             format!("4-bit, groups of {g} input channels{scales}")
         }
-        None => "4-bit, one scale per output channel".into(),
+        (CodeBits::Four, None) => "4-bit, one scale per output channel".into(),
     };
-    let simulated = recipe.simulated.as_ref();
-    writeln!(card, "---\ntags:\n- qqq\n- {}", if simulated.is_some() { "simulated" } else { "w4a8" })?;
+    let bits = if kinds.len() > 1 { "mixed".into() } else { recipe.bits.get().to_string() };
+    let name = match kinds.len() {
+        _ if is_float => report.format.clone(),
+        _ if simulated.is_some() => "simulated".into(),
+        0 | 1 => format!("W{bits}A{}", recipe.activations.bits()),
+        _ => format!("mixed precision, A{}", recipe.activations.bits()),
+    };
+    let tag = if kinds.len() > 1 { "mixed-precision".into() } else { name.to_lowercase() };
+    writeln!(card, "---\ntags:\n- qqq\n- {tag}")?;
     for line in license {
         writeln!(card, "{line}")?;
     }
     writeln!(card, "---\n")?;
+    let quantized = |card: &mut String| {
+        writeln!(
+            card,
+            "{} with {} and {}-bit activations in {} linear layers of its blocks, made by `qqq` {}. Embedding, \
+         output head and norms are kept in 16 bits.\n",
+            report.model,
+            if kinds.len() > 1 { "weights of mixed precision".into() } else { format!("{bits}-bit weights") },
+            recipe.activations.bits(),
+            if report.float_layers.is_empty() { "all" } else { "the quantized" },
+            report.version
+        )
+    };
     match simulated {
         Some(method) => simulated_head(card, report, method)?,
-        None => w4a8_head(card, report)?,
+        None => writeln!(card, "# {} in {name}\n", report.model)?,
+    }
+    match is_float {
+        true => writeln!(card, "{} in 16 bits, written by `qqq` {}.\n", report.model, report.version)?,
+        false if simulated.is_none() => quantized(card)?,
+        false => {}
     }
     if let Some(whole) = &report.text_part_of {
         writeln!(
@@ -90,15 +122,14 @@ fn render_into(
         )?;
     }
     writeln!(card, "| | |\n|---|---|")?;
+    writeln!(card, "| Weights | {weights} |")?;
+    let activations = if half { "16 bits" } else { "int8, one scale per token, found at run time" };
     if simulated.is_none() {
-        writeln!(card, "| Weights | {weights} |")?;
-        writeln!(card, "| Activations | int8, one scale per token, found at run time |")?;
+        writeln!(card, "| Activations | {activations} |")?;
     }
     writeln!(card, "| Format | {} |", report.format)?;
-    if simulated.is_none() {
-        for (name, value) in recipe_rows(report) {
-            writeln!(card, "| {name} | {value} |")?;
-        }
+    for (name, value) in recipe_rows(report) {
+        writeln!(card, "| {name} | {value} |")?;
     }
     let calibration = &recipe.calibration;
     match calibration.windows {
@@ -125,6 +156,22 @@ fn render_into(
         "\n## Run it\n\n```sh\nqqq chat PATH\nqqq generate PATH --prompt \"...\"\nqqq eval perplexity PATH --text FILE\n```"
     )?;
 
+    if let Some(quality) = &report.quality {
+        let text = "Against the float model, on text that calibration has not seen:";
+        writeln!(card, "\n## Quality\n\n{text}\n\n| | |\n|---|---|")?;
+        for (name, value) in quality.rows() {
+            let (first, rest) = name.split_at(1);
+            writeln!(card, "| {}{rest} | {value} |", first.to_uppercase())?;
+        }
+        if quality.is_beyond {
+            let limit = quality.max_kld.unwrap_or_default();
+            writeln!(
+                card,
+                "\n**This checkpoint is further from the float model than its maker's limit of {limit} nats per token.**"
+            )?;
+        }
+    }
+
     if !measured.is_empty() {
         writeln!(card, "\n## Measured\n\n| | |\n|---|---|")?;
         for (name, value) in measured {
@@ -132,6 +179,9 @@ fn render_into(
         }
     }
 
+    if is_float {
+        return warnings_into(card, report);
+    }
     let what = match (calibration.windows, recipe.needs_text().as_slice()) {
         (0, _) => "weights (no calibration), relative to the weights themselves",
         (_, []) => "output on the text above, relative to the output itself",
@@ -172,6 +222,10 @@ fn render_into(
             mean(&|l| l.loss)
         )?;
     }
+    warnings_into(card, report)
+}
+
+fn warnings_into(card: &mut String, report: &Report) -> std::fmt::Result {
     if !report.warnings.is_empty() {
         writeln!(card, "\n## Warnings\n")?;
         for warning in &report.warnings {
@@ -179,16 +233,6 @@ fn render_into(
         }
     }
     Ok(())
-}
-
-fn w4a8_head(card: &mut String, report: &Report) -> std::fmt::Result {
-    writeln!(card, "# {} in W4A8\n", report.model)?;
-    writeln!(
-        card,
-        "{} with 4-bit weights and 8-bit activations in all linear layers of its blocks, made by `qqq` {}. Embedding, \
-         output head and norms are kept in 16 bits.\n",
-        report.model, report.version
-    )
 }
 
 fn simulated_head(card: &mut String, report: &Report, method: &SimulatedMethod) -> std::fmt::Result {
@@ -216,6 +260,14 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
         }
         (Transform::Rotate, RotationKind::Hadamard) => "rotation by a randomised Hadamard matrix".into(),
         (Transform::Rotate, RotationKind::Orthogonal) => "rotation by a random orthogonal matrix".into(),
+        (Transform::Migrate, _) => match recipe.migration_strength {
+            Some(strength) => format!("outliers of activations migrated into weights, strength {strength}"),
+            None => "outliers of activations migrated into weights, strength searched for each site".into(),
+        },
+        (Transform::Suppress, _) => {
+            "channels shifted before o, and those beyond a searched threshold shrunk".into()
+        }
+        (Transform::Protect, _) => "channels scaled by their mean activation to a searched power".into(),
     };
     let rounding = match (recipe.compensate, recipe.act_order) {
         (false, _) => "to nearest".into(),
@@ -237,8 +289,19 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
         Clip::None => "from the largest weight",
         Clip::Weight => "least weight error",
         Clip::Output => "least output error",
+        Clip::GroupOutput => "least output error of each group alone, but for q and k",
     };
-    let mut rows = vec![("Transformation", transform), ("Rounding", rounding), ("Scales", clip.into())];
+    let mut rows = Vec::new();
+    if let Some(entry) = recipe.name.entry() {
+        rows.push(("Recipe", format!("{} ({}): {}", entry.word, entry.source, entry.what)));
+    }
+    if let Some(method) = &recipe.simulated {
+        rows.push(("Simulated", method.to_string()));
+    }
+    if report.layers.is_empty() || recipe.simulated.is_some() {
+        return rows;
+    }
+    rows.extend([("Transformation", transform), ("Rounding", rounding), ("Scales", clip.into())]);
     if recipe.corrects() {
         let strength = recipe.error_correction;
         let correction = format!(

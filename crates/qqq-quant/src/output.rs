@@ -1,22 +1,27 @@
 //! The checkpoint directory that a quantization writes.
 
-use std::{borrow::Cow, io::ErrorKind, path::Path};
+use std::{
+    borrow::Cow,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
-use qqq_backend::Calibrate;
+use qqq_backend::{Calibrate, solve::Scheme};
 use qqq_formats::{
-    Checkpoint, CheckpointFormat, DType, FormatError, LayerScheme, ModelConfig, QuantizationConfig,
-    QuantizedWeight, Simulated, simulated,
+    Checkpoint, CheckpointFormat, FormatError, LayerScheme, LinearWeight, ModelConfig, QuantizationConfig,
+    Simulated, simulated,
     writer::{CheckpointWriter, Reservation},
 };
 use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
 use serde_json::{Value, json};
 
 use crate::{
-    Recipe, Report, Result,
+    QuantError, Report, Result,
     half_type::{HalfType, some_rows},
     model_card,
+    preflight::Plan,
+    recipes::os_plus::BIAS_KEY,
     resume::{Stopped, damaged},
-    run::SimulatedModule,
 };
 
 /// Rows of the embedding that are converted at a time on the host, and on a device, which few rows leave idle.
@@ -27,8 +32,7 @@ const DEVICE_ROWS: usize = 8192;
 pub(crate) struct OutputCheckpoint<'a> {
     checkpoint: &'a Checkpoint,
     writer: CheckpointWriter,
-    format: CheckpointFormat,
-    half: HalfType,
+    plan: &'a Plan,
 }
 
 impl<'a> OutputCheckpoint<'a> {
@@ -37,13 +41,12 @@ impl<'a> OutputCheckpoint<'a> {
         checkpoint: &'a Checkpoint,
         tokenizer: &Tokenizer,
         reservation: &Reservation,
-        format: CheckpointFormat,
-        half: HalfType,
+        plan: &'a Plan,
     ) -> Result<Self> {
         let writer = CheckpointWriter::reserved(reservation)?;
         // Now rather than at the end, so that a file that cannot be read costs no work.
         tokenizer.save(writer.staging())?;
-        Ok(Self { checkpoint, writer, format, half })
+        Ok(Self { checkpoint, writer, plan })
     }
 
     /// Goes on with the directory of a stopped run.
@@ -52,8 +55,7 @@ impl<'a> OutputCheckpoint<'a> {
         tokenizer: &Tokenizer,
         stopped: &Stopped,
         reservation: &Reservation,
-        format: CheckpointFormat,
-        half: HalfType,
+        plan: &'a Plan,
     ) -> Result<Self> {
         let directory = stopped.directory();
         let writer =
@@ -67,7 +69,7 @@ impl<'a> OutputCheckpoint<'a> {
             })?;
         // What lay there may have been changed.
         tokenizer.save(writer.staging())?;
-        Ok(Self { checkpoint, writer, format, half })
+        Ok(Self { checkpoint, writer, plan })
     }
 
     /// The tensors' files, for who keeps what is finished.
@@ -76,8 +78,8 @@ impl<'a> OutputCheckpoint<'a> {
     }
 
     /// One that is only counted.
-    pub(crate) fn counting(checkpoint: &'a Checkpoint, format: CheckpointFormat, half: HalfType) -> Self {
-        Self { checkpoint, writer: CheckpointWriter::counting(), format, half }
+    pub(crate) fn counting(checkpoint: &'a Checkpoint, plan: &'a Plan) -> Self {
+        Self { checkpoint, writer: CheckpointWriter::counting(), plan }
     }
 
     /// Where the files lie until all is done.
@@ -87,8 +89,8 @@ impl<'a> OutputCheckpoint<'a> {
 
     fn add_half(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
         let mut bytes = Vec::new();
-        self.half.append(name, values, &mut bytes)?;
-        Ok(self.writer.add(name, self.half.dtype(), shape, &bytes)?)
+        self.plan.half.append(name, values, &mut bytes)?;
+        Ok(self.writer.add(name, self.plan.half.dtype(), shape, &bytes)?)
     }
 
     /// The rows of the table `name` (`vocab x hidden`) as they are stored, scaled by channel and rotated where that is asked.
@@ -107,7 +109,7 @@ impl<'a> OutputCheckpoint<'a> {
             let count = most.min(vocab - first);
             let rows = some_rows(&data, hidden, first, count);
             if scale.is_none() && rotation.is_none() {
-                self.half.append(name, &rows.into_f32(), &mut bytes)?;
+                self.plan.half.append(name, &rows.into_f32(), &mut bytes)?;
                 continue;
             }
             let mut rows = b.weights(count, hidden, rows)?;
@@ -117,7 +119,7 @@ impl<'a> OutputCheckpoint<'a> {
             if let Some(rotation) = rotation {
                 b.rotate_inputs(&mut rows, rotation)?;
             }
-            self.half.append(name, &b.read_weights(&rows)?, &mut bytes)?;
+            self.plan.half.append(name, &b.read_weights(&rows)?, &mut bytes)?;
         }
         Ok(bytes)
     }
@@ -139,7 +141,7 @@ impl<'a> OutputCheckpoint<'a> {
     ) -> Result<Vec<u8>> {
         let embedding = self.embedding(b, rotation)?;
         let (vocab, hidden) = self.table_shape();
-        self.writer.add(names::EMBEDDING, self.half.dtype(), &[vocab, hidden], &embedding)?;
+        self.writer.add(names::EMBEDDING, self.plan.half.dtype(), &[vocab, hidden], &embedding)?;
         Ok(embedding)
     }
 
@@ -157,7 +159,7 @@ impl<'a> OutputCheckpoint<'a> {
         if !tied || rotation.is_some() {
             let source = if tied { names::EMBEDDING } else { names::LM_HEAD };
             let head = self.table(b, source, rotation.map(|_| norm.as_slice()), rotation)?;
-            self.writer.add(names::LM_HEAD, self.half.dtype(), &[vocab, hidden], &head)?;
+            self.writer.add(names::LM_HEAD, self.plan.half.dtype(), &[vocab, hidden], &head)?;
         }
         if rotation.is_some() {
             norm.fill(1.0 - offset);
@@ -179,22 +181,38 @@ impl<'a> OutputCheckpoint<'a> {
         &mut self,
         index: usize,
         site: Site,
-        weight: &QuantizedWeight,
+        weight: &LinearWeight,
         bias: Option<&[f32]>,
     ) -> Result<()> {
         let mut first = 0;
         for (module, count) in site.modules(&self.checkpoint.config) {
             let prefix = names::linear(index, module);
             let rows = first..first + count;
-            let part = if count == weight.out_features {
-                Cow::Borrowed(weight)
-            } else {
-                Cow::Owned(weight.rows(rows.clone()).ok_or_else(|| {
-                    FormatError::Layout(format!("{prefix}: channels {rows:?} of {}", weight.out_features))
-                })?)
-            };
-            let scheme = LayerScheme::w4a8(self.format, part.scales.group_size());
-            self.writer.add_linear(&prefix, &part, scheme)?;
+            match (weight, self.plan.schemes.at(index, site)) {
+                (LinearWeight::Quantized(weight) | LinearWeight::WeightOnly { weight, .. }, Some(scheme)) => {
+                    let part = if count == weight.out_features {
+                        Cow::Borrowed(weight)
+                    } else {
+                        Cow::Owned(weight.rows(rows.clone()).ok_or_else(|| {
+                            let channels = weight.out_features;
+                            FormatError::Layout(format!("{prefix}: channels {rows:?} of {channels}"))
+                        })?)
+                    };
+                    self.writer.add_linear(&prefix, &part, stored_as(self.plan.format, scheme)?)?;
+                }
+                (LinearWeight::Float { in_features, data, .. }, None) => {
+                    let part = some_rows(data, *in_features, first, count);
+                    self.writer.add_float(&format!("{prefix}.weight"), &[count, *in_features], &part)?;
+                }
+                (LinearWeight::Simulated(weight), None) => {
+                    self.writer.add_simulated(&prefix, &weight.rows(rows.clone()))?;
+                }
+                _ => {
+                    return Err(QuantError::Recipe(format!(
+                        "{prefix} has become something else than planned"
+                    )));
+                }
+            }
             if let Some(bias) = bias {
                 self.add_half(&format!("{prefix}.bias"), &[count], &bias[rows])?;
             }
@@ -203,36 +221,46 @@ impl<'a> OutputCheckpoint<'a> {
         Ok(())
     }
 
-    /// Writes a module of a simulated recipe.
-    pub(crate) fn add_simulated(&mut self, module: &SimulatedModule, bias: Option<&[f32]>) -> Result<()> {
-        let SimulatedModule { prefix, n, k, made } = module;
-        self.add_half(&format!("{prefix}.weight"), &[*n, *k], &made.weights)?;
-        if let Some((scales, outliers)) = &made.quik {
-            self.add_half(&format!("{prefix}.{}", simulated::SCALE), &[*n], scales)?;
-            let columns: Vec<u8> = outliers.iter().flat_map(|j| (*j as i32).to_le_bytes()).collect();
-            let name = format!("{prefix}.{}", simulated::OUTLIERS);
-            self.writer.add(&name, DType::I32, &[outliers.len()], &columns)?;
+    /// Which layers are stored in which way. `stored_bits`: for a weight of a simulated method, once all is known.
+    fn quantization(&self, stored_bits: Option<f64>) -> Result<Option<QuantizationConfig>> {
+        let Plan { format, schemes, .. } = self.plan;
+        if let Some(&method) = schemes.simulated() {
+            let record = Simulated { method, bits_per_weight: stored_bits };
+            return Ok(Some(QuantizationConfig::of_simulated(record)));
         }
-        if let Some(bias) = bias {
-            self.add_half(&format!("{prefix}.bias"), &[*n], bias)?;
+        let most = schemes.most();
+        let Some(others) = most else { return Ok(None) };
+        if *format == CheckpointFormat::Qqq {
+            return Ok(Some(QuantizationConfig::uniform(*format, others.group_size)));
         }
-        Ok(())
+        let mut rules = Vec::new();
+        for (index, site, scheme) in schemes.all().filter(|(.., scheme)| *scheme != most) {
+            let stored = scheme.map(|scheme| stored_as(*format, scheme)).transpose()?;
+            let modules = site.module_names(&self.checkpoint.config).into_iter();
+            rules.extend(modules.map(|module| (names::linear(index, module), stored)));
+        }
+        let rules = rules.iter().map(|(name, scheme)| (name.as_str(), *scheme));
+        Ok(Some(QuantizationConfig::by_module(stored_as(*format, others)?, rules)?))
     }
 
-    /// The record of what the layers are; `bits_per_weight` of a simulated recipe.
-    fn quantization(&self, recipe: &Recipe, bits_per_weight: Option<f64>) -> QuantizationConfig {
-        match recipe.simulated {
-            Some(method) => QuantizationConfig::of_simulated(Simulated { method, bits_per_weight }),
-            None => QuantizationConfig::uniform(self.format, recipe.group_size),
+    /// The `config.json` of what is written.
+    fn config(&self, tied: bool, stored_bits: Option<f64>) -> Result<Value> {
+        let quantization = self.quantization(stored_bits)?;
+        let mut value = config_json(&self.checkpoint.config, self.plan.half, quantization.as_ref(), tied);
+        if self.plan.adds_bias
+            && let Value::Object(map) = &mut value
+        {
+            map.insert(BIAS_KEY.into(), true.into());
         }
+        Ok(value)
     }
 
     /// A checkpoint of what is written, to be read before more is.
-    pub(crate) fn so_far(&mut self, recipe: &Recipe) -> Result<Checkpoint> {
+    pub(crate) fn so_far(&mut self) -> Result<Checkpoint> {
         let path = self.writer.staging().to_owned();
-        let quantization = self.quantization(recipe, None);
-        let source = &self.checkpoint.config;
-        let value = config_json(source, self.half, Some(&quantization), source.tie_word_embeddings);
+        // A rotated head is not tied any more.
+        let has_head = self.writer.tensors().any(|(name, _)| name == names::LM_HEAD);
+        let value = self.config(self.checkpoint.config.tie_word_embeddings && !has_head, None)?;
         Ok(Checkpoint {
             config: ModelConfig::from_value(&path, value)?,
             tensors: Box::new(self.writer.so_far()?),
@@ -254,14 +282,14 @@ impl<'a> OutputCheckpoint<'a> {
         self.writer.file_bytes()
     }
 
-    /// Writes everything else and gives the directory its name.
-    pub(crate) fn finish(self, report: &Report) -> Result<()> {
+    /// Writes everything else and gives the directory its name; or, where the report says that the result is beyond the gate's
+    /// limit and this is not `forced`, another one beside it, which is returned.
+    pub(crate) fn finish(self, report: &Report, forced: bool) -> Result<Option<PathBuf>> {
         let staging = self.writer.staging();
-        let quantization = self.quantization(&report.recipe, report.simulated_bits());
         let rotated = report.recipe.transform == crate::Transform::Rotate;
         let config = &self.checkpoint.config;
         let tied = config.tie_word_embeddings && !rotated;
-        let value = config_json(config, self.half, Some(&quantization), tied);
+        let value = self.config(tied, report.simulated_bits())?;
         write_json(&staging.join("config.json"), &value)?;
         let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
         write_json(&staging.join(REPORT_FILE), &value)?;
@@ -269,8 +297,17 @@ impl<'a> OutputCheckpoint<'a> {
         let is_directory = self.checkpoint.gguf.is_none();
         let license = if is_directory { model_card::license(&self.checkpoint.path) } else { Vec::new() };
         model_card::write(staging, report, &license, &[])?;
-        Ok(self.writer.finish()?)
+        if report.quality.as_ref().is_some_and(|quality| quality.is_beyond) && !forced {
+            return Ok(Some(self.writer.finish_beside(BEYOND_SUFFIX)?));
+        }
+        self.writer.finish()?;
+        Ok(None)
     }
+}
+
+/// How a format stores layers of a scheme.
+fn stored_as(format: CheckpointFormat, scheme: Scheme) -> Result<LayerScheme> {
+    Ok(LayerScheme::new(format, scheme.bits, scheme.activations, scheme.group_size)?)
 }
 
 /// The `config.json` of what is made of a model.
@@ -299,6 +336,9 @@ pub(crate) fn config_json(
     raw.insert(key.into(), json!(half.config_name()));
     Value::Object(raw)
 }
+
+/// Behind the name of an output that is not to be taken for one.
+const BEYOND_SUFFIX: &str = "failed-gate";
 
 /// The report's file.
 pub const REPORT_FILE: &str = "quantization_report.json";

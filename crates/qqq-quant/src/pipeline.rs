@@ -3,24 +3,27 @@
 use std::{sync::Arc, time::Instant};
 
 use qqq_backend::Calibrate;
-use qqq_formats::{Checkpoint, CheckpointFormat, ModelConfig, size, writer::Reservation};
-use qqq_model::{Decoder, ModelError, RopeChoice, TensorBytes, Tokenizer, memory, rope};
+use qqq_formats::{Checkpoint, CheckpointFormat, size, writer::Reservation};
+use qqq_model::{RopeChoice, TensorBytes, Tokenizer, memory, names, rope};
 
 use crate::{
-    Calibration, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Transform,
-    calibration::{self, CalibrationText, Read, Source},
+    BeyondGate, Gate, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Schemes, Transform,
+    calibration::{CalibrationText, Source, TokenWindows},
     estimate::Estimate,
+    float_linear::module,
     float_stream::FloatStream,
+    gate::Quality,
     half_type::HalfType,
+    held_out::{HeldOut, HeldText, float_window},
     output::OutputCheckpoint,
     preflight::{self, Plan},
     report::Timings,
     resume::{self, Keeper, Resume, States, Stopped},
     rotations::{DeviceRotations, Rotations},
     run::{Run, log_memory},
-    self_samples,
     solve::ScaleDType,
     source_types::AlreadyQuantized,
+    token_windows::{any_windows, check_tokens, held_out_note, token_windows, uncalibrated_windows},
     trial::Slowness,
     windows::{Surroundings, Window, Windows},
     work::Work,
@@ -49,6 +52,8 @@ pub struct Output<'a> {
     pub model_name: &'a str,
     /// Whether finished blocks are kept, and gone on with.
     pub resume: Option<Resume<'a>>,
+    /// How far from the float model the result may be.
+    pub gate: Gate,
 }
 
 /// Quantizes `checkpoint` on a device and writes the result, one block at a time.
@@ -62,8 +67,8 @@ pub struct Output<'a> {
 ///
 /// # Errors
 /// Recipes that do not fit the model or the machine's memory (before any work), calibration text that is too short,
-/// damaged weights, numerical failures, a full disk, a stopped run that was another one, and
-/// [`QuantError::Interrupted`].
+/// damaged weights, numerical failures, a full disk, a stopped run that was another one, a result beyond the
+/// [gate](Output::gate), which is complete under another name, and [`QuantError::Interrupted`].
 pub fn quantize<'a, B: Calibrate>(
     backend: &B,
     checkpoint: &Checkpoint,
@@ -106,7 +111,30 @@ pub fn quantize<'a, B: Calibrate>(
         if let Some(keeper) = &mut keeper {
             keeper.settle(&mut run, &mut writer);
         }
+        live.clear();
+        let measured = run.measure(&mut writer).inspect_err(|e| {
+            if !e.may_pass() {
+                writer.writer_mut().keep_unfinished(false);
+            }
+        })?;
         log_memory("the end");
+        let quality = measured.and_then(|(size, measured)| {
+            let quality = Quality::of(measured, size, held_text(plan, calibration.source), &output.gate);
+            quality
+                .inspect_err(|what| {
+                    run.work.warn(format!(
+                        "the result cannot be compared with the float model, whose own numbers are not finite on held-out \
+                         text: {what}"
+                    ));
+                })
+                .ok()
+        });
+        if let Some(beyond) = quality.as_ref().filter(|quality| quality.is_beyond && output.gate.force) {
+            run.work.warn(format!(
+                "the result is too far from the float model, and was given its name by force: {}",
+                beyond.complaint()
+            ));
+        }
 
         for path in checkpoint.inputs.replaced() {
             run.work.note(&format!(
@@ -122,11 +150,13 @@ pub fn quantize<'a, B: Calibrate>(
             version: env!("CARGO_PKG_VERSION").into(),
             model: output.model_name.into(),
             text_part_of: checkpoint.config.text_part_of.map(Into::into),
-            format: plan.format.name().into(),
+            format: plan.format_name().into(),
             recipe: recipe.clone(),
             calibration_data: if plan.calibrates { calibration.source.describe() } else { "none".into() },
-            calibration_tokens: tokens.iter().map(Vec::len).sum(),
+            calibration_tokens: tokens.calibration.iter().map(Vec::len).sum(),
             layers: run.layers,
+            float_layers: float_layers(&plan.schemes),
+            quality,
             smoothing: run.smoothing,
             rotation: rotations.as_ref().map(|rotations| rotations.report()),
             warnings,
@@ -141,8 +171,10 @@ pub fn quantize<'a, B: Calibrate>(
             writer.writer_mut().keep_unfinished(false);
             return Err(e.into());
         }
-        writer.finish(&report)?;
-        Ok(report)
+        match writer.finish(&report, output.gate.force)? {
+            None => Ok(report),
+            Some(path) => Err(QuantError::Gate(Box::new(BeyondGate { path, report }))),
+        }
     })
 }
 
@@ -172,8 +204,8 @@ pub(crate) struct Begun<'r, B: Calibrate> {
     pub recipe: &'r Recipe,
     pub plan: &'r Plan,
     pub rotations: Option<Arc<Rotations>>,
-    /// The calibration windows.
-    pub tokens: Vec<Vec<u32>>,
+    /// The tokens of all windows.
+    pub tokens: TokenWindows,
     pub started: Instant,
     /// The first block that is not finished.
     pub first: usize,
@@ -197,15 +229,16 @@ pub(crate) fn begin<B: Calibrate, T>(
         Target::Directory(output) => output.format,
         Target::Nowhere(format) => *format,
     };
-    let plan = preflight::check::<B>(checkpoint, recipe, format, samples)?;
     let config = &checkpoint.config;
+    let held = HeldText::new(config, recipe, calibration.held_out);
+    let plan = preflight::check::<B>(checkpoint, recipe, held, format, samples)?;
     let on_its_own = match backend.free_memory()? {
-        Some(free) => Some((preflight::check_device(config, recipe, free)?, free)),
+        Some(free) => Some((preflight::check_device(config, recipe, &plan.schemes, held, free)?, free)),
         None => None,
     };
     let kept = match &target {
         Target::Directory(Output { resume: Some(resume), reservation, .. }) => {
-            let print = resume::fingerprint(checkpoint, recipe, &plan, calibration.source, resume.device)?;
+            let print = resume::fingerprint(checkpoint, recipe, &plan, calibration, resume.device)?;
             let stopped = if resume.goes_on { Stopped::find(reservation, &print)? } else { None };
             Some((print, stopped))
         }
@@ -215,26 +248,21 @@ pub(crate) fn begin<B: Calibrate, T>(
     let stopped = stopped.flatten();
     let first = stopped.as_ref().map_or(0, Stopped::blocks);
     let mut writer = match (&target, &stopped) {
-        (Target::Nowhere(_), _) => OutputCheckpoint::counting(checkpoint, plan.format, plan.half),
-        (Target::Directory(output), Some(stopped)) => OutputCheckpoint::resumed(
-            checkpoint,
-            tokenizer,
-            stopped,
-            output.reservation,
-            plan.format,
-            plan.half,
-        )?,
+        (Target::Nowhere(_), _) => OutputCheckpoint::counting(checkpoint, &plan),
+        (Target::Directory(output), Some(stopped)) => {
+            OutputCheckpoint::resumed(checkpoint, tokenizer, stopped, output.reservation, &plan)?
+        }
         (Target::Directory(output), None) => {
             let reservation = output.reservation;
-            let writer =
-                OutputCheckpoint::create(checkpoint, tokenizer, reservation, plan.format, plan.half)?;
-            preflight::check_space(config, recipe, writer.staging())?;
+            let writer = OutputCheckpoint::create(checkpoint, tokenizer, reservation, &plan)?;
+            preflight::check_space(config, recipe, &plan.schemes, writer.staging())?;
             writer
         }
     };
 
     let slowness = Slowness::measured(backend)?;
-    let estimate = Estimate::new(config, recipe, calibration.source, &slowness, B::PIECES);
+    let estimate =
+        Estimate::new(config, recipe, &plan.schemes, held, calibration.source, &slowness, B::PIECES);
     let mut work = Work::new(progress, &estimate, config.num_layers - first);
     if let Some(note) = note {
         work.note(&note);
@@ -270,17 +298,24 @@ pub(crate) fn begin<B: Calibrate, T>(
         if samples { "sampling calibration text" } else { "reading calibration text" },
     )?;
     let windows = match (target, &stopped) {
-        _ if !plan.calibrates => Vec::new(),
-        (_, Some(stopped)) if samples => stopped.samples(),
+        (_, Some(stopped)) if samples && plan.calibrates => stopped.samples(),
         // What they say makes no difference to time, which sampling them would take most of.
-        (Target::Nowhere(_), _) if samples => any_windows(config, &recipe.calibration),
-        _ => calibration_windows(backend, checkpoint, tokenizer, recipe, calibration, &mut work)?,
+        (Target::Nowhere(_), _) if samples && plan.calibrates => {
+            any_windows(config, &recipe.calibration, held)
+        }
+        _ if plan.calibrates => {
+            token_windows(backend, checkpoint, tokenizer, recipe, held, calibration, &mut work)?
+        }
+        _ => uncalibrated_windows(config, tokenizer, recipe, held, &mut work),
     };
     work.at(1.0)?;
+    if windows.held_out.len() < held.windows || windows.held_out.iter().any(|w| w.len() < held.window) {
+        work.note(&held_out_note(&windows.held_out, held));
+    }
     let mut keeper = print.as_ref().map(|print| {
         let streams = if recipe.corrects() { 2 } else { 1 };
         let width = streams * config.hidden_size;
-        Keeper::new(writer.staging(), print.clone(), &windows, samples, width, started)
+        Keeper::new(writer.staging(), print.clone(), &windows, samples, (width, config.hidden_size), started)
     });
     if let (Some(stopped), Some(print)) = (&stopped, print) {
         stopped.check_windows(print, &windows)?;
@@ -289,7 +324,7 @@ pub(crate) fn begin<B: Calibrate, T>(
             config.num_layers
         ));
     } else if let Some(keeper) = &mut keeper {
-        let output = preflight::output_bytes(config, recipe);
+        let output = preflight::output_bytes(config, recipe, &plan.schemes);
         keeper.check_room(output).iter().for_each(|reason| work.note(reason));
     }
 
@@ -308,7 +343,7 @@ pub(crate) fn begin<B: Calibrate, T>(
     let stream = on_device.as_ref().map(|r| &r.stream);
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let restored = match &stopped {
-        Some(stopped) => stopped.states(backend)?,
+        Some(stopped) => stopped.states(backend, !windows.held_out.is_empty())?,
         None => None,
     };
     let states = match restored {
@@ -324,42 +359,62 @@ pub(crate) fn begin<B: Calibrate, T>(
                 check_tokens(ids, vocab)?;
                 Window::embedded(backend, &table, ids, hidden, scale)
             };
-            let smoothing_window = match (recipe.transform, windows.first()) {
+            let smoothing_window = match (recipe.transform, windows.calibration.first()) {
                 (Transform::Smooth, Some(first)) => Some(embed(&first[..recipe.calibration.smooth_tokens])?),
                 _ => None,
             };
-            let embedded = || windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>();
-            let float = if recipe.corrects() { embedded()? } else { Vec::new() };
-            let embedded = embedded()?;
+            let embedded =
+                |windows: &[Vec<u32>]| windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>();
+            let float = if recipe.corrects() { embedded(&windows.calibration)? } else { Vec::new() };
+            let held_out = embedded(&windows.held_out)?;
+            let embedded = embedded(&windows.calibration)?;
             drop(table);
+            let held_out_float = windows.held_out.iter().map(|ids| float_window(backend, checkpoint, ids));
+            let held_out_float = held_out_float.collect::<Result<Vec<_>>>()?;
             if stopped.is_none() {
                 writer.add_head(backend, stream)?;
             }
-            States { blocks: 0, windows: embedded, float, smoothing_window }
+            States { blocks: 0, windows: embedded, float, smoothing_window, held_out_float, held_out }
         }
     };
-    let States { blocks: passed, windows: embedded, float, smoothing_window } = states;
+    let States {
+        blocks: passed,
+        windows: mut embedded,
+        mut float,
+        smoothing_window,
+        held_out_float,
+        held_out,
+    } = states;
+    if first == config.num_layers {
+        // All is calibrated.
+        (embedded, float) = (Vec::new(), Vec::new());
+    }
     let earlier = stopped.map(Stopped::earlier).unwrap_or_default();
     timings.transform += clock.elapsed().as_secs_f64();
     timings.add(&earlier.timings);
     work.recall(earlier.warnings);
     if let Some(keeper) = &mut keeper {
-        keeper
-            .add_earlier(earlier.timings.total, (passed > 0 && passed < config.num_layers).then_some(passed));
+        // Behind the last block there is a file of held-out windows alone.
+        let is_kept = passed > 0 && (passed < config.num_layers || !windows.held_out.is_empty());
+        keeper.add_earlier(earlier.timings.total, is_kept.then_some(passed));
     }
 
-    let positions = recipe.calibration.window.max(1);
+    let longest = if plan.calibrates { recipe.calibration.window } else { held.window };
+    let positions = longest.max(1);
     let ropes = rope::embeddings(backend, config, RopeChoice::new(config, positions), positions)?;
     let around = Surroundings { backend, config, ropes: &ropes };
     let mut run = Run {
         checkpoint,
         recipe,
+        schemes: &plan.schemes,
         half: plan.half,
         scale_dtype: scale_dtype(plan.format, plan.half),
         around,
         rotations: on_device.clone(),
         smoothing_window,
         float_stream: recipe.corrects().then(|| FloatStream::new(around, float, recipe.calibration.window)),
+        held_out: (!windows.held_out.is_empty())
+            .then(|| HeldOut::new(around, windows.held_out.clone(), held_out_float, held_out)),
         block_ahead: None,
         first_ahead: None,
         estimate,
@@ -370,11 +425,14 @@ pub(crate) fn begin<B: Calibrate, T>(
     };
     let mut live = Windows::new(around, embedded, recipe.calibration.window);
     // Without windows nothing is known of states.
-    if passed < first && !live.is_empty() {
+    if passed < first && !(live.is_empty() && run.held_out.is_none()) {
         let again = (first - passed) as f64;
-        run.work.add(run.estimate.replay().part(again));
-        run.work.add(run.estimate.replay_float().part(again));
-        let written = writer.so_far(recipe)?;
+        if !live.is_empty() {
+            run.work.add(run.estimate.replay().part(again));
+            run.work.add(run.estimate.replay_float().part(again));
+        }
+        run.work.add(run.estimate.held_float.part(again));
+        let written = writer.so_far()?;
         for index in passed..first {
             run.replay(index, &mut live, &written)?;
         }
@@ -383,12 +441,10 @@ pub(crate) fn begin<B: Calibrate, T>(
     blocks(Begun { run, live, writer, recipe, plan: &plan, rotations, tokens, started, first, keeper })
 }
 
-/// Windows of tokens that follow no text.
-fn any_windows(config: &ModelConfig, calibration: &Calibration) -> Vec<Vec<u32>> {
-    // A prime number apart.
-    let token = |i: usize| (i * 7919 % config.vocab_size) as u32;
-    let window = |w: usize| (0..calibration.window).map(|i| token(w * calibration.window + i)).collect();
-    (0..calibration.windows).map(window).collect()
+/// Names of the layers that stay in 16 bits.
+fn float_layers(schemes: &Schemes) -> Vec<String> {
+    let float = schemes.all().filter(|(block, site, _)| !schemes.is_solved(*block, *site));
+    float.map(|(block, site, _)| names::linear(block, module(site))).collect()
 }
 
 /// Precision of scales in a format.
@@ -400,47 +456,8 @@ fn scale_dtype(format: CheckpointFormat, half: HalfType) -> ScaleDType {
     }
 }
 
-fn calibration_windows<B: Calibrate>(
-    backend: &B,
-    checkpoint: &Checkpoint,
-    tokenizer: &Tokenizer,
-    recipe: &Recipe,
-    text: CalibrationText<'_>,
-    work: &mut Work<'_>,
-) -> Result<Vec<Vec<u32>>> {
-    let calibration = &recipe.calibration;
-    match text.source {
-        Source::Files(files) | Source::Dataset { files, .. } => {
-            let options = text.options.cloned().unwrap_or_default();
-            let read =
-                Read { checkpoint, tokenizer, options: &options, note: &mut |message| work.note(message) };
-            calibration::windows_of_files(files, read, calibration, recipe.seed)
-        }
-        Source::BuiltIn => calibration::windows_of_built_in(tokenizer, calibration, recipe.seed),
-        Source::SelfSamples => {
-            // The time that it takes is not among the units; Ctrl-C works all the same.
-            let decoder = Decoder::load_with(backend.clone(), checkpoint, &mut |_, _| work.at(0.0).is_ok());
-            let decoder = decoder.map_err(|e| match e {
-                ModelError::Interrupted => QuantError::Interrupted,
-                e => e.into(),
-            })?;
-            let total = (calibration.windows * calibration.window) as f64;
-            let mut done = 0.0;
-            self_samples::sample_windows(&decoder, tokenizer, calibration, recipe.seed, &mut || {
-                done += 1.0;
-                work.at(done / total)
-            })
-        }
-    }
-}
-
-/// That the model knows all tokens.
-fn check_tokens(ids: &[u32], vocab: usize) -> Result<()> {
-    match ids.iter().find(|id| **id as usize >= vocab) {
-        None => Ok(()),
-        Some(id) => Err(ModelError::Tokenizer(format!(
-            "token {id} of the calibration text is outside the model's vocabulary of {vocab}"
-        ))
-        .into()),
-    }
+/// The held-out text, in words.
+fn held_text(plan: &Plan, source: &Source) -> String {
+    let source = if plan.calibrates { source } else { &Source::BuiltIn };
+    source.describe()
 }

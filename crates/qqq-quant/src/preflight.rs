@@ -2,28 +2,37 @@
 
 use std::path::Path;
 
-use qqq_backend::Calibrate;
-use qqq_formats::{Checkpoint, CheckpointFormat, DType, ModelConfig, SimulatedMethod, disk, qqq, size};
+use qqq_backend::{Calibrate, solve::Scheme};
+use qqq_formats::{
+    Activations, Checkpoint, CheckpointFormat, DType, ModelConfig, SimulatedMethod, disk, qqq, size,
+};
 use qqq_model::{Site, memory, names};
 
 use crate::{
-    Clip, OutputFormat, Propagation, QuantError, Recipe, Result, Transform,
+    Clip, OutputFormat, Propagation, QuantError, Recipe, Result, Schemes, Transform,
     clip::Grid,
     device_need,
     half_type::HalfType,
+    held_out::HeldText,
+    layer_bytes,
     memory_need::{self, MemoryNeed},
     recipe::MAX_DAMPING,
+    recipes::os_plus,
     resolved::no_rotation,
     source_types::{self, AlreadyQuantized},
 };
 
 /// What was found out before the work.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
     /// Form to write.
     pub format: CheckpointFormat,
+    /// What becomes of each layer.
+    pub schemes: Schemes,
     /// Type of what stays 16-bit.
     pub half: HalfType,
+    /// Whether q, k, v and o get biases that the model does not have.
+    pub adds_bias: bool,
     /// Whether calibration text is needed at all.
     pub calibrates: bool,
     /// Memory that will be used at most.
@@ -37,6 +46,8 @@ pub(crate) struct Plan {
 pub enum NeedsText {
     /// The search for smoothing thresholds.
     Smoothing,
+    /// What a published recipe makes scales of channels of.
+    ChannelScales,
     /// Compensation of what was rounded before.
     Compensation,
     /// The choice of scales by the error of the output.
@@ -52,6 +63,7 @@ impl std::fmt::Display for NeedsText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Smoothing => "transform: smooth",
+            Self::ChannelScales => "transform",
             Self::Compensation => "compensate: true",
             Self::Clipping => "clip: output",
             Self::Correction => "error_correction",
@@ -60,13 +72,24 @@ impl std::fmt::Display for NeedsText {
     }
 }
 
+impl Plan {
+    /// The form's name; of a model that stays float its type's.
+    pub fn format_name(&self) -> &'static str {
+        match (self.schemes.most(), self.schemes.simulated()) {
+            (None, None) => self.half.config_name(),
+            _ => self.format.name(),
+        }
+    }
+}
+
 impl Recipe {
     /// What of it looks at calibration text. Where there is nothing, text only measures what was lost.
     pub fn needs_text(&self) -> Vec<NeedsText> {
         let needs = [
             (self.transform == Transform::Smooth, NeedsText::Smoothing),
+            (self.transform.reads_windows(), NeedsText::ChannelScales),
             (self.compensate, NeedsText::Compensation),
-            (self.clip == Clip::Output, NeedsText::Clipping),
+            (matches!(self.clip, Clip::Output | Clip::GroupOutput), NeedsText::Clipping),
             (self.corrects(), NeedsText::Correction),
             (
                 self.simulated.is_some_and(|method| !matches!(method, SimulatedMethod::LlmInt8(_))),
@@ -81,10 +104,16 @@ impl Recipe {
 ///
 /// # Errors
 /// It has not: the message says how many windows fit.
-pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> Result<u64> {
+pub(crate) fn check_device(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    schemes: &Schemes,
+    held: HeldText,
+    free: u64,
+) -> Result<u64> {
     let with = |windows: usize| {
         let calibration = crate::Calibration { windows, ..recipe.calibration };
-        device_need::bytes(config, &Recipe { calibration, ..recipe.clone() })
+        device_need::bytes(config, &Recipe { calibration, ..recipe.clone() }, schemes, held)
     };
     let need = with(recipe.calibration.windows);
     if need <= free {
@@ -99,7 +128,7 @@ pub(crate) fn check_device(config: &ModelConfig, recipe: &Recipe, free: u64) -> 
         ways.push(format!("ask for fewer calibration windows ({fewer} fit)"));
     }
     let uncorrected = Recipe { error_correction: 0.0, ..recipe.clone() };
-    if recipe.corrects() && device_need::bytes(config, &uncorrected) <= free {
+    if recipe.corrects() && device_need::bytes(config, &uncorrected, schemes, held) <= free {
         ways.push("leave errors uncorrected (--error-correction 0)".to_owned());
     }
     ways.push("quantize on the CPU (--device cpu)".to_owned());
@@ -125,6 +154,7 @@ fn linear_shapes(config: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
 pub(crate) fn check<B: Calibrate>(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
+    held: HeldText,
     format: OutputFormat,
     samples: bool,
 ) -> Result<Plan> {
@@ -173,18 +203,42 @@ pub(crate) fn check<B: Calibrate>(
         ));
     }
     check_correction(recipe)?;
-    check_simulated(recipe, format)?;
-    let memory = memory_need::of(checkpoint, recipe, samples, B::PIECES);
+    check_channel_scales(recipe)?;
+    check_simulated(recipe, format, B::PIECES.on_host)?;
+    let schemes = Schemes::of(config, recipe)?;
+    let memory = memory_need::of(checkpoint, recipe, &schemes, held, samples, B::PIECES);
     check_memory(&memory, recipe)?;
-    check_shapes(config, recipe.group_size)?;
+    check_schemes(config, &schemes)?;
     qqq_model::check_tensors(checkpoint)?;
-    let format = match recipe.simulated {
-        Some(_) => CheckpointFormat::Simulated,
-        None => choose_format(config, recipe.group_size, format)?,
-    };
+    let format = format_of(config, &schemes, format)?;
     let half = kept_type(checkpoint)?;
     let already_quantized = source_types::already_quantized(checkpoint);
-    Ok(Plan { format, half, calibrates, memory, already_quantized })
+    let adds_bias = recipe.transform == Transform::Suppress && os_plus::adds_bias(config);
+    Ok(Plan { format, schemes, half, adds_bias, calibrates, memory, already_quantized })
+}
+
+/// Refuses parts of published recipes in other company than their papers'.
+fn check_channel_scales(recipe: &Recipe) -> Result<()> {
+    if recipe.transform.reads_windows() && recipe.propagation != Propagation::Float {
+        return Err(QuantError::Recipe(format!(
+            "transform {:?} takes its scales from the calibration windows in the float model; choose propagation float",
+            recipe.transform
+        )));
+    }
+    if let Some(strength) = recipe.migration_strength
+        && !(0.0..=1.0).contains(&strength)
+    {
+        return Err(QuantError::Recipe(format!(
+            "the migration strength must be a number from 0 to 1, not {strength:?}"
+        )));
+    }
+    let weights_alone = recipe.activations == Activations::Half && recipe.group_size.is_some();
+    if recipe.clip == Clip::GroupOutput && (recipe.compensate || recipe.corrects() || !weights_alone) {
+        return Err(QuantError::Recipe(
+            "clip group-output is for weights in groups for 16-bit activations that are rounded to nearest, as AWQ has it".into(),
+        ));
+    }
+    Ok(())
 }
 
 /// Refuses a correction of which nothing would come.
@@ -206,10 +260,17 @@ fn check_correction(recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
-/// Refuses parts of a recipe that a simulated method has no place for.
-fn check_simulated(recipe: &Recipe, format: OutputFormat) -> Result<()> {
+/// Refuses parts of a recipe that a simulated method has no place for, and a device that has not its arithmetic.
+fn check_simulated(recipe: &Recipe, format: OutputFormat, on_host: bool) -> Result<()> {
     let Some(method) = &recipe.simulated else { return Ok(()) };
     let name = method.name();
+    method.check().map_err(|reason| QuantError::Recipe(format!("recipe {name}: {reason}")))?;
+    if method.has_arithmetic() && !on_host {
+        return Err(QuantError::Recipe(format!(
+            "recipe {name} is simulated by the CPU alone, as its layers do more than to multiply 16-bit weights; quantize on the \
+             CPU (--device cpu), where eval and generate run it as well"
+        )));
+    }
     if format != OutputFormat::Auto {
         return Err(QuantError::Recipe(format!(
             "recipe {name} is simulated: its checkpoint has a form of its own, and none that can be chosen; leave the format out"
@@ -220,12 +281,11 @@ fn check_simulated(recipe: &Recipe, format: OutputFormat) -> Result<()> {
         propagation: recipe.propagation,
         seed: recipe.seed,
         rotation: recipe.rotation,
-        damping: recipe.damping,
         ..Recipe::simulating(*method)
     };
     if *recipe != own {
         return Err(QuantError::Recipe(format!(
-            "recipe {name} has parameters of its own, and no transform, groups, clipping or correction besides; leave these out"
+            "recipe {name} has parameters of its own, and no transform, groups, rules, clipping or correction besides; leave these out"
         )));
     }
     if recipe.propagation == Propagation::Float && matches!(method, SimulatedMethod::Quik(_)) {
@@ -261,14 +321,40 @@ fn check_memory(need: &MemoryNeed, recipe: &Recipe) -> Result<()> {
     )))
 }
 
-pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
-    if let Some(g) = group_size
-        && ![32, 64, 128].contains(&g)
-    {
-        return Err(QuantError::Recipe(format!(
-            "group size {g} is not supported: 32, 64, 128, or per channel"
-        )));
+/// Checks that the kernels take the layers.
+fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
+    if schemes.most().is_none() {
+        // Integer kernels have multiples, products of floats have not.
+        let integer = schemes.simulated().is_some_and(SimulatedMethod::has_arithmetic);
+        return if integer { check_shapes(config, None) } else { Ok(()) };
     }
+    if let Some(one) = schemes.one() {
+        return check_shapes(config, one.group_size);
+    }
+    check_shapes(config, None)?;
+    for (block, site, scheme) in schemes.all() {
+        let k = site.in_features(config);
+        let Some(g) = scheme.and_then(|scheme| scheme.group_size) else { continue };
+        check_group_size(g)?;
+        if !k.is_multiple_of(g) {
+            return Err(QuantError::Recipe(format!(
+                "groups of {g} do not divide the {k} inputs of {} in block {block}; give it another group size by a rule, or                  int4:channel",
+                site.module_names(config).join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_group_size(g: usize) -> Result<()> {
+    match g {
+        32 | 64 | 128 => Ok(()),
+        _ => Err(QuantError::Recipe(format!("group size {g} is not supported: 32, 64, 128, or per channel"))),
+    }
+}
+
+pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> Result<()> {
+    group_size.map_or(Ok(()), check_group_size)?;
     for (module, n, k) in linear_shapes(config) {
         if n % 16 != 0 || k % 16 != 0 {
             return Err(QuantError::Recipe(format!(
@@ -291,6 +377,28 @@ pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> R
         }
     }
     Ok(())
+}
+
+/// The form of layers that may be of several kinds.
+fn format_of(config: &ModelConfig, schemes: &Schemes, format: OutputFormat) -> Result<CheckpointFormat> {
+    match schemes.one() {
+        None if schemes.simulated().is_some() => Ok(CheckpointFormat::Simulated),
+        Some(one) if one == Scheme::w4a8(one.group_size) => choose_format(config, one.group_size, format),
+        None if schemes.most().is_none() && format != OutputFormat::Auto => Err(QuantError::Recipe(
+            "a model in 16 bits has no form of quantized layers: leave the format to auto".into(),
+        )),
+        one if format == OutputFormat::Qqq => {
+            let what = one.map_or("layers of several kinds".into(), |scheme| match scheme.activations {
+                Activations::Half => "16-bit activations".to_owned(),
+                Activations::Int8 => "8-bit weights".to_owned(),
+            });
+            Err(QuantError::Recipe(format!(
+                "the qqq format holds 4-bit weights of one group size for int8 activations alone, and this recipe makes {what}; \
+                 use the compressed-tensors format, which holds these too"
+            )))
+        }
+        _ => Ok(CheckpointFormat::CompressedTensors),
+    }
 }
 
 pub(crate) fn choose_format(
@@ -321,12 +429,11 @@ pub(crate) fn choose_format(
 }
 
 /// Bytes that the checkpoint will take, to a few percent.
-pub(crate) fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
-    let block: usize = linear_shapes(config)
-        .iter()
-        .map(|(_, n, k)| match recipe.simulated {
-            Some(_) => 2 * n * k + 2 * n,
-            None => n * k / 2 + 4 * n + recipe.group_size.map_or(0, |g| 2 * n * (k / g)),
+pub(crate) fn output_bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Schemes) -> u64 {
+    let layers: usize = schemes
+        .all()
+        .map(|(_, site, scheme)| {
+            layer_bytes::stored(scheme, site.out_features(config), site.in_features(config))
         })
         .sum();
     let table = 2 * config.vocab_size * config.hidden_size;
@@ -334,12 +441,17 @@ pub(crate) fn output_bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
     let tables = if own_head { 2 * table } else { table };
     // Tokenizer, configuration, report.
     let files = 4 << 20;
-    (block * config.num_layers + tables + files) as u64
+    (layers + tables + files) as u64
 }
 
 /// Refuses a disk that is too small. `directory` lies where the output will be.
-pub(crate) fn check_space(config: &ModelConfig, recipe: &Recipe, directory: &Path) -> Result<()> {
-    check_room(directory, output_bytes(config, recipe))
+pub(crate) fn check_space(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    schemes: &Schemes,
+    directory: &Path,
+) -> Result<()> {
+    check_room(directory, output_bytes(config, recipe, schemes))
 }
 
 /// Refuses a disk that has no room for a checkpoint of so many bytes. `directory` lies where it will be.

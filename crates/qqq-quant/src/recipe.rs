@@ -1,8 +1,12 @@
 //! What to do to a model.
 
-use qqq_backend::InputKind;
-use qqq_formats::SimulatedMethod;
+use qqq_formats::{Activations, CodeBits, SimulatedMethod};
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    precision::{self, Rule},
+    recipes::RecipeName,
+};
 
 // The first paragraph of a variant's documentation is its help on a command line (feature `clap`), without the full stop.
 
@@ -23,6 +27,33 @@ pub enum Transform {
     Rotate,
     /// The weights stay as they are.
     None,
+    /// SmoothQuant: the outliers of a norm's channels migrate into the weights behind it.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    Migrate,
+    /// Outlier Suppression+: channels are shifted, where the model allows it, and those beyond a threshold are shrunk.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    Suppress,
+    /// AWQ: channels with large activations get larger weights, which round more exactly.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    Protect,
+}
+
+impl Transform {
+    /// Whether it scales input channels by what calibration tokens have there: the layers of a block are then changed together.
+    pub const fn scales_channels(self) -> bool {
+        matches!(self, Self::Smooth) || self.reads_windows()
+    }
+
+    /// Whether it looks at all calibration windows, as the float model has them.
+    pub const fn reads_windows(self) -> bool {
+        matches!(self, Self::Migrate | Self::Suppress | Self::Protect)
+    }
 }
 
 /// Matrix of the residual stream's rotation.
@@ -65,6 +96,11 @@ pub enum Clip {
     ///
     /// That is the weights' error, weighted by the Hessian's diagonal.
     Output,
+    /// Least squared error of what each group alone adds to the output, as AWQ has it; q and k are not clipped.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    GroupOutput,
 }
 
 /// What later blocks (and later layers of a block) are calibrated on.
@@ -125,12 +161,28 @@ pub struct Calibration {
 /// A whole recipe. [`Recipe::DEFAULT`] is where most begin: `Recipe { group_size: None, ..Recipe::DEFAULT }`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
+    /// Whose recipe it is. Reports of the tool's own say nothing.
+    #[serde(default, skip_serializing_if = "RecipeName::is_own")]
+    pub name: RecipeName,
     /// What is absorbed into the weights before they are rounded.
     pub transform: Transform,
+    /// How much of the outliers [`Transform::Migrate`] moves into the weights, from 0 to 1; `None`: searched for each site. Says
+    /// nothing with other transforms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration_strength: Option<f64>,
     /// Kind of rotation, where there is one.
     pub rotation: RotationKind,
+    /// Bits of the weights where no rule says otherwise; 8 go with `group_size: None`. Reports of before there was a choice: 4.
+    #[serde(with = "precision::bits", default = "precision::bits::four")]
+    pub bits: CodeBits,
+    /// What quantized layers multiply. Reports of before there was a choice: int8.
+    #[serde(with = "precision::activations", default = "precision::activations::int8")]
+    pub activations: Activations,
     /// `None`: per channel; else 32, 64 or 128.
     pub group_size: Option<usize>,
+    /// Layers that become something else; the last rule that names a layer counts.
+    #[serde(default)]
+    pub rules: Vec<Rule>,
     /// How scales of groups are kept; without groups this says nothing. Reports of before there was a choice: float16.
     #[serde(default)]
     pub group_scales: GroupScales,
@@ -155,8 +207,8 @@ pub struct Recipe {
     pub calibration: Calibration,
     /// Seed of everything random.
     pub seed: u64,
-    /// A method of another paper, whose arithmetic is simulated: it takes the place of everything above but the
-    /// calibration, the propagation and the seed ([`Recipe::simulating`]).
+    /// A method whose arithmetic is simulated, of a [recipe](crate::recipes): it takes the place of everything above but
+    /// calibration, propagation and seed ([`Recipe::simulating`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub simulated: Option<SimulatedMethod>,
 }
@@ -164,9 +216,14 @@ pub struct Recipe {
 impl Recipe {
     /// What is done unless told otherwise: the recipe that keeps most quality.
     pub const DEFAULT: Self = Self {
+        name: RecipeName::Best,
         transform: Transform::Auto,
+        migration_strength: None,
         rotation: RotationKind::Hadamard,
+        bits: CodeBits::Four,
+        activations: Activations::Int8,
         group_size: Some(64),
+        rules: Vec::new(),
         group_scales: GroupScales::Integer,
         compensate: true,
         clip: Clip::Output,
@@ -180,27 +237,6 @@ impl Recipe {
         simulated: None,
     };
 
-    /// A method that is simulated, with the default amount of text.
-    pub fn simulating(method: SimulatedMethod) -> Self {
-        Self {
-            transform: Transform::None,
-            group_size: None,
-            group_scales: GroupScales::Half,
-            compensate: false,
-            clip: Clip::None,
-            act_order: false,
-            value_hessian: ValueHessian::Input,
-            error_correction: 0.0,
-            simulated: Some(method),
-            ..Self::DEFAULT
-        }
-    }
-
-    /// What its layers take as their inputs.
-    pub(crate) fn input_kind(&self) -> InputKind {
-        if self.simulated.is_some() { InputKind::Float } else { InputKind::Int8 }
-    }
-
     /// Whether weights are corrected for what the layers before have done to their inputs.
     pub fn corrects(&self) -> bool {
         self.error_correction != 0.0
@@ -209,6 +245,16 @@ impl Recipe {
     /// Whether calibration text is looked at.
     pub fn calibrates(&self) -> bool {
         self.calibration.windows > 0
+    }
+
+    /// Tokens of the float model that the transform looks at: windows, and tokens of each.
+    pub fn transform_amount(&self) -> (usize, usize) {
+        let Calibration { windows, window, smooth_tokens } = self.calibration;
+        match self.transform {
+            Transform::Smooth => (1, smooth_tokens),
+            transform if transform.reads_windows() => (windows, window),
+            _ => (0, 0),
+        }
     }
 }
 

@@ -1,9 +1,12 @@
 //! What a quantization did.
 
+use std::collections::BTreeSet;
+
+use qqq_backend::solve::Scheme;
 use qqq_formats::size::bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Recipe, rotation::Family};
+use crate::{Precision, Recipe, gate::Quality, rotation::Family};
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
 /// two.
@@ -22,6 +25,9 @@ pub(crate) mod modules {
 pub struct LayerReport {
     /// Name as in the model, such as `model.layers.0.self_attn.qk_proj`.
     pub name: String,
+    /// What its weights have become; reports of versions that did not say have nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     /// Output channels: rows of the weight.
     pub out_features: usize,
     /// Input channels: columns of the weight.
@@ -51,6 +57,10 @@ pub struct SmoothReport {
     pub site: String,
     /// Activation beyond which channels are shrunk; the largest one where smoothing does not pay.
     pub sigma: f32,
+    /// Migration strength of SmoothQuant, or the exponent of AWQ's scales; `sigma` is then the largest of the magnitudes that
+    /// scales were made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
     /// Channels with a scale above 1.
     pub smoothed_channels: usize,
     /// Relative loss without smoothing.
@@ -96,6 +106,9 @@ pub struct Timings {
     pub ready: f64,
     /// Packing and writing; where a device computes, beside it.
     pub write: f64,
+    /// Taking held-out text through both models, and comparing what they predict.
+    #[serde(default)]
+    pub compare: f64,
     /// Keeping finished blocks for a run that goes on; 0 where none were kept.
     #[serde(default)]
     pub keep: f64,
@@ -111,6 +124,7 @@ impl Timings {
         self.solve += earlier.solve;
         self.ready += earlier.ready;
         self.write += earlier.write;
+        self.compare += earlier.compare;
         self.keep += earlier.keep;
     }
 }
@@ -135,6 +149,13 @@ pub struct Report {
     pub calibration_tokens: usize,
     /// Every layer that was solved, in the order of computation.
     pub layers: Vec<LayerReport>,
+    /// Layers that stay in 16 bits by a rule of the recipe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub float_layers: Vec<String>,
+    /// How far the result is from the float model on held-out text; none where nothing was held out, or nothing could be
+    /// compared (a note or a warning said why).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
     /// Every site that was smoothed; empty for other transforms.
     pub smoothing: Vec<SmoothReport>,
     /// Rotation, where there is one (and the report is not of a version that did not say).
@@ -169,12 +190,54 @@ impl Report {
         bits.map(|bits| bits / weights).filter(|bits| bits.is_finite())
     }
 
+    /// What the weights have become: each kind with its layers, and in how many of the blocks, where not in all.
+    pub fn kinds(&self) -> Vec<String> {
+        let recipe = &self.recipe;
+        if let Some(method) = &recipe.simulated {
+            return vec![format!("{} simulated", method.name())];
+        }
+        let of_all = Precision::of(Some(Scheme {
+            bits: recipe.bits,
+            activations: recipe.activations,
+            group_size: recipe.group_size,
+        }));
+        let solved = self.layers.iter().map(|layer| (layer.name.as_str(), layer.precision.unwrap_or(of_all)));
+        let float = self.float_layers.iter().map(|name| (name.as_str(), Precision::Float));
+        let all: Vec<(&str, Precision)> = solved.chain(float).collect();
+        let mut kinds: Vec<Precision> = Vec::new();
+        for (_, kind) in &all {
+            if !kinds.contains(kind) {
+                kinds.push(*kind);
+            }
+        }
+        if let [one] = kinds[..] {
+            return vec![one.to_string()];
+        }
+        let blocks = all.iter().map(|(name, _)| name.split('.').nth(2)).collect::<BTreeSet<_>>().len();
+        let named = |kind: &Precision| {
+            let modules = modules::ALL.iter().filter_map(|module| {
+                let count = all.iter().filter(|(name, of)| of == kind && name.ends_with(module)).count();
+                match count {
+                    0 => None,
+                    count if count == blocks => Some((*module).to_owned()),
+                    count => Some(format!("{module} of {count} blocks")),
+                }
+            });
+            format!("{kind}: {}", modules.collect::<Vec<_>>().join(", "))
+        };
+        kinds.iter().map(named).collect()
+    }
+
     /// What became smaller and what did not, for people: names and values.
     pub fn size_rows(&self) -> Vec<(&'static str, String)> {
         let against = |(before, after): (u64, u64)| format!("{}, before {}", bytes(after), bytes(before));
         let mut rows = vec![("linear layers", against(self.linear_bytes))];
         if let (Some(method), Some(bits)) = (&self.recipe.simulated, self.simulated_bits()) {
-            rows.push(("simulated", format!("{}; it would store {bits:.2} bits per weight", method.name())));
+            let name = method.name();
+            rows.push((
+                "simulated",
+                format!("{name} would store {bits:.2} bits per weight of these; here are 16"),
+            ));
         }
         // Reports of versions that did not count them have none.
         if self.tensor_bytes.1 > 0 {

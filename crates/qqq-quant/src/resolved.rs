@@ -19,8 +19,6 @@ impl Recipe {
     /// asked for, whether the model allows it or not.
     pub fn resolved(&self, config: &ModelConfig) -> Resolved {
         let (transform, note) = match (self.transform, no_rotation(config)) {
-            // A paper's method is what its paper says.
-            (Transform::Auto, _) if self.simulated.is_some() => (Transform::None, None),
             (Transform::Auto, None) => (Transform::Rotate, None),
             (Transform::Auto, Some(reason)) if self.calibrates() => {
                 (Transform::Smooth, Some(format!("transform auto smooths, as {reason}")))

@@ -5,7 +5,7 @@
 //! complete under its name or not there: it is renamed when it and the tensors before it are on the disk. The disk catches up
 //! while the next block is worked on.
 //!
-//! The hidden states of the calibration windows (in 32 bits, as they are) are large, a gigabyte for 65,536 tokens of a model
+//! The hidden states of the calibration windows and of those held out (in 32 bits, as they are) are large, a gigabyte for 65,536 tokens of a model
 //! 4,096 wide, and writing them takes time from the run. So they are kept if that takes at most a fiftieth of the time since
 //! the last ones were. A run that goes on reads the last states that there are, else it embeds its tokens again, and runs
 //! the finished blocks behind them once more, without solving them: that takes a small part of the time and gives the same bits.
@@ -39,7 +39,7 @@ pub struct Resume<'a> {
 }
 
 /// First bytes of a state file; then come the header's length, the header, and a hash of all.
-const MAGIC: &[u8; 8] = b"QQQRUN02";
+const MAGIC: &[u8; 8] = b"QQQRUN03";
 
 /// What a state file says.
 #[derive(Default, Serialize, Deserialize)]
@@ -50,8 +50,9 @@ struct Header {
     /// Blocks behind which states were kept.
     states: Option<usize>,
     written: WriterState,
-    /// The calibration windows, where the model has written them; else they are read again.
+    /// The calibration windows, and those that are held out, where the model has written them; else they are read again.
     samples: Vec<Vec<u32>>,
+    held_out: Vec<Vec<u32>>,
     layers: Vec<LayerReport>,
     smoothing: Vec<SmoothReport>,
     warnings: Vec<String>,

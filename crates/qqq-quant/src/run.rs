@@ -3,13 +3,17 @@
 //! What is large lives no longer than it is needed: a float layer from its stage until it is solved, a Hessian until its
 //! layer is solved, codes until they are packed and written. [`memory_need`](crate::memory_need) counts on that.
 
+mod held_out;
 mod layers;
 mod replay;
 mod simulated;
 
 use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 
-use qqq_backend::{Calibrate, InputKind, solve::Correction};
+use qqq_backend::{
+    Calibrate, InputKind,
+    solve::{Correction, Scheme},
+};
 use qqq_formats::{Checkpoint, QuantizedWeight};
 use qqq_model::{
     Block, BlockNorms, Site,
@@ -18,18 +22,19 @@ use qqq_model::{
 };
 
 use self::layers::{input_of, join, zeros};
-pub(crate) use self::simulated::SimulatedModule;
 
 use crate::{
-    Propagation, QuantError, Recipe, Result, ValueHessian,
+    Clip, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
     float_linear::{FloatLinear, StoredLayer, StoredLayers, module, on_device, read_block},
     float_stream::FloatStream,
     half_type::HalfType,
+    held_out::HeldOut,
     moments::{Moments, Sums},
     output::OutputCheckpoint,
+    recipes::BlockChange,
     report::{LayerReport, SmoothReport, Timings, modules},
     rotations::DeviceRotations,
     smooth::SearchOptions,
@@ -44,6 +49,8 @@ use crate::{
 pub(crate) struct Run<'a, B: Calibrate> {
     pub checkpoint: &'a Checkpoint,
     pub recipe: &'a Recipe,
+    /// What becomes of each layer.
+    pub schemes: &'a Schemes,
     pub half: HalfType,
     pub scale_dtype: ScaleDType,
     pub around: Surroundings<'a, B>,
@@ -52,6 +59,8 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub smoothing_window: Option<Window<B>>,
     /// The calibration windows in the float model, where weights are corrected.
     pub float_stream: Option<FloatStream<'a, B>>,
+    /// Windows that calibration does not see, until they are [compared](Run::measure).
+    pub held_out: Option<HeldOut<'a, B>>,
     /// A block whose layers were read while the one before was calibrated, and what came of that.
     pub block_ahead: Option<(usize, Result<StoredLayers>)>,
     /// The same of its first layer alone, where layers are read one by one.
@@ -74,7 +83,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
         windows: &mut Windows<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
-        let mut float = self.transformed_block(index)?;
+        self.held_out_float(index)?;
+        let mut float = self.transformed_block(index, windows)?;
         writer.add_norms(index, &float.norms)?;
         if windows.is_empty() {
             return self.uncalibrated_block(index, &mut float, writer);
@@ -91,8 +101,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
         }
     }
 
-    /// A block of float layers.
-    fn float_layers(
+    /// A block of these layers.
+    fn block_of(
         &self,
         index: usize,
         norms: BlockNorms,
@@ -118,8 +128,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// A block with the recipe's transformation.
-    fn transformed_block(&mut self, index: usize) -> Result<FloatLayers<'a, B>> {
+    fn transformed_block(&mut self, index: usize, windows: &Windows<'_, B>) -> Result<FloatLayers<'a, B>> {
         let clock = Instant::now();
+        if self.recipe.transform.reads_windows() {
+            let layers = self.changed_block(index, windows)?;
+            self.timings.transform += clock.elapsed().as_secs_f64();
+            return Ok(layers);
+        }
         let label = self.label(index, "smoothing");
         let layers = match &mut self.smoothing_window {
             None => FloatLayers::stored(self.checkpoint, index, self.half, self.rotations.clone())?,
@@ -131,7 +146,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 };
                 let context = SmoothContext {
                     around: self.around,
-                    group_size: self.recipe.group_size,
+                    schemes: self.schemes.block(index),
                     half: self.half,
                     options: SearchOptions::default(),
                 };
@@ -149,6 +164,24 @@ impl<'a, B: Calibrate> Run<'a, B> {
         };
         self.timings.transform += clock.elapsed().as_secs_f64();
         Ok(layers)
+    }
+
+    /// A block changed by what all calibration windows, which are those of the float model, have at its sites.
+    fn changed_block(&mut self, index: usize, windows: &Windows<'_, B>) -> Result<FloatLayers<'a, B>> {
+        let label = self.label(index, "searching scales");
+        let (around, half) = (self.around, self.half);
+        let mut block = read_block(around.backend, self.checkpoint, index)?;
+        let change = BlockChange { around, recipe: self.recipe, schemes: self.schemes.block(index), half };
+        let (work, units) = (&mut self.work, self.estimate.smooth_site);
+        let mut on_site = || {
+            log_memory(&label);
+            work.begin(units, label.as_str())
+        };
+        let mut workshop = around.workshop(self.recipe.calibration.window)?;
+        let mut copies = windows.copies()?;
+        let reports = change.apply(index, &mut block, &mut copies, &mut workshop, &mut on_site)?;
+        self.smoothing.extend(reports);
+        Ok(FloatLayers::held(block, half))
     }
 
     /// A layer of a block.
@@ -174,15 +207,19 @@ impl<'a, B: Calibrate> Run<'a, B> {
         float: &mut FloatLayers<'_, B>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
+        let mut held_out = self.held_out_block(index, &float.norms)?;
         for site in Site::ALL {
             let layer = self.take(index, float, site, None)?;
-            if let Some(method) = self.recipe.simulated {
-                let modules = self.simulate(&method, (index, site), &layer, None, None)?;
-                self.write_simulated((index, site), &modules, layer.bias.as_deref(), writer)?;
-                continue;
-            }
-            let weight = self.solve(index, module(site), &layer, 0..layer.n, None)?;
+            let weight = match (self.recipe.simulated, self.schemes.at(index, site)) {
+                (Some(method), _) => self.simulate(&method, (index, site), &layer, None, None)?,
+                (None, Some(scheme)) => {
+                    let weight = self.solve(index, module(site), scheme, &layer, 0..layer.n, None)?;
+                    scheme.layer(weight, self.half.dtype())
+                }
+                (None, None) => self.keep_float(index, site, &layer)?,
+            };
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
+            self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
         }
         Ok(())
     }
@@ -197,35 +234,45 @@ impl<'a, B: Calibrate> Run<'a, B> {
     ) -> Result<()> {
         let clock = Instant::now();
         let backend = self.around.backend;
-        let live = self.float_layers(index, float.norms.clone(), |site| float.layer(backend, index, site))?;
+        let live = self.block_of(index, float.norms.clone(), |site| float.layer(backend, index, site))?;
         self.timings.transform += clock.elapsed().as_secs_f64();
 
         let name = format!("model.layers.{index}");
-        let attends = self.attends();
+        let attends = self.attends() && self.schemes.at(index, Site::Qkv).is_some();
         let sums = self.stage(index, self.estimate.float_pass, "calibrating", |wave| {
             windows.float_pass(&name, &live, attends, wave)
         })?;
         drop(live);
+        let mut held_out = self.held_out_block(index, &float.norms)?;
         let mut attended = sums.attended;
         let mut sums = sums.sites.map(Some);
         for site in Site::ALL {
             let Some(sum) = sums[site].take() else { continue };
             let layer = self.take(index, &mut float, site, None)?;
-            let inputs = Sums::plain(sum).moments(self.around.backend)?;
-            if let Some(method) = self.recipe.simulated {
-                let modules = self.simulate(&method, (index, site), &layer, Some(&inputs.hessian), None)?;
-                self.write_simulated((index, site), &modules, layer.bias.as_deref(), writer)?;
+            let Some(scheme) = self.schemes.at(index, site) else {
+                let weight = match self.recipe.simulated {
+                    Some(method) => {
+                        let inputs = Sums::plain(sum).moments(self.around.backend)?;
+                        self.simulate(&method, (index, site), &layer, Some(&inputs.hessian), None)?
+                    }
+                    None => self.keep_float(index, site, &layer)?,
+                };
+                self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
+                self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
                 continue;
-            }
+            };
+            let inputs = Sums::plain(sum).moments(self.around.backend)?;
             let averages = |_: &mut Self, _: &QuantizedWeight| {
                 attended
                     .take()
                     .map(Sums::plain)
                     .ok_or_else(|| QuantError::Recipe("a float pass has left no averages".into()))
             };
-            let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
+            let weight = self.solve_site(index, site, scheme, &layer, &inputs, averages)?;
             drop(inputs);
+            let weight = scheme.layer(weight, self.half.dtype());
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
+            self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
         }
         Ok(())
     }
@@ -258,8 +305,11 @@ impl<'a, B: Calibrate> Run<'a, B> {
             (idle && !float.reads() && !is_last).then(|| Ahead::read_block(scope, checkpoint, next_block));
         let name = format!("model.layers.{index}");
         let units = self.estimate.stages;
-        let kind = self.recipe.input_kind();
-        let mut live = Block::without_layers(backend, config, index, float.norms.clone(), kind)?;
+        let all = self.schemes;
+        let schemes = all.block(index);
+        // Each layer is calibrated on such inputs as it will take.
+        let kind = |site: Site| all.input_kind(index, site);
+        let mut live = self.block_of(index, float.norms.clone(), |site| Ok(Layer::Awaited(kind(site))))?;
         let mut stream = self.float_stream.take();
         let mut beside = match &stream {
             Some(_) => {
@@ -269,11 +319,15 @@ impl<'a, B: Calibrate> Run<'a, B> {
         };
         let mut before = None;
         for site in Site::ALL {
+            let is_solved = all.is_solved(index, site);
             let what = format!("calibrating {}", input_of(site));
-            let gram = self
-                .stage(index, units.site(site), &what, |wave| windows.sum_input(&name, &live, site, wave))?;
-            let mut sums = Sums::plain(gram);
+            let gram = self.stage(index, units.site(site), &what, |wave| match is_solved {
+                true => Ok(Some(windows.sum_input(&name, &live, site, wave)?)),
+                false => windows.go_on(&name, &live, site, wave).map(|()| None),
+            })?;
             let largest = self.largest_inputs(windows)?;
+            self.held_out_advance(index, &live, site)?;
+            let mut sums = gram.map(Sums::plain);
             let mut early = None;
             if let (Some(stream), Some(beside)) = (&mut stream, &mut beside) {
                 // Through its last layer the float stream leaves the block as soon as it is there.
@@ -283,15 +337,21 @@ impl<'a, B: Calibrate> Run<'a, B> {
                     early = Some(layer);
                 }
                 let what = format!("{what} beside the float model");
-                sums.deviations = Some(self.stage(index, units.deviations(site), &what, |wave| {
-                    stream.sum_deviations(&name, beside, site, windows, !is_last, wave)
-                })?);
+                let leaves = !is_last;
+                self.stage(index, units.deviations(site), &what, |wave| match &mut sums {
+                    Some(sums) => {
+                        let deviations = stream.sum_deviations(&name, beside, site, windows, leaves, wave)?;
+                        sums.deviations = Some(deviations);
+                        Ok(())
+                    }
+                    None => stream.go_on(&name, beside, site, leaves, wave),
+                })?;
                 before.into_iter().chain(early.as_ref().map(|_| site)).for_each(|spent| {
                     *beside.layer_mut(spent) = Layer::Awaited(InputKind::Float);
                 });
             }
             if let Some(spent) = before.replace(site) {
-                *live.layer_mut(spent) = Layer::Awaited(kind);
+                *live.layer_mut(spent) = Layer::Awaited(kind(spent));
             }
             if is_last && site == Site::Down {
                 windows.clear();
@@ -313,28 +373,32 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 }
                 _ => {}
             }
-            let inputs = sums.moments(backend)?;
-            if let Some(method) = self.recipe.simulated {
-                let place = (index, site);
-                let modules =
-                    self.simulate(&method, place, &layer, Some(&inputs.hessian), largest.as_deref())?;
-                drop(inputs);
-                let FloatLinear { bias, .. } = layer;
-                writer.with(|writer| self.write_simulated(place, &modules, bias.as_deref(), writer))?;
-                *live.layer_mut(site) = self.pack_simulated(&method, place, modules, bias)?;
-                continue;
-            }
-            let averages = |run: &mut Self, qk: &QuantizedWeight| {
-                // Attention needs some v to run; its output is not looked at.
-                let any = zeros(layer.n - run.queries_and_keys(), layer.k, run.recipe.group_size);
-                *live.layer_mut(site) = run.pack(index, join(qk, &any)?, layer.bias.clone())?;
-                run.stage(index, units.attended, "calibrating v", |wave| match (&mut stream, &beside) {
-                    (Some(stream), Some(beside)) => stream.sum_attended(beside, windows, &live, wave),
-                    _ => Ok(Sums::plain(windows.sum_attended(&live, wave)?)),
-                })
+            let weight = match (schemes[site], sums, self.recipe.simulated) {
+                (Some(scheme), Some(sums), _) => {
+                    let inputs = sums.moments(backend)?;
+                    let averages = |run: &mut Self, qk: &QuantizedWeight| {
+                        // Attention needs some v to run; its output is not looked at.
+                        let any = zeros(layer.n - run.queries_and_keys(), layer.k, scheme);
+                        let joined = scheme.layer(join(qk, &any)?, run.half.dtype());
+                        *live.layer_mut(site) = run.pack(index, joined, layer.bias.clone())?;
+                        run.stage(index, units.attended, "calibrating v", |wave| {
+                            match (&mut stream, &beside) {
+                                (Some(stream), Some(beside)) => {
+                                    stream.sum_attended(beside, windows, &live, wave)
+                                }
+                                _ => Ok(Sums::plain(windows.sum_attended(&live, wave)?)),
+                            }
+                        })
+                    };
+                    let weight = self.solve_site(index, site, scheme, &layer, &inputs, averages)?;
+                    scheme.layer(weight, self.half.dtype())
+                }
+                (None, Some(sums), Some(method)) => {
+                    let inputs = sums.moments(backend)?;
+                    self.simulate(&method, (index, site), &layer, Some(&inputs.hessian), largest.as_deref())?
+                }
+                _ => self.keep_float(index, site, &layer)?,
             };
-            let weight = self.solve_site(index, site, &layer, &inputs, averages)?;
-            drop(inputs);
             let FloatLinear { bias, .. } = layer;
             self.begin(index, self.estimate.pack.part(self.share(site)), "writing")?;
             if B::PIECES.on_host {
@@ -346,6 +410,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 writer.write(index, site, weight, bias)?;
             }
         }
+        self.held_out_leave(&live)?;
         if !is_last {
             self.stage(index, units.finish, "forward", |wave| windows.finish_block(&name, &live, wave))?;
         }
@@ -360,18 +425,25 @@ impl<'a, B: Calibrate> Run<'a, B> {
         &mut self,
         index: usize,
         site: Site,
+        scheme: Scheme,
         layer: &FloatLinear<B>,
         inputs: &Moments<B>,
         averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<Sums<B>>,
     ) -> Result<QuantizedWeight> {
-        if site != Site::Qkv || !self.attends() {
-            return self.solve(index, module(site), layer, 0..layer.n, Some(inputs));
-        }
         let first_v = self.queries_and_keys();
-        let qk = self.solve(index, modules::QK, layer, 0..first_v, Some(inputs))?;
+        if site == Site::Qkv && self.recipe.clip == Clip::GroupOutput {
+            // Theirs are not clipped.
+            let qk = self.solve(index, modules::QK, scheme, layer, 0..first_v, Some(inputs))?;
+            let v = self.solve(index, modules::V, scheme, layer, first_v..layer.n, Some(inputs))?;
+            return join(&qk, &v);
+        }
+        if site != Site::Qkv || !self.attends() {
+            return self.solve(index, module(site), scheme, layer, 0..layer.n, Some(inputs));
+        }
+        let qk = self.solve(index, modules::QK, scheme, layer, 0..first_v, Some(inputs))?;
         let averages = averages(self, &qk)?;
         let moments = value_moments(self.around.backend, averages, inputs)?;
-        let v = self.solve(index, modules::V, layer, first_v..layer.n, Some(&moments))?;
+        let v = self.solve(index, modules::V, scheme, layer, first_v..layer.n, Some(&moments))?;
         join(&qk, &v)
     }
 
@@ -406,6 +478,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         &mut self,
         index: usize,
         module: &str,
+        scheme: Scheme,
         layer: &FloatLinear<B>,
         rows: Range<usize>,
         moments: Option<&Moments<B>>,
@@ -415,10 +488,15 @@ impl<'a, B: Calibrate> Run<'a, B> {
         self.begin(index, self.estimate.solve(n, k), &format!("solving {module}"))?;
         let name = names::linear(index, module);
         let options = SolveOptions {
-            group_size: self.recipe.group_size,
+            bits: scheme.bits,
+            activations: scheme.activations,
+            group_size: scheme.group_size,
             group_scales: self.recipe.group_scales,
             compensate: self.recipe.compensate,
-            clip: self.recipe.clip,
+            clip: match (self.recipe.clip, module) {
+                (Clip::GroupOutput, modules::QK) => Clip::None,
+                (clip, _) => clip,
+            },
             act_order: self.recipe.act_order,
             damping: self.recipe.damping,
             scale_dtype: self.scale_dtype,
@@ -439,6 +517,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let scales = solved.weight.channel_scales();
         self.layers.push(LayerReport {
             name,
+            precision: Some(Precision::of(Some(scheme))),
             out_features: n,
             in_features: k,
             loss_nearest: solved.loss_nearest,

@@ -15,15 +15,13 @@ use qqq_backend::{
     BackendError, Calibrate, DeviationValues, first_not_finite,
     pool::parallel_each_mut,
     solve::{
-        Compensation, Correction as DeviceCorrection, ErrorPower, Problem, ScaleChoice, Solution, Unsolved,
+        Compensation, Correction as DeviceCorrection, ErrorPower, Problem, ScaleChoice, Scheme, Solution,
+        Unsolved,
     },
 };
-use qqq_formats::{CodeBits, DType, QuantizedWeight, Scales};
+use qqq_formats::{Activations, CodeBits, DType, QuantizedWeight, Scales};
 
-use crate::{
-    Clip, GroupScales, QuantError, Result,
-    clip::{self, Grid},
-};
+use crate::{Clip, GroupScales, QuantError, Result, clip};
 use checks::{check, check_correction, check_hessian, check_options, too_large};
 pub use correction::Correction;
 use factor::Factor;
@@ -67,6 +65,10 @@ impl ScaleDType {
 /// How to solve a layer.
 #[derive(Clone, Debug)]
 pub struct SolveOptions {
+    /// Bits of a code.
+    pub bits: CodeBits,
+    /// What the layer multiplies. Int8: weights of groups are solved as the int8 weights that the kernels make of them.
+    pub activations: Activations,
     /// `None`: per channel.
     pub group_size: Option<usize>,
     /// GPTQ, else rounding to nearest.
@@ -84,13 +86,18 @@ pub struct SolveOptions {
 }
 
 impl SolveOptions {
+    /// What the weights become.
+    pub fn scheme(&self) -> Scheme {
+        Scheme { bits: self.bits, activations: self.activations, group_size: self.group_size }
+    }
+
     /// How scales are chosen, in the words of a device.
     fn scale_choice(&self) -> ScaleChoice {
         ScaleChoice {
             search: clip::search(self.clip),
             power: if self.clip == Clip::Weight { ErrorPower::Steep } else { ErrorPower::Square },
             weighted: self.clip == Clip::Output,
-            integer: self.group_size.is_some() && self.group_scales == GroupScales::Integer,
+            integer: self.scheme().has_two_levels() && self.group_scales == GroupScales::Integer,
             dtype: match self.scale_dtype {
                 ScaleDType::F32 => DType::F32,
                 ScaleDType::F16 => DType::F16,
@@ -102,9 +109,11 @@ impl SolveOptions {
 }
 
 impl Default for SolveOptions {
-    /// GPTQ per channel with act-order, unclipped, at the usual damping of 0.01.
+    /// 4 bits per channel for int8 activations; GPTQ with act-order, unclipped, at the usual damping of 0.01.
     fn default() -> Self {
         Self {
+            bits: CodeBits::Four,
+            activations: Activations::Int8,
             group_size: None,
             group_scales: GroupScales::Half,
             compensate: true,
@@ -238,7 +247,8 @@ pub fn solve_corrected_on<B: Calibrate>(
     options: &SolveOptions,
 ) -> Result<Solved> {
     let n = rows.len();
-    if !B::SOLVES {
+    // Devices choose scales by the Hessian's diagonal alone.
+    if !B::SOLVES || options.clip == Clip::GroupOutput {
         let hessian = hessian.map(|h| b.read_hessian(h)).transpose()?;
         let all = b.read_weights(weights)?;
         let Some(own) = all.get(rows.start * k..rows.end * k) else {
@@ -267,7 +277,7 @@ pub fn solve_corrected_on<B: Calibrate>(
         rows,
         k,
         hessian,
-        group_size: options.group_size,
+        scheme: options.scheme(),
         scales: options.scale_choice(),
         compensation: None,
         correction,
@@ -283,7 +293,7 @@ pub fn solve_corrected_on<B: Calibrate>(
             Ok(solution) => {
                 // A scale at the end of its type would have been larger.
                 if options.scale_dtype == ScaleDType::F16 && solution.scales.contains(&f16::MAX.to_f32()) {
-                    return Err(too_large(layer, f16::MAX.to_f32() * Grid::of(options.group_size).reach));
+                    return Err(too_large(layer, f16::MAX.to_f32() * options.scheme().grid().reach));
                 }
                 Ok(Ok(of_solution(solution, (n, k), damping, options)))
             }
@@ -323,12 +333,14 @@ fn with_damping(
 /// What a device found, with the scales as a checkpoint has them.
 fn of_solution(solution: Solution, (n, k): (usize, usize), damping: f64, options: &SolveOptions) -> Solved {
     let Solution { codes, scales, energy, error_nearest, error, dead_channels } = solution;
-    let scales = match options.group_size {
+    let scheme = options.scheme();
+    let scales = match scheme.group_size {
         None => Scales::PerChannel(scales),
-        Some(group) => two_levels(&codes, k, group, &scales),
+        Some(group) if scheme.has_two_levels() => two_levels(&codes, k, group, &scales),
+        Some(group) => Scales::weight_only(n, group, &scales),
     };
     Solved {
-        weight: QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales },
+        weight: QuantizedWeight { bits: options.bits, out_features: n, in_features: k, codes, scales },
         loss_nearest: relative(error_nearest, energy),
         loss: relative(error, energy),
         damping,
@@ -439,7 +451,7 @@ fn assemble(
         Some(group_size) => Scales::PerGroup { group_size, channel: channels, group: groups },
     };
     Solved {
-        weight: QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales },
+        weight: QuantizedWeight { bits: options.bits, out_features: n, in_features: k, codes, scales },
         loss_nearest: relative(nearest, energy),
         loss: relative(result, energy),
         damping,

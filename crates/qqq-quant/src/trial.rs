@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Calibrate, InputKind};
+use qqq_backend::{Calibrate, InputKind, solve::Scheme};
 use qqq_formats::WeightData;
 
 use crate::{QuantError, Result, estimate::rate};
@@ -62,7 +62,7 @@ impl Slowness {
         let weights = b.weights(size, size, WeightData::F32(weights))?;
         let float = b.float_linear(&weights, None)?;
         let mut quantized = None;
-        b.round_scaled(&weights, &vec![1.0; size], None, None, &mut quantized)?;
+        b.round_scaled(&weights, &vec![1.0; size], Scheme::w4a8(None), None, &mut quantized)?;
         let missing = || QuantError::Recipe("no layer was rounded for the trial".into());
         let quantized = quantized.ok_or_else(missing)?;
         let mut turned = rotation.map(|rotation| (weights, rotation));

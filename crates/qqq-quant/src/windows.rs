@@ -198,6 +198,19 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         self.windows.iter().map(|window| &window.flow.residual)
     }
 
+    /// Copies of them, which stand between the same blocks.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub(crate) fn copies(&self) -> Result<Vec<Window<B>>> {
+        let Surroundings { backend: b, config, .. } = self.around;
+        let copy = |states: &B::Tensor| {
+            let values = b.read(states)?.into_owned();
+            Window::new(b, b.upload(self.tokens, config.hidden_size, values)?, self.tokens)
+        };
+        self.states().map(copy).collect()
+    }
+
     /// Memory to work on them in.
     pub(crate) fn workshops(&self) -> Workshops<'a, B> {
         Workshops::new(self.around, self.tokens)
@@ -250,10 +263,31 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         Ok(BlockSums { sites: Sites::try_new(|_| sums.next().ok_or_else(missing))?, attended })
     }
 
-    /// Goes on to the input of a site, which is kept, and sums it.
+    /// Goes on to the input of a site, which is kept.
     ///
     /// # Errors
     /// States that are not finite; those of the backend and of `on_wave`.
+    pub fn go_on(
+        &mut self,
+        name: &str,
+        block: &Block<B>,
+        site: Site,
+        on_wave: &mut OnWave<'_>,
+    ) -> Result<()> {
+        let Surroundings { backend: b, config, .. } = self.around;
+        self.run(&[], on_wave, |step, flow, _| {
+            block.advance(step, flow, site)?;
+            flow.shed(b)?;
+            // A norm has just added what attention gives.
+            if site == Site::GateUp { check(b, name, config, flow) } else { Ok(()) }
+        })?;
+        Ok(())
+    }
+
+    /// Goes on to the input of a site, which is kept, and sums it.
+    ///
+    /// # Errors
+    /// As [`go_on`](Self::go_on).
     pub fn sum_input(
         &mut self,
         name: &str,
@@ -262,12 +296,7 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         on_wave: &mut OnWave<'_>,
     ) -> Result<B::Gram> {
         let Surroundings { backend: b, config, .. } = self.around;
-        self.run(&[], &mut |share| on_wave(share * FORWARD_SHARE), |step, flow, _| {
-            block.advance(step, flow, site)?;
-            flow.shed(b)?;
-            // A norm has just added what attention gives.
-            if site == Site::GateUp { check(b, name, config, flow) } else { Ok(()) }
-        })?;
+        self.go_on(name, block, site, &mut |share| on_wave(share * FORWARD_SHARE))?;
         let sum = b.gram_of(site.in_features(config), &self.inputs())?;
         on_wave(1.0)?;
         Ok(sum)

@@ -3,10 +3,12 @@
 
 pub mod golden;
 mod need;
+mod rounded;
 mod suite;
 mod tiny_model;
 
 pub use need::{Missing, cc, cxx, gemma3, in_ci, smollm2};
+pub use rounded::{rounded, scheme_named, write_rounded};
 pub use suite::Suite;
 pub use tiny_model::{TinyModel, word_tokenizer};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use pyo3::prelude::*;
-use qqq_formats::{Activations, CodeBits, QuantizationConfig};
+use qqq_formats::QuantizationConfig;
 
 use crate::value_error;
 
@@ -21,19 +21,12 @@ impl Config {
     fn new(json: &str) -> PyResult<Self> {
         let value = serde_json::from_str(json).map_err(value_error)?;
         let config = QuantizationConfig::from_value(&value).map_err(value_error)?;
-        let w4a8 = (CodeBits::Four, Activations::Int8);
-        if let Some(other) = config.schemes().iter().find(|s| (s.bits, s.activations) != w4a8) {
+        if let Some(simulated) = config.simulated() {
             return Err(value_error(format!(
-                "quantization_config: qqq-vllm runs W4A8 layers, and there are {other} ones (the qqq binary runs them)"
+                "a checkpoint that simulates {} with 16-bit weights: vLLM has no kernels for its arithmetic; `qqq eval` and \
+                 `qqq generate` run it",
+                simulated.method.name()
             )));
-        }
-        // The Python side reads all layers alike; whether codes are packed, it sees by their tensors.
-        let groups = config.schemes().iter().map(|s| s.group_size).collect::<BTreeSet<_>>();
-        if groups.len() > 1 {
-            return Err(value_error(
-                "quantization_config: qqq-vllm reads checkpoints whose layers all have groups of one size; these differ \
-                 from layer to layer (the qqq binary runs them)",
-            ));
         }
         Ok(Self { json: json.to_owned(), config })
     }
@@ -49,10 +42,21 @@ impl Config {
         self.config.format.name()
     }
 
-    /// Input channels of a group; None per channel.
+    /// How a module is quantized: bits of its codes, those of its activations, and input channels of a group (None per
+    /// channel); None where it stays in float.
+    fn scheme(&self, name: &str) -> PyResult<Option<(usize, usize, Option<usize>)>> {
+        let scheme = self.config.scheme(name).map_err(value_error)?;
+        Ok(scheme.map(|s| (s.bits.get(), s.activations.bits(), s.group_size)))
+    }
+
+    /// All schemes, as `W4A8 g64`, each once.
     #[getter]
-    fn group_size(&self) -> Option<usize> {
-        self.config.schemes().first().and_then(|s| s.group_size)
+    fn schemes(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.config.schemes().iter().map(ToString::to_string).collect();
+        // Some differ in how they lie in the file alone.
+        let mut seen = BTreeSet::new();
+        names.retain(|name| seen.insert(name.clone()));
+        names
     }
 
     /// Whether a module stays in float.

@@ -31,6 +31,7 @@ pub struct Stored {
     name: String,
     n: usize,
     k: usize,
+    bits: CodeBits,
     group_size: Option<usize>,
     tensors: Tensors,
 }
@@ -52,38 +53,43 @@ impl Stored {
         qqq::fits(n, k, group_size).map_err(|e| value_error(format!("{name}: {e}")))?;
         let groups = group_size.map_or(0, |g| n * (k / g));
         let lens = (b.len(), s_channel.len(), s_group.map_or(0, |s| s.len()));
-        Self { name, n, k, group_size, tensors: Tensors::Qqq { b, s_channel, s_group } }
+        let tensors = Tensors::Qqq { b, s_channel, s_group };
+        Self { name, n, k, bits: CodeBits::Four, group_size, tensors }
             .check(lens == (k / 16 * 2 * n, n, groups))
     }
 
     /// In compressed-tensors' layout: `weight_packed` (int32) and `weight_scale` (widened to float32).
     #[staticmethod]
-    #[pyo3(signature = (name, shape, group_size, weight_packed, weight_scale))]
+    #[pyo3(signature = (name, shape, bits, group_size, weight_packed, weight_scale))]
     fn compressed_tensors(
         name: String,
         shape: (usize, usize),
+        bits: u64,
         group_size: Option<usize>,
         weight_packed: Span,
         weight_scale: Span,
     ) -> PyResult<Self> {
-        let words = shape.0 * compressed_tensors::row_words(CodeBits::Four, shape.1);
+        let bits = code_bits(bits)?;
+        let words = shape.0 * compressed_tensors::row_words(bits, shape.1);
         let tensors = Tensors::Packed { words: weight_packed, scale: weight_scale };
-        Self::with_scale(name, shape, group_size, weight_scale, tensors)?.check(weight_packed.len() == words)
+        Self::with_scale(name, shape, (bits, group_size), weight_scale, tensors)?
+            .check(weight_packed.len() == words)
     }
 
-    /// In compressed-tensors' layout that is not packed: `weight` (int8, codes of 4 bits) and `weight_scale` (widened to
+    /// In compressed-tensors' layout that is not packed: `weight` (int8, codes of 4 or 8 bits) and `weight_scale` (widened to
     /// float32).
     #[staticmethod]
-    #[pyo3(signature = (name, shape, group_size, weight, weight_scale))]
+    #[pyo3(signature = (name, shape, bits, group_size, weight, weight_scale))]
     fn codes(
         name: String,
         shape: (usize, usize),
+        bits: u64,
         group_size: Option<usize>,
         weight: Span,
         weight_scale: Span,
     ) -> PyResult<Self> {
         let tensors = Tensors::Codes { codes: weight, scale: weight_scale };
-        Self::with_scale(name, shape, group_size, weight_scale, tensors)?
+        Self::with_scale(name, shape, (code_bits(bits)?, group_size), weight_scale, tensors)?
             .check(weight.len() == shape.0 * shape.1)
     }
 
@@ -115,9 +121,10 @@ pub fn parts<'a>(given: &'a [Part<'_>]) -> PyResult<(Vec<Shard<'a>>, usize, usiz
         shards.push(Shard { stored, rows, columns });
     }
     let first = shards.first().ok_or_else(|| value_error("a layer without parts"))?;
-    let (k, group_size) = (first.columns.len(), first.stored.group_size);
-    if shards.iter().any(|s| s.columns.len() != k || s.stored.group_size != group_size) {
-        return Err(value_error("weights of different inputs or kinds of scales cannot be joined"));
+    let kind = |s: &Shard<'_>| (s.columns.len(), s.stored.bits, s.stored.group_size);
+    let k = first.columns.len();
+    if shards.iter().any(|s| kind(s) != kind(first)) {
+        return Err(value_error("weights of different inputs, bits or kinds of scales cannot be joined"));
     }
     let n = shards.iter().map(|s| s.rows.len()).sum();
     Ok((shards, n, k))
@@ -193,14 +200,21 @@ pub fn read(shards: &[Shard<'_>], n: usize, k: usize, with_codes: bool) -> PyRes
         }
     }
     let scales = scales.ok_or_else(|| value_error("a layer without parts"))?;
-    Ok(QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales })
+    // They all have those of the first.
+    let bits = shards.first().map_or(CodeBits::Four, |shard| shard.stored.bits);
+    Ok(QuantizedWeight { bits, out_features: n, in_features: k, codes, scales })
+}
+
+/// 4 or 8 bits.
+pub fn code_bits(bits: u64) -> PyResult<CodeBits> {
+    CodeBits::of(bits).ok_or_else(|| value_error(format!("codes of {bits} bits")))
 }
 
 impl Stored {
     fn with_scale(
         name: String,
         (n, k): (usize, usize),
-        group_size: Option<usize>,
+        (bits, group_size): (CodeBits, Option<usize>),
         scale: Span,
         tensors: Tensors,
     ) -> PyResult<Self> {
@@ -210,7 +224,7 @@ impl Stored {
             )));
         }
         let scales = n * group_size.map_or(1, |g| k / g);
-        Self { name, n, k, group_size, tensors }.check(scale.len() == scales)
+        Self { name, n, k, bits, group_size, tensors }.check(scale.len() == scales)
     }
 
     fn check(self, right: bool) -> PyResult<Self> {
@@ -235,7 +249,7 @@ impl Stored {
             && let Some(scales) = self.channel_scales(&rows)
         {
             return Ok(QuantizedWeight {
-                bits: CodeBits::Four,
+                bits: self.bits,
                 out_features: rows.len(),
                 in_features: columns.len(),
                 codes: Vec::new(),
@@ -269,7 +283,10 @@ impl Stored {
                     let block = s_channel.slice::<f32>().ok()?.get(first..first + BLOCK)?;
                     qqq::channel_scales(block)[rows.start - first..rows.end - first].to_vec()
                 }
-                // Any int8 could be among codes that are not packed.
+                // Any int8 could be among codes that are not packed, and all are right of 8 bits.
+                Tensors::Codes { scale, .. } if self.bits == CodeBits::Eight => {
+                    scale.slice::<f32>().ok()?.get(rows.clone())?.to_vec()
+                }
                 Tensors::Codes { .. } => return None,
             }
         };
@@ -293,28 +310,17 @@ impl Stored {
                     qqq::unpack(&packed, n, k, self.group_size)
                 }
                 Tensors::Packed { words, scale } => {
-                    let width = compressed_tensors::row_words(CodeBits::Four, k);
+                    let width = compressed_tensors::row_words(self.bits, k);
                     let words = &words.slice().map_err(bad)?[rows.start * width..rows.end * width];
                     let scale = &scale.slice::<f32>().map_err(bad)?[rows.start * groups..rows.end * groups];
-                    let kind = (CodeBits::Four, Activations::Int8, self.group_size);
+                    let kind = (self.bits, Activations::Int8, self.group_size);
                     compressed_tensors::unpack(&self.name, words, scale.to_vec(), (n, k), kind)
                 }
                 Tensors::Codes { codes, scale } => {
                     let codes = codes.slice::<i8>().map_err(bad)?[rows.start * k..rows.end * k].to_vec();
                     let scale = scale.slice().map_err(bad)?[rows.start * groups..rows.end * groups].to_vec();
-                    let scales = match self.group_size {
-                        None => Scales::PerChannel(scale),
-                        Some(g) => Scales::from_effective(&codes, n, k, g, &scale),
-                    };
-                    let weight = QuantizedWeight {
-                        bits: CodeBits::Four,
-                        out_features: n,
-                        in_features: k,
-                        codes,
-                        scales,
-                    };
-                    weight.check(&self.name)?;
-                    Ok(weight)
+                    let kind = (self.bits, Activations::Int8, self.group_size);
+                    compressed_tensors::from_codes(&self.name, codes, scale, (n, k), kind)
                 }
             }
         }

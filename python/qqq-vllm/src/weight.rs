@@ -5,13 +5,13 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use qqq_backend::pool::parallel_chunks_mut;
 use qqq_cuda::gemm::{PackedWeights, WeightKind};
-use qqq_formats::{CodeBits, QuantizedWeight, Scales};
+use qqq_formats::{QuantizedWeight, Scales};
 
 use crate::address::Span;
-use crate::stored::{Part, parts, read};
+use crate::stored::{Part, code_bits, parts, read};
 use crate::value_error;
 
-/// A 4-bit weight: codes `N x K` and their scales.
+/// A weight of 4 or 8 bits: codes `N x K` and their scales.
 #[pyclass(frozen, module = "qqq_vllm._native")]
 pub struct Weight(pub QuantizedWeight);
 
@@ -26,13 +26,14 @@ impl Weight {
 
     /// From codes (int8, `N x K`), channel scales (float32) and, per group, group scales (float16).
     #[staticmethod]
-    #[pyo3(signature = (shape, group_size, codes, channel, group))]
+    #[pyo3(signature = (shape, group_size, codes, channel, group, bits = 4))]
     fn from_codes(
         shape: (usize, usize),
         group_size: Option<usize>,
         codes: Span,
         channel: Span,
         group: Option<Span>,
+        bits: u64,
     ) -> PyResult<Self> {
         // SAFETY: the Python side has checked the types and keeps the tensors alive meanwhile.
         let (codes, channel, group) = unsafe {
@@ -44,7 +45,7 @@ impl Weight {
             Some(group_size) => Scales::PerGroup { group_size, channel, group },
         };
         let weight = QuantizedWeight {
-            bits: CodeBits::Four,
+            bits: code_bits(bits)?,
             out_features: shape.0,
             in_features: shape.1,
             codes,

@@ -7,10 +7,10 @@ from qqq_vllm import _native
 from qqq_vllm.linear import QQQLinearMethod
 
 
-def config(group_size: int | None, layout: str = "compressed-tensors") -> _native.Config:
+def config(group_size: int | None, layout: str = "compressed-tensors", bits: int = 4) -> _native.Config:
     if layout == "qqq":
         return _native.Config(json.dumps({"quant_method": "qqq", "wbits": 4, "group_size": group_size or -1}))
-    weights = {"num_bits": 4, "strategy": "group" if group_size else "channel", "group_size": group_size}
+    weights = {"num_bits": bits, "strategy": "group" if group_size else "channel", "group_size": group_size}
     inputs = {"num_bits": 8, "strategy": "token", "dynamic": True}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     return _native.Config(
@@ -44,6 +44,19 @@ def tensors(n: int, k: int, group_size: int | None, seed: int, integers: bool = 
     return {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor([n, k]), "float": weight}
 
 
+def tensors8(n: int, k: int, seed: int, layout: str = "bytes") -> dict[str, torch.Tensor]:
+    """A layer of 8-bit codes, -128 among them, as compressed-tensors stores it, and the float weight that they stand for."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-128, 128, (n, k), generator=generator)
+    scale = (torch.rand(n, 1, generator=generator) * 0.001 + 0.0001).half()
+    stored = {"weight_scale": scale, "float": codes * scale.float()}
+    if layout == "bytes":
+        return stored | {"weight": codes.to(torch.int8)}
+    all_ = ((codes + 128).reshape(n, k // 4, 4) << (8 * torch.arange(4))).sum(-1)
+    packed = torch.where(all_ >= 1 << 31, all_ - (1 << 32), all_).to(torch.int32)
+    return stored | {"weight_packed": packed, "weight_shape": torch.tensor([n, k])}
+
+
 def tiles(codes: torch.Tensor, channel: torch.Tensor, group: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """QQQ tensors: code by code, as the reference's layout is described. `group`: `n x k / 128` float16, 128 in a group."""
     n, k = codes.shape
@@ -67,11 +80,21 @@ def tiles(codes: torch.Tensor, channel: torch.Tensor, group: torch.Tensor | None
 
 
 def make(
-    names, inputs, outputs, whole_inputs, group_size, rank=0, ranks=1, dtype=torch.float32, prefix="", layout=None
+    names,
+    inputs,
+    outputs,
+    whole_inputs,
+    group_size,
+    rank=0,
+    ranks=1,
+    dtype=torch.float32,
+    prefix="",
+    layout=None,
+    bits=4,
 ):
     layer = torch.nn.Module()
     layer.tp_rank, layer.tp_size = rank, ranks
-    method = QQQLinearMethod(config(group_size, layout or "compressed-tensors"), prefix or names[0], names)
+    method = QQQLinearMethod(config(group_size, layout or "compressed-tensors", bits), prefix or names[0], names)
     method.create_weights(layer, inputs, outputs, whole_inputs, sum(outputs) * ranks, dtype, weight_loader=None)
     return layer, method
 

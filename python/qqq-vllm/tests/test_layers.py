@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from layers import load, make, random_codes, tensors, tiles
+from layers import load, make, random_codes, tensors, tensors8, tiles
 
 PREFIX = "model.layers.0.self_attn.qkv_proj"
 NAMES = [f"model.layers.0.self_attn.{x}_proj" for x in "qkv"]
@@ -136,10 +136,10 @@ def test_the_operator_is_one_that_torch_understands():
 def test_what_would_run_as_something_else_is_refused():
     from qqq_vllm.config import QQQConfig
 
-    assert QQQConfig.from_config({"quant_method": "qqq", "wbits": 4, "group_size": -1}).native.group_size is None
+    assert QQQConfig.from_config({"quant_method": "qqq", "wbits": 4, "group_size": -1}).native.schemes == ["W4A8"]
     # As GPTQModel writes it.
     gptqmodel = {"quant_method": "qqq", "checkpoint_format": "qqq", "bits": 4, "group_size": 128, "desc_act": True}
-    assert QQQConfig.from_config(gptqmodel).native.group_size == 128
+    assert QQQConfig.from_config(gptqmodel).native.schemes == ["W4A8 g128"]
     for change, says in [({"group_size": 96}, "group_size is 96"), ({"bits": 8}, "bits is 8")]:
         assert says in error(QQQConfig.from_config, gptqmodel | change)
     asked = QQQConfig.override_quantization_method({"quant_method": "compressed-tensors"}, "qqq", hf_config=None)
@@ -193,31 +193,102 @@ def test_codes_of_a_byte(group_size):
     )
 
 
-def test_configurations_of_one_and_of_several_group_sizes():
-    from qqq_vllm import _native
+@pytest.mark.parametrize("layout", ["bytes", "packed"])
+def test_eight_bits(layout):
+    """W8A8, merged and split among ranks; every layer has proved itself when it is loaded."""
+    shards = [tensors8(n, 256, n, layout) for n in (128, 64, 64)]
+    layer, method = make(NAMES, 256, [128, 64, 64], 256, None, bits=8)
+    load(layer, method, list(zip("qkv", shards)))
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(4))
+    expected = reference(x, torch.cat([s["float"] for s in shards]))
+    y = method.apply(layer, x)
+    assert (y.double() - expected).norm() < 1e-5 * expected.norm()
+    for rank in range(2):
+        part, method = make(NAMES, 256, [64, 32, 32], 256, None, rank, 2, bits=8)
+        load(part, method, list(zip("qkv", shards)))
+        rows = torch.cat(
+            [torch.arange(n // 2) + start + rank * n // 2 for start, n in ((0, 128), (128, 64), (192, 64))]
+        )
+        assert torch.equal(method.apply(part, x), y[:, rows])
 
-    def group(targets, form, size):
+
+def several(*groups, ignore=("lm_head",)):
+    """A configuration with these groups: targets, format, bits of weights, group size, bits of activations."""
+
+    def group(targets, form, bits, size, activations):
         strategy = {"strategy": "channel"} if size is None else {"strategy": "group", "group_size": size}
-        weights = {"num_bits": 4, "type": "int", "symmetric": True, "dynamic": False, **strategy}
+        weights = {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False, **strategy}
         inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        inputs = inputs if activations == 8 else None
         return {"targets": targets, "format": form, "weights": weights, "input_activations": inputs}
 
-    def config(*groups):
-        forms = {g["format"] for g in groups}
-        whole = {
-            "quant_method": "compressed-tensors",
-            "format": forms.pop() if len(forms) == 1 else "mixed-precision",
-            "ignore": ["lm_head"],
-            "config_groups": {f"group_{i}": g for i, g in enumerate(groups)},
-        }
-        return _native.Config(json.dumps(whole))
+    forms = {form for _, form, *_ in groups}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": forms.pop() if len(forms) == 1 else "mixed-precision",
+        "ignore": list(ignore),
+        "config_groups": {f"group_{i}": group(*g) for i, g in enumerate(groups)},
+    }
 
-    plain = config(group(["Linear"], "int-quantized", 64))
-    assert (plain.format, plain.group_size, plain.ignores("lm_head")) == ("compressed-tensors", 64, True)
-    both = config(group(["re:.*mlp.*"], "int-quantized", None), group(["Linear"], "pack-quantized", None))
-    assert both.group_size is None and not both.ignores("model.layers.0.mlp.up_proj")
-    says = error(config, group(["re:.*mlp.*"], "int-quantized", 32), group(["Linear"], "int-quantized", 128))
-    assert "these differ from layer to layer" in says
+
+def test_configurations_of_one_and_of_several_schemes():
+    from qqq_vllm import _native
+
+    def config(*groups):
+        return _native.Config(json.dumps(several(*groups)))
+
+    plain = config((["Linear"], "int-quantized", 4, 64, 8))
+    assert (plain.format, plain.schemes, plain.ignores("lm_head")) == ("compressed-tensors", ["W4A8 g64"], True)
+    both = config((["re:.*mlp.*"], "int-quantized", 4, None, 8), (["Linear"], "pack-quantized", 4, None, 8))
+    assert both.schemes == ["W4A8"] and both.scheme("model.layers.0.mlp.up_proj") == (4, 8, None)
+    mixed = config(
+        (["re:.*down_proj"], "int-quantized", 8, None, 8),
+        (["re:.*o_proj"], "pack-quantized", 4, 128, 16),
+        (["Linear"], "pack-quantized", 4, 64, 8),
+    )
+    scheme = mixed.scheme
+    assert scheme("model.layers.0.mlp.down_proj") == (8, 8, None)
+    assert scheme("model.layers.0.self_attn.o_proj") == (4, 16, 128)
+    assert scheme("model.layers.0.mlp.up_proj") == (4, 8, 64)
+    assert scheme("lm_head") is None
+
+
+def test_layers_of_several_schemes():
+    """Integers run here, weights alone in vLLM's own way; what vLLM merges must be quantized alike."""
+    from qqq_vllm.config import QQQConfig
+    from qqq_vllm.linear import QQQLinearMethod
+    from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
+        CompressedTensorsLinearMethod,
+    )
+
+    class Linear(LinearBase):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+    given = several(
+        (["re:.*down_proj"], "int-quantized", 8, None, 8),
+        (["re:.*o_proj"], "pack-quantized", 4, 128, 16),
+        (["re:.*(v|q)_proj", "re:.*mlp.*"], "pack-quantized", 4, 64, 8),
+        (["re:.*k_proj"], "pack-quantized", 4, 128, 8),
+        ignore=["lm_head", "model.layers.1.mlp.down_proj"],
+    )
+    config = QQQConfig.from_config(given)
+    config.packed_modules_mapping = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+
+    def method(name):
+        return config.get_quant_method(Linear(), f"model.layers.{name}")
+
+    down, merged = method("0.mlp.down_proj"), method("0.mlp.gate_up_proj")
+    assert isinstance(down, QQQLinearMethod) and (down.bits, down.group_size) == (8, None)
+    assert isinstance(merged, QQQLinearMethod) and (merged.bits, merged.group_size) == (4, 64)
+    assert isinstance(method("1.mlp.down_proj"), UnquantizedLinearMethod)
+    assert isinstance(method("0.self_attn.o_proj"), CompressedTensorsLinearMethod)
+    says = error(method, "0.self_attn.qkv_proj")
+    assert "q_proj: W4A8 g64" in says and "k_proj: W4A8 g128" in says and "one way" in says
 
 
 def test_errors_count_channels_of_the_whole_layer():

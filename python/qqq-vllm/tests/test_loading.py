@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from layers import load, make, random_codes, tensors, tiles
+from layers import load, make, random_codes, tensors, tensors8, tiles
 from qqq_vllm import _native, formats, ops, prepack, proof
 from qqq_vllm.formats import CompressedTensorsFormat, Part, QQQFormat, span
 
@@ -23,7 +23,8 @@ class HostKernel:
         group = {None: 0, 32: 256, 64: 128, 128: 128}[self.group_size]
         if self.kind.endswith("-half"):
             group = {32: 512, 64: 256, 128: 128}[self.group_size]
-        return -(-n // 64) * -(-k // 128) * (4096 + group)
+        codes = 8192 if self.kind == "int8" else 4096
+        return -(-n // 64) * -(-k // 128) * (codes + group)
 
     def launch(self, stream, shape, codes, scales, channel_scale, chunks, padded_scale):
         n, k = shape
@@ -35,7 +36,8 @@ class HostKernel:
                 group = span(whole)
             else:
                 group = (scales, count)
-        weight = _native.Weight.from_codes(shape, self.group_size, (codes, n * k), (channel_scale, n), group)
+        bits = 8 if self.kind == "int8" else 4
+        weight = _native.Weight.from_codes(shape, self.group_size, (codes, n * k), (channel_scale, n), group, bits)
         # A block may have integers alone where the layer has not.
         kind, packed, padded = weight.prepack()
         assert kind == self.kind
@@ -93,6 +95,26 @@ def test_the_same_bytes(layout, group_size, integers, monkeypatch):
     for parts, blocks in ((whole, 7), (rows, 4)):
         host, device, launches = both_ways(parts)
         assert host == device and launches == blocks
+
+
+@pytest.mark.parametrize("layout", ["bytes", "packed"])
+def test_the_same_bytes_of_eight_bits(layout, monkeypatch):
+    k = 512
+    layers = [CompressedTensorsFormat(None, 8).read(f"layer{n}", tensors8(n, k, n, layout), k) for n in (256, 64)]
+    whole = [Part(layer, (0, layer.shape[0]), (0, k)) for layer in layers]
+    rank = [Part(layers[0], (80, 176), (128, 384)), Part(layers[1], (16, 32), (128, 384))]
+    monkeypatch.setattr(prepack, "BLOCK_BYTES", 64 * k)
+    for parts in (whole, rank):
+        host, device, _ = both_ways(parts)
+        assert host == device and host[0] == "int8"
+        _, channel, _ = prepack.read_scales(parts)
+        channels, weights, own = proof.sample(parts, 10**6, torch.device("cpu"))
+        assert torch.equal(own, channel[channels])
+        codes = torch.cat(
+            [tensors8(n, k, n, "bytes")["weight"][p.rows[0] : p.rows[1], p.columns[0] : p.columns[1]] for n, p in
+             zip((256, 64), parts, strict=True)]
+        )  # fmt: skip
+        assert torch.equal(weights, codes.double()[channels])
 
 
 def test_rows_whose_scales_are_zero_or_tiny():
@@ -192,10 +214,10 @@ def test_one_wrong_bit_of_a_word_is_found(bit, monkeypatch):
     """In the first row, of what the kernel gets."""
     read = _native.Stored.compressed_tensors
 
-    def wrong(name, shape, group_size, packed, scale):
+    def wrong(name, shape, bits, group_size, packed, scale):
         word = ctypes.c_uint32.from_address(packed[0] + 4 * 11)
         word.value ^= 1 << bit
-        stored = read(name, shape, group_size, packed, scale)
+        stored = read(name, shape, bits, group_size, packed, scale)
         _native.Weight.read([(stored, (0, shape[0]), (0, shape[1]))])
         return stored
 

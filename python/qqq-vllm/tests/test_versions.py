@@ -29,7 +29,7 @@ def test_an_untested_version_warns_and_goes_on(monkeypatch):
     monkeypatch.setattr(vllm, "__version__", "0.99.0")
     monkeypatch.setattr(config.logger, "warning_once", said.append, raising=False)
     read = config.QQQConfig.from_config({"quant_method": "qqq", "wbits": 4, "group_size": 128})
-    assert read.native.group_size == 128 and len(said) == 1 and "this is 0.99.0" in said[0]
+    assert read.native.schemes == ["W4A8 g128"] and len(said) == 1 and "this is 0.99.0" in said[0]
 
 
 def test_the_installed_vllm_has_what_is_used():

@@ -1,6 +1,7 @@
 //! `qqq quantize`.
 
 mod dry_run;
+mod gate;
 
 use std::{
     io::Write,
@@ -9,17 +10,20 @@ use std::{
 
 use qqq_backend::pool;
 use qqq_cuda::CudaOptions;
+use qqq_formats::{Activations, Checkpoint, CodeBits};
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Clip, NeedsText, Output, OutputFormat, Recipe, Report, Resume,
+    Clip, NeedsText, Output, OutputFormat, Quality, QuantError, Recipe, RecipeName, Report, Resume,
     calibration::{CalibrationText, Source},
 };
 use serde::Serialize;
 
-use super::recipe::{AmountArgs, RecipeArgs};
+use self::gate::GateArgs;
+pub use self::gate::way_out;
+use super::recipe::{self, AmountArgs, RecipeArgs};
 use crate::{
     console::Console,
-    device::{self, DeviceArgs, Place, on_chosen},
+    device::{self, Choice, Chosen, DeviceArgs, Place, on_chosen},
     errors::{bad_input, bad_input_hint},
     files::{self, Reserved},
     format,
@@ -36,14 +40,20 @@ Examples:
   qqq quantize Qwen/Qwen2.5-0.5B-Instruct -o qwen-w4a8
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
+  qqq quantize ./llama -o llama-mixed --group-size channel --rule down_proj=int8
+  qqq quantize ./llama -o llama-awq --recipe awq --calibration wiki.txt
   qqq quantize ./llama --dry-run
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt --resume
+  qqq quantize ./llama -o llama-w4a8 --held-out 8 --max-kld 0.2
 
-The linear layers of the blocks become 4-bit; embedding, output head and norms stay 16-bit. One layer is in memory \
+The linear layers of the blocks become 4-bit (or what --bits and --rule say); embedding, output head and norms stay \
+16-bit. One layer is in memory \
 at a time, beside what the calibration text becomes on its way through the model; how much that takes, of the host's \
 memory and of a GPU's, is told at the beginning. A GPU's sums are in another order than a CPU's: its checkpoints are as \
 good, but not the same bytes. OUT appears only when it is complete. A run that is killed or interrupted leaves its \
-finished blocks in a hidden folder beside it, for --resume; a run without --resume starts anew and removes them.";
+finished blocks in a hidden folder beside it, for --resume; a run without --resume starts anew and removes them. At the \
+end the result is compared with the float model on held-out text; one that is beyond --max-kld is no OUT, and the command \
+fails.";
 
 const USAGE: &str = "\
 qqq quantize [OPTIONS] --output <OUT> <MODEL>
@@ -51,7 +61,7 @@ qqq quantize [OPTIONS] --output <OUT> <MODEL>
 
 /// Make a W4A8 checkpoint of a model
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, override_usage = USAGE)]
+#[command(after_help = format!("{}\n{AFTER_HELP}", recipe::table()), override_usage = USAGE)]
 pub struct QuantizeArgs {
     /// Float model: a directory, a .gguf file, or owner/name on the hub
     #[arg(value_name = "MODEL")]
@@ -60,7 +70,7 @@ pub struct QuantizeArgs {
     #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
     /// Say how much time, memory and disk the run would take: quantizes the first block, and writes nothing
-    #[arg(long, conflicts_with_all = ["report", "resume"])]
+    #[arg(long, conflicts_with_all = ["report", "resume", "max_kld", "force"])]
     dry_run: bool,
     /// Go on with a run to OUT that was killed or interrupted, behind the last block that it has kept. It must have
     /// been the same run: model, calibration text, recipe, device, version of qqq. The result is the same to the byte
@@ -84,16 +94,27 @@ pub struct QuantizeArgs {
     #[command(flatten)]
     amount: AmountArgs,
     #[command(flatten)]
+    quality: GateArgs,
+    #[command(flatten)]
     device: DeviceArgs,
     /// How much of the GPU's memory may be taken, such as 12GB; a run that would take more is refused before it begins
     /// [default: what is free]
-    #[arg(long, value_name = "SIZE", value_parser = numbers::bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = numbers::bytes, help_heading = "Calibration")]
     memory: Option<u64>,
     #[command(flatten)]
     hub: HubArgs,
 }
 
 impl QuantizeArgs {
+    /// Where the recipe runs. What only the CPU simulates goes there, unless a GPU is asked for.
+    fn place(&self, recipe: &Recipe, checkpoint: &Checkpoint) -> anyhow::Result<Chosen> {
+        let choice = match (self.device.device, &recipe.simulated) {
+            (Choice::Auto, Some(method)) if method.has_arithmetic() => Choice::Cpu,
+            (choice, _) => choice,
+        };
+        device::choose_for(choice, checkpoint)
+    }
+
     /// For a GPU.
     fn options(&self) -> CudaOptions {
         CudaOptions { memory_limit: self.memory, ..CudaOptions::default() }
@@ -109,7 +130,9 @@ struct Outcome {
 
 /// Runs the command.
 pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
-    let recipe = args.recipe.recipe(&args.amount)?;
+    let built_in = args.calibration == ["built-in"];
+    let recipe = args.recipe.recipe(&args.amount, built_in)?;
+    let gate = args.quality.gate()?;
     if let [spec] = args.calibration.as_slice()
         && Source::named(spec).is_some()
     {
@@ -133,26 +156,35 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let source = source(&args.calibration, &args.hub)?;
 
     let guard = Guard::new();
-    let chosen = device::choose_for(args.device.device, &checkpoint)?;
+    let chosen = args.place(&recipe, &checkpoint)?;
     let device = on_chosen!(&chosen, |place| place.identity()?);
     let output = Output {
         reservation: reserved.reservation(),
         format: args.format,
         model_name: &args.model,
         resume: Some(Resume { device: &device, goes_on: args.resume }),
+        gate,
     };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
     steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
-    let text = CalibrationText { source: &source, options: Some(&read) };
+    let text = CalibrationText { source: &source, options: Some(&read), held_out: args.quality.held_out() };
     let made = on_chosen!(chosen, |place| {
         let backend = place.backend_with(&checkpoint, args.options())?;
         qqq_quant::quantize(&backend, &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)
     });
     drop(steps);
-    let report = made.inspect_err(|_| reserved.tell_kept(console))?;
-    if let Some(place) = &report_place {
-        write_report(place.path(), &report)?;
-    }
+    let write_report = |report: &Report| match &report_place {
+        Some(place) => write_report(place.path(), report),
+        None => Ok(()),
+    };
+    let report = match made {
+        Err(QuantError::Gate(beyond)) => {
+            write_report(&beyond.report)?;
+            return Err(gate::refused(beyond, console));
+        }
+        made => made.inspect_err(|_| reserved.tell_kept(console))?,
+    };
+    write_report(&report)?;
     let outcome = Outcome { output: place.to_owned(), report };
     console.result(&outcome, |o| summary(&o.report, &o.output))
 }
@@ -173,11 +205,12 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         Clip::None => "with scales of the largest weights",
         Clip::Weight => "with scales of the least weight error",
         Clip::Output => "with scales of the least output error",
+        Clip::GroupOutput => "with groups clipped by their output",
     };
-    if let Some(method) = &recipe.simulated {
+    if recipe.simulated.is_some() {
         let how = match recipe.calibrates() {
-            true => format!("{}, whose arithmetic is simulated, on {text}", method.name()),
-            false => format!("{}, whose arithmetic is simulated, without calibration", method.name()),
+            true => format!("recipe {}, simulated, on {text}", recipe.name),
+            false => format!("recipe {}, simulated, without calibration", recipe.name),
         };
         return Plan { how, advice: "the checkpoint is as large as the model" };
     }
@@ -217,7 +250,19 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         }
         Source::Files(_) | Source::Dataset { .. } => "fewer windows are faster (--windows 16)",
     };
-    Plan { how, advice }
+    match recipe.name.entry() {
+        None => Plan { how, advice },
+        Some(entry) if recipe.name == RecipeName::Fp16 => {
+            Plan { how: format!("recipe {}: {}", entry.word, entry.what), advice: "nothing is quantized" }
+        }
+        Some(entry) => {
+            let advice = match recipe.calibrates() {
+                true => "fewer windows are faster (--windows)",
+                false => "--recipe best keeps more of the quality",
+            };
+            Plan { how: format!("recipe {}: {how}", entry.word), advice }
+        }
+    }
 }
 
 /// For the first line of a run.
@@ -307,19 +352,32 @@ fn summary(report: &Report, output: &Path) -> String {
     let worst = report.layers.iter().max_by(|a, b| a.loss.total_cmp(&b.loss));
     let t = &report.timings;
     let mut rows = vec![("written", output.display().to_string()), ("format", report.format.clone())];
+    if let Some(entry) = report.recipe.name.entry() {
+        rows.push(("recipe", format!("{} ({}): {}", entry.word, entry.source, entry.what)));
+    }
+    let kinds = report.kinds();
+    let half = report.recipe.activations == Activations::Half;
+    if kinds.len() > 1 || half || report.recipe.bits == CodeBits::Eight {
+        let activations = if half { "16-bit" } else { "int8" };
+        rows.push(("weights", format!("{}; {activations} activations", kinds.join("; "))));
+    }
     rows.extend(report.size_rows());
     let (name, whose) = match report.recipe.calibrates() {
         true => ("output error", "output's square"),
         false => ("weight error", "weights' square (no calibration)"),
     };
-    rows.push((
+    let error = (
         name,
         format!(
             "{} of the {whose}, mean over layers (rounding to nearest: {})",
             format::significant(mean(&|l| l.loss), 3),
             format::significant(mean(&|l| l.loss_nearest), 3)
         ),
-    ));
+    );
+    if !report.layers.is_empty() {
+        rows.push(error);
+    }
+    rows.extend(report.quality.iter().flat_map(Quality::rows));
     if let Some(rotation) = &report.rotation {
         rows.push(("rotation", rotation.to_string()));
     }
@@ -329,13 +387,15 @@ fn summary(report: &Report, output: &Path) -> String {
     rows.push((
         "time",
         format!(
-            "{} (transform {}, calibrate {}, solve {}, make ready {}, write {}, keep for --resume {})",
+            "{} (transform {}, calibrate {}, solve {}, make ready {}, write {}, compare {}, keep for \
+             --resume {})",
             format::seconds(t.total),
             format::seconds(t.transform),
             format::seconds(t.calibrate),
             format::seconds(t.solve),
             format::seconds(t.ready),
             format::seconds(t.write),
+            format::seconds(t.compare),
             format::seconds(t.keep)
         ),
     ));

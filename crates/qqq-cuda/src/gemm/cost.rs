@@ -216,8 +216,12 @@ impl CostModel {
             (row_blocks * 4) as f64 * (tokens / 2.0 + 0.5).max(costs.least_multiply_cycles) * sharing;
         let bytes = c.tokens * 128 / c.multicast + row_blocks * c.types.weight_tile_bytes();
         let dequantize = if c.cta_split_k == 1 { &costs.dequantize } else { &costs.dequantize_split };
-        let alone = if c.warpgroups * c.cta_split_k == 1 { costs.alone } else { 1.0 };
-        let dequantize = dequantize.cycles(c.types.weights()) * alone / c.cta_split_k as f64
+        // They were measured with two warpgroups; more share the same instruction slots.
+        let crowd = match c.warpgroups * c.cta_split_k {
+            1 => costs.alone,
+            warpgroups => warpgroups as f64 / 2.0,
+        };
+        let dequantize = dequantize.cycles(c.types.weights()) * crowd / c.cta_split_k as f64
             * f64::powf(sharing, costs.paired_exponent);
         let multicast = if c.multicast > 1 { costs.multicast_factor } else { 1.0 };
         let longest = multiply.max(bytes as f64 / costs.l2_bytes_per_cycle * sharing).max(dequantize);

@@ -66,6 +66,8 @@ struct Warpgroups {
 
 /// Tiles of 128 channels.
 const WIDE: Warpgroups = Warpgroups { side_by_side: 2, split_k: 1 };
+/// Tiles of 192 channels.
+const WIDEST: Warpgroups = Warpgroups { side_by_side: 3, split_k: 1 };
 /// Tiles of 64 channels, whose k-tiles two warpgroups take in turn.
 const SPLIT: Warpgroups = Warpgroups { side_by_side: 1, split_k: 2 };
 /// Tiles of 64 channels.
@@ -84,7 +86,7 @@ const WIDE_TILES_16: [Tokens; 9] = [
     tiles(256, &[SINGLE, split_k(2), PAIR]),
 ];
 /// The same for int8 activations: what is the fastest for some shape.
-const WIDE_TILES_8: [Tokens; 10] = [
+const WIDE_TILES_8: [Tokens; 11] = [
     tiles(8, &[split_k(2)]),
     tiles(16, &[split_k(2), split_k(8)]),
     tiles(48, &[split_k(2)]),
@@ -93,9 +95,12 @@ const WIDE_TILES_8: [Tokens; 10] = [
     tiles(112, &[SINGLE]),
     tiles(128, &[SINGLE, split_k(2), split_k(4)]),
     tiles(160, &[SINGLE]),
+    tiles(176, &[SINGLE]),
     tiles(192, &[SINGLE, split_k(2)]),
     tiles(256, &[SINGLE, split_k(2), PAIR]),
 ];
+/// Tiles of 192 channels, for int8 activations: they fill a round of all SMs where those of 128 begin a second one.
+const WIDEST_TILES: [Tokens; 3] = [tiles(96, &[SINGLE]), tiles(112, &[SINGLE]), tiles(128, &[SINGLE])];
 /// Tiles of 64 channels with split-K inside the CTA, for int8 activations.
 const SPLIT_TILES: [Tokens; 7] = [
     tiles(8, &[SINGLE, split_k(2), split_k(4), split_k(8)]),
@@ -125,15 +130,15 @@ pub fn instances(types: GemmTypes, arch: Arch) -> Vec<Instance> {
         }
         return found;
     }
-    let tables: [(&[Tokens], Warpgroups); 2] = if types.activation() == DType::I8 {
-        [(&WIDE_TILES_8, WIDE), (&SPLIT_TILES, SPLIT)]
+    let tables: &[(&[Tokens], Warpgroups)] = if types.activation() == DType::I8 {
+        &[(&WIDE_TILES_8, WIDE), (&WIDEST_TILES, WIDEST), (&SPLIT_TILES, SPLIT)]
     } else {
-        [(&WIDE_TILES_16, WIDE), (&NARROW_TILES, NARROW)]
+        &[(&WIDE_TILES_16, WIDE), (&NARROW_TILES, NARROW)]
     };
     let mut found = Vec::new();
     for (table, warpgroups) in tables {
-        for Tokens { tokens, clusters } in table {
-            let configs = clusters.iter().filter_map(|c| with_most_stages(types, *tokens, warpgroups, *c));
+        for Tokens { tokens, clusters } in *table {
+            let configs = clusters.iter().filter_map(|c| with_most_stages(types, *tokens, *warpgroups, *c));
             found.extend(configs.map(Instance::Sm90));
         }
     }

@@ -55,7 +55,7 @@ impl Sm90Config {
     pub fn threads(&self) -> usize {
         let warpgroups = self.warpgroups * self.cta_split_k;
         // Two warps copy; where registers move from them, they are of a whole warpgroup.
-        let trade = warpgroups == 2 && self.most_ctas_per_sm() == 1;
+        let trade = (2..=3).contains(&warpgroups) && self.most_ctas_per_sm() == 1;
         128 * warpgroups + if trade { 128 } else { 64 }
     }
 

@@ -55,8 +55,8 @@ struct Sm90Config {
     static constexpr int kMostOfTwo = Warpgroups == 1 && CtaSplitK == 2 && ClusterSplitK <= 2 ? 48 : 16;
     static constexpr int kCtasPerSm = Tokens * RowBlocks <= kMostOfTwo && Warpgroups * CtaSplitK <= 2 ? 2 : 1;
     // Registers move from the producers' warpgroup to the math warpgroups.
-    static constexpr bool kTrade = Warpgroups * CtaSplitK == 2 && kCtasPerSm == 1;
-    static constexpr int kProducerRegisters = 56, kMathRegisters = 224;
+    static constexpr bool kTrade = (Warpgroups * CtaSplitK == 2 || Warpgroups * CtaSplitK == 3) && kCtasPerSm == 1;
+    static constexpr int kProducerRegisters = 56, kMathRegisters = Warpgroups * CtaSplitK == 2 ? 224 : 152;
     static constexpr int kMathThreads = 128 * Warpgroups * CtaSplitK;
     // Arrivals that empty a stage: of every thread that read it, or, where peers write it, of every warp of each of
     // them.

@@ -1,7 +1,7 @@
 //! Weights that are corrected for what the layers before have done to their inputs: sums against float64, and steps and solved
 //! layers beside the CPU's.
 
-use qqq_backend::solve::{Correction, ErrorPower, Problem, RIDGE, ScaleChoice};
+use qqq_backend::solve::{Correction, ErrorPower, Problem, RIDGE, ScaleChoice, Scheme};
 use qqq_backend::{AttentionKind, Backend, Calibrate, CpuBackend, DeviationValues, HeadLayout, InputKind};
 use qqq_cuda::{CudaBackend, DType};
 use qqq_quant::{
@@ -218,7 +218,7 @@ pub fn weights_are_moved_as_in_float64(b: CudaBackend) {
             rows: first..n,
             k,
             hessian: Some(&hessian),
-            group_size: Some(1),
+            scheme: Scheme::w4a8(Some(1)),
             scales,
             compensation: None,
             correction: Some(Correction { deviation: &deviation, strength }),

@@ -1,10 +1,10 @@
 //! The smoothing search: candidates, their losses, and what is chosen, beside the CPU's.
 
-use qqq_backend::{Backend, Calibrate, CpuBackend, InputKind};
+use qqq_backend::{Backend, Calibrate, CpuBackend, InputKind, solve::Scheme};
 use qqq_cuda::{CudaBackend, DType, KernelType};
-use qqq_formats::{Checkpoint, WeightData};
+use qqq_formats::{Activations, Checkpoint, CodeBits, WeightData};
 use qqq_model::{
-    names,
+    Sites, names,
     rope::{self, RopeChoice},
 };
 use qqq_quant::{
@@ -20,7 +20,13 @@ use qqq_testing::{TinyModel, values};
 
 use super::{activations, input, relative, tiny::quantized, weights};
 
-const GROUPS: [Option<usize>; 4] = [None, Some(32), Some(64), Some(128)];
+const SCHEMES: [Scheme; 5] = [
+    Scheme::w4a8(None),
+    Scheme::w4a8(Some(32)),
+    Scheme::w4a8(Some(64)),
+    Scheme::w4a8(Some(128)),
+    Scheme { bits: CodeBits::Eight, activations: Activations::Int8, group_size: None },
+];
 
 /// Values as a device's 16-bit type has them, so that both see the same.
 fn rounded(b: &CudaBackend, x: Vec<f32>) -> Vec<f32> {
@@ -58,29 +64,24 @@ impl<'a, B: Calibrate> Site<'a, B> {
     }
 
     /// A candidate's input and output; `linear` is memory.
-    fn candidate(
-        &self,
-        s: &[f32],
-        group: Option<usize>,
-        linear: &mut Option<B::Linear>,
-    ) -> (B::Input, B::Input) {
+    fn candidate(&self, s: &[f32], scheme: Scheme, linear: &mut Option<B::Linear>) -> (B::Input, B::Input) {
         let mut x = self.b.input(0, 0).unwrap();
-        self.b.smooth_input(&self.x, s, &mut x).unwrap();
-        self.b.round_scaled(&self.weights, s, group, Some(self.bias), linear).unwrap();
+        self.b.smooth_input(&self.x, s, scheme.input_kind(), &mut x).unwrap();
+        self.b.round_scaled(&self.weights, s, scheme, Some(self.bias), linear).unwrap();
         let y = self.output(&x, linear.as_ref().unwrap());
         (x, y)
     }
 
-    fn loss(&self, s: &[f32], group: Option<usize>, reference: &B::Input) -> f64 {
-        let (_, y) = self.candidate(s, group, &mut None);
+    fn loss(&self, s: &[f32], scheme: Scheme, reference: &B::Input) -> f64 {
+        let (_, y) = self.candidate(s, scheme, &mut None);
         self.b.squared_distance(&y, Some(reference)).unwrap()
             / self.b.squared_distance(reference, None).unwrap()
     }
 
-    fn search(&self, group: Option<usize>) -> SmoothChoice {
+    fn search(&self, scheme: Scheme) -> SmoothChoice {
         let reference = self.reference();
         let (max, min) = self.b.channel_range(&self.x).unwrap();
-        smooth::search(&max, &min, |s| self.loss(s, group, &reference), &SearchOptions::default())
+        smooth::search(&max, &min, |s| self.loss(s, scheme, &reference), &SearchOptions::default())
     }
 
     fn values(&self, x: &B::Input) -> Vec<f32> {
@@ -102,26 +103,26 @@ pub fn candidates_are_those_of_the_cpu(b: CudaBackend) {
         let bias: Vec<f32> = values(n, 9);
         let (here, there) = (Site::new(&cpu, &w, &x, k, &bias), Site::new(&b, &w, &x, k, &bias));
         assert_eq!(cpu.channel_range(&here.x).unwrap(), b.channel_range(&there.x).unwrap());
-        for group in GROUPS {
+        for scheme in SCHEMES {
             let mut memory = None;
             for sigma in [1e4, 9.0, 1.3] {
                 let s = scales(&here, sigma);
-                let what = format!("{rows} x {n} x {k}, groups of {group:?}, threshold {sigma}");
-                let (x_here, y_here) = here.candidate(&s, group, &mut None);
+                let what = format!("{rows} x {n} x {k}, {scheme:?}, threshold {sigma}");
+                let (x_here, y_here) = here.candidate(&s, scheme, &mut None);
                 // In the memory of the candidate before.
-                let (x_there, y_there) = there.candidate(&s, group, &mut memory);
+                let (x_there, y_there) = there.candidate(&s, scheme, &mut memory);
                 assert_eq!(here.values(&x_here), there.values(&x_there), "{what}: inputs");
                 for (i, (want, got)) in here.values(&y_here).iter().zip(there.values(&y_there)).enumerate() {
                     let bound = unit * want.abs() + 1e-6;
                     assert!((got - want).abs() <= bound, "{what}: output {i} is {got} instead of {want}");
                 }
-                let (_, again) = there.candidate(&s, group, &mut None);
+                let (_, again) = there.candidate(&s, scheme, &mut None);
                 assert_eq!(there.values(&again), there.values(&y_there), "{what}: in memory of its own");
             }
         }
-        let nothing = b.round_scaled(&there.weights, &vec![1.0; k], Some(48), None, &mut None);
+        let nothing = b.round_scaled(&there.weights, &vec![1.0; k], Scheme::w4a8(Some(48)), None, &mut None);
         assert!(nothing.unwrap_err().to_string().contains("groups of 48"));
-        assert!(b.smooth_input(&there.x, &[1.0; 3], &mut b.input(0, 0).unwrap()).is_err());
+        assert!(b.smooth_input(&there.x, &[1.0; 3], InputKind::Int8, &mut b.input(0, 0).unwrap()).is_err());
     }
 }
 
@@ -146,28 +147,28 @@ pub fn thresholds_are_as_good_as_the_cpus(b: CudaBackend) {
     let (w, x) = (weights(n, k), rounded(&b, activations(rows, k, 7)));
     let bias = vec![0.1; n];
     let (here, there) = (Site::new(&cpu, &w, &x, k, &bias), Site::new(&b, &w, &x, k, &bias));
-    for group in [None, Some(64)] {
+    for scheme in [None, Some(64)].map(Scheme::w4a8) {
         let (ours, theirs) = (here.reference(), there.reference());
         for sigma in [1e3, 40.0, 10.0, 3.0, 1.0, 0.2] {
             let s = scales(&here, sigma);
-            let (want, got) = (here.loss(&s, group, &ours), there.loss(&s, group, &theirs));
+            let (want, got) = (here.loss(&s, scheme, &ours), there.loss(&s, scheme, &theirs));
             // Beside rounding to nearest, what rounding to 16 bits loses.
             assert!(
                 relative(got, want) < 0.02,
-                "groups of {group:?}, threshold {sigma}: loss {got} instead of {want}"
+                "{scheme:?}, threshold {sigma}: loss {got} instead of {want}"
             );
         }
-        let (want, got) = (here.search(group), there.search(group));
+        let (want, got) = (here.search(scheme), there.search(scheme));
         assert!(want.loss_after < want.loss_before, "{want:?}");
-        let reached = here.loss(&got.scales, group, &ours);
+        let reached = here.loss(&got.scales, scheme, &ours);
         assert!(
             reached <= 1.02 * want.loss_after,
-            "groups of {group:?}: threshold {} loses {reached}, {} loses {}",
+            "{scheme:?}: threshold {} loses {reached}, {} loses {}",
             got.sigma,
             want.sigma,
             want.loss_after
         );
-        assert_eq!(there.search(group), got, "groups of {group:?}: a second time");
+        assert_eq!(there.search(scheme), got, "{scheme:?}: a second time");
     }
 }
 
@@ -195,7 +196,12 @@ fn searched<B: Calibrate>(b: &B, tiny: &TinyModel, group_size: Option<usize>) ->
     let mut window = Window::embedded(b, &table, &ids, hidden, 1.0).unwrap();
     let mut workshop = around.workshop(TOKENS).unwrap();
     let options = SearchOptions { evaluations: 12, coarse: 1.0, ..SearchOptions::default() };
-    let context = SmoothContext { around, group_size, half: HalfType::BF16, options };
+    let context = SmoothContext {
+        around,
+        schemes: Sites::new([Some(Scheme::w4a8(group_size)); 4]),
+        half: HalfType::BF16,
+        options,
+    };
     let mut reports = Vec::new();
     for index in 0..config.num_layers {
         let mut block = read_block(b, &checkpoint, index).unwrap();

@@ -6,7 +6,8 @@ use qqq_backend::Calibrate;
 use qqq_formats::{Checkpoint, writer::Reservation};
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Output, OutputFormat, Progress, Recipe, Report, Result, calibration::Source, quantize, resume::Resume,
+    Gate, Output, OutputFormat, Progress, Recipe, Report, Result, calibration::Source, quantize,
+    resume::Resume,
 };
 use qqq_testing::TinyModel;
 
@@ -42,6 +43,7 @@ pub fn run<B: Calibrate>(
         format: OutputFormat::CompressedTensors,
         model_name: "tiny",
         resume,
+        gate: Gate::DEFAULT,
     };
     let source = Source::Files(vec![tiny.text()]);
     quantize(b, &checkpoint, &tokenizer, recipe, &source, &output, &mut StopAt(stop))

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use qqq_backend::pool::parallel_for;
-use qqq_backend::solve::Grid;
+use qqq_backend::solve::{Grid, Scheme};
 use qqq_cuda::decoder::calibrate::kernels::{CalibrationKernel as Kernel, FACTOR_BLOCK, SOLVE_BLOCK};
 use qqq_cuda::decoder::calibrate::parameters::{
     CodeParameters, ColumnParameters, DampParameters, DiagonalParameters, FactorParameters,
@@ -13,7 +13,7 @@ use qqq_cuda::decoder::calibrate::parameters::{
     NotFiniteParameters, ProbabilityParameters, ScaleParameters, SolveParameters, WidenParameters,
 };
 use qqq_cuda::{DType, KernelType};
-use qqq_formats::Scales;
+use qqq_formats::{Activations, CodeBits, Scales};
 
 use crate::emulator::{Emulator, Memory, Region, Shape};
 use crate::uniform::uniform;
@@ -197,17 +197,37 @@ fn probabilities(emulator: &Emulator, half: DType, out: DType, window: usize) ->
 struct Layer {
     n: usize,
     k: usize,
-    group: Option<usize>,
+    scheme: Scheme,
     integer: bool,
     steep: bool,
     act_order: bool,
 }
 
-const LAYERS: [Layer; 4] = [
-    Layer { n: 40, k: 96, group: None, integer: false, steep: false, act_order: true },
-    Layer { n: 130, k: 64, group: None, integer: false, steep: true, act_order: false },
-    Layer { n: 33, k: 160, group: Some(32), integer: false, steep: false, act_order: true },
-    Layer { n: 20, k: 128, group: Some(64), integer: true, steep: false, act_order: true },
+impl Layer {
+    /// Whether its scales have two levels.
+    fn two_levels(&self) -> bool {
+        self.scheme.has_two_levels()
+    }
+}
+
+const fn w4a8(n: usize, k: usize, group_size: Option<usize>) -> Layer {
+    Layer { n, k, scheme: Scheme::w4a8(group_size), integer: false, steep: false, act_order: true }
+}
+
+/// Per channel, in groups of which int8 weights are made and of which none are, and 8 bits.
+const LAYERS: [Layer; 6] = [
+    w4a8(40, 96, None),
+    Layer { steep: true, act_order: false, ..w4a8(130, 64, None) },
+    w4a8(33, 160, Some(32)),
+    Layer { integer: true, ..w4a8(20, 128, Some(64)) },
+    Layer {
+        scheme: Scheme { bits: CodeBits::Four, activations: Activations::Half, group_size: Some(32) },
+        ..w4a8(24, 96, None)
+    },
+    Layer {
+        scheme: Scheme { bits: CodeBits::Eight, activations: Activations::Int8, group_size: None },
+        ..w4a8(36, 96, None)
+    },
 ];
 
 fn solver() -> Vec<Kernel> {
@@ -363,7 +383,7 @@ struct Solving<'e> {
 
 impl Solving<'_> {
     fn group(&self) -> usize {
-        self.layer.group.unwrap_or(self.layer.k)
+        self.layer.scheme.group_size.unwrap_or(self.layer.k)
     }
 
     fn groups(&self) -> usize {
@@ -374,7 +394,7 @@ impl Solving<'_> {
         let parameters = CodeParameters {
             weights: self.weights_at.address,
             scales: self.scales.address,
-            channels: if self.layer.group.is_some() { self.channels.address } else { self.scales.address },
+            channels: if self.layer.two_levels() { self.channels.address } else { self.scales.address },
             codes: self.codes.address,
             out: self.out.address,
             n: self.layer.n as i32,
@@ -389,18 +409,16 @@ impl Solving<'_> {
     /// The scale of a weight's group, and what a code stands for by the channel scales that are there.
     fn value(&self, scales: &[f32], channels: &[f32], row: usize, col: usize, code: f32) -> f64 {
         let scale = scales[row * self.groups() + col / self.group()];
-        match self.layer.group {
-            None => f64::from(code * scale),
-            Some(_) => {
-                let inner = DType::F16.decode(DType::F16.encode(scale / channels[row]));
-                f64::from((code * inner).round_ties_even() * channels[row])
-            }
+        if !self.layer.two_levels() {
+            return f64::from(code * scale);
         }
+        let inner = DType::F16.decode(DType::F16.encode(scale / channels[row]));
+        f64::from((code * inner).round_ties_even() * channels[row])
     }
 }
 
 fn solve(emulator: &Emulator, layer: Layer, seed: u64) -> Check {
-    let Layer { n, k, group, integer, steep, act_order } = layer;
+    let Layer { n, k, scheme, integer, steep, act_order } = layer;
     // Second moments of inputs of which neighbours are alike, and one is always zero.
     let mut x = numbers(seed + 10, 3 * k * k, 1.0);
     for row in x.chunks_exact_mut(k) {
@@ -420,8 +438,8 @@ fn solve(emulator: &Emulator, layer: Layer, seed: u64) -> Check {
     weights.iter_mut().enumerate().filter(|(i, _)| i % 37 == 5).for_each(|(_, w)| *w *= 6.0);
     weights[k..2 * k].fill(0.0);
     weights[2 * k..2 * k + 32].fill(0.0);
-    let grid = Grid::of(group);
-    let groups = k / group.unwrap_or(k);
+    let grid = scheme.grid();
+    let groups = k / scheme.group_size.unwrap_or(k);
     let mut memory = Memory::default();
     let weights_at = memory.upload(&weights);
     let scales = memory.upload(&vec![f32::NAN; n * groups]);
@@ -474,7 +492,7 @@ fn choose_scales(
     };
     launch(
         s.emulator,
-        Kernel::ChooseScales { grouped: s.layer.group.is_some() },
+        Kernel::ChooseScales { grouped: s.layer.scheme.group_size.is_some() },
         n * groups,
         parameters,
         &s.memory,
@@ -550,14 +568,14 @@ fn round(s: &Solving<'_>, scales: &[f32]) -> Result<Vec<i8>, String> {
         let want = (s.weights[i] * (1.0 / scale)).clamp(s.grid.low, s.grid.high).round_ties_even();
         alike(&f32::from(codes[i]), &want, &format!("code {i}"))?;
     }
-    if s.layer.group.is_some() {
+    if s.layer.two_levels() {
         s.run(Kernel::ChannelScales, n)?;
         let Scales::PerGroup { channel, .. } = Scales::from_effective(&codes, n, k, group, scales) else {
             return Err("no groups".into());
         };
         alike(&s.memory.download(s.channels), &channel, "channel scales")?;
     }
-    s.run(Kernel::Differences { grouped: s.layer.group.is_some() }, n * k)?;
+    s.run(Kernel::Differences { grouped: s.layer.two_levels() }, n * k)?;
     let (got, channels): (Vec<f32>, Vec<f32>) = (s.memory.download(s.out), s.memory.download(s.channels));
     for i in 0..n * k {
         let want = f64::from(s.weights[i]) - s.value(scales, &channels, i / k, i % k, f32::from(codes[i]));
@@ -655,7 +673,7 @@ fn compensate(s: &mut Solving<'_>, factor: &Factor, scales: &[f32], nearest: &[i
             feedback: feedback.address,
             order: order_at.address,
             scales: s.scales.address,
-            channels: if s.layer.group.is_some() { s.channels.address } else { s.scales.address },
+            channels: if s.layer.two_levels() { s.channels.address } else { s.scales.address },
             columns: columns.address,
             targets: targets.address,
             errors: errors.address,
@@ -669,13 +687,7 @@ fn compensate(s: &mut Solving<'_>, factor: &Factor, scales: &[f32], nearest: &[i
             low: s.grid.low,
             high: s.grid.high,
         };
-        launch(
-            s.emulator,
-            Kernel::SolveBlock { grouped: s.layer.group.is_some() },
-            n,
-            parameters,
-            &s.memory,
-        )?;
+        launch(s.emulator, Kernel::SolveBlock { grouped: s.layer.two_levels() }, n, parameters, &s.memory)?;
     }
     launch(s.emulator, Kernel::FromColumns, n * k, parameters, &s.memory)?;
     let codes: Vec<i8> = s.memory.download(s.codes);

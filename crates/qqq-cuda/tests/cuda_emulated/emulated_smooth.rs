@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::f16;
 use qqq_backend::pool::parallel_for;
-use qqq_backend::solve::Grid;
+use qqq_backend::solve::Scheme;
 use qqq_cuda::decoder::calibrate::kernels::CalibrationKernel as Kernel;
 use qqq_cuda::decoder::calibrate::parameters::{
     DistanceParameters, DivideParameters, HalvesParameters, RangeParameters, RoundParameters,
     SmoothParameters,
 };
 use qqq_cuda::{DType, KernelType};
-use qqq_formats::Scales;
+use qqq_formats::{CodeBits, Scales};
 
 use crate::emulated_calibrate::{Check, alike, close, launch, numbers};
 use crate::emulator::{Emulator, Memory};
@@ -40,8 +40,9 @@ pub fn candidates_of_the_smoothing_search(compiler: OsString) {
 fn check(emulator: &Emulator) -> Check {
     // Widths below and above what a CTA's threads take at once.
     for (k, group) in [(48, None), (1040, None), (160, Some(32)), (1088, Some(64)), (384, Some(128))] {
-        weights(emulator, k, group)?;
+        weights(emulator, k, Scheme::w4a8(group))?;
     }
+    weights(emulator, 80, Scheme { bits: CodeBits::Eight, ..Scheme::w4a8(None) })?;
     for half in HALVES {
         for k in [48, 2064] {
             rows(emulator, half, k)?;
@@ -53,8 +54,8 @@ fn check(emulator: &Emulator) -> Check {
 }
 
 /// A candidate's weights: rows that are usual, zero, with a zero group, and with groups whose scales have a common divisor.
-fn weights(emulator: &Emulator, k: usize, group: Option<usize>) -> Check {
-    let n = 6;
+fn weights(emulator: &Emulator, k: usize, scheme: Scheme) -> Check {
+    let (n, group) = (6, scheme.group_size);
     let len = group.unwrap_or(k);
     let mut weights = numbers(1, n * k, 0.3);
     weights.iter_mut().enumerate().filter(|(i, _)| i % 41 == 7).for_each(|(_, w)| *w *= 5.0);
@@ -71,7 +72,7 @@ fn weights(emulator: &Emulator, k: usize, group: Option<usize>) -> Check {
             row[3] = -0.375 * 7.5 * g as f32;
         }
     }
-    let grid = Grid::of(group);
+    let grid = scheme.grid();
     let groups = k / len;
     let mut memory = Memory::default();
     let [weights_at, factors_at] = [&weights, &factors].map(|v| memory.upload(v));
@@ -102,7 +103,7 @@ fn weights(emulator: &Emulator, k: usize, group: Option<usize>) -> Check {
             effective.push(scale);
         }
     }
-    let what = format!("{k} channels, groups of {group:?}");
+    let what = format!("{k} channels, {scheme:?}");
     alike(&memory.download::<i8>(codes_at), &codes, &format!("{what}: codes"))?;
     let channels: Vec<f32> = memory.download(channels_at);
     let Some(group_size) = group else {

@@ -6,7 +6,9 @@ use crate::shapes;
 const BF16: Stored = Stored { linear: 2.0, ends: 2.0 };
 
 fn of(recipe: &Recipe, samples: bool, threads: usize) -> MemoryNeed {
-    need(&shapes::llama_7b(32), recipe, BF16, samples, threads, CpuBackend::PIECES)
+    let config = shapes::llama_7b(32);
+    let schemes = Schemes::of(&config, recipe).unwrap();
+    need((&config, recipe, &schemes, HeldText::default()), BF16, samples, threads, CpuBackend::PIECES)
 }
 
 #[test]
@@ -51,7 +53,9 @@ fn plans_are_a_little_above_what_runs_took() {
         ((shapes::wide(), BF16), usual.clone(), 1.91e9),
         ((shapes::llama_7b(2), BF16), usual, 3.36e9),
     ] {
-        let need = need(&config, &recipe, stored, false, 2, CpuBackend::PIECES);
+        let schemes = Schemes::of(&config, &recipe).unwrap();
+        let need =
+            need((&config, &recipe, &schemes, HeldText::default()), stored, false, 2, CpuBackend::PIECES);
         let ratio = need.bytes as f64 / peak;
         assert!((1.0..1.15).contains(&ratio), "{need:?} is {ratio} of {peak}");
     }
@@ -71,10 +75,38 @@ fn recipes_and_calibration_count() {
     // 32,768 tokens of hidden states, and of int8 inputs of down.
     let expected = RETAINED * f64::from(32_768 * (4 * 4096 + 11008));
     assert!((saved as f64 - expected).abs() < 10.0, "{saved} {expected}");
+    // Of float inputs of down, beside which the hidden states are the same.
+    let rules = vec!["down_proj=float".parse().unwrap()];
+    let wide = with(Recipe { rules, ..plain.clone() });
+    let more = RETAINED * 65_536.0 * 3.0 * 11008.0;
+    assert!((wide - base) as f64 > 0.9 * more, "{wide} {base}");
     let mut none = Recipe { compensate: false, ..plain };
     none.calibration.windows = 0;
     assert!(with(none) < base / 2);
     let mut huge = Recipe::DEFAULT;
     (huge.calibration.windows, huge.calibration.window) = (usize::MAX, 2048);
     assert_eq!(of(&huge, false, 2).least, u64::MAX);
+}
+
+#[test]
+fn held_out_text_counts() {
+    let config = shapes::llama_7b(32);
+    let of = |config: &qqq_formats::ModelConfig, recipe: &Recipe, held| {
+        let schemes = Schemes::of(config, recipe).unwrap();
+        need((config, recipe, &schemes, held), BF16, false, 2, CpuBackend::PIECES)
+    };
+    let held = HeldText { windows: 2, window: 2048 };
+    let plain = Recipe { error_correction: 0.0, ..Recipe::DEFAULT };
+    let more = of(&config, &plain, held).bytes - of(&config, &plain, HeldText::default()).bytes;
+    // 4,096 tokens' hidden states in both models, and their int8 inputs of down.
+    let expected = RETAINED * f64::from(4096 * (8 * 4096 + 11008));
+    assert!((more as f64 - expected).abs() < 10.0, "{more} {expected}");
+    // The heads of a model with a large vocabulary take more than what rounds its layers: as much as converting them did, with
+    // hidden states beside them.
+    let none = crate::Calibration { windows: 0, ..Recipe::DEFAULT.calibration };
+    let rtn = Recipe { compensate: false, clip: crate::Clip::Weight, calibration: none, ..plain };
+    let mut wide = config.clone();
+    wide.vocab_size = 256_000;
+    let more = of(&wide, &rtn, held).least - of(&wide, &rtn, HeldText::default()).least;
+    assert_eq!(more, 8 * 4096 * 4096);
 }

@@ -4,8 +4,24 @@
 //! channel, and which input channels are multiplied in 16 bits is seen in the inputs. So a simulated layer holds the weights as
 //! they are. What is said of its loss is that of the int8 weights.
 
-use super::simulated::{Layer, Made, loss, rounded, widened};
-use crate::half_type::HalfType;
+use qqq_formats::{SimulatedMethod, simulated::LlmInt8};
+
+use super::{
+    Entry, RecipeName, Setting,
+    simulated::{Layer, Made, loss, rounded, widened},
+};
+use crate::{Recipe, half_type::HalfType};
+
+/// W8A8 but for channels with outliers.
+pub const ENTRY: Entry = Entry {
+    name: RecipeName::LlmInt8,
+    word: "llm-int8",
+    source: "arXiv 2208.07339",
+    what: "input channels with large values multiplied in 16 bits, found at run time",
+    gives: "W8A8 simulated (--outlier-threshold)",
+    recipe: || Recipe::simulating(SimulatedMethod::LlmInt8(LlmInt8::default())),
+    settings: &[Setting::OutlierThreshold, Setting::Text, Setting::Seed],
+};
 
 /// Bits of a weight and of an output channel's scale.
 const BITS: f64 = 8.0;

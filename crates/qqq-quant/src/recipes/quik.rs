@@ -6,13 +6,31 @@
 //! that these take up the errors of the others. Scales are clipped by a linear search for the least squared error of the
 //! weights.
 
-use qqq_formats::simulated::Quik;
+use qqq_formats::{SimulatedMethod, simulated::Quik};
 
 use super::{
-    factor,
+    Entry, RecipeName, Setting, factor,
     simulated::{Layer, Made, damped, each_rows, failed, hessian, loss},
 };
-use crate::{QuantError, Result, half_type::HalfType};
+use crate::{QuantError, Recipe, Result, half_type::HalfType};
+
+/// W4A4 but for outliers and the down projection.
+pub const ENTRY: Entry = Entry {
+    name: RecipeName::Quik,
+    word: "quik",
+    source: "arXiv 2310.09259",
+    what: "channels with the largest inputs in 16 bits, down projection in 8, GPTQ with outliers last",
+    gives: "W4A4 simulated (--bits, --down-bits, --outliers)",
+    recipe: || Recipe::simulating(SimulatedMethod::Quik(Quik::default())),
+    settings: &[
+        Setting::Bits,
+        Setting::DownBits,
+        Setting::Outliers,
+        Setting::Damping,
+        Setting::Text,
+        Setting::Seed,
+    ],
+};
 
 /// Steps of the linear search for a scale, and the share of the largest weight at which it ends.
 const CLIP_STEPS: usize = 100;

@@ -5,15 +5,34 @@
 //! serves all of them. LDLQ rounds them (Algorithm 3), greedy passes may follow (Algorithm 4), and everything is turned back (Algorithm
 //! 2). At run time the matrices would be made again from their seed; what is stored here are the weights turned back.
 
-use qqq_formats::simulated::Quip;
+use qqq_formats::{SimulatedMethod, simulated::Quip};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
-    factor,
+    Entry, RecipeName, Setting, factor,
     simulated::{Layer, Made, damped, dot, each_rows, failed, hessian, loss, rounded, widened},
 };
-use crate::{Result, half_type::HalfType, rotation::random_orthogonal};
+use crate::{Recipe, Result, half_type::HalfType, rotation::random_orthogonal};
+
+/// W2A16 behind random orthogonal matrices.
+pub const ENTRY: Entry = Entry {
+    name: RecipeName::Quip,
+    word: "quip",
+    source: "arXiv 2307.13304",
+    what: "weights turned by random matrices from both sides, then rounded with linear feedback",
+    gives: "W2A16 simulated (--bits, --greedy, --rho, --no-incoherence)",
+    recipe: || Recipe::simulating(SimulatedMethod::Quip(Quip::default())),
+    settings: &[
+        Setting::Bits,
+        Setting::Greedy,
+        Setting::Rho,
+        Setting::Incoherence,
+        Setting::Damping,
+        Setting::Text,
+        Setting::Seed,
+    ],
+};
 
 /// Bits of the range of a layer's codes, of an input channel's factor, and of a seed.
 const RANGE_BITS: f64 = 16.0;

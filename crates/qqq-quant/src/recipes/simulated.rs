@@ -5,8 +5,31 @@
 
 use qqq_formats::SimulatedMethod;
 
-use super::{factor::Failure, llm_int8, quik, quip, spqr};
-use crate::{QuantError, Result, half_type::HalfType};
+use super::{RecipeName, factor::Failure, llm_int8, plain, quik, quip, spqr};
+use crate::{Calibration, Propagation, QuantError, Recipe, Result, half_type::HalfType};
+
+impl Recipe {
+    /// A method that is simulated, with its paper's amount of text: 128 windows of 2048 tokens, or none. Later layers are
+    /// calibrated on what the simulated ones before give, as in the authors' code of all three that look at text.
+    pub fn simulating(method: SimulatedMethod) -> Self {
+        let name = match method {
+            SimulatedMethod::LlmInt8(_) => RecipeName::LlmInt8,
+            SimulatedMethod::Quik(_) => RecipeName::Quik,
+            SimulatedMethod::SpQr(_) => RecipeName::SpQr,
+            SimulatedMethod::Quip(_) => RecipeName::Quip,
+        };
+        let windows = if matches!(method, SimulatedMethod::LlmInt8(_)) { 0 } else { 128 };
+        Self {
+            name,
+            act_order: false,
+            damping: method.damping(),
+            propagation: Propagation::Quantized,
+            calibration: Calibration { windows, window: 2048, ..Self::DEFAULT.calibration },
+            simulated: Some(method),
+            ..plain()
+        }
+    }
+}
 
 /// A layer to be quantized.
 #[derive(Clone, Copy, Debug)]

@@ -5,13 +5,33 @@
 //! quantized themselves together with those of the output channels beside it. Weights without which a group would be
 //! rounded with much less error are kept in 16 bits, sparse.
 
-use qqq_formats::simulated::SpQr;
+use qqq_formats::{SimulatedMethod, simulated::SpQr};
 
 use super::{
-    factor,
+    Entry, RecipeName, Setting, factor,
     simulated::{Layer, Made, damped, each_rows, failed, hessian, loss, rounded, widened},
 };
-use crate::{Result, half_type::HalfType};
+use crate::{Recipe, Result, half_type::HalfType};
+
+/// W3A16 in groups of 16, with scales and zeros of 3 bits, and sparse outliers.
+pub const ENTRY: Entry = Entry {
+    name: RecipeName::SpQr,
+    word: "spqr",
+    source: "arXiv 2306.03078",
+    what: "small groups with quantized scales and zeros, sensitive weights sparse in 16 bits",
+    gives: "W3A16 simulated (--bits, --beta1, --beta2, --statistics-bits, --outlier-threshold)",
+    recipe: || Recipe::simulating(SimulatedMethod::SpQr(SpQr::default())),
+    settings: &[
+        Setting::Bits,
+        Setting::Beta1,
+        Setting::Beta2,
+        Setting::StatisticsBits,
+        Setting::OutlierThreshold,
+        Setting::Damping,
+        Setting::Text,
+        Setting::Seed,
+    ],
+};
 
 /// Bits of a sparse weight with its column, and of a row's place among them.
 const OUTLIER_BITS: f64 = 32.0;

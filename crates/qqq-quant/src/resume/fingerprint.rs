@@ -7,7 +7,11 @@ use qqq_formats::Checkpoint;
 use serde_json::{Value, json};
 use twox_hash::XxHash3_64;
 
-use crate::{Recipe, Result, calibration::Source, preflight::Plan};
+use crate::{
+    Recipe, Result,
+    calibration::{CalibrationText, TokenWindows},
+    preflight::Plan,
+};
 
 /// The tokens' key.
 const TOKENS: &str = "the calibration tokens' hash";
@@ -22,15 +26,16 @@ pub(crate) fn of_run(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
     plan: &Plan,
-    source: &Source,
+    text: CalibrationText<'_>,
     device: &str,
 ) -> Result<Fingerprint> {
     let mut print = Fingerprint::new();
     print.insert("qqq's version".into(), env!("CARGO_PKG_VERSION").into());
     print.insert("the device".into(), device.into());
-    print.insert("the format".into(), plan.format.name().into());
+    print.insert("the format".into(), plan.format_name().into());
     print.insert("the 16-bit type".into(), plan.half.config_name().into());
-    print.insert("the calibration text".into(), source.describe().into());
+    print.insert("the calibration text".into(), text.source.describe().into());
+    print.insert("held-out windows".into(), text.held_out.into());
     flatten("the recipe's ", &json!(recipe), &mut print);
     for file in checkpoint.inputs.prints()? {
         let mut add = |what: &str, value: Value| print.insert(format!("{}'s {what}", file.name), value);
@@ -41,10 +46,10 @@ pub(crate) fn of_run(
     Ok(print)
 }
 
-/// Adds the tokens of the calibration windows.
-pub(super) fn add_tokens(print: &mut Fingerprint, windows: &[Vec<u32>]) {
+/// Adds the tokens of the windows.
+pub(super) fn add_tokens(print: &mut Fingerprint, windows: &TokenWindows) {
     let mut hash = XxHash3_64::new();
-    for window in windows {
+    for window in windows.all() {
         hash.write(&(window.len() as u64).to_le_bytes());
         hash.write(bytemuck::cast_slice(window));
     }
@@ -104,7 +109,7 @@ mod tests {
             let mut print = Fingerprint::new();
             flatten("the recipe's ", &json!(recipe), &mut print);
             if let Some(tokens) = tokens {
-                add_tokens(&mut print, tokens);
+                add_tokens(&mut print, &TokenWindows { calibration: tokens.to_vec(), held_out: Vec::new() });
             }
             print
         };

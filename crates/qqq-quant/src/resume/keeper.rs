@@ -19,7 +19,9 @@ use super::{
     fingerprint::Fingerprint,
     states::{self, Hashed},
 };
-use crate::{output::OutputCheckpoint, report::Timings, run::Run, windows::Windows};
+use crate::{
+    calibration::TokenWindows, output::OutputCheckpoint, report::Timings, run::Run, windows::Windows,
+};
 
 /// Keeping states may take this share of the time since the last ones were kept.
 const SHARE: f64 = 1.0 / 50.0;
@@ -30,10 +32,12 @@ const EXPECTED_RATE: f64 = 1e9;
 pub(crate) struct Keeper {
     directory: PathBuf,
     fingerprint: Fingerprint,
-    samples: Vec<Vec<u32>>,
-    /// Tokens of each window, and bytes of all their states.
+    samples: TokenWindows,
+    /// Tokens of each calibration window, and bytes of all states.
     tokens: Vec<usize>,
     state_bytes: u64,
+    /// Of these, bytes of held-out windows: the only ones behind the last block.
+    held_out_bytes: u64,
     /// Whether the disk has room for them.
     has_room: bool,
     /// Blocks behind which the last ones were kept.
@@ -50,23 +54,28 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// For a run that began at `started` with these calibration windows; `samples`: whether the model has written them;
-    /// `width`: of the states of a token.
+    /// For a run that began at `started` with these windows; `samples`: whether the model has written them; `width`: of all
+    /// states of a calibration token, `hidden`: of one.
     pub fn new(
         directory: &Path,
         mut fingerprint: Fingerprint,
-        windows: &[Vec<u32>],
+        windows: &TokenWindows,
         samples: bool,
-        width: usize,
+        (width, hidden): (usize, usize),
         started: Instant,
     ) -> Self {
         fingerprint::add_tokens(&mut fingerprint, windows);
+        let bytes = |windows: &[Vec<u32>], width: usize| -> u64 {
+            windows.iter().map(|window| 4 * (window.len() * width) as u64).sum()
+        };
+        let held_out_bytes = bytes(&windows.held_out, 2 * hidden);
         Self {
             directory: directory.into(),
             fingerprint,
-            samples: if samples { windows.to_vec() } else { Vec::new() },
-            tokens: windows.iter().map(Vec::len).collect(),
-            state_bytes: windows.iter().map(|window| 4 * (window.len() * width) as u64).sum(),
+            samples: if samples { windows.clone() } else { TokenWindows::default() },
+            tokens: windows.calibration.iter().map(Vec::len).collect(),
+            state_bytes: bytes(&windows.calibration, width) + held_out_bytes,
+            held_out_bytes,
             has_room: true,
             states: None,
             started,
@@ -119,9 +128,11 @@ impl Keeper {
         if self.is_off {
             return;
         }
-        // Nothing comes behind the last block that looks at states.
-        let needs = done < run.around.config.num_layers && self.has_room;
-        let expected = self.state_bytes as f64 / EXPECTED_RATE;
+        // What comes behind the last block looks at held-out text alone.
+        let is_last = done == run.around.config.num_layers;
+        let bytes = if is_last { self.held_out_bytes } else { self.state_bytes };
+        let needs = bytes > 0 && self.has_room;
+        let expected = bytes as f64 / EXPECTED_RATE;
         let (took, when) = self.last.unwrap_or((expected, self.started));
         let keeps = needs && when.elapsed().as_secs_f64() * SHARE >= took;
         match self.write(done, keeps, run, windows, writer) {
@@ -176,7 +187,8 @@ impl Keeper {
             blocks: (done, run.around.config.num_layers),
             states: self.states,
             written: writer.writer_mut().state(),
-            samples: self.samples.clone(),
+            samples: self.samples.calibration.clone(),
+            held_out: self.samples.held_out.clone(),
             layers: run.layers.clone(),
             smoothing: run.smoothing.clone(),
             warnings: run.work.warnings().to_vec(),

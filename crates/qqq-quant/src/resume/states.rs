@@ -1,4 +1,4 @@
-//! Hidden states of the calibration windows in a file: their sizes, the states, and a hash of all.
+//! Hidden states of the windows in a file: their sizes, the states, and a hash of all.
 
 use std::{
     fs::File,
@@ -16,6 +16,7 @@ use super::damaged;
 use crate::{
     QuantError, Result,
     float_stream::FloatStream,
+    held_out::HeldOut,
     output,
     run::Run,
     windows::{Window, Windows},
@@ -34,16 +35,24 @@ pub(crate) struct States<B: Calibrate> {
     pub float: Vec<Window<B>>,
     /// That of the smoothing search, where there is one.
     pub smoothing_window: Option<Window<B>>,
+    /// Held-out windows in the float model.
+    pub held_out_float: Vec<Window<B>>,
+    /// The same in the quantized one.
+    pub held_out: Vec<Window<B>>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Sizes {
-    /// Tokens of each window whose states follow; those of the smoothing search are the last.
+    /// Tokens of each window whose states follow.
     windows: Vec<usize>,
     /// Whether those of the float model come then, as many.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     float: bool,
+    /// Then that of the smoothing search.
     smoothing_window: Option<usize>,
+    /// At last held-out windows in the float model, and in the quantized one.
+    #[serde(default)]
+    held_out: Vec<usize>,
     /// Width of the states.
     hidden: usize,
 }
@@ -59,11 +68,16 @@ pub(super) fn write<B: Calibrate>(
     windows: &Windows<'_, B>,
     tokens: &[usize],
 ) -> io::Result<File> {
-    let smoothing_window = run.smoothing_window.as_ref();
+    // Behind the last block only held-out windows are of use.
+    let is_last = blocks == run.around.config.num_layers;
+    let tokens = if is_last { &[] } else { tokens };
+    let smoothing_window = run.smoothing_window.as_ref().filter(|_| !is_last);
+    let held_out = run.held_out.as_ref();
     let sizes = Sizes {
         windows: tokens.to_vec(),
-        float: run.float_stream.is_some(),
+        float: run.float_stream.is_some() && !is_last,
         smoothing_window: smoothing_window.map(|_| run.recipe.calibration.smooth_tokens),
+        held_out: held_out.map(HeldOut::lengths).unwrap_or_default(),
         hidden: run.around.config.hidden_size,
     };
     let sizes = serde_json::to_vec(&sizes)?;
@@ -71,7 +85,9 @@ pub(super) fn write<B: Calibrate>(
     out.write_with_length(&sizes)?;
     let float = run.float_stream.iter().flat_map(FloatStream::states);
     let smoothing_window = smoothing_window.map(|window| &window.flow.residual);
-    for tensor in windows.states().chain(float).chain(smoothing_window) {
+    let held_out = held_out.into_iter().flat_map(HeldOut::states);
+    let windows = windows.states().chain(float).filter(|_| !is_last);
+    for tensor in windows.chain(smoothing_window).chain(held_out) {
         // One at a time: a device hands out a copy.
         let states = run.around.backend.read(tensor).map_err(|e| io::Error::other(e.to_string()))?;
         out.write_all(bytemuck::cast_slice(&states))?;
@@ -82,7 +98,9 @@ pub(super) fn write<B: Calibrate>(
 impl<B: Calibrate> States<B> {
     /// None are needed behind the last of `blocks` blocks.
     pub fn none(blocks: usize) -> Self {
-        Self { blocks, windows: Vec::new(), float: Vec::new(), smoothing_window: None }
+        let none = Vec::new;
+        let (windows, float, held_out_float, held_out) = (none(), none(), none(), none());
+        Self { blocks, windows, float, smoothing_window: None, held_out_float, held_out }
     }
 
     /// The states behind `blocks` blocks; `None` if they are not there.
@@ -126,12 +144,14 @@ impl<B: Calibrate> States<B> {
             reader.read(bytemuck::cast_slice_mut(&mut states))?;
             Window::new(b, b.upload(tokens, sizes.hidden, states)?, tokens)
         };
-        let mut all = || sizes.windows.iter().map(|tokens| window(*tokens)).collect::<Result<Vec<_>>>();
-        let windows = all()?;
-        let float = if sizes.float { all()? } else { Vec::new() };
-        let smoothing_window = sizes.smoothing_window.map(window).transpose()?;
+        let mut all =
+            |sizes: &[usize]| sizes.iter().map(|tokens| window(*tokens)).collect::<Result<Vec<_>>>();
+        let windows = all(&sizes.windows)?;
+        let float = if sizes.float { all(&sizes.windows)? } else { Vec::new() };
+        let smoothing_window = all(sizes.smoothing_window.as_slice())?.pop();
+        let (held_out_float, held_out) = (all(&sizes.held_out)?, all(&sizes.held_out)?);
         reader.end()?;
-        Ok(Self { blocks, windows, float, smoothing_window })
+        Ok(Self { blocks, windows, float, smoothing_window, held_out_float, held_out })
     }
 }
 
@@ -139,8 +159,10 @@ impl Sizes {
     /// Bytes of all states; `None` if nothing counts so far.
     fn bytes(&self) -> Option<u64> {
         let streams = if self.float { 2 } else { 1 };
-        let windows = self.windows.iter().try_fold(0usize, |sum, tokens| sum.checked_add(*tokens))?;
-        let tokens = windows.checked_mul(streams)?.checked_add(self.smoothing_window.unwrap_or(0))?;
+        let sum = |sizes: &[usize]| sizes.iter().try_fold(0usize, |sum, tokens| sum.checked_add(*tokens));
+        let held_out =
+            sum(&self.held_out)?.checked_mul(2)?.checked_add(self.smoothing_window.unwrap_or(0))?;
+        let tokens = sum(&self.windows)?.checked_mul(streams)?.checked_add(held_out)?;
         u64::try_from(tokens.checked_mul(self.hidden)?).ok()?.checked_mul(4)
     }
 }

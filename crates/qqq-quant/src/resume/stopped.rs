@@ -13,7 +13,7 @@ use super::{
     fingerprint::Fingerprint,
     states::{Reader, States},
 };
-use crate::{QuantError, Result, output};
+use crate::{QuantError, Result, calibration::TokenWindows, output};
 
 /// Most bytes of a header: those of a model of thousands of blocks are fewer.
 const MAX_HEADER: u64 = 1 << 30;
@@ -73,7 +73,7 @@ impl Stopped {
     ///
     /// # Errors
     /// It was not.
-    pub fn check_windows(&self, mut now: Fingerprint, windows: &[Vec<u32>]) -> Result<()> {
+    pub fn check_windows(&self, mut now: Fingerprint, windows: &TokenWindows) -> Result<()> {
         fingerprint::add_tokens(&mut now, windows);
         self.check(&now)
     }
@@ -93,19 +93,20 @@ impl Stopped {
         self.header.blocks.0
     }
 
-    /// The calibration windows that the model has written.
-    pub fn samples(&self) -> Vec<Vec<u32>> {
-        self.header.samples.clone()
+    /// The windows that the model has written.
+    pub fn samples(&self) -> TokenWindows {
+        TokenWindows { calibration: self.header.samples.clone(), held_out: self.header.held_out.clone() }
     }
 
-    /// The last hidden states that were kept, if there are any; none are needed behind the last block.
+    /// The last hidden states that were kept, if there are any. Behind the last block none are needed but those that are
+    /// `held_out`.
     ///
     /// # Errors
     /// Their file is damaged; those of the backend.
-    pub fn states<B: Calibrate>(&self, b: &B) -> Result<Option<States<B>>> {
+    pub fn states<B: Calibrate>(&self, b: &B, held_out: bool) -> Result<Option<States<B>>> {
         let (done, all) = self.header.blocks;
         match self.header.states {
-            _ if done == all => Ok(Some(States::none(done))),
+            _ if done == all && !held_out => Ok(Some(States::none(done))),
             Some(blocks) => States::read(b, &self.directory, blocks),
             None => Ok(None),
         }

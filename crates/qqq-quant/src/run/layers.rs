@@ -2,19 +2,23 @@
 
 use std::time::Instant;
 
-use qqq_backend::{BackendError, Calibrate};
-use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales};
-use qqq_model::{ModelError, Site, block::Layer};
+use qqq_backend::{BackendError, Calibrate, solve::Scheme};
+use qqq_formats::{LinearWeight, QuantizedWeight};
+use qqq_model::{ModelError, Site, block::Layer, names};
 
 use super::Run;
-use crate::{QuantError, Result, output::OutputCheckpoint};
+use crate::{
+    QuantError, Result,
+    float_linear::{FloatLinear, module},
+    output::OutputCheckpoint,
+};
 
 impl<B: Calibrate> Run<'_, B> {
     pub(super) fn write(
         &mut self,
         index: usize,
         site: Site,
-        weight: &QuantizedWeight,
+        weight: &LinearWeight,
         bias: Option<&[f32]>,
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
@@ -28,11 +32,11 @@ impl<B: Calibrate> Run<'_, B> {
     pub(super) fn pack(
         &mut self,
         index: usize,
-        weight: QuantizedWeight,
+        weight: LinearWeight,
         bias: Option<Vec<f32>>,
     ) -> Result<Layer<B>> {
         let clock = Instant::now();
-        let packed = self.around.backend.linear_weight(LinearWeight::Quantized(weight), bias);
+        let packed = self.around.backend.linear_weight(weight, bias);
         self.ready(index, clock, packed)
     }
 
@@ -40,12 +44,28 @@ impl<B: Calibrate> Run<'_, B> {
     pub(super) fn pack_kept(
         &mut self,
         index: usize,
-        weight: &QuantizedWeight,
+        weight: &LinearWeight,
         bias: Option<&[f32]>,
     ) -> Result<Layer<B>> {
         let clock = Instant::now();
         let packed = self.around.backend.linear_of(weight, bias);
         self.ready(index, clock, packed)
+    }
+
+    /// A layer that stays in 16 bits, as it is written.
+    pub(super) fn keep_float(
+        &mut self,
+        index: usize,
+        site: Site,
+        layer: &FloatLinear<B>,
+    ) -> Result<LinearWeight> {
+        let clock = Instant::now();
+        let name = names::linear(index, module(site));
+        let mut bytes = Vec::new();
+        self.half.append(&name, &self.around.backend.read_weights(&layer.weights)?, &mut bytes)?;
+        let data = self.half.values(bytes);
+        self.timings.transform += clock.elapsed().as_secs_f64();
+        Ok(LinearWeight::Float { out_features: layer.n, in_features: layer.k, data })
     }
 
     fn ready(
@@ -71,13 +91,9 @@ pub(super) fn input_of(site: Site) -> &'static str {
 }
 
 /// A layer of zeros.
-pub(super) fn zeros(n: usize, k: usize, group_size: Option<usize>) -> QuantizedWeight {
-    let codes = vec![0; n * k];
-    let scales = match group_size {
-        None => Scales::PerChannel(vec![1.0; n]),
-        Some(group) => Scales::from_effective(&codes, n, k, group, &vec![1.0; n * (k / group)]),
-    };
-    QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
+pub(super) fn zeros(n: usize, k: usize, scheme: Scheme) -> QuantizedWeight {
+    let groups = scheme.group_size.map_or(1, |group| k / group);
+    scheme.weight((n, k), vec![0; n * k], vec![1.0; n * groups])
 }
 
 /// Stacks two layers.

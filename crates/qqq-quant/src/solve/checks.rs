@@ -4,7 +4,7 @@ use half::f16;
 use qqq_backend::first_not_finite;
 
 use super::{Correction, ScaleDType, SolveOptions, not_finite, numerics};
-use crate::{QuantError, Result, clip::Grid};
+use crate::{QuantError, Result};
 
 fn check_shape(layer: &str, what: &str, len: usize, rows: usize, cols: usize) -> Result<()> {
     match rows.checked_mul(cols) {
@@ -19,7 +19,7 @@ pub(super) fn check(layer: &str, weights: &[f32], n: usize, k: usize, options: &
     if let Some(i) = first_not_finite(weights) {
         return Err(not_finite(layer, format!("weight [{}, {}] is {}", i / k, i % k, weights[i])));
     }
-    let grid = if options.group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
+    let grid = options.scheme().grid();
     let largest = weights.iter().fold(0.0f32, |max, w| max.max(w.abs()));
     if options.scale_dtype == ScaleDType::F16 && largest / grid.reach > f16::MAX.to_f32() {
         return Err(too_large(layer, largest));
@@ -28,11 +28,9 @@ pub(super) fn check(layer: &str, weights: &[f32], n: usize, k: usize, options: &
 }
 
 pub(super) fn check_options(layer: &str, k: usize, options: &SolveOptions) -> Result<()> {
-    if let Some(group) = options.group_size
-        && (group == 0 || !k.is_multiple_of(group))
-    {
+    if let Err(reason) = options.scheme().check(k) {
         return Err(QuantError::Recipe(format!(
-            "{layer}: groups of {group} do not divide its {k} input channels; choose another group size, or per channel"
+            "{layer}: {reason}; choose another group size, or per channel"
         )));
     }
     if !(options.damping >= 0.0 && options.damping.is_finite()) {

@@ -7,7 +7,7 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use half::f16;
 use qqq_backend::simd::{SimdLevel, multiversion};
-use qqq_formats::{CodeBits, QuantizedWeight, Scales};
+use qqq_formats::{QuantizedWeight, Scales};
 
 use super::{SolveOptions, correction::Correction, factor::Factor};
 use crate::clip::{self, Grid, round};
@@ -51,19 +51,23 @@ pub(super) fn solve(task: &Task<'_>, rows: Range<usize>) -> Option<RowSolution> 
     let values = rows.start * k..rows.end * k;
     let weights = &task.weights[values.clone()];
     let group = task.options.group_size.unwrap_or(k);
-    let grid = if task.options.group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
+    let scheme = task.options.scheme();
+    let grid = scheme.grid();
 
     let importance = importance(task);
     let SolveOptions { clip, scale_dtype, .. } = *task.options;
     let mut scales = clip::scales(weights, k, group, grid, clip, &importance, scale_dtype);
-    if task.options.group_size.is_some() && task.options.group_scales == GroupScales::Integer {
+    if let (Clip::GroupOutput, Some(hessian)) = (clip, task.hessian) {
+        clip::group_output::shrink(weights, k, group, grid, hessian, scale_dtype, &mut scales);
+    }
+    if scheme.has_two_levels() && task.options.group_scales == GroupScales::Integer {
         clip::integer::snap(weights, k, group, clip, &importance, scale_dtype, &mut scales);
     }
     let codes = round_to_nearest(task, weights, &scales, grid);
     let mut best = Candidate::new(task, weights, codes, scales);
     let energies = quadratic_forms(weights, task.hessian, k);
     let mut error_nearest = best.errors.iter().sum();
-    let nearest = task.float.map(|_| best.weight(task));
+    let nearest = task.float.map(|_| best.clone());
     if let Some(factor) = task.factor {
         best.compensate(task, weights, factor, grid)?;
     }
@@ -77,8 +81,8 @@ pub(super) fn solve(task: &Task<'_>, rows: Range<usize>) -> Option<RowSolution> 
         let float = &float[values];
         let target = correction.target(float, k);
         energy = target.energy(hessian);
-        error_nearest = target.error(&difference(float, &nearest), hessian);
-        error = target.error(&difference(float, &weight), hessian);
+        error_nearest = target.error(&nearest.difference(task, float), hessian);
+        error = target.error(&best.difference(task, float), hessian);
     }
     Some(RowSolution { weight, energy, error_nearest, error })
 }
@@ -94,6 +98,7 @@ fn importance(task: &Task<'_>) -> Vec<f32> {
 }
 
 /// Codes of some rows with their scales and losses.
+#[derive(Clone)]
 struct Candidate {
     codes: Vec<i8>,
     /// Effective scales, `rows x groups`.
@@ -105,7 +110,7 @@ struct Candidate {
 impl Candidate {
     fn new(task: &Task<'_>, weights: &[f32], codes: Vec<i8>, scales: Vec<f32>) -> Self {
         let mut candidate = Candidate { codes, scales, errors: Vec::new() };
-        let difference = difference(weights, &candidate.weight(task));
+        let difference = candidate.difference(task, weights);
         candidate.errors = quadratic_forms(&difference, task.hessian, task.k);
         candidate
     }
@@ -113,34 +118,46 @@ impl Candidate {
     /// The weight as the kernel will see it.
     fn weight(&self, task: &Task<'_>) -> QuantizedWeight {
         let (rows, k) = (self.codes.len() / task.k, task.k);
-        let scales = match task.options.group_size {
-            None => Scales::PerChannel(self.scales.clone()),
-            Some(group) => Scales::from_effective(&self.codes, rows, k, group, &self.scales),
-        };
-        QuantizedWeight {
-            bits: CodeBits::Four,
-            out_features: rows,
-            in_features: k,
-            codes: self.codes.clone(),
-            scales,
+        let scheme = task.options.scheme();
+        scheme.weight((rows, k), self.codes.clone(), self.scales.clone())
+    }
+
+    /// Weights minus what the kernel multiplies for them.
+    fn difference(&self, task: &Task<'_>, weights: &[f32]) -> Vec<f32> {
+        if task.options.scheme().has_two_levels() {
+            return difference(weights, &self.weight(task));
         }
+        let group = task.options.group_size.unwrap_or(task.k);
+        let mut out = weights.to_vec();
+        let groups = out.chunks_exact_mut(group).zip(self.codes.chunks_exact(group)).zip(&self.scales);
+        for ((out, codes), &scale) in groups {
+            for (out, &code) in out.iter_mut().zip(codes) {
+                *out -= f32::from(code) * scale;
+            }
+        }
+        out
     }
 
     /// Replaces the codes of each row by compensated ones where these have the smaller loss; `None` on overflow.
     ///
-    /// Per group, the int8 weights depend on the channel's scale, and so on the largest of the codes that are sought.
-    /// The scale of the codes so far stands in; rows that end at another one are solved again with that.
+    /// With two levels of scales, the int8 weights depend on the channel's scale, and so on the largest of the codes that are
+    /// sought. The scale of the codes so far stands in; rows that end at another one are solved again with that.
     fn compensate(&mut self, task: &Task<'_>, weights: &[f32], factor: &Factor, grid: Grid) -> Option<()> {
         let (k, groups) = (task.k, task.k / task.options.group_size.unwrap_or(task.k));
         let mut rows: Vec<usize> = (0..self.errors.len()).collect();
-        let mut channels = self.weight(task).channel_scales().to_vec();
+        // Where there is one level of scales, these are not looked at, and never move.
+        let reached = |candidate: &Candidate| match task.options.scheme().has_two_levels() {
+            true => candidate.weight(task).channel_scales().to_vec(),
+            false => vec![1.0; candidate.errors.len()],
+        };
+        let mut channels = reached(self);
         for _ in 0..CHANNEL_SCALE_ROUNDS {
             let weights: Vec<f32> = gather(weights, &rows, k);
             let scales = gather(&self.scales, &rows, groups);
             let levels = Levels::new(task, &scales, &channels);
             let codes = compensate(factor, &weights, &levels, grid)?;
             let solved = Candidate::new(task, &weights, codes, scales);
-            let reached = solved.weight(task).channel_scales().to_vec();
+            let reached = reached(&solved);
             for (i, &row) in rows.iter().enumerate() {
                 if solved.errors[i] < self.errors[row] {
                     self.errors[row] = solved.errors[i];
@@ -187,29 +204,18 @@ fn gather<T: Copy>(matrix: &[T], rows: &[usize], cols: usize) -> Vec<T> {
     out
 }
 
-/// Weights minus what the kernel multiplies for them.
+/// Weights minus what the kernel multiplies for them, where scales have two levels.
 fn difference(weights: &[f32], quantized: &QuantizedWeight) -> Vec<f32> {
     let k = quantized.in_features;
     let mut out = weights.to_vec();
+    let Scales::PerGroup { group_size, group, .. } = &quantized.scales else { return out };
     let rows = out.chunks_exact_mut(k).zip(quantized.codes.chunks_exact(k)).zip(quantized.channel_scales());
-    match &quantized.scales {
-        Scales::PerChannel(_) => {
-            for ((out, codes), &scale) in rows {
-                for (out, &code) in out.iter_mut().zip(codes) {
-                    *out -= f32::from(code) * scale;
-                }
-            }
-        }
-        Scales::PerGroup { group_size, group, .. } => {
-            for (((out, codes), &scale), inner) in rows.zip(group.chunks_exact(k / group_size)) {
-                let groups =
-                    out.chunks_exact_mut(*group_size).zip(codes.chunks_exact(*group_size)).zip(inner);
-                for ((out, codes), inner) in groups {
-                    let inner = inner.to_f32();
-                    for (out, &code) in out.iter_mut().zip(codes) {
-                        *out -= round(f32::from(code) * inner) * scale;
-                    }
-                }
+    for (((out, codes), &scale), inner) in rows.zip(group.chunks_exact(k / group_size)) {
+        let groups = out.chunks_exact_mut(*group_size).zip(codes.chunks_exact(*group_size)).zip(inner);
+        for ((out, codes), inner) in groups {
+            let inner = inner.to_f32();
+            for (out, &code) in out.iter_mut().zip(codes) {
+                *out -= round(f32::from(code) * inner) * scale;
             }
         }
     }
@@ -282,9 +288,9 @@ struct Levels {
     group: usize,
     /// Inverse of the effective scale.
     inverse: Vec<f32>,
-    /// What the kernel multiplies codes by before it rounds them to int8 (1 per channel) ...
+    /// What the kernel multiplies codes by before it rounds them to int8 (1 where it does not) ...
     inner: Vec<f32>,
-    /// ... and the scale of the int8 weight.
+    /// ... and the scale of what comes of it.
     outer: Vec<f32>,
     two_level: bool,
 }
@@ -295,7 +301,7 @@ impl Levels {
         let groups = task.k / group;
         let rows = channels.len();
         let padded = rows.next_multiple_of(LANES);
-        let two_level = task.options.group_size.is_some();
+        let two_level = task.options.scheme().has_two_levels();
         let ones = vec![1.0; groups * padded];
         let mut levels = Levels {
             rows,
@@ -435,8 +441,8 @@ fn lanes(values: &[f32], at: usize) -> &[f32; LANES] {
     values[at..].first_chunk().expect("all buffers are padded to whole lanes")
 }
 
-/// Codes whose values are the nearest to the targets, and these values. Per group, the kernel's int8 weights are not
-/// evenly spaced: the neighbours of the rounded code are tried as well.
+/// Codes whose values are the nearest to the targets, and these values. With two levels of scales, the kernel's int8 weights
+/// are not evenly spaced: the neighbours of the rounded code are tried as well.
 #[inline(always)]
 fn nearest_levels<const TWO_LEVEL: bool>(
     target: &[f32; LANES],

@@ -1,5 +1,4 @@
 use super::*;
-use crate::clip::Grid;
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -40,10 +39,18 @@ fn quadratic(d: &[f64], h: &[f32], k: usize) -> f64 {
         .sum()
 }
 
-fn relative_loss(weights: &[f32], q: &QuantizedWeight, h: &[f32]) -> f64 {
+/// What a kernel multiplies.
+fn values(q: &QuantizedWeight, activations: Activations) -> Vec<f32> {
+    match activations {
+        Activations::Int8 => q.dequantize(),
+        Activations::Half => (0..q.out_features).flat_map(|row| q.row_values(row)).collect(),
+    }
+}
+
+fn relative_loss(weights: &[f32], q: &QuantizedWeight, h: &[f32], activations: Activations) -> f64 {
     let k = q.in_features;
     let w: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
-    let d: Vec<f64> = w.iter().zip(q.dequantize()).map(|(w, q)| w - f64::from(q)).collect();
+    let d: Vec<f64> = w.iter().zip(values(q, activations)).map(|(w, q)| w - f64::from(q)).collect();
     quadratic(&d, h, k) / quadratic(&w, h, k)
 }
 
@@ -86,8 +93,8 @@ fn assert_textbook(weights: &[f32], h: &[f32], solved: &Solved, options: &SolveO
         })
         .collect();
     let inv = inverse(damped, k);
-    let grid = if options.group_size.is_some() { Grid::GROUP } else { Grid::CHANNEL };
-    let values = q.dequantize();
+    let grid = options.scheme().grid();
+    let values = values(q, options.activations);
     let group = options.group_size.unwrap_or(k);
     let scale = |row: usize, channel: usize| match &q.scales {
         Scales::PerChannel(s) => f64::from(s[row]),
@@ -105,8 +112,8 @@ fn assert_textbook(weights: &[f32], h: &[f32], solved: &Solved, options: &SolveO
             let (code, s) = (f64::from(q.codes[row * k + channel]), scale(row, channel));
             let wanted = (w[p] / s).clamp(f64::from(grid.low), f64::from(grid.high));
             // The kernel's int8 weights lie up to half a unit beside the codes' values.
-            let slack =
-                slack + if options.group_size.is_some() { 0.5 * channel_scales[row] / s } else { 0.0 };
+            let beside = if options.scheme().has_two_levels() { 0.5 * channel_scales[row] / s } else { 0.0 };
+            let slack = slack + beside;
             assert!(
                 (wanted - code).abs() <= 0.5 + slack,
                 "row {row}, column {p}: code {code}, but the textbook wants {wanted}"
@@ -138,6 +145,52 @@ fn follows_the_textbook_per_channel() {
         assert!(exact > 0.999, "{exact}");
         assert_eq!(solved.damping, 0.01);
         assert!(solved.weight.codes.iter().all(|c| (-7..=7).contains(c)));
+    }
+}
+
+#[test]
+fn follows_the_textbook_with_eight_bits() {
+    for (k, act_order) in [(48, true), (160, false)] {
+        let n = 5;
+        let (w, h) = (normal(n * k, 1), correlated(k, 4 * k, 2));
+        let options = SolveOptions { bits: CodeBits::Eight, act_order, ..SolveOptions::default() };
+        let solved = solve("layer", &w, n, k, Some(&h), &options).expect("well-conditioned");
+        // Steps are a sixteenth as large, and so are weights' last digits many of them.
+        let exact = assert_textbook(&w, &h, &solved, &options, 2e-2);
+        assert!(exact > 0.99, "{exact}");
+        assert_eq!(solved.weight.bits, CodeBits::Eight);
+        assert!(solved.weight.codes.iter().all(|c| *c >= -127));
+        assert!(solved.weight.codes.iter().any(|c| c.unsigned_abs() > 100));
+        let four = SolveOptions { bits: CodeBits::Four, ..options.clone() };
+        let four = solve("layer", &w, n, k, Some(&h), &four).expect("well-conditioned");
+        assert!(solved.loss < four.loss / 100.0 && solved.loss < solved.loss_nearest);
+        let grouped = SolveOptions { group_size: Some(16), ..options };
+        let error = solve("layer", &w, n, k, Some(&h), &grouped).unwrap_err().to_string();
+        assert!(error.contains("no groups of 16"), "{error}");
+    }
+}
+
+#[test]
+fn follows_the_textbook_where_weights_alone_are_quantized() {
+    let (n, k) = (5, 128);
+    let (w, h) = (normal(n * k, 3), correlated(k, 4 * k, 4));
+    for (scale_dtype, group_scales) in
+        [(ScaleDType::BF16, GroupScales::Half), (ScaleDType::F16, GroupScales::Integer)]
+    {
+        let options = SolveOptions {
+            activations: Activations::Half,
+            group_size: Some(32),
+            scale_dtype,
+            group_scales,
+            ..SolveOptions::default()
+        };
+        let solved = solve("layer", &w, n, k, Some(&h), &options).expect("well-conditioned");
+        let exact = assert_textbook(&w, &h, &solved, &options, 1e-3);
+        assert!(exact > 0.999, "{exact}");
+        // One level: the scales of a row have no common divisor.
+        let plain = SolveOptions { group_scales: GroupScales::Half, ..options.clone() };
+        let plain = solve("layer", &w, n, k, Some(&h), &plain).expect("well-conditioned");
+        assert_eq!(plain.weight, solved.weight);
     }
 }
 
@@ -186,14 +239,22 @@ fn integer_group_scales_are_integers_and_lose_little() {
 fn losses_are_those_of_the_dequantized_weight() {
     let (n, k) = (130, 96);
     let (w, h) = (normal(n * k, 5), correlated(k, 300, 6));
-    for group_size in [None, Some(32)] {
+    let (int8, half) = (Activations::Int8, Activations::Half);
+    for (bits, group_size, activations) in [
+        (CodeBits::Four, None, int8),
+        (CodeBits::Four, Some(32), int8),
+        (CodeBits::Four, Some(32), half),
+        (CodeBits::Eight, None, int8),
+    ] {
         for clip in [Clip::None, Clip::Weight, Clip::Output] {
-            let options = SolveOptions { group_size, clip, ..SolveOptions::default() };
+            let scale_dtype = if activations == half { ScaleDType::BF16 } else { ScaleDType::F32 };
+            let options =
+                SolveOptions { bits, group_size, activations, clip, scale_dtype, ..SolveOptions::default() };
             let solved = solve("layer", &w, n, k, Some(&h), &options).expect("well-conditioned");
-            let loss = relative_loss(&w, &solved.weight, &h);
+            let loss = relative_loss(&w, &solved.weight, &h, activations);
             assert!(
                 (solved.loss - loss).abs() < 1e-4 * loss,
-                "{group_size:?} {clip:?}: {} against {loss}",
+                "{bits} {group_size:?} {activations:?} {clip:?}: {} against {loss}",
                 solved.loss
             );
             assert!(
@@ -205,7 +266,7 @@ fn losses_are_those_of_the_dequantized_weight() {
 
             let nearest = solve("layer", &w, n, k, Some(&h), &SolveOptions { compensate: false, ..options })
                 .expect("nothing can fail");
-            let loss = relative_loss(&w, &nearest.weight, &h);
+            let loss = relative_loss(&w, &nearest.weight, &h, activations);
             assert!((nearest.loss - loss).abs() < 1e-4 * loss);
             // Clipping by output fits the channel scales once more.
             assert!(nearest.loss <= nearest.loss_nearest);

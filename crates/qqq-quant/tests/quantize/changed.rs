@@ -10,7 +10,8 @@ use qqq_backend::CpuBackend;
 use qqq_formats::{Checkpoint, FormatError, writer::Reservation};
 use qqq_model::{Decoder, ModelError, Tokenizer};
 use qqq_quant::{
-    Output, OutputFormat, Progress, QuantError, REPORT_FILE, Recipe, Transform, calibration::Source, quantize,
+    Gate, Output, OutputFormat, Progress, QuantError, REPORT_FILE, Recipe, Transform, calibration::Source,
+    quantize,
 };
 use tempfile::TempDir;
 
@@ -107,7 +108,13 @@ impl Case {
         let tokenizer = Tokenizer::load(&checkpoint)?;
         let reservation = Reservation::take(&out)?;
         let format = OutputFormat::Auto;
-        let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None };
+        let output = Output {
+            reservation: &reservation,
+            format,
+            model_name: "tiny",
+            resume: None,
+            gate: Gate::DEFAULT,
+        };
         let path = self.model.join(file);
         let action = || action(&path);
         let mut steps = At { label, action: Some(&action), notes: Vec::new() };

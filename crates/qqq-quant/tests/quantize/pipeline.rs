@@ -245,10 +245,10 @@ fn plain_rounding_needs_no_data() {
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
     assert!(card.contains("layer's weights (no calibration), relative to the weights themselves"), "{card}");
     // What needs text is named, and nothing else.
-    let smooth = Recipe { transform: Transform::Smooth, compensate: true, ..nearest };
+    let smooth = Recipe { transform: Transform::Smooth, compensate: true, ..nearest.clone() };
     for (recipe, named) in [
-        (Recipe { compensate: true, ..nearest }, "compensate: true"),
-        (Recipe { clip: Clip::Output, ..nearest }, "clip: output"),
+        (Recipe { compensate: true, ..nearest.clone() }, "compensate: true"),
+        (Recipe { clip: Clip::Output, ..nearest.clone() }, "clip: output"),
         (smooth, "transform: smooth and compensate: true"),
     ] {
         let out = dir.path().join("out2");

@@ -10,8 +10,8 @@ use qqq_formats::{
 };
 use qqq_model::{Decoder, Site, Tokenizer};
 use qqq_quant::{
-    Calibration, Output, OutputFormat, Propagation, QuantError, Recipe, Report, Resume, Transform,
-    calibration::Source, quantize,
+    Calibration, Gate, Output, OutputFormat, Propagation, QuantError, Recipe, RecipeName, Report, Resume,
+    Transform, calibration::Source, quantize,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -75,6 +75,12 @@ fn methods_go_through_the_pipeline_and_run() {
             assert_eq!(checkpoint.config.raw["model_type"], json!(METHOD));
             let modules: usize = Site::ALL.iter().map(|site| site.modules(&checkpoint.config).len()).sum();
             assert_eq!(report.layers.len(), modules * tiny.layers);
+            assert!(report.float_layers.is_empty(), "{what}");
+            assert_eq!(report.kinds(), [format!("{} simulated", method.name())]);
+            let card = fs::read_to_string(out.join("README.md")).unwrap();
+            assert!(card.contains(&format!("{} simulated\n", method.name())), "{card}");
+            assert!(card.contains(&format!("| Simulated | {method} |")), "{card}");
+            assert!(!card.contains("W4A8") && !card.contains("| Activations |"), "{card}");
             let sums = report.layers.iter().fold((0.0, 0.0), |(a, b), l| (a + l.loss, b + l.loss_nearest));
             assert!(sums.0 <= 1.05 * sums.1, "{what}: compensation does not pay: {sums:?}");
             let down = checkpoint.linear("model.layers.1.mlp.down_proj", HIDDEN, INNER).unwrap();
@@ -157,6 +163,17 @@ fn what_a_paper_does_not_have_is_refused() {
         (quik(), OutputFormat::Qqq, "a form of its own"),
         (Recipe { transform: Transform::Rotate, ..quik() }, OutputFormat::Auto, "parameters of its own"),
         (Recipe { error_correction: 0.5, ..quik() }, OutputFormat::Auto, "parameters of its own"),
+        (
+            Recipe { rules: vec!["down_proj=int8".parse().unwrap()], ..quik() },
+            OutputFormat::Auto,
+            "parameters of its own",
+        ),
+        (Recipe { name: RecipeName::Quip, ..quik() }, OutputFormat::Auto, "parameters of its own"),
+        (
+            simulating(SimulatedMethod::Quip(Quip { bits: 1, ..Quip::default() })),
+            OutputFormat::Auto,
+            "bits is 1",
+        ),
         (Recipe { propagation: Propagation::Float, ..quik() }, OutputFormat::Auto, "largest inputs"),
         (Recipe { calibration, ..quik() }, OutputFormat::Auto, "looks at calibration text"),
     ] {
@@ -181,9 +198,9 @@ fn a_stopped_run_goes_on_to_the_same_bytes() {
             let checkpoint = Checkpoint::open(&model).unwrap();
             let tokenizer = Tokenizer::load(&checkpoint).unwrap();
             let reservation = Reservation::take(&out).unwrap();
-            let resume = Some(Resume { device: "cpu", goes_on: true });
+            let (format, resume) = (OutputFormat::Auto, Some(Resume { device: "cpu", goes_on: true }));
             let output =
-                Output { reservation: &reservation, format: OutputFormat::Auto, model_name: "tiny", resume };
+                Output { reservation: &reservation, format, model_name: "tiny", resume, gate: Gate::DEFAULT };
             let mut steps = Steps { stop_at, ..Steps::default() };
             let made =
                 quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, &source, &output, &mut steps);

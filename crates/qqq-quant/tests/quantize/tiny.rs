@@ -9,7 +9,7 @@ use qqq_formats::{
 };
 use qqq_model::{Decoder, Runner, Tokenizer};
 use qqq_quant::{
-    Calibration, Clip, GroupScales, Output, OutputFormat, Progress, Propagation, Recipe, Report,
+    Calibration, Clip, Gate, GroupScales, Output, OutputFormat, Progress, Propagation, Recipe, Report,
     RotationKind, Transform, ValueHessian, calibration::Source, quantize,
 };
 use rand::{RngExt, SeedableRng};
@@ -257,7 +257,7 @@ pub fn recipe() -> Recipe {
         error_correction: 0.0,
         calibration: Calibration { windows: 10, window: 64, smooth_tokens: 48 },
         seed: 0,
-        simulated: None,
+        ..Recipe::DEFAULT
     }
 }
 
@@ -307,7 +307,8 @@ pub fn run(
     let checkpoint = Checkpoint::open(dir)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
     let reservation = Reservation::take(out)?;
-    let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None };
+    let output =
+        Output { reservation: &reservation, format, model_name: "tiny", resume: None, gate: Gate::DEFAULT };
     quantize(&CpuBackend::default(), &checkpoint, &tokenizer, recipe, source, &output, steps)
 }
 

@@ -48,6 +48,10 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
         "QuantizeMethodBase": (),
         "QuantizeMethodBase.process_weights_after_loading": ("layer",),
     },
+    "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors": {
+        "CompressedTensorsConfig.from_config": ("config",),
+        "CompressedTensorsConfig.get_quant_method": ("layer", "prefix"),
+    },
     "vllm.model_executor.layers.vocab_parallel_embedding": {"ParallelLMHead": ()},
     "vllm.platforms": {
         "current_platform.device_type": (),

@@ -9,6 +9,7 @@ from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
@@ -23,14 +24,16 @@ _ADDED = ("total_num_heads", "total_num_kv_heads")
 
 
 class QQQConfig(QuantizationConfig):
-    """``quantization_config`` of a W4A8 checkpoint: QQQ tiles or compressed-tensors."""
+    """``quantization_config`` of a checkpoint: QQQ tiles (W4A8), or compressed-tensors with W4A8 and W8A8 layers, which run here,
+    and W4A16 and W8A16 ones, which vLLM runs itself."""
 
-    def __init__(self, native: _native.Config) -> None:
+    def __init__(self, native: _native.Config, given: dict[str, Any]) -> None:
         super().__init__()
         self.native = native
+        self.given = given
 
     def __repr__(self) -> str:
-        return f"QQQConfig(format={self.native.format!r}, group_size={self.native.group_size})"
+        return f"QQQConfig(format={self.native.format!r}, schemes={self.native.schemes})"
 
     @classmethod
     def get_name(cls) -> str:
@@ -55,7 +58,7 @@ class QQQConfig(QuantizationConfig):
         if note := versions.note(vllm.__version__):
             logger.warning_once(note)
         given = {key: value for key, value in config.items() if key not in _ADDED}
-        return cls(_native.Config(json.dumps({"quant_method": "qqq"} | given)))
+        return cls(_native.Config(json.dumps({"quant_method": "qqq"} | given)), given)
 
     @classmethod
     def override_quantization_method(cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, **_: Any) -> str | None:
@@ -67,6 +70,8 @@ class QQQConfig(QuantizationConfig):
         if isinstance(layer, LinearBase):
             if self._is_float(prefix):
                 return UnquantizedLinearMethod()
+            if self._activations(prefix) == 16:
+                return self._weight_only().get_quant_method(layer, prefix)
             return QQQLinearMethod(self.native, prefix, self._shard_names(prefix))
         if _is_mixture(layer) and not self._is_float(prefix):
             raise ValueError(f"{prefix}: qqq-vllm has no kernels for mixtures of experts; keep them in float")
@@ -82,6 +87,25 @@ class QQQConfig(QuantizationConfig):
         parent, _, name = prefix.rpartition(".")
         shards = self.packed_modules_mapping.get(name, [name])
         return [f"{parent}.{shard}" if parent else shard for shard in shards]
+
+    def _activations(self, prefix: str) -> int:
+        """Bits of a quantized layer's activations. What vLLM runs as one layer must be quantized alike."""
+        names = self._shard_names(prefix)
+        # A checkpoint may have merged them as vLLM does.
+        schemes = {name: self.native.scheme(name) or self.native.scheme(prefix) for name in names}
+        if len(set(schemes.values())) > 1:
+            shown = ", ".join(f"{name}: W{s[0]}A{s[1]}" + (f" g{s[2]}" if s[2] else "") for name, s in schemes.items())
+            raise ValueError(
+                f"{prefix}: vLLM runs {', '.join(names)} as one layer, but they are not quantized alike ({shown}); quantize "
+                "all of them in one way"
+            )
+        return schemes[names[0]][1]
+
+    def _weight_only(self) -> CompressedTensorsConfig:
+        """vLLM's own way for layers with 16-bit activations."""
+        config = CompressedTensorsConfig.from_config(dict(self.given))
+        config.packed_modules_mapping = self.packed_modules_mapping
+        return config
 
     def _is_float(self, prefix: str) -> bool:
         names = self._shard_names(prefix)

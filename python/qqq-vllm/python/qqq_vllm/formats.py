@@ -64,8 +64,11 @@ class QQQFormat:
     """The reference's tiles."""
 
     others: tuple[str, ...]
+    bits = 4
 
-    def __init__(self, group_size: int | None) -> None:
+    def __init__(self, group_size: int | None, bits: int = 4) -> None:
+        if bits != self.bits:
+            raise ValueError(f"QQQ tiles hold 4 bits, not {bits}")
         self.group_size = group_size
         self.types = {"B": torch.int32, "s_channel": torch.float32, "s_group": torch.float16}
         # Per channel there may be an empty s_group.
@@ -115,8 +118,9 @@ class CompressedTensorsFormat:
 
     others = ("weight_shape", "weight_g_idx", "weight_zero_point")
 
-    def __init__(self, group_size: int | None) -> None:
+    def __init__(self, group_size: int | None, bits: int = 4) -> None:
         self.group_size = group_size
+        self.bits = bits
         self.types = {
             "weight_packed": torch.int32,
             "weight": torch.int8,
@@ -138,10 +142,10 @@ class CompressedTensorsFormat:
         scale = _tensor(name, tensors, "weight_scale", None, [n, groups]).to(torch.float32).contiguous()
         if "weight" in tensors:
             codes = _tensor(name, tensors, "weight", "int8", [n, k])
-            native = _native.Stored.codes(name, (n, k), self.group_size, span(codes), span(scale))
+            native = _native.Stored.codes(name, (n, k), self.bits, self.group_size, span(codes), span(scale))
             return StoredLayer(name, self, {"weight": codes, "weight_scale": scale}, native)
-        packed = _tensor(name, tensors, "weight_packed", "int32", [n, -(-k // 8)])
-        native = _native.Stored.compressed_tensors(name, (n, k), self.group_size, span(packed), span(scale))
+        packed = _tensor(name, tensors, "weight_packed", "int32", [n, -(-k * self.bits // 32)])
+        native = _native.Stored.compressed_tensors(name, (n, k), self.bits, self.group_size, span(packed), span(scale))
         return StoredLayer(name, self, {"weight_packed": packed, "weight_scale": scale}, native)
 
     def check(self, name: str, key: str, tensor: torch.Tensor, k: int) -> None:
@@ -159,6 +163,10 @@ class CompressedTensorsFormat:
             out.copy_(upload(tensors["weight"][rows[0] : rows[1], start:end]))
             return
         # Inputs are multiples of 16: a word is never cut.
+        if self.bits == 8:
+            words = upload(tensors["weight_packed"][rows[0] : rows[1], start // 4 : end // 4])
+            torch.bitwise_xor(words.view(torch.uint8), 128, out=out.view(torch.uint8))
+            return
         two = upload(tensors["weight_packed"][rows[0] : rows[1], start // 8 : end // 8]).view(torch.uint8)
         nibbles = out.view(torch.uint8).view(*two.shape, 2)
         torch.bitwise_and(two, 15, out=nibbles[..., 0])
@@ -169,9 +177,17 @@ class CompressedTensorsFormat:
 FORMATS = {"qqq": QQQFormat, "compressed-tensors": CompressedTensorsFormat}
 
 
-def random_part(name: str, shape: tuple[int, int], group_size: int | None, seed: int) -> Part:
+def random_part(name: str, shape: tuple[int, int], group_size: int | None, seed: int, bits: int = 4) -> Part:
     """Random weights, for measurements without a checkpoint: about normally distributed, outputs as large as inputs."""
     n, k = shape
+    if bits == 8:
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        codes = (
+            torch.randn((n, k), generator=generator, device="cpu").mul_(32).round_().clamp_(-127, 127).to(torch.int8)
+        )
+        scale = torch.full((n, 1), 1 / (32 * k**0.5), dtype=torch.float32, device="cpu")
+        layer = CompressedTensorsFormat(None, 8).read(name, {"weight": codes, "weight_scale": scale}, k)
+        return Part(layer, (0, n), (0, k))
     words = torch.empty((n, k // 8), dtype=torch.int32, device="cpu")
     _native.random_words(seed, span(words))
     scale = torch.full((n, 1), 1 / (2.3 * k**0.5), dtype=torch.float32, device="cpu")

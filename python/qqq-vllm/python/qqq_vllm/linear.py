@@ -1,4 +1,4 @@
-"""Linear layers with 4-bit weights and int8 activations."""
+"""Linear layers with weights of 4 or 8 bits and int8 activations."""
 
 import torch
 from torch.nn import Parameter
@@ -25,6 +25,11 @@ class QQQLinearMethod(LinearMethodBase):
         self.config = config
         self.prefix = prefix
         self.names = names
+        # A checkpoint may have merged them as vLLM does.
+        scheme = config.scheme(names[0]) or config.scheme(prefix)
+        if scheme is None or scheme[1] != 8:
+            raise ValueError(f"{prefix}: it has no int8 activations")
+        self.bits, _, self.group_size = scheme
 
     def create_weights(
         self,
@@ -52,7 +57,7 @@ class QQQLinearMethod(LinearMethodBase):
         if device.type == "cuda":
             fusion.install(get_current_vllm_config(), params_dtype)
 
-        layout = FORMATS[self.config.format](self.config.group_size)
+        layout = FORMATS[self.config.format](self.group_size, self.bits)
         loader = LayerLoader(
             names=names,
             format=layout,
@@ -72,7 +77,7 @@ class QQQLinearMethod(LinearMethodBase):
             layer.register_parameter(key, placeholder)
 
     def _check_shape(self, names: list[str], inputs: int, outputs: list[int], whole_inputs: int, ranks: int) -> None:
-        group, split = self.config.group_size, f" with tensor parallel size {ranks}" if ranks > 1 else ""
+        group, split = self.group_size, f" with tensor parallel size {ranks}" if ranks > 1 else ""
         if inputs % _MULTIPLE:
             raise ValueError(
                 f"{self.prefix}: {inputs} input channels{split}; the int8 kernels take multiples of {_MULTIPLE}"
@@ -110,8 +115,10 @@ class QQQLinearMethod(LinearMethodBase):
     def _say(self, n: int, k: int, kernel: str) -> None:
         """One line for each kind of layer."""
         name = self.prefix.rpartition(".")[2]
-        groups = f"in groups of {self.config.group_size}" if self.config.group_size else "per channel"
-        logger.info_once("%s: int4 weights %s (%d x %d), int8 activations, kernel %s", name, groups, n, k, kernel)
+        groups = f"in groups of {self.group_size}" if self.group_size else "per channel"
+        logger.info_once(
+            "%s: int%d weights %s (%d x %d), int8 activations, kernel %s", name, self.bits, groups, n, k, kernel
+        )
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         loader: LayerLoader | None = getattr(layer, "qqq_loader", None)

@@ -62,6 +62,10 @@ def _compressed_rows(part: Part, rows: torch.Tensor, device: torch.device) -> tu
     tensors = part.layer.tensors
     if "weight" in tensors:
         codes = tensors["weight"][rows].to(device).int()
+    elif part.layer.format.bits == 8:
+        words = tensors["weight_packed"][rows].to(device).unsqueeze(-1)
+        shifts = torch.tensor([0, 8, 16, 24], dtype=torch.int32, device=device)
+        codes = (words >> shifts & 255).flatten(1) - 128
     else:
         codes = _nibbles(tensors["weight_packed"][rows].to(device), [0, 4, 8, 12, 16, 20, 24, 28]).flatten(1) - 8
     scale = tensors["weight_scale"][rows].to(device)

@@ -67,8 +67,9 @@ class LayerLoader:
     def fill(self, seed: int) -> None:
         """Random weights in place of a checkpoint's."""
         shapes = [(size, self.input_size) for size in self.output_sizes]
-        group_size = self.format.group_size
-        self._finish([random_part(n, s, group_size, seed + i) for i, (n, s) in enumerate(zip(self.names, shapes))])
+        group_size, bits = self.format.group_size, self.format.bits
+        named = enumerate(zip(self.names, shapes))
+        self._finish([random_part(n, s, group_size, seed + i, bits) for i, (n, s) in named])
 
     def _name(self, shard: int | None) -> str:
         return " + ".join(self.names) if shard is None else self.names[shard]

@@ -110,8 +110,35 @@ impl CpuGram {
 
     /// [`of_int8`](Self::of_int8) by float32 products.
     fn of_int8_in_float(width: usize, parts: &[&Int8Activations]) -> Self {
+        let tokens = parts.iter().map(|part| part.rows).sum();
+        Self::by_panels(width, tokens, parts, |sum, first, part| add_panel(sum, first, width, part))
+    }
+
+    /// The Hessian of float activations.
+    ///
+    /// # Panics
+    /// If a part is not `width` wide.
+    pub fn of_float(width: usize, parts: &[&Matrix]) -> Self {
+        assert!(parts.iter().all(|p| p.cols == width), "columns of the parts against the width of the sum");
+        let tokens = parts.iter().map(|part| part.rows).sum();
+        Self::by_panels(width, tokens, parts, |sum, first, part| {
+            let end = first + sum.len() / width;
+            for rows in part.data.chunks(INT8_CHUNK * width) {
+                let rows = MatRef::from_row_major_slice(rows, rows.len() / width, width);
+                add_panel_rows(sum, first, width, rows.subcols(0, end));
+            }
+        })
+    }
+
+    /// A sum over parts of `tokens` tokens, which `add` adds to the rows from one on, up to the diagonal.
+    fn by_panels<P: Sync>(
+        width: usize,
+        tokens: usize,
+        parts: &[&P],
+        add: impl Fn(&mut [f32], usize, &P) + Sync,
+    ) -> Self {
         let mut all = Self::new(width);
-        all.tokens = parts.iter().map(|part| part.rows).sum();
+        all.tokens = tokens;
         if width == 0 {
             return all;
         }
@@ -122,11 +149,7 @@ impl CpuGram {
         parallel_each_mut(&mut panels, |i, panel| {
             let first = (last - i) * PANEL_ROWS;
             let lane = |lane: usize, sum: &mut [f32]| {
-                parts
-                    .iter()
-                    .skip(lane)
-                    .step_by(FLOAT_LANES)
-                    .for_each(|part| add_panel(sum, first, width, part));
+                parts.iter().skip(lane).step_by(FLOAT_LANES).for_each(|part| add(sum, first, part));
             };
             lane(0, panel);
             let mut other = Vec::new();

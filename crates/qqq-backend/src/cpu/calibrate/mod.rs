@@ -8,12 +8,12 @@ mod smooth;
 
 use std::borrow::Cow;
 
-use qqq_formats::{LinearWeight, WeightData};
+use qqq_formats::{DType, LinearWeight, WeightData};
 
 use super::{CpuBackend, CpuInput, CpuLinear, MLP_ROWS, integer::Int8Activations, matrix::Matrix};
 use crate::{
     AttentionKind, Backend, BackendError, Calibrate, DeviationValues, InputKind, Pieces, Result,
-    first_not_finite, pool::parallel_each_mut, rotate::Turn,
+    first_not_finite, pool::parallel_each_mut, rotate::Turn, solve::Scheme,
 };
 pub use deviation::CpuDeviation;
 pub use gram::CpuGram;
@@ -96,18 +96,18 @@ impl Calibrate for CpuBackend {
 
     fn gram_of(&self, width: usize, inputs: &[&CpuInput]) -> Result<CpuGram> {
         let mut int8: Vec<&Int8Activations> = Vec::with_capacity(inputs.len());
-        let mut sum = None;
+        let mut float: Vec<&Matrix> = Vec::new();
         for x in inputs {
             check_width(width, x)?;
             match x {
                 CpuInput::Int8(x) => int8.push(x),
-                CpuInput::Float(x) => sum.get_or_insert_with(|| CpuGram::new(width)).add(x),
+                CpuInput::Float(x) => float.push(x),
             }
         }
-        match sum {
-            None => Ok(CpuGram::of_int8(width, &int8)),
-            Some(sum) if int8.is_empty() => Ok(sum),
-            Some(_) => Err(BackendError::Shape("a sum over float and int8 inputs".into())),
+        match (int8.as_slice(), float.as_slice()) {
+            (int8, []) => Ok(CpuGram::of_int8(width, int8)),
+            ([], float) => Ok(CpuGram::of_float(width, float)),
+            _ => Err(BackendError::Shape("a sum over float and int8 inputs".into())),
         }
     }
 
@@ -215,20 +215,20 @@ impl Calibrate for CpuBackend {
         &self,
         weights: &CpuWeights,
         s: &[f32],
-        group_size: Option<usize>,
+        scheme: Scheme,
         bias: Option<&[f32]>,
         linear: &mut Option<CpuLinear>,
     ) -> Result<()> {
         let k = weights.k;
-        if s.len() != k || group_size.is_some_and(|g| g == 0 || !k.is_multiple_of(g)) {
-            return Err(BackendError::Shape(format!(
-                "{} factors and groups of {group_size:?} for {k} channels",
-                s.len()
-            )));
+        if s.len() != k {
+            return Err(BackendError::Shape(format!("{} factors for {k} channels", s.len())));
         }
+        scheme.check(k).map_err(BackendError::Shape)?;
         *linear = None;
-        let weight = nearest::round_scaled(&weights.values, s, group_size);
-        *linear = Some(self.linear_weight(LinearWeight::Quantized(weight), bias.map(<[f32]>::to_vec))?);
+        let weight = nearest::round_scaled(&weights.values, s, scheme);
+        // Scales are float32 here, and so is what they make of codes.
+        let weight = scheme.layer(weight, DType::F32);
+        *linear = Some(self.linear_weight(weight, bias.map(<[f32]>::to_vec))?);
         Ok(())
     }
 
@@ -241,10 +241,10 @@ impl Calibrate for CpuBackend {
         Ok(smooth::channel_range(float_rows(x)?))
     }
 
-    fn smooth_input(&self, x: &CpuInput, s: &[f32], out: &mut CpuInput) -> Result<()> {
+    fn smooth_input(&self, x: &CpuInput, s: &[f32], kind: InputKind, out: &mut CpuInput) -> Result<()> {
         check_width(s.len(), x)?;
         let mut scaled = smooth::divided(float_rows(x)?, s);
-        self.to_input(&mut scaled, InputKind::Int8, out)
+        self.to_input(&mut scaled, kind, out)
     }
 
     fn squared_distance(&self, a: &CpuInput, b: Option<&CpuInput>) -> Result<f64> {

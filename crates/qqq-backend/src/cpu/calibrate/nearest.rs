@@ -1,42 +1,38 @@
 //! Rounding to nearest on the checkpoint's grid, fast: the inner loop of the smoothing search.
 
-use qqq_formats::{CodeBits, QuantizedWeight, Scales};
+use qqq_formats::QuantizedWeight;
 
 use crate::{
     pool::parallel_each_mut,
     simd::{SimdLevel, multiversion},
-    solve::{Grid, round},
+    solve::{Grid, Scheme, round},
 };
 
 /// Rows that one task rounds.
 const ROWS: usize = 16;
 
-/// Codes and scales of `W diag(s)` rounded to nearest with scales from the largest weight: per channel `max|w| / 7`
-/// and codes in -7..=7, per group `2 max|w| / 15` and codes in -8..=7.
+/// Codes and scales of `W diag(s)` rounded to nearest with scales from the largest weight, on the scheme's
+/// [grid](Scheme::grid).
 ///
 /// # Panics
 /// If there are not whole rows of `s.len()` weights.
-pub(super) fn round_scaled(weight: &[f32], s: &[f32], group_size: Option<usize>) -> QuantizedWeight {
+pub(super) fn round_scaled(weight: &[f32], s: &[f32], scheme: Scheme) -> QuantizedWeight {
     let k = s.len();
     let n = weight.len() / k;
     assert_eq!(n * k, weight.len(), "values of whole rows of {k}");
-    let groups = group_size.map_or(1, |g| k / g);
+    let groups = scheme.group_size.map_or(1, |g| k / g);
     let len = k / groups;
     let mut codes = vec![0i8; n * k];
     // Per row: the group scales (or the channel's).
     let mut scales = vec![0.0f32; n * groups];
     let mut tasks: Vec<_> = codes.chunks_mut(ROWS * k).zip(scales.chunks_mut(ROWS * groups)).collect();
-    let grid = Grid::of(group_size);
+    let grid = scheme.grid();
     let level = SimdLevel::detect();
     parallel_each_mut(&mut tasks, |task, (codes, scales)| {
         let source = &weight[task * ROWS * k..][..codes.len()];
         round_rows(level, source, s, len, grid, codes, scales);
     });
-    let scales = match group_size {
-        None => Scales::PerChannel(scales),
-        Some(group_size) => Scales::from_effective(&codes, n, k, group_size, &scales),
-    };
-    QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales }
+    scheme.weight((n, k), codes, scales)
 }
 
 multiversion! {
@@ -65,6 +61,8 @@ multiversion! {
 
 #[cfg(test)]
 mod tests {
+    use qqq_formats::CodeBits;
+
     use super::*;
 
     #[test]
@@ -72,16 +70,21 @@ mod tests {
         let (n, k) = (40, 64);
         let weight: Vec<f32> = (0..n * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 30.0).collect();
         let s: Vec<f32> = (0..k).map(|j| 1.0 + (j % 5) as f32).collect();
-        for group_size in [None, Some(32)] {
-            let q = round_scaled(&weight, &s, group_size);
+        let eight = Scheme { bits: CodeBits::Eight, ..Scheme::w4a8(None) };
+        for scheme in [Scheme::w4a8(None), Scheme::w4a8(Some(32)), eight] {
+            let q = round_scaled(&weight, &s, scheme);
             let back = q.dequantize();
             for i in 0..n {
                 let row = |j: usize| weight[i * k + j] * s[j];
                 let max = (0..k).map(|j| row(j).abs()).fold(0.0, f32::max);
                 for j in 0..k {
                     // Half a step, the clipped code +8, and the rounding of int8 weights.
-                    let bound = if group_size.is_some() { max / 14.0 } else { max / 14.0 * 1.0001 };
-                    assert!((back[i * k + j] - row(j)).abs() <= bound, "{group_size:?} {i} {j}");
+                    let bound = match (scheme.bits, scheme.group_size) {
+                        (CodeBits::Four, Some(_)) => max / 14.0,
+                        (CodeBits::Four, None) => max / 14.0 * 1.0001,
+                        (CodeBits::Eight, _) => max / 254.0 * 1.0001,
+                    };
+                    assert!((back[i * k + j] - row(j)).abs() <= bound, "{scheme:?} {i} {j}");
                 }
             }
             assert!(q.int8_weights().iter().all(|w| (-127..=127).contains(w)));
@@ -91,7 +94,7 @@ mod tests {
     #[test]
     fn rows_of_zeros_have_finite_scales() {
         for group_size in [None, Some(32)] {
-            let q = round_scaled(&[0.0; 64], &[1.0; 32], group_size);
+            let q = round_scaled(&[0.0; 64], &[1.0; 32], Scheme::w4a8(group_size));
             assert!(q.dequantize().iter().all(|&w| w == 0.0));
         }
     }

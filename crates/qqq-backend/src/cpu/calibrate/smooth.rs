@@ -109,14 +109,17 @@ mod tests {
         let (cpu, x) = (CpuBackend::default(), matrix());
         let s = [1.0, 2.0, 4.0];
         let mut out = CpuInput::default();
-        cpu.smooth_input(&CpuInput::Float(x.clone()), &s, &mut out).unwrap();
+        cpu.smooth_input(&CpuInput::Float(x.clone()), &s, InputKind::Int8, &mut out).unwrap();
         assert_eq!(out.kind(), InputKind::Int8);
         for (got, want) in cpu.read_input(&out).unwrap().chunks(3).zip(x.data.chunks(3)) {
             let want: Vec<f32> = want.iter().zip(s).map(|(x, s)| x / s).collect();
             let step = want.iter().fold(0.0f32, |max, v| max.max(v.abs())) / 127.0;
             assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() <= 0.5001 * step), "{got:?} {want:?}");
         }
-        assert!(cpu.smooth_input(&CpuInput::Float(x), &s[..2], &mut out).is_err());
+        assert!(cpu.smooth_input(&CpuInput::Float(x.clone()), &s[..2], InputKind::Int8, &mut out).is_err());
         assert!(cpu.channel_range(&out).is_err());
+        cpu.smooth_input(&CpuInput::Float(x.clone()), &s, InputKind::Float, &mut out).unwrap();
+        let divided: Vec<f32> = x.data.iter().zip(s.iter().cycle()).map(|(x, s)| x * (1.0 / s)).collect();
+        assert_eq!(cpu.read_input(&out).unwrap()[..], divided);
     }
 }

@@ -3,9 +3,10 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use qqq_backend::{Backend, Calibrate, InputKind};
+use qqq_backend::Calibrate;
 use qqq_cuda::{Arithmetic, CudaOptions};
-use qqq_model::{Decoder, Site, memory};
+use qqq_formats::{Checkpoint, LayerScheme};
+use qqq_model::{Decoder, memory};
 use serde::Serialize;
 
 use super::{
@@ -60,7 +61,7 @@ pub struct ModelArgs {
     /// Measured runs, after one to warm up
     #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = numbers::count)]
     repeat: usize,
-    /// Beside the W4A8 model the same one in other arithmetic, on a GPU
+    /// Beside the quantized model the same one in other arithmetic, on a GPU
     #[arg(long, value_name = "ARITHMETIC", value_delimiter = ',', value_parser = others())]
     compare: Vec<Arithmetic>,
     /// Draw tokens a second against the number of sequences, as an SVG figure
@@ -72,7 +73,7 @@ pub struct ModelArgs {
     hub: HubArgs,
 }
 
-/// Arithmetic on the command line that is not that of W4A8.
+/// Arithmetic on the command line that is not the checkpoint's own.
 fn others() -> impl TypedValueParser<Value = Arithmetic> {
     let names = Arithmetic::ALL.into_iter().filter(|a| *a != Arithmetic::W4A8).map(Arithmetic::name);
     PossibleValuesParser::new(names.collect::<Vec<_>>())
@@ -82,7 +83,7 @@ fn others() -> impl TypedValueParser<Value = Arithmetic> {
 /// A measured speed.
 #[derive(Clone, Debug, Serialize)]
 struct Measured {
-    /// `w4a8` and the like; `float` for a model that is not quantized.
+    /// `w4a8` and the like; `mixed` for one whose layers differ, `float` for a model that is not quantized.
     arithmetic: String,
     #[serde(flatten)]
     speed: Speed,
@@ -122,16 +123,25 @@ fn run_on<P: Place>(args: &ModelArgs, place: &P, console: &Console) -> anyhow::R
     let loads = args.batch.iter().map(|&batch| args.load(batch)).collect::<Vec<_>>();
     // What config and options tell is said before a large model is loaded.
     let checkpoint = model::open(&args.model, &args.hub)?;
+    if let Some(method) = model::simulated(&checkpoint) {
+        return Err(bad_input_hint(
+            format!(
+                "{}: the arithmetic of {method} is simulated, and how fast that is says nothing of the method's speed",
+                args.model
+            ),
+            "bench another checkpoint of the model, such as one of --recipe rtn",
+        ));
+    }
     for load in &loads {
         load.check(&checkpoint.config)?;
     }
     for &other in &args.compare {
         place.backend_with(&checkpoint, options(other))?;
     }
+    let own = own_arithmetic(&checkpoint);
     drop(checkpoint);
     let first = load(Arithmetic::W4A8)?;
-    let quantized = takes_int8(&first.decoder)?;
-    if !args.compare.is_empty() && !quantized {
+    if !args.compare.is_empty() && own.is_none() {
         return Err(bad_input_hint(
             format!("--compare: {} is not quantized", args.model),
             "it takes what `qqq quantize` has made; for speed alone `qqq synth --quantized` makes weights that are as good",
@@ -160,7 +170,10 @@ fn run_on<P: Place>(args: &ModelArgs, place: &P, console: &Console) -> anyhow::R
                 Err(e) => return Err(e),
             },
         };
-        let name = if quantized { arithmetic.to_string() } else { String::from("float") };
+        let name = match arithmetic {
+            Arithmetic::W4A8 => own.clone().unwrap_or_else(|| String::from("float")),
+            other => other.to_string(),
+        };
         for &load in &loads {
             let batch = load.batch;
             let mut on_run = |run: usize, runs: usize| {
@@ -228,10 +241,12 @@ impl ModelArgs {
     }
 }
 
-/// Whether the blocks' layers take int8 activations.
-fn takes_int8<B: Backend>(decoder: &Decoder<B>) -> anyhow::Result<bool> {
-    let Some(block) = decoder.blocks.first() else { return Ok(false) };
-    Ok(decoder.backend.input_kind(block.linear(Site::Qkv)?) == InputKind::Int8)
+/// What a checkpoint's quantized layers are made for; `None` if there are none.
+fn own_arithmetic(checkpoint: &Checkpoint) -> Option<String> {
+    let schemes = checkpoint.config.quantization.as_ref()?.schemes();
+    let name = |s: &LayerScheme| LayerScheme { group_size: None, ..*s }.to_string().to_lowercase();
+    let first = name(schemes.first()?);
+    Some(if schemes.iter().all(|s| name(s) == first) { first } else { String::from("mixed") })
 }
 
 impl Outcome<'_> {

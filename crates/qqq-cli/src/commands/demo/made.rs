@@ -10,7 +10,10 @@ use anyhow::Context;
 use qqq_backend::CpuBackend;
 use qqq_formats::{Checkpoint, cache, writer::CheckpointWriter};
 use qqq_model::Tokenizer;
-use qqq_quant::{Output, OutputFormat, Recipe, Report, Transform, calibration::Source};
+use qqq_quant::{
+    Gate, Output, OutputFormat, Recipe, Report, Transform,
+    calibration::{CalibrationText, Source},
+};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -227,7 +230,8 @@ fn quantize(
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let transform = match recipe.resolved(&checkpoint.config).recipe.transform {
         Transform::Rotate => "rotation",
-        Transform::Smooth => "smoothing",
+        // What channels are divided by, in one way or another.
+        Transform::Smooth | Transform::Migrate | Transform::Suppress | Transform::Protect => "smoothing",
         Transform::Auto | Transform::None => "no transform",
     };
     console.note(&format!(
@@ -240,17 +244,12 @@ fn quantize(
         format: OutputFormat::Auto,
         model_name: &name,
         resume: None,
+        gate: Gate::OPEN,
     };
+    // The demo compares both models itself.
+    let text = CalibrationText { source: &Source::BuiltIn, options: None, held_out: 0 };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), guard);
-    Ok(qqq_quant::quantize(
-        &CpuBackend::new(),
-        &checkpoint,
-        &tokenizer,
-        recipe,
-        &Source::BuiltIn,
-        &output,
-        &mut steps,
-    )?)
+    Ok(qqq_quant::quantize(&CpuBackend::new(), &checkpoint, &tokenizer, recipe, text, &output, &mut steps)?)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use qqq_formats::{Checkpoint, CodeLayout, FormatError, TensorInfo};
+use qqq_formats::{Activations, Checkpoint, CodeBits, CodeLayout, FormatError, TensorInfo};
 use qqq_model::names;
 use serde::Serialize;
 
@@ -11,8 +11,11 @@ use serde::Serialize;
 pub struct Module {
     /// `model.layers.3.mlp.down_proj`.
     pub name: String,
-    /// Stored type: `F16`, `Q4_1`, `int4, groups of 64`.
+    /// Stored type: `F16`, `Q4_1`, `int4, groups of 64, int8 inputs`.
     pub storage: String,
+    /// How a quantized one is multiplied: `W4A8 g64`, `W8A8`, `W4A16`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<String>,
     /// Shape of its weight, output channels first.
     pub shape: Vec<usize>,
     /// Weights and biases.
@@ -50,7 +53,8 @@ fn module(checkpoint: &Checkpoint, name: &str, parts: &Parts) -> Result<Module, 
     let stored = |layout| scheme.is_some_and(|s| s.layout == layout);
     let group = scheme.and_then(|s| s.group_size);
     let tensors = &checkpoint.tensors;
-    let mut storage = format!("int4, {}", group.map_or("per channel".into(), |g| format!("groups of {g}")));
+    let bits = scheme.map_or(CodeBits::Four, |s| s.bits);
+    let mut storage = format!("{bits}, {}", group.map_or("per channel".into(), |g| format!("groups of {g}")));
     let (shape, scales) = if let (true, Some(b)) = (stored(CodeLayout::Tiles), parts.get("B")) {
         // K / 16 rows of 2 N words.
         let shape = match b.shape[..] {
@@ -68,13 +72,20 @@ fn module(checkpoint: &Checkpoint, name: &str, parts: &Parts) -> Result<Module, 
     } else if let (true, Some(codes), Some(scale)) =
         (stored(CodeLayout::Bytes), parts.get("weight"), parts.get("weight_scale"))
     {
-        storage += ", a byte each";
+        if bits == CodeBits::Four {
+            storage += ", a byte each";
+        }
         (codes.shape.clone(), Some(tensors.f32(&format!("{name}.weight_scale"), &scale.shape)?))
     } else if let (true, Some(words)) = (stored(CodeLayout::Packed), parts.get("weight_packed")) {
         let stored = parts.get("weight_scale").map(|i| i.shape.clone()).unwrap_or_default();
         let scales = tensors.f32(&format!("{name}.weight_scale"), &stored)?;
         let shape = match &unpacked_shape(checkpoint, name, parts)?[..] {
-            [] => words.shape.iter().enumerate().map(|(i, d)| if i == 1 { d * 8 } else { *d }).collect(),
+            [] => words
+                .shape
+                .iter()
+                .enumerate()
+                .map(|(i, d)| if i == 1 { d * 32 / bits.get() } else { *d })
+                .collect(),
             shape => shape.to_vec(),
         };
         (shape, Some(scales))
@@ -83,11 +94,18 @@ fn module(checkpoint: &Checkpoint, name: &str, parts: &Parts) -> Result<Module, 
         storage = weight.map_or(String::new(), |w| w.dtype.name().to_owned());
         (weight.map(|w| w.shape.clone()).unwrap_or_default(), None)
     };
+    if let Some(scheme) = scheme.filter(|_| scales.is_some()) {
+        storage += match scheme.activations {
+            Activations::Int8 => ", int8 inputs",
+            Activations::Half => ", 16-bit inputs",
+        };
+    }
     let bias = parts.get("bias").map_or(0, |b| b.shape.iter().product::<usize>());
     let range =
         |s: Vec<f32>| s.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), &v| (l.min(v), h.max(v)));
     Ok(Module {
         name: name.to_owned(),
+        scheme: scheme.filter(|_| scales.is_some()).map(|s| s.to_string()),
         storage,
         parameters: (shape.iter().product::<usize>() + bias) as u64,
         shape,

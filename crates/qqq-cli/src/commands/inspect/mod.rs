@@ -3,6 +3,7 @@
 mod layers;
 
 use qqq_formats::{Checkpoint, QuantizationConfig, SimulatedMethod, config::RopeScaling};
+use qqq_quant::REPORT_FILE;
 use serde::Serialize;
 
 use crate::{
@@ -54,6 +55,8 @@ struct Inspection {
     sliding_window: Option<usize>,
     tied_embeddings: bool,
     quantization: Option<Quantization>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipe: Option<String>,
     totals: Totals,
     #[serde(skip_serializing_if = "Option::is_none")]
     modules: Option<Vec<Module>>,
@@ -62,6 +65,8 @@ struct Inspection {
 #[derive(Serialize)]
 struct Quantization {
     format: &'static str,
+    /// Each kind of layers, as `W4A8 g64`.
+    schemes: Vec<String>,
     /// That of all layers, or of the first kind of them.
     group_size: Option<usize>,
     /// Of every kind of layers, where there are several.
@@ -83,9 +88,12 @@ impl Quantization {
         if group_sizes.len() < 2 {
             group_sizes.clear();
         }
+        let mut schemes: Vec<String> = config.schemes().iter().map(ToString::to_string).collect();
+        schemes.dedup();
         let simulated = config.simulated();
         Self {
             format: config.format.name(),
+            schemes,
             group_size,
             group_sizes,
             simulated: simulated.map(|s| s.method),
@@ -95,26 +103,30 @@ impl Quantization {
 
     fn text(&self) -> String {
         if let Some(method) = &self.simulated {
-            let parameters = serde_json::to_value(method).ok();
-            let parameters = parameters.as_ref().and_then(|value| value.get("parameters")?.as_object());
-            let parameters: Vec<String> =
-                parameters.into_iter().flatten().map(|(key, value)| format!("{key} {value}")).collect();
             let bits = match self.simulated_bits_per_weight {
                 Some(bits) => format!("it would store {bits:.2} bits per weight"),
                 None => "the bits that it would store are not known".into(),
             };
-            let name = method.name();
-            return format!("simulated: {name} ({}); {bits}; here are 16-bit weights", parameters.join(", "));
+            return format!("simulated: {method}; {bits}; here are 16-bit weights");
         }
         let one = |group_size: Option<usize>| match group_size {
             None => "one scale per output channel".into(),
             Some(g) => format!("groups of {g}"),
         };
+        let one_kind = |scheme: &String| scheme.split(' ').next() == self.arithmetic();
+        if !self.schemes.iter().all(one_kind) {
+            return format!("mixed, {}: {}", self.format, self.schemes.join(", "));
+        }
         let kinds: Vec<String> = match &self.group_sizes[..] {
             [] => vec![one(self.group_size)],
             sizes => sizes.iter().map(|size| one(*size)).collect(),
         };
-        format!("W4A8, {}, {}", self.format, kinds.join(" or "))
+        format!("{}, {}, {}", self.arithmetic().unwrap_or("none"), self.format, kinds.join(" or "))
+    }
+
+    /// `W4A8`, of the first kind of layers.
+    fn arithmetic(&self) -> Option<&str> {
+        self.schemes.first().and_then(|scheme| scheme.split(' ').next())
     }
 }
 
@@ -167,9 +179,17 @@ fn inspect(args: &InspectArgs, checkpoint: &Checkpoint, modules: Vec<Module>) ->
         sliding_window: c.graph.window_of_all(),
         tied_embeddings: c.tie_word_embeddings,
         quantization: c.quantization.as_ref().map(Quantization::of),
+        recipe: recipe(checkpoint),
         totals: totals(&modules),
         modules: (!args.summary).then_some(modules),
     }
+}
+
+/// The published recipe that made it, by its report.
+fn recipe(checkpoint: &Checkpoint) -> Option<String> {
+    let report = std::fs::read(checkpoint.path.join(REPORT_FILE)).ok()?;
+    let report: serde_json::Value = serde_json::from_slice(&report).ok()?;
+    Some(report["recipe"]["name"].as_str()?.to_owned())
 }
 
 fn totals(modules: &[Module]) -> Totals {
@@ -211,6 +231,9 @@ fn text(i: &Inspection, console: &Console) -> String {
         ("output head", if i.tied_embeddings { "tied to the embedding" } else { "its own" }.into()),
         ("quantization", i.quantization.as_ref().map_or("none".into(), Quantization::text)),
     ];
+    if let Some(recipe) = &i.recipe {
+        rows.push(("recipe", recipe.clone()));
+    }
     if let Some(window) = i.sliding_window {
         rows.push(("attention", format!("sliding window of {window}")));
     }

@@ -17,9 +17,11 @@ mod weights;
 use std::borrow::Cow;
 use std::sync::PoisonError;
 
-use qqq_backend::solve::{Solution, Unsolved};
-use qqq_backend::{AttentionKind, BackendError, Calibrate, DeviationValues, Pieces, Result};
-use qqq_formats::{QuantizedWeight, WeightData};
+use qqq_backend::solve::{Scheme, Solution, Unsolved};
+use qqq_backend::{
+    AttentionKind, Backend, BackendError, Calibrate, DeviationValues, InputKind, Pieces, Result,
+};
+use qqq_formats::{LinearWeight, WeightData};
 
 pub use self::deviation::{CudaDeviation, CudaDeviations};
 use self::kernels::CalibrationKernel as Kernel;
@@ -385,8 +387,11 @@ impl Calibrate for CudaBackend {
         Ok(out)
     }
 
-    fn linear_of(&self, weight: &QuantizedWeight, bias: Option<&[f32]>) -> Result<CudaLinear> {
-        Ok(CudaLinear::quantized(self, weight, bias)?)
+    fn linear_of(&self, weight: &LinearWeight, bias: Option<&[f32]>) -> Result<CudaLinear> {
+        match weight {
+            LinearWeight::Quantized(weight) => Ok(CudaLinear::quantized(self, weight, bias)?),
+            weight => self.linear_weight(weight.clone(), bias.map(<[f32]>::to_vec)),
+        }
     }
 
     fn weights(&self, n: usize, k: usize, data: WeightData) -> Result<CudaWeights> {
@@ -413,11 +418,11 @@ impl Calibrate for CudaBackend {
         &self,
         weights: &CudaWeights,
         s: &[f32],
-        group_size: Option<usize>,
+        scheme: Scheme,
         bias: Option<&[f32]>,
         linear: &mut Option<CudaLinear>,
     ) -> Result<()> {
-        self.round_candidate(weights, s, group_size, bias, linear)
+        self.round_candidate(weights, s, scheme, bias, linear)
     }
 
     fn input_not_finite(&self, x: &CudaInput) -> Result<Option<(usize, f32)>> {
@@ -433,8 +438,11 @@ impl Calibrate for CudaBackend {
         self.range_of(x)
     }
 
-    fn smooth_input(&self, x: &CudaInput, s: &[f32], out: &mut CudaInput) -> Result<()> {
-        self.smooth_rows(x, s, out)
+    fn smooth_input(&self, x: &CudaInput, s: &[f32], kind: InputKind, out: &mut CudaInput) -> Result<()> {
+        match kind {
+            InputKind::Int8 => self.smooth_rows(x, s, out),
+            InputKind::Float => self.divide_columns(x, s, out),
+        }
     }
 
     fn squared_distance(&self, a: &CudaInput, b: Option<&CudaInput>) -> Result<f64> {

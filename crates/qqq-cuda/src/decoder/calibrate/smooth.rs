@@ -1,8 +1,9 @@
 //! The smoothing search on the device: a candidate's weights and inputs are made of the float ones that lie there, and of its
 //! loss a sum for each token comes back.
 
-use qqq_backend::solve::Grid;
-use qqq_backend::{BackendError, Result};
+use qqq_backend::solve::Scheme;
+use qqq_backend::{Backend, BackendError, Result};
+use qqq_formats::{Activations, CodeBits};
 
 use super::super::CudaBackend;
 use super::super::linear::{CudaLinear, check_half_width};
@@ -11,8 +12,8 @@ use super::super::steps::value_type;
 use super::CudaWeights;
 use super::kernels::{CalibrationKernel as Kernel, MOST_GROUPS};
 use super::parameters::{
-    DistanceParameters, DivideParameters, HalvesParameters, RangeParameters, RoundParameters,
-    SmoothParameters,
+    CodeParameters, DistanceParameters, DivideParameters, HalvesParameters, RangeParameters, RoundParameters,
+    ScaleParameters, SmoothParameters,
 };
 use crate::gemm::WeightKind;
 use crate::{DType, KernelType};
@@ -58,22 +59,25 @@ impl CudaBackend {
         &self,
         weights: &CudaWeights,
         s: &[f32],
-        group_size: Option<usize>,
+        scheme: Scheme,
         bias: Option<&[f32]>,
         linear: &mut Option<CudaLinear>,
     ) -> Result<()> {
         let (n, k) = (weights.n, weights.k);
         check_factors(s, k)?;
-        let kind = match group_size {
-            None => WeightKind::Channel4,
-            Some(group @ (32 | 64 | 128)) if k.is_multiple_of(group) && k / group <= MOST_GROUPS => {
-                WeightKind::GroupHalf4(group)
-            }
-            Some(group) => {
-                return Err(BackendError::Shape(format!(
-                    "groups of {group} of {k} input channels: the GPU kernels take 32, 64 or 128"
-                )));
-            }
+        scheme.check(k).map_err(BackendError::Shape)?;
+        let group_size = scheme.group_size;
+        if let Some(group) = group_size
+            && !([32, 64, 128].contains(&group) && k / group <= MOST_GROUPS)
+        {
+            return Err(BackendError::Shape(format!(
+                "groups of {group} of {k} input channels: the GPU kernels take 32, 64 or 128"
+            )));
+        }
+        let kind = match (scheme.bits, scheme.activations, group_size) {
+            (CodeBits::Four, Activations::Int8, None) => WeightKind::Channel4,
+            (CodeBits::Four, Activations::Int8, Some(group)) => WeightKind::GroupHalf4(group),
+            _ => return self.round_by_host(weights, s, scheme, bias, linear),
         };
         let linear = match linear {
             Some(made) if made.is_of(kind, (n, k)) => made,
@@ -85,7 +89,7 @@ impl CudaBackend {
         let codes = Buffer::new(device, n * k)?;
         let channels = Buffer::new(device, 4 * n)?;
         let multiples = Buffer::new(device, if group_size.is_some() { 2 * n * (k / group) } else { 0 })?;
-        let grid = Grid::of(group_size);
+        let grid = scheme.grid();
         let parameters = RoundParameters {
             weights: weights.values.address(),
             factors: factors.address(),
@@ -104,6 +108,92 @@ impl CudaBackend {
             linear.prepack(self, (codes.address(), multiples.address(), channels.address()))?;
         }
         Ok(())
+    }
+
+    /// Of schemes whose weights no kernel makes of codes on the device: codes and scales are made there, as the solver makes
+    /// them, and the layer of these on the host.
+    fn round_by_host(
+        &self,
+        weights: &CudaWeights,
+        s: &[f32],
+        scheme: Scheme,
+        bias: Option<&[f32]>,
+        linear: &mut Option<CudaLinear>,
+    ) -> Result<()> {
+        let (n, k) = (weights.n, weights.k);
+        let device = self.device();
+        let factors = Buffer::of(device, s)?;
+        let scaled = Buffer::new(device, 4 * n * k)?;
+        self.floats(weights.values.address(), DType::F32, factors.address(), &scaled, n * k, k)?;
+        let (codes, scales) = self.rounded(scaled.address(), (n, k), scheme)?;
+        *linear = None;
+        let layer = scheme.layer(scheme.weight((n, k), codes, scales), self.half());
+        *linear = Some(self.linear_weight(layer, bias.map(<[f32]>::to_vec))?);
+        Ok(())
+    }
+
+    /// Codes and effective scales, `n x k` and `n x groups`, of weights at an address rounded to nearest, where every largest
+    /// weight just fits.
+    fn rounded(&self, weights: u64, (n, k): (usize, usize), scheme: Scheme) -> Result<(Vec<i8>, Vec<f32>)> {
+        let device = self.device();
+        let group = scheme.group_size.unwrap_or(k);
+        let count = n * (k / group);
+        let grid = scheme.grid();
+        let importance = Buffer::of(device, &vec![1.0f32; k])?;
+        let [scales, codes] = [Buffer::new(device, 4 * count)?, Buffer::new(device, n * k)?];
+        let scaling = ScaleParameters {
+            weights,
+            importance: importance.address(),
+            scales: scales.address(),
+            n: n as i32,
+            k: k as i32,
+            group: group as i32,
+            low: grid.low,
+            high: grid.high,
+            reach: grid.reach,
+            from: 100,
+            to: 100,
+            stride: 0,
+            steep: 0,
+            value_type: value_type(DType::F32)?,
+        };
+        let rounding = CodeParameters {
+            weights,
+            scales: scales.address(),
+            channels: 0,
+            codes: codes.address(),
+            out: 0,
+            n: n as i32,
+            k: k as i32,
+            group: group as i32,
+            low: grid.low,
+            high: grid.high,
+        };
+        // SAFETY: all have these sizes; what has no address is neither read nor written.
+        unsafe {
+            self.calibrate(Kernel::ChooseScales { grouped: scheme.group_size.is_some() }, count, scaling)?;
+            self.calibrate(Kernel::FillScales, n, scaling)?;
+            self.calibrate(Kernel::RoundCodes, n * k, rounding)?;
+        }
+        Ok((bytemuck::cast_vec(codes.read(n * k)?), read_values(&scales, count, DType::F32)?))
+    }
+
+    /// Rows of a float input whose channel `j` is divided by `s[j]`, in 16 bits.
+    pub(super) fn divide_columns(&self, x: &CudaInput, s: &[f32], out: &mut CudaInput) -> Result<()> {
+        let (rows, k) = (x.rows, x.cols);
+        check_float(x)?;
+        check_factors(s, k)?;
+        check_half_width(k)?;
+        let inverse: Vec<f32> = s.iter().map(|s| 1.0 / s).collect();
+        let factors = Buffer::of(self.device(), &inverse)?;
+        let values = Buffer::new(self.device(), 4 * rows * k)?;
+        self.floats(x.buffer.address(), x.half, factors.address(), &values, rows * k, k)?;
+        out.reshape(rows, k, Elements::Half)?;
+        let count = rows * k / 2;
+        let parameters =
+            HalvesParameters { x: values.address(), out: out.buffer.address(), count: count as i64 };
+        // SAFETY: both have this size.
+        Ok(unsafe { self.calibrate(Kernel::Halves(out.half), count, parameters) }?)
     }
 
     /// See [`Calibrate::smooth_input`](qqq_backend::Calibrate::smooth_input). From the product with `1 / s` to the codes all is

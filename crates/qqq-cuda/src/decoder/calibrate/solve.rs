@@ -18,7 +18,7 @@ use crate::DType;
 
 /// Columns of a Hessian that a quadratic form multiplies at a time.
 const FORM_PANEL: usize = 1024;
-/// Times that rows with groups are solved while their channel scale moves.
+/// Times that rows with two levels of scales are solved while their channel scale moves.
 const CHANNEL_SCALE_ROUNDS: usize = 2;
 
 /// A layer that is solved here.
@@ -97,12 +97,12 @@ impl CudaBackend {
             }
             compensation = Some((factor, on_device));
         }
-        let group = problem.group_size.unwrap_or(k);
+        let group = problem.scheme.group_size.unwrap_or(k);
         let groups = k / group;
         let mut rows = Rows {
             b: self,
             problem,
-            grid: Grid::of(problem.group_size),
+            grid: problem.scheme.grid(),
             group,
             n,
             weights,
@@ -179,7 +179,7 @@ fn check(problem: &CudaProblem<'_>) -> Result<()> {
         && problem.weights.has(&problem.rows)
         && problem.hessian.is_none_or(|h| h.width == k)
         && problem.correction.as_ref().is_none_or(|c| c.deviation.width == k)
-        && problem.group_size.is_none_or(|g| g > 0 && k.is_multiple_of(g))
+        && problem.scheme.check(k).is_ok()
         && n > 0
         && k > 0
         && n < i32::MAX as usize
@@ -197,7 +197,12 @@ impl Rows<'_> {
     }
 
     fn is_grouped(&self) -> bool {
-        self.problem.group_size.is_some()
+        self.problem.scheme.group_size.is_some()
+    }
+
+    /// Whether scales have two levels.
+    fn two_levels(&self) -> bool {
+        self.problem.scheme.has_two_levels()
     }
 
     fn elements(&self) -> usize {
@@ -244,7 +249,7 @@ impl Rows<'_> {
 
     /// A kernel that works on codes, `n x k` int8, and on weights at an address, `n x k` float32.
     fn codes(&self, kernel: Kernel, codes: &Buffer, weights: u64) -> Result<()> {
-        let channels = if self.is_grouped() { &self.channels } else { &self.scales };
+        let channels = if self.two_levels() { &self.channels } else { &self.scales };
         let parameters = CodeParameters {
             weights,
             scales: self.scales.address(),
@@ -336,10 +341,10 @@ impl Rows<'_> {
 
     /// Weights at an address minus what the kernels multiply for their codes.
     fn differences(&self, codes: &Buffer, weights: u64) -> Result<()> {
-        if self.is_grouped() {
+        if self.two_levels() {
             self.codes(Kernel::ChannelScales, codes, weights)?;
         }
-        self.codes(Kernel::Differences { grouped: self.is_grouped() }, codes, weights)
+        self.codes(Kernel::Differences { grouped: self.two_levels() }, codes, weights)
     }
 
     /// `(w-q) H (w-q)^T` of each row for codes, as the kernels see them.
@@ -350,7 +355,7 @@ impl Rows<'_> {
 
     /// Replaces the codes of each row by compensated ones where these have the smaller loss; false on overflow.
     ///
-    /// Per group, int8 weights depend on the channel's scale, and so on the largest of the codes that are sought: the scale of
+    /// With two levels of scales, int8 weights depend on the channel's scale, and so on the largest of the codes that are sought: the scale of
     /// the codes before stands in, and rows are solved once more with the one that was reached.
     fn compensate(&self, factor: &Factor, order: &Buffer, best: &Buffer, least: &Buffer) -> Result<bool> {
         let (b, n, k) = (self.b, self.n, self.problem.k);
@@ -371,8 +376,8 @@ impl Rows<'_> {
         // SAFETY: all have the problem's sizes.
         unsafe { b.calibrate(Kernel::ToColumns, n * k, parameters) }?;
         let targets = Buffer::new(device, 4 * n * SOLVE_BLOCK)?;
-        let channels = if self.is_grouped() { &self.channels } else { &self.scales };
-        for _ in 0..if self.is_grouped() { CHANNEL_SCALE_ROUNDS } else { 1 } {
+        let channels = if self.two_levels() { &self.channels } else { &self.scales };
+        for _ in 0..if self.two_levels() { CHANNEL_SCALE_ROUNDS } else { 1 } {
             for start in (0..k).step_by(SOLVE_BLOCK) {
                 let width = SOLVE_BLOCK.min(k - start);
                 let own = columns.address() + (4 * start * n) as u64;
@@ -422,7 +427,7 @@ impl Rows<'_> {
                     high: self.grid.high,
                 };
                 // SAFETY: as above.
-                unsafe { b.calibrate(Kernel::SolveBlock { grouped: self.is_grouped() }, n, parameters) }?;
+                unsafe { b.calibrate(Kernel::SolveBlock { grouped: self.two_levels() }, n, parameters) }?;
             }
             if b.position_not_finite(errors.address(), n * k, DType::F32)?.is_some() {
                 return Ok(false);

@@ -66,14 +66,14 @@ fn log_sum_exp(level: SimdLevel, x: &[f32]) -> (f32, f64) {
 }
 
 /// Negative log-likelihood of `target` under a row of logits, nats; not finite if a logit is not.
-pub(crate) fn score(logits: &[f32], target: u32) -> f64 {
+pub fn score(logits: &[f32], target: u32) -> f64 {
     let (max, lse) = log_sum_exp(SimdLevel::detect(), logits);
     lse - f64::from(logits[target as usize] - max)
 }
 
 /// What a pair of rows says about two models.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct PairScore {
+pub struct PairScore {
     /// Negative log-likelihood of the target under the baseline.
     pub baseline_nll: f64,
     /// The same under the model.
@@ -85,13 +85,14 @@ pub(crate) struct PairScore {
 }
 
 impl PairScore {
+    /// Whether all of it are numbers.
     pub fn is_finite(&self) -> bool {
         self.baseline_nll.is_finite() && self.model_nll.is_finite() && self.kl.is_finite()
     }
 }
 
 /// Compares two rows of logits of one length.
-pub(crate) fn compare(baseline: &[f32], model: &[f32], target: u32) -> PairScore {
+pub fn compare(baseline: &[f32], model: &[f32], target: u32) -> PairScore {
     let level = SimdLevel::detect();
     let (max_p, lse_p) = log_sum_exp(level, baseline);
     let (max_q, lse_q) = log_sum_exp(level, model);

@@ -1,7 +1,7 @@
 //! Means with standard errors.
 
 /// A mean with its standard error.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Estimate {
     /// Mean over tokens.
     pub mean: f64,
@@ -20,8 +20,10 @@ impl Estimate {
 
 /// Sums of one window.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct WindowSum {
+pub struct WindowSum {
+    /// Of the values.
     pub sum: f64,
+    /// How many these are.
     pub tokens: usize,
 }
 
@@ -38,7 +40,7 @@ impl WindowSum {
 
 /// Mean over all tokens. The standard error is that of a ratio estimate, since windows may score different numbers of
 /// tokens: `sqrt(w / (w - 1) * sum((sum_i - mean * tokens_i)^2)) / tokens` for `w` windows.
-pub(crate) fn estimate(windows: &[WindowSum]) -> Estimate {
+pub fn estimate(windows: &[WindowSum]) -> Estimate {
     let tokens = windows.iter().map(|w| w.tokens).sum::<usize>() as f64;
     let mean = windows.iter().map(|w| w.sum).sum::<f64>() / tokens;
     let standard_error = (windows.len() > 1).then(|| {
