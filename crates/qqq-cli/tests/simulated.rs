@@ -129,7 +129,7 @@ fn what_has_no_place_for_them_refuses_them() {
     for (options, says) in [
         ("--recipe quik --rule down_proj=int8", "--rule: recipe quik (arXiv 2310.09259) has no such option"),
         ("--recipe spqr --format qqq", "a form of its own"),
-        ("--recipe spqr --group-size 32", "it has --outlier-threshold, --bits, --beta1"),
+        ("--recipe spqr --group-size 32", "it has --outlier-threshold, --beta1, --beta2"),
         ("--recipe quip:bits=3", "there is no recipe"),
         ("--recipe quip --held-out 0 --max-kld 1", "--held-out 0 leaves none"),
         ("--beta1 16", "it is that of --recipe spqr"),
