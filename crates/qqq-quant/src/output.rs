@@ -9,6 +9,7 @@ use std::{
 use qqq_backend::{Calibrate, solve::Scheme};
 use qqq_formats::{
     Checkpoint, CheckpointFormat, FormatError, LayerScheme, LinearWeight, ModelConfig, QuantizationConfig,
+    Simulated, simulated,
     writer::{CheckpointWriter, Reservation},
 };
 use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
@@ -203,6 +204,9 @@ impl<'a> OutputCheckpoint<'a> {
                     let part = some_rows(data, *in_features, first, count);
                     self.writer.add_float(&format!("{prefix}.weight"), &[count, *in_features], &part)?;
                 }
+                (LinearWeight::Simulated(weight), None) => {
+                    self.writer.add_simulated(&prefix, &weight.rows(rows.clone()))?;
+                }
                 _ => {
                     return Err(QuantError::Recipe(format!(
                         "{prefix} has become something else than planned"
@@ -217,9 +221,13 @@ impl<'a> OutputCheckpoint<'a> {
         Ok(())
     }
 
-    /// Which layers are stored in which way.
-    fn quantization(&self) -> Result<Option<QuantizationConfig>> {
+    /// Which layers are stored in which way. `stored_bits`: for a weight of a simulated method, once all is known.
+    fn quantization(&self, stored_bits: Option<f64>) -> Result<Option<QuantizationConfig>> {
         let Plan { format, schemes, .. } = self.plan;
+        if let Some(&method) = schemes.simulated() {
+            let record = Simulated { method, bits_per_weight: stored_bits };
+            return Ok(Some(QuantizationConfig::of_simulated(record)));
+        }
         let most = schemes.most();
         let Some(others) = most else { return Ok(None) };
         if *format == CheckpointFormat::Qqq {
@@ -236,8 +244,8 @@ impl<'a> OutputCheckpoint<'a> {
     }
 
     /// The `config.json` of what is written.
-    fn config(&self, tied: bool) -> Result<Value> {
-        let quantization = self.quantization()?;
+    fn config(&self, tied: bool, stored_bits: Option<f64>) -> Result<Value> {
+        let quantization = self.quantization(stored_bits)?;
         let mut value = config_json(&self.checkpoint.config, self.plan.half, quantization.as_ref(), tied);
         if self.plan.adds_bias
             && let Value::Object(map) = &mut value
@@ -252,7 +260,7 @@ impl<'a> OutputCheckpoint<'a> {
         let path = self.writer.staging().to_owned();
         // A rotated head is not tied any more.
         let has_head = self.writer.tensors().any(|(name, _)| name == names::LM_HEAD);
-        let value = self.config(self.checkpoint.config.tie_word_embeddings && !has_head)?;
+        let value = self.config(self.checkpoint.config.tie_word_embeddings && !has_head, None)?;
         Ok(Checkpoint {
             config: ModelConfig::from_value(&path, value)?,
             tensors: Box::new(self.writer.so_far()?),
@@ -281,7 +289,7 @@ impl<'a> OutputCheckpoint<'a> {
         let rotated = report.recipe.transform == crate::Transform::Rotate;
         let config = &self.checkpoint.config;
         let tied = config.tie_word_embeddings && !rotated;
-        let value = self.config(tied)?;
+        let value = self.config(tied, report.simulated_bits())?;
         write_json(&staging.join("config.json"), &value)?;
         let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
         write_json(&staging.join(REPORT_FILE), &value)?;
@@ -312,6 +320,11 @@ pub(crate) fn config_json(
     let mut raw = config.raw.clone();
     if let Some(quantization) = quantization {
         raw.insert("quantization_config".into(), quantization.to_value());
+        if quantization.simulated().is_some() {
+            // A tool that passes over methods that it does not know must not take it for a float model.
+            raw.insert("model_type".into(), json!(simulated::METHOD));
+            raw.insert("architectures".into(), json!([config.architecture.class_name()]));
+        }
     }
     // The code that it names does not come along, and nothing here needs it.
     for code in ["auto_map", "custom_pipelines"] {

@@ -443,7 +443,7 @@ pub(crate) fn begin<B: Calibrate, T>(
 
 /// Names of the layers that stay in 16 bits.
 fn float_layers(schemes: &Schemes) -> Vec<String> {
-    let float = schemes.all().filter(|(.., scheme)| scheme.is_none());
+    let float = schemes.all().filter(|(block, site, _)| !schemes.is_solved(*block, *site));
     float.map(|(block, site, _)| names::linear(block, module(site))).collect()
 }
 
@@ -451,8 +451,8 @@ fn float_layers(schemes: &Schemes) -> Vec<String> {
 fn scale_dtype(format: CheckpointFormat, half: HalfType) -> ScaleDType {
     match (format, half) {
         (CheckpointFormat::Qqq, _) => ScaleDType::F32,
-        (CheckpointFormat::CompressedTensors, HalfType::F16) => ScaleDType::F16,
-        (CheckpointFormat::CompressedTensors, HalfType::BF16) => ScaleDType::BF16,
+        (_, HalfType::F16) => ScaleDType::F16,
+        (_, HalfType::BF16) => ScaleDType::BF16,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What to do to a model.
 
-use qqq_formats::{Activations, CodeBits};
+use qqq_formats::{Activations, CodeBits, SimulatedMethod};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -207,6 +207,10 @@ pub struct Recipe {
     pub calibration: Calibration,
     /// Seed of everything random.
     pub seed: u64,
+    /// A method whose arithmetic is simulated, of a [recipe](crate::recipes): it takes the place of everything above but
+    /// calibration, propagation and seed ([`Recipe::simulating`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulated: Option<SimulatedMethod>,
 }
 
 impl Recipe {
@@ -230,6 +234,7 @@ impl Recipe {
         error_correction: 0.5,
         calibration: Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
         seed: 0,
+        simulated: None,
     };
 
     /// Whether weights are corrected for what the layers before have done to their inputs.

@@ -43,8 +43,11 @@ pub struct LayerReport {
     pub damping: f64,
     /// Input channels that are always zero.
     pub dead_channels: usize,
-    /// Smallest and largest channel scale.
+    /// Smallest and largest channel scale; zeros where there are none.
     pub scale_range: (f32, f32),
+    /// Bits that the method would store, where its arithmetic is simulated: scales, outliers and indices included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bits: Option<f64>,
 }
 
 /// One smoothing site.
@@ -180,9 +183,19 @@ pub struct Report {
 }
 
 impl Report {
+    /// Bits for a weight of the linear layers that the method would store, where it is simulated.
+    pub fn simulated_bits(&self) -> Option<f64> {
+        let weights: f64 = self.layers.iter().map(|l| l.out_features as f64 * l.in_features as f64).sum();
+        let bits: Option<f64> = self.layers.iter().map(|layer| layer.stored_bits).sum();
+        bits.map(|bits| bits / weights).filter(|bits| bits.is_finite())
+    }
+
     /// What the weights have become: each kind with its layers, and in how many of the blocks, where not in all.
     pub fn kinds(&self) -> Vec<String> {
         let recipe = &self.recipe;
+        if let Some(method) = &recipe.simulated {
+            return vec![format!("{} simulated", method.name())];
+        }
         let of_all = Precision::of(Some(Scheme {
             bits: recipe.bits,
             activations: recipe.activations,
@@ -219,6 +232,13 @@ impl Report {
     pub fn size_rows(&self) -> Vec<(&'static str, String)> {
         let against = |(before, after): (u64, u64)| format!("{}, before {}", bytes(after), bytes(before));
         let mut rows = vec![("linear layers", against(self.linear_bytes))];
+        if let (Some(method), Some(bits)) = (&self.recipe.simulated, self.simulated_bits()) {
+            let name = method.name();
+            rows.push((
+                "simulated",
+                format!("{name} would store {bits:.2} bits per weight of these; here are 16"),
+            ));
+        }
         // Reports of versions that did not count them have none.
         if self.tensor_bytes.1 > 0 {
             rows.push(("embedding and head", format!("{}; they stay in 16 bits", against(self.end_bytes))));

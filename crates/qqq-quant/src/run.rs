@@ -6,6 +6,7 @@
 mod held_out;
 mod layers;
 mod replay;
+mod simulated;
 
 use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 
@@ -209,12 +210,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let mut held_out = self.held_out_block(index, &float.norms)?;
         for site in Site::ALL {
             let layer = self.take(index, float, site, None)?;
-            let weight = match self.schemes.at(index, site) {
-                Some(scheme) => {
+            let weight = match (self.recipe.simulated, self.schemes.at(index, site)) {
+                (Some(method), _) => self.simulate(&method, (index, site), &layer, None, None)?,
+                (None, Some(scheme)) => {
                     let weight = self.solve(index, module(site), scheme, &layer, 0..layer.n, None)?;
                     scheme.layer(weight, self.half.dtype())
                 }
-                None => self.keep_float(index, site, &layer)?,
+                (None, None) => self.keep_float(index, site, &layer)?,
             };
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
             self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
@@ -248,7 +250,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
             let Some(sum) = sums[site].take() else { continue };
             let layer = self.take(index, &mut float, site, None)?;
             let Some(scheme) = self.schemes.at(index, site) else {
-                let weight = self.keep_float(index, site, &layer)?;
+                let weight = match self.recipe.simulated {
+                    Some(method) => {
+                        let inputs = Sums::plain(sum).moments(self.around.backend)?;
+                        self.simulate(&method, (index, site), &layer, Some(&inputs.hessian), None)?
+                    }
+                    None => self.keep_float(index, site, &layer)?,
+                };
                 self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
                 self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
                 continue;
@@ -311,12 +319,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
         };
         let mut before = None;
         for site in Site::ALL {
-            let is_solved = schemes[site].is_some();
+            let is_solved = all.is_solved(index, site);
             let what = format!("calibrating {}", input_of(site));
             let gram = self.stage(index, units.site(site), &what, |wave| match is_solved {
                 true => Ok(Some(windows.sum_input(&name, &live, site, wave)?)),
                 false => windows.go_on(&name, &live, site, wave).map(|()| None),
             })?;
+            let largest = self.largest_inputs(windows)?;
             self.held_out_advance(index, &live, site)?;
             let mut sums = gram.map(Sums::plain);
             let mut early = None;
@@ -364,8 +373,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 }
                 _ => {}
             }
-            let weight = match (schemes[site], sums) {
-                (Some(scheme), Some(sums)) => {
+            let weight = match (schemes[site], sums, self.recipe.simulated) {
+                (Some(scheme), Some(sums), _) => {
                     let inputs = sums.moments(backend)?;
                     let averages = |run: &mut Self, qk: &QuantizedWeight| {
                         // Attention needs some v to run; its output is not looked at.
@@ -383,6 +392,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
                     };
                     let weight = self.solve_site(index, site, scheme, &layer, &inputs, averages)?;
                     scheme.layer(weight, self.half.dtype())
+                }
+                (None, Some(sums), Some(method)) => {
+                    let inputs = sums.moments(backend)?;
+                    self.simulate(&method, (index, site), &layer, Some(&inputs.hessian), largest.as_deref())?
                 }
                 _ => self.keep_float(index, site, &layer)?,
             };
@@ -511,6 +524,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             loss: solved.loss,
             damping: solved.damping,
             dead_channels: solved.dead_channels,
+            stored_bits: None,
             scale_range: scales
                 .iter()
                 .fold((f32::INFINITY, 0.0), |(low, high), &s| (low.min(s), high.max(s))),

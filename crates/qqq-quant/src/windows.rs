@@ -217,7 +217,7 @@ impl<'a, B: Calibrate> Windows<'a, B> {
     }
 
     /// The inputs of the site at which they stand.
-    pub(crate) fn inputs(&self) -> Vec<&B::Input> {
+    pub fn inputs(&self) -> Vec<&B::Input> {
         self.windows.iter().filter_map(|w| w.flow.input()).collect()
     }
 
