@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::{
     OutputFormat, Progress, Recipe, Result, Schemes,
+    budget::{self, Decided, Sensitivities},
     calibration::{CalibrationText, Source},
     layer_bytes,
     pipeline::{Begun, Job, Target, begin},
@@ -31,6 +32,9 @@ pub struct DryRun {
     pub seconds: f64,
     /// Of these, the first block's.
     pub block_seconds: f64,
+    /// Of these, what measuring the sensitivities for a budget takes: estimated, not measured. Which layers get 8 bits is not
+    /// known before: that the first do is supposed, which changes little of the rest.
+    pub sensitivity_seconds: f64,
     /// Seconds that this measurement has taken.
     pub measured_seconds: f64,
     /// Memory that the run would use at most, in bytes: estimated.
@@ -62,7 +66,10 @@ pub fn dry_run<'a, B: Calibrate>(
 ) -> Result<DryRun> {
     let memory_free = memory::available();
     let calibration = calibration.into();
-    let job = Job { backend, checkpoint, tokenizer, recipe, calibration };
+    let job = Job { backend, checkpoint, tokenizer, recipe, calibration, budget: None };
+    let Decided { recipe, format, unmeasured, .. } =
+        budget::decide(&job, format, Sensitivities::Alike, progress)?;
+    let job = Job { recipe: &recipe, ..job };
     begin(&job, Target::Nowhere(format), progress, |begun| {
         let Begun { mut run, mut live, mut writer, recipe, plan, started, .. } = begun;
         let blocks = checkpoint.config.num_layers;
@@ -82,7 +89,8 @@ pub fn dry_run<'a, B: Calibrate>(
             recipe: recipe.clone(),
             format: plan.format.name().into(),
             blocks,
-            seconds: measured_seconds + run.work.left() + samples,
+            seconds: unmeasured + measured_seconds + run.work.left() + samples,
+            sensitivity_seconds: unmeasured,
             block_seconds: measured_seconds - before,
             measured_seconds,
             memory_estimate: plan.memory.bytes,

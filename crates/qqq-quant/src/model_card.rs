@@ -110,6 +110,9 @@ fn render_into(
     let activations = if half { "16 bits" } else { "int8, one scale per token, found at run time" };
     writeln!(card, "| Activations | {activations} |")?;
     writeln!(card, "| Format | {} |", report.format)?;
+    if let Some(budget) = &report.budget {
+        writeln!(card, "| Budget | {} |", budget.describe())?;
+    }
     for (name, value) in recipe_rows(report) {
         writeln!(card, "| {name} | {value} |")?;
     }

@@ -233,7 +233,7 @@ fn check_memory(need: &MemoryNeed, recipe: &Recipe) -> Result<()> {
 }
 
 /// Checks that the kernels take the layers.
-fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
+pub(crate) fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
     if let Some(one) = schemes.one() {
         return check_shapes(config, one.group_size);
     }

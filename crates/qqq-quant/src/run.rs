@@ -20,10 +20,11 @@ use qqq_model::{
     memory, names,
 };
 
-use self::layers::{input_of, join, zeros};
+pub(crate) use self::layers::zeros;
+use self::layers::{input_of, join};
 
 use crate::{
-    Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
+    BudgetReport, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
@@ -63,6 +64,8 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub block_ahead: Option<(usize, Result<StoredLayers>)>,
     /// The same of its first layer alone, where layers are read one by one.
     pub first_ahead: Option<(usize, Result<StoredLayer>)>,
+    /// What decided on the schemes, where there was a budget.
+    pub budget: Option<BudgetReport>,
     pub estimate: Estimate,
     pub work: Work<'a>,
     pub layers: Vec<LayerReport>,
@@ -126,7 +129,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// A block with the recipe's transformation.
-    fn transformed_block(&mut self, index: usize) -> Result<FloatLayers<'a, B>> {
+    ///
+    /// # Errors
+    /// Those of reading it and of the search for smoothing scales.
+    pub fn transformed_block(&mut self, index: usize) -> Result<FloatLayers<'a, B>> {
         let clock = Instant::now();
         let label = self.label(index, "smoothing");
         let layers = match &mut self.smoothing_window {

@@ -91,7 +91,7 @@ pub(super) fn input_of(site: Site) -> &'static str {
 }
 
 /// A layer of zeros.
-pub(super) fn zeros(n: usize, k: usize, scheme: Scheme) -> QuantizedWeight {
+pub(crate) fn zeros(n: usize, k: usize, scheme: Scheme) -> QuantizedWeight {
     let codes = vec![0; n * k];
     let ones = |group: usize| vec![1.0; n * (k / group)];
     let scales = match scheme.group_size {
