@@ -43,6 +43,9 @@ def test_transformers_reads_what_was_written(name: str, monkeypatch: pytest.Monk
     model_type = json.loads((directory / "config.json").read_text())["model_type"]
     if model_type not in CONFIG_MAPPING and transformers.__version__.startswith("4."):
         pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
+    form = json.loads((directory / "config.json").read_text())["quantization_config"]["format"]
+    if form == "mixed-precision" and transformers.__version__.startswith("4."):
+        pytest.skip(f"compressed-tensors before 0.15 and transformers {transformers.__version__} know no {form}")
     model = load(directory)
     # Whatever the version keeps until then: the first pass unpacks the weights.
     found = perplexity(model, directory, ROOT / "evaluation.txt")

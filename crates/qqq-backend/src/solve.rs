@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use qqq_formats::{Activations, CodeBits, DType, LinearWeight, QuantizedWeight};
+use qqq_formats::{Activations, CodeBits, DType, LinearWeight, QuantizedWeight, Scales};
 
 use crate::InputKind;
 
@@ -64,6 +64,20 @@ impl Scheme {
             Activations::Int8 => InputKind::Int8,
             Activations::Half => InputKind::Float,
         }
+    }
+
+    /// The weight of codes, `n x k`, and effective scales, `n x groups` (one of a channel without groups), with the scales
+    /// that such a layer is multiplied with.
+    ///
+    /// # Panics
+    /// If the lengths do not agree.
+    pub fn weight(self, (n, k): (usize, usize), codes: Vec<i8>, effective: Vec<f32>) -> QuantizedWeight {
+        let scales = match self.group_size {
+            None => Scales::PerChannel(effective),
+            Some(group) if self.has_two_levels() => Scales::from_effective(&codes, n, k, group, &effective),
+            Some(group) => Scales::weight_only(n, group, &effective),
+        };
+        QuantizedWeight { bits: self.bits, out_features: n, in_features: k, codes, scales }
     }
 
     /// Codes and scales as a layer that takes such activations. `dtype` is the type of the scales as they are stored, which

@@ -1,9 +1,9 @@
-//! Mixed precision within a budget: which layers get 8 bits is decided by what 4 bits cost on held-out text.
+//! Mixed precision within a budget: which layers get how many bits is decided by what that costs on held-out text.
 //!
-//! For every site that no rule decides on, the KL divergence of the model from the float one is measured with this site alone
-//! in 4 bits, and in 8 ([`sensitivity`]). Sites get 8 bits in the order of what that saves for each byte that it takes, while
-//! the budget has room ([`choice`]). Savings of several sites are taken to add up. From then on the run is one with rules,
-//! which its report names: the same rules without a budget give the same checkpoint.
+//! A site that no rule decides on may become 4 bits in the recipe's groups, 4 bits in smaller ones, or 8 bits. For each of these
+//! the KL divergence of the model from the float one is measured with this site alone quantized ([`sensitivity`]). The budget
+//! then goes where it saves most for each byte ([`choice`]). Losses of several sites are taken to add up. From then on the run is
+//! one with rules, which its report names: the same rules without a budget give the same checkpoint.
 
 mod choice;
 mod progress;
@@ -13,14 +13,16 @@ mod sizes;
 use std::fmt;
 
 use qqq_backend::Calibrate;
-use qqq_formats::{CodeBits, size};
+use qqq_formats::{CodeBits, ModelConfig, size};
 use qqq_model::{Site, names};
 use serde::{Deserialize, Serialize};
 
 use self::sizes::Sizes;
 use crate::{
-    OutputFormat, Precision, Progress, QuantError, Recipe, Resolved, Result, Rule, calibration::Source,
-    float_linear::module, pipeline::Job, precision,
+    OutputFormat, Precision, Progress, QuantError, Recipe, Resolved, Result, Rule,
+    calibration::{CalibrationText, Source},
+    float_linear::module,
+    pipeline::Job,
 };
 
 /// How large the result may be.
@@ -42,31 +44,35 @@ impl fmt::Display for Budget {
     }
 }
 
-/// A layer as it is fused at run time, what was measured of it, and what it got.
+/// What a layer may become.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Bits and groups.
+    pub precision: Precision,
+    /// Bytes of codes and scales.
+    pub bytes: u64,
+    /// KL divergence from the float model, in nats per token, with this layer alone so; none if that leaves no numbers.
+    pub kl_divergence: Option<f64>,
+}
+
+/// A layer as it is fused at run time, what was measured of it, and what it becomes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SiteChoice {
     /// Such as `model.layers.0.mlp.gate_up_proj`.
     pub name: String,
     /// Its weights.
     pub weights: u64,
-    /// Bytes of its codes and scales in 4 bits.
-    pub bytes_4: u64,
-    /// The same in 8 bits.
-    pub bytes_8: u64,
-    /// KL divergence from the float model, in nats per token, with this layer alone in 4 bits; none if that leaves no numbers.
-    pub kl_divergence_4: Option<f64>,
-    /// The same in 8 bits.
-    pub kl_divergence_8: Option<f64>,
-    /// Bits that it got.
-    #[serde(with = "precision::bits")]
-    pub bits: CodeBits,
+    /// What it may become, the smallest first.
+    pub candidates: Vec<Candidate>,
+    /// What it becomes: that of one of them.
+    pub chosen: Precision,
 }
 
 impl SiteChoice {
-    /// What 8 bits save, in nats per token.
-    fn gain(&self) -> f64 {
-        let [four, eight] = [self.kl_divergence_4, self.kl_divergence_8].map(|kld| kld.unwrap_or(f64::MAX));
-        four - eight
+    /// Bytes of what it becomes.
+    fn bytes(&self) -> u64 {
+        let chosen = self.candidates.iter().find(|candidate| candidate.precision == self.chosen);
+        chosen.map_or(0, |candidate| candidate.bytes)
     }
 }
 
@@ -75,12 +81,15 @@ impl SiteChoice {
 pub struct BudgetReport {
     /// What was asked for.
     pub budget: Budget,
-    /// Bits per weight that were reached, over all quantized layers: codes and scales.
+    /// Bits per weight that were reached, over all linear layers of the blocks: codes, scales, biases and what stays in 16 bits.
     pub bits_per_weight: f64,
-    /// Windows of held-out text on which sensitivities were measured.
+    /// Windows of held-out text on which candidates were measured.
     pub windows: usize,
-    /// Predictions that were compared there.
+    /// Predictions that were compared there for each of them.
     pub tokens: usize,
+    /// Whether the result is compared with the float model on this text too: there was no other. It then looks a little better
+    /// than it is.
+    pub chosen_on_compared_text: bool,
     /// All layers on which the budget decided, in the order of computation.
     pub sites: Vec<SiteChoice>,
     /// The rules that follow, behind those that were given.
@@ -90,12 +99,26 @@ pub struct BudgetReport {
 impl BudgetReport {
     /// What was reached, for people.
     pub fn describe(&self) -> String {
-        let eight = self.sites.iter().filter(|site| site.bits == CodeBits::Eight).count();
+        let mut counts: Vec<(Precision, usize)> = Vec::new();
+        let candidates = self.sites.iter().flat_map(|site| &site.candidates);
+        for Candidate { precision, .. } in candidates {
+            if !counts.iter().any(|(known, _)| known == precision) {
+                let sites = self.sites.iter().filter(|site| site.chosen == *precision);
+                counts.push((*precision, sites.count()));
+            }
+        }
+        let counts: Vec<String> = counts
+            .into_iter()
+            .rev()
+            .filter(|(_, count)| *count > 0)
+            .map(|(precision, count)| format!("{count} {precision}"))
+            .collect();
         format!(
-            "{}: {eight} of {} layers in 8 bits, {:.3} bits per weight reached",
+            "{}: {:.3} bits per weight, of {} layers {}",
             self.budget,
+            self.bits_per_weight,
             self.sites.len(),
-            self.bits_per_weight
+            counts.join(", ")
         )
     }
 }
@@ -106,11 +129,21 @@ pub(crate) struct Decided {
     pub format: OutputFormat,
     /// Where there was a budget.
     pub report: Option<BudgetReport>,
-    /// Seconds that measuring took.
-    pub measured: f64,
-    /// Seconds that measuring would take, where it was left out.
-    pub unmeasured: f64,
+    /// What measuring took, or would take.
+    pub measuring: Measuring,
 }
+
+/// What measuring candidates takes; nothing where there is no budget.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Measuring {
+    /// Seconds: those that it took, or that it is expected to take.
+    pub seconds: f64,
+    /// Memory at most, in bytes: estimated.
+    pub memory: u64,
+}
+
+/// When measuring takes most memory.
+pub(crate) const PHASE: &str = "measuring what bits cost";
 
 impl Decided {
     /// As a stopped run has it, which had the same budget.
@@ -121,17 +154,17 @@ impl Decided {
             recipe,
             format: OutputFormat::CompressedTensors,
             report: Some(kept),
-            measured: 0.0,
-            unmeasured: 0.0,
+            measuring: Measuring::default(),
         }
     }
 }
 
-/// How the sensitivities come to be.
+/// How it becomes known what candidates lose.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sensitivities {
-    /// They are measured.
+    /// It is measured.
     Measured,
-    /// It makes no difference which layers get 8 bits, and the time of measuring is estimated.
+    /// It makes no difference which layers get more bits, and the time of measuring is estimated.
     Alike,
 }
 
@@ -146,88 +179,87 @@ pub(crate) fn decide<B: Calibrate>(
     progress: &mut dyn Progress,
 ) -> Result<Decided> {
     let Some(budget) = job.recipe.budget else {
-        return Ok(Decided {
-            recipe: job.recipe.clone(),
-            format,
-            report: None,
-            measured: 0.0,
-            unmeasured: 0.0,
-        });
+        let recipe = job.recipe.clone();
+        return Ok(Decided { recipe, format, report: None, measuring: Measuring::default() });
     };
-    let refuse = |message: String| Err(QuantError::Recipe(message));
-    // The form of all of one kind is for one kind.
-    if format == OutputFormat::Qqq {
-        return refuse(
-            "a budget makes layers of 4 and 8 bits, which the qqq form does not hold side by side; write \
-                       compressed-tensors (--format compressed-tensors)"
-                .into(),
-        );
-    }
-    let format = OutputFormat::CompressedTensors;
-    if job.recipe.bits == CodeBits::Eight {
-        return refuse(format!(
-            "a budget of {budget} gives 8 bits to some layers of 4, and this recipe has 8 bits everywhere; leave --bits out, or \
-             the budget"
-        ));
-    }
-    if job.calibration.held_out == 0 {
-        return refuse("a budget is spent by what is measured on held-out text, of which there are 0 windows (--held-out)".into());
-    }
-    let config = &job.checkpoint.config;
-    let Resolved { recipe, .. } = job.recipe.resolved(config);
+    check(job.recipe, budget, format)?;
+    let Resolved { recipe, .. } = job.recipe.resolved(&job.checkpoint.config);
     let sizes = Sizes::of(job.checkpoint, &recipe)?;
     let room = sizes.room(budget)?;
-    // The recipe without the budget, and rounding to nearest, which needs no statistics.
-    let recipe = Recipe { budget: None, ..recipe };
-    let rounding = sensitivity::recipe(&recipe);
+    let rounding = sensitivity::recipe(&Recipe { budget: None, ..recipe });
     let source = match *job.calibration.source {
         // Not to have the model write twice.
         Source::SelfSamples => &Source::BuiltIn,
         ref source => source,
     };
-    let calibration = crate::calibration::CalibrationText { source, ..job.calibration };
+    let compared = job.calibration.held_out;
+    let calibration =
+        CalibrationText { source, held_out: compared + sensitivity::WINDOWS, ..job.calibration };
     let measuring = Job { recipe: &rounding, calibration, ..*job };
-    let mut unmeasured = 0.0;
-    let (mut sites, (windows, tokens), seconds) = match sensitivities {
-        Sensitivities::Measured => {
-            let found = sensitivity::measure(&measuring, format, &sizes, progress)?;
-            (found.sites, (found.windows, found.tokens), found.seconds)
-        }
-        Sensitivities::Alike => {
-            unmeasured = sensitivity::expected(&measuring, format, &sizes, progress)?;
-            (sizes.sites(), (0, 0), 0.0)
-        }
-    };
-    choice::spend(&mut sites, room);
-    let rules = rules(job, &sizes, &sites);
+    let mut found = sensitivity::measure(&measuring, compared, &sizes, sensitivities, progress)?;
+    choice::spend(&mut found.sites, room);
+    let rules = rules(&job.checkpoint.config, &sizes, &found.sites);
     let mut recipe = Recipe { budget: None, ..job.recipe.clone() };
     recipe.rules.extend(rules.iter().cloned());
     let report = BudgetReport {
         budget,
-        bits_per_weight: sizes.bits_per_weight(&sites),
-        windows,
-        tokens,
-        sites,
+        bits_per_weight: sizes.bits_per_weight(&found.sites),
+        windows: found.windows,
+        tokens: found.tokens,
+        chosen_on_compared_text: found.on_compared_text && *job.calibration.source != Source::SelfSamples,
+        sites: found.sites,
         rules,
     };
-    Ok(Decided { recipe, format, report: Some(report), measured: seconds, unmeasured })
+    let format = OutputFormat::CompressedTensors;
+    Ok(Decided { recipe, format, report: Some(report), measuring: found.measuring })
 }
 
-/// A rule for each kind of sites that got 8 bits.
-fn rules<B>(job: &Job<'_, B>, sizes: &Sizes, sites: &[SiteChoice]) -> Vec<Rule> {
-    let config = &job.checkpoint.config;
-    let of_site = |site: Site| {
-        let chosen = sizes.free.iter().zip(sites);
-        let chosen = chosen.filter(|((_, of), choice)| *of == site && choice.bits == CodeBits::Eight);
-        let blocks: Vec<String> = chosen.map(|((block, _), _)| block.to_string()).collect();
+/// Refuses what a budget does not go with.
+fn check(recipe: &Recipe, budget: Budget, format: OutputFormat) -> Result<()> {
+    let refuse = |message: String| Err(QuantError::Recipe(message));
+    // The form of all of one kind is for one kind.
+    if format == OutputFormat::Qqq {
+        return refuse(
+            "a budget makes layers of several kinds, which the qqq form does not hold side by side; write compressed-tensors \
+             (--format compressed-tensors)"
+                .into(),
+        );
+    }
+    if recipe.bits == CodeBits::Eight {
+        return refuse(format!(
+            "a budget of {budget} gives 8 bits to some layers of 4, and this recipe has 8 bits everywhere; leave --bits out, or \
+             the budget"
+        ));
+    }
+    if !recipe.name.is_own() {
+        return refuse(format!(
+            "recipe {} gives all layers the bits of its paper, and a budget of {budget} decides on them; take recipe best, or leave \
+             the budget out",
+            recipe.name
+        ));
+    }
+    Ok(())
+}
+
+/// Rules that give sites what was chosen for them, where that is not the smallest candidate: one for each kind of sites and
+/// precision.
+fn rules(config: &ModelConfig, sizes: &Sizes, sites: &[SiteChoice]) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for site in Site::ALL {
         let modules: Vec<String> =
             site.module_names(config).iter().map(|module| module.replace('.', r"\.")).collect();
-        (!blocks.is_empty()).then(|| Rule {
-            pattern: format!(r"re:model\.layers\.({})\.({})$", blocks.join("|"), modules.join("|")),
-            precision: Precision::Int8,
-        })
-    };
-    Site::ALL.into_iter().filter_map(of_site).collect()
+        for scheme in sizes.schemes(site).skip(1) {
+            let precision = Precision::of(Some(scheme));
+            let chosen = sizes.free.iter().zip(sites);
+            let chosen = chosen.filter(|((_, of), choice)| *of == site && choice.chosen == precision);
+            let blocks: Vec<String> = chosen.map(|((block, _), _)| block.to_string()).collect();
+            if !blocks.is_empty() {
+                let pattern = format!(r"re:model\.layers\.({})\.({})$", blocks.join("|"), modules.join("|"));
+                rules.push(Rule { pattern, precision });
+            }
+        }
+    }
+    rules
 }
 
 /// The name of a site's layer.

@@ -4,7 +4,7 @@ use qqq_formats::ModelConfig;
 use qqq_model::{Site, block::head_layout, scores::rows_at_a_time};
 
 use crate::{
-    Propagation, Recipe, Schemes, Transform,
+    Propagation, Recipe, Schemes,
     held_out::HeldText,
     layer_bytes,
     memory_need::{DEVICE_LIBRARIES, rotation_bytes},
@@ -25,8 +25,9 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Schemes, he
     let window = recipe.calibration.window as f64;
     let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
     let heads = head_layout(config);
-    let smooth = recipe.transform == Transform::Smooth;
-    let searched = if smooth { recipe.calibration.smooth_tokens } else { 0 };
+    let smooth = recipe.transform.scales_channels();
+    let (searched_windows, searched) = recipe.transform_amount();
+    let searched = searched_windows * searched;
     let corrects = recipe.corrects();
     let streams = if corrects { 2.0 } else { 1.0 };
     let held_states = 8.0 * held.tokens() * hidden;
@@ -94,21 +95,27 @@ fn correcting(config: &ModelConfig, recipe: &Recipe, site: Site, solver: f64) ->
 /// What the search for the scales of smoothing takes: a block in float32, the layer of a site in 16 bits, a candidate's codes
 /// and weights, and what a window works in, with the outputs that are compared.
 fn searching(config: &ModelConfig, recipe: &Recipe) -> f64 {
-    if recipe.transform != Transform::Smooth {
+    if !recipe.transform.scales_channels() {
         return 0.0;
     }
+    let (windows, tokens) = recipe.transform_amount();
     let weights = Site::ALL.map(|s| s.out_features(config) as f64 * s.in_features(config) as f64);
     let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
     let heads = head_layout(config);
     let between = 4.0 * (heads.qkv_width() + heads.q_width() + heads.kv_width()) as f64;
-    let pass = recipe.calibration.smooth_tokens as f64 * (between + 10.0 * hidden + 15.0 * inner);
-    4.0 * weights.iter().sum::<f64>() + 3.6 * weights.into_iter().fold(0.0, f64::max) + pass
+    let pass = tokens as f64 * (between + 10.0 * hidden + 15.0 * inner);
+    // The inputs of a site with outputs behind it, where all windows are looked at.
+    let kept = match recipe.transform.reads_windows() {
+        true => 2.0 * (windows * tokens) as f64 * (hidden + inner.max(hidden + heads.q_width() as f64)),
+        false => 0.0,
+    };
+    kept + 4.0 * weights.iter().sum::<f64>() + 3.6 * weights.into_iter().fold(0.0, f64::max) + pass
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shapes;
+    use crate::{Transform, shapes};
 
     fn bytes(config: &ModelConfig, recipe: &Recipe) -> u64 {
         super::bytes(config, recipe, &Schemes::of(config, recipe).unwrap(), HeldText::default())

@@ -3,7 +3,7 @@
 //! [`work`](crate::work) turns amounts into time left, by what each kind is seen to take.
 
 use qqq_backend::{HeadLayout, InputKind, Pieces, solve::Scheme};
-use qqq_formats::ModelConfig;
+use qqq_formats::{Activations, ModelConfig};
 use qqq_model::{Site, block::head_layout};
 
 use crate::{
@@ -33,6 +33,8 @@ pub(crate) mod rate {
     pub const CANDIDATE_LAUNCHES: f64 = 200e-6;
     /// Candidates of a site.
     pub const CANDIDATES: f64 = 30.0;
+    /// Outputs of a site whose scales are given: the float one, with them, without.
+    pub const GIVEN_CANDIDATES: f64 = 3.0;
 }
 
 /// Operations of correcting a layer for each output and pair of inputs: two products, a system in float64, and losses against
@@ -261,13 +263,23 @@ impl Estimate {
             })
             .sum();
         let weights: f64 = shapes.iter().map(|(n, k)| n * k).sum();
-        let smooth = recipe.calibration.smooth_tokens as f64;
+        let (searched, smooth) = recipe.transform_amount();
+        let (searched, smooth) = (searched as f64, smooth as f64);
+        let search_cost = match recipe.activations {
+            Activations::Int8 => cost.search,
+            Activations::Half => cost.float,
+        };
+        let candidates = match (recipe.transform, recipe.migration_strength) {
+            (Transform::Migrate, Some(_)) => rate::GIVEN_CANDIDATES,
+            _ => rate::CANDIDATES,
+        };
         let (rounding, launches) = match pieces.on_host {
             true => (rate::CANDIDATE_SECONDS * cost.move_second, 0.0),
             false => (rate::CANDIDATE_OPERATIONS * cost.float, rate::CANDIDATE_LAUNCHES),
         };
-        let rounded = weights * (2.0 * smooth * cost.search + rounding);
-        let search = rate::CANDIDATES * ((rounded + attention(smooth) * cost.attention) / 4.0 + launches);
+        let rounded = weights * (2.0 * searched * smooth * search_cost + rounding);
+        let attended = searched * attention(smooth) * cost.attention;
+        let search = candidates * ((rounded + attended) / 4.0 + launches);
         let samples = match source {
             Source::SelfSamples if tokens > 0.0 => {
                 2.0 * weights * config.num_layers as f64 * (tokens + held.tokens()) * cost.sample
@@ -292,7 +304,7 @@ impl Estimate {
             read: Units::new(Kind::Read, weights * (5e-9 * cost.move_second + rotation)),
             smooth_site: Units::new(
                 Kind::Smooth,
-                if recipe.transform == Transform::Smooth { search } else { 0.0 },
+                if recipe.transform.scales_channels() { search } else { 0.0 },
             ),
             stages,
             float_pass: Units::new(Kind::FloatPass, float_pass),

@@ -76,6 +76,7 @@ pub mod pipeline;
 pub mod precision;
 mod preflight;
 pub mod recipe;
+pub mod recipes;
 pub mod report;
 pub mod resolved;
 pub mod resume;
@@ -86,6 +87,7 @@ mod scratch;
 mod self_samples;
 #[cfg(test)]
 mod shapes;
+mod site_search;
 pub mod smooth;
 pub mod smooth_sites;
 pub mod solve;
@@ -110,6 +112,7 @@ pub use recipe::{
     Calibration, Clip, GroupScales, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind, Transform,
     ValueHessian,
 };
+pub use recipes::RecipeName;
 pub use report::Report;
 pub use resolved::Resolved;
 pub use resume::Resume;

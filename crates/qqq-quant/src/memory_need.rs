@@ -12,8 +12,8 @@ use qqq_formats::{Checkpoint, ModelConfig};
 use qqq_model::{Site, block::head_layout, names};
 
 use crate::{
-    Propagation, Recipe, Schemes, Transform, ValueHessian, held_out::HeldText, layer_bytes, self_samples,
-    solve::ROWS_PER_TASK, windows,
+    Clip, Propagation, Recipe, Schemes, Transform, ValueHessian, held_out::HeldText, layer_bytes,
+    self_samples, solve::ROWS_PER_TASK, windows,
 };
 
 /// Program, tokenizer, thread stacks.
@@ -259,7 +259,7 @@ impl<'a> Model<'a> {
             return vec![self.handed_over()];
         }
         let mut phases = Vec::new();
-        let smooth = self.recipe.transform == Transform::Smooth;
+        let smooth = self.recipe.transform.scales_channels();
         if smooth {
             phases.push(self.smoothing());
         }
@@ -280,7 +280,7 @@ impl<'a> Model<'a> {
     /// The layers of a smoothed block from one on, which were transformed together.
     fn waiting(&self, from: Site) -> f64 {
         match self.recipe.transform {
-            Transform::Smooth => {
+            transform if transform.scales_channels() => {
                 Site::ALL.iter().skip_while(|l| **l != from).map(|&l| 4.0 * self.weights(l)).sum()
             }
             _ => 0.0,
@@ -292,12 +292,17 @@ impl<'a> Model<'a> {
     /// calibrated.
     fn handed_over(&self) -> Phase {
         let block = match self.recipe.transform {
-            Transform::Smooth => self.stored.linear * self.all_weights(),
+            transform if transform.scales_channels() => self.stored.linear * self.all_weights(),
+            _ => 0.0,
+        };
+        // Clipping by groups is the host's work: weights and Hessian come back.
+        let by_host = match self.recipe.clip {
+            Clip::GroupOutput => 4.0 * (self.largest_weights() + self.inner * self.inner),
             _ => 0.0,
         };
         Phase {
             name: "reading and writing layers",
-            arrays: self.always + block + self.largest_weights() * (self.stored.linear + 6.0),
+            arrays: self.always + block + self.largest_weights() * (self.stored.linear + 6.0) + by_host,
             besides: 0.0,
         }
     }
@@ -338,11 +343,20 @@ impl<'a> Model<'a> {
     /// The block in float32 and a copy of one of its layers, and one window's way through it with two outputs of its widest
     /// layer.
     fn smoothing(&self) -> Phase {
-        let tokens = self.recipe.calibration.smooth_tokens as f64;
+        let (windows, tokens) = self.recipe.transform_amount();
+        let tokens = tokens as f64;
         let wide = (2.0 * self.inner).max(self.q + 2.0 * self.kv);
         let pass = tokens * 4.0 * (2.0 * wide + 2.0 * self.inner + 4.0 * self.hidden);
         let rounded = 1.6 * 2.0 * self.inner * self.hidden;
-        let arrays = self.always + 4.0 * (self.all_weights() + self.largest_weights()) + pass + rounded;
+        // Where all calibration windows are looked at: copies of their states, and the inputs of a site with outputs behind it.
+        let copies = match self.recipe.transform.reads_windows() {
+            true => {
+                4.0 * windows as f64 * tokens * (2.0 * self.hidden + self.inner.max(self.hidden + self.q))
+            }
+            false => 0.0,
+        };
+        let arrays =
+            self.always + 4.0 * (self.all_weights() + self.largest_weights()) + pass + rounded + copies;
         Phase { name: "smoothing", arrays, besides: 0.0 }
     }
 

@@ -67,7 +67,9 @@ fn render_into(
     let recipe = &report.recipe;
     let kinds = report.kinds();
     let half = recipe.activations == Activations::Half;
+    let is_float = report.layers.is_empty();
     let weights = match (recipe.bits, recipe.group_size) {
+        _ if is_float => "16 bits".into(),
         _ if kinds.len() > 1 => kinds.join("; "),
         (CodeBits::Eight, _) => "8-bit, one scale per output channel".into(),
         (CodeBits::Four, Some(g)) => {
@@ -79,6 +81,7 @@ fn render_into(
     };
     let bits = if kinds.len() > 1 { "mixed".into() } else { recipe.bits.get().to_string() };
     let name = match kinds.len() {
+        _ if is_float => report.format.clone(),
         0 | 1 => format!("W{bits}A{}", recipe.activations.bits()),
         _ => format!("mixed precision, A{}", recipe.activations.bits()),
     };
@@ -89,16 +92,22 @@ fn render_into(
     }
     writeln!(card, "---\n")?;
     writeln!(card, "# {} in {name}\n", report.model)?;
-    writeln!(
-        card,
-        "{} with {} and {}-bit activations in {} linear layers of its blocks, made by `qqq` {}. Embedding, \
+    let quantized = |card: &mut String| {
+        writeln!(
+            card,
+            "{} with {} and {}-bit activations in {} linear layers of its blocks, made by `qqq` {}. Embedding, \
          output head and norms are kept in 16 bits.\n",
-        report.model,
-        if kinds.len() > 1 { "weights of mixed precision".into() } else { format!("{bits}-bit weights") },
-        recipe.activations.bits(),
-        if report.float_layers.is_empty() { "all" } else { "the quantized" },
-        report.version
-    )?;
+            report.model,
+            if kinds.len() > 1 { "weights of mixed precision".into() } else { format!("{bits}-bit weights") },
+            recipe.activations.bits(),
+            if report.float_layers.is_empty() { "all" } else { "the quantized" },
+            report.version
+        )
+    };
+    match is_float {
+        true => writeln!(card, "{} in 16 bits, written by `qqq` {}.\n", report.model, report.version)?,
+        false => quantized(card)?,
+    }
     if let Some(whole) = &report.text_part_of {
         writeln!(
             card,
@@ -164,6 +173,9 @@ fn render_into(
         }
     }
 
+    if is_float {
+        return warnings_into(card, report);
+    }
     let what = match (calibration.windows, recipe.needs_text().as_slice()) {
         (0, _) => "weights (no calibration), relative to the weights themselves",
         (_, []) => "output on the text above, relative to the output itself",
@@ -194,6 +206,10 @@ fn render_into(
             mean(&|l| l.loss)
         )?;
     }
+    warnings_into(card, report)
+}
+
+fn warnings_into(card: &mut String, report: &Report) -> std::fmt::Result {
     if !report.warnings.is_empty() {
         writeln!(card, "\n## Warnings\n")?;
         for warning in &report.warnings {
@@ -217,6 +233,14 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
         }
         (Transform::Rotate, RotationKind::Hadamard) => "rotation by a randomised Hadamard matrix".into(),
         (Transform::Rotate, RotationKind::Orthogonal) => "rotation by a random orthogonal matrix".into(),
+        (Transform::Migrate, _) => match recipe.migration_strength {
+            Some(strength) => format!("outliers of activations migrated into weights, strength {strength}"),
+            None => "outliers of activations migrated into weights, strength searched for each site".into(),
+        },
+        (Transform::Suppress, _) => {
+            "channels shifted before o, and those beyond a searched threshold shrunk".into()
+        }
+        (Transform::Protect, _) => "channels scaled by their mean activation to a searched power".into(),
     };
     let rounding = match (recipe.compensate, recipe.act_order) {
         (false, _) => "to nearest".into(),
@@ -238,8 +262,16 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
         Clip::None => "from the largest weight",
         Clip::Weight => "least weight error",
         Clip::Output => "least output error",
+        Clip::GroupOutput => "least output error of each group alone, but for q and k",
     };
-    let mut rows = vec![("Transformation", transform), ("Rounding", rounding), ("Scales", clip.into())];
+    let mut rows = Vec::new();
+    if let Some(entry) = recipe.name.entry() {
+        rows.push(("Recipe", format!("{} ({}): {}", entry.word, entry.source, entry.what)));
+    }
+    if report.layers.is_empty() {
+        return rows;
+    }
+    rows.extend([("Transformation", transform), ("Rounding", rounding), ("Scales", clip.into())]);
     if recipe.corrects() {
         let strength = recipe.error_correction;
         let correction = format!(

@@ -19,6 +19,7 @@ use crate::{
     half_type::{HalfType, some_rows},
     model_card,
     preflight::Plan,
+    recipes::os_plus::BIAS_KEY,
     resume::{Stopped, damaged},
 };
 
@@ -235,12 +236,12 @@ impl<'a> OutputCheckpoint<'a> {
     }
 
     /// Which layers are stored in which way.
-    fn quantization(&self) -> Result<QuantizationConfig> {
+    fn quantization(&self) -> Result<Option<QuantizationConfig>> {
         let Plan { format, schemes, .. } = self.plan;
         let most = schemes.most();
-        let Some(others) = most else { return Err(QuantError::Recipe("no layer is quantized".into())) };
+        let Some(others) = most else { return Ok(None) };
         if *format == CheckpointFormat::Qqq {
-            return Ok(QuantizationConfig::uniform(*format, others.group_size));
+            return Ok(Some(QuantizationConfig::uniform(*format, others.group_size)));
         }
         let mut rules = Vec::new();
         for (index, site, scheme) in schemes.all().filter(|(.., scheme)| *scheme != most) {
@@ -249,18 +250,27 @@ impl<'a> OutputCheckpoint<'a> {
             rules.extend(modules.map(|module| (names::linear(index, module), stored)));
         }
         let rules = rules.iter().map(|(name, scheme)| (name.as_str(), *scheme));
-        Ok(QuantizationConfig::by_module(stored_as(*format, others)?, rules)?)
+        Ok(Some(QuantizationConfig::by_module(stored_as(*format, others)?, rules)?))
+    }
+
+    /// The `config.json` of what is written.
+    fn config(&self, tied: bool) -> Result<Value> {
+        let quantization = self.quantization()?;
+        let mut value = config_json(&self.checkpoint.config, self.plan.half, quantization.as_ref(), tied);
+        if self.plan.adds_bias
+            && let Value::Object(map) = &mut value
+        {
+            map.insert(BIAS_KEY.into(), true.into());
+        }
+        Ok(value)
     }
 
     /// A checkpoint of what is written, to be read before more is.
     pub(crate) fn so_far(&mut self) -> Result<Checkpoint> {
         let path = self.writer.staging().to_owned();
-        let quantization = self.quantization()?;
-        let source = &self.checkpoint.config;
         // A rotated head is not tied any more.
         let has_head = self.writer.tensors().any(|(name, _)| name == names::LM_HEAD);
-        let tied = source.tie_word_embeddings && !has_head;
-        let value = config_json(source, self.plan.half, Some(&quantization), tied);
+        let value = self.config(self.checkpoint.config.tie_word_embeddings && !has_head)?;
         Ok(Checkpoint {
             config: ModelConfig::from_value(&path, value)?,
             tensors: Box::new(self.writer.so_far()?),
@@ -286,11 +296,10 @@ impl<'a> OutputCheckpoint<'a> {
     /// limit and this is not `forced`, another one beside it, which is returned.
     pub(crate) fn finish(self, report: &Report, forced: bool) -> Result<Option<PathBuf>> {
         let staging = self.writer.staging();
-        let quantization = self.quantization()?;
         let rotated = report.recipe.transform == crate::Transform::Rotate;
         let config = &self.checkpoint.config;
         let tied = config.tie_word_embeddings && !rotated;
-        let value = config_json(config, self.plan.half, Some(&quantization), tied);
+        let value = self.config(tied)?;
         write_json(&staging.join("config.json"), &value)?;
         let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
         write_json(&staging.join(REPORT_FILE), &value)?;

@@ -87,7 +87,7 @@ pub fn quantize<'a, B: Calibrate>(
         (Some(budget), Some(Resume { goes_on: true, .. })) => Stopped::budget(output.reservation, budget)?,
         _ => None,
     };
-    let Decided { recipe, format, report: budget, measured, .. } = match kept {
+    let Decided { recipe, format, report: budget, measuring } = match kept {
         Some(kept) => Decided::kept(recipe, kept),
         None => budget::decide(&job, output.format, Sensitivities::Measured, progress)?,
     };
@@ -106,7 +106,7 @@ pub fn quantize<'a, B: Calibrate>(
             first,
             mut keeper,
         } = begun;
-        run.timings.sensitivities += measured;
+        run.timings.sensitivities += measuring.seconds;
         for index in first..checkpoint.config.num_layers {
             let done = run.block(index, &mut live, &mut writer);
             match (&done, &mut keeper) {
@@ -165,7 +165,7 @@ pub fn quantize<'a, B: Calibrate>(
             version: env!("CARGO_PKG_VERSION").into(),
             model: output.model_name.into(),
             text_part_of: checkpoint.config.text_part_of.map(Into::into),
-            format: plan.format.name().into(),
+            format: plan.format_name().into(),
             recipe: recipe.clone(),
             calibration_data: if plan.calibrates { calibration.source.describe() } else { "none".into() },
             calibration_tokens: tokens.calibration.iter().map(Vec::len).sum(),
@@ -180,7 +180,7 @@ pub fn quantize<'a, B: Calibrate>(
             linear_bytes: (before.linear, after.linear),
             end_bytes: (before.ends, after.ends),
             tensor_bytes: (before.total, after.total),
-            memory_estimate: plan.memory.bytes,
+            memory_estimate: plan.memory.bytes.max(measuring.memory),
             peak_memory: memory::used().map(|used| used.peak),
         };
         if let Err(e) = checkpoint.inputs.check() {

@@ -7,7 +7,7 @@ use qqq_formats::{CodeBits, ModelConfig, ModulePattern};
 use qqq_model::{Site, Sites, names};
 use serde::{Deserialize, Serialize};
 
-use crate::{QuantError, Recipe, Result};
+use crate::{QuantError, Recipe, RecipeName, Result};
 
 /// What a rule makes of the layers that it names. In words: `int4`, `int4:g32`, `int4:g64`, `int4:g128`, `int4:channel`, `int8`,
 /// `float`.
@@ -147,6 +147,9 @@ impl Schemes {
     /// # Errors
     /// A rule that names no layer of it, rules that split a site, 8 bits with groups.
     pub fn of(config: &ModelConfig, recipe: &Recipe) -> Result<Self> {
+        if recipe.name == RecipeName::Fp16 {
+            return Ok(Self { blocks: vec![Sites::new([None; 4]); config.num_layers] });
+        }
         if let (CodeBits::Eight, Some(size)) = (recipe.bits, recipe.group_size) {
             return Err(QuantError::Recipe(format!(
                 "8-bit weights have one scale an output channel, no groups of {size}; quantize them per channel, or use 4 bits"

@@ -15,6 +15,7 @@ use crate::{
     layer_bytes,
     memory_need::{self, MemoryNeed},
     recipe::MAX_DAMPING,
+    recipes::os_plus,
     resolved::no_rotation,
     source_types::{self, AlreadyQuantized},
 };
@@ -28,6 +29,8 @@ pub(crate) struct Plan {
     pub schemes: Schemes,
     /// Type of what stays 16-bit.
     pub half: HalfType,
+    /// Whether q, k, v and o get biases that the model does not have.
+    pub adds_bias: bool,
     /// Whether calibration text is needed at all.
     pub calibrates: bool,
     /// Memory that will be used at most.
@@ -41,6 +44,8 @@ pub(crate) struct Plan {
 pub enum NeedsText {
     /// The search for smoothing thresholds.
     Smoothing,
+    /// What a published recipe makes scales of channels of.
+    ChannelScales,
     /// Compensation of what was rounded before.
     Compensation,
     /// The choice of scales by the error of the output.
@@ -54,10 +59,21 @@ impl std::fmt::Display for NeedsText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Smoothing => "transform: smooth",
+            Self::ChannelScales => "transform",
             Self::Compensation => "compensate: true",
             Self::Clipping => "clip: output",
             Self::Correction => "error_correction",
         })
+    }
+}
+
+impl Plan {
+    /// The form's name; of a model that stays float its type's.
+    pub fn format_name(&self) -> &'static str {
+        match self.schemes.most() {
+            Some(_) => self.format.name(),
+            None => self.half.config_name(),
+        }
     }
 }
 
@@ -66,8 +82,9 @@ impl Recipe {
     pub fn needs_text(&self) -> Vec<NeedsText> {
         let needs = [
             (self.transform == Transform::Smooth, NeedsText::Smoothing),
+            (self.transform.reads_windows(), NeedsText::ChannelScales),
             (self.compensate, NeedsText::Compensation),
-            (self.clip == Clip::Output, NeedsText::Clipping),
+            (matches!(self.clip, Clip::Output | Clip::GroupOutput), NeedsText::Clipping),
             (self.corrects(), NeedsText::Correction),
         ];
         needs.into_iter().filter(|(is_so, _)| *is_so).map(|(_, need)| need).collect()
@@ -177,6 +194,7 @@ pub(crate) fn check<B: Calibrate>(
         ));
     }
     check_correction(recipe)?;
+    check_channel_scales(recipe)?;
     let schemes = Schemes::of(config, recipe)?;
     let memory = memory_need::of(checkpoint, recipe, &schemes, held, samples, B::PIECES);
     check_memory(&memory, recipe)?;
@@ -185,7 +203,32 @@ pub(crate) fn check<B: Calibrate>(
     let format = format_of(config, &schemes, format)?;
     let half = kept_type(checkpoint)?;
     let already_quantized = source_types::already_quantized(checkpoint);
-    Ok(Plan { format, schemes, half, calibrates, memory, already_quantized })
+    let adds_bias = recipe.transform == Transform::Suppress && os_plus::adds_bias(config);
+    Ok(Plan { format, schemes, half, adds_bias, calibrates, memory, already_quantized })
+}
+
+/// Refuses parts of published recipes in other company than their papers'.
+fn check_channel_scales(recipe: &Recipe) -> Result<()> {
+    if recipe.transform.reads_windows() && recipe.propagation != Propagation::Float {
+        return Err(QuantError::Recipe(format!(
+            "transform {:?} takes its scales from the calibration windows in the float model; choose propagation float",
+            recipe.transform
+        )));
+    }
+    if let Some(strength) = recipe.migration_strength
+        && !(0.0..=1.0).contains(&strength)
+    {
+        return Err(QuantError::Recipe(format!(
+            "the migration strength must be a number from 0 to 1, not {strength:?}"
+        )));
+    }
+    let weights_alone = recipe.activations == Activations::Half && recipe.group_size.is_some();
+    if recipe.clip == Clip::GroupOutput && (recipe.compensate || recipe.corrects() || !weights_alone) {
+        return Err(QuantError::Recipe(
+            "clip group-output is for weights in groups for 16-bit activations that are rounded to nearest, as AWQ has it".into(),
+        ));
+    }
+    Ok(())
 }
 
 /// Refuses a correction of which nothing would come.
@@ -234,6 +277,9 @@ fn check_memory(need: &MemoryNeed, recipe: &Recipe) -> Result<()> {
 
 /// Checks that the kernels take the layers.
 pub(crate) fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
+    if schemes.most().is_none() {
+        return Ok(());
+    }
     if let Some(one) = schemes.one() {
         return check_shapes(config, one.group_size);
     }
@@ -289,6 +335,9 @@ pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> R
 fn format_of(config: &ModelConfig, schemes: &Schemes, format: OutputFormat) -> Result<CheckpointFormat> {
     match schemes.one() {
         Some(one) if one == Scheme::w4a8(one.group_size) => choose_format(config, one.group_size, format),
+        None if schemes.most().is_none() && format != OutputFormat::Auto => Err(QuantError::Recipe(
+            "a model in 16 bits has no form of quantized layers: leave the format to auto".into(),
+        )),
         one if format == OutputFormat::Qqq => {
             let what = one.map_or("layers of several kinds".into(), |scheme| match scheme.activations {
                 Activations::Half => "16-bit activations".to_owned(),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Budget,
     precision::{self, Rule},
+    recipes::RecipeName,
 };
 
 // The first paragraph of a variant's documentation is its help on a command line (feature `clap`), without the full stop.
@@ -27,6 +28,33 @@ pub enum Transform {
     Rotate,
     /// The weights stay as they are.
     None,
+    /// SmoothQuant: the outliers of a norm's channels migrate into the weights behind it.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    Migrate,
+    /// Outlier Suppression+: channels are shifted, where the model allows it, and those beyond a threshold are shrunk.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    Suppress,
+    /// AWQ: channels with large activations get larger weights, which round more exactly.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    Protect,
+}
+
+impl Transform {
+    /// Whether it scales input channels by what calibration tokens have there: the layers of a block are then changed together.
+    pub const fn scales_channels(self) -> bool {
+        matches!(self, Self::Smooth) || self.reads_windows()
+    }
+
+    /// Whether it looks at all calibration windows, as the float model has them.
+    pub const fn reads_windows(self) -> bool {
+        matches!(self, Self::Migrate | Self::Suppress | Self::Protect)
+    }
 }
 
 /// Matrix of the residual stream's rotation.
@@ -69,6 +97,11 @@ pub enum Clip {
     ///
     /// That is the weights' error, weighted by the Hessian's diagonal.
     Output,
+    /// Least squared error of what each group alone adds to the output, as AWQ has it; q and k are not clipped.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    GroupOutput,
 }
 
 /// What later blocks (and later layers of a block) are calibrated on.
@@ -129,8 +162,15 @@ pub struct Calibration {
 /// A whole recipe. [`Recipe::DEFAULT`] is where most begin: `Recipe { group_size: None, ..Recipe::DEFAULT }`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
+    /// Whose recipe it is. Reports of the tool's own say nothing.
+    #[serde(default, skip_serializing_if = "RecipeName::is_own")]
+    pub name: RecipeName,
     /// What is absorbed into the weights before they are rounded.
     pub transform: Transform,
+    /// How much of the outliers [`Transform::Migrate`] moves into the weights, from 0 to 1; `None`: searched for each site. Says
+    /// nothing with other transforms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration_strength: Option<f64>,
     /// Kind of rotation, where there is one.
     pub rotation: RotationKind,
     /// Bits of the weights where no rule says otherwise; 8 go with `group_size: None`. Reports of before there was a choice: 4.
@@ -177,7 +217,9 @@ pub struct Recipe {
 impl Recipe {
     /// What is done unless told otherwise: the recipe that keeps most quality.
     pub const DEFAULT: Self = Self {
+        name: RecipeName::Best,
         transform: Transform::Auto,
+        migration_strength: None,
         rotation: RotationKind::Hadamard,
         bits: CodeBits::Four,
         activations: Activations::Int8,
@@ -204,6 +246,16 @@ impl Recipe {
     /// Whether calibration text is looked at.
     pub fn calibrates(&self) -> bool {
         self.calibration.windows > 0
+    }
+
+    /// Tokens of the float model that the transform looks at: windows, and tokens of each.
+    pub fn transform_amount(&self) -> (usize, usize) {
+        let Calibration { windows, window, smooth_tokens } = self.calibration;
+        match self.transform {
+            Transform::Smooth => (1, smooth_tokens),
+            transform if transform.reads_windows() => (windows, window),
+            _ => (0, 0),
+        }
     }
 }
 

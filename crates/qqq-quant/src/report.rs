@@ -54,6 +54,10 @@ pub struct SmoothReport {
     pub site: String,
     /// Activation beyond which channels are shrunk; the largest one where smoothing does not pay.
     pub sigma: f32,
+    /// Migration strength of SmoothQuant, or the exponent of AWQ's scales; `sigma` is then the largest of the magnitudes that
+    /// scales were made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
     /// Channels with a scale above 1.
     pub smoothed_channels: usize,
     /// Relative loss without smoothing.
@@ -102,7 +106,7 @@ pub struct Timings {
     /// Taking held-out text through both models, and comparing what they predict.
     #[serde(default)]
     pub compare: f64,
-    /// Measuring what 4 and 8 bits cost, where there is a budget: before the rest.
+    /// Measuring what bits cost, where there is a budget: before the rest.
     #[serde(default)]
     pub sensitivities: f64,
     /// Keeping finished blocks for a run that goes on; 0 where none were kept.

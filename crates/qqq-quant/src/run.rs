@@ -20,11 +20,11 @@ use qqq_model::{
     memory, names,
 };
 
-pub(crate) use self::layers::zeros;
-use self::layers::{input_of, join};
+use self::layers::input_of;
+pub(crate) use self::layers::{join, zeros};
 
 use crate::{
-    BudgetReport, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
+    BudgetReport, Clip, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
@@ -34,6 +34,7 @@ use crate::{
     held_out::HeldOut,
     moments::{Moments, Sums},
     output::OutputCheckpoint,
+    recipes::BlockChange,
     report::{LayerReport, SmoothReport, Timings, modules},
     rotations::DeviceRotations,
     smooth::SearchOptions,
@@ -85,7 +86,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         self.held_out_float(index)?;
-        let mut float = self.transformed_block(index)?;
+        let mut float = self.transformed_block(index, windows)?;
         writer.add_norms(index, &float.norms)?;
         if windows.is_empty() {
             return self.uncalibrated_block(index, &mut float, writer);
@@ -102,8 +103,11 @@ impl<'a, B: Calibrate> Run<'a, B> {
         }
     }
 
-    /// A block of float layers.
-    fn float_layers(
+    /// A block of these layers.
+    ///
+    /// # Errors
+    /// Those of `layer` and of the backend.
+    pub fn block_of(
         &self,
         index: usize,
         norms: BlockNorms,
@@ -131,9 +135,18 @@ impl<'a, B: Calibrate> Run<'a, B> {
     /// A block with the recipe's transformation.
     ///
     /// # Errors
-    /// Those of reading it and of the search for smoothing scales.
-    pub fn transformed_block(&mut self, index: usize) -> Result<FloatLayers<'a, B>> {
+    /// Those of reading it and of the search for scales of channels.
+    pub fn transformed_block(
+        &mut self,
+        index: usize,
+        windows: &Windows<'_, B>,
+    ) -> Result<FloatLayers<'a, B>> {
         let clock = Instant::now();
+        if self.recipe.transform.reads_windows() {
+            let layers = self.changed_block(index, windows)?;
+            self.timings.transform += clock.elapsed().as_secs_f64();
+            return Ok(layers);
+        }
         let label = self.label(index, "smoothing");
         let layers = match &mut self.smoothing_window {
             None => FloatLayers::stored(self.checkpoint, index, self.half, self.rotations.clone())?,
@@ -163,6 +176,24 @@ impl<'a, B: Calibrate> Run<'a, B> {
         };
         self.timings.transform += clock.elapsed().as_secs_f64();
         Ok(layers)
+    }
+
+    /// A block changed by what all calibration windows, which are those of the float model, have at its sites.
+    fn changed_block(&mut self, index: usize, windows: &Windows<'_, B>) -> Result<FloatLayers<'a, B>> {
+        let label = self.label(index, "searching scales");
+        let (around, half) = (self.around, self.half);
+        let mut block = read_block(around.backend, self.checkpoint, index)?;
+        let change = BlockChange { around, recipe: self.recipe, schemes: self.schemes.block(index), half };
+        let (work, units) = (&mut self.work, self.estimate.smooth_site);
+        let mut on_site = || {
+            log_memory(&label);
+            work.begin(units, label.as_str())
+        };
+        let mut workshop = around.workshop(self.recipe.calibration.window)?;
+        let mut copies = windows.copies()?;
+        let reports = change.apply(index, &mut block, &mut copies, &mut workshop, &mut on_site)?;
+        self.smoothing.extend(reports);
+        Ok(FloatLayers::held(block, half))
     }
 
     /// A layer of a block.
@@ -214,7 +245,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
     ) -> Result<()> {
         let clock = Instant::now();
         let backend = self.around.backend;
-        let live = self.float_layers(index, float.norms.clone(), |site| float.layer(backend, index, site))?;
+        let live = self.block_of(index, float.norms.clone(), |site| float.layer(backend, index, site))?;
         self.timings.transform += clock.elapsed().as_secs_f64();
 
         let name = format!("model.layers.{index}");
@@ -283,10 +314,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let schemes = all.block(index);
         // Each layer is calibrated on such inputs as it will take.
         let kind = |site: Site| all.input_kind(index, site);
-        let mut live = Block::without_layers(backend, config, index, float.norms.clone(), InputKind::Float)?;
-        for site in Site::ALL {
-            *live.layer_mut(site) = Layer::Awaited(kind(site));
-        }
+        let mut live = self.block_of(index, float.norms.clone(), |site| Ok(Layer::Awaited(kind(site))))?;
         let mut stream = self.float_stream.take();
         let mut beside = match &stream {
             Some(_) => {
@@ -402,10 +430,16 @@ impl<'a, B: Calibrate> Run<'a, B> {
         inputs: &Moments<B>,
         averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<Sums<B>>,
     ) -> Result<QuantizedWeight> {
+        let first_v = self.queries_and_keys();
+        if site == Site::Qkv && self.recipe.clip == Clip::GroupOutput {
+            // Theirs are not clipped.
+            let qk = self.solve(index, modules::QK, scheme, layer, 0..first_v, Some(inputs))?;
+            let v = self.solve(index, modules::V, scheme, layer, first_v..layer.n, Some(inputs))?;
+            return join(&qk, &v);
+        }
         if site != Site::Qkv || !self.attends() {
             return self.solve(index, module(site), scheme, layer, 0..layer.n, Some(inputs));
         }
-        let first_v = self.queries_and_keys();
         let qk = self.solve(index, modules::QK, scheme, layer, 0..first_v, Some(inputs))?;
         let averages = averages(self, &qk)?;
         let moments = value_moments(self.around.backend, averages, inputs)?;
@@ -414,12 +448,12 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// Whether v has a Hessian of its own.
-    fn attends(&self) -> bool {
+    pub fn attends(&self) -> bool {
         self.recipe.value_hessian == ValueHessian::Attention
     }
 
     /// Output channels of q and k.
-    fn queries_and_keys(&self) -> usize {
+    pub fn queries_and_keys(&self) -> usize {
         let heads = head_layout(&self.checkpoint.config);
         heads.q_width() + heads.kv_width()
     }
@@ -440,7 +474,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// Solves output channels of a layer, or of several that share their input, for the moments of that, or without them.
-    fn solve(
+    ///
+    /// # Errors
+    /// Weights that cannot be quantized, a Hessian that cannot be factorised; those of the backend.
+    pub fn solve(
         &mut self,
         index: usize,
         module: &str,
@@ -459,7 +496,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
             group_size: scheme.group_size,
             group_scales: self.recipe.group_scales,
             compensate: self.recipe.compensate,
-            clip: self.recipe.clip,
+            clip: match (self.recipe.clip, module) {
+                (Clip::GroupOutput, modules::QK) => Clip::None,
+                (clip, _) => clip,
+            },
             act_order: self.recipe.act_order,
             damping: self.recipe.damping,
             scale_dtype: self.scale_dtype,

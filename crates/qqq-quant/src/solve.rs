@@ -246,7 +246,8 @@ pub fn solve_corrected_on<B: Calibrate>(
     options: &SolveOptions,
 ) -> Result<Solved> {
     let n = rows.len();
-    if !B::SOLVES {
+    // Devices choose scales by the Hessian's diagonal alone.
+    if !B::SOLVES || options.clip == Clip::GroupOutput {
         let hessian = hessian.map(|h| b.read_hessian(h)).transpose()?;
         let all = b.read_weights(weights)?;
         let Some(own) = all.get(rows.start * k..rows.end * k) else {

@@ -203,6 +203,19 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         self.windows.iter().map(|window| &window.flow.residual)
     }
 
+    /// Copies of them, which stand between the same blocks.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub(crate) fn copies(&self) -> Result<Vec<Window<B>>> {
+        let Surroundings { backend: b, config, .. } = self.around;
+        let copy = |states: &B::Tensor| {
+            let values = b.read(states)?.into_owned();
+            Window::new(b, b.upload(self.tokens, config.hidden_size, values)?, self.tokens)
+        };
+        self.states().map(copy).collect()
+    }
+
     /// Memory to work on them in.
     pub(crate) fn workshops(&self) -> Workshops<'a, B> {
         Workshops::new(self.around, self.tokens)

@@ -13,14 +13,14 @@ use qqq_cuda::CudaOptions;
 use qqq_formats::{Activations, CodeBits};
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Clip, NeedsText, Output, OutputFormat, Quality, QuantError, Recipe, Report, Resume,
+    Clip, NeedsText, Output, OutputFormat, Quality, QuantError, Recipe, RecipeName, Report, Resume,
     calibration::{CalibrationText, Source},
 };
 use serde::Serialize;
 
 use self::gate::GateArgs;
 pub use self::gate::way_out;
-use super::recipe::{AmountArgs, RecipeArgs};
+use super::recipe::{self, AmountArgs, RecipeArgs};
 use crate::{
     console::Console,
     device::{self, DeviceArgs, Place, on_chosen},
@@ -42,6 +42,7 @@ Examples:
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
   qqq quantize ./llama -o llama-mixed --group-size channel --rule down_proj=int8
   qqq quantize ./llama -o llama-5bit --budget 5
+  qqq quantize ./llama -o llama-awq --recipe awq --calibration wiki.txt
   qqq quantize ./llama --dry-run
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt --resume
   qqq quantize ./llama -o llama-w4a8 --held-out 8 --max-kld 0.2
@@ -61,7 +62,7 @@ qqq quantize [OPTIONS] --output <OUT> <MODEL>
 
 /// Make a W4A8 checkpoint of a model
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, override_usage = USAGE)]
+#[command(after_help = format!("{}\n{AFTER_HELP}", recipe::table()), override_usage = USAGE)]
 pub struct QuantizeArgs {
     /// Float model: a directory, a .gguf file, or owner/name on the hub
     #[arg(value_name = "MODEL")]
@@ -121,9 +122,9 @@ struct Outcome {
 
 /// Runs the command.
 pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
-    let recipe = args.recipe.recipe(&args.amount)?;
+    let built_in = args.calibration == ["built-in"];
+    let recipe = args.recipe.recipe(&args.amount, built_in)?;
     let gate = args.quality.gate()?;
-    args.quality.check_budget(recipe.budget)?;
     if let [spec] = args.calibration.as_slice()
         && Source::named(spec).is_some()
     {
@@ -196,6 +197,7 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         Clip::None => "with scales of the largest weights",
         Clip::Weight => "with scales of the least weight error",
         Clip::Output => "with scales of the least output error",
+        Clip::GroupOutput => "with groups clipped by their output",
     };
     let calibrating = match recipe.corrects() {
         true => format!("correcting errors at strength {}, calibrating on {text}", recipe.error_correction),
@@ -233,7 +235,19 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         }
         Source::Files(_) | Source::Dataset { .. } => "fewer windows are faster (--windows 16)",
     };
-    Plan { how, advice }
+    match recipe.name.entry() {
+        None => Plan { how, advice },
+        Some(entry) if recipe.name == RecipeName::Fp16 => {
+            Plan { how: format!("recipe {}: {}", entry.word, entry.what), advice: "nothing is quantized" }
+        }
+        Some(entry) => {
+            let advice = match recipe.calibrates() {
+                true => "fewer windows are faster (--windows)",
+                false => "--recipe best keeps more of the quality",
+            };
+            Plan { how: format!("recipe {}: {how}", entry.word), advice }
+        }
+    }
 }
 
 /// For the first line of a run.
@@ -323,6 +337,9 @@ fn summary(report: &Report, output: &Path) -> String {
     let worst = report.layers.iter().max_by(|a, b| a.loss.total_cmp(&b.loss));
     let t = &report.timings;
     let mut rows = vec![("written", output.display().to_string()), ("format", report.format.clone())];
+    if let Some(entry) = report.recipe.name.entry() {
+        rows.push(("recipe", format!("{} ({}): {}", entry.word, entry.source, entry.what)));
+    }
     let kinds = report.kinds();
     let half = report.recipe.activations == Activations::Half;
     if kinds.len() > 1 || half || report.recipe.bits == CodeBits::Eight {
@@ -335,14 +352,17 @@ fn summary(report: &Report, output: &Path) -> String {
         true => ("output error", "output's square"),
         false => ("weight error", "weights' square (no calibration)"),
     };
-    rows.push((
+    let error = (
         name,
         format!(
             "{} of the {whose}, mean over layers (rounding to nearest: {})",
             format::significant(mean(&|l| l.loss), 3),
             format::significant(mean(&|l| l.loss_nearest), 3)
         ),
-    ));
+    );
+    if !report.layers.is_empty() {
+        rows.push(error);
+    }
     rows.extend(report.quality.iter().flat_map(Quality::rows));
     if let Some(rotation) = &report.rotation {
         rows.push(("rotation", rotation.to_string()));

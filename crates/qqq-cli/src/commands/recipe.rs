@@ -1,12 +1,16 @@
 //! Recipe options on the command line.
 
+mod published;
+
 use clap::ValueEnum;
 use qqq_formats::{Activations, CodeBits};
 use qqq_quant::{
     Budget, Calibration, Clip, GroupScales, Groups, MAX_DAMPING, NeedsText, Precision, Propagation, Recipe,
-    RotationKind, Rule, Transform, ValueHessian,
+    RecipeName, RotationKind, Rule, Transform, ValueHessian,
 };
 
+use self::published::Alpha;
+pub use self::published::table;
 use crate::{
     errors::{bad_input, bad_input_hint},
     given::Given,
@@ -71,6 +75,14 @@ pub struct RecipeArgs {
     // First: it sees what comes after it.
     #[command(flatten)]
     given: Given,
+    /// A published method, with its paper's amounts of text (of the built-in text 65,536 tokens at most) and no options but its
+    /// own; the list is below. Other options here are those of the tool's own recipe
+    #[arg(long = "recipe", value_name = "NAME", value_parser = str::parse::<RecipeName>, default_value_t = RecipeName::Best)]
+    name: RecipeName,
+    /// How much of the outliers --recipe smoothquant moves into the weights, from 0 to 1, or "search": for each input what loses
+    /// least [default: 0.5]
+    #[arg(long, value_name = "STRENGTH", value_parser = str::parse::<Alpha>)]
+    alpha: Option<Alpha>,
     /// What is done to the model before rounding; absorbed into the weights, free at run time
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.transform)]
     transform: Transform,
@@ -150,13 +162,22 @@ pub struct AmountArgs {
 }
 
 impl RecipeArgs {
-    /// The recipe that these options describe.
-    pub fn recipe(&self, amount: &AmountArgs) -> anyhow::Result<Recipe> {
+    /// The recipe that these options describe. `built_in`: whether the text is the built-in one.
+    pub fn recipe(&self, amount: &AmountArgs, built_in: bool) -> anyhow::Result<Recipe> {
         if !(0.0..=MAX_DAMPING).contains(&self.damping) {
             return Err(bad_input(format!(
                 "--damping must be a number from 0 to {MAX_DAMPING}, not {:?}",
                 self.damping
             )));
+        }
+        if let Some(entry) = self.name.entry() {
+            return self.published(entry, amount, built_in);
+        }
+        if self.given.has("alpha") {
+            return Err(bad_input_hint(
+                "--alpha: the tool's own recipe (best) has no such option",
+                "it is that of --recipe smoothquant",
+            ));
         }
         if let Some(strength) = self.error_correction
             && !(0.0..=1.0).contains(&strength)
@@ -181,6 +202,8 @@ impl RecipeArgs {
         let windows = self.windows(amount);
         self.refuse_idle(amount, windows)?;
         let recipe = Recipe {
+            name: RecipeName::Best,
+            migration_strength: None,
             transform: self.transform(),
             rotation: self.rotation,
             bits: match self.bits {
@@ -284,7 +307,7 @@ impl RecipeArgs {
             _ if self.needs_hessians() || given => Recipe::DEFAULT.calibration.windows,
             // Thresholds are searched on the first.
             Transform::Smooth => 1,
-            Transform::Rotate | Transform::None | Transform::Auto => 0,
+            _ => 0,
         };
         amount.windows.unwrap_or(default)
     }
@@ -359,7 +382,7 @@ fn refuse_without_text(needs: &[NeedsText]) -> anyhow::Result<()> {
     let (mut options, mut ways_out) = (Vec::new(), Vec::new());
     for need in needs {
         let (option, way_out) = match need {
-            NeedsText::Smoothing => ("--transform smooth", "another --transform"),
+            NeedsText::Smoothing | NeedsText::ChannelScales => ("--transform smooth", "another --transform"),
             NeedsText::Compensation => ("--method gptq", "--method rtn"),
             NeedsText::Clipping => ("--clip output", "--clip weight or none"),
             NeedsText::Correction => ("--error-correction", "--error-correction 0"),

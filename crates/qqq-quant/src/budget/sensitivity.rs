@@ -1,134 +1,162 @@
 //! How far the model gets from the float one when a single site is quantized.
 //!
 //! One pass through the blocks measures many sites. Held-out text walks through the transformed float model; at every site of
-//! interest a copy of it goes through that site's layer in 4 bits, and another in 8, and both walk on through the float blocks
-//! behind. At the end the logits of all copies are compared with the float ones. A block is in memory at a time, so the model
-//! need not fit; where the copies do not, sites are measured in several passes, which changes no number.
+//! interest a copy of it goes through that site's layer as each of its candidates, and walks on through the float blocks behind.
+//! At the end the logits of all copies are compared with the float ones. A block is in memory at a time, so the model need not
+//! fit; where the copies do not, sites are measured in several passes, which changes no number.
 //!
-//! Layers are rounded to nearest, with the scales of the least weight error, and take such inputs as at run time. Compensation
-//! makes errors of all layers smaller; that it changes their order little is assumed, and saves all statistics.
+//! Candidates are rounded as the recipe rounds, for the inputs that calibration text has in the float model, which walks beside;
+//! only errors of layers before, which there are none of, are not corrected. They take such inputs as at run time.
 
-use std::{ops::Range, time::Instant};
+use std::ops::Range;
 
-use qqq_backend::{Calibrate, InputKind, solve::Scheme};
-use qqq_formats::{CodeBits, LinearWeight, size};
+use qqq_backend::{Calibrate, solve::Scheme};
+use qqq_formats::size;
 use qqq_model::{
-    Block, OutputHead, Site,
+    Site,
     block::Layer,
     memory,
     scores::{compare_rows, rows_at_a_time},
 };
 
 use super::{
-    SiteChoice,
+    Measuring as Takes, Sensitivities, SiteChoice,
     progress::{Measuring, State},
-    site_name,
     sizes::Sizes,
 };
 use crate::{
-    Clip, OutputFormat, Progress, QuantError, Recipe, Result,
-    calibration::CalibrationText,
-    float_linear::FloatLinear,
+    Clip, OutputFormat, Progress, Propagation, QuantError, Recipe, Result,
+    calibration::Source,
+    device_need,
+    float_linear::{FloatLinear, module},
+    held_out::HeldText,
+    moments::{Moments, Sums},
+    output::OutputCheckpoint,
     pipeline::{Begun, Job, Target, begin},
-    run::Run,
-    solve::{SolveOptions, solve_corrected_on},
-    windows::{Surroundings, Window, Windows},
+    report::modules,
+    run::{Run, join},
+    value_hessian::value_moments,
+    windows::{BlockSums, Surroundings, Window, Windows},
 };
 
-/// Tokens that walk through the model, at most: as many of each held-out window.
+/// Held-out windows beyond those on which the result is compared with the float model.
+pub(super) const WINDOWS: usize = 4;
+/// Tokens that walk through the model, at most: as many of each window.
 const TOKENS: usize = 512;
-/// Candidates of a site.
-const PRECISIONS: [CodeBits; 2] = [CodeBits::Four, CodeBits::Eight];
+/// What an allocator has not given back of what copies take.
+const RETAINED: f64 = 1.1;
 
-/// What was measured.
+/// What was found.
 pub(super) struct Found {
     pub sites: Vec<SiteChoice>,
     pub windows: usize,
     /// Predictions of each candidate.
     pub tokens: usize,
-    pub seconds: f64,
+    /// Whether there was no text beyond what the result is compared on.
+    pub on_compared_text: bool,
+    pub measuring: Takes,
 }
 
-/// The recipe by which layers are quantized for measuring. What decides on windows and on the transformation stays.
+/// The recipe by which candidates are rounded: calibrated in the float model, where there is nothing to correct.
 pub(super) fn recipe(recipe: &Recipe) -> Recipe {
-    let clip = if recipe.clip == Clip::Output { Clip::Weight } else { recipe.clip };
-    Recipe { compensate: false, clip, error_correction: 0.0, ..recipe.clone() }
+    Recipe { propagation: Propagation::Float, error_correction: 0.0, ..recipe.clone() }
 }
 
-/// Measures all free sites.
+/// Measures all free sites on what is held out behind `compared` windows; or finds out what that would take.
 ///
 /// # Errors
-/// Nothing to measure on, a float model without numbers; those of reading, of the backend, and being interrupted.
+/// Nothing to measure on, no memory for it, a float model without numbers; those of reading, of the backend, and being
+/// interrupted.
 pub(super) fn measure<B: Calibrate>(
     job: &Job<'_, B>,
-    format: OutputFormat,
+    compared: usize,
     sizes: &Sizes,
+    sensitivities: Sensitivities,
     progress: &mut dyn Progress,
 ) -> Result<Found> {
-    let clock = Instant::now();
-    let state = State::default();
-    let mut sites = sizes.sites();
-    let mut measured = (0, 0);
+    let state = State::new();
+    let mut found = Found {
+        sites: sizes.sites(),
+        windows: 0,
+        tokens: 0,
+        on_compared_text: false,
+        measuring: Takes::default(),
+    };
     let mut next = 0;
-    let mut spent = 0.0;
-    while next < sites.len() {
+    while next < found.sites.len() {
         let mut measuring = Measuring::new(progress, &state);
-        begin(job, Target::Nowhere(format), &mut measuring, |begun| {
-            let mut pass = Pass::new(begun, sizes, &state)?;
-            let range = pass.group(next, memory::available())?;
+        let free = job.backend.free_memory()?;
+        let room = Room { on_device: free.is_some(), free: free.or_else(memory::available) };
+        begin(job, Target::Nowhere(OutputFormat::CompressedTensors), &mut measuring, |begun| {
+            let need = match room.on_device {
+                true => {
+                    let held = HeldText::new(&job.checkpoint.config, begun.recipe, job.calibration.held_out);
+                    device_need::bytes(&job.checkpoint.config, begun.recipe, &begun.plan.schemes, held)
+                }
+                false => begun.plan.memory.bytes,
+            };
+            let host = begun.plan.memory.bytes;
+            let mut pass = Pass::new(begun, compared, sizes, &state)?;
+            let range = pass.group(next, need, room)?;
             if next == 0 {
-                pass.tell(job.calibration, range.len())?;
-                state.expected.set(pass.expected(0..sites.len()));
+                let need = need + pass.bytes(range.clone());
+                found.measuring.memory = if room.on_device { host } else { need };
+                found.on_compared_text = pass.on_compared_text;
+                state.expected.set(pass.expected(0..found.sites.len()));
+                pass.tell(job.calibration.source, need, room, range.len());
             }
-            let all = pass.work(0..sites.len()).max(1.0);
-            pass.shares = (spent / all, 1.0 / all);
-            spent += pass.work(range.clone());
-            measured = pass.run(range.clone(), &mut sites[range.clone()])?;
+            if sensitivities == Sensitivities::Alike {
+                found.measuring.seconds = pass.expected(0..found.sites.len());
+                found.sites.iter_mut().for_each(suppose);
+                next = found.sites.len();
+                return Ok(());
+            }
             next = range.end;
+            (found.windows, found.tokens) = pass.run(range.clone(), &mut found.sites[range])?;
             Ok(())
         })?;
     }
-    let (windows, tokens) = measured;
-    Ok(Found { sites, windows, tokens, seconds: clock.elapsed().as_secs_f64() })
+    if sensitivities == Sensitivities::Measured {
+        found.measuring.seconds = state.seconds();
+    }
+    Ok(found)
 }
 
-/// Seconds that measuring would take.
-///
-/// # Errors
-/// As [`measure`], but for those of the pass.
-pub(super) fn expected<B: Calibrate>(
-    job: &Job<'_, B>,
-    format: OutputFormat,
-    sizes: &Sizes,
-    progress: &mut dyn Progress,
-) -> Result<f64> {
-    let state = State::default();
-    let mut measuring = Measuring::new(progress, &state);
-    begin(job, Target::Nowhere(format), &mut measuring, |begun| {
-        let pass = Pass::new(begun, sizes, &state)?;
-        Ok(pass.expected(0..sizes.free.len()))
-    })
+/// Where nothing is measured: as if every bit halved what a site loses, all of them alike.
+fn suppose(site: &mut SiteChoice) {
+    for candidate in &mut site.candidates {
+        let bits = candidate.bytes as f64 * 8.0 / site.weights as f64;
+        candidate.kl_divergence = Some((-bits).exp2());
+    }
+}
+
+/// Memory before anything was begun.
+#[derive(Clone, Copy)]
+struct Room {
+    on_device: bool,
+    free: Option<u64>,
 }
 
 /// A pass through the blocks.
 struct Pass<'p, 'a, B: Calibrate> {
     run: Run<'a, B>,
-    head: OutputHead<B>,
+    writer: OutputCheckpoint<'a>,
     sizes: &'p Sizes,
     state: &'p State,
+    /// Calibration windows, for the statistics by which candidates are rounded.
+    live: Windows<'a, B>,
     /// The held-out tokens, and their states in the float model.
     tokens: Vec<Vec<u32>>,
     float: Windows<'a, B>,
-    /// Tokens of a held-out window of the run, of which those are the first: what is estimated is estimated for them.
+    /// Tokens of all held-out windows, of which those are a part: what is estimated is estimated for them.
     held: usize,
-    /// Share of all work that is done, and share of a unit of it.
-    shares: (f64, f64),
+    on_compared_text: bool,
 }
 
 impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
-    fn new(begun: Begun<'a, B>, sizes: &'p Sizes, state: &'p State) -> Result<Self> {
-        let Begun { mut run, writer, rotations: _, .. } = begun;
-        let b = run.around.backend;
+    fn new(begun: Begun<'a, B>, compared: usize, sizes: &'p Sizes, state: &'p State) -> Result<Self> {
+        let Begun { mut run, writer, mut live, .. } = begun;
+        let Surroundings { backend: b, config, .. } = run.around;
         let Some(held) = run.held_out.take() else {
             return Err(QuantError::Calibration(
                 "a budget is spent by what is measured on held-out text, and the text has nothing left to hold out beside the \
@@ -136,21 +164,27 @@ impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
                     .into(),
             ));
         };
-        let stream = run.rotations.as_ref().map(|rotations| &rotations.stream);
-        let head = writer.head(b, stream)?;
-        let (mut tokens, windows) = held.into_transformed();
+        let (tokens, windows) = held.into_transformed();
         let all: usize = tokens.iter().map(Vec::len).sum();
-        let each = (TOKENS / tokens.len().max(1)).max(2);
-        let hidden = run.around.config.hidden_size;
-        let mut cut = Vec::with_capacity(windows.len());
-        for (tokens, window) in tokens.iter_mut().zip(windows) {
+        let on_compared_text = tokens.len() <= compared;
+        let skipped = if on_compared_text { 0 } else { compared };
+        let each = (TOKENS / (tokens.len() - skipped)).max(2);
+        let mut cut = (Vec::new(), Vec::new());
+        for (mut tokens, window) in tokens.into_iter().zip(windows).skip(skipped) {
             tokens.truncate(each);
-            let values = b.read(&window.flow.residual)?[..tokens.len() * hidden].to_vec();
-            cut.push(Window::new(b, b.upload(tokens.len(), hidden, values)?, tokens.len())?);
+            let mut values = b.read(&window.flow.residual)?.into_owned();
+            values.truncate(tokens.len() * config.hidden_size);
+            cut.1.push(Window::new(b, b.upload(tokens.len(), config.hidden_size, values)?, tokens.len())?);
+            cut.0.push(tokens);
         }
+        let (tokens, windows) = cut;
         let most = tokens.iter().map(Vec::len).max().unwrap_or(0);
-        let float = Windows::new(run.around, cut, most);
-        Ok(Self { run, head, sizes, state, tokens, float, held: all, shares: (0.0, 0.0) })
+        let float = Windows::new(run.around, windows, most);
+        // Rounding to nearest by the weights alone needs no statistics.
+        if !run.recipe.compensate && run.recipe.clip != Clip::Output {
+            live.clear();
+        }
+        Ok(Self { run, writer, sizes, state, live, tokens, float, held: all, on_compared_text })
     }
 
     /// Tokens of a candidate.
@@ -158,98 +192,118 @@ impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
         self.tokens.iter().map(Vec::len).sum()
     }
 
-    /// Free sites from `first` on whose copies fit the memory that is free: all of some blocks.
-    fn group(&self, first: usize, available: Option<u64>) -> Result<Range<usize>> {
-        let Surroundings { backend, config, .. } = self.run.around;
-        let free = match (backend.free_memory()?, available) {
-            (Some(free), _) | (None, Some(free)) => free,
-            (None, None) => u64::MAX,
-        };
-        let copies = PRECISIONS.len() as u64 * self.bytes(config.hidden_size);
-        // Half: a block and the logits need some.
-        let fit = ((free / 2 / copies.max(1)) as usize).max(Site::ALL.len());
-        let sites = &self.sizes.free;
-        let mut end = sites.len().min(first + fit);
-        // A block's sites stay together.
-        while end < sites.len() && end > first + 1 && sites[end].0 == sites[end - 1].0 {
-            end -= 1;
-        }
-        Ok(first..end)
+    /// Candidates of some free sites.
+    fn candidates(&self, sites: Range<usize>) -> usize {
+        self.sizes.free[sites].iter().map(|(_, site)| self.sizes.schemes(*site).len()).sum()
     }
 
-    /// Bytes of a copy.
-    fn bytes(&self, hidden: usize) -> u64 {
-        4 * (self.count() * hidden) as u64
+    /// Bytes beside what calibrating in the float model takes: the copies for some sites, and a float block that stays while its
+    /// layers are solved, with a candidate.
+    fn bytes(&self, sites: Range<usize>) -> u64 {
+        let config = self.run.around.config;
+        let weights = Site::ALL.map(|site| (site.out_features(config) * site.in_features(config)) as u64);
+        let copies = self.candidates(sites) * self.count() * config.hidden_size * 4;
+        ((copies as u64 + 4 * weights.iter().sum::<u64>()) as f64 * RETAINED) as u64
+    }
+
+    /// Free sites from `first` on whose copies fit the memory that is free beside `need`: all of some blocks.
+    ///
+    /// # Errors
+    /// Those of one block do not.
+    fn group(&self, first: usize, need: u64, room: Room) -> Result<Range<usize>> {
+        let fits =
+            |end: usize| room.free.is_none_or(|free| need.saturating_add(self.bytes(first..end)) <= free);
+        // Behind each block.
+        let sites = &self.sizes.free;
+        let mut ends =
+            (first + 1..=sites.len()).filter(|&end| end == sites.len() || sites[end].0 != sites[end - 1].0);
+        let least = ends.next().unwrap_or(sites.len());
+        if !fits(least) && room.on_device {
+            return Err(QuantError::Recipe(format!(
+                "measuring for a budget takes about {} of the GPU's memory, of which {} are free; ask for fewer or shorter \
+                 calibration windows, give rules (--rule) instead, or quantize on the CPU (--device cpu)",
+                size::bytes(need + self.bytes(first..least)),
+                size::bytes(room.free.unwrap_or(0))
+            )));
+        }
+        // On the host the least is taken in any case, as elsewhere: what is free is not all that can be had.
+        Ok(first..ends.take_while(|&end| fits(end)).last().unwrap_or(least))
     }
 
     /// Says what will be done.
-    fn tell(&mut self, text: CalibrationText<'_>, at_a_time: usize) -> Result<()> {
+    fn tell(&mut self, text: &Source, need: u64, room: Room, at_a_time: usize) {
         let sites = self.sizes.free.len();
-        let copies = (PRECISIONS.len() * at_a_time) as u64 * self.bytes(self.run.around.config.hidden_size);
         self.state.tells.set(true);
         self.run.work.note(&format!(
-            "budget: measuring what 4 and 8 bits cost in each of {sites} layers, on {} held-out tokens of {}, beside {} of hidden \
-             states{}",
+            "budget: measuring what {} candidates for {sites} layers cost, each on {} held-out tokens of {}{}; about {} of {}memory \
+             at most",
+            self.candidates(0..sites),
             self.count(),
-            text.source.describe(),
-            size::bytes(copies),
-            if at_a_time < sites { ", in several passes" } else { "" }
+            text.describe(),
+            if at_a_time < sites { ", in several passes" } else { "" },
+            size::bytes(need),
+            if room.on_device { "GPU " } else { "" },
         ));
+        if self.on_compared_text {
+            self.run.work.note(
+                "budget: the text has nothing to hold out beyond what the result is compared on, so it is measured on this, and the \
+                 result will look a little better than it is (qqq eval kld compares on another text)",
+            );
+        }
         self.state.tells.set(false);
-        Ok(())
     }
 
-    /// Passes of a block by one copy of the text that measuring these sites takes, and a head's rows as parts of one.
-    fn work(&self, sites: Range<usize>) -> f64 {
-        let blocks = self.run.around.config.num_layers;
-        let of_site = |(block, _): &(usize, Site)| (blocks - block) as f64 + self.head_passes();
-        let copies: f64 = self.sizes.free[sites].iter().map(of_site).sum();
-        PRECISIONS.len() as f64 * copies + blocks as f64
+    /// Seconds of a copy's way through a block.
+    fn pass_seconds(&self) -> f64 {
+        self.run.estimate.held_float.amount * self.count() as f64 / self.held.max(1) as f64
     }
 
-    /// What the head and a comparison take, in passes of a block.
-    fn head_passes(&self) -> f64 {
-        let estimate = &self.run.estimate;
-        // Of both models.
-        estimate.compare.amount / 2.0 / estimate.held_float.amount.max(f64::MIN_POSITIVE)
+    /// Seconds that a copy's logits and their comparison take; the estimate is for those of two models.
+    fn head_seconds(&self) -> f64 {
+        self.run.estimate.compare.amount / 2.0 * self.count() as f64 / self.held.max(1) as f64
+    }
+
+    /// Seconds that rounding a candidate takes.
+    fn solve_seconds(&self, site: Site) -> f64 {
+        let config = self.run.around.config;
+        self.run.estimate.solve(site.out_features(config), site.in_features(config)).amount
     }
 
     /// Seconds that measuring these sites is expected to take.
     fn expected(&self, sites: Range<usize>) -> f64 {
-        let estimate = &self.run.estimate;
-        let config = self.run.around.config;
-        let share = self.count() as f64 / self.held.max(1) as f64;
-        let of_site = |(_, site): &(usize, Site)| {
-            2.0 * estimate.solve(site.out_features(config), site.in_features(config)).amount
+        let blocks = self.run.around.config.num_layers as f64;
+        let of_site = |(block, site): &(usize, Site)| {
+            let copy = (blocks - *block as f64) * self.pass_seconds() + self.head_seconds();
+            self.sizes.schemes(*site).len() as f64 * (copy + self.solve_seconds(*site))
         };
-        let rounding: f64 = self.sizes.free[sites.clone()].iter().map(of_site).sum();
-        estimate.held_float.amount * share * self.work(sites) + rounding
+        let calibrating = if self.live.is_empty() { 0.0 } else { self.run.estimate.float_pass.amount };
+        let sites = self.sizes.free[sites].iter();
+        sites.map(of_site).sum::<f64>() + blocks * (calibrating + self.pass_seconds())
     }
 
-    /// `passes` more are done.
-    fn done(&mut self, passes: f64) -> Result<()> {
-        let (done, unit) = self.shares;
-        self.shares.0 = done + passes * unit;
-        self.state.done.set(self.shares.0);
+    /// The work of so many seconds more is done.
+    fn done(&mut self, seconds: f64) -> Result<()> {
+        self.state.done.set(self.state.done.get() + seconds);
         self.run.work.at(0.0)
     }
 
     /// Measures sites; gives windows and predictions.
     fn run(mut self, range: Range<usize>, sites: &mut [SiteChoice]) -> Result<(usize, usize)> {
         let Surroundings { config, .. } = self.run.around;
-        let most = self.tokens.iter().map(Vec::len).max().unwrap_or(0);
-        let mut copies = Windows::new(self.run.around, Vec::new(), most);
+        let mut copies = Windows::new(self.run.around, Vec::new(), self.float.tokens());
         for index in 0..config.num_layers {
             self.run.work.begin(
                 self.run.estimate.read.part(0.0),
-                format!("block {}/{}: measuring what 4 and 8 bits cost", index + 1, config.num_layers),
+                format!("block {}/{}: measuring what bits cost", index + 1, config.num_layers),
             )?;
-            let wanted: Vec<Site> = self.sizes.free[range.clone()]
-                .iter()
-                .filter_map(|&(block, site)| (block == index).then_some(site))
-                .collect();
+            let mine = self.sizes.free[range.clone()].iter();
+            let wanted: Vec<Site> =
+                mine.clone().filter_map(|&(block, site)| (block == index).then_some(site)).collect();
             let new = self.block(index, &wanted, &mut copies)?;
             copies.windows.extend(new);
+            if mine.last().is_none_or(|(block, _)| *block <= index) {
+                self.live.clear();
+            }
         }
         self.compare(&copies, sites)
     }
@@ -261,85 +315,112 @@ impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
         wanted: &[Site],
         copies: &mut Windows<'a, B>,
     ) -> Result<Vec<Window<B>>> {
-        let Surroundings { backend: b, config, .. } = self.run.around;
-        let mut layers = self.run.transformed_block(index)?;
-        let mut block = Block::without_layers(b, config, index, layers.norms.clone(), InputKind::Float)?;
-        let mut candidates = Vec::new();
-        for site in Site::ALL {
-            let layer = layers.take(b, site, None)?;
-            if wanted.contains(&site) {
-                for scheme in self.sizes.schemes {
-                    candidates.push((site, self.rounded(index, site, scheme, &layer)?));
-                    self.run.work.at(0.0)?;
+        let Surroundings { backend: b, .. } = self.run.around;
+        let mut layers = self.run.transformed_block(index, &self.live)?;
+        let norms = layers.norms.clone();
+        let mut block = self.run.block_of(index, norms, |site| layers.layer(b, index, site))?;
+        let mut sums = None;
+        if !self.live.is_empty() {
+            let attends = self.run.attends() && wanted.contains(&Site::Qkv);
+            let (work, state) = (&mut self.run.work, self.state);
+            let (before, seconds) = (state.done.get(), self.run.estimate.float_pass.amount);
+            let on_wave = &mut |share: f64| {
+                state.done.set(before + share * seconds);
+                work.at(0.0)
+            };
+            match wanted {
+                [] => self.live.pass(&block, on_wave)?,
+                _ => {
+                    let name = format!("model.layers.{index}");
+                    sums = Some(self.live.float_pass(&name, &block, attends, on_wave)?);
                 }
             }
-            *block.layer_mut(site) = layer.layer(b, index, site)?;
+        }
+        let (mut of_sites, mut attended) = match sums {
+            Some(BlockSums { sites, attended }) => (Some(sites.map(Some)), attended),
+            None => (None, None),
+        };
+        let mut made = Vec::new();
+        for &site in wanted {
+            let layer = layers.take(b, site, None)?;
+            let gram = of_sites.as_mut().and_then(|sums| sums[site].take());
+            let inputs = gram.map(|gram| Sums::plain(gram).moments(b)).transpose()?;
+            let values = match (&inputs, attended.take_if(|_| site == Site::Qkv)) {
+                (Some(inputs), Some(averages)) => Some(value_moments(b, Sums::plain(averages), inputs)?),
+                _ => None,
+            };
+            for scheme in self.sizes.schemes(site) {
+                let rounded =
+                    self.rounded(index, site, scheme, &layer, (inputs.as_ref(), values.as_ref()))?;
+                let mut own = Windows::new(self.run.around, self.float_copies()?, copies.tokens());
+                let float = std::mem::replace(block.layer_mut(site), rounded);
+                own.pass(&block, &mut |_| Ok(()))?;
+                *block.layer_mut(site) = float;
+                made.append(&mut own.windows);
+                self.done(self.solve_seconds(site) + self.pass_seconds())?;
+            }
         }
         drop(layers);
-        let mut made = Vec::new();
-        for (site, linear) in candidates {
-            let mut own = Vec::with_capacity(self.float.windows.len());
-            for window in &self.float.windows {
-                let states = b.read(&window.flow.residual)?.into_owned();
-                let rows = states.len() / config.hidden_size;
-                own.push(Window::new(b, b.upload(rows, config.hidden_size, states)?, rows)?);
-            }
-            let mut own = Windows::new(self.run.around, own, copies.tokens());
-            let float = std::mem::replace(block.layer_mut(site), Layer::Ready(linear));
-            own.pass(&block, &mut |_| Ok(()))?;
-            *block.layer_mut(site) = float;
-            made.append(&mut own.windows);
-            self.done(1.0)?;
-        }
-        let windows = self.float.windows.len().max(1);
-        let passes = (copies.windows.len() / windows) as f64;
-        let before = self.shares.0;
-        let work = &mut self.run.work;
-        let (unit, state) = (self.shares.1, self.state);
+        self.run.layers.clear();
+        let candidates = copies.windows.len() as f64 / self.float.windows.len().max(1) as f64;
+        let (before, seconds) = (self.state.done.get(), candidates * self.pass_seconds());
+        let (work, state) = (&mut self.run.work, self.state);
         copies.pass(&block, &mut |share| {
-            state.done.set(before + share * passes * unit);
+            state.done.set(before + share * seconds);
             work.at(0.0)
         })?;
-        self.done(passes)?;
         self.float.pass(&block, &mut |_| Ok(()))?;
-        self.done(1.0)?;
+        self.done(self.pass_seconds())?;
         Ok(made)
     }
 
-    /// A layer rounded to nearest.
-    fn rounded(&self, index: usize, site: Site, scheme: Scheme, layer: &FloatLinear<B>) -> Result<B::Linear> {
-        let (b, recipe) = (self.run.around.backend, self.run.recipe);
-        let options = SolveOptions {
-            bits: scheme.bits,
-            activations: scheme.activations,
-            group_size: scheme.group_size,
-            group_scales: recipe.group_scales,
-            compensate: false,
-            clip: recipe.clip,
-            act_order: false,
-            damping: recipe.damping,
-            scale_dtype: self.run.scale_dtype,
+    /// The text, as it enters a block of the float model.
+    fn float_copies(&self) -> Result<Vec<Window<B>>> {
+        let Surroundings { backend: b, config, .. } = self.run.around;
+        let copy = |window: &Window<B>| {
+            let states = b.read(&window.flow.residual)?.into_owned();
+            let rows = states.len() / config.hidden_size;
+            Window::new(b, b.upload(rows, config.hidden_size, states)?, rows)
         };
-        let name = site_name(index, site);
-        let solved = solve_corrected_on(b, &name, &layer.weights, 0..layer.n, layer.k, None, None, &options)?;
-        let weight: LinearWeight = scheme.layer(solved.weight, self.run.half.dtype());
-        Ok(b.linear_weight(weight, layer.bias.clone())?)
+        self.float.windows.iter().map(copy).collect()
+    }
+
+    /// A layer as the recipe rounds it for the moments of its inputs, and v for those of its own.
+    fn rounded(
+        &mut self,
+        index: usize,
+        site: Site,
+        scheme: Scheme,
+        layer: &FloatLinear<B>,
+        (inputs, values): (Option<&Moments<B>>, Option<&Moments<B>>),
+    ) -> Result<Layer<B>> {
+        let run = &mut self.run;
+        let weight = match values {
+            Some(_) => {
+                let v = run.queries_and_keys();
+                let qk = run.solve(index, modules::QK, scheme, layer, 0..v, inputs)?;
+                join(&qk, &run.solve(index, modules::V, scheme, layer, v..layer.n, values)?)?
+            }
+            None => run.solve(index, module(site), scheme, layer, 0..layer.n, inputs)?,
+        };
+        let weight = scheme.layer(weight, run.half.dtype());
+        run.pack(index, weight, layer.bias.clone())
     }
 
     /// Compares the copies behind the last block with the float model.
     fn compare(&mut self, copies: &Windows<'a, B>, sites: &mut [SiteChoice]) -> Result<(usize, usize)> {
         let Surroundings { backend: b, config, .. } = self.run.around;
+        self.run.work.begin(self.run.estimate.read.part(0.0), "comparing what bits cost")?;
+        let rotations = self.run.rotations.clone();
+        let mut head = self.writer.head(b, rotations.as_ref().map(|rotations| &rotations.stream))?;
         let windows = self.tokens.len();
-        let candidates = copies.windows.len() / windows.max(1);
-        let mut sums = vec![0.0; candidates];
+        let mut sums = vec![0.0; copies.windows.len() / windows.max(1)];
         let mut predictions = 0;
-        let per_row = self.head_passes() / self.count().max(1) as f64;
-        self.run.work.begin(self.run.estimate.read.part(0.0), "comparing what 4 and 8 bits cost")?;
+        let row_seconds = self.head_seconds() / self.count().max(1) as f64;
         for window in 0..windows {
             let rows: Vec<usize> = (0..self.tokens[window].len() - 1).collect();
             for rows in rows.chunks(rows_at_a_time(config.vocab_size)) {
-                let states = &self.float.windows[window].flow.residual;
-                let float = self.head.logits(b, states, rows)?.into_owned();
+                let float = head.logits(b, &self.float.windows[window].flow.residual, rows)?.into_owned();
                 let targets: Vec<u32> = rows.iter().map(|row| self.tokens[window][row + 1]).collect();
                 if let Some(at) = float.iter().position(|x| !x.is_finite()) {
                     return Err(QuantError::NotFinite {
@@ -354,24 +435,17 @@ impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
                 }
                 for (candidate, sum) in sums.iter_mut().enumerate() {
                     let states = &copies.windows[candidate * windows + window].flow.residual;
-                    let logits = self.head.logits(b, states, rows)?;
+                    let logits = head.logits(b, states, rows)?;
                     // What is no number stays none.
                     *sum += compare_rows(&float, &logits, &targets).iter().map(|pair| pair.kl).sum::<f64>();
-                    let (done, unit) = self.shares;
-                    self.shares.0 = done + rows.len() as f64 * per_row * unit;
-                    self.state.done.set(self.shares.0);
-                    self.run.work.at(0.0)?;
+                    self.done(rows.len() as f64 * row_seconds)?;
                 }
                 predictions += rows.len();
             }
         }
-        let means: Vec<Option<f64>> = sums
-            .iter()
-            .map(|sum| Some(sum / predictions.max(1) as f64).filter(|mean| mean.is_finite()))
-            .collect();
-        for (site, pair) in sites.iter_mut().zip(means.chunks(PRECISIONS.len())) {
-            (site.kl_divergence_4, site.kl_divergence_8) = (pair[0], pair[1]);
-        }
+        let mean = |sum: f64| Some(sum / predictions.max(1) as f64).filter(|mean| mean.is_finite());
+        let candidates = sites.iter_mut().flat_map(|site| &mut site.candidates);
+        candidates.zip(sums).for_each(|(candidate, sum)| candidate.kl_divergence = mean(sum));
         Ok((windows, predictions))
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn of_run(
     let mut print = Fingerprint::new();
     print.insert("qqq's version".into(), env!("CARGO_PKG_VERSION").into());
     print.insert("the device".into(), device.into());
-    print.insert("the format".into(), plan.format.name().into());
+    print.insert("the format".into(), plan.format_name().into());
     print.insert("the 16-bit type".into(), plan.half.config_name().into());
     print.insert("the calibration text".into(), text.source.describe().into());
     print.insert("held-out windows".into(), text.held_out.into());

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Calibrate, InputKind};
+use qqq_backend::Calibrate;
 use qqq_formats::LinearWeight;
 use qqq_model::{Block, BlockNorms, OutputHead, Site, block::Layer};
 
@@ -42,14 +42,11 @@ impl<B: Calibrate> Run<'_, B> {
 
     /// Block `index` for held-out windows alone, whose layers come one after the other; none where nothing is held out.
     pub(super) fn held_out_block(&mut self, index: usize, norms: &BlockNorms) -> Result<Option<Block<B>>> {
-        let Some(held_out) = &mut self.held_out else { return Ok(None) };
-        let b = self.around.backend;
-        let config = self.around.config;
-        let mut block = Block::without_layers(b, config, index, norms.clone(), InputKind::Float)?;
-        for site in Site::ALL {
-            *block.layer_mut(site) = Layer::Awaited(self.schemes.input_kind(index, site));
-        }
+        let Some(mut held_out) = self.held_out.take() else { return Ok(None) };
+        let awaited = |site| Ok(Layer::Awaited(self.schemes.input_kind(index, site)));
+        let block = self.block_of(index, norms.clone(), awaited)?;
         held_out.advance(&block, Site::Qkv)?;
+        self.held_out = Some(held_out);
         Ok(Some(block))
     }
 

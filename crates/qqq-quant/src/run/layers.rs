@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use qqq_backend::{BackendError, Calibrate, solve::Scheme};
-use qqq_formats::{LinearWeight, QuantizedWeight, Scales};
+use qqq_formats::{LinearWeight, QuantizedWeight};
 use qqq_model::{ModelError, Site, block::Layer, names};
 
 use super::Run;
@@ -29,12 +29,8 @@ impl<B: Calibrate> Run<'_, B> {
         Ok(())
     }
 
-    pub(super) fn pack(
-        &mut self,
-        index: usize,
-        weight: LinearWeight,
-        bias: Option<Vec<f32>>,
-    ) -> Result<Layer<B>> {
+    /// A weight as it runs.
+    pub fn pack(&mut self, index: usize, weight: LinearWeight, bias: Option<Vec<f32>>) -> Result<Layer<B>> {
         let clock = Instant::now();
         let packed = self.around.backend.linear_weight(weight, bias);
         self.ready(index, clock, packed)
@@ -92,18 +88,12 @@ pub(super) fn input_of(site: Site) -> &'static str {
 
 /// A layer of zeros.
 pub(crate) fn zeros(n: usize, k: usize, scheme: Scheme) -> QuantizedWeight {
-    let codes = vec![0; n * k];
-    let ones = |group: usize| vec![1.0; n * (k / group)];
-    let scales = match scheme.group_size {
-        None => Scales::PerChannel(vec![1.0; n]),
-        Some(group) if scheme.has_two_levels() => Scales::from_effective(&codes, n, k, group, &ones(group)),
-        Some(group) => Scales::weight_only(n, group, &ones(group)),
-    };
-    QuantizedWeight { bits: scheme.bits, out_features: n, in_features: k, codes, scales }
+    let groups = scheme.group_size.map_or(1, |group| k / group);
+    scheme.weight((n, k), vec![0; n * k], vec![1.0; n * groups])
 }
 
 /// Stacks two layers.
-pub(super) fn join(first: &QuantizedWeight, second: &QuantizedWeight) -> Result<QuantizedWeight> {
+pub(crate) fn join(first: &QuantizedWeight, second: &QuantizedWeight) -> Result<QuantizedWeight> {
     QuantizedWeight::concat(&[first, second])
         .ok_or_else(|| QuantError::Recipe("parts of a layer were quantized in different ways".into()))
 }

@@ -35,19 +35,19 @@ impl<B: Calibrate> Run<'_, B> {
             return Ok(());
         }
         if self.recipe.propagation == Propagation::Float {
-            let block = self.float_block_again(index)?;
+            let block = self.float_block_again(index, windows)?;
             let units = self.estimate.replay();
             return self.stage(index, units, "running it again", |wave| windows.pass(&block, wave));
         }
         let mut float_stream = self.float_stream.take();
         if let Some(stream) = &mut float_stream {
-            let block = self.float_block_again(index)?;
+            let block = self.float_block_again(index, windows)?;
             let units = self.estimate.replay_float();
             self.stage(index, units, "running it again in float", |wave| stream.pass(&block, wave))?;
         } else if self.smoothing_window.is_some() {
             let clock = Instant::now();
             let FloatBlock { norms, layers } = read_block(backend, self.checkpoint, index)?;
-            let block = self.float_layers(index, norms, |site| layers[site].layer(backend, index, site))?;
+            let block = self.block_of(index, norms, |site| layers[site].layer(backend, index, site))?;
             let mut workshop = self.around.workshop(self.recipe.calibration.smooth_tokens)?;
             if let Some(Window { flow, batch }) = &mut self.smoothing_window {
                 pass(backend, &block, &mut self.around.step(&mut workshop, batch), flow)?;
@@ -62,11 +62,11 @@ impl<B: Calibrate> Run<'_, B> {
     }
 
     /// The transformed block in float. The search for smoothing scales is made again: these are in no file.
-    fn float_block_again(&mut self, index: usize) -> Result<Block<B>> {
+    fn float_block_again(&mut self, index: usize, windows: &Windows<'_, B>) -> Result<Block<B>> {
         let reports = self.smoothing.len();
-        let float = self.transformed_block(index)?;
+        let float = self.transformed_block(index, windows)?;
         self.smoothing.truncate(reports);
         let backend = self.around.backend;
-        self.float_layers(index, float.norms.clone(), |site| float.layer(backend, index, site))
+        self.block_of(index, float.norms.clone(), |site| float.layer(backend, index, site))
     }
 }

@@ -57,6 +57,9 @@ pub(super) fn solve(task: &Task<'_>, rows: Range<usize>) -> Option<RowSolution> 
     let importance = importance(task);
     let SolveOptions { clip, scale_dtype, .. } = *task.options;
     let mut scales = clip::scales(weights, k, group, grid, clip, &importance, scale_dtype);
+    if let (Clip::GroupOutput, Some(hessian)) = (clip, task.hessian) {
+        clip::group_output::shrink(weights, k, group, grid, hessian, scale_dtype, &mut scales);
+    }
     if scheme.has_two_levels() && task.options.group_scales == GroupScales::Integer {
         clip::integer::snap(weights, k, group, clip, &importance, scale_dtype, &mut scales);
     }
@@ -116,20 +119,7 @@ impl Candidate {
     fn weight(&self, task: &Task<'_>) -> QuantizedWeight {
         let (rows, k) = (self.codes.len() / task.k, task.k);
         let scheme = task.options.scheme();
-        let scales = match scheme.group_size {
-            None => Scales::PerChannel(self.scales.clone()),
-            Some(group) if scheme.has_two_levels() => {
-                Scales::from_effective(&self.codes, rows, k, group, &self.scales)
-            }
-            Some(group) => Scales::weight_only(rows, group, &self.scales),
-        };
-        QuantizedWeight {
-            bits: scheme.bits,
-            out_features: rows,
-            in_features: k,
-            codes: self.codes.clone(),
-            scales,
-        }
+        scheme.weight((rows, k), self.codes.clone(), self.scales.clone())
     }
 
     /// Weights minus what the kernel multiplies for them.

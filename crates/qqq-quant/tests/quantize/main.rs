@@ -7,5 +7,6 @@ mod numbers;
 mod pipeline;
 mod precision;
 mod quality;
+mod recipes;
 mod tiny;
 mod transform;

@@ -43,9 +43,11 @@ fn rewrite(model: &Path, out: &Path, untie: bool, change: &Change<'_>, ends: &En
     if !tied {
         writer.add(names::LM_HEAD, DType::F32, &[VOCAB, hidden], &bytes(&head)).unwrap();
     }
+    let mut biased = false;
     for i in 0..config.num_layers {
         let mut block = read_block(&b, &checkpoint, i).unwrap();
         change(i, &mut block);
+        biased |= block.layers[Site::O].bias.is_some();
         let mut add = |name: &str, shape: &[usize], v: &[f32]| {
             writer.add(&format!("model.layers.{i}.{name}"), DType::F32, shape, &bytes(v)).unwrap();
         };
@@ -73,6 +75,9 @@ fn rewrite(model: &Path, out: &Path, untie: bool, change: &Change<'_>, ends: &En
     }
     let mut raw = config.raw.clone();
     raw.insert("tie_word_embeddings".into(), tied.into());
+    if biased {
+        raw.insert("attention_bias".into(), true.into());
+    }
     std::fs::write(writer.staging().join("config.json"), serde_json::to_string(&raw).unwrap()).unwrap();
     writer.finish().unwrap();
 }
@@ -178,6 +183,42 @@ fn smoothing_keeps_the_function_even_when_norms_are_rounded() {
             );
             let error = largest_error(&logits(&out), &before);
             assert!(error < 1e-5, "model {m}, {half:?}: {error}");
+        }
+    }
+}
+
+/// Each channel of v has its shift and divisor, which the input channels of o share that it feeds.
+#[test]
+fn shifting_the_input_of_o_keeps_the_function() {
+    let (b, dir) = (CpuBackend::default(), TempDir::new().unwrap());
+    let models = [
+        Tiny::default(),
+        Tiny { attention_bias: true, ..Tiny::default() },
+        Tiny { kv_heads: 4, attention_bias: true, ..Tiny::default() },
+        Tiny { kv_heads: 1, tied: false, ..Tiny::default() },
+    ];
+    for (m, tiny) in models.into_iter().enumerate() {
+        let model = tiny.write(dir.path(), &format!("model{m}"));
+        let before = logits(&model);
+        let each = tiny.heads / tiny.kv_heads;
+        let of_values = |of: &dyn Fn(usize) -> f32| -> Vec<f32> {
+            let value = |j: usize| j / (each * tiny.head_dim) * tiny.head_dim + j % tiny.head_dim;
+            (0..tiny.heads * tiny.head_dim).map(|j| of(value(j))).collect()
+        };
+        let z = of_values(&|j| (j * 29 % 13) as f32 / 4.0 - 1.3);
+        let s = of_values(&|j| 1.0 + (j % 5) as f32);
+        for half in [HalfType::F16, HalfType::BF16] {
+            let out = dir.path().join(format!("shifted{m}{half:?}"));
+            let shift = |_: usize, block: &mut FloatBlock<CpuBackend>| {
+                transform::shift_o(&b, block, &z, &s, heads(&tiny), half).unwrap();
+                let first = (tiny.heads + tiny.kv_heads) * tiny.head_dim;
+                let bias = block.layers[Site::Qkv].bias.as_ref().unwrap();
+                assert!(bias[first..].iter().all(|v| (half.round(*v) - v).abs() <= 1e-6 * v.abs()));
+                assert!(bias[first..].iter().any(|v| v.abs() > 0.2));
+            };
+            rewrite(&model, &out, false, &shift, &|_, _, _| {});
+            let error = largest_error(&logits(&out), &before);
+            assert!(error < 2e-5, "model {m}, {half:?}: {error}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Rounding to nearest on the checkpoint's grid, fast: the inner loop of the smoothing search.
 
-use qqq_formats::{QuantizedWeight, Scales};
+use qqq_formats::QuantizedWeight;
 
 use crate::{
     pool::parallel_each_mut,
@@ -32,12 +32,7 @@ pub(super) fn round_scaled(weight: &[f32], s: &[f32], scheme: Scheme) -> Quantiz
         let source = &weight[task * ROWS * k..][..codes.len()];
         round_rows(level, source, s, len, grid, codes, scales);
     });
-    let scales = match scheme.group_size {
-        None => Scales::PerChannel(scales),
-        Some(group) if scheme.has_two_levels() => Scales::from_effective(&codes, n, k, group, &scales),
-        Some(group) => Scales::weight_only(n, group, &scales),
-    };
-    QuantizedWeight { bits: scheme.bits, out_features: n, in_features: k, codes, scales }
+    scheme.weight((n, k), codes, scales)
 }
 
 multiversion! {

@@ -230,7 +230,8 @@ fn quantize(
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let transform = match recipe.resolved(&checkpoint.config).recipe.transform {
         Transform::Rotate => "rotation",
-        Transform::Smooth => "smoothing",
+        // What channels are divided by, in one way or another.
+        Transform::Smooth | Transform::Migrate | Transform::Suppress | Transform::Protect => "smoothing",
         Transform::Auto | Transform::None => "no transform",
     };
     console.note(&format!(

@@ -3,6 +3,7 @@
 mod layers;
 
 use qqq_formats::{Checkpoint, QuantizationConfig, config::RopeScaling};
+use qqq_quant::REPORT_FILE;
 use serde::Serialize;
 
 use crate::{
@@ -54,6 +55,8 @@ struct Inspection {
     sliding_window: Option<usize>,
     tied_embeddings: bool,
     quantization: Option<Quantization>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipe: Option<String>,
     totals: Totals,
     #[serde(skip_serializing_if = "Option::is_none")]
     modules: Option<Vec<Module>>,
@@ -155,9 +158,17 @@ fn inspect(args: &InspectArgs, checkpoint: &Checkpoint, modules: Vec<Module>) ->
         sliding_window: c.graph.window_of_all(),
         tied_embeddings: c.tie_word_embeddings,
         quantization: c.quantization.as_ref().map(Quantization::of),
+        recipe: recipe(checkpoint),
         totals: totals(&modules),
         modules: (!args.summary).then_some(modules),
     }
+}
+
+/// The published recipe that made it, by its report.
+fn recipe(checkpoint: &Checkpoint) -> Option<String> {
+    let report = std::fs::read(checkpoint.path.join(REPORT_FILE)).ok()?;
+    let report: serde_json::Value = serde_json::from_slice(&report).ok()?;
+    Some(report["recipe"]["name"].as_str()?.to_owned())
 }
 
 fn totals(modules: &[Module]) -> Totals {
@@ -199,6 +210,9 @@ fn text(i: &Inspection, console: &Console) -> String {
         ("output head", if i.tied_embeddings { "tied to the embedding" } else { "its own" }.into()),
         ("quantization", i.quantization.as_ref().map_or("none".into(), Quantization::text)),
     ];
+    if let Some(recipe) = &i.recipe {
+        rows.push(("recipe", recipe.clone()));
+    }
     if let Some(window) = i.sliding_window {
         rows.push(("attention", format!("sliding window of {window}")));
     }

@@ -79,7 +79,7 @@ fn summary(outcome: &Outcome) -> String {
                 needs.blocks,
                 match needs.sensitivity_seconds {
                     0.0 => String::new(),
-                    seconds => format!(", {} to measure what 4 and 8 bits cost", format::seconds(seconds)),
+                    seconds => format!(", {} to measure what bits cost", format::seconds(seconds)),
                 }
             ),
         ),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::anyhow;
-use qqq_quant::{BeyondGate, Budget, Gate, QuantError, Report, Transform, calibration};
+use qqq_quant::{BeyondGate, Gate, QuantError, Report, Transform, calibration};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -35,20 +35,6 @@ impl GateArgs {
     /// Windows that are held out.
     pub fn held_out(&self) -> usize {
         self.held_out.unwrap_or(calibration::HELD_OUT)
-    }
-
-    /// That there is text on which a budget can be spent.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn check_budget(&self, budget: Option<Budget>) -> anyhow::Result<()> {
-        match budget {
-            Some(_) if self.held_out() == 0 => Err(bad_input_hint(
-                "--budget is spent by what is measured on held-out text, and --held-out 0 leaves none",
-                "leave --held-out out",
-            )),
-            _ => Ok(()),
-        }
     }
 
     /// What a result must be.

@@ -16,12 +16,12 @@ struct Line {
 #[test]
 fn no_options_give_the_default_recipe() {
     let line = Line::parse_from(["qqq"]);
-    assert_eq!(line.recipe.recipe(&line.amount).unwrap(), Recipe::DEFAULT);
+    assert_eq!(line.recipe.recipe(&line.amount, line.calibration.is_none()).unwrap(), Recipe::DEFAULT);
 }
 
 fn recipe(options: &str) -> Result<Recipe, String> {
     let line = Line::parse_from(["qqq"].into_iter().chain(options.split_whitespace()));
-    line.recipe.recipe(&line.amount).map_err(|e| e.to_string())
+    line.recipe.recipe(&line.amount, line.calibration.is_none()).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn what_needs_text_is_named_with_its_way_out() {
         ),
     ] {
         let line = Line::parse_from(["qqq", "--windows", "0"].into_iter().chain(options.split_whitespace()));
-        let failure = Failure::of(&line.recipe.recipe(&line.amount).unwrap_err());
+        let failure = Failure::of(&line.recipe.recipe(&line.amount, line.calibration.is_none()).unwrap_err());
         let message = format!("--windows 0 leaves no calibration text, which {named} cannot do without");
         assert_eq!((failure.message, failure.hint.as_deref()), (message, Some(hint)), "{options}");
     }
@@ -209,4 +209,73 @@ fn precisions_arrive() {
 fn a_random_seed_is_drawn() {
     let seeds: Vec<u64> = (0..3).map(|_| recipe("--seed -1").unwrap().seed).collect();
     assert!(seeds.iter().any(|s| *s != seeds[0]), "{seeds:?}");
+}
+
+#[test]
+fn published_recipes_have_their_papers_options() {
+    for (options, want) in [
+        ("--recipe fp16", RecipeName::Fp16),
+        ("--recipe rtn --bits 8", RecipeName::Rtn),
+        ("--recipe smoothquant --alpha 0.8 --windows 4 --window 64", RecipeName::SmoothQuant),
+        ("--recipe os+ --bits 4", RecipeName::OsPlus),
+        ("--recipe gptq --group-size 64 --damping 0.1 --no-act-order", RecipeName::Gptq),
+        ("--recipe awq --group-size 64 --calibration x", RecipeName::Awq),
+        ("--recipe qqq --smooth-tokens 256", RecipeName::Qqq),
+        ("--recipe qqq-g128", RecipeName::QqqG128),
+        ("--recipe qqq-rot --rotation orthogonal", RecipeName::QqqRot),
+    ] {
+        assert_eq!(recipe(options).unwrap().name, want, "{options}");
+    }
+    for (options, option, name) in [
+        ("--recipe awq --clip output", "--clip", "awq"),
+        ("--recipe fp16 --windows 1", "--windows", "fp16"),
+        ("--recipe gptq --transform rotate", "--transform", "gptq"),
+        ("--recipe gptq --activations int8", "--activations", "gptq"),
+        ("--recipe smoothquant --bits 4", "--bits", "smoothquant"),
+        ("--recipe os+ --alpha 0.5", "--alpha", "os+"),
+        ("--recipe rtn --rule down_proj=int8", "--rule", "rtn"),
+        ("--recipe qqq --error-correction 1", "--error-correction", "qqq"),
+        ("--recipe awq --group-size channel", "--group-size channel", "awq"),
+        ("--alpha 0.5", "--alpha", "best"),
+    ] {
+        let error = recipe(options).unwrap_err();
+        assert!(error.starts_with(option) && error.contains(name), "{options}: {error}");
+    }
+    assert!(recipe("--recipe rtn --seed 1").unwrap_err().starts_with("--seed does nothing"));
+    assert!(recipe("--recipe awq --windows 0").unwrap_err().contains("--recipe awq cannot do without"));
+    for wrong in ["--recipe omniquant", "--alpha 1.5", "--alpha much"] {
+        assert!(Line::try_parse_from(["qqq"].into_iter().chain(wrong.split(' '))).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn published_recipes_take_their_papers_text_or_what_is_built_in() {
+    let amount = |options: &str| {
+        let Calibration { windows, window, .. } = recipe(options).unwrap().calibration;
+        (windows, window)
+    };
+    for (options, want) in [
+        ("--recipe gptq --calibration x", (128, 2048)),
+        ("--recipe gptq", (32, 2048)),
+        ("--recipe awq", (128, 512)),
+        ("--recipe smoothquant --calibration x", (512, 512)),
+        ("--recipe smoothquant", (128, 512)),
+        ("--recipe smoothquant --window 1024", (64, 1024)),
+        ("--recipe smoothquant --windows 300", (300, 512)),
+        ("--recipe rtn", (0, 2048)),
+        ("--recipe rtn --window 64", (32, 64)),
+        ("--recipe rtn --calibration x", (32, 2048)),
+    ] {
+        assert_eq!(amount(options), want, "{options}");
+    }
+    let strength = |options: &str| recipe(options).unwrap().migration_strength;
+    assert_eq!(strength("--recipe smoothquant"), Some(0.5));
+    assert_eq!(strength("--recipe smoothquant --alpha 0.75"), Some(0.75));
+    assert_eq!(strength("--recipe smoothquant --alpha search"), None);
+}
+
+#[test]
+fn the_table_has_every_recipe() {
+    let table = table();
+    assert!(RecipeName::all().all(|name| table.contains(&format!("\n  {:<12} ", name.word()))), "{table}");
 }

@@ -3,7 +3,7 @@
 
 use qqq_backend::solve::Scheme;
 use qqq_backend::{Backend, BackendError, Result};
-use qqq_formats::{Activations, CodeBits, QuantizedWeight, Scales};
+use qqq_formats::{Activations, CodeBits};
 
 use super::super::CudaBackend;
 use super::super::linear::{CudaLinear, check_half_width};
@@ -126,14 +126,8 @@ impl CudaBackend {
         let scaled = Buffer::new(device, 4 * n * k)?;
         self.floats(weights.values.address(), DType::F32, factors.address(), &scaled, n * k, k)?;
         let (codes, scales) = self.rounded(scaled.address(), (n, k), scheme)?;
-        let scales = match scheme.group_size {
-            None => Scales::PerChannel(scales),
-            Some(group) if scheme.has_two_levels() => Scales::from_effective(&codes, n, k, group, &scales),
-            Some(group) => Scales::weight_only(n, group, &scales),
-        };
-        let weight = QuantizedWeight { bits: scheme.bits, out_features: n, in_features: k, codes, scales };
         *linear = None;
-        let layer = scheme.layer(weight, self.half());
+        let layer = scheme.layer(scheme.weight((n, k), codes, scales), self.half());
         *linear = Some(self.linear_weight(layer, bias.map(<[f32]>::to_vec))?);
         Ok(())
     }
