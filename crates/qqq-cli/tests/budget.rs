@@ -157,6 +157,39 @@ fn smaller_groups_are_chosen_too_and_the_rules_alone_give_the_same() {
     assert!(bytes("out") == bytes("ruled"), "the rules of a budget are all that it changes");
 }
 
+/// What is measured of a candidate is what a run finds of the model that has only this layer quantized, where both look at the
+/// same text: there is no other.
+#[test]
+fn a_candidate_loses_what_its_rule_alone_loses() {
+    let place = place();
+    let text = fs::read_to_string(place.path("text.txt")).unwrap();
+    let words: Vec<&str> = text.split_inclusive(' ').take(60).collect();
+    fs::write(place.path("short.txt"), words.concat()).unwrap();
+    let line = "quantize model --calibration short.txt --windows 2 --window 32 --held-out 16 --transform none \
+                --propagation float --group-size 32 --json";
+    let run = place.run(&format!("{line} --budget 6 -o out")).success();
+    assert!(run.stderr.contains("nothing to hold out beyond"), "{}", run.stderr);
+    let json = run.json();
+    assert_eq!(budget(&json)["chosen_on_compared_text"], true);
+    for (name, precisions) in [
+        ("model.layers.0.mlp.down_proj", ["int4", "int8"]),
+        ("model.layers.1.self_attn.o_proj", ["int4", "int8"]),
+    ] {
+        let site =
+            budget(&json)["sites"].as_array().unwrap().iter().find(|site| site["name"] == name).unwrap();
+        for (precision, expected) in precisions.iter().zip(losses(site)) {
+            let rules = format!("--rule layers=float --rule {name}={precision}");
+            let out = format!("{name}-{precision}");
+            let alone = place.run(&format!("{line} {rules} -o {out}")).success().json();
+            let quality = &alone["report"]["quality"];
+            let found = quality["kl_divergence"]["mean"].as_f64().unwrap();
+            assert_eq!(quality["tokens"], budget(&json)["tokens"], "{quality}");
+            // The float model of that is as it is stored, not in 16 bits.
+            assert!((found / expected - 1.0).abs() < 1e-2, "{name} {precision}: {found} {expected}");
+        }
+    }
+}
+
 #[test]
 fn without_a_comparison_there_is_still_text_to_choose_on() {
     let place = place();

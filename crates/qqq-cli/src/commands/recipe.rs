@@ -102,8 +102,9 @@ pub struct RecipeArgs {
     #[arg(long = "rule", value_name = "MODULE=PRECISION", value_parser = str::parse::<Rule>)]
     rules: Vec<Rule>,
     /// Mixed precision within a size: bits per weight of the layers (such as 4.8), or a size of the checkpoint's tensors (such
-    /// as 900MB). Before the run it is measured, on held-out text, how far 4 and 8 bits in each layer alone take the model from
-    /// the float one; 8 bits go where they save most for each byte. Rules are kept, and the budget decides on the other layers
+    /// as 900MB). Before the run it is measured, on held-out text, how far each layer alone takes the model from the float one in the
+    /// groups of --group-size, in smaller ones, and in 8 bits; then bits go where they save most for each byte. Rules are kept,
+    /// and the budget decides on the other layers
     #[arg(long, value_name = "BITS|SIZE", allow_negative_numbers = true, value_parser = numbers::budget)]
     budget: Option<Budget>,
     /// Input channels that share a scale: smaller is more exact and a little larger and slower

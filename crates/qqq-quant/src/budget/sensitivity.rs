@@ -74,6 +74,22 @@ pub(super) fn measure<B: Calibrate>(
     sensitivities: Sensitivities,
     progress: &mut dyn Progress,
 ) -> Result<Found> {
+    let room = || {
+        let free = job.backend.free_memory()?;
+        Ok(Room { on_device: free.is_some(), free: free.or_else(memory::available) })
+    };
+    measure_in(&room, job, compared, sizes, sensitivities, progress)
+}
+
+/// As [`measure`], in the memory that there is before each pass.
+pub(super) fn measure_in<B: Calibrate>(
+    room: &dyn Fn() -> Result<Room>,
+    job: &Job<'_, B>,
+    compared: usize,
+    sizes: &Sizes,
+    sensitivities: Sensitivities,
+    progress: &mut dyn Progress,
+) -> Result<Found> {
     let state = State::new();
     let mut found = Found {
         sites: sizes.sites(),
@@ -85,8 +101,7 @@ pub(super) fn measure<B: Calibrate>(
     let mut next = 0;
     while next < found.sites.len() {
         let mut measuring = Measuring::new(progress, &state);
-        let free = job.backend.free_memory()?;
-        let room = Room { on_device: free.is_some(), free: free.or_else(memory::available) };
+        let room = room()?;
         begin(job, Target::Nowhere(OutputFormat::CompressedTensors), &mut measuring, |begun| {
             let need = match room.on_device {
                 true => {
@@ -132,9 +147,11 @@ fn suppose(site: &mut SiteChoice) {
 
 /// Memory before anything was begun.
 #[derive(Clone, Copy)]
-struct Room {
-    on_device: bool,
-    free: Option<u64>,
+pub(super) struct Room {
+    /// Whether it is a device's own.
+    pub on_device: bool,
+    /// Bytes that are free, where that is known.
+    pub free: Option<u64>,
 }
 
 /// A pass through the blocks.
@@ -449,3 +466,7 @@ impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
         Ok((windows, predictions))
     }
 }
+
+#[cfg(test)]
+#[path = "sensitivity_tests.rs"]
+mod tests;
