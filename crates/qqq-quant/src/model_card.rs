@@ -128,6 +128,9 @@ fn render_into(
         writeln!(card, "| Activations | {activations} |")?;
     }
     writeln!(card, "| Format | {} |", report.format)?;
+    if let Some(budget) = &report.budget {
+        writeln!(card, "| Budget | {} |", budget.describe())?;
+    }
     for (name, value) in recipe_rows(report) {
         writeln!(card, "| {name} | {value} |")?;
     }

@@ -12,7 +12,7 @@ use qqq_formats::{
     Simulated, simulated,
     writer::{CheckpointWriter, Reservation},
 };
-use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
+use qqq_model::{BlockNorms, OutputHead, Site, TensorBytes, Tokenizer, names};
 use serde_json::{Value, json};
 
 use crate::{
@@ -149,22 +149,40 @@ impl<'a> OutputCheckpoint<'a> {
     /// last norm is folded into it).
     pub(crate) fn add_head<B: Calibrate>(&mut self, b: &B, rotation: Option<&B::Rotation>) -> Result<()> {
         let (vocab, hidden) = self.table_shape();
-        let tensors = &self.checkpoint.tensors;
-        let mut norm = tensors.f32(names::FINAL_NORM, &[hidden])?;
-        let offset = self.checkpoint.config.graph.norm_offset;
-        let tied = self.checkpoint.config.tie_word_embeddings;
+        let norm = if !self.checkpoint.config.tie_word_embeddings || rotation.is_some() {
+            let (norm, head) = self.head_parts(b, rotation)?;
+            self.writer.add(names::LM_HEAD, self.plan.half.dtype(), &[vocab, hidden], &head)?;
+            norm
+        } else {
+            self.checkpoint.tensors.f32(names::FINAL_NORM, &[hidden])?
+        };
+        self.add_half(names::FINAL_NORM, &[hidden], &norm)
+    }
+
+    /// Last norm and rows of the output head as they are stored, rotated if there is a rotation.
+    fn head_parts<B: Calibrate>(&self, b: &B, rotation: Option<&B::Rotation>) -> Result<(Vec<f32>, Vec<u8>)> {
+        let (_, hidden) = self.table_shape();
+        let config = &self.checkpoint.config;
+        let offset = config.graph.norm_offset;
+        let source = if config.tie_word_embeddings { names::EMBEDDING } else { names::LM_HEAD };
+        let mut norm = self.checkpoint.tensors.f32(names::FINAL_NORM, &[hidden])?;
         if rotation.is_some() {
             norm.iter_mut().for_each(|w| *w += offset);
         }
-        if !tied || rotation.is_some() {
-            let source = if tied { names::EMBEDDING } else { names::LM_HEAD };
-            let head = self.table(b, source, rotation.map(|_| norm.as_slice()), rotation)?;
-            self.writer.add(names::LM_HEAD, self.plan.half.dtype(), &[vocab, hidden], &head)?;
-        }
+        let head = self.table(b, source, rotation.map(|_| norm.as_slice()), rotation)?;
         if rotation.is_some() {
             norm.fill(1.0 - offset);
         }
-        self.add_half(names::FINAL_NORM, &[hidden], &norm)
+        Ok((norm, head))
+    }
+
+    /// Last norm and output head as they will be, ready to run before anything is written.
+    pub(crate) fn head<B: Calibrate>(&self, b: &B, rotation: Option<&B::Rotation>) -> Result<OutputHead<B>> {
+        let (norm, head) = self.head_parts(b, rotation)?;
+        let (vocab, hidden) = self.table_shape();
+        let data = self.plan.half.values(head);
+        let weight = LinearWeight::Float { out_features: vocab, in_features: hidden, data };
+        Ok(OutputHead::new(b, &self.checkpoint.config, norm, weight)?)
     }
 
     /// Begins block `index` with its norms.

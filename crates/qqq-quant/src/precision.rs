@@ -158,13 +158,7 @@ impl Schemes {
                 "8-bit weights have one scale an output channel, no groups of {size}; quantize them per channel, or use 4 bits"
             )));
         }
-        let patterns: Vec<ModulePattern> = recipe
-            .rules
-            .iter()
-            .map(|rule| {
-                ModulePattern::part(&rule.pattern).map_err(|e| wrong(rule, &format!("is no expression: {e}")))
-            })
-            .collect::<Result<_>>()?;
+        let patterns: Vec<ModulePattern> = recipe.rules.iter().map(pattern).collect::<Result<_>>()?;
         let uniform =
             Scheme { bits: recipe.bits, activations: recipe.activations, group_size: recipe.group_size };
         let mut named = vec![false; recipe.rules.len()];
@@ -225,6 +219,31 @@ impl Schemes {
         self.simulated.is_some() || self.at(block, site).is_some()
     }
 
+    /// Which sites a recipe's rules decide on, block by block.
+    ///
+    /// # Errors
+    /// A rule that is no expression.
+    pub(crate) fn ruled(config: &ModelConfig, recipe: &Recipe) -> Result<Vec<Sites<bool>>> {
+        let patterns: Vec<ModulePattern> = recipe.rules.iter().map(pattern).collect::<Result<_>>()?;
+        let named = |name: &str| -> Result<bool> {
+            for pattern in &patterns {
+                if pattern.matches(name).map_err(QuantError::Recipe)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        let of_site = |index: usize, site: Site| -> Result<bool> {
+            for module in site.module_names(config) {
+                if named(&names::linear(index, module))? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        (0..config.num_layers).map(|index| Sites::try_new(|site| of_site(index, site))).collect()
+    }
+
     /// What becomes of a site's layer; `None`: it stays float, or is [simulated](Self::simulated).
     pub fn at(&self, block: usize, site: Site) -> Option<Scheme> {
         self.blocks.get(block).and_then(|sites| sites[site])
@@ -277,6 +296,10 @@ impl Schemes {
         // The first of those that are as many.
         counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(scheme, _)| scheme)
     }
+}
+
+fn pattern(rule: &Rule) -> Result<ModulePattern> {
+    ModulePattern::part(&rule.pattern).map_err(|e| wrong(rule, &format!("is no expression: {e}")))
 }
 
 fn wrong(rule: &Rule, what: &str) -> QuantError {

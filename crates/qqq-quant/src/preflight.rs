@@ -322,7 +322,7 @@ fn check_memory(need: &MemoryNeed, recipe: &Recipe) -> Result<()> {
 }
 
 /// Checks that the kernels take the layers.
-fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
+pub(crate) fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
     if schemes.most().is_none() {
         // Integer kernels have multiples, products of floats have not.
         let integer = schemes.simulated().is_some_and(SimulatedMethod::has_arithmetic);

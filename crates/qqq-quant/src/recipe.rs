@@ -4,6 +4,7 @@ use qqq_formats::{Activations, CodeBits, SimulatedMethod};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Budget,
     precision::{self, Rule},
     recipes::RecipeName,
 };
@@ -183,6 +184,10 @@ pub struct Recipe {
     /// Layers that become something else; the last rule that names a layer counts.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// How large the result may be: which layers on which no rule decides get 8 bits instead of 4 follows from that, and rules
+    /// that say so take its place ([`budget`](crate::budget)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// How scales of groups are kept; without groups this says nothing. Reports of before there was a choice: float16.
     #[serde(default)]
     pub group_scales: GroupScales,
@@ -224,6 +229,7 @@ impl Recipe {
         activations: Activations::Int8,
         group_size: Some(64),
         rules: Vec::new(),
+        budget: None,
         group_scales: GroupScales::Integer,
         compensate: true,
         clip: Clip::Output,

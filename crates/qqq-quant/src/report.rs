@@ -6,7 +6,7 @@ use qqq_backend::solve::Scheme;
 use qqq_formats::size::bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Precision, Recipe, gate::Quality, rotation::Family};
+use crate::{BudgetReport, Precision, Recipe, gate::Quality, rotation::Family};
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
 /// two.
@@ -109,6 +109,9 @@ pub struct Timings {
     /// Taking held-out text through both models, and comparing what they predict.
     #[serde(default)]
     pub compare: f64,
+    /// Measuring what bits cost, where there is a budget: before the rest.
+    #[serde(default)]
+    pub sensitivities: f64,
     /// Keeping finished blocks for a run that goes on; 0 where none were kept.
     #[serde(default)]
     pub keep: f64,
@@ -125,6 +128,7 @@ impl Timings {
         self.ready += earlier.ready;
         self.write += earlier.write;
         self.compare += earlier.compare;
+        self.sensitivities += earlier.sensitivities;
         self.keep += earlier.keep;
     }
 }
@@ -152,6 +156,9 @@ pub struct Report {
     /// Layers that stay in 16 bits by a rule of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub float_layers: Vec<String>,
+    /// What decided on the rules of the recipe, where there was a budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<BudgetReport>,
     /// How far the result is from the float model on held-out text; none where nothing was held out, or nothing could be
     /// compared (a note or a warning said why).
     #[serde(default, skip_serializing_if = "Option::is_none")]

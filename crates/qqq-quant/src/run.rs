@@ -21,10 +21,11 @@ use qqq_model::{
     memory, names,
 };
 
-use self::layers::{input_of, join, zeros};
+use self::layers::input_of;
+pub(crate) use self::layers::{join, zeros};
 
 use crate::{
-    Clip, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
+    BudgetReport, Clip, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
@@ -65,6 +66,8 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub block_ahead: Option<(usize, Result<StoredLayers>)>,
     /// The same of its first layer alone, where layers are read one by one.
     pub first_ahead: Option<(usize, Result<StoredLayer>)>,
+    /// What decided on the schemes, where there was a budget.
+    pub budget: Option<BudgetReport>,
     pub estimate: Estimate,
     pub work: Work<'a>,
     pub layers: Vec<LayerReport>,
@@ -102,7 +105,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// A block of these layers.
-    fn block_of(
+    ///
+    /// # Errors
+    /// Those of `layer` and of the backend.
+    pub fn block_of(
         &self,
         index: usize,
         norms: BlockNorms,
@@ -128,7 +134,14 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// A block with the recipe's transformation.
-    fn transformed_block(&mut self, index: usize, windows: &Windows<'_, B>) -> Result<FloatLayers<'a, B>> {
+    ///
+    /// # Errors
+    /// Those of reading it and of the search for scales of channels.
+    pub fn transformed_block(
+        &mut self,
+        index: usize,
+        windows: &Windows<'_, B>,
+    ) -> Result<FloatLayers<'a, B>> {
         let clock = Instant::now();
         if self.recipe.transform.reads_windows() {
             let layers = self.changed_block(index, windows)?;
@@ -448,12 +461,12 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// Whether v has a Hessian of its own.
-    fn attends(&self) -> bool {
+    pub fn attends(&self) -> bool {
         self.recipe.value_hessian == ValueHessian::Attention
     }
 
     /// Output channels of q and k.
-    fn queries_and_keys(&self) -> usize {
+    pub fn queries_and_keys(&self) -> usize {
         let heads = head_layout(&self.checkpoint.config);
         heads.q_width() + heads.kv_width()
     }
@@ -474,7 +487,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// Solves output channels of a layer, or of several that share their input, for the moments of that, or without them.
-    fn solve(
+    ///
+    /// # Errors
+    /// Weights that cannot be quantized, a Hessian that cannot be factorised; those of the backend.
+    pub fn solve(
         &mut self,
         index: usize,
         module: &str,

@@ -193,6 +193,11 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         self.windows.is_empty()
     }
 
+    /// Tokens of each.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Their hidden states. Between blocks these are all that there is of them.
     pub fn states(&self) -> impl Iterator<Item = &B::Tensor> {
         self.windows.iter().map(|window| &window.flow.residual)

@@ -41,6 +41,7 @@ Examples:
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
   qqq quantize ./llama -o llama-mixed --group-size channel --rule down_proj=int8
+  qqq quantize ./llama -o llama-5bit --budget 5
   qqq quantize ./llama -o llama-awq --recipe awq --calibration wiki.txt
   qqq quantize ./llama --dry-run
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt --resume
@@ -361,6 +362,7 @@ fn summary(report: &Report, output: &Path) -> String {
         let activations = if half { "16-bit" } else { "int8" };
         rows.push(("weights", format!("{}; {activations} activations", kinds.join("; "))));
     }
+    rows.extend(report.budget.iter().map(|budget| ("budget", budget.describe())));
     rows.extend(report.size_rows());
     let (name, whose) = match report.recipe.calibrates() {
         true => ("output error", "output's square"),

@@ -7,7 +7,7 @@ mod published;
 use clap::ValueEnum;
 use qqq_formats::{Activations, CodeBits};
 use qqq_quant::{
-    Calibration, Clip, GroupScales, Groups, MAX_DAMPING, Precision, Propagation, Recipe, RecipeName,
+    Budget, Calibration, Clip, GroupScales, Groups, MAX_DAMPING, Precision, Propagation, Recipe, RecipeName,
     RotationKind, Rule, Transform, ValueHessian,
 };
 
@@ -88,6 +88,12 @@ pub struct RecipeArgs {
     /// the last that names a layer counts. q, k and v run as one layer and take one precision; so do gate and up
     #[arg(long = "rule", value_name = "MODULE=PRECISION", value_parser = str::parse::<Rule>)]
     rules: Vec<Rule>,
+    /// Mixed precision within a size: bits per weight of the layers (such as 4.8), or a size of the checkpoint's tensors (such
+    /// as 900MB). Before the run it is measured, on held-out text, how far each layer alone takes the model from the float one in the
+    /// groups of --group-size, in smaller ones, and in 8 bits; then bits go where they save most for each byte. Rules are kept,
+    /// and the budget decides on the other layers
+    #[arg(long, value_name = "BITS|SIZE", allow_negative_numbers = true, value_parser = numbers::budget)]
+    budget: Option<Budget>,
     /// Input channels that share a scale: smaller is more exact and a little larger and slower
     #[arg(long, value_enum, default_value_t = GroupSize::G64)]
     group_size: GroupSize,
@@ -173,6 +179,12 @@ impl RecipeArgs {
                 "leave one of the two out",
             ));
         }
+        if let (Some(budget), 8) = (self.budget, self.bits) {
+            return Err(bad_input_hint(
+                format!("--budget: {budget} gives 8 bits to some layers of 4, and --bits 8 has 8 everywhere"),
+                "leave one of the two out",
+            ));
+        }
         let windows = self.windows(amount);
         self.refuse_idle(amount, windows)?;
         let recipe = Recipe {
@@ -187,6 +199,7 @@ impl RecipeArgs {
             },
             group_size: self.group_size()?,
             rules: self.rules.clone(),
+            budget: self.budget,
             group_scales: self.group_scales.unwrap_or(Recipe::DEFAULT.group_scales),
             compensate: self.method == Method::Gptq,
             clip: self.clip(),

@@ -130,14 +130,17 @@ impl Quantization {
     }
 }
 
+/// Of all modules, and of the linear layers of the blocks.
 #[derive(Serialize)]
-struct Totals {
+pub struct Totals {
     parameters: u64,
-    bytes: u64,
+    /// Of all modules.
+    pub bytes: u64,
     bits_per_weight: f64,
     block_linear_parameters: u64,
     block_linear_bytes: u64,
-    block_linear_bits_per_weight: f64,
+    /// Of the linear layers of the blocks.
+    pub block_linear_bits_per_weight: f64,
 }
 
 /// Runs the command.
@@ -192,7 +195,8 @@ fn recipe(checkpoint: &Checkpoint) -> Option<String> {
     Some(report["recipe"]["name"].as_str()?.to_owned())
 }
 
-fn totals(modules: &[Module]) -> Totals {
+/// Sums over the modules of a checkpoint.
+pub fn totals(modules: &[Module]) -> Totals {
     let sum = |linear_only: bool| {
         let of = modules.iter().filter(|m| !linear_only || m.block_linear);
         of.fold((0, 0), |(p, b), m| (p + m.parameters, b + m.bytes))
