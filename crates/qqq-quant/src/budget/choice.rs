@@ -132,7 +132,9 @@ mod tests {
             site(&[(10, Some(0.1)), (12, Some(0.1)), (20, Some(0.2))]),
         ];
         assert_eq!(spent(&sites, 2), (vec![1, 0, 0], 2));
-        assert_eq!(spent(&sites, 11), (vec![1, 0, 0], 2));
+        assert_eq!(spent(&sites, 9), (vec![1, 0, 0], 2));
+        // The step that saves more does not fit, a worse one does.
+        assert_eq!(spent(&sites, 11), (vec![2, 0, 0], 10));
         assert_eq!(spent(&sites, 12), (vec![1, 2, 0], 12));
         assert_eq!(spent(&sites, 100), (vec![2, 2, 0], 20));
     }

@@ -18,12 +18,15 @@ pub(super) struct Sizes {
     pub free: Vec<(usize, Site)>,
     config: ModelConfig,
     /// What a free site may become, with its bytes, by kind: the smallest first.
-    candidates: Sites<Vec<(Scheme, u64)>>,
+    candidates: Sites<Vec<SizedScheme>>,
     /// Layers that rules decide on, and biases of all.
     fixed: Amount,
     /// Bytes of all else: embedding, norms, output head.
     others: u64,
 }
+
+/// What a site may become, with its bytes.
+type SizedScheme = (Scheme, u64);
 
 /// Of parameters.
 #[derive(Clone, Copy, Default)]
@@ -49,8 +52,17 @@ impl Sizes {
         let schemes = Schemes::of(&config, recipe)?;
         preflight::check_schemes(&config, &schemes)?;
         let ruled = Schemes::ruled(&config, recipe)?;
+        let mut known: Vec<((Site, Scheme), u64)> = Vec::new();
+        let mut stored = |site: Site, scheme: Scheme| -> Result<u64> {
+            if let Some((_, bytes)) = known.iter().find(|(of, _)| *of == (site, scheme)) {
+                return Ok(*bytes);
+            }
+            let bytes = stored(&config, site, scheme)?;
+            known.push(((site, scheme), bytes));
+            Ok(bytes)
+        };
         let candidates = Sites::try_new(|site| {
-            let with_bytes = |scheme| Ok((scheme, stored(&config, site, scheme)?));
+            let with_bytes = |scheme| Ok((scheme, stored(site, scheme)?));
             schemes_of(recipe, site.in_features(&config)).into_iter().map(with_bytes).collect::<Result<_>>()
         })?;
         let mut free = Vec::new();
@@ -70,7 +82,7 @@ impl Sizes {
             let weights = weights(&config, site);
             match scheme {
                 _ if !ruled[block][site] => free.push((block, site)),
-                Some(scheme) => fixed.add(weights, stored(&config, site, scheme)?),
+                Some(scheme) => fixed.add(weights, stored(site, scheme)?),
                 None => fixed.add(weights, 2 * weights),
             }
         }
@@ -89,7 +101,7 @@ impl Sizes {
 
     /// Free sites of which nothing is known yet, as small as they can be.
     pub fn sites(&self) -> Vec<SiteChoice> {
-        let candidate = |&(scheme, bytes): &(Scheme, u64)| Candidate {
+        let candidate = |&(scheme, bytes): &SizedScheme| Candidate {
             precision: Precision::of(Some(scheme)),
             bytes,
             kl_divergence: None,
@@ -113,7 +125,7 @@ impl Sizes {
 
     /// Bytes of all linear layers of the blocks, with all free ones as small as they can be, and as large.
     fn least_and_most(&self) -> [u64; 2] {
-        let sum = |of: fn(&[(Scheme, u64)]) -> Option<&(Scheme, u64)>| {
+        let sum = |of: fn(&[SizedScheme]) -> Option<&SizedScheme>| {
             let bytes =
                 |(_, site): &(usize, Site)| of(&self.candidates[*site]).map_or(0, |(_, bytes)| *bytes);
             self.fixed.bytes + self.free.iter().map(bytes).sum::<u64>()
