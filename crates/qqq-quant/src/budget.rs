@@ -1,8 +1,8 @@
 //! Mixed precision within a budget: which layers get how many bits is decided by what that costs on held-out text.
 //!
 //! A site that no rule decides on may become 4 bits in the recipe's groups, 4 bits in smaller ones, or 8 bits. For each of these
-//! the KL divergence of the model from the float one is measured with this site alone quantized ([`sensitivity`]). The budget
-//! then goes where it saves most for each byte ([`choice`]). Losses of several sites are taken to add up. From then on the run is
+//! the KL divergence of the model from the float one is measured with this site alone quantized (`sensitivity`). The budget
+//! then goes where it saves most for each byte (`choice`). Losses of several sites are taken to add up. From then on the run is
 //! one with rules, which its report names: the same rules without a budget give the same checkpoint.
 
 mod choice;
