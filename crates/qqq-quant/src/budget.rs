@@ -146,14 +146,14 @@ pub(crate) struct Measuring {
 pub(crate) const PHASE: &str = "measuring what bits cost";
 
 impl Decided {
-    /// As a stopped run has it, which had the same budget.
-    pub fn kept(recipe: &Recipe, kept: BudgetReport) -> Self {
+    /// By what was measured, now or by a stopped run that had the same budget.
+    pub fn by(recipe: &Recipe, report: BudgetReport) -> Self {
         let mut recipe = Recipe { budget: None, ..recipe.clone() };
-        recipe.rules.extend(kept.rules.iter().cloned());
+        recipe.rules.extend(report.rules.iter().cloned());
         Self {
             recipe,
             format: OutputFormat::CompressedTensors,
-            report: Some(kept),
+            report: Some(report),
             measuring: Measuring::default(),
         }
     }
@@ -199,8 +199,6 @@ pub(crate) fn decide<B: Calibrate>(
     let mut found = sensitivity::measure(&measuring, compared, &sizes, sensitivities, progress)?;
     choice::spend(&mut found.sites, room);
     let rules = rules(&job.checkpoint.config, &sizes, &found.sites);
-    let mut recipe = Recipe { budget: None, ..job.recipe.clone() };
-    recipe.rules.extend(rules.iter().cloned());
     let report = BudgetReport {
         budget,
         bits_per_weight: sizes.bits_per_weight(&found.sites),
@@ -210,8 +208,7 @@ pub(crate) fn decide<B: Calibrate>(
         sites: found.sites,
         rules,
     };
-    let format = OutputFormat::CompressedTensors;
-    Ok(Decided { recipe, format, report: Some(report), measuring: found.measuring })
+    Ok(Decided { measuring: found.measuring, ..Decided::by(job.recipe, report) })
 }
 
 /// Refuses what a budget does not go with.
