@@ -14,6 +14,7 @@ use crate::{
     calibration::{CalibrationText, Source},
     layer_bytes,
     pipeline::{Begun, Job, Target, begin},
+    transform_choice::{self, Trials},
 };
 
 /// Beside the tensors: tokenizer, configuration, report, model card.
@@ -32,6 +33,8 @@ pub struct DryRun {
     pub seconds: f64,
     /// Of these, the first block's.
     pub block_seconds: f64,
+    /// Of these, what trials of transforms take, where these decide: estimated. That they choose the usual one is supposed.
+    pub trial_seconds: f64,
     /// Of these, what measuring candidates for a budget takes: estimated, not measured. Which layers get more bits is not known
     /// before: that the first do is supposed, which changes little of the rest.
     pub sensitivity_seconds: f64,
@@ -66,7 +69,9 @@ pub fn dry_run<'a, B: Calibrate>(
 ) -> Result<DryRun> {
     let memory_free = memory::available();
     let calibration = calibration.into();
-    let job = Job { backend, checkpoint, tokenizer, recipe, calibration, budget: None };
+    let job = Job { backend, checkpoint, tokenizer, recipe, calibration, transform: None, budget: None };
+    let chosen = transform_choice::choose(&job, Trials::Estimated, progress)?;
+    let job = Job { recipe: &chosen.recipe, ..job };
     let Decided { recipe, format, measuring, .. } =
         budget::decide(&job, format, Sensitivities::Alike, progress)?;
     let job = Job { recipe: &recipe, ..job };
@@ -85,15 +90,19 @@ pub fn dry_run<'a, B: Calibrate>(
         let of_layers = writer.tensor_bytes().linear;
         let linear_bytes = of_all_blocks(&checkpoint.config, &plan.schemes, of_layers);
         checkpoint.inputs.check()?;
-        let (memory, phase) = match plan.memory.bytes < measuring.memory {
-            true => (measuring.memory, budget::PHASE),
-            false => (plan.memory.bytes, plan.memory.phase),
-        };
+        let phases = [
+            (plan.memory.bytes, plan.memory.phase),
+            (measuring.memory, budget::PHASE),
+            (chosen.memory, transform_choice::PHASE),
+        ];
+        // The last of those that take as much is the run itself.
+        let (memory, phase) = phases.into_iter().rev().max_by_key(|(bytes, _)| *bytes).unwrap_or_default();
         Ok(DryRun {
             recipe: recipe.clone(),
             format: plan.format_name().into(),
             blocks,
-            seconds: measuring.seconds + measured_seconds + run.work.left() + samples,
+            seconds: chosen.seconds + measuring.seconds + measured_seconds + run.work.left() + samples,
+            trial_seconds: chosen.seconds,
             sensitivity_seconds: measuring.seconds,
             block_seconds: measured_seconds - before,
             measured_seconds,

@@ -128,6 +128,9 @@ fn render_into(
         writeln!(card, "| Activations | {activations} |")?;
     }
     writeln!(card, "| Format | {} |", report.format)?;
+    if let Some(transform) = &report.transform {
+        writeln!(card, "| Transform chosen | {} |", transform.describe())?;
+    }
     if let Some(budget) = &report.budget {
         writeln!(card, "| Budget | {} |", budget.describe())?;
     }
@@ -256,7 +259,7 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
             "rotation by a randomised Hartley matrix".into()
         }
         // A report of a run never has it.
-        (Transform::Auto, _) => "chosen for the model".into(),
+        (Transform::Usual | Transform::Auto, _) => "chosen for the model".into(),
         (Transform::None, _) => "none".into(),
         (Transform::Smooth, _) => {
             format!("adaptive smoothing on {} tokens", recipe.calibration.smooth_tokens)

@@ -199,7 +199,7 @@ pub(crate) fn check<B: Calibrate>(
         && let Some(reason) = no_rotation(config)
     {
         return refuse(format!(
-            "transform rotate: {reason}; choose smooth or none, or auto, which takes the better"
+            "transform rotate: {reason}; choose smooth or none, or auto, which measures which is better"
         ));
     }
     check_correction(recipe)?;

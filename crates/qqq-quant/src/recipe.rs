@@ -16,10 +16,15 @@ use crate::{
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Transform {
-    /// What suits the model: rotate, or smooth where its norms allow no rotation.
+    /// Whichever of the others takes the model least away from the float one, measured by a short run of each.
     ///
-    /// [`Recipe::resolved`] decides.
+    /// Of those that the model allows; [`quantize`](crate::quantize()) decides before the run.
     Auto,
+    /// What most models gain most by: rotation, or smoothing where norms allow no rotation.
+    ///
+    /// [`Recipe::resolved`] decides, by the model's graph alone.
+    #[cfg_attr(feature = "clap", value(skip))]
+    Usual,
     /// QQQ's adaptive smoothing: shrinks outlier channels of the activations.
     Smooth,
     /// QuaRot's offline rotation: spreads outliers over all channels.
@@ -222,7 +227,7 @@ impl Recipe {
     /// What is done unless told otherwise: the recipe that keeps most quality.
     pub const DEFAULT: Self = Self {
         name: RecipeName::Best,
-        transform: Transform::Auto,
+        transform: Transform::Usual,
         migration_strength: None,
         rotation: RotationKind::Hadamard,
         bits: CodeBits::Four,

@@ -6,7 +6,9 @@ use qqq_backend::solve::Scheme;
 use qqq_formats::size::bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{BudgetReport, Precision, Recipe, gate::Quality, rotation::Family};
+use crate::{
+    BudgetReport, Precision, Recipe, gate::Quality, rotation::Family, transform_choice::TransformReport,
+};
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
 /// two.
@@ -112,6 +114,9 @@ pub struct Timings {
     /// Measuring what bits cost, where there is a budget: before the rest.
     #[serde(default)]
     pub sensitivities: f64,
+    /// Trials of transforms, where these decide on it: before the rest.
+    #[serde(default)]
+    pub trials: f64,
     /// Keeping finished blocks for a run that goes on; 0 where none were kept.
     #[serde(default)]
     pub keep: f64,
@@ -129,6 +134,7 @@ impl Timings {
         self.write += earlier.write;
         self.compare += earlier.compare;
         self.sensitivities += earlier.sensitivities;
+        self.trials += earlier.trials;
         self.keep += earlier.keep;
     }
 }
@@ -145,7 +151,7 @@ pub struct Report {
     pub text_part_of: Option<String>,
     /// Form on disk: `qqq` or `compressed-tensors`.
     pub format: String,
-    /// What was done; its transform is never [`Transform::Auto`](crate::Transform::Auto).
+    /// What was done; its transform is one that [was decided on](Recipe::resolved).
     pub recipe: Recipe,
     /// Where the calibration text came from, in words; `none` without.
     pub calibration_data: String,
@@ -156,6 +162,9 @@ pub struct Report {
     /// Layers that stay in 16 bits by a rule of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub float_layers: Vec<String>,
+    /// What decided on the transform, where that was left to trials.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "transform_trials")]
+    pub transform: Option<TransformReport>,
     /// What decided on the rules of the recipe, where there was a budget.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<BudgetReport>,

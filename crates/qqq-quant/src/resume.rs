@@ -27,8 +27,8 @@ pub(crate) use self::{
     states::States,
     stopped::{Stopped, damaged},
 };
-use crate::BudgetReport;
 use crate::report::{LayerReport, SmoothReport, Timings};
+use crate::{BudgetReport, transform_choice::TransformReport};
 
 /// Has finished blocks kept, so that a run that is stopped can be gone on with.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,9 @@ struct Header {
     smoothing: Vec<SmoothReport>,
     warnings: Vec<String>,
     timings: Timings,
+    /// What was chosen before that, where trials decided on the transform.
+    #[serde(default)]
+    transform: Option<TransformReport>,
     /// What was measured before the first block, where there is a budget.
     #[serde(default)]
     budget: Option<BudgetReport>,

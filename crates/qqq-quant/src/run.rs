@@ -41,6 +41,7 @@ use crate::{
     smooth::SearchOptions,
     smooth_sites::SmoothContext,
     solve::{ScaleDType, SolveOptions, solve_corrected_on},
+    transform_choice::TransformReport,
     value_hessian::value_moments,
     windows::{Surroundings, Window, Windows},
     work::Work,
@@ -66,6 +67,8 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub block_ahead: Option<(usize, Result<StoredLayers>)>,
     /// The same of its first layer alone, where layers are read one by one.
     pub first_ahead: Option<(usize, Result<StoredLayer>)>,
+    /// What decided on the transform, where trials did.
+    pub transform: Option<TransformReport>,
     /// What decided on the schemes, where there was a budget.
     pub budget: Option<BudgetReport>,
     pub estimate: Estimate,

@@ -362,6 +362,7 @@ fn summary(report: &Report, output: &Path) -> String {
         let activations = if half { "16-bit" } else { "int8" };
         rows.push(("weights", format!("{}; {activations} activations", kinds.join("; "))));
     }
+    rows.extend(report.transform.iter().map(|transform| ("transform", transform.describe())));
     rows.extend(report.budget.iter().map(|budget| ("budget", budget.describe())));
     rows.extend(report.size_rows());
     let (name, whose) = match report.recipe.calibrates() {

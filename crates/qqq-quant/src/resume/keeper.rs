@@ -193,6 +193,7 @@ impl Keeper {
             smoothing: run.smoothing.clone(),
             warnings: run.work.warnings().to_vec(),
             timings: Timings { total: self.seconds(), ..run.timings },
+            transform: run.transform.clone(),
             budget: run.budget.clone(),
         };
         let header = serde_json::to_vec(&header)?;

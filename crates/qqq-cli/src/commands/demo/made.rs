@@ -232,7 +232,7 @@ fn quantize(
         Transform::Rotate => "rotation",
         // What channels are divided by, in one way or another.
         Transform::Smooth | Transform::Migrate | Transform::Suppress | Transform::Protect => "smoothing",
-        Transform::Auto | Transform::None => "no transform",
+        Transform::Usual | Transform::Auto | Transform::None => "no transform",
     };
     console.note(&format!(
         "Quantizing {name} to W4A8: {transform}, compensation, groups of 64; calibrated on {} windows of {} tokens of the \

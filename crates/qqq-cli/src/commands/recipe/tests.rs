@@ -59,7 +59,7 @@ fn every_option_arrives() {
     assert_eq!(recipe(options), Ok(want));
     let want = Recipe { compensate: false, clip: Clip::Weight, error_correction: 0.25, ..Recipe::DEFAULT };
     assert_eq!(recipe("--error-correction 0.25 --method rtn"), Ok(want));
-    let auto = Recipe { seed: 1, ..Recipe::DEFAULT };
+    let auto = Recipe { transform: Transform::Auto, seed: 1, ..Recipe::DEFAULT };
     assert_eq!(recipe("--transform auto --seed 1"), Ok(auto));
 }
 
@@ -121,7 +121,6 @@ fn options_that_would_do_nothing_are_refused() {
         ("--transform smooth --rotation hadamard", "--rotation", "--transform rotate"),
         ("--transform none --rotation orthogonal", "--rotation", "--transform rotate"),
         ("--smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
-        ("--transform auto --smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
         ("--group-scales integer --group-size channel", "--group-scales", "--group-size 32"),
         ("--group-scales integer --bits 8", "--group-scales", "--group-size 32"),
         ("--group-scales half --activations half", "--group-scales", "--activations half"),
@@ -141,6 +140,8 @@ fn options_that_would_do_nothing_are_refused() {
     for good in [
         "--transform rotate --rotation orthogonal",
         "--transform smooth --smooth-tokens 64 --window 64",
+        // Both are tried.
+        "--transform auto --smooth-tokens 512 --rotation orthogonal",
         "--method rtn --clip output --value-hessian input --propagation float",
         "--method rtn --clip none --windows 0 --seed 1",
         "--method rtn --clip none --windows 4 --window 64",
