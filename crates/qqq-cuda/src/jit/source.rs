@@ -31,6 +31,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("sm90_config.cuh", include_str!("../kernels/sm90_config.cuh")),
     ("sm90_epilogue.cuh", include_str!("../kernels/sm90_epilogue.cuh")),
     ("sm90_gemm.cuh", include_str!("../kernels/sm90_gemm.cuh")),
+    ("simulated.cuh", include_str!("../kernels/simulated.cuh")),
     ("smooth.cuh", include_str!("../kernels/smooth.cuh")),
     ("solve.cuh", include_str!("../kernels/solve.cuh")),
     ("wgmma.cuh", include_str!("../kernels/wgmma.cuh")),

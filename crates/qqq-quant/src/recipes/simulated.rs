@@ -53,8 +53,8 @@ pub struct Layer<'a> {
 pub struct Made {
     /// What is multiplied by, `N x K`, in the precision of the checkpoint.
     pub weights: Vec<f32>,
-    /// Scales of the output channels and outlier channels, of [`quik`].
-    pub quik: Option<(Vec<f32>, Vec<usize>)>,
+    /// What the weights are multiples of, of [`quik`].
+    pub quik: Option<quik::Codes>,
     /// Bits that the method would store.
     pub bits: f64,
     /// `tr((W-Q) H (W-Q)^T) / tr(W H W^T)` of the result: `Q` are the weights that inputs are multiplied by, without what is

@@ -96,7 +96,7 @@ fn llm_int8_rounds_as_the_paper_says_and_keeps_the_weights() {
 fn quik_is_what_python_makes_of_its_paper() {
     let v = vectors();
     let made = made(SimulatedMethod::Quik(Quik::default()));
-    let (scales, outliers) = made.quik.as_ref().unwrap();
+    let quik::Codes { scales, outliers, .. } = made.quik.as_ref().unwrap();
     assert_eq!(outliers, &v.quik_outliers);
     // What is stored is rounded to float16.
     let want: Vec<f64> = v.quik.iter().map(|w| f64::from(HalfType::F16.round(*w as f32))).collect();
@@ -111,6 +111,7 @@ fn quik_is_what_python_makes_of_its_paper() {
             bits: 4,
             scales: scales.clone(),
             outliers: outliers.clone(),
+            outlier_scales: None,
         },
     };
     let codes = weight.codes().unwrap().unwrap();
@@ -125,7 +126,7 @@ fn quik_without_outliers_is_gptq() {
     let v = vectors();
     let k = v.k;
     let made = made(SimulatedMethod::Quik(Quik { outliers: 0.0, ..Quik::default() }));
-    let (scales, outliers) = made.quik.unwrap();
+    let quik::Codes { scales, outliers, .. } = made.quik.unwrap();
     assert!(outliers.is_empty());
     let r = factor::upper(&damped(&v.hessian, k, Quik::default().damping), k).unwrap();
     for (row, w) in v.weights.chunks(k).enumerate() {
