@@ -13,7 +13,7 @@ use qqq_formats::{SimulatedMethod, simulated::Quik};
 
 use super::{
     Entry, RecipeName, Setting, factor,
-    simulated::{Layer, Made, damped, each_rows, failed, hessian, loss},
+    simulated::{Layer, Made, damped, each_rows, failed, hessian, losses, nearest_code, subtract},
 };
 use crate::{QuantError, Recipe, Result, half_type::HalfType};
 
@@ -100,6 +100,7 @@ pub fn quantize(layer: &Layer<'_>, options: &Quik, half: HalfType) -> Result<Mad
         + f64::from(options.outlier_bits) * rows * count
         + INDEX_BITS * count;
     let narrow = |scales: Vec<f64>| scales.into_iter().map(|s| s as f32).collect();
+    let [loss, loss_nearest] = losses(layer, [&multiplied, &nearest]);
     Ok(Made {
         weights,
         quik: Some(Codes {
@@ -108,8 +109,8 @@ pub fn quantize(layer: &Layer<'_>, options: &Quik, half: HalfType) -> Result<Mad
             outliers,
         }),
         bits: stored,
-        loss: loss(layer, &multiplied),
-        loss_nearest: loss(layer, &nearest),
+        loss,
+        loss_nearest,
     })
 }
 
@@ -162,7 +163,7 @@ impl Grid {
     }
 
     fn round(&self, w: f64, scale: f64) -> f64 {
-        (w / scale).round_ties_even().clamp(-self.most - 1.0, self.most) * scale
+        nearest_code(w / scale, -self.most - 1.0, self.most) * scale
     }
 }
 
@@ -230,7 +231,7 @@ impl Rounding<'_> {
                         false => self.round_outlier(w[j], outlier_scale),
                     };
                     let error = (w[j] - quantized) / u[j];
-                    w[j + 1..].iter_mut().zip(&u[j + 1..]).for_each(|(w, u)| *w -= error * u);
+                    subtract(&mut w[j + 1..], error, &u[j + 1..]);
                     w[j] = quantized;
                 }
                 order.iter().zip(&w).for_each(|(j, w)| q[*j] = *w);
