@@ -61,6 +61,10 @@ fn methods_go_through_the_pipeline_and_run() {
         let model = tiny.write(dir.path(), &format!("model{m}"));
         let float = logits(&model);
         for (i, (method, least, most, bits)) in methods().into_iter().enumerate() {
+            // Families differ in how layers are cut and joined: one method of each kind.
+            if m > 0 && ![0, 3, 5].contains(&i) {
+                continue;
+            }
             let out = dir.path().join(format!("{m}-{i}"));
             let report = quantized(&model, &source, &out, &simulating(method));
             let what = format!("{method:?} of model {m}");
