@@ -11,6 +11,8 @@ mod growing;
 mod picks;
 #[path = "common/simulated.rs"]
 mod simulated;
+#[path = "common/simulating.rs"]
+mod simulating;
 #[path = "common/uniform.rs"]
 mod uniform;
 
@@ -21,7 +23,7 @@ use qqq_backend::{
     largest,
 };
 use qqq_cuda::{CudaBackend, DType, KernelType};
-use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales, SimulatedWeight, WeightData};
+use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales, WeightData};
 use qqq_model::scores::compare_rows;
 use qqq_testing::{Random, Suite, tests, values};
 
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
                 picks::picks_of_a_quantized_head,
                 growing::a_pool_that_grows,
                 linear_layers,
-                simulated_layers,
+                simulating::simulated_layers,
                 recorded_steps
             ],
         );
@@ -453,39 +455,6 @@ fn weights_alone(b: &CudaBackend, bits: CodeBits, group: Option<usize>) {
             .collect();
         close(&b.read(&out).unwrap(), &want, unit, 1e-3, &format!("{bits} alone, {group:?}"));
     }
-}
-
-/// Layers whose arithmetic is simulated, of all rows at once and of more rows than are multiplied together.
-fn simulated_layers(b: CudaBackend) {
-    let cpu = CpuBackend::new();
-    for (m, n, k) in [(1, 16, 64), (37, 96, 576), (2100, 64, 272)] {
-        let x = simulated::input(b.half(), (m, k));
-        for (i, weight) in simulated::weights(b.half(), (n, k)).into_iter().enumerate() {
-            let what = format!("{m} x {n} x {k}, {:?}", weight.arithmetic);
-            let bias = (i % 2 == 0).then(|| values(n, 5));
-            let want = layer_of(&cpu, weight.clone(), bias.clone(), (m, &x));
-            let got = layer_of(&b, weight, bias, (m, &x));
-            // The output is rounded once.
-            let size = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            close(&got, &want, 1.02 * unit(&b), 1e-5 * size, &what);
-        }
-    }
-}
-
-fn layer_of<B: Backend>(
-    b: &B,
-    weight: SimulatedWeight,
-    bias: Option<Vec<f32>>,
-    (m, x): (usize, &[f32]),
-) -> Vec<f32> {
-    let k = weight.in_features;
-    let layer = b.linear_weight(LinearWeight::Simulated(weight), bias).unwrap();
-    let mut rows = b.upload(m, k, x.to_vec()).unwrap();
-    let (mut input, mut out) = (b.input(m, k).unwrap(), b.tensor(0, 0).unwrap());
-    assert_eq!(b.input_kind(&layer), InputKind::Float);
-    b.to_input(&mut rows, InputKind::Float, &mut input).unwrap();
-    b.linear(&input, &layer, &mut out).unwrap();
-    b.read(&out).unwrap().into_owned()
 }
 
 /// Attention of a step that grows by a token at a time, recorded and replayed, is that of steps that are launched.

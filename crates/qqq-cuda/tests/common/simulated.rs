@@ -1,7 +1,8 @@
 //! Layers whose arithmetic is simulated, and inputs for them.
 
+use qqq_backend::{Backend, InputKind};
 use qqq_cuda::{DType, KernelType};
-use qqq_formats::{SimulatedWeight, WeightData, simulated::Arithmetic};
+use qqq_formats::{LinearWeight, SimulatedWeight, WeightData, simulated::Arithmetic};
 
 use crate::uniform::uniform;
 
@@ -53,4 +54,21 @@ pub fn input(half: DType, (m, k): (usize, usize)) -> Vec<f32> {
         _ => 4.0 * number(3, i) + 0.7,
     };
     (0..m * k).map(|i| half.decode(half.encode(value(i)))).collect()
+}
+
+/// What a backend makes of a layer and `m` rows.
+pub fn output<B: Backend>(
+    b: &B,
+    weight: SimulatedWeight,
+    bias: Option<Vec<f32>>,
+    (m, x): (usize, &[f32]),
+) -> Vec<f32> {
+    let k = weight.in_features;
+    let layer = b.linear_weight(LinearWeight::Simulated(weight), bias).unwrap();
+    let mut rows = b.upload(m, k, x.to_vec()).unwrap();
+    let (mut input, mut out) = (b.input(m, k).unwrap(), b.tensor(0, 0).unwrap());
+    assert_eq!(b.input_kind(&layer), InputKind::Float);
+    b.to_input(&mut rows, InputKind::Float, &mut input).unwrap();
+    b.linear(&input, &layer, &mut out).unwrap();
+    b.read(&out).unwrap().into_owned()
 }

@@ -2,15 +2,15 @@
 
 use std::ffi::OsString;
 
-use qqq_backend::{Backend, CpuBackend, InputKind};
+use qqq_backend::CpuBackend;
 use qqq_cuda::decoder::simulated::{
     CodeParameters, MarkParameters, Outliers, SimulatedKernel, SumParameters, Summand, parts,
 };
 use qqq_cuda::{DType, KernelType};
-use qqq_formats::{LinearWeight, SimulatedWeight};
+use qqq_formats::SimulatedWeight;
 
 use crate::emulator::{Emulator, Memory, Shape};
-use crate::simulated::{input, weights};
+use crate::simulated::{input, output, weights};
 
 /// A NaN in either 16-bit type.
 const POISON: u16 = 0x7FAB;
@@ -101,20 +101,9 @@ fn emulated(
     memory.download::<u16>(out).into_iter().map(|v| half.decode(v)).collect()
 }
 
-fn of_the_cpu(weight: SimulatedWeight, (m, x, bias): (usize, &[f32], Option<&[f32]>)) -> Vec<f32> {
-    let cpu = CpuBackend::new();
-    let k = weight.in_features;
-    let layer = cpu.linear_weight(LinearWeight::Simulated(weight), bias.map(<[f32]>::to_vec)).unwrap();
-    let mut rows = cpu.upload(m, k, x.to_vec()).unwrap();
-    let (mut input, mut out) = (cpu.input(m, k).unwrap(), cpu.tensor(0, 0).unwrap());
-    cpu.to_input(&mut rows, InputKind::Float, &mut input).unwrap();
-    cpu.linear(&input, &layer, &mut out).unwrap();
-    cpu.read(&out).unwrap().into_owned()
-}
-
 pub fn simulated_layers_are_those_of_the_cpu(compiler: OsString) {
     let sources = SimulatedKernel::all().into_iter().map(SimulatedKernel::source).collect();
-    let emulator = Emulator::new(&compiler, sources);
+    let (emulator, cpu) = (Emulator::new(&compiler, sources), CpuBackend::new());
     for half in [DType::F16, DType::BF16] {
         // More columns than threads, and more rows than are marked together.
         for (i, (m, n, k)) in [(3, 16, 48), (21, 32, 272), (1, 16, 16)].into_iter().enumerate() {
@@ -124,7 +113,7 @@ pub fn simulated_layers_are_those_of_the_cpu(compiler: OsString) {
             for weight in weights(half, (n, k)) {
                 let what = format!("{m} x {n} x {k} in {half}, {:?}", weight.arithmetic);
                 let got = emulated(&emulator, half, weight.clone(), (m, &x, bias));
-                let want = of_the_cpu(weight, (m, &x, bias));
+                let want = output(&cpu, weight, bias.map(<[f32]>::to_vec), (m, &x));
                 assert_eq!(got.len(), want.len());
                 // The output is rounded once.
                 let unit = if half == DType::BF16 { 1.0 / 256.0 } else { 1.0 / 2048.0 };
