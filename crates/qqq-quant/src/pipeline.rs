@@ -158,6 +158,7 @@ pub fn quantize<'a, B: Calibrate>(
             float_layers: float_layers(&plan.schemes),
             quality,
             smoothing: run.smoothing,
+            learning: run.learning,
             rotation: rotations.as_ref().map(|rotations| rotations.report()),
             warnings,
             timings: run.timings,
@@ -313,7 +314,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         work.note(&held_out_note(&windows.held_out, held));
     }
     let mut keeper = print.as_ref().map(|print| {
-        let streams = if recipe.corrects() { 2 } else { 1 };
+        let streams = if recipe.follows_float() { 2 } else { 1 };
         let width = streams * config.hidden_size;
         Keeper::new(writer.staging(), print.clone(), &windows, samples, (width, config.hidden_size), started)
     });
@@ -365,7 +366,7 @@ pub(crate) fn begin<B: Calibrate, T>(
             };
             let embedded =
                 |windows: &[Vec<u32>]| windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>();
-            let float = if recipe.corrects() { embedded(&windows.calibration)? } else { Vec::new() };
+            let float = if recipe.follows_float() { embedded(&windows.calibration)? } else { Vec::new() };
             let held_out = embedded(&windows.held_out)?;
             let embedded = embedded(&windows.calibration)?;
             drop(table);
@@ -403,6 +404,7 @@ pub(crate) fn begin<B: Calibrate, T>(
     let positions = longest.max(1);
     let ropes = rope::embeddings(backend, config, RopeChoice::new(config, positions), positions)?;
     let around = Surroundings { backend, config, ropes: &ropes };
+    let (float, float_windows) = if recipe.learns() { (Vec::new(), float) } else { (float, Vec::new()) };
     let mut run = Run {
         checkpoint,
         recipe,
@@ -413,6 +415,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         rotations: on_device.clone(),
         smoothing_window,
         float_stream: recipe.corrects().then(|| FloatStream::new(around, float, recipe.calibration.window)),
+        float_windows,
         held_out: (!windows.held_out.is_empty())
             .then(|| HeldOut::new(around, windows.held_out.clone(), held_out_float, held_out)),
         block_ahead: None,
@@ -421,6 +424,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         work,
         layers: earlier.layers,
         smoothing: earlier.smoothing,
+        learning: earlier.learning,
         timings,
     };
     let mut live = Windows::new(around, embedded, recipe.calibration.window);

@@ -83,6 +83,9 @@ pub struct RecipeArgs {
     /// least [default: 0.5]
     #[arg(long, value_name = "STRENGTH", value_parser = str::parse::<Alpha>)]
     alpha: Option<Alpha>,
+    /// Times that --recipe omniquant goes through the calibration windows; 0: nothing is learned [default: 20]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = numbers::whole)]
+    epochs: Option<usize>,
     /// What is done to the model before rounding; absorbed into the weights, free at run time
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.transform)]
     transform: Transform,
@@ -174,6 +177,12 @@ impl RecipeArgs {
                 "it is that of --recipe smoothquant",
             ));
         }
+        if self.given.has("epochs") {
+            return Err(bad_input_hint(
+                "--epochs: the tool's own recipe (best) has no such option",
+                "it is that of --recipe omniquant",
+            ));
+        }
         if let Some(strength) = self.error_correction
             && !(0.0..=1.0).contains(&strength)
         {
@@ -193,6 +202,7 @@ impl RecipeArgs {
         let recipe = Recipe {
             name: RecipeName::Best,
             migration_strength: None,
+            epochs: None,
             transform: self.transform(),
             rotation: self.rotation,
             bits: match self.bits {

@@ -6,6 +6,7 @@
 pub mod awq;
 mod fp16;
 mod gptq;
+pub(crate) mod omniquant;
 pub mod os_plus;
 mod qqq;
 mod rtn;
@@ -46,6 +47,8 @@ pub enum RecipeName {
     Gptq,
     /// AWQ.
     Awq,
+    /// OmniQuant.
+    OmniQuant,
     /// QQQ per channel.
     Qqq,
     /// QQQ in groups of 128.
@@ -69,6 +72,8 @@ pub enum Setting {
     Damping,
     /// [`Recipe::migration_strength`].
     MigrationStrength,
+    /// [`Recipe::epochs`].
+    Epochs,
     /// [`Recipe::rotation`].
     Rotation,
     /// Tokens of the first window on which thresholds are searched.
@@ -99,13 +104,14 @@ pub struct Entry {
 }
 
 /// All recipes but the tool's own.
-pub const PUBLISHED: [Entry; 9] = [
+pub const PUBLISHED: [Entry; 10] = [
     fp16::ENTRY,
     rtn::ENTRY,
     smoothquant::ENTRY,
     os_plus::ENTRY,
     gptq::ENTRY,
     awq::ENTRY,
+    omniquant::ENTRY,
     qqq::CHANNEL,
     qqq::G128,
     qqq::ROTATED,

@@ -15,7 +15,8 @@ fn amount() -> Calibration {
 
 /// The recipe, with little text where it takes any.
 fn small(name: RecipeName) -> Recipe {
-    let recipe = name.recipe();
+    let mut recipe = name.recipe();
+    recipe.epochs = recipe.epochs.map(|_| 3);
     match recipe.calibrates() {
         true => Recipe { calibration: amount(), ..recipe },
         false => recipe,
@@ -93,6 +94,8 @@ fn every_recipe_gives_what_it_says() {
                 "{name}: {site:?}"
             );
         }
+        let learned = if name == RecipeName::OmniQuant { tiny.layers } else { 0 };
+        assert_eq!(made.report.learning.len(), learned, "{name}");
         distances.insert(name.word(), made.distance);
     }
     let half = |name| Recipe { activations: Activations::Half, group_size: Some(128), ..small(name) };
@@ -104,6 +107,7 @@ fn every_recipe_gives_what_it_says() {
     assert!(of("fp16") < 0.01 * of("rtn"));
     assert!(of("gptq") < rtn && of("awq") < rtn);
     assert!(of("smoothquant") < rtn8 && of("os+") < rtn8);
+    assert!(of("omniquant") < of("rtn"));
     assert!(of("qqq") < of("rtn") && of("qqq-rot") < of("rtn"));
 }
 
@@ -172,6 +176,53 @@ fn a_searched_strength_loses_no_more_than_any_given() {
         for (searched, given) in searched.iter().zip(&given) {
             // Inputs of later blocks differ by what norms are rounded to.
             assert!(searched.loss_after <= given.loss_after * 1.02, "{searched:?} {given:?}");
+        }
+    }
+}
+
+#[test]
+fn omniquant_learns_every_family() {
+    let weights_alone = |recipe| Recipe { activations: Activations::Half, group_size: Some(64), ..recipe };
+    let calibration = Calibration { windows: 6, window: 64, smooth_tokens: 64 };
+    for tiny in Tiny::families() {
+        let tiny = Tiny { outliers: true, ..tiny };
+        let dir = TempDir::new().unwrap();
+        let recipe = Recipe { calibration, epochs: Some(2), ..small(RecipeName::OmniQuant) };
+        for (name, recipe) in [("both", recipe.clone()), ("weights", weights_alone(recipe))] {
+            let made = quantize(&tiny, &dir, name, &recipe);
+            let report = &made.report;
+            assert_eq!(report.learning.len(), tiny.layers);
+            for block in &report.learning {
+                assert!(block.loss_after < block.loss_before, "{} {name}: {block:?}", tiny.architecture);
+            }
+            // What is written rounds as it was learned: layers lose as little.
+            assert!(report.layers.iter().all(|layer| layer.loss == layer.loss_nearest));
+            let again = quantize(&tiny, &dir, &format!("{name} again"), &recipe);
+            let file = |made: &Made| std::fs::read(made.checkpoint.path.join("model.safetensors")).unwrap();
+            assert!(file(&made) == file(&again), "{} {name}", tiny.architecture);
+        }
+    }
+}
+
+/// Without epochs weights are rounded to nearest, at 0.982 of their largest, and the first layer's scales say so.
+#[test]
+fn omniquant_without_epochs_rounds_to_nearest() {
+    let (tiny, dir) = (Tiny::default(), TempDir::new().unwrap());
+    let recipe = Recipe { epochs: Some(0), activations: Activations::Half, ..small(RecipeName::OmniQuant) };
+    let made = quantize(&tiny, &dir, "none", &recipe);
+    assert!(made.report.learning.iter().all(|block| block.loss_before == block.loss_after));
+    let float = Checkpoint::open(&dir.path().join("model")).unwrap();
+    let prefix = names::linear(0, "self_attn.o_proj");
+    let weights = float.tensors.f32(&format!("{prefix}.weight"), &[HIDDEN, HIDDEN]).unwrap();
+    let LinearWeight::WeightOnly { weight, .. } = made.checkpoint.linear(&prefix, HIDDEN, HIDDEN).unwrap() else {
+        panic!("{prefix} is of another kind")
+    };
+    for (i, row) in weights.chunks_exact(HIDDEN).enumerate() {
+        let most = row.iter().fold(0.0f32, |most, w| most.max(w.abs()));
+        let step = most / 7.0 / (1.0 + (-4.0f32).exp());
+        assert!((weight.channel_scales()[i] - step).abs() < 1e-3 * step, "{i}");
+        for (w, q) in row.iter().zip(weight.row_values(i)) {
+            assert!((w - q).abs() < 0.51 * step || w.abs() > 6.9 * step, "{w} {q}");
         }
     }
 }

@@ -15,10 +15,11 @@ use crate::errors::{bad_input, bad_input_hint};
 const BUILT_IN_TOKENS: usize = 65_536;
 
 /// Options, by their names, and what of a recipe they say. Those without are the tool's own recipe's alone.
-static OPTIONS: [(&str, Option<Setting>); 22] = [
+static OPTIONS: [(&str, Option<Setting>); 23] = [
     ("transform", None),
     ("rotation", Some(Setting::Rotation)),
     ("alpha", Some(Setting::MigrationStrength)),
+    ("epochs", Some(Setting::Epochs)),
     ("bits", Some(Setting::Bits)),
     ("activations", Some(Setting::Activations)),
     ("rules", None),
@@ -106,6 +107,7 @@ impl RecipeArgs {
                 Alpha::Search => None,
             };
         }
+        recipe.epochs = self.epochs.or(recipe.epochs);
         if self.given.has("damping") {
             recipe.damping = self.damping;
         }
