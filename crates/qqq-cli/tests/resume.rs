@@ -316,7 +316,9 @@ fn and_those_of_corrected_ones() {
 
 #[test]
 fn and_those_that_learned() {
-    goes_over_blocks_again("quantize model --recipe omniquant --calibration text.txt --windows 6 --window 64 --epochs 1");
+    goes_over_blocks_again(
+        "quantize model --recipe omniquant --calibration text.txt --windows 6 --window 64 --epochs 1",
+    );
 }
 
 #[test]

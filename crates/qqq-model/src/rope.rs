@@ -84,9 +84,8 @@ pub fn embeddings<B: Backend>(
     choice: RopeChoice,
     positions: usize,
 ) -> Result<Vec<B::Rope>> {
-    let of = |rope: RopeParameters| {
-        Ok(backend.rope(&rope.inv_freq, rope.factor, rope.query_scale, positions)?)
-    };
+    let of =
+        |rope: RopeParameters| Ok(backend.rope(&rope.inv_freq, rope.factor, rope.query_scale, positions)?);
     parameters(config, choice).into_iter().map(of).collect()
 }
 

@@ -13,11 +13,22 @@ impl<'a, B: Calibrate> Run<'a, B> {
     /// What learns a block.
     pub(super) fn learner(&self, index: usize) -> BlockLearning<'a, B> {
         let (around, schemes) = (self.around, self.schemes.block(index));
-        BlockLearning { around, recipe: self.recipe, schemes, half: self.half, dtype: self.scale_dtype, index }
+        BlockLearning {
+            around,
+            recipe: self.recipe,
+            schemes,
+            half: self.half,
+            dtype: self.scale_dtype,
+            index,
+        }
     }
 
     /// A block that has learned. The windows of the float model leave it.
-    pub(super) fn learned_block(&mut self, index: usize, windows: &Windows<'_, B>) -> Result<FloatLayers<'a, B>> {
+    pub(super) fn learned_block(
+        &mut self,
+        index: usize,
+        windows: &Windows<'_, B>,
+    ) -> Result<FloatLayers<'a, B>> {
         let mut block = read_block(self.around.backend, self.checkpoint, index)?;
         // Sites are not learned one by one.
         self.begin(index, self.estimate.smooth_site.part(Site::ALL.len() as f64), "learning")?;

@@ -85,7 +85,10 @@ impl<B: Calibrate> BlockLearning<'_, B> {
         let states: Vec<_> = windows.states().zip(float.iter()).collect();
         let load = |window: usize| -> Result<Example<_>> {
             let (input, target) = states[window];
-            Ok(Example { input: self.states(&ops, input)?, target: self.states(&ops, &target.flow.residual)? })
+            Ok(Example {
+                input: self.states(&ops, input)?,
+                target: self.states(&ops, &target.flow.residual)?,
+            })
         };
         let options = LearnOptions { epochs, ..LearnOptions::default() };
         let mut seen_windows = 0;
@@ -252,12 +255,7 @@ impl<B: Calibrate> BlockLearning<'_, B> {
     }
 
     /// Changes the block as it has learned.
-    fn absorb<O: Ops>(
-        &self,
-        ops: &O,
-        block: &mut FloatBlock<B>,
-        learned: &Learned<O::Array>,
-    ) -> Result<()> {
+    fn absorb<O: Ops>(&self, ops: &O, block: &mut FloatBlock<B>, learned: &Learned<O::Array>) -> Result<()> {
         let (b, heads) = (self.around.backend, head_layout(self.around.config));
         if let Some(Scales { qkv, values, gate_up }) = &learned.scales {
             transform::smooth_qkv(b, block, &ops.read(qkv)?, self.half)?;
@@ -275,12 +273,7 @@ impl<B: Calibrate> BlockLearning<'_, B> {
 }
 
 /// Cosines and sines of the positions of a window.
-fn rotary<O: Ops>(
-    ops: &O,
-    config: &ModelConfig,
-    index: usize,
-    window: usize,
-) -> Result<Rotary<O::Array>> {
+fn rotary<O: Ops>(ops: &O, config: &ModelConfig, index: usize, window: usize) -> Result<Rotary<O::Array>> {
     let parameters = rope::parameters(config, RopeChoice::new(config, window)).swap_remove(index);
     let half = parameters.inv_freq.len();
     // As backends do it: the angle is rounded to f32 first.
@@ -288,7 +281,8 @@ fn rotary<O: Ops>(
         let angles = (0..window).flat_map(|p| parameters.inv_freq.iter().map(move |f| p as f32 * f));
         angles.map(|angle| of(f64::from(angle)) as f32 * parameters.factor).collect()
     };
-    let queries = parameters.query_scale.map(|scale| -> Vec<f32> { (0..window).map(|p| scale.at(p)).collect() });
+    let queries =
+        parameters.query_scale.map(|scale| -> Vec<f32> { (0..window).map(|p| scale.at(p)).collect() });
     Ok(Rotary {
         cos: ops.array(window, half, &table(f64::cos))?,
         sin: ops.array(window, half, &table(f64::sin))?,

@@ -79,8 +79,7 @@ impl<T> Learned<T> {
     pub fn as_ref(&self) -> Learned<&T> {
         let [qkv, o, gate_up, down] = Site::ALL.map(|site| self.clips[site].as_ref());
         let scales = self.scales.as_ref();
-        let scales =
-            scales.map(|Scales { qkv, values, gate_up }| Scales { qkv, values, gate_up });
+        let scales = scales.map(|Scales { qkv, values, gate_up }| Scales { qkv, values, gate_up });
         Learned { clips: Sites::new([qkv, o, gate_up, down]), scales }
     }
 

@@ -97,10 +97,7 @@ pub(crate) fn learn<O: Ops>(
 }
 
 /// The values of all parameters.
-fn values<O: Ops>(
-    ops: &O,
-    parameters: &Learned<Parameter<O::Array>>,
-) -> BackendResult<Learned<O::Array>> {
+fn values<O: Ops>(ops: &O, parameters: &Learned<Parameter<O::Array>>) -> BackendResult<Learned<O::Array>> {
     parameters.as_ref().try_map(|parameter| ops.copy(&parameter.value))
 }
 

@@ -93,3 +93,35 @@ pub(crate) fn check(recipe: &Recipe, pieces: Pieces) -> Result<()> {
         )),
     }
 }
+
+#[cfg(test)]
+mod refusals {
+    use qqq_backend::{Calibrate, CpuBackend};
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_cannot_says_which_can() {
+        let recipe = recipe();
+        assert!(check(&recipe, CpuBackend::PIECES).is_ok());
+        let pieces = Pieces { on_host: false, ..CpuBackend::PIECES };
+        let error = check(&recipe, pieces).unwrap_err();
+        assert!(
+            matches!(error, QuantError::Operation(_)) && error.to_string().contains("--device cpu"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn it_goes_with_its_own_parts() {
+        let of = |recipe: Recipe| check(&recipe, CpuBackend::PIECES).unwrap_err().to_string();
+        assert!(of(Recipe { epochs: None, ..recipe() }).contains("a number of epochs"));
+        for other in [
+            Recipe { clip: Clip::None, ..recipe() },
+            Recipe { propagation: Propagation::Float, ..recipe() },
+            Recipe { compensate: true, ..recipe() },
+        ] {
+            assert!(of(other).contains("as OmniQuant has it"));
+        }
+    }
+}

@@ -109,12 +109,7 @@ struct HeadGradients<T> {
 
 /// The gradient by queries, keys and values. With probabilities `P`: `dV = P^T dY`, `dS = P (dY V^T - rowsum(dY Y))`,
 /// `dQ = scale dS K`, `dK = scale dS^T Q`.
-pub(super) fn back<T: Real>(
-    dy: &Array<T>,
-    y: &Array<T>,
-    qkv: &Array<T>,
-    kind: &AttentionKind,
-) -> Array<T> {
+pub(super) fn back<T: Real>(dy: &Array<T>, y: &Array<T>, qkv: &Array<T>, kind: &AttentionKind) -> Array<T> {
     let HeadLayout { num_heads, num_kv_heads, head_dim: width } = kind.heads;
     let tokens = qkv.rows;
     let zeros = || vec![T::ZERO; tokens * width];

@@ -110,13 +110,7 @@ impl<T: Real> Ops for CpuOps<T> {
         }))
     }
 
-    fn norm_heads(
-        &self,
-        x: &mut Array<T>,
-        columns: Range<usize>,
-        weight: &Array<T>,
-        eps: f64,
-    ) -> Result<()> {
+    fn norm_heads(&self, x: &mut Array<T>, columns: Range<usize>, weight: &Array<T>, eps: f64) -> Result<()> {
         x.each_row(|_, row| {
             let heads = row[columns.clone()].chunks_exact_mut(weight.cols);
             heads.for_each(|head| rows::norm(head, &weight.data, eps));
@@ -238,7 +232,8 @@ impl<T: Real> Ops for CpuOps<T> {
         let HeadLayout { num_heads, num_kv_heads, head_dim } = heads;
         let each = num_heads / num_kv_heads;
         let heads = s.data.chunks_exact(head_dim);
-        let data: Vec<T> = heads.flat_map(|head| std::iter::repeat_n(head, each)).flatten().copied().collect();
+        let data: Vec<T> =
+            heads.flat_map(|head| std::iter::repeat_n(head, each)).flatten().copied().collect();
         Ok(Array { rows: 1, cols: data.len(), data })
     }
 

@@ -40,8 +40,20 @@ impl<T: Real> Bound<T> {
         let (upper, lower) = (sigmoid(upper), sigmoid(lower));
         let (full_upper, full_lower) = (w[high], -w[low]);
         match upper * full_upper >= lower * full_lower {
-            true => Self { reach: upper * full_upper, is_upper: true, at: high, full: full_upper, strength: upper },
-            false => Self { reach: lower * full_lower, is_upper: false, at: low, full: full_lower, strength: lower },
+            true => Self {
+                reach: upper * full_upper,
+                is_upper: true,
+                at: high,
+                full: full_upper,
+                strength: upper,
+            },
+            false => Self {
+                reach: lower * full_lower,
+                is_upper: false,
+                at: low,
+                full: full_lower,
+                strength: lower,
+            },
         }
     }
 

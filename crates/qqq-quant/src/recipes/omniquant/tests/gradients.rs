@@ -79,7 +79,8 @@ fn check(shape: Shape, seed: u64) {
     );
     // A hundredth too much of one of them is seen: of a clipping strength, and of a scale.
     let most = expected.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-    let is_felt = |range: std::ops::Range<usize>| range.into_iter().find(|&i| expected[i].abs() > 1e-3 * most);
+    let is_felt =
+        |range: std::ops::Range<usize>| range.into_iter().find(|&i| expected[i].abs() > 1e-3 * most);
     let clips: usize = point.clips.iter().flatten().map(Vec::len).sum();
     let planted = [is_felt(0..clips), is_felt(clips..expected.len())];
     assert_eq!(planted.iter().flatten().count(), if shape.both { 2 } else { 1 });
@@ -153,7 +154,7 @@ fn products_of_many_rows() {
     let (x, w) = (random.rows(m, k, 1.0), random.rows(n, k, 1.0));
     let (dy, bias) = (random.rows(m, n, 1.0), random.numbers(n, -1.0, 1.0));
     let ops: CpuOps<f64> = ops();
-    let [ax, aw, ady, abias] = [array(&x), array(&w), array(&dy), array(&[bias.clone()])];
+    let [ax, aw, ady, abias] = [array(&x), array(&w), array(&dy), array(std::slice::from_ref(&bias))];
     let naive = |rows: usize, cols: usize, at: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
         (0..rows * cols).map(|p| at(p / cols, p % cols)).collect()
     };

@@ -67,16 +67,12 @@ fn problem(shape: Shape, seed: u64) -> Problem {
     let Shape { heads, hidden, inner, tokens, group, both, is_rich } = shape;
     let random = &mut Random::new(seed);
     let grid = if group.is_some() { Grid::GROUP } else { Grid::CHANNEL };
-    let shapes = [(heads.qkv_width(), hidden), (hidden, heads.q_width()), (2 * inner, hidden), (hidden, inner)];
+    let shapes =
+        [(heads.qkv_width(), hidden), (hidden, heads.q_width()), (2 * inner, hidden), (hidden, inner)];
     let layers = shapes.map(|(n, k)| Layer {
         weights: random.rows(n, k, 0.8 / (k as f64).sqrt()),
         bias: is_rich.then(|| random.numbers(n, -0.2, 0.2)),
-        grid: Some((
-            f64::from(grid.low),
-            f64::from(grid.high),
-            f64::from(grid.reach),
-            group.unwrap_or(k),
-        )),
+        grid: Some((f64::from(grid.low), f64::from(grid.high), f64::from(grid.reach), group.unwrap_or(k))),
         is_int8: both,
     });
     let mut x = random.rows(tokens, hidden, 1.0);
@@ -100,9 +96,8 @@ fn problem(shape: Shape, seed: u64) -> Problem {
         layers,
         input_norm: random.numbers(hidden, 0.5, 1.5),
         post_norm: random.numbers(hidden, 0.5, 1.5),
-        qk_norm: is_rich.then(|| {
-            (random.numbers(heads.head_dim, 0.5, 1.5), random.numbers(heads.head_dim, 0.5, 1.5))
-        }),
+        qk_norm: is_rich
+            .then(|| (random.numbers(heads.head_dim, 0.5, 1.5), random.numbers(heads.head_dim, 0.5, 1.5))),
         after: is_rich.then(|| (random.numbers(hidden, 0.5, 1.5), random.numbers(hidden, 0.5, 1.5))),
         eps: 1e-5,
         kind: AttentionKind::causal(heads, is_rich.then_some(3)),

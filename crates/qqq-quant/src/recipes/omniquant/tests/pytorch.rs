@@ -49,10 +49,8 @@ fn gradients_are_those_of_pytorch() {
         };
         let clips: Vec<Vec<f64>> = get(case, "clips");
         let mut clips = clips.into_iter().map(Some);
-        let point = Point {
-            clips: std::array::from_fn(|_| clips.next().unwrap()),
-            scales: get(case, "scales"),
-        };
+        let point =
+            Point { clips: std::array::from_fn(|_| clips.next().unwrap()), scales: get(case, "scales") };
         let (loss, gradients) = analytic(&problem, &point);
         let (want, expected): (f64, Vec<f64>) = (get(case, "loss"), get(case, "gradients"));
         assert!((loss - want).abs() < 1e-10 * want, "case {i}: {loss} {want}");

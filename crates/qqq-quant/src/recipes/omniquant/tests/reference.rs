@@ -127,7 +127,8 @@ pub(super) fn attention(qkv: &Rows, kind: &AttentionKind) -> Rows {
     let of_token = |i: usize| {
         let mut out = Vec::new();
         for head in 0..heads.num_heads {
-            let (key, value) = (heads.num_heads + head / each, heads.num_heads + heads.num_kv_heads + head / each);
+            let (key, value) =
+                (heads.num_heads + head / each, heads.num_heads + heads.num_kv_heads + head / each);
             let q = &qkv[i][head * d..][..d];
             let first = kind.window.map_or(0, |window| (i + 1).saturating_sub(window));
             let scores: Vec<f64> = (first..=i)
@@ -172,9 +173,8 @@ impl Problem {
         let (d, first_value) = (heads.head_dim, heads.q_width() + heads.kv_width());
         let scales = point.scales.as_ref();
         let each = heads.num_heads / heads.num_kv_heads;
-        let of_o: Option<Vec<f64>> = scales.map(|[_, values, _]| {
-            (0..heads.q_width()).map(|j| values[j / (each * d) * d + j % d]).collect()
-        });
+        let of_o: Option<Vec<f64>> = scales
+            .map(|[_, values, _]| (0..heads.q_width()).map(|j| values[j / (each * d) * d + j % d]).collect());
         let columns = [scales.map(|s| s[0].clone()), of_o, scales.map(|s| s[2].clone()), None];
         // As many rounded numbers, in the same order, whatever is learned.
         let w: Vec<Rows> = (0..4)
@@ -221,7 +221,8 @@ impl Problem {
             let gate = |g: f64| match self.gate {
                 Gate::Silu => g / (1.0 + (-g).exp()),
                 Gate::GeluTanh => {
-                    g / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044_715 * g.powi(3))).tanh())
+                    g / 2.0
+                        * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044_715 * g.powi(3))).tanh())
                 }
             };
             g.iter().zip(u).map(|(g, u)| gate(*g) * u).collect()
