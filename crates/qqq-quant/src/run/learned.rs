@@ -6,7 +6,7 @@ use qqq_model::Site;
 use super::Run;
 use crate::{
     Result, float_layers::FloatLayers, float_linear::read_block, recipes::omniquant::BlockLearning,
-    windows::Windows,
+    report::LearnReport, windows::Windows,
 };
 
 impl<'a, B: Calibrate> Run<'a, B> {
@@ -35,6 +35,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let (learner, work) = (self.learner(index), &mut self.work);
         let report =
             learner.learn(&mut block, windows, &mut self.float_windows, &mut |share| work.at(share))?;
+        let LearnReport { block: name, loss_before, loss_after } = &report;
+        if loss_after > loss_before {
+            self.work.warn(format!(
+                "{name}: learning has raised the error of what leaves the block, from {loss_before:.4} to {loss_after:.4}; more or \
+                 longer windows make its steps less noisy"
+            ));
+        }
         self.learning.push(report);
         Ok(FloatLayers::held(block, self.half))
     }
