@@ -258,7 +258,7 @@ mod tests {
             assert_eq!(json.get("name").is_none(), name == RecipeName::Best, "{name}");
             assert_eq!(serde_json::from_value::<Recipe>(json).unwrap(), name.recipe());
         }
-        let error = "omniquant".parse::<RecipeName>().unwrap_err();
+        let error = "omni".parse::<RecipeName>().unwrap_err();
         assert!(error.contains("os+") && error.contains("best"), "{error}");
     }
 
