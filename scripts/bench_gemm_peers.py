@@ -4,9 +4,10 @@
     scripts/bench_gemm_peers.py LIBQQQ_CAPI.so [--shapes NxK,...] [--tokens M,...] [--groups 0,128] [--json FILE]
 
 Needs PyTorch and a Hopper GPU; humming (the package `humming-kernels`) is left out where it is not installed. Every product is
-timed by medians of CUDA graphs of 20 launches, on random data, with weights that rotate among copies, so that they come from
-memory. The plans of ours are tried first, as when a model is loaded. An output of ours that differs from exact sums is an
-error. "ratio" is the peer's time divided by ours: above 1, ours is faster.
+timed by medians of CUDA graphs of 20 launches, with weights that rotate among copies, so that they come from memory. Ours and
+humming's take turns, with the same random codes and activations: large products are as fast as power allows, which depends
+on the data, and on what ran a moment before. The plans of ours are tried first, as when a model is loaded. An output of ours
+that differs from exact sums is an error. "ratio" is the peer's time divided by ours: above 1, ours is faster.
 """
 
 import argparse
@@ -74,8 +75,8 @@ def stream():
     return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
 
 
-def microseconds(launch, copies):
-    """The median time of a launch; `launch` takes the number of a copy of the weights."""
+def recorded(launch, copies):
+    """A graph of launches; `launch` takes the number of a copy of the weights."""
     for i in range(copies):
         launch(i)
     torch.cuda.synchronize()
@@ -83,25 +84,40 @@ def microseconds(launch, copies):
     with torch.cuda.graph(graph):
         for i in range(LAUNCHES):
             launch(i % copies)
-    graph.replay()
-    torch.cuda.synchronize()
-    times = []
-    for _ in range(ROUNDS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
+    return graph
+
+
+def microseconds(graphs):
+    """The median times of a launch in graphs that take turns."""
+    for graph in graphs:
         graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / LAUNCHES)
-    return statistics.median(times)
+    torch.cuda.synchronize()
+    times = [[] for _ in graphs]
+    for _ in range(ROUNDS):
+        for graph, found in zip(graphs, times):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            found.append(begin.elapsed_time(end) * 1e3 / LAUNCHES)
+    return [statistics.median(found) for found in times]
 
 
 def copies_of(size):
     return max(2, min(LAUNCHES, -(-ROTATE // size)))
 
 
-def of_qqq(library, n, k, group, tokens):
-    shape = Shape(GROUP_INTEGER if group else CHANNEL, group, INT8, FLOAT16, 0, n, k, max(max(tokens), 2048))
+def random_weights(n, k, group):
+    """Codes, groups' scales (None per channel), channels' scales."""
+    codes = torch.randint(-7, 8, (n, k), dtype=torch.int8, device="cuda")
+    groups = torch.randint(1, 17, (n, k // group), dtype=torch.uint8, device="cuda") if group else None
+    return codes, groups, (torch.rand(n, device="cuda") + 0.5) * 1e-3
+
+
+def of_qqq(library, n, k, group, activations):
+    """Graphs by number of tokens, and what they read."""
+    shape = Shape(GROUP_INTEGER if group else CHANNEL, group, INT8, FLOAT16, 0, n, k, max(max(activations), 2048))
     library.call("qqq_gemm_try_plans", library.device, ctypes.byref(shape))
     gemm = ctypes.c_void_p()
     library.call("qqq_gemm_create", library.device, ctypes.byref(shape), ctypes.byref(gemm))
@@ -111,9 +127,7 @@ def of_qqq(library, n, k, group, tokens):
     workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device="cuda")
     layers, first = [], None
     for _ in range(copies_of(size)):
-        codes = torch.randint(-7, 8, (n, k), dtype=torch.int8, device="cuda")
-        groups = torch.randint(1, 17, (n, k // group), dtype=torch.uint8, device="cuda") if group else None
-        channels = (torch.rand(n, device="cuda") + 0.5) * 1e-3
+        codes, groups, channels = random_weights(n, k, group)
         packed = torch.empty(size, dtype=torch.uint8, device="cuda")
         padded = torch.empty(scales, dtype=torch.float32, device="cuda")
         pointers = [t.data_ptr() if t is not None else None for t in (codes, groups, channels, packed, padded)]
@@ -123,10 +137,8 @@ def of_qqq(library, n, k, group, tokens):
         if first is None:
             int8 = codes if groups is None else (codes * groups.repeat_interleave(group, 1)).to(torch.int8)
             first = (int8, channels)
-    times = {}
-    for m in tokens:
-        x = torch.randint(-127, 128, (m, k), dtype=torch.int8, device="cuda")
-        token_scales = (torch.rand(m, device="cuda") + 0.5) * 1e-2
+    graphs, held = {}, [layers, workspace]
+    for m, (x, token_scales) in activations.items():
         y = torch.full((m, n), float("nan"), dtype=torch.half, device="cuda")
 
         def launch(i):
@@ -147,31 +159,34 @@ def of_qqq(library, n, k, group, tokens):
         wrong = int((y != expected).sum())
         if wrong:
             sys.exit(f"{n}x{k}, groups of {group}, {m} tokens: {wrong} outputs differ from exact sums")
-        times[m] = microseconds(launch, len(layers))
-    library.lib.qqq_gemm_destroy(gemm)
-    return times
+        graphs[m] = recorded(launch, len(layers))
+        held.append(y)
+    return graphs, (gemm, held)
 
 
-def of_humming(n, k, group, tokens):
+def of_humming(n, k, group, activations):
+    """As `of_qqq`; nothing where it is not installed."""
     try:
         from humming.layer import HummingLayer
     except ImportError:
-        return {}
+        return {}, None
     weight = {"dtype": "int4"} | ({"group_size": group} if group else {})
     layers = []
     for _ in range(copies_of(n * k // 2)):
         layer = HummingLayer(
             shape_n=n, shape_k=k, weight_config=weight, input_config={"dtype": "int8"}, torch_dtype=torch.float16
         ).cuda()
-        layer.load_from_unquantized(torch.randn(n, k, dtype=torch.half, device="cuda"))
+        codes, groups, channels = random_weights(n, k, group)
+        if group:
+            codes = codes * groups.repeat_interleave(group, 1)
+        layer.load_from_unquantized((codes * channels[:, None]).half())
         layer.transform()
         layers.append(layer)
-    times = {}
-    for m in tokens:
-        x = torch.randint(-127, 127, (m, k), dtype=torch.int8, device="cuda")
-        scale = torch.rand(m, 1, device="cuda")
-        times[m] = microseconds(lambda i: layers[i](x, input_scale=scale), len(layers))
-    return times
+    graphs = {}
+    for m, (x, token_scales) in activations.items():
+        scale = token_scales[:, None].contiguous()
+        graphs[m] = recorded(lambda i: layers[i](x, input_scale=scale), len(layers))  # noqa: B023 (recorded at once)
+    return graphs, layers
 
 
 def of_cublas(n, k, tokens):
@@ -180,7 +195,8 @@ def of_cublas(n, k, tokens):
     for m in tokens:
         x = torch.randn(m, k, dtype=torch.half, device="cuda")
         y = torch.empty(m, n, dtype=torch.half, device="cuda")
-        times[m] = microseconds(lambda i: torch.mm(x, weights[i].t(), out=y), len(weights))
+        graph = recorded(lambda i: torch.mm(x, weights[i].t(), out=y), len(weights))  # noqa: B023 (recorded at once)
+        [times[m]] = microseconds([graph])
     return times
 
 
@@ -201,14 +217,27 @@ def main():
     for n, k in (map(int, shape.split("x")) for shape in arguments.shapes.split(",")):
         half = of_cublas(n, k, tokens)
         for group in map(int, arguments.groups.split(",")):
-            ours = of_qqq(library, n, k, group, tokens)
-            peer = of_humming(n, k, group, tokens)
+            activations = {
+                m: (
+                    torch.randint(-127, 128, (m, k), dtype=torch.int8, device="cuda"),
+                    (torch.rand(m, device="cuda") + 0.5) * 1e-2,
+                )
+                for m in tokens
+            }
+            our_graphs, (gemm, held) = of_qqq(library, n, k, group, activations)
+            peer_graphs, layers = of_humming(n, k, group, activations)
+            ours, peer = {}, {}
             for m in tokens:
+                both = [our_graphs[m]] + ([peer_graphs[m]] if m in peer_graphs else [])
+                ours[m], *others = microseconds(both)
+                peer.update({m: time for time in others})
                 row = {"n": n, "k": k, "group": group, "tokens": m, "qqq": ours[m], "humming": peer.get(m), "fp16": half[m]}
                 rows.append(row)
                 humming = f"{peer[m]:8.1f} {peer[m] / ours[m]:6.2f}" if m in peer else f"{'-':>8} {'-':>6}"
                 shape = f"{n}x{k}"
                 print(f"{shape:>12} {group:>5} {m:>6} {ours[m]:8.1f} {humming} {half[m]:8.1f} {half[m] / ours[m]:6.2f}", flush=True)
+            our_graphs = peer_graphs = both = held = layers = None
+            library.lib.qqq_gemm_destroy(gemm)
             torch.cuda.empty_cache()
     if arguments.json:
         with open(arguments.json, "w") as file:

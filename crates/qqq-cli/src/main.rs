@@ -7,6 +7,7 @@ mod controls;
 mod device;
 mod download;
 mod errors;
+mod figure;
 mod files;
 mod format;
 mod given;

@@ -112,9 +112,20 @@ pub fn locate(spec: &str, hub: &HubArgs) -> anyhow::Result<PathBuf> {
     Ok(hub::resolve(spec, &hub.options())?)
 }
 
+/// The method that a simulated checkpoint stands for.
+pub fn simulated(checkpoint: &Checkpoint) -> Option<&'static str> {
+    checkpoint.config.quantization.as_ref()?.simulated().map(|s| s.method.name())
+}
+
 /// Opens a model, and says so where that is not all of it.
 fn open_path(path: &Path) -> anyhow::Result<Checkpoint> {
     let checkpoint = Checkpoint::open(path)?;
+    if let (Some(method), Some(console)) = (simulated(&checkpoint), download::console()) {
+        console.note(&format!(
+            "{}: the arithmetic of {method} is simulated, with 16-bit weights; its speed and size say nothing of the method's",
+            path.display()
+        ));
+    }
     if let (Some(whole), Some(console)) = (checkpoint.config.text_part_of, download::console()) {
         console.note(&format!(
             "{}: the text part of a {whole}; the parts that see or hear are left out",

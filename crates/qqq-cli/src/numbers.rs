@@ -1,6 +1,8 @@
 //! Whole numbers on the command line. Where users of other tools write -1 it means what it means there; everything else
 //! that is no number says what to write.
 
+use qqq_quant::Budget;
+
 /// How many cores there are, for `--threads -1`.
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -81,6 +83,16 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     match number.trim().parse::<f64>() {
         Ok(n) if n > 0.0 && n.is_finite() && n * factor < 1e18 => Ok((n * factor) as u64),
         _ => Err(NEEDED.into()),
+    }
+}
+
+/// A budget: a number alone is bits per weight, one with a unit the size of a checkpoint.
+pub fn budget(text: &str) -> Result<Budget, String> {
+    const NEEDED: &str = "bits per weight are needed, such as 4.8, or a size with its unit, such as 900MB";
+    match text.parse::<f64>() {
+        Ok(bits) if bits > 0.0 && bits.is_finite() => Ok(Budget::BitsPerWeight(bits)),
+        Ok(_) => Err(NEEDED.into()),
+        Err(_) => bytes(text).map(Budget::Bytes).map_err(|_| NEEDED.into()),
     }
 }
 

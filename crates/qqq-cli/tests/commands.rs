@@ -67,6 +67,45 @@ fn every_recipe_gives_a_checkpoint_close_to_the_float_model() {
 }
 
 #[test]
+fn a_curve_of_several_checkpoints() {
+    let place = Place::new();
+    let line = "--calibration text.txt --windows 4 --window 128";
+    for (out, options) in [("g32", "--group-size 32"), ("w8", "--bits 8"), ("mixed", "--rule down_proj=int8")]
+    {
+        place.run(&format!("quantize model -o {out} {line} {options}")).success();
+    }
+    std::fs::copy(place.path("text.txt"), place.path("other.txt")).unwrap();
+    let line =
+        "eval curve w8 mixed g32 --baseline model --text text.txt --text other.txt --window 128 --limit 4";
+    let json = place.run(&format!("{line} --plot curve.svg --json")).success().json();
+    let models = json["models"].as_array().unwrap();
+    let names: Vec<&str> = models.iter().map(|m| m["model"].as_str().unwrap()).collect();
+    assert_eq!(names, ["g32", "mixed", "w8"], "from the smallest on");
+    assert_eq!(models[0]["schemes"], serde_json::json!(["W4A8 g32"]));
+    assert_eq!(models[1]["schemes"].as_array().unwrap().len(), 2, "{}", models[1]);
+    for model in models {
+        let name = model["model"].as_str().unwrap();
+        let alone = place
+            .run(&format!("eval kld {name} --baseline model --text text.txt --window 128 --limit 4 --json"))
+            .success()
+            .json();
+        for result in model["results"].as_array().unwrap() {
+            assert_eq!(result["kl_divergence"], alone["kl_divergence"]);
+        }
+        let seen = place.run(&format!("inspect {name} --json")).success().json();
+        assert_eq!(model["bits_per_weight"], seen["totals"]["block_linear_bits_per_weight"]);
+        assert_eq!(model["bytes"], seen["totals"]["bytes"]);
+    }
+    let svg = std::fs::read_to_string(place.path("curve.svg")).unwrap();
+    assert!(svg.matches("<circle").count() == 6 && svg.contains("W4A8 g32"), "{svg}");
+    let table = place.run(line).success().stdout;
+    assert_eq!(table.trim_end(), json["table"].as_str().unwrap().trim_end());
+    assert!(table.lines().count() == 5 && table.lines().all(|row| row.matches('|').count() == 9), "{table}");
+    place.run(&format!("{line} --plot curve.png")).failure(2, "does not end in .svg");
+    place.run("eval curve w8 --baseline model").failure(2, "required arguments");
+}
+
+#[test]
 fn self_calibration_needs_no_data_and_repeats() {
     let place = Place::new();
     for out in ["a", "b"] {

@@ -36,6 +36,7 @@ snapshots! {
     eval: "eval";
     eval_perplexity: "eval" "perplexity";
     eval_kld: "eval" "kld";
+    eval_curve: "eval" "curve";
     inspect: "inspect";
     bench: "bench";
     bench_gemm: "bench" "gemm";

@@ -172,6 +172,29 @@ fn and_with_samples_which_are_not_made_again() {
     killed("quantize model --calibration self --windows 32 --window 128 --group-size channel");
 }
 
+#[test]
+fn and_with_a_budget_which_is_spent_once() {
+    killed(&format!("{LINE} --budget 5.5"));
+}
+
+#[test]
+fn another_budget_is_another_run() {
+    let place = place();
+    kill_when_kept(&place, &format!("{LINE} --budget 5.5 -o out"));
+    for (other, says) in
+        [(" --budget 6", "the budget was 5.5 bits per weight, and is 6 bits per weight"), ("", "rules was")]
+    {
+        place.run(&format!("{LINE}{other} -o out --resume")).failure(2, says);
+    }
+    // What was measured is not measured again.
+    let run = place.run(&format!("{LINE} --budget 5.5 -o out --resume")).success();
+    assert!(
+        !run.stderr.contains("budget: measuring") && run.stderr.contains("going on behind block"),
+        "{}",
+        run.stderr
+    );
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_offers_to_go_on() {

@@ -95,6 +95,7 @@ fn what_is_written_runs_as_the_neutral_form_says() {
                     );
                 }
                 LinearWeight::Float { .. } => float += 1,
+                LinearWeight::Simulated(_) => panic!("no such layer was written"),
             }
         }
     }

@@ -7,7 +7,10 @@ use half::f16;
 
 use crate::{
     Activations, Checkpoint, CodeBits, CodeLayout, DType, FormatError, LayerScheme, LinearWeight, Result,
-    TensorSource, WeightData, checkpoint::EMBEDDING, compressed_tensors, qqq,
+    SimulatedWeight, TensorSource, WeightData,
+    checkpoint::EMBEDDING,
+    compressed_tensors, qqq,
+    simulated::{self, Arithmetic},
 };
 
 /// What the rows of a [`LayerReader`] are.
@@ -31,13 +34,16 @@ pub enum WeightKind {
         /// Type of the weights that they stand for.
         dtype: DType,
     },
+    /// Floats of this type, for arithmetic that is simulated.
+    Simulated(DType),
 }
 
-/// `W4A8 g64`, `W8A8`, `W4A16`; `float` without regard to its type.
+/// `W4A8 g64`, `W8A8`, `W4A16`; `float` without regard to its type, and `simulated`.
 impl fmt::Display for WeightKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (bits, activations, group_size) = match *self {
             Self::Float(_) => return f.write_str("float"),
+            Self::Simulated(_) => return f.write_str("simulated"),
             Self::Quantized { bits, group_size } => (bits, Activations::Int8, group_size),
             Self::WeightOnly { bits, group_size, .. } => (bits, Activations::Half, group_size),
         };
@@ -57,6 +63,7 @@ pub struct LayerReader<'a> {
 /// What is in memory already, besides what is read with the rows.
 enum Stored {
     Float,
+    Simulated(Arithmetic),
     /// All of it: rows lie scattered through the tiles.
     Tiles {
         packed: qqq::Packed,
@@ -80,7 +87,10 @@ impl<'a> LayerReader<'a> {
             None => {
                 // No rows, but the checks of type and shape.
                 tensors.float_rows(&source.name("weight"), &[n, k], 0..0)?;
-                Stored::Float
+                // The output head and what else is no block's layer is what it is.
+                let record = config.and_then(|q| q.simulated()).filter(|_| prefix.contains(".layers."));
+                let arithmetic = record.map(|record| simulated::arithmetic(record, &source, n, k));
+                arithmetic.transpose()?.flatten().map_or(Stored::Float, Stored::Simulated)
             }
             Some(LayerScheme { group_size, layout: CodeLayout::Tiles, .. }) => {
                 Stored::Tiles { packed: source.tiles(n, k, group_size)?, group_size }
@@ -110,12 +120,8 @@ impl<'a> LayerReader<'a> {
     /// What its rows are.
     pub fn kind(&self) -> WeightKind {
         match &self.stored {
-            Stored::Float => {
-                let stored = self.tensors.info(&format!("{}.weight", self.prefix)).map(|info| info.dtype);
-                // Blocks of GGUF are read as f32.
-                let plain = stored.filter(|dtype| [DType::F16, DType::BF16].contains(dtype));
-                WeightKind::Float(plain.unwrap_or(DType::F32))
-            }
+            Stored::Float => WeightKind::Float(self.float_type()),
+            Stored::Simulated(_) => WeightKind::Simulated(self.float_type()),
             Stored::Tiles { group_size, .. } => {
                 WeightKind::Quantized { bits: CodeBits::Four, group_size: *group_size }
             }
@@ -129,11 +135,17 @@ impl<'a> LayerReader<'a> {
         }
     }
 
+    fn float_type(&self) -> DType {
+        let stored = self.tensors.info(&format!("{}.weight", self.prefix)).map(|info| info.dtype);
+        // Blocks of GGUF are read as f32.
+        stored.filter(|dtype| [DType::F16, DType::BF16].contains(dtype)).unwrap_or(DType::F32)
+    }
+
     /// Ranges of rows must begin at multiples of this, and end there or at the last row.
     pub fn row_step(&self) -> usize {
         match self.stored {
             Stored::Tiles { .. } => qqq::CHUNK,
-            Stored::Float | Stored::Codes { .. } => 1,
+            Stored::Float | Stored::Simulated(_) | Stored::Codes { .. } => 1,
         }
     }
 
@@ -150,10 +162,15 @@ impl<'a> LayerReader<'a> {
         }
         let source = Source { tensors: self.tensors, prefix: &self.prefix };
         let weight = match &self.stored {
-            Stored::Float => {
+            Stored::Float | Stored::Simulated(_) => {
                 let shape = [self.out_features, k];
-                let data = self.tensors.float_rows(&source.name("weight"), &shape, rows)?;
-                return Ok(LinearWeight::Float { out_features: n, in_features: k, data });
+                let data = self.tensors.float_rows(&source.name("weight"), &shape, rows.clone())?;
+                let Stored::Simulated(arithmetic) = &self.stored else {
+                    return Ok(LinearWeight::Float { out_features: n, in_features: k, data });
+                };
+                let arithmetic = arithmetic.of_rows(rows);
+                let weight = SimulatedWeight { out_features: n, in_features: k, data, arithmetic };
+                return Ok(LinearWeight::Simulated(weight));
             }
             Stored::Tiles { packed, group_size } => {
                 let part = if n == self.out_features {

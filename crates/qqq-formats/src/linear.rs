@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::allocation::zeroed_vec;
 use half::{bf16, f16};
 
-use crate::{CodeBits, DType, FormatError, Result, Scales, scales::largest_code};
+use crate::{CodeBits, DType, FormatError, Result, Scales, SimulatedWeight, scales::largest_code};
 
 /// Float weights in their stored precision, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +57,24 @@ impl WeightData {
             WeightData::F32(v) => bytemuck::cast_slice_mut(v),
             WeightData::F16(v) => bytemuck::cast_slice_mut(v),
             WeightData::BF16(v) => bytemuck::cast_slice_mut(v),
+        }
+    }
+
+    /// Some of the values.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        match self {
+            WeightData::F32(v) => WeightData::F32(v[range].to_vec()),
+            WeightData::F16(v) => WeightData::F16(v[range].to_vec()),
+            WeightData::BF16(v) => WeightData::BF16(v[range].to_vec()),
+        }
+    }
+
+    /// Values rounded to the type that tensors of type `stored` are read as.
+    pub fn of_f32(stored: DType, values: &[f32]) -> Self {
+        match stored {
+            DType::F16 => WeightData::F16(values.iter().map(|v| f16::from_f32(*v)).collect()),
+            DType::BF16 => WeightData::BF16(values.iter().map(|v| bf16::from_f32(*v)).collect()),
+            _ => WeightData::F32(values.to_vec()),
         }
     }
 
@@ -121,6 +139,8 @@ pub enum LinearWeight {
         /// Type of the weights that they stand for, where a device multiplies these: that of the model's other weights.
         dtype: DType,
     },
+    /// Weights of 16 bits, for the arithmetic of a method that is simulated.
+    Simulated(SimulatedWeight),
 }
 
 impl QuantizedWeight {

@@ -6,6 +6,7 @@ use crate::{
     Activations, CodeBits, FormatError, LayerScheme, Result,
     keys::{KnownKeys, shown},
     module_pattern::ModulePattern,
+    simulated::{METHOD, Simulated},
 };
 
 mod compressed_tensors;
@@ -21,6 +22,8 @@ pub enum CheckpointFormat {
     Qqq,
     /// compressed-tensors: int4 and int8 weights, for activations that are dynamic per-token int8, or of 16 bits.
     CompressedTensors,
+    /// 16-bit weights and the arithmetic of a method that nothing here runs as such ([`simulated`](crate::simulated)).
+    Simulated,
 }
 
 impl CheckpointFormat {
@@ -29,15 +32,17 @@ impl CheckpointFormat {
         match self {
             CheckpointFormat::Qqq => "qqq",
             CheckpointFormat::CompressedTensors => "compressed-tensors",
+            CheckpointFormat::Simulated => METHOD,
         }
     }
 
-    /// How it stores codes of so many bits, as other readers expect them: W8A8 in bytes, everything else packed.
+    /// How it stores codes of so many bits, as other readers expect them: W8A8 in bytes, everything else packed. (A simulated
+    /// checkpoint stores none.)
     pub fn layout(self, bits: CodeBits, activations: Activations) -> CodeLayout {
         match (self, bits, activations) {
             (CheckpointFormat::Qqq, ..) => CodeLayout::Tiles,
-            (CheckpointFormat::CompressedTensors, CodeBits::Eight, Activations::Int8) => CodeLayout::Bytes,
-            (CheckpointFormat::CompressedTensors, ..) => CodeLayout::Packed,
+            (_, CodeBits::Eight, Activations::Int8) => CodeLayout::Bytes,
+            _ => CodeLayout::Packed,
         }
     }
 }
@@ -60,6 +65,8 @@ pub struct QuantizationConfig {
     pub format: CheckpointFormat,
     /// The first that matches a layer counts; a layer that none matches is float.
     rules: Vec<Rule>,
+    /// What a simulated checkpoint stands for.
+    simulated: Option<Simulated>,
 }
 
 /// What holds for the layers that a pattern names.
@@ -110,7 +117,18 @@ impl QuantizationConfig {
             .map(|name| Rule { pattern: ModulePattern::name(name), scheme: None })
             .collect();
         rules.push(Rule { pattern: ModulePattern::every_linear(), scheme: Some(scheme) });
-        Self { format, rules }
+        Self { format, rules, simulated: None }
+    }
+
+    /// 16-bit weights that stand for those of a method.
+    pub fn of_simulated(simulated: Simulated) -> Self {
+        let rules = vec![Rule { pattern: ModulePattern::every_linear(), scheme: None }];
+        Self { format: CheckpointFormat::Simulated, rules, simulated: Some(simulated) }
+    }
+
+    /// What is simulated, in a simulated checkpoint.
+    pub fn simulated(&self) -> Option<&Simulated> {
+        self.simulated.as_ref()
     }
 
     /// Rules by module for compressed-tensors: each names a module (`model.layers.0.mlp.down_proj`), or after `re:` an
@@ -157,7 +175,7 @@ impl QuantizationConfig {
             return Err(FormatError::Unsupported(format!("{text:?} is to be both {a} and {b}")));
         }
         all.dedup();
-        Ok(Self { format: CheckpointFormat::CompressedTensors, rules: all })
+        Ok(Self { format: CheckpointFormat::CompressedTensors, rules: all, simulated: None })
     }
 
     /// Reads the value of `quantization_config`.
@@ -171,6 +189,7 @@ impl QuantizationConfig {
         match map.get("quant_method").and_then(Value::as_str) {
             Some("qqq") => qqq::read(map),
             Some("compressed-tensors") => compressed_tensors::read(map),
+            Some(METHOD) => Simulated::read(map).map(Self::of_simulated),
             Some(other) => Err(unsupported(format_args!("quant_method is {other:?}"))),
             None => Err(unsupported(format_args!("it names no quant_method"))),
         }
@@ -181,6 +200,9 @@ impl QuantizationConfig {
         match self.format {
             CheckpointFormat::Qqq => qqq::write(&self.rules),
             CheckpointFormat::CompressedTensors => compressed_tensors::write(&self.rules),
+            CheckpointFormat::Simulated => {
+                self.simulated.map_or_else(|| Value::Object(Map::new()), Simulated::to_value)
+            }
         }
     }
 

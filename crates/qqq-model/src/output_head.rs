@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use qqq_backend::{Backend, Norm};
-use qqq_formats::{Checkpoint, LinearWeight};
+use qqq_formats::{Checkpoint, LinearWeight, ModelConfig};
 
 use crate::{Result, block::at, names, reading};
 
@@ -24,18 +24,25 @@ impl<B: Backend> OutputHead<B> {
     pub fn load(b: &B, checkpoint: &Checkpoint) -> Result<Self> {
         let config = &checkpoint.config;
         let (vocab, width) = (config.vocab_size, config.hidden_size);
-        let (name, weight) = match config.tie_word_embeddings {
+        let weight = match config.tie_word_embeddings {
             true => {
                 let data = reading::matrix(checkpoint.tensors.as_ref(), names::EMBEDDING, [vocab, width])?;
-                (names::EMBEDDING, LinearWeight::Float { out_features: vocab, in_features: width, data })
+                LinearWeight::Float { out_features: vocab, in_features: width, data }
             }
-            false => {
-                let layer = checkpoint.layer(names::LM_HEAD_MODULE, vocab, width)?;
-                (names::LM_HEAD, reading::whole(layer)?)
-            }
+            false => reading::whole(checkpoint.layer(names::LM_HEAD_MODULE, vocab, width)?)?,
         };
+        Self::new(b, config, checkpoint.tensors.f32(names::FINAL_NORM, &[width])?, weight)
+    }
+
+    /// Of the last norm's weight (`hidden`), as it is stored, and the head's (`vocab x hidden`).
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn new(b: &B, config: &ModelConfig, norm: Vec<f32>, weight: LinearWeight) -> Result<Self> {
+        let (vocab, width) = (config.vocab_size, config.hidden_size);
+        let name = if config.tie_word_embeddings { names::EMBEDDING } else { names::LM_HEAD };
         Ok(Self {
-            norm: final_norm(b, checkpoint)?,
+            norm: norm_of(b, config, norm)?,
             head: b.head_weight(weight).map_err(|e| at(name, e))?,
             gathered: b.tensor(1, width)?,
             input: b.input(1, width)?,
@@ -59,7 +66,11 @@ impl<B: Backend> OutputHead<B> {
 /// The norm before the output head.
 pub(crate) fn final_norm<B: Backend>(b: &B, checkpoint: &Checkpoint) -> Result<Norm<B>> {
     let config = &checkpoint.config;
-    let mut weight = checkpoint.tensors.f32(names::FINAL_NORM, &[config.hidden_size])?;
+    norm_of(b, config, checkpoint.tensors.f32(names::FINAL_NORM, &[config.hidden_size])?)
+}
+
+/// The norm of a stored weight.
+fn norm_of<B: Backend>(b: &B, config: &ModelConfig, mut weight: Vec<f32>) -> Result<Norm<B>> {
     // The output head is linear: what divides its outputs may as well divide its inputs.
     let (offset, divisor) = (config.graph.norm_offset, config.graph.logit_divisor as f32);
     weight.iter_mut().for_each(|w| *w = (*w + offset) / divisor);

@@ -9,8 +9,8 @@ use std::{
 use half::{bf16, f16};
 use qqq_backend::pool::parallel_chunks_mut;
 use qqq_formats::{
-    DType, FormatError, LayerReader, LinearWeight, QuantizedWeight, Scales, TensorSource, WeightData,
-    WeightKind,
+    DType, FormatError, LayerReader, LinearWeight, QuantizedWeight, Scales, SimulatedWeight, TensorSource,
+    WeightData, WeightKind,
 };
 
 use crate::Result;
@@ -81,10 +81,19 @@ pub(crate) fn joined(layers: &[LayerReader<'_>]) -> Result<Option<LinearWeight>>
             let failed = in_turn(layers, |layer, rows| {
                 fill_floats(&mut data, rows.start * k..rows.end * k, k, &|rows| match layer.rows(rows)? {
                     LinearWeight::Float { data, .. } => Ok(data),
-                    LinearWeight::Quantized(_) | LinearWeight::WeightOnly { .. } => Err(other_kind()),
+                    _ => Err(other_kind()),
                 })
             });
             failed.map_or(Ok(LinearWeight::Float { out_features: n, in_features: k, data }), Err)
+        }
+        // A research tool's: whole layers at a time.
+        WeightKind::Simulated(_) => {
+            let read = |layer: &LayerReader<'_>| match layer.rows(0..layer.out_features())? {
+                LinearWeight::Simulated(weight) => Ok(weight),
+                _ => Err(other_kind()),
+            };
+            let parts = layers.iter().map(read).collect::<Result<Vec<_>, FormatError>>()?;
+            return Ok(SimulatedWeight::joined(parts).map(LinearWeight::Simulated));
         }
         WeightKind::Quantized { bits, group_size } | WeightKind::WeightOnly { bits, group_size, .. } => {
             let mut codes = vec![0; n * k];
@@ -182,7 +191,7 @@ fn fill_codes(out: &mut [i8], layer: &LayerReader<'_>, scales: &mut Vec<Scales>)
                 let _ = pieces[piece].set(weight.scales);
                 Ok(())
             }
-            LinearWeight::Float { .. } => Err(other_kind()),
+            LinearWeight::Float { .. } | LinearWeight::Simulated(_) => Err(other_kind()),
         }));
     });
     scales.extend(pieces.into_iter().filter_map(OnceLock::into_inner));
@@ -314,7 +323,7 @@ mod tests {
             let one_by_one: Vec<QuantizedWeight> = (0..3)
                 .map(|i| match checkpoint.linear(&name(i), N[i], K).unwrap() {
                     LinearWeight::Quantized(weight) | LinearWeight::WeightOnly { weight, .. } => weight,
-                    LinearWeight::Float { .. } => panic!("float"),
+                    LinearWeight::Float { .. } | LinearWeight::Simulated(_) => panic!("no codes"),
                 })
                 .collect();
             assert!(one_by_one[1] == quantized(1, scheme), "{scheme}");

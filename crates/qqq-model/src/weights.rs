@@ -237,7 +237,7 @@ fn is_known(config: &ModelConfig, name: &str) -> bool {
 /// Tensors of a linear layer, float or in one of the quantized forms. Which of them must be there, and which make a
 /// quantized layer unreadable, is for [`Checkpoint::linear`] to say.
 fn is_linear_tensor(config: &ModelConfig, tensor: &str) -> bool {
-    const QUANTIZED: [&str; 8] = [
+    const QUANTIZED: [&str; 9] = [
         "B",
         "s_channel",
         "s_group",
@@ -246,6 +246,7 @@ fn is_linear_tensor(config: &ModelConfig, tensor: &str) -> bool {
         "weight_shape",
         "weight_zero_point",
         "weight_g_idx",
+        qqq_formats::simulated::OUTLIERS,
     ];
     ["weight", "bias"].contains(&tensor) || config.quantization.is_some() && QUANTIZED.contains(&tensor)
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::{
     OutputFormat, Progress, Recipe, Result, Schemes,
+    budget::{self, Decided, Sensitivities},
     calibration::{CalibrationText, Source},
     layer_bytes,
     pipeline::{Begun, Job, Target, begin},
@@ -31,6 +32,9 @@ pub struct DryRun {
     pub seconds: f64,
     /// Of these, the first block's.
     pub block_seconds: f64,
+    /// Of these, what measuring candidates for a budget takes: estimated, not measured. Which layers get more bits is not known
+    /// before: that the first do is supposed, which changes little of the rest.
+    pub sensitivity_seconds: f64,
     /// Seconds that this measurement has taken.
     pub measured_seconds: f64,
     /// Memory that the run would use at most, in bytes: estimated.
@@ -62,7 +66,10 @@ pub fn dry_run<'a, B: Calibrate>(
 ) -> Result<DryRun> {
     let memory_free = memory::available();
     let calibration = calibration.into();
-    let job = Job { backend, checkpoint, tokenizer, recipe, calibration };
+    let job = Job { backend, checkpoint, tokenizer, recipe, calibration, budget: None };
+    let Decided { recipe, format, measuring, .. } =
+        budget::decide(&job, format, Sensitivities::Alike, progress)?;
+    let job = Job { recipe: &recipe, ..job };
     begin(&job, Target::Nowhere(format), progress, |begun| {
         let Begun { mut run, mut live, mut writer, recipe, plan, started, .. } = begun;
         let blocks = checkpoint.config.num_layers;
@@ -78,15 +85,20 @@ pub fn dry_run<'a, B: Calibrate>(
         let of_layers = writer.tensor_bytes().linear;
         let linear_bytes = of_all_blocks(&checkpoint.config, &plan.schemes, of_layers);
         checkpoint.inputs.check()?;
+        let (memory, phase) = match plan.memory.bytes < measuring.memory {
+            true => (measuring.memory, budget::PHASE),
+            false => (plan.memory.bytes, plan.memory.phase),
+        };
         Ok(DryRun {
             recipe: recipe.clone(),
             format: plan.format_name().into(),
             blocks,
-            seconds: measured_seconds + run.work.left() + samples,
+            seconds: measuring.seconds + measured_seconds + run.work.left() + samples,
+            sensitivity_seconds: measuring.seconds,
             block_seconds: measured_seconds - before,
             measured_seconds,
-            memory_estimate: plan.memory.bytes,
-            memory_phase: plan.memory.phase.into(),
+            memory_estimate: memory,
+            memory_phase: phase.into(),
             peak_memory: memory::used().map(|used| used.peak),
             memory_free,
             output_bytes: ends + (of_block - of_layers) * blocks as u64 + linear_bytes + FILES,

@@ -46,6 +46,9 @@ pub(crate) mod rate {
 /// another output than the solver's.
 const CORRECTION_OPERATIONS: f64 = 14.0;
 
+/// Operations of the solver in whose time a simulated method makes one.
+const SIMULATED_OPERATIONS: f64 = 15.0;
+
 /// Seconds an operation here.
 struct Costs {
     float: f64,
@@ -204,7 +207,7 @@ impl Estimate {
         let rank_k = |i: usize| {
             moments(i)
                 * mean(i, &|scheme| match scheme {
-                    None => 0.0,
+                    None if recipe.simulated.is_none() => 0.0,
                     scheme if float_inputs(scheme) => cost.float,
                     _ => cost.rank_k,
                 })
@@ -246,6 +249,7 @@ impl Estimate {
         };
         let solving = match recipe.compensate {
             _ if tokens == 0.0 => Solving::WithoutData,
+            _ if recipe.simulated.is_some() => Solving::Simulated,
             true => Solving::Compensated,
             false => Solving::Nearest,
         };
@@ -259,7 +263,14 @@ impl Estimate {
             ValueHessian::Attention => vec![(qkv.0 - v, qkv.1), (v, qkv.1)],
         };
         let solved = solved.into_iter().map(|shape| (0, shape));
-        let solves = solved
+        let of_modules = |site: Site| {
+            let k = site.in_features(config) as f64;
+            site.modules(config).into_iter().map(move |(_, n)| (n as f64, k))
+        };
+        // Module by module.
+        let simulated = Site::ALL.into_iter().filter(|_| recipe.simulated.is_some()).flat_map(of_modules);
+        let simulated: f64 = simulated.map(|(n, k)| solve(n, k, solving, cost.solve, cost.move_second)).sum();
+        let solves: f64 = solved
             .chain((1..).zip(others))
             .map(|(site, (n, k))| {
                 let seconds =
@@ -325,7 +336,7 @@ impl Estimate {
             held_float: Units::new(Kind::HeldFloat, reading + held_pass(cost.float)),
             held_quantized: Units::new(Kind::HeldQuantized, held_pass(cost.int8)),
             compare: Units::new(Kind::Compare, compare),
-            solves,
+            solves: solves + simulated,
             solving,
             correcting,
             solve_cost: cost.solve,
@@ -385,6 +396,8 @@ enum Solving {
     Nearest,
     /// A factor of the Hessian, and a product with it, as well.
     Compensated,
+    /// A simulated method: the same twice, with and without compensation, and in float64, column by column.
+    Simulated,
 }
 
 /// Seconds of solving a layer, at seconds an operation and a second of what rounds.
@@ -394,6 +407,7 @@ fn solve(n: f64, k: f64, solving: Solving, cost: f64, move_second: f64) -> f64 {
         Solving::WithoutData => return n * k * rate::ROUND_SECONDS * move_second,
         Solving::Nearest => 2.0 * n * k + losses,
         Solving::Compensated => k * k * k + 2.0 * n * k * k + losses,
+        Solving::Simulated => SIMULATED_OPERATIONS * (k * k * k + 2.0 * n * k * k + 2.0 * losses),
     };
     operations * cost
 }

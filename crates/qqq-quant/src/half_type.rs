@@ -126,12 +126,7 @@ impl HalfType {
 
 /// The rows from `first` on of a matrix with `cols` columns, in its type.
 pub(crate) fn some_rows(data: &WeightData, cols: usize, first: usize, rows: usize) -> WeightData {
-    let range = first * cols..(first + rows) * cols;
-    match data {
-        WeightData::F32(v) => WeightData::F32(v[range].to_vec()),
-        WeightData::F16(v) => WeightData::F16(v[range].to_vec()),
-        WeightData::BF16(v) => WeightData::BF16(v[range].to_vec()),
-    }
+    data.part(first * cols..(first + rows) * cols)
 }
 
 #[cfg(test)]

@@ -79,6 +79,11 @@ impl<'a, B: Calibrate> HeldOut<'a, B> {
         Self { float: windows(float), quantized: windows(quantized), tokens }
     }
 
+    /// The tokens, and the windows that enter the model that is transformed and quantized.
+    pub fn into_transformed(self) -> (Vec<Vec<u32>>, Vec<Window<B>>) {
+        (self.tokens, self.quantized.windows)
+    }
+
     /// Tokens of each window.
     pub fn lengths(&self) -> Vec<usize> {
         self.tokens.iter().map(Vec::len).collect()

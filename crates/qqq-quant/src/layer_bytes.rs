@@ -2,7 +2,7 @@
 //! stored.
 
 use qqq_backend::{InputKind, solve::Scheme};
-use qqq_formats::{Activations, CodeBits};
+use qqq_formats::{Activations, CodeBits, SimulatedMethod};
 
 /// Bytes of a value of its inputs, in the host's memory or on a device.
 pub(crate) fn input(scheme: Option<Scheme>, on_host: bool) -> f64 {
@@ -20,6 +20,15 @@ pub(crate) fn multiplied(scheme: Option<Scheme>) -> f64 {
         Some(Scheme { bits: CodeBits::Eight, activations: Activations::Int8, .. }) => 1.1,
         // In 16 bits, but for devices that have kernels for 4.
         Some(Scheme { activations: Activations::Half, .. }) | None => 2.0,
+    }
+}
+
+/// Bytes of a weight of a method that is simulated, as the host multiplies it.
+pub(crate) fn simulated(method: &SimulatedMethod) -> f64 {
+    match method.has_arithmetic() {
+        // Codes beside the 16-bit weights.
+        true => 3.1,
+        false => 2.0,
     }
 }
 

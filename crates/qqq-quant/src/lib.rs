@@ -53,6 +53,7 @@
 //! `progress` is told what happens ([`Progress`]), and may interrupt.
 
 mod behind;
+pub mod budget;
 pub mod calibration;
 pub mod clip;
 pub mod convert;
@@ -99,6 +100,7 @@ mod value_hessian;
 pub mod windows;
 mod work;
 
+pub use budget::{Budget, BudgetReport};
 pub use dry_run::{DryRun, dry_run};
 pub use error::{QuantError, Result};
 pub use gate::{BeyondGate, Gate, MAX_KLD, Quality};

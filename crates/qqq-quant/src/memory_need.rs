@@ -207,7 +207,11 @@ impl<'a> Model<'a> {
     /// A block's layers as they are multiplied.
     fn packed(&self) -> f64 {
         Site::ALL
-            .map(|site| self.weights(site) * self.schemes.largest(site, layer_bytes::multiplied))
+            .map(|site| {
+                let simulated = self.schemes.simulated().map(layer_bytes::simulated);
+                let bytes = |scheme| simulated.unwrap_or_else(|| layer_bytes::multiplied(scheme));
+                self.weights(site) * self.schemes.largest(site, bytes)
+            })
             .iter()
             .sum()
     }
@@ -538,7 +542,13 @@ impl<'a> Model<'a> {
                 }
                 false => 0.0,
             };
-            let fixed = self.always + kept + waiting + hessians + own + corrected;
+            // Everything in float64: Hessian, damped, turned and factorised; weights, turned, of both results and their errors.
+            let simulated = match self.recipe.simulated {
+                Some(_) if calibrates => 5.0 * 8.0 * k * k + 6.0 * 8.0 * weights,
+                Some(_) => 4.0 * 8.0 * weights,
+                None => 0.0,
+            };
+            let fixed = self.always + kept + waiting + hessians + own + corrected + simulated;
             let page = 8192.0 * k;
             let factor = if self.recipe.compensate { 2.0 * k * k + page } else { 0.0 };
             let factorising = if self.recipe.compensate || corrects { 4.0 * k * k + 2.0 * page } else { 0.0 };

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use qqq_formats::{Activations, CodeBits};
+use qqq_formats::{Activations, CodeBits, SimulatedMethod};
 
 use crate::{
     Clip, GroupScales, Propagation, Report, Result, RotationKind, Transform, ValueHessian, output,
@@ -68,7 +68,9 @@ fn render_into(
     let kinds = report.kinds();
     let half = recipe.activations == Activations::Half;
     let is_float = report.layers.is_empty();
+    let simulated = recipe.simulated.as_ref();
     let weights = match (recipe.bits, recipe.group_size) {
+        _ if simulated.is_some() => "16 bits, those that the method multiplies by".into(),
         _ if is_float => "16 bits".into(),
         _ if kinds.len() > 1 => kinds.join("; "),
         (CodeBits::Eight, _) => "8-bit, one scale per output channel".into(),
@@ -82,6 +84,7 @@ fn render_into(
     let bits = if kinds.len() > 1 { "mixed".into() } else { recipe.bits.get().to_string() };
     let name = match kinds.len() {
         _ if is_float => report.format.clone(),
+        _ if simulated.is_some() => "simulated".into(),
         0 | 1 => format!("W{bits}A{}", recipe.activations.bits()),
         _ => format!("mixed precision, A{}", recipe.activations.bits()),
     };
@@ -91,7 +94,6 @@ fn render_into(
         writeln!(card, "{line}")?;
     }
     writeln!(card, "---\n")?;
-    writeln!(card, "# {} in {name}\n", report.model)?;
     let quantized = |card: &mut String| {
         writeln!(
             card,
@@ -104,9 +106,14 @@ fn render_into(
             report.version
         )
     };
+    match simulated {
+        Some(method) => simulated_head(card, report, method)?,
+        None => writeln!(card, "# {} in {name}\n", report.model)?,
+    }
     match is_float {
         true => writeln!(card, "{} in 16 bits, written by `qqq` {}.\n", report.model, report.version)?,
-        false => quantized(card)?,
+        false if simulated.is_none() => quantized(card)?,
+        false => {}
     }
     if let Some(whole) = &report.text_part_of {
         writeln!(
@@ -117,8 +124,13 @@ fn render_into(
     writeln!(card, "| | |\n|---|---|")?;
     writeln!(card, "| Weights | {weights} |")?;
     let activations = if half { "16 bits" } else { "int8, one scale per token, found at run time" };
-    writeln!(card, "| Activations | {activations} |")?;
+    if simulated.is_none() {
+        writeln!(card, "| Activations | {activations} |")?;
+    }
     writeln!(card, "| Format | {} |", report.format)?;
+    if let Some(budget) = &report.budget {
+        writeln!(card, "| Budget | {} |", budget.describe())?;
+    }
     for (name, value) in recipe_rows(report) {
         writeln!(card, "| {name} | {value} |")?;
     }
@@ -187,7 +199,17 @@ fn render_into(
          `quantization_report.json` has every layer.\n"
     )?;
     writeln!(card, "| Layer | rounding to nearest | this checkpoint | worst |\n|---|---|---|---|")?;
-    for module in modules::ALL {
+    let of_modules = report.layers.iter().filter_map(|l| {
+        let (_, module) = l.name.strip_prefix("model.layers.")?.split_once('.')?;
+        (!modules::ALL.contains(&module)).then_some(module)
+    });
+    let mut rows = modules::ALL.to_vec();
+    for module in of_modules {
+        if !rows.contains(&module) {
+            rows.push(module);
+        }
+    }
+    for module in rows {
         let layers: Vec<_> = report.layers.iter().filter(|l| l.name.ends_with(module)).collect();
         if layers.is_empty() {
             continue;
@@ -214,6 +236,17 @@ fn warnings_into(card: &mut String, report: &Report) -> std::fmt::Result {
         }
     }
     Ok(())
+}
+
+fn simulated_head(card: &mut String, report: &Report, method: &SimulatedMethod) -> std::fmt::Result {
+    let (name, model) = (method.name(), &report.model);
+    writeln!(card, "# {model}, {name} simulated\n")?;
+    writeln!(
+        card,
+        "The arithmetic of {name} in all linear layers of the blocks of {model}, simulated by `qqq` {}: the weights are those \
+         that the method would multiply by, in 16 bits. It is for measuring; other tools refuse it.\n",
+        report.version
+    )
 }
 
 fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
@@ -270,7 +303,10 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
     if let Some(entry) = recipe.name.entry() {
         rows.push(("Recipe", format!("{} ({}): {}", entry.word, entry.source, entry.what)));
     }
-    if report.layers.is_empty() {
+    if let Some(method) = &recipe.simulated {
+        rows.push(("Simulated", method.to_string()));
+    }
+    if report.layers.is_empty() || recipe.simulated.is_some() {
         return rows;
     }
     rows.extend([("Transformation", transform), ("Rounding", rounding), ("Scales", clip.into())]);

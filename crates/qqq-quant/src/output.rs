@@ -9,9 +9,10 @@ use std::{
 use qqq_backend::{Calibrate, solve::Scheme};
 use qqq_formats::{
     Checkpoint, CheckpointFormat, FormatError, LayerScheme, LinearWeight, ModelConfig, QuantizationConfig,
+    Simulated, simulated,
     writer::{CheckpointWriter, Reservation},
 };
-use qqq_model::{BlockNorms, Site, TensorBytes, Tokenizer, names};
+use qqq_model::{BlockNorms, OutputHead, Site, TensorBytes, Tokenizer, names};
 use serde_json::{Value, json};
 
 use crate::{
@@ -148,22 +149,40 @@ impl<'a> OutputCheckpoint<'a> {
     /// last norm is folded into it).
     pub(crate) fn add_head<B: Calibrate>(&mut self, b: &B, rotation: Option<&B::Rotation>) -> Result<()> {
         let (vocab, hidden) = self.table_shape();
-        let tensors = &self.checkpoint.tensors;
-        let mut norm = tensors.f32(names::FINAL_NORM, &[hidden])?;
-        let offset = self.checkpoint.config.graph.norm_offset;
-        let tied = self.checkpoint.config.tie_word_embeddings;
+        let norm = if !self.checkpoint.config.tie_word_embeddings || rotation.is_some() {
+            let (norm, head) = self.head_parts(b, rotation)?;
+            self.writer.add(names::LM_HEAD, self.plan.half.dtype(), &[vocab, hidden], &head)?;
+            norm
+        } else {
+            self.checkpoint.tensors.f32(names::FINAL_NORM, &[hidden])?
+        };
+        self.add_half(names::FINAL_NORM, &[hidden], &norm)
+    }
+
+    /// Last norm and rows of the output head as they are stored, rotated if there is a rotation.
+    fn head_parts<B: Calibrate>(&self, b: &B, rotation: Option<&B::Rotation>) -> Result<(Vec<f32>, Vec<u8>)> {
+        let (_, hidden) = self.table_shape();
+        let config = &self.checkpoint.config;
+        let offset = config.graph.norm_offset;
+        let source = if config.tie_word_embeddings { names::EMBEDDING } else { names::LM_HEAD };
+        let mut norm = self.checkpoint.tensors.f32(names::FINAL_NORM, &[hidden])?;
         if rotation.is_some() {
             norm.iter_mut().for_each(|w| *w += offset);
         }
-        if !tied || rotation.is_some() {
-            let source = if tied { names::EMBEDDING } else { names::LM_HEAD };
-            let head = self.table(b, source, rotation.map(|_| norm.as_slice()), rotation)?;
-            self.writer.add(names::LM_HEAD, self.plan.half.dtype(), &[vocab, hidden], &head)?;
-        }
+        let head = self.table(b, source, rotation.map(|_| norm.as_slice()), rotation)?;
         if rotation.is_some() {
             norm.fill(1.0 - offset);
         }
-        self.add_half(names::FINAL_NORM, &[hidden], &norm)
+        Ok((norm, head))
+    }
+
+    /// Last norm and output head as they will be, ready to run before anything is written.
+    pub(crate) fn head<B: Calibrate>(&self, b: &B, rotation: Option<&B::Rotation>) -> Result<OutputHead<B>> {
+        let (norm, head) = self.head_parts(b, rotation)?;
+        let (vocab, hidden) = self.table_shape();
+        let data = self.plan.half.values(head);
+        let weight = LinearWeight::Float { out_features: vocab, in_features: hidden, data };
+        Ok(OutputHead::new(b, &self.checkpoint.config, norm, weight)?)
     }
 
     /// Begins block `index` with its norms.
@@ -203,6 +222,9 @@ impl<'a> OutputCheckpoint<'a> {
                     let part = some_rows(data, *in_features, first, count);
                     self.writer.add_float(&format!("{prefix}.weight"), &[count, *in_features], &part)?;
                 }
+                (LinearWeight::Simulated(weight), None) => {
+                    self.writer.add_simulated(&prefix, &weight.rows(rows.clone()))?;
+                }
                 _ => {
                     return Err(QuantError::Recipe(format!(
                         "{prefix} has become something else than planned"
@@ -217,9 +239,13 @@ impl<'a> OutputCheckpoint<'a> {
         Ok(())
     }
 
-    /// Which layers are stored in which way.
-    fn quantization(&self) -> Result<Option<QuantizationConfig>> {
+    /// Which layers are stored in which way. `stored_bits`: for a weight of a simulated method, once all is known.
+    fn quantization(&self, stored_bits: Option<f64>) -> Result<Option<QuantizationConfig>> {
         let Plan { format, schemes, .. } = self.plan;
+        if let Some(&method) = schemes.simulated() {
+            let record = Simulated { method, bits_per_weight: stored_bits };
+            return Ok(Some(QuantizationConfig::of_simulated(record)));
+        }
         let most = schemes.most();
         let Some(others) = most else { return Ok(None) };
         if *format == CheckpointFormat::Qqq {
@@ -236,8 +262,8 @@ impl<'a> OutputCheckpoint<'a> {
     }
 
     /// The `config.json` of what is written.
-    fn config(&self, tied: bool) -> Result<Value> {
-        let quantization = self.quantization()?;
+    fn config(&self, tied: bool, stored_bits: Option<f64>) -> Result<Value> {
+        let quantization = self.quantization(stored_bits)?;
         let mut value = config_json(&self.checkpoint.config, self.plan.half, quantization.as_ref(), tied);
         if self.plan.adds_bias
             && let Value::Object(map) = &mut value
@@ -252,7 +278,7 @@ impl<'a> OutputCheckpoint<'a> {
         let path = self.writer.staging().to_owned();
         // A rotated head is not tied any more.
         let has_head = self.writer.tensors().any(|(name, _)| name == names::LM_HEAD);
-        let value = self.config(self.checkpoint.config.tie_word_embeddings && !has_head)?;
+        let value = self.config(self.checkpoint.config.tie_word_embeddings && !has_head, None)?;
         Ok(Checkpoint {
             config: ModelConfig::from_value(&path, value)?,
             tensors: Box::new(self.writer.so_far()?),
@@ -281,7 +307,7 @@ impl<'a> OutputCheckpoint<'a> {
         let rotated = report.recipe.transform == crate::Transform::Rotate;
         let config = &self.checkpoint.config;
         let tied = config.tie_word_embeddings && !rotated;
-        let value = self.config(tied)?;
+        let value = self.config(tied, report.simulated_bits())?;
         write_json(&staging.join("config.json"), &value)?;
         let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
         write_json(&staging.join(REPORT_FILE), &value)?;
@@ -312,6 +338,11 @@ pub(crate) fn config_json(
     let mut raw = config.raw.clone();
     if let Some(quantization) = quantization {
         raw.insert("quantization_config".into(), quantization.to_value());
+        if quantization.simulated().is_some() {
+            // A tool that passes over methods that it does not know must not take it for a float model.
+            raw.insert("model_type".into(), json!(simulated::METHOD));
+            raw.insert("architectures".into(), json!([config.architecture.class_name()]));
+        }
     }
     // The code that it names does not come along, and nothing here needs it.
     for code in ["auto_map", "custom_pipelines"] {

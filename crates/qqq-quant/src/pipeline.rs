@@ -7,7 +7,9 @@ use qqq_formats::{Checkpoint, CheckpointFormat, size, writer::Reservation};
 use qqq_model::{RopeChoice, TensorBytes, Tokenizer, memory, names, rope};
 
 use crate::{
-    BeyondGate, Gate, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Schemes, Transform,
+    BeyondGate, BudgetReport, Gate, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Schemes,
+    Transform,
+    budget::{self, Decided, Sensitivities},
     calibration::{CalibrationText, Source, TokenWindows},
     estimate::Estimate,
     float_linear::module,
@@ -63,7 +65,8 @@ pub struct Output<'a> {
 /// on how often the run was stopped and [gone on with](Resume). Nothing appears under the output's name unless all is
 /// well.
 ///
-/// [`Transform::Auto`] is resolved before anything else; the report has what it became.
+/// [`Transform::Auto`] is resolved before anything else; the report has what it became. Where the recipe has a
+/// [budget](Recipe::budget), what layers cost is measured before the run, which then has rules in its place.
 ///
 /// # Errors
 /// Recipes that do not fit the model or the machine's memory (before any work), calibration text that is too short,
@@ -79,7 +82,17 @@ pub fn quantize<'a, B: Calibrate>(
     progress: &mut dyn Progress,
 ) -> Result<Report> {
     let calibration = calibration.into();
-    let job = Job { backend, checkpoint, tokenizer, recipe, calibration };
+    let job = Job { backend, checkpoint, tokenizer, recipe, calibration, budget: None };
+    let kept = match (recipe.budget, output.resume) {
+        (Some(budget), Some(Resume { goes_on: true, .. })) => Stopped::budget(output.reservation, budget)?,
+        _ => None,
+    };
+    let Decided { recipe, format, report: budget, measuring } = match kept {
+        Some(kept) => Decided::kept(recipe, kept),
+        None => budget::decide(&job, output.format, Sensitivities::Measured, progress)?,
+    };
+    let output = &Output { format, ..output.clone() };
+    let job = Job { recipe: &recipe, budget: budget.as_ref(), ..job };
     begin(&job, Target::Directory(output), progress, |begun| {
         let Begun {
             mut run,
@@ -93,6 +106,7 @@ pub fn quantize<'a, B: Calibrate>(
             first,
             mut keeper,
         } = begun;
+        run.timings.sensitivities += measuring.seconds;
         for index in first..checkpoint.config.num_layers {
             let done = run.block(index, &mut live, &mut writer);
             match (&done, &mut keeper) {
@@ -144,7 +158,8 @@ pub fn quantize<'a, B: Calibrate>(
         }
         // What was guessed of the tokenizer is in the files that are written; it was told when it was loaded.
         let warnings = tokenizer.notes().iter().cloned().chain(run.work.finish()).collect();
-        run.timings.total = keeper.as_ref().map_or_else(|| started.elapsed().as_secs_f64(), Keeper::seconds);
+        run.timings.total = keeper.as_ref().map_or_else(|| started.elapsed().as_secs_f64(), Keeper::seconds)
+            + run.timings.sensitivities;
         let (before, after) = (TensorBytes::of(&*checkpoint.tensors), writer.tensor_bytes());
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -156,6 +171,7 @@ pub fn quantize<'a, B: Calibrate>(
             calibration_tokens: tokens.calibration.iter().map(Vec::len).sum(),
             layers: run.layers,
             float_layers: float_layers(&plan.schemes),
+            budget: run.budget,
             quality,
             smoothing: run.smoothing,
             learning: run.learning,
@@ -165,7 +181,7 @@ pub fn quantize<'a, B: Calibrate>(
             linear_bytes: (before.linear, after.linear),
             end_bytes: (before.ends, after.ends),
             tensor_bytes: (before.total, after.total),
-            memory_estimate: plan.memory.bytes,
+            memory_estimate: plan.memory.bytes.max(measuring.memory),
             peak_memory: memory::used().map(|used| used.peak),
         };
         if let Err(e) = checkpoint.inputs.check() {
@@ -186,6 +202,8 @@ pub(crate) struct Job<'a, B> {
     pub tokenizer: &'a Tokenizer,
     pub recipe: &'a Recipe,
     pub calibration: CalibrationText<'a>,
+    /// What decided on its recipe's rules, where there was a budget.
+    pub budget: Option<&'a BudgetReport>,
 }
 
 /// Where tensors go.
@@ -420,6 +438,7 @@ pub(crate) fn begin<B: Calibrate, T>(
             .then(|| HeldOut::new(around, windows.held_out.clone(), held_out_float, held_out)),
         block_ahead: None,
         first_ahead: None,
+        budget: job.budget.cloned(),
         estimate,
         work,
         layers: earlier.layers,
@@ -447,7 +466,7 @@ pub(crate) fn begin<B: Calibrate, T>(
 
 /// Names of the layers that stay in 16 bits.
 fn float_layers(schemes: &Schemes) -> Vec<String> {
-    let float = schemes.all().filter(|(.., scheme)| scheme.is_none());
+    let float = schemes.all().filter(|(block, site, _)| !schemes.is_solved(*block, *site));
     float.map(|(block, site, _)| names::linear(block, module(site))).collect()
 }
 
@@ -455,8 +474,8 @@ fn float_layers(schemes: &Schemes) -> Vec<String> {
 fn scale_dtype(format: CheckpointFormat, half: HalfType) -> ScaleDType {
     match (format, half) {
         (CheckpointFormat::Qqq, _) => ScaleDType::F32,
-        (CheckpointFormat::CompressedTensors, HalfType::F16) => ScaleDType::F16,
-        (CheckpointFormat::CompressedTensors, HalfType::BF16) => ScaleDType::BF16,
+        (_, HalfType::F16) => ScaleDType::F16,
+        (_, HalfType::BF16) => ScaleDType::BF16,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use qqq_backend::{InputKind, solve::Scheme};
-use qqq_formats::{CodeBits, ModelConfig, ModulePattern};
+use qqq_formats::{CodeBits, ModelConfig, ModulePattern, SimulatedMethod};
 use qqq_model::{Site, Sites, names};
 use serde::{Deserialize, Serialize};
 
@@ -135,10 +135,12 @@ impl FromStr for Rule {
 }
 
 /// What becomes of the layers of a model, site by site.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Schemes {
     /// Of each block; `None`: the layer stays float.
     blocks: Vec<Sites<Option<Scheme>>>,
+    /// Of all layers, which have no schemes then.
+    simulated: Option<SimulatedMethod>,
 }
 
 impl Schemes {
@@ -147,21 +149,16 @@ impl Schemes {
     /// # Errors
     /// A rule that names no layer of it, rules that split a site, 8 bits with groups.
     pub fn of(config: &ModelConfig, recipe: &Recipe) -> Result<Self> {
-        if recipe.name == RecipeName::Fp16 {
-            return Ok(Self { blocks: vec![Sites::new([None; 4]); config.num_layers] });
+        let simulated = recipe.simulated;
+        if recipe.name == RecipeName::Fp16 || simulated.is_some() {
+            return Ok(Self { blocks: vec![Sites::new([None; 4]); config.num_layers], simulated });
         }
         if let (CodeBits::Eight, Some(size)) = (recipe.bits, recipe.group_size) {
             return Err(QuantError::Recipe(format!(
                 "8-bit weights have one scale an output channel, no groups of {size}; quantize them per channel, or use 4 bits"
             )));
         }
-        let patterns: Vec<ModulePattern> = recipe
-            .rules
-            .iter()
-            .map(|rule| {
-                ModulePattern::part(&rule.pattern).map_err(|e| wrong(rule, &format!("is no expression: {e}")))
-            })
-            .collect::<Result<_>>()?;
+        let patterns: Vec<ModulePattern> = recipe.rules.iter().map(pattern).collect::<Result<_>>()?;
         let uniform =
             Scheme { bits: recipe.bits, activations: recipe.activations, group_size: recipe.group_size };
         let mut named = vec![false; recipe.rules.len()];
@@ -203,7 +200,7 @@ impl Schemes {
         if let Some(unused) = named.iter().position(|named| !named) {
             return Err(wrong(&recipe.rules[unused], &no_match(config)));
         }
-        let schemes = Self { blocks };
+        let schemes = Self { blocks, simulated };
         match schemes.most() {
             Some(_) => Ok(schemes),
             None => Err(QuantError::Recipe(
@@ -212,7 +209,42 @@ impl Schemes {
         }
     }
 
-    /// What becomes of a site's layer; `None`: it stays float.
+    /// The method whose arithmetic is simulated in all layers; each is then one of 16 bits with a record.
+    pub fn simulated(&self) -> Option<&SimulatedMethod> {
+        self.simulated.as_ref()
+    }
+
+    /// Whether a site's layer becomes another than it is.
+    pub(crate) fn is_solved(&self, block: usize, site: Site) -> bool {
+        self.simulated.is_some() || self.at(block, site).is_some()
+    }
+
+    /// Which sites a recipe's rules decide on, block by block.
+    ///
+    /// # Errors
+    /// A rule that is no expression.
+    pub(crate) fn ruled(config: &ModelConfig, recipe: &Recipe) -> Result<Vec<Sites<bool>>> {
+        let patterns: Vec<ModulePattern> = recipe.rules.iter().map(pattern).collect::<Result<_>>()?;
+        let named = |name: &str| -> Result<bool> {
+            for pattern in &patterns {
+                if pattern.matches(name).map_err(QuantError::Recipe)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        let of_site = |index: usize, site: Site| -> Result<bool> {
+            for module in site.module_names(config) {
+                if named(&names::linear(index, module))? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        (0..config.num_layers).map(|index| Sites::try_new(|site| of_site(index, site))).collect()
+    }
+
+    /// What becomes of a site's layer; `None`: it stays float, or is [simulated](Self::simulated).
     pub fn at(&self, block: usize, site: Site) -> Option<Scheme> {
         self.blocks.get(block).and_then(|sites| sites[site])
     }
@@ -264,6 +296,10 @@ impl Schemes {
         // The first of those that are as many.
         counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(scheme, _)| scheme)
     }
+}
+
+fn pattern(rule: &Rule) -> Result<ModulePattern> {
+    ModulePattern::part(&rule.pattern).map_err(|e| wrong(rule, &format!("is no expression: {e}")))
 }
 
 fn wrong(rule: &Rule, what: &str) -> QuantError {

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use qqq_backend::{Calibrate, solve::Scheme};
-use qqq_formats::{Activations, Checkpoint, CheckpointFormat, DType, ModelConfig, disk, qqq, size};
+use qqq_formats::{
+    Activations, Checkpoint, CheckpointFormat, DType, ModelConfig, SimulatedMethod, disk, qqq, size,
+};
 use qqq_model::{Site, memory, names};
 
 use crate::{
@@ -21,7 +23,7 @@ use crate::{
 };
 
 /// What was found out before the work.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
     /// Form to write.
     pub format: CheckpointFormat,
@@ -52,6 +54,8 @@ pub enum NeedsText {
     Clipping,
     /// Correction of weights for what the layers before have done to their inputs.
     Correction,
+    /// The simulated method.
+    Simulated,
 }
 
 impl std::fmt::Display for NeedsText {
@@ -63,6 +67,7 @@ impl std::fmt::Display for NeedsText {
             Self::Compensation => "compensate: true",
             Self::Clipping => "clip: output",
             Self::Correction => "error_correction",
+            Self::Simulated => "simulated",
         })
     }
 }
@@ -70,9 +75,9 @@ impl std::fmt::Display for NeedsText {
 impl Plan {
     /// The form's name; of a model that stays float its type's.
     pub fn format_name(&self) -> &'static str {
-        match self.schemes.most() {
-            Some(_) => self.format.name(),
-            None => self.half.config_name(),
+        match (self.schemes.most(), self.schemes.simulated()) {
+            (None, None) => self.half.config_name(),
+            _ => self.format.name(),
         }
     }
 }
@@ -86,6 +91,10 @@ impl Recipe {
             (self.compensate, NeedsText::Compensation),
             (matches!(self.clip, Clip::Output | Clip::GroupOutput), NeedsText::Clipping),
             (self.corrects(), NeedsText::Correction),
+            (
+                self.simulated.is_some_and(|method| !matches!(method, SimulatedMethod::LlmInt8(_))),
+                NeedsText::Simulated,
+            ),
         ];
         needs.into_iter().filter(|(is_so, _)| *is_so).map(|(_, need)| need).collect()
     }
@@ -198,6 +207,7 @@ pub(crate) fn check<B: Calibrate>(
     if recipe.learns() {
         omniquant::check(recipe, B::PIECES)?;
     }
+    check_simulated(recipe, format, B::PIECES.on_host)?;
     let schemes = Schemes::of(config, recipe)?;
     let memory = memory_need::of(checkpoint, recipe, &schemes, held, samples, B::PIECES);
     check_memory(&memory, recipe)?;
@@ -253,6 +263,42 @@ fn check_correction(recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
+/// Refuses parts of a recipe that a simulated method has no place for, and a device that has not its arithmetic.
+fn check_simulated(recipe: &Recipe, format: OutputFormat, on_host: bool) -> Result<()> {
+    let Some(method) = &recipe.simulated else { return Ok(()) };
+    let name = method.name();
+    method.check().map_err(|reason| QuantError::Recipe(format!("recipe {name}: {reason}")))?;
+    if method.has_arithmetic() && !on_host {
+        return Err(QuantError::Recipe(format!(
+            "recipe {name} is simulated by the CPU alone, as its layers do more than to multiply 16-bit weights; quantize on the \
+             CPU (--device cpu), where eval and generate run it as well"
+        )));
+    }
+    if format != OutputFormat::Auto {
+        return Err(QuantError::Recipe(format!(
+            "recipe {name} is simulated: its checkpoint has a form of its own, and none that can be chosen; leave the format out"
+        )));
+    }
+    let own = Recipe {
+        calibration: recipe.calibration,
+        propagation: recipe.propagation,
+        seed: recipe.seed,
+        rotation: recipe.rotation,
+        ..Recipe::simulating(*method)
+    };
+    if *recipe != own {
+        return Err(QuantError::Recipe(format!(
+            "recipe {name} has parameters of its own, and no transform, groups, rules, clipping or correction besides; leave these out"
+        )));
+    }
+    if recipe.propagation == Propagation::Float && matches!(method, SimulatedMethod::Quik(_)) {
+        return Err(QuantError::Recipe(format!(
+            "recipe {name} looks at the largest inputs of the layers, which are kept with propagation quantized alone"
+        )));
+    }
+    Ok(())
+}
+
 /// Refuses what the memory certainly does not hold.
 fn check_memory(need: &MemoryNeed, recipe: &Recipe) -> Result<()> {
     // Where the system does not say how much there is: what no machine has.
@@ -279,9 +325,11 @@ fn check_memory(need: &MemoryNeed, recipe: &Recipe) -> Result<()> {
 }
 
 /// Checks that the kernels take the layers.
-fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
+pub(crate) fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
     if schemes.most().is_none() {
-        return Ok(());
+        // Integer kernels have multiples, products of floats have not.
+        let integer = schemes.simulated().is_some_and(SimulatedMethod::has_arithmetic);
+        return if integer { check_shapes(config, None) } else { Ok(()) };
     }
     if let Some(one) = schemes.one() {
         return check_shapes(config, one.group_size);
@@ -337,6 +385,7 @@ pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> R
 /// The form of layers that may be of several kinds.
 fn format_of(config: &ModelConfig, schemes: &Schemes, format: OutputFormat) -> Result<CheckpointFormat> {
     match schemes.one() {
+        None if schemes.simulated().is_some() => Ok(CheckpointFormat::Simulated),
         Some(one) if one == Scheme::w4a8(one.group_size) => choose_format(config, one.group_size, format),
         None if schemes.most().is_none() && format != OutputFormat::Auto => Err(QuantError::Recipe(
             "a model in 16 bits has no form of quantized layers: leave the format to auto".into(),

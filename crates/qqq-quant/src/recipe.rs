@@ -1,9 +1,10 @@
 //! What to do to a model.
 
-use qqq_formats::{Activations, CodeBits};
+use qqq_formats::{Activations, CodeBits, SimulatedMethod};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Budget,
     precision::{self, Rule},
     recipes::RecipeName,
 };
@@ -196,6 +197,10 @@ pub struct Recipe {
     /// Layers that become something else; the last rule that names a layer counts.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// How large the result may be: which layers on which no rule decides get 8 bits instead of 4 follows from that, and rules
+    /// that say so take its place ([`budget`](crate::budget)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// How scales of groups are kept; without groups this says nothing. Reports of before there was a choice: float16.
     #[serde(default)]
     pub group_scales: GroupScales,
@@ -220,6 +225,10 @@ pub struct Recipe {
     pub calibration: Calibration,
     /// Seed of everything random.
     pub seed: u64,
+    /// A method whose arithmetic is simulated, of a [recipe](crate::recipes): it takes the place of everything above but
+    /// calibration, propagation and seed ([`Recipe::simulating`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulated: Option<SimulatedMethod>,
 }
 
 impl Recipe {
@@ -234,6 +243,7 @@ impl Recipe {
         activations: Activations::Int8,
         group_size: Some(64),
         rules: Vec::new(),
+        budget: None,
         group_scales: GroupScales::Integer,
         compensate: true,
         clip: Clip::Output,
@@ -244,6 +254,7 @@ impl Recipe {
         error_correction: 0.5,
         calibration: Calibration { windows: 32, window: 2048, smooth_tokens: 512 },
         seed: 0,
+        simulated: None,
     };
 
     /// Whether weights are corrected for what the layers before have done to their inputs.

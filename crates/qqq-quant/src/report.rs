@@ -6,7 +6,7 @@ use qqq_backend::solve::Scheme;
 use qqq_formats::size::bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Precision, Recipe, gate::Quality, rotation::Family};
+use crate::{BudgetReport, Precision, Recipe, gate::Quality, rotation::Family};
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
 /// two.
@@ -43,8 +43,11 @@ pub struct LayerReport {
     pub damping: f64,
     /// Input channels that are always zero.
     pub dead_channels: usize,
-    /// Smallest and largest channel scale.
+    /// Smallest and largest channel scale; zeros where there are none.
     pub scale_range: (f32, f32),
+    /// Bits that the method would store, where its arithmetic is simulated: scales, outliers and indices included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bits: Option<f64>,
 }
 
 /// One smoothing site.
@@ -118,6 +121,9 @@ pub struct Timings {
     /// Taking held-out text through both models, and comparing what they predict.
     #[serde(default)]
     pub compare: f64,
+    /// Measuring what bits cost, where there is a budget: before the rest.
+    #[serde(default)]
+    pub sensitivities: f64,
     /// Keeping finished blocks for a run that goes on; 0 where none were kept.
     #[serde(default)]
     pub keep: f64,
@@ -134,6 +140,7 @@ impl Timings {
         self.ready += earlier.ready;
         self.write += earlier.write;
         self.compare += earlier.compare;
+        self.sensitivities += earlier.sensitivities;
         self.keep += earlier.keep;
     }
 }
@@ -161,6 +168,9 @@ pub struct Report {
     /// Layers that stay in 16 bits by a rule of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub float_layers: Vec<String>,
+    /// What decided on the rules of the recipe, where there was a budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<BudgetReport>,
     /// How far the result is from the float model on held-out text; none where nothing was held out, or nothing could be
     /// compared (a note or a warning said why).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,9 +205,19 @@ pub struct Report {
 }
 
 impl Report {
+    /// Bits for a weight of the linear layers that the method would store, where it is simulated.
+    pub fn simulated_bits(&self) -> Option<f64> {
+        let weights: f64 = self.layers.iter().map(|l| l.out_features as f64 * l.in_features as f64).sum();
+        let bits: Option<f64> = self.layers.iter().map(|layer| layer.stored_bits).sum();
+        bits.map(|bits| bits / weights).filter(|bits| bits.is_finite())
+    }
+
     /// What the weights have become: each kind with its layers, and in how many of the blocks, where not in all.
     pub fn kinds(&self) -> Vec<String> {
         let recipe = &self.recipe;
+        if let Some(method) = &recipe.simulated {
+            return vec![format!("{} simulated", method.name())];
+        }
         let of_all = Precision::of(Some(Scheme {
             bits: recipe.bits,
             activations: recipe.activations,
@@ -234,6 +254,13 @@ impl Report {
     pub fn size_rows(&self) -> Vec<(&'static str, String)> {
         let against = |(before, after): (u64, u64)| format!("{}, before {}", bytes(after), bytes(before));
         let mut rows = vec![("linear layers", against(self.linear_bytes))];
+        if let (Some(method), Some(bits)) = (&self.recipe.simulated, self.simulated_bits()) {
+            let name = method.name();
+            rows.push((
+                "simulated",
+                format!("{name} would store {bits:.2} bits per weight of these; here are 16"),
+            ));
+        }
         // Reports of versions that did not count them have none.
         if self.tensor_bytes.1 > 0 {
             rows.push(("embedding and head", format!("{}; they stay in 16 bits", against(self.end_bytes))));

@@ -27,6 +27,7 @@ pub(crate) use self::{
     states::States,
     stopped::{Stopped, damaged},
 };
+use crate::BudgetReport;
 use crate::report::{LayerReport, LearnReport, SmoothReport, Timings};
 
 /// Has finished blocks kept, so that a run that is stopped can be gone on with.
@@ -59,6 +60,9 @@ struct Header {
     learning: Vec<LearnReport>,
     warnings: Vec<String>,
     timings: Timings,
+    /// What was measured before the first block, where there is a budget.
+    #[serde(default)]
+    budget: Option<BudgetReport>,
 }
 
 /// What the report of a run that goes on has of the runs before it.

@@ -71,7 +71,10 @@ impl Rotation {
                 }
                 (family, matrix)
             }
-            RotationKind::Orthogonal => (Family::Orthogonal, random_orthogonal(width, &mut rng)),
+            RotationKind::Orthogonal => {
+                let matrix = random_orthogonal(width, &mut rng);
+                (Family::Orthogonal, matrix.into_iter().map(|v| v as f32).collect())
+            }
         };
         Ok(Self { width, family, matrix })
     }
@@ -132,8 +135,8 @@ fn hartley(width: usize) -> Vec<f32> {
     (0..width).flat_map(|i| (0..width).map(move |j| i * j % width)).map(|turn| values[turn]).collect()
 }
 
-/// `Q` of a Gaussian matrix's QR decomposition, with the signs that make it uniformly distributed.
-fn random_orthogonal(width: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+/// `Q` of a Gaussian matrix's QR decomposition, with the signs that make it uniformly distributed; row-major.
+pub(crate) fn random_orthogonal(width: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
     // Box-Muller; 1 - u lies in (0, 1].
     let gaussian = Mat::from_fn(width, width, |_, _| {
         let (u, v) = (rng.random::<f64>(), rng.random::<f64>());
@@ -143,7 +146,7 @@ fn random_orthogonal(width: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
     let (q, r) = (qr.compute_Q(), qr.R());
     let mut out = Vec::with_capacity(width * width);
     for i in 0..width {
-        out.extend((0..width).map(|j| if r[(j, j)] < 0.0 { -q[(i, j)] as f32 } else { q[(i, j)] as f32 }));
+        out.extend((0..width).map(|j| if r[(j, j)] < 0.0 { -q[(i, j)] } else { q[(i, j)] }));
     }
     out
 }

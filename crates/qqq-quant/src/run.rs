@@ -7,6 +7,7 @@ mod held_out;
 mod layers;
 mod learned;
 mod replay;
+mod simulated;
 
 use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
 
@@ -21,10 +22,11 @@ use qqq_model::{
     memory, names,
 };
 
-use self::layers::{input_of, join, zeros};
+use self::layers::input_of;
+pub(crate) use self::layers::{join, zeros};
 
 use crate::{
-    Clip, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
+    BudgetReport, Clip, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
@@ -67,6 +69,8 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub block_ahead: Option<(usize, Result<StoredLayers>)>,
     /// The same of its first layer alone, where layers are read one by one.
     pub first_ahead: Option<(usize, Result<StoredLayer>)>,
+    /// What decided on the schemes, where there was a budget.
+    pub budget: Option<BudgetReport>,
     pub estimate: Estimate,
     pub work: Work<'a>,
     pub layers: Vec<LayerReport>,
@@ -105,7 +109,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// A block of these layers.
-    fn block_of(
+    ///
+    /// # Errors
+    /// Those of `layer` and of the backend.
+    pub fn block_of(
         &self,
         index: usize,
         norms: BlockNorms,
@@ -131,7 +138,14 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// A block with the recipe's transformation.
-    fn transformed_block(&mut self, index: usize, windows: &Windows<'_, B>) -> Result<FloatLayers<'a, B>> {
+    ///
+    /// # Errors
+    /// Those of reading it and of the search for scales of channels.
+    pub fn transformed_block(
+        &mut self,
+        index: usize,
+        windows: &Windows<'_, B>,
+    ) -> Result<FloatLayers<'a, B>> {
         let clock = Instant::now();
         if self.recipe.transform.reads_windows() {
             let layers = self.changed_block(index, windows)?;
@@ -218,12 +232,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let mut held_out = self.held_out_block(index, &float.norms)?;
         for site in Site::ALL {
             let layer = self.take(index, float, site, None)?;
-            let weight = match self.schemes.at(index, site) {
-                Some(scheme) => {
+            let weight = match (self.recipe.simulated, self.schemes.at(index, site)) {
+                (Some(method), _) => self.simulate(&method, (index, site), &layer, None, None)?,
+                (None, Some(scheme)) => {
                     let weight = self.solve(index, module(site), scheme, &layer, 0..layer.n, None)?;
                     scheme.layer(weight, self.half.dtype())
                 }
-                None => self.keep_float(index, site, &layer)?,
+                (None, None) => self.keep_float(index, site, &layer)?,
             };
             self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
             self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
@@ -257,7 +272,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
             let Some(sum) = sums[site].take() else { continue };
             let layer = self.take(index, &mut float, site, None)?;
             let Some(scheme) = self.schemes.at(index, site) else {
-                let weight = self.keep_float(index, site, &layer)?;
+                let weight = match self.recipe.simulated {
+                    Some(method) => {
+                        let inputs = Sums::plain(sum).moments(self.around.backend)?;
+                        self.simulate(&method, (index, site), &layer, Some(&inputs.hessian), None)?
+                    }
+                    None => self.keep_float(index, site, &layer)?,
+                };
                 self.write(index, site, &weight, layer.bias.as_deref(), writer)?;
                 self.held_out_layer(index, &mut held_out, site, (weight, layer.bias))?;
                 continue;
@@ -320,12 +341,13 @@ impl<'a, B: Calibrate> Run<'a, B> {
         };
         let mut before = None;
         for site in Site::ALL {
-            let is_solved = schemes[site].is_some();
+            let is_solved = all.is_solved(index, site);
             let what = format!("calibrating {}", input_of(site));
             let gram = self.stage(index, units.site(site), &what, |wave| match is_solved {
                 true => Ok(Some(windows.sum_input(&name, &live, site, wave)?)),
                 false => windows.go_on(&name, &live, site, wave).map(|()| None),
             })?;
+            let largest = self.largest_inputs(windows)?;
             self.held_out_advance(index, &live, site)?;
             let mut sums = gram.map(Sums::plain);
             let mut early = None;
@@ -373,8 +395,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 }
                 _ => {}
             }
-            let weight = match (schemes[site], sums) {
-                (Some(scheme), Some(sums)) => {
+            let weight = match (schemes[site], sums, self.recipe.simulated) {
+                (Some(scheme), Some(sums), _) => {
                     let inputs = sums.moments(backend)?;
                     let averages = |run: &mut Self, qk: &QuantizedWeight| {
                         // Attention needs some v to run; its output is not looked at.
@@ -392,6 +414,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
                     };
                     let weight = self.solve_site(index, site, scheme, &layer, &inputs, averages)?;
                     scheme.layer(weight, self.half.dtype())
+                }
+                (None, Some(sums), Some(method)) => {
+                    let inputs = sums.moments(backend)?;
+                    self.simulate(&method, (index, site), &layer, Some(&inputs.hessian), largest.as_deref())?
                 }
                 _ => self.keep_float(index, site, &layer)?,
             };
@@ -444,12 +470,12 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// Whether v has a Hessian of its own.
-    fn attends(&self) -> bool {
+    pub fn attends(&self) -> bool {
         self.recipe.value_hessian == ValueHessian::Attention
     }
 
     /// Output channels of q and k.
-    fn queries_and_keys(&self) -> usize {
+    pub fn queries_and_keys(&self) -> usize {
         let heads = head_layout(&self.checkpoint.config);
         heads.q_width() + heads.kv_width()
     }
@@ -470,7 +496,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
     }
 
     /// Solves output channels of a layer, or of several that share their input, for the moments of that, or without them.
-    fn solve(
+    ///
+    /// # Errors
+    /// Weights that cannot be quantized, a Hessian that cannot be factorised; those of the backend.
+    pub fn solve(
         &mut self,
         index: usize,
         module: &str,
@@ -525,6 +554,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             loss: solved.loss,
             damping: solved.damping,
             dead_channels: solved.dead_channels,
+            stored_bits: None,
             scale_range: scales
                 .iter()
                 .fold((f32::INFINITY, 0.0), |(low, high), &s| (low.min(s), high.max(s))),

@@ -25,6 +25,7 @@ use crate::{Clip, GroupScales, QuantError, Result, clip};
 use checks::{check, check_correction, check_hessian, check_options, check_scales, too_large};
 pub use correction::Correction;
 use factor::Factor;
+pub(crate) use factor::factorise;
 pub(crate) use rows::ROWS_PER_TASK;
 use rows::{RowSolution, Task};
 

@@ -233,7 +233,8 @@ fn quantized(
                 Content::Constant(f16::from_f64(GROUP_SCALE).to_le_bytes().to_vec()),
             ),
         ],
-        (CheckpointFormat::CompressedTensors, group_size) => vec![
+        // No shapes are given a simulated form.
+        (CheckpointFormat::CompressedTensors | CheckpointFormat::Simulated, group_size) => vec![
             tensor("weight_packed", DType::I32, &[n, row_words(CodeBits::Four, k)], Content::Codes),
             tensor(
                 "weight_scale",

@@ -193,6 +193,11 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         self.windows.is_empty()
     }
 
+    /// Tokens of each.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Their hidden states. Between blocks these are all that there is of them.
     pub fn states(&self) -> impl Iterator<Item = &B::Tensor> {
         self.windows.iter().map(|window| &window.flow.residual)
@@ -217,7 +222,7 @@ impl<'a, B: Calibrate> Windows<'a, B> {
     }
 
     /// The inputs of the site at which they stand.
-    pub(crate) fn inputs(&self) -> Vec<&B::Input> {
+    pub fn inputs(&self) -> Vec<&B::Input> {
         self.windows.iter().filter_map(|w| w.flow.input()).collect()
     }
 

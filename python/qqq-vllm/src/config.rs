@@ -21,6 +21,13 @@ impl Config {
     fn new(json: &str) -> PyResult<Self> {
         let value = serde_json::from_str(json).map_err(value_error)?;
         let config = QuantizationConfig::from_value(&value).map_err(value_error)?;
+        if let Some(simulated) = config.simulated() {
+            return Err(value_error(format!(
+                "a checkpoint that simulates {} with 16-bit weights: vLLM has no kernels for its arithmetic; `qqq eval` and \
+                 `qqq generate` run it",
+                simulated.method.name()
+            )));
+        }
         Ok(Self { json: json.to_owned(), config })
     }
 

@@ -19,6 +19,14 @@ impl Describe for CpuBackend {
                 kernel: weight.isa().name(),
                 bytes: weight.bytes(),
             },
+            CpuLinear::Simulated(weight) => Held {
+                out_features: weight.out_features(),
+                in_features: weight.in_features(),
+                arithmetic: weight.arithmetic(),
+                group_size: None,
+                kernel: weight.isa().name(),
+                bytes: weight.bytes(),
+            },
         }
     }
 

@@ -17,6 +17,7 @@ pub mod matrix;
 mod norm;
 mod rope;
 mod shortlist;
+mod simulated;
 mod tile;
 mod weight_only;
 
@@ -37,6 +38,7 @@ pub use input::CpuInput;
 pub use kv_pool::CpuKvPool;
 pub use linear_float::FloatLinear;
 pub use rope::CpuRope;
+pub use simulated::SimulatedLinear;
 
 /// The CPU backend.
 #[derive(Clone, Debug)]
@@ -84,6 +86,8 @@ pub enum CpuLinear {
     Float(FloatLinear),
     /// Weights of 4 or 8 bits, int8 activations; bias of length `N`.
     Integer(IntegerLinear, Option<Vec<f32>>),
+    /// 16-bit weights, float32 activations, and the arithmetic of a method that is simulated; the bias is inside.
+    Simulated(Box<SimulatedLinear>),
 }
 
 impl CpuLinear {
@@ -92,6 +96,7 @@ impl CpuLinear {
         match self {
             CpuLinear::Float(weight) => (weight.out_features(), weight.in_features()),
             CpuLinear::Integer(weight, _) => (weight.out_features(), weight.in_features()),
+            CpuLinear::Simulated(weight) => (weight.out_features(), weight.in_features()),
         }
     }
 }
@@ -155,12 +160,15 @@ impl Backend for CpuBackend {
                 linear_float::check_bias(weight.out_features, bias.as_deref())?;
                 Ok(CpuLinear::Integer(IntegerLinear::new(&weight)?, bias))
             }
+            LinearWeight::Simulated(weight) => {
+                SimulatedLinear::new(weight, bias).map(|layer| CpuLinear::Simulated(Box::new(layer)))
+            }
         }
     }
 
     fn input_kind(&self, weight: &CpuLinear) -> InputKind {
         match weight {
-            CpuLinear::Float(_) => InputKind::Float,
+            CpuLinear::Float(_) | CpuLinear::Simulated(_) => InputKind::Float,
             CpuLinear::Integer(..) => InputKind::Int8,
         }
     }
@@ -261,6 +269,7 @@ impl Backend for CpuBackend {
                 weight.matmul(self.level, x, out);
                 Ok(())
             }
+            (CpuInput::Float(x), CpuLinear::Simulated(weight)) => weight.matmul(self.level, x, out),
             (CpuInput::Int8(x), CpuLinear::Integer(weight, bias)) => {
                 out.reshape(x.rows, weight.out_features());
                 weight.matmul(x, bias.as_deref(), out);

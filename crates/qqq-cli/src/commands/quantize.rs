@@ -10,7 +10,7 @@ use std::{
 
 use qqq_backend::pool;
 use qqq_cuda::CudaOptions;
-use qqq_formats::{Activations, CodeBits};
+use qqq_formats::{Activations, Checkpoint, CodeBits};
 use qqq_model::Tokenizer;
 use qqq_quant::{
     Clip, NeedsText, Output, OutputFormat, Quality, QuantError, Recipe, RecipeName, Report, Resume,
@@ -23,7 +23,7 @@ pub use self::gate::way_out;
 use super::recipe::{self, AmountArgs, RecipeArgs};
 use crate::{
     console::Console,
-    device::{self, DeviceArgs, Place, on_chosen},
+    device::{self, Choice, Chosen, DeviceArgs, Place, on_chosen},
     errors::{bad_input, bad_input_hint},
     files::{self, Reserved},
     format,
@@ -41,6 +41,7 @@ Examples:
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt
   qqq quantize model.gguf -o out --transform smooth --group-size channel --calibration text.jsonl
   qqq quantize ./llama -o llama-mixed --group-size channel --rule down_proj=int8
+  qqq quantize ./llama -o llama-5bit --budget 5
   qqq quantize ./llama -o llama-awq --recipe awq --calibration wiki.txt
   qqq quantize ./llama --dry-run
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt --resume
@@ -106,6 +107,15 @@ pub struct QuantizeArgs {
 }
 
 impl QuantizeArgs {
+    /// Where the recipe runs. What only the CPU simulates goes there, unless a GPU is asked for.
+    fn place(&self, recipe: &Recipe, checkpoint: &Checkpoint) -> anyhow::Result<Chosen> {
+        let choice = match (self.device.device, &recipe.simulated) {
+            (Choice::Auto, Some(method)) if method.has_arithmetic() => Choice::Cpu,
+            (choice, _) => choice,
+        };
+        device::choose_for(choice, checkpoint)
+    }
+
     /// For a GPU.
     fn options(&self) -> CudaOptions {
         CudaOptions { memory_limit: self.memory, ..CudaOptions::default() }
@@ -147,7 +157,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let source = source(&args.calibration, &args.hub)?;
 
     let guard = Guard::new();
-    let chosen = device::choose_for(args.device.device, &checkpoint)?;
+    let chosen = args.place(&recipe, &checkpoint)?;
     let device = on_chosen!(&chosen, |place| place.identity()?);
     let output = Output {
         reservation: reserved.reservation(),
@@ -199,6 +209,13 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         Clip::GroupOutput => "with groups clipped by their output",
         Clip::Learned => "with learned clipping",
     };
+    if recipe.simulated.is_some() {
+        let how = match recipe.calibrates() {
+            true => format!("recipe {}, simulated, on {text}", recipe.name),
+            false => format!("recipe {}, simulated, without calibration", recipe.name),
+        };
+        return Plan { how, advice: "the checkpoint is as large as the model" };
+    }
     let calibrating = match recipe.corrects() {
         true => format!("correcting errors at strength {}, calibrating on {text}", recipe.error_correction),
         false => format!("calibrating on {text}"),
@@ -347,6 +364,7 @@ fn summary(report: &Report, output: &Path) -> String {
         let activations = if half { "16-bit" } else { "int8" };
         rows.push(("weights", format!("{}; {activations} activations", kinds.join("; "))));
     }
+    rows.extend(report.budget.iter().map(|budget| ("budget", budget.describe())));
     rows.extend(report.size_rows());
     let (name, whose) = match report.recipe.calibrates() {
         true => ("output error", "output's square"),

@@ -1,16 +1,18 @@
 //! Recipe options on the command line.
 
+mod idle;
+mod papers;
 mod published;
 
 use clap::ValueEnum;
 use qqq_formats::{Activations, CodeBits};
 use qqq_quant::{
-    Calibration, Clip, GroupScales, Groups, MAX_DAMPING, NeedsText, Precision, Propagation, Recipe,
-    RecipeName, RotationKind, Rule, Transform, ValueHessian,
+    Budget, Calibration, Clip, GroupScales, Groups, MAX_DAMPING, Precision, Propagation, Recipe, RecipeName,
+    RotationKind, Rule, Transform, ValueHessian,
 };
 
-use self::published::Alpha;
 pub use self::published::table;
+use self::{idle::refuse_without_text, papers::PaperArgs};
 use crate::{
     errors::{bad_input, bad_input_hint},
     given::Given,
@@ -38,17 +40,6 @@ impl GroupSize {
     pub fn channels(self) -> Option<usize> {
         (self != Self::Channel).then_some(self as usize)
     }
-}
-
-/// Bits of a weight.
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum Bits {
-    /// 4 bits, in groups or per channel
-    #[value(name = "4")]
-    Four,
-    /// 8 bits, one scale an output channel
-    #[value(name = "8")]
-    Eight,
 }
 
 /// What quantized layers multiply.
@@ -79,22 +70,15 @@ pub struct RecipeArgs {
     /// own; the list is below. Other options here are those of the tool's own recipe
     #[arg(long = "recipe", value_name = "NAME", value_parser = str::parse::<RecipeName>, default_value_t = RecipeName::Best)]
     name: RecipeName,
-    /// How much of the outliers --recipe smoothquant moves into the weights, from 0 to 1, or "search": for each input what loses
-    /// least [default: 0.5]
-    #[arg(long, value_name = "STRENGTH", value_parser = str::parse::<Alpha>)]
-    alpha: Option<Alpha>,
-    /// Times that --recipe omniquant goes through the calibration windows; 0: nothing is learned [default: 20]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = numbers::whole)]
-    epochs: Option<usize>,
     /// What is done to the model before rounding; absorbed into the weights, free at run time
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.transform)]
     transform: Transform,
     /// Matrix of the rotation; giving it asks for --transform rotate
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.rotation)]
     rotation: RotationKind,
-    /// Bits of the weights; 8 are per channel
-    #[arg(long, value_enum, default_value_t = Bits::Four)]
-    bits: Bits,
+    /// Bits of the weights: 4, or 8 per channel. --recipe spqr has from 2 to 8 (its paper 3), quip from 2 to 16 (its paper 2)
+    #[arg(long, value_name = "BITS", default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=16))]
+    bits: u8,
     /// What the layers multiply
     #[arg(long, value_enum, default_value_t = ActivationKind::Int8)]
     activations: ActivationKind,
@@ -104,6 +88,12 @@ pub struct RecipeArgs {
     /// the last that names a layer counts. q, k and v run as one layer and take one precision; so do gate and up
     #[arg(long = "rule", value_name = "MODULE=PRECISION", value_parser = str::parse::<Rule>)]
     rules: Vec<Rule>,
+    /// Mixed precision within a size: bits per weight of the layers (such as 4.8), or a size of the checkpoint's tensors (such
+    /// as 900MB). Before the run it is measured, on held-out text, how far each layer alone takes the model from the float one in the
+    /// groups of --group-size, in smaller ones, and in 8 bits; then bits go where they save most for each byte. Rules are kept,
+    /// and the budget decides on the other layers
+    #[arg(long, value_name = "BITS|SIZE", allow_negative_numbers = true, value_parser = numbers::budget)]
+    budget: Option<Budget>,
     /// Input channels that share a scale: smaller is more exact and a little larger and slower
     #[arg(long, value_enum, default_value_t = GroupSize::G64)]
     group_size: GroupSize,
@@ -138,6 +128,9 @@ pub struct RecipeArgs {
     /// random one, which is told
     #[arg(long, value_name = "N", default_value = "0", allow_negative_numbers = true, value_parser = Seed::parse)]
     seed: Seed,
+    // Last: its heading would hold for what comes after it.
+    #[command(flatten)]
+    papers: Box<PaperArgs>,
 }
 
 /// Amount of calibration data.
@@ -171,18 +164,7 @@ impl RecipeArgs {
         if let Some(entry) = self.name.entry() {
             return self.published(entry, amount, built_in);
         }
-        if self.given.has("alpha") {
-            return Err(bad_input_hint(
-                "--alpha: the tool's own recipe (best) has no such option",
-                "it is that of --recipe smoothquant",
-            ));
-        }
-        if self.given.has("epochs") {
-            return Err(bad_input_hint(
-                "--epochs: the tool's own recipe (best) has no such option",
-                "it is that of --recipe omniquant",
-            ));
-        }
+        self.refuse_papers()?;
         if let Some(strength) = self.error_correction
             && !(0.0..=1.0).contains(&strength)
         {
@@ -197,6 +179,12 @@ impl RecipeArgs {
                 "leave one of the two out",
             ));
         }
+        if let (Some(budget), 8) = (self.budget, self.bits) {
+            return Err(bad_input_hint(
+                format!("--budget: {budget} gives 8 bits to some layers of 4, and --bits 8 has 8 everywhere"),
+                "leave one of the two out",
+            ));
+        }
         let windows = self.windows(amount);
         self.refuse_idle(amount, windows)?;
         let recipe = Recipe {
@@ -205,16 +193,14 @@ impl RecipeArgs {
             epochs: None,
             transform: self.transform(),
             rotation: self.rotation,
-            bits: match self.bits {
-                Bits::Four => CodeBits::Four,
-                Bits::Eight => CodeBits::Eight,
-            },
+            bits: self.code_bits()?,
             activations: match self.activations {
                 ActivationKind::Int8 => Activations::Int8,
                 ActivationKind::Half => Activations::Half,
             },
             group_size: self.group_size()?,
             rules: self.rules.clone(),
+            budget: self.budget,
             group_scales: self.group_scales.unwrap_or(Recipe::DEFAULT.group_scales),
             compensate: self.method == Method::Gptq,
             clip: self.clip(),
@@ -233,6 +219,7 @@ impl RecipeArgs {
                 smooth_tokens: amount.smooth_tokens.min(amount.window),
             },
             seed: self.seed.value()?.0,
+            simulated: None,
         };
         if !recipe.calibrates() {
             refuse_without_text(&recipe.needs_text())?;
@@ -240,22 +227,32 @@ impl RecipeArgs {
         Ok(recipe)
     }
 
+    /// Bits of codes that there are kernels for.
+    fn code_bits(&self) -> anyhow::Result<CodeBits> {
+        CodeBits::of(self.bits.into()).ok_or_else(|| {
+            bad_input_hint(
+                format!("--bits {}: recipe {} makes weights of 4 or 8 bits", self.bits, self.name),
+                "others are simulated: --recipe spqr has from 2 to 8 bits, quip from 2 to 16",
+            )
+        })
+    }
+
     /// Input channels that share a scale; `None`: all of an output channel.
     fn group_size(&self) -> anyhow::Result<Option<usize>> {
-        match (self.bits, self.group_size.channels()) {
-            (Bits::Four, groups) => Ok(groups),
-            (Bits::Eight, Some(size)) if self.given.has("group-size") => Err(bad_input_hint(
+        match (self.code_bits()?, self.group_size.channels()) {
+            (CodeBits::Four, groups) => Ok(groups),
+            (CodeBits::Eight, Some(size)) if self.given.has("group-size") => Err(bad_input_hint(
                 format!("--bits 8 takes one scale an output channel, no groups of {size}"),
                 "leave --group-size out, or take 4 bits",
             )),
-            (Bits::Eight, _) => Ok(None),
+            (CodeBits::Eight, _) => Ok(None),
         }
     }
 
     /// Whether some layer has scales of groups beside those of channels.
     fn has_group_scales(&self) -> bool {
         let in_groups = |rule: &Rule| matches!(rule.precision, Precision::Int4(Groups::Of(_)));
-        let all = self.bits == Bits::Four && self.group_size != GroupSize::Channel;
+        let all = self.bits == 4 && self.group_size != GroupSize::Channel;
         self.activations == ActivationKind::Int8 && (all || self.rules.iter().any(in_groups))
     }
 
@@ -309,92 +306,6 @@ impl RecipeArgs {
         };
         amount.windows.unwrap_or(default)
     }
-
-    /// Refuses options that were given and would change nothing.
-    fn refuse_idle(&self, amount: &AmountArgs, windows: usize) -> anyhow::Result<()> {
-        let refuse =
-            |option: &str, why: &str| Err(bad_input(format!("--{option} does nothing {why}: leave it out")));
-        // The first of these that was given, if this is so.
-        let idle = |is_so: bool, options: &[&'static str]| {
-            options.iter().copied().find(|option| is_so && self.given.has(option))
-        };
-        let rtn = self.method == Method::Rtn;
-        let smooth = self.transform == Transform::Smooth;
-        // Most models are rotated where nothing is asked for.
-        let rotate = matches!(self.transform, Transform::Rotate | Transform::Auto);
-        if let Some(option) = idle(!rotate, &["rotation"]) {
-            return refuse(option, "without --transform rotate");
-        }
-        if let Some(option) = idle(!smooth, &["smooth-tokens"]) {
-            return refuse(option, "without --transform smooth");
-        }
-        if let Some(option) = idle(!self.has_group_scales(), &["group-scales"]) {
-            let why = match self.activations {
-                ActivationKind::Int8 => "without groups (--group-size 32, 64 or 128)",
-                ActivationKind::Half => "with --activations half, whose weights are multiplied in 16 bits",
-            };
-            return refuse(option, why);
-        }
-        if let Some(option) = idle(rtn, &["damping", "no-act-order"]) {
-            return refuse(option, "with --method rtn");
-        }
-        // Calibration then only measures what was lost.
-        if let Some(option) = idle(!self.needs_hessians(), &["value-hessian"]) {
-            return refuse(
-                option,
-                "with --method rtn, unless scales are chosen by --clip output or weights moved by --error-correction",
-            );
-        }
-        if let Some(option) = idle(!self.needs_hessians(), &["propagation"]) {
-            return refuse(option, "with --method rtn, unless scales are chosen by --clip output");
-        }
-        // What cannot do without calibration is refused as such.
-        if windows == 0 && !self.needs_hessians() && !smooth {
-            let calibrating = ["calibration", "window", "text-format", "text-field"];
-            if let Some(option) = idle(true, &calibrating).or(idle(!rotate, &["seed"])) {
-                return refuse(option, "without calibration windows (--windows)");
-            }
-        }
-        if self.given.has("smooth-tokens") && amount.smooth_tokens > amount.window {
-            return Err(bad_input(format!(
-                "--smooth-tokens {}: they come from the first window, which has {} (--window)",
-                amount.smooth_tokens, amount.window
-            )));
-        }
-        Ok(())
-    }
-
-    /// Refuses options that say how to read a text, for calibration that reads none.
-    pub fn refuse_text_options(&self) -> anyhow::Result<()> {
-        match ["text-format", "text-field"].into_iter().find(|option| self.given.has(option)) {
-            Some(option) => {
-                Err(bad_input(format!("--{option} does nothing without a text: name one by --calibration")))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-/// Refuses a recipe without calibration windows that needs some.
-fn refuse_without_text(needs: &[NeedsText]) -> anyhow::Result<()> {
-    let (mut options, mut ways_out) = (Vec::new(), Vec::new());
-    for need in needs {
-        let (option, way_out) = match need {
-            NeedsText::Smoothing | NeedsText::ChannelScales => ("--transform smooth", "another --transform"),
-            NeedsText::Compensation => ("--method gptq", "--method rtn"),
-            NeedsText::Clipping => ("--clip output", "--clip weight or none"),
-            NeedsText::Correction => ("--error-correction", "--error-correction 0"),
-        };
-        options.push(option);
-        ways_out.push(way_out);
-    }
-    if options.is_empty() {
-        return Ok(());
-    }
-    Err(bad_input_hint(
-        format!("--windows 0 leaves no calibration text, which {} cannot do without", options.join(" and ")),
-        format!("give {}; or leave --windows out", ways_out.join(", and ")),
-    ))
 }
 
 #[cfg(test)]

@@ -174,7 +174,7 @@ impl Backend for CudaBackend {
             LinearWeight::Float { out_features, in_features, data } => {
                 Ok(CudaLinear::float(self, (out_features, in_features), data, None, DType::F32)?)
             }
-            LinearWeight::Quantized(_) | LinearWeight::WeightOnly { .. } => self.linear_weight(weight, None),
+            _ => self.linear_weight(weight, None),
         }
     }
 

@@ -56,6 +56,10 @@ impl CudaLinear {
             }
             LinearWeight::Quantized(weight) => Self::quantized(backend, &weight, bias.as_deref()),
             LinearWeight::WeightOnly { weight, .. } => Self::weight_only(backend, &weight, bias.as_deref()),
+            LinearWeight::Simulated(_) => Err(CudaError::Types(
+                "a layer of a simulated checkpoint, whose arithmetic only the CPU has; use --device cpu"
+                    .into(),
+            )),
         }
     }
 

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::{CudaSlice, DevicePtr};
 use qqq_backend::HeadLayout;
-use qqq_formats::ModelConfig;
+use qqq_formats::{ModelConfig, QuantizationConfig};
 
 use self::attention::{AttentionConfig, AttentionKernel};
 use self::blas::Blas;
@@ -131,6 +131,13 @@ impl CudaBackend {
     /// # Errors
     /// [`CudaError::Shape`], with the reason.
     pub fn check(config: &ModelConfig) -> Result<()> {
+        let simulated = config.quantization.as_ref().and_then(QuantizationConfig::simulated);
+        if let Some(simulated) = simulated.filter(|simulated| simulated.method.has_arithmetic()) {
+            return Err(CudaError::Types(format!(
+                "a simulated checkpoint of {}, whose arithmetic the CPU alone has",
+                simulated.method.name()
+            )));
+        }
         AttentionConfig::check(&HeadLayout {
             num_heads: config.num_heads,
             num_kv_heads: config.num_kv_heads,

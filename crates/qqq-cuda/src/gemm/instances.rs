@@ -100,7 +100,8 @@ const WIDE_TILES_8: [Tokens; 11] = [
     tiles(256, &[SINGLE, split_k(2), PAIR]),
 ];
 /// Tiles of 192 channels, for int8 activations: they fill a round of all SMs where those of 128 begin a second one.
-const WIDEST_TILES: [Tokens; 3] = [tiles(96, &[SINGLE]), tiles(112, &[SINGLE]), tiles(128, &[SINGLE])];
+const WIDEST_TILES: [Tokens; 4] =
+    [tiles(80, &[SINGLE]), tiles(96, &[SINGLE]), tiles(112, &[SINGLE]), tiles(128, &[SINGLE])];
 /// Tiles of 64 channels with split-K inside the CTA, for int8 activations.
 const SPLIT_TILES: [Tokens; 7] = [
     tiles(8, &[SINGLE, split_k(2), split_k(4), split_k(8)]),

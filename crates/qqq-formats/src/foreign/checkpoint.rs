@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Checkpoint, CheckpointFormat, CodeBits, FormatError, Int4Weight, LinearWeight, Result, TensorSource,
-    WeightData, layer::Source, quantization_config::has_int8_activations,
+    WeightData, layer::Source, quantization_config::has_int8_activations, simulated,
 };
 
 /// A checkpoint whose linear layers are 4-bit integers, W4A8 or W4A16.
@@ -51,6 +51,14 @@ impl Int4Checkpoint {
             let Some(map) = quantization(path, config)? else { return Ok(()) };
             if is_w4a8(&map) {
                 return Ok(());
+            }
+            if map.get("quant_method").and_then(Value::as_str) == Some(simulated::METHOD) {
+                return Err(FormatError::Unsupported(format!(
+                    "{}: the arithmetic of {} is simulated with 16-bit weights, of which there are no codes to convert; qqq eval \
+                     and qqq generate run it as it is",
+                    path.display(),
+                    map.get("recipe").and_then(Value::as_str).unwrap_or("a method")
+                )));
             }
             let at = |e| match e {
                 FormatError::Unsupported(text) => {
@@ -171,7 +179,9 @@ impl Int4Checkpoint {
     fn w4a8_layer(&self, source: &Source<'_>, location: &str, n: usize, k: usize) -> Result<Int4Layer> {
         let weight = match self.checkpoint.linear(source.prefix, n, k)? {
             LinearWeight::Quantized(weight) if weight.bits == CodeBits::Four => weight,
-            LinearWeight::Float { .. } => return Err(source.at("it is not quantized")),
+            LinearWeight::Float { .. } | LinearWeight::Simulated(_) => {
+                return Err(source.at("it is not quantized"));
+            }
             LinearWeight::Quantized(_) | LinearWeight::WeightOnly { .. } => {
                 return Err(source.at(
                     "converted are checkpoints whose quantized layers all have 4 bits and int8 activations, or all have 4 bits \

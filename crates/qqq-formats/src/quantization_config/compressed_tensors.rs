@@ -158,7 +158,7 @@ fn read_for(map: &Map<String, Value>, purpose: Use) -> Result<QuantizationConfig
         if map.get("ignore").is_some_and(|v| !v.is_null()) { list(map, "", "ignore")? } else { vec![] };
     let float = ignored.into_iter().map(|pattern| Rule { pattern, scheme: None });
     let rules = float.chain(targets.into_values()).collect();
-    Ok(QuantizationConfig { format: CheckpointFormat::CompressedTensors, rules })
+    Ok(QuantizationConfig { format: CheckpointFormat::CompressedTensors, rules, simulated: None })
 }
 
 /// The layout of groups that name none; `None` if every group has its own.

@@ -101,7 +101,7 @@ pub(super) fn read(map: &Map<String, Value>) -> Result<QuantizationConfig> {
         Some(_) => return Err(unsupported(format_args!("dynamic is {}", found(map, "dynamic")))),
     }
     rules.push(Rule { pattern: ModulePattern::every_linear(), scheme: Some(tiles(default)) });
-    Ok(QuantizationConfig { format: CheckpointFormat::Qqq, rules })
+    Ok(QuantizationConfig { format: CheckpointFormat::Qqq, rules, simulated: None })
 }
 
 fn tiles(group_size: Option<usize>) -> LayerScheme {

@@ -1,16 +1,23 @@
 //! Published methods as recipes, one file each: what the paper does, with its source on top.
 //!
 //! A recipe is a value of [`Recipe`]: all of them run through the same calibration, solver, report and resume, on every device.
-//! The steps that a paper has of its own are in its file; [`Setting`] are the options that it has.
+//! The steps that a paper has of its own are in its file; [`Setting`] are the options that it has. Those whose arithmetic no
+//! kernel here runs are [`simulated`].
 
 pub mod awq;
+mod factor;
 mod fp16;
 mod gptq;
+pub mod llm_int8;
 pub(crate) mod omniquant;
 pub mod os_plus;
 mod qqq;
+pub mod quik;
+pub mod quip;
 mod rtn;
+pub mod simulated;
 pub mod smoothquant;
+pub mod spqr;
 
 use std::{fmt, str::FromStr};
 
@@ -55,12 +62,20 @@ pub enum RecipeName {
     QqqG128,
     /// QQQ's authors' later one, with rotation.
     QqqRot,
+    /// LLM.int8(), simulated.
+    LlmInt8,
+    /// QUIK, simulated.
+    Quik,
+    /// SpQR, simulated.
+    SpQr,
+    /// QuIP, simulated.
+    Quip,
 }
 
 /// What a recipe leaves open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {
-    /// [`Recipe::bits`].
+    /// [`Recipe::bits`], or those of a simulated method.
     Bits,
     /// [`Recipe::activations`].
     Activations,
@@ -68,7 +83,7 @@ pub enum Setting {
     GroupSize,
     /// [`Recipe::act_order`].
     ActOrder,
-    /// [`Recipe::damping`].
+    /// [`Recipe::damping`], or that of a simulated method.
     Damping,
     /// [`Recipe::migration_strength`].
     MigrationStrength,
@@ -82,6 +97,24 @@ pub enum Setting {
     Text,
     /// [`Recipe::seed`].
     Seed,
+    /// [`LlmInt8::threshold`](qqq_formats::simulated::LlmInt8), [`SpQr::threshold`](qqq_formats::simulated::SpQr).
+    OutlierThreshold,
+    /// [`Quik::outliers`](qqq_formats::simulated::Quik).
+    Outliers,
+    /// [`Quik::down_bits`](qqq_formats::simulated::Quik).
+    DownBits,
+    /// [`SpQr::group`](qqq_formats::simulated::SpQr).
+    Beta1,
+    /// [`SpQr::statistics_group`](qqq_formats::simulated::SpQr).
+    Beta2,
+    /// [`SpQr::statistics_bits`](qqq_formats::simulated::SpQr).
+    StatisticsBits,
+    /// [`Quip::greedy`](qqq_formats::simulated::Quip).
+    Greedy,
+    /// [`Quip::rho`](qqq_formats::simulated::Quip).
+    Rho,
+    /// [`Quip::incoherence`](qqq_formats::simulated::Quip).
+    Incoherence,
 }
 
 /// What is told of a recipe.
@@ -104,7 +137,7 @@ pub struct Entry {
 }
 
 /// All recipes but the tool's own.
-pub const PUBLISHED: [Entry; 10] = [
+pub const PUBLISHED: [Entry; 14] = [
     fp16::ENTRY,
     rtn::ENTRY,
     smoothquant::ENTRY,
@@ -115,6 +148,10 @@ pub const PUBLISHED: [Entry; 10] = [
     qqq::CHANNEL,
     qqq::G128,
     qqq::ROTATED,
+    llm_int8::ENTRY,
+    quik::ENTRY,
+    spqr::ENTRY,
+    quip::ENTRY,
 ];
 
 /// How the tool's own recipe is written.

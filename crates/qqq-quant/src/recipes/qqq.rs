@@ -3,11 +3,12 @@
 //!
 //! Adaptive smoothing shrinks channels beyond a threshold that is searched by the site's output (section 3.2; `smooth`,
 //! `smooth_sites`); then GPTQ rounds the weights (section 3.3). Nothing is clipped, nothing corrected. The later recipe has a
-//! rotation (QuaRot's, arXiv 2404.00456, absorbed into the weights) in the place of smoothing. Later layers are calibrated on
-//! what the quantized layers before give.
+//! rotation (QuaRot's, arXiv 2404.00456, absorbed into the weights) in the place of smoothing, and scales that make the weights'
+//! own error least: their scripts turn that search on for rotation, and off for smoothing. Later layers are calibrated on what
+//! the quantized layers before give.
 
 use super::{Entry, RecipeName, Setting, plain};
-use crate::{Calibration, Propagation, Recipe, Transform};
+use crate::{Calibration, Clip, Propagation, Recipe, Transform};
 
 const SETTINGS: &[Setting] =
     &[Setting::ActOrder, Setting::Damping, Setting::SmoothTokens, Setting::Text, Setting::Seed];
@@ -28,7 +29,7 @@ fn in_groups() -> Recipe {
 }
 
 fn rotated() -> Recipe {
-    Recipe { name: RecipeName::QqqRot, transform: Transform::Rotate, ..smoothed() }
+    Recipe { name: RecipeName::QqqRot, transform: Transform::Rotate, clip: Clip::Weight, ..smoothed() }
 }
 
 /// Per channel.
@@ -56,7 +57,7 @@ pub const ROTATED: Entry = Entry {
     name: RecipeName::QqqRot,
     word: "qqq-rot",
     source: "the QQQ repository, with arXiv 2404.00456",
-    what: "rotation, then GPTQ",
+    what: "rotation, then GPTQ with clipped weights",
     gives: "W4A8 per channel, or in groups of 128 (--group-size)",
     recipe: rotated,
     settings: &[

@@ -194,6 +194,7 @@ impl Keeper {
             learning: run.learning.clone(),
             warnings: run.work.warnings().to_vec(),
             timings: Timings { total: self.seconds(), ..run.timings },
+            budget: run.budget.clone(),
         };
         let header = serde_json::to_vec(&header)?;
         let path = new_state_file(&self.directory);

@@ -13,7 +13,7 @@ use super::{
     fingerprint::Fingerprint,
     states::{Reader, States},
 };
-use crate::{QuantError, Result, calibration::TokenWindows, output};
+use crate::{Budget, BudgetReport, QuantError, Result, calibration::TokenWindows, output};
 
 /// Most bytes of a header: those of a model of thousands of blocks are fewer.
 const MAX_HEADER: u64 = 1 << 30;
@@ -58,6 +58,24 @@ impl Stopped {
         reader.end()?;
         let header = serde_json::from_slice(&text).map_err(|e| damaged(directory, &e.to_string()))?;
         Ok(Self { directory: directory.into(), header })
+    }
+
+    /// What the latest run to an output that was stopped has measured for this budget.
+    ///
+    /// # Errors
+    /// It had another budget, or none.
+    pub fn budget(reservation: &Reservation, budget: Budget) -> Result<Option<BudgetReport>> {
+        let Some(directory) = reservation.stopped().first() else { return Ok(None) };
+        match Self::open(directory)?.header.budget {
+            Some(kept) if kept.budget == budget => Ok(Some(kept)),
+            kept => {
+                let was = kept.map_or_else(|| "not there".into(), |kept| kept.budget.to_string());
+                Err(QuantError::Resume(format!(
+                    "{}: the budget was {was}, and is {budget}",
+                    directory.display()
+                )))
+            }
+        }
     }
 
     fn check(&self, now: &Fingerprint) -> Result<()> {

@@ -29,12 +29,8 @@ impl<B: Calibrate> Run<'_, B> {
         Ok(())
     }
 
-    pub(super) fn pack(
-        &mut self,
-        index: usize,
-        weight: LinearWeight,
-        bias: Option<Vec<f32>>,
-    ) -> Result<Layer<B>> {
+    /// A weight as it runs.
+    pub fn pack(&mut self, index: usize, weight: LinearWeight, bias: Option<Vec<f32>>) -> Result<Layer<B>> {
         let clock = Instant::now();
         let packed = self.around.backend.linear_weight(weight, bias);
         self.ready(index, clock, packed)
@@ -91,13 +87,13 @@ pub(super) fn input_of(site: Site) -> &'static str {
 }
 
 /// A layer of zeros.
-pub(super) fn zeros(n: usize, k: usize, scheme: Scheme) -> QuantizedWeight {
+pub(crate) fn zeros(n: usize, k: usize, scheme: Scheme) -> QuantizedWeight {
     let groups = scheme.group_size.map_or(1, |group| k / group);
     scheme.weight((n, k), vec![0; n * k], vec![1.0; n * groups])
 }
 
 /// Stacks two layers.
-pub(super) fn join(first: &QuantizedWeight, second: &QuantizedWeight) -> Result<QuantizedWeight> {
+pub(crate) fn join(first: &QuantizedWeight, second: &QuantizedWeight) -> Result<QuantizedWeight> {
     QuantizedWeight::concat(&[first, second])
         .ok_or_else(|| QuantError::Recipe("parts of a layer were quantized in different ways".into()))
 }

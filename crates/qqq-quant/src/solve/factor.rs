@@ -100,7 +100,7 @@ pub(super) fn square<T: bytemuck::Pod>(k: usize) -> Result<Zeros<T>, String> {
 
 /// Replaces the lower triangle of a symmetric matrix, `k x k` column-major, by its Cholesky factor; `false` if it is not
 /// positive definite.
-pub(super) fn factorise(a: &mut [f64], k: usize) -> bool {
+pub(crate) fn factorise(a: &mut [f64], k: usize) -> bool {
     let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(k, Par::Seq, Default::default()));
     let factor = cholesky_in_place(
         MatMut::from_column_major_slice_mut(a, k, k),

@@ -8,5 +8,6 @@ mod pipeline;
 mod precision;
 mod quality;
 mod recipes;
+mod simulated;
 mod tiny;
 mod transform;

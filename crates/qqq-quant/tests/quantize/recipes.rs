@@ -69,6 +69,12 @@ fn every_recipe_gives_what_it_says() {
                 );
                 None
             }
+            _ if recipe.simulated.is_some() => {
+                let record = made.checkpoint.config.quantization.as_ref().and_then(|q| q.simulated());
+                assert_eq!(record.map(|record| record.method), recipe.simulated);
+                assert_eq!(made.report.kinds(), [format!("{name} simulated")]);
+                None
+            }
             _ => {
                 let schemes = schemes.unwrap();
                 assert_eq!(schemes.len(), 1, "{name}");
@@ -77,6 +83,7 @@ fn every_recipe_gives_what_it_says() {
         };
         let (four, eight) = (CodeBits::Four, CodeBits::Eight);
         let want = match name {
+            _ if recipe.simulated.is_some() => None,
             RecipeName::Fp16 => None,
             RecipeName::SmoothQuant | RecipeName::OsPlus => Some((eight, Activations::Int8, None)),
             RecipeName::Gptq | RecipeName::Awq => Some((four, Activations::Half, Some(128))),

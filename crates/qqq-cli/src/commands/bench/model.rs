@@ -123,6 +123,15 @@ fn run_on<P: Place>(args: &ModelArgs, place: &P, console: &Console) -> anyhow::R
     let loads = args.batch.iter().map(|&batch| args.load(batch)).collect::<Vec<_>>();
     // What config and options tell is said before a large model is loaded.
     let checkpoint = model::open(&args.model, &args.hub)?;
+    if let Some(method) = model::simulated(&checkpoint) {
+        return Err(bad_input_hint(
+            format!(
+                "{}: the arithmetic of {method} is simulated, and how fast that is says nothing of the method's speed",
+                args.model
+            ),
+            "bench another checkpoint of the model, such as one of --recipe rtn",
+        ));
+    }
     for load in &loads {
         load.check(&checkpoint.config)?;
     }

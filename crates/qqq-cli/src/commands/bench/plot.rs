@@ -4,7 +4,11 @@ use std::{io::Write, path::Path};
 
 use plotters::{coord::Shift, element::DashedPathElement, prelude::*};
 
-use crate::{errors::failed_hint, files};
+use crate::{
+    errors::failed_hint,
+    figure::{colour, distinct, marker},
+    files,
+};
 
 /// A measured product.
 #[derive(Clone, Debug)]
@@ -46,28 +50,6 @@ const COLUMNS: usize = 3;
 /// Height of the title and of a line of the legend.
 const TITLE: u32 = 40;
 const LEGEND_LINE: u32 = 24;
-
-/// Colours of the lines, told apart by most colour-blind people too; markers help.
-const COLOURS: [RGBColor; 8] = [
-    RGBColor(0x00, 0x60, 0xa8),
-    RGBColor(0xc6, 0x46, 0x00),
-    RGBColor(0x00, 0x7a, 0x58),
-    RGBColor(0xa0, 0x24, 0x6b),
-    RGBColor(0x7a, 0x5c, 0x00),
-    RGBColor(0x5b, 0x45, 0xc9),
-    RGBColor(0x44, 0x44, 0x44),
-    RGBColor(0x8a, 0x33, 0x24),
-];
-
-pub(super) fn colour(index: usize) -> RGBColor {
-    COLOURS[index % COLOURS.len()]
-}
-
-/// The mark of series `index` at a place: a disc or a ring.
-pub(super) fn marker<C>(at: C, index: usize) -> Circle<C, i32> {
-    let colour = colour(index);
-    Circle::new(at, 4, if index.is_multiple_of(2) { colour.filled() } else { colour.stroke_width(2) })
-}
 
 /// The figure's text. There is at least one point.
 fn figure(gpu: &str, points: &[Point]) -> anyhow::Result<String> {
@@ -144,17 +126,6 @@ fn draw_panel(
         chart.draw_series(line.into_iter().map(|at| marker(at, index)))?;
     }
     Ok(())
-}
-
-/// Without repetition, in order of appearance.
-pub(super) fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
-    let mut found = Vec::new();
-    for value in all {
-        if !found.contains(&value) {
-            found.push(value);
-        }
-    }
-    found
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@ use std::{io::Write, path::Path};
 
 use plotters::prelude::*;
 
-use super::plot::{colour, distinct, marker};
-use crate::files;
+use crate::{
+    figure::{colour, distinct, marker},
+    files,
+};
 
 /// A measured speed.
 #[derive(Clone, Debug)]

@@ -47,6 +47,9 @@ struct Outcome<'a> {
     model: &'a str,
     baseline: &'a str,
     text: TextName,
+    /// The method whose arithmetic was simulated, in the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    simulated: Option<&'static str>,
     options: WindowOptions,
     #[serde(flatten)]
     report: KldReport,
@@ -107,10 +110,13 @@ fn run_on<P: Place>(args: &KldArgs, place: &P, console: &Console) -> anyhow::Res
         kl_divergence(&baseline.decoder, &model.decoder, &tokens, &options, progress)
     })?;
     let shown = Shown::of(&report);
-    let outcome = Outcome { model: &args.model, baseline: &args.baseline, text, options, report, shown };
+    let simulated = model::simulated(&model.checkpoint);
+    let outcome =
+        Outcome { model: &args.model, baseline: &args.baseline, text, simulated, options, report, shown };
     console.result(&outcome, |o| {
         let r = &o.report;
         let mut all = rows(r);
+        all.extend(o.simulated.map(|method| ("simulated", method.to_owned())));
         all.push(o.text.row());
         all.push(scored_row(r.windows, r.planned_windows, r.tokens, o.options.window));
         all.push(("time", format::seconds(r.seconds)));

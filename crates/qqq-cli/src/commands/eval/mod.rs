@@ -1,5 +1,6 @@
 //! `qqq eval`.
 
+mod curve;
 mod kld;
 mod perplexity;
 mod text;
@@ -21,6 +22,7 @@ pub struct EvalArgs {
 enum Command {
     Perplexity(perplexity::PerplexityArgs),
     Kld(kld::KldArgs),
+    Curve(Box<curve::CurveArgs>),
 }
 
 /// Runs the command.
@@ -28,6 +30,7 @@ pub fn run(args: &EvalArgs, console: &Console) -> anyhow::Result<()> {
     match &args.command {
         Command::Perplexity(args) => perplexity::run(args, console),
         Command::Kld(args) => kld::run(args, console),
+        Command::Curve(args) => curve::run(args, console),
     }
 }
 

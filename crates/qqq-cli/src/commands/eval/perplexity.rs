@@ -45,6 +45,9 @@ pub struct PerplexityArgs {
 #[derive(Serialize)]
 struct Outcome<'a> {
     model: &'a str,
+    /// The method whose arithmetic was simulated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    simulated: Option<&'static str>,
     text: TextName,
     options: WindowOptions,
     #[serde(flatten)]
@@ -77,16 +80,19 @@ fn run_on<P: Place>(args: &PerplexityArgs, place: &P, console: &Console) -> anyh
         perplexity: format::estimate(report.perplexity, report.standard_error),
         second_half_perplexity: report.second_half_perplexity.map(|p| format::estimate(p, None)),
     };
-    let outcome = Outcome { model: &args.model, text, options, report, shown };
+    let simulated = model::simulated(&model.checkpoint);
+    let outcome = Outcome { model: &args.model, simulated, text, options, report, shown };
     console.result(&outcome, |o| {
         let (r, shown) = (&o.report, &o.shown);
         let halves = shown.second_half_perplexity.clone().map(|p| ("second halves", p));
         let rate = (r.windows * o.options.window) as f64 / r.seconds;
-        let rows = [("perplexity", shown.perplexity.clone())].into_iter().chain(halves).chain([
-            o.text.row(),
-            scored_row(r.windows, r.planned_windows, r.tokens, o.options.window),
-            ("time", format!("{} ({rate:.0} tokens/s)", format::seconds(r.seconds))),
-        ]);
+        let simulated = o.simulated.map(|method| ("simulated", method.to_owned()));
+        let rows =
+            [("perplexity", shown.perplexity.clone())].into_iter().chain(halves).chain(simulated).chain([
+                o.text.row(),
+                scored_row(r.windows, r.planned_windows, r.tokens, o.options.window),
+                ("time", format!("{} ({rate:.0} tokens/s)", format::seconds(r.seconds))),
+            ]);
         pairs(rows)
     })?;
     if outcome.report.partial { Err(InterruptedWithResult.into()) } else { Ok(()) }

@@ -17,6 +17,14 @@ pub struct TextArgs {
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
     #[command(flatten)]
+    cut: CutArgs,
+}
+
+/// How texts are read and cut.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Text")]
+pub struct CutArgs {
+    #[command(flatten)]
     read: ReadArgs,
     /// Tokens of a window: what the model sees at once
     #[arg(long, value_name = "TOKENS", default_value_t = 2048, allow_negative_numbers = true,
@@ -43,9 +51,14 @@ pub struct TextName {
 }
 
 impl TextName {
+    /// The file's, without its folder.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or(self.path.as_os_str()).display().to_string()
+    }
+
     /// For a table.
     pub fn row(&self) -> (&'static str, String) {
-        let name = self.path.file_name().unwrap_or(self.path.as_os_str()).display();
+        let name = self.name();
         let hash = self.sha256.as_ref().map(|h| format!(", SHA-256 {}...", &h[..16])).unwrap_or_default();
         ("text", format!("{name}{hash}"))
     }
@@ -64,12 +77,26 @@ impl TextArgs {
     /// # Errors
     /// The file cannot be read, or the windows do not fit the model.
     pub fn open<'a, B: Backend>(&'a self, model: &'a LoadedModel<B>) -> anyhow::Result<OpenText<'a>> {
+        self.cut.open(&self.text, model)
+    }
+}
+
+impl CutArgs {
+    /// Opens a text for a model, whose chat template renders what the text has of messages.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the windows do not fit the model.
+    pub fn open<'a, B: Backend>(
+        &self,
+        path: &'a Path,
+        model: &'a LoadedModel<B>,
+    ) -> anyhow::Result<OpenText<'a>> {
         let options = self.options(&model.tokenizer)?;
         options.check(&model.checkpoint.config)?;
         let template = Box::new(|| ChatTemplate::load(&model.checkpoint, &model.tokenizer));
-        let reader = TextReader::open(&self.text, &self.read.options()?, template)?;
+        let reader = TextReader::open(path, &self.read.options()?, template)?;
         self.read.check_fields(reader.has_records())?;
-        Ok(OpenText { text: Text::new(reader), path: &self.text, options })
+        Ok(OpenText { text: Text::new(reader), path, options })
     }
 
     fn options(&self, tokenizer: &Tokenizer) -> anyhow::Result<WindowOptions> {

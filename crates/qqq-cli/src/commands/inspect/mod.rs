@@ -2,7 +2,7 @@
 
 mod layers;
 
-use qqq_formats::{Checkpoint, QuantizationConfig, config::RopeScaling};
+use qqq_formats::{Checkpoint, QuantizationConfig, SimulatedMethod, config::RopeScaling};
 use qqq_quant::REPORT_FILE;
 use serde::Serialize;
 
@@ -72,6 +72,12 @@ struct Quantization {
     /// Of every kind of layers, where there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     group_sizes: Vec<Option<usize>>,
+    /// Of a simulated checkpoint: what it stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    simulated: Option<SimulatedMethod>,
+    /// Bits that the method would store for a weight of the blocks' linear layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    simulated_bits_per_weight: Option<f64>,
 }
 
 impl Quantization {
@@ -84,10 +90,25 @@ impl Quantization {
         }
         let mut schemes: Vec<String> = config.schemes().iter().map(ToString::to_string).collect();
         schemes.dedup();
-        Self { format: config.format.name(), schemes, group_size, group_sizes }
+        let simulated = config.simulated();
+        Self {
+            format: config.format.name(),
+            schemes,
+            group_size,
+            group_sizes,
+            simulated: simulated.map(|s| s.method),
+            simulated_bits_per_weight: simulated.and_then(|s| s.bits_per_weight),
+        }
     }
 
     fn text(&self) -> String {
+        if let Some(method) = &self.simulated {
+            let bits = match self.simulated_bits_per_weight {
+                Some(bits) => format!("it would store {bits:.2} bits per weight"),
+                None => "the bits that it would store are not known".into(),
+            };
+            return format!("simulated: {method}; {bits}; here are 16-bit weights");
+        }
         let one = |group_size: Option<usize>| match group_size {
             None => "one scale per output channel".into(),
             Some(g) => format!("groups of {g}"),
@@ -109,14 +130,17 @@ impl Quantization {
     }
 }
 
+/// Of all modules, and of the linear layers of the blocks.
 #[derive(Serialize)]
-struct Totals {
+pub struct Totals {
     parameters: u64,
-    bytes: u64,
+    /// Of all modules.
+    pub bytes: u64,
     bits_per_weight: f64,
     block_linear_parameters: u64,
     block_linear_bytes: u64,
-    block_linear_bits_per_weight: f64,
+    /// Of the linear layers of the blocks.
+    pub block_linear_bits_per_weight: f64,
 }
 
 /// Runs the command.
@@ -171,7 +195,8 @@ fn recipe(checkpoint: &Checkpoint) -> Option<String> {
     Some(report["recipe"]["name"].as_str()?.to_owned())
 }
 
-fn totals(modules: &[Module]) -> Totals {
+/// Sums over the modules of a checkpoint.
+pub fn totals(modules: &[Module]) -> Totals {
     let sum = |linear_only: bool| {
         let of = modules.iter().filter(|m| !linear_only || m.block_linear);
         of.fold((0, 0), |(p, b), m| (p + m.parameters, b + m.bytes))

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::anyhow;
-use qqq_quant::{BeyondGate, Gate, QuantError, Report, Transform, calibration};
+use qqq_quant::{BeyondGate, Gate, QuantError, Report, Transform, calibration, recipes::Setting};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -89,15 +89,24 @@ pub fn refused(beyond: Box<BeyondGate>, console: &Console) -> anyhow::Error {
 pub fn way_out(beyond: &BeyondGate) -> String {
     let recipe = &beyond.report.recipe;
     let mut ways = Vec::new();
+    let published = recipe.name.entry();
+    if let Some(entry) = published {
+        // It has no other options than its own.
+        if entry.settings.contains(&Setting::Bits) {
+            ways.push("more bits (--bits)");
+        }
+        ways.push("the tool's own recipe (--recipe best)");
+    }
     match recipe.group_size {
+        _ if published.is_some() => {}
         None => ways.push("groups (--group-size 64)"),
         Some(64..) => ways.push("finer groups (--group-size 32)"),
         Some(_) => {}
     }
-    if recipe.transform != Transform::Rotate {
+    if recipe.transform != Transform::Rotate && published.is_none() {
         ways.push("rotation, where the model allows it (--transform rotate)");
     }
-    if !recipe.compensate {
+    if !recipe.compensate && published.is_none() {
         ways.push("compensation (--method gptq)");
     }
     if recipe.calibrates() {

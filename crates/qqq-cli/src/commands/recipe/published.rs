@@ -1,28 +1,39 @@
 //! Recipes of papers on the command line: what they leave open may be said, and nothing else.
 
-use std::str::FromStr;
-
 use qqq_formats::{Activations, CodeBits};
 use qqq_quant::{
     Calibration, Clip, Recipe,
     recipes::{Entry, PUBLISHED, Setting},
 };
 
-use super::{ActivationKind, AmountArgs, Bits, RecipeArgs};
+use super::{
+    ActivationKind, AmountArgs, RecipeArgs,
+    papers::{Alpha, PaperArgs},
+};
 use crate::errors::{bad_input, bad_input_hint};
 
 /// Tokens that a recipe takes of the built-in text, at most, unless their number is given: it holds no more than some 100,000.
 const BUILT_IN_TOKENS: usize = 65_536;
 
 /// Options, by their names, and what of a recipe they say. Those without are the tool's own recipe's alone.
-static OPTIONS: [(&str, Option<Setting>); 23] = [
+static OPTIONS: [(&str, Option<Setting>); 33] = [
     ("transform", None),
     ("rotation", Some(Setting::Rotation)),
     ("alpha", Some(Setting::MigrationStrength)),
     ("epochs", Some(Setting::Epochs)),
+    ("outlier-threshold", Some(Setting::OutlierThreshold)),
+    ("outliers", Some(Setting::Outliers)),
+    ("down-bits", Some(Setting::DownBits)),
+    ("beta1", Some(Setting::Beta1)),
+    ("beta2", Some(Setting::Beta2)),
+    ("statistics-bits", Some(Setting::StatisticsBits)),
+    ("greedy", Some(Setting::Greedy)),
+    ("rho", Some(Setting::Rho)),
+    ("no-incoherence", Some(Setting::Incoherence)),
     ("bits", Some(Setting::Bits)),
     ("activations", Some(Setting::Activations)),
     ("rules", None),
+    ("budget", None),
     ("group-size", Some(Setting::GroupSize)),
     ("group-scales", None),
     ("method", None),
@@ -46,27 +57,6 @@ fn written(option: &str) -> &str {
     if option == "rules" { "rule" } else { option }
 }
 
-/// `--alpha`: how much of the outliers migrates.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Alpha {
-    /// So much.
-    Given(f64),
-    /// What loses least, for each site.
-    Search,
-}
-
-impl FromStr for Alpha {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse::<f64>() {
-            _ if text == "search" => Ok(Self::Search),
-            Ok(strength) if (0.0..=1.0).contains(&strength) => Ok(Self::Given(strength)),
-            _ => Err(format!("{text:?} is neither a number from 0 to 1 nor search")),
-        }
-    }
-}
-
 impl RecipeArgs {
     /// The recipe of a paper, with what was said of it. `built_in`: whether the text is the built-in one.
     pub(super) fn published(
@@ -77,11 +67,10 @@ impl RecipeArgs {
     ) -> anyhow::Result<Recipe> {
         self.refuse_foreign(entry)?;
         let mut recipe = (entry.recipe)();
-        if self.given.has("bits") {
-            recipe.bits = match self.bits {
-                Bits::Four => CodeBits::Four,
-                Bits::Eight => CodeBits::Eight,
-            };
+        if let Some(method) = recipe.simulated {
+            recipe = Recipe::simulating(self.simulated(method)?);
+        } else if self.given.has("bits") {
+            recipe.bits = self.code_bits()?;
         }
         if recipe.bits == CodeBits::Eight {
             recipe.group_size = None;
@@ -101,14 +90,14 @@ impl RecipeArgs {
                 ActivationKind::Half => Activations::Half,
             };
         }
-        if let Some(alpha) = self.alpha {
+        if let Some(alpha) = self.papers.alpha {
             recipe.migration_strength = match alpha {
                 Alpha::Given(strength) => Some(strength),
                 Alpha::Search => None,
             };
         }
-        recipe.epochs = self.epochs.or(recipe.epochs);
-        if self.given.has("damping") {
+        recipe.epochs = self.papers.epochs.or(recipe.epochs);
+        if self.given.has("damping") && recipe.simulated.is_none() {
             recipe.damping = self.damping;
         }
         recipe.act_order &= !self.no_act_order;
@@ -154,6 +143,19 @@ impl RecipeArgs {
             own.smooth_tokens.min(window)
         };
         Calibration { windows: amount.windows.unwrap_or(windows), window, smooth_tokens }
+    }
+
+    /// Refuses options of papers that the tool's own recipe does not have.
+    pub(super) fn refuse_papers(&self) -> anyhow::Result<()> {
+        let given = PaperArgs::OPTIONS.into_iter().find(|option| self.given.has(option));
+        let Some(option) = given else { return Ok(()) };
+        let setting = OPTIONS.iter().find(|(name, _)| *name == option).and_then(|(_, setting)| *setting);
+        let owns = |entry: &&Entry| setting.is_some_and(|setting| entry.settings.contains(&setting));
+        let owners: Vec<&str> = PUBLISHED.iter().filter(owns).map(|entry| entry.word).collect();
+        Err(bad_input_hint(
+            format!("--{option}: the tool's own recipe (best) has no such option"),
+            format!("it is that of --recipe {}", owners.join(" and ")),
+        ))
     }
 
     /// Refuses options that the paper does not have.

@@ -1,4 +1,8 @@
 use clap::Parser;
+use qqq_formats::{
+    SimulatedMethod,
+    simulated::{LlmInt8, Quik, Quip, SpQr},
+};
 
 use super::*;
 use crate::errors::Failure;
@@ -224,6 +228,10 @@ fn published_recipes_have_their_papers_options() {
         ("--recipe qqq --smooth-tokens 256", RecipeName::Qqq),
         ("--recipe qqq-g128", RecipeName::QqqG128),
         ("--recipe qqq-rot --rotation orthogonal", RecipeName::QqqRot),
+        ("--recipe llm-int8 --outlier-threshold 5 --calibration x", RecipeName::LlmInt8),
+        ("--recipe quik --bits 8 --down-bits 4 --outliers 0.1 --damping 0.1", RecipeName::Quik),
+        ("--recipe spqr --bits 4 --beta1 32 --beta2 64 --statistics-bits 16", RecipeName::SpQr),
+        ("--recipe quip --bits 3 --greedy 10 --rho 3 --no-incoherence", RecipeName::Quip),
     ] {
         assert_eq!(recipe(options).unwrap().name, want, "{options}");
     }
@@ -241,13 +249,28 @@ fn published_recipes_have_their_papers_options() {
         ("--recipe omniquant --clip none", "--clip", "omniquant"),
         ("--epochs 3", "--epochs", "best"),
         ("--alpha 0.5", "--alpha", "best"),
+        ("--greedy 3", "--greedy", "best"),
+        ("--no-incoherence", "--no-incoherence", "best"),
+        ("--recipe spqr --outliers 0.1", "--outliers", "spqr"),
+        ("--recipe quik --outlier-threshold 6", "--outlier-threshold", "quik"),
+        ("--recipe llm-int8 --bits 4", "--bits", "llm-int8"),
+        ("--recipe quip --rule down_proj=int8", "--rule", "quip"),
+        ("--recipe quip --propagation float", "--propagation", "quip"),
+        ("--recipe spqr --group-size 32", "--group-size", "spqr"),
+        ("--recipe quik --bits 5", "--bits is 5, but must be 4 or 8", "quik"),
+        ("--recipe spqr --bits 12", "--bits is 12, but must be from 2 to 8", "spqr"),
+        ("--recipe spqr --beta1 1", "--beta1 is 1", "spqr"),
+        ("--recipe spqr --outlier-threshold -1", "--outlier-threshold is -1", "spqr"),
+        ("--recipe quip --rho NaN", "--rho is NaN", "quip"),
+        ("--bits 3", "--bits 3", "best"),
+        ("--recipe gptq --bits 3", "--bits 3", "gptq"),
     ] {
         let error = recipe(options).unwrap_err();
         assert!(error.starts_with(option) && error.contains(name), "{options}: {error}");
     }
     assert!(recipe("--recipe rtn --seed 1").unwrap_err().starts_with("--seed does nothing"));
     assert!(recipe("--recipe awq --windows 0").unwrap_err().contains("--recipe awq cannot do without"));
-    for wrong in ["--recipe omni", "--alpha 1.5", "--alpha much"] {
+    for wrong in ["--recipe omni", "--alpha 1.5", "--alpha much", "--bits 1", "--recipe quip:bits=3"] {
         assert!(Line::try_parse_from(["qqq"].into_iter().chain(wrong.split(' '))).is_err(), "{wrong}");
     }
 }
@@ -276,6 +299,73 @@ fn published_recipes_take_their_papers_text_or_what_is_built_in() {
     assert_eq!(strength("--recipe smoothquant"), Some(0.5));
     assert_eq!(strength("--recipe smoothquant --alpha 0.75"), Some(0.75));
     assert_eq!(strength("--recipe smoothquant --alpha search"), None);
+}
+
+#[test]
+fn simulated_methods_have_their_papers_parameters() {
+    let simulated = |options: &str| recipe(options).unwrap().simulated.unwrap();
+    let damping = 0.5;
+    for (options, want) in [
+        ("--recipe llm-int8", SimulatedMethod::LlmInt8(LlmInt8::default())),
+        ("--recipe llm-int8 --outlier-threshold 5", SimulatedMethod::LlmInt8(LlmInt8 { threshold: 5.0 })),
+        ("--recipe quik", SimulatedMethod::Quik(Quik::default())),
+        (
+            "--recipe quik --bits 8 --down-bits 4 --outliers 0.1 --damping 0.5",
+            SimulatedMethod::Quik(Quik { bits: 8, down_bits: 4, outliers: 0.1, damping }),
+        ),
+        ("--recipe spqr", SimulatedMethod::SpQr(SpQr::default())),
+        (
+            "--recipe spqr --bits 4 --beta1 32 --beta2 64 --statistics-bits 5 --outlier-threshold inf --damping 0.5",
+            SimulatedMethod::SpQr(SpQr {
+                bits: 4,
+                group: 32,
+                statistics_bits: 5,
+                statistics_group: 64,
+                threshold: f64::INFINITY,
+                damping,
+            }),
+        ),
+        ("--recipe quip", SimulatedMethod::Quip(Quip::default())),
+        (
+            "--recipe quip --bits 3 --greedy 10 --rho 3 --no-incoherence --damping 0.5",
+            SimulatedMethod::Quip(Quip { bits: 3, incoherence: false, greedy: 10, rho: 3.0, damping }),
+        ),
+    ] {
+        assert_eq!(simulated(options), want, "{options}");
+    }
+    let Recipe { calibration, seed, .. } = recipe("--recipe quip --windows 2 --window 64 --seed 5").unwrap();
+    assert_eq!((calibration.windows, calibration.window, seed), (2, 64, 5));
+    // It looks at no text unless somebody names one.
+    let windows = |options: &str| recipe(options).unwrap().calibration.windows;
+    assert_eq!(windows("--recipe llm-int8"), 0);
+    assert_eq!(windows("--recipe llm-int8 --window 64"), 32);
+    assert_eq!(windows("--recipe spqr"), 32);
+    assert_eq!(windows("--recipe spqr --calibration x"), 128);
+    for name in ["quik", "spqr", "quip"] {
+        let error = recipe(&format!("--recipe {name} --windows 0")).unwrap_err();
+        assert!(error.contains(&format!("--recipe {name} cannot do without")), "{error}");
+    }
+}
+
+#[test]
+fn options_of_papers_are_named_with_their_recipes() {
+    for (options, owners) in [
+        ("--alpha 0.5", "smoothquant"),
+        ("--outlier-threshold 6", "llm-int8 and spqr"),
+        ("--outliers 0.1", "quik"),
+        ("--down-bits 4", "quik"),
+        ("--beta1 16", "spqr"),
+        ("--beta2 16", "spqr"),
+        ("--statistics-bits 3", "spqr"),
+        ("--greedy 3", "quip"),
+        ("--rho 3", "quip"),
+        ("--no-incoherence", "quip"),
+    ] {
+        let line = Line::parse_from(["qqq"].into_iter().chain(options.split_whitespace()));
+        let failure = Failure::of(&line.recipe.recipe(&line.amount, true).unwrap_err());
+        assert_eq!(failure.hint, Some(format!("it is that of --recipe {owners}")), "{options}");
+    }
+    assert_eq!(PaperArgs::OPTIONS.len(), 10, "all are above");
 }
 
 #[test]
