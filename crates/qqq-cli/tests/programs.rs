@@ -113,6 +113,7 @@ fn every_command_has_a_page() {
         "qqq-convert.1",
         "qqq-demo.1",
         "qqq-doctor.1",
+        "qqq-eval-curve.1",
         "qqq-eval-kld.1",
         "qqq-eval-perplexity.1",
         "qqq-eval.1",

@@ -1,8 +1,8 @@
 //! Mixed precision within a budget: which layers get how many bits is decided by what that costs on held-out text.
 //!
 //! A site that no rule decides on may become 4 bits in the recipe's groups, 4 bits in smaller ones, or 8 bits. For each of these
-//! the KL divergence of the model from the float one is measured with this site alone quantized ([`sensitivity`]). The budget
-//! then goes where it saves most for each byte ([`choice`]). Losses of several sites are taken to add up. From then on the run is
+//! the KL divergence of the model from the float one is measured with this site alone quantized (`sensitivity`). The budget
+//! then goes where it saves most for each byte (`choice`). Losses of several sites are taken to add up. From then on the run is
 //! one with rules, which its report names: the same rules without a budget give the same checkpoint.
 
 mod choice;
@@ -146,14 +146,14 @@ pub(crate) struct Measuring {
 pub(crate) const PHASE: &str = "measuring what bits cost";
 
 impl Decided {
-    /// As a stopped run has it, which had the same budget.
-    pub fn kept(recipe: &Recipe, kept: BudgetReport) -> Self {
+    /// By what was measured, now or by a stopped run that had the same budget.
+    pub fn by(recipe: &Recipe, report: BudgetReport) -> Self {
         let mut recipe = Recipe { budget: None, ..recipe.clone() };
-        recipe.rules.extend(kept.rules.iter().cloned());
+        recipe.rules.extend(report.rules.iter().cloned());
         Self {
             recipe,
             format: OutputFormat::CompressedTensors,
-            report: Some(kept),
+            report: Some(report),
             measuring: Measuring::default(),
         }
     }
@@ -199,8 +199,6 @@ pub(crate) fn decide<B: Calibrate>(
     let mut found = sensitivity::measure(&measuring, compared, &sizes, sensitivities, progress)?;
     choice::spend(&mut found.sites, room);
     let rules = rules(&job.checkpoint.config, &sizes, &found.sites);
-    let mut recipe = Recipe { budget: None, ..job.recipe.clone() };
-    recipe.rules.extend(rules.iter().cloned());
     let report = BudgetReport {
         budget,
         bits_per_weight: sizes.bits_per_weight(&found.sites),
@@ -210,8 +208,7 @@ pub(crate) fn decide<B: Calibrate>(
         sites: found.sites,
         rules,
     };
-    let format = OutputFormat::CompressedTensors;
-    Ok(Decided { recipe, format, report: Some(report), measuring: found.measuring })
+    Ok(Decided { measuring: found.measuring, ..Decided::by(job.recipe, report) })
 }
 
 /// Refuses what a budget does not go with.

@@ -88,7 +88,7 @@ pub fn quantize<'a, B: Calibrate>(
         _ => None,
     };
     let Decided { recipe, format, report: budget, measuring } = match kept {
-        Some(kept) => Decided::kept(recipe, kept),
+        Some(kept) => Decided::by(recipe, kept),
         None => budget::decide(&job, output.format, Sensitivities::Measured, progress)?,
     };
     let output = &Output { format, ..output.clone() };

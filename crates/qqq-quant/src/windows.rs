@@ -211,7 +211,8 @@ impl<'a, B: Calibrate> Windows<'a, B> {
         let Surroundings { backend: b, config, .. } = self.around;
         let copy = |states: &B::Tensor| {
             let values = b.read(states)?.into_owned();
-            Window::new(b, b.upload(self.tokens, config.hidden_size, values)?, self.tokens)
+            let tokens = values.len() / config.hidden_size;
+            Window::new(b, b.upload(tokens, config.hidden_size, values)?, tokens)
         };
         self.states().map(copy).collect()
     }

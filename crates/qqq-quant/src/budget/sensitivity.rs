@@ -369,7 +369,7 @@ impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
             for scheme in self.sizes.schemes(site) {
                 let rounded =
                     self.rounded(index, site, scheme, &layer, (inputs.as_ref(), values.as_ref()))?;
-                let mut own = Windows::new(self.run.around, self.float_copies()?, copies.tokens());
+                let mut own = Windows::new(self.run.around, self.float.copies()?, copies.tokens());
                 let float = std::mem::replace(block.layer_mut(site), rounded);
                 own.pass(&block, &mut |_| Ok(()))?;
                 *block.layer_mut(site) = float;
@@ -389,17 +389,6 @@ impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
         self.float.pass(&block, &mut |_| Ok(()))?;
         self.done(self.pass_seconds())?;
         Ok(made)
-    }
-
-    /// The text, as it enters a block of the float model.
-    fn float_copies(&self) -> Result<Vec<Window<B>>> {
-        let Surroundings { backend: b, config, .. } = self.run.around;
-        let copy = |window: &Window<B>| {
-            let states = b.read(&window.flow.residual)?.into_owned();
-            let rows = states.len() / config.hidden_size;
-            Window::new(b, b.upload(rows, config.hidden_size, states)?, rows)
-        };
-        self.float.windows.iter().map(copy).collect()
     }
 
     /// A layer as the recipe rounds it for the moments of its inputs, and v for those of its own.

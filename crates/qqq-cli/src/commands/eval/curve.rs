@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use self::figure::Point;
 use super::{
-    scored,
+    check_vocabularies, scored,
     text::{CutArgs, TextName},
 };
 use crate::{
@@ -160,13 +160,7 @@ fn check_tokens<P: qqq_backend::Backend>(
     tokens: &[u32],
     (baseline, model): (&LoadedModel<P>, &LoadedModel<P>),
 ) -> anyhow::Result<()> {
-    let [of_baseline, of_model] = [baseline, model].map(|m| m.decoder.config.vocab_size);
-    if of_baseline != of_model {
-        return Err(bad_input(format!(
-            "{} has a vocabulary of {of_baseline} tokens, {spec} one of {of_model}: their predictions cannot be compared",
-            args.baseline
-        )));
-    }
+    check_vocabularies((&args.baseline, baseline), (spec, model))?;
     if args.cut.open(path, model)?.tokens(&model.tokenizer)? != tokens {
         return Err(bad_input_hint(
             format!("{spec} and {} make different tokens of {}", args.baseline, path.display()),

@@ -4,13 +4,13 @@ use qqq_eval::{Estimate, KldReport, WindowOptions, kl_divergence};
 use serde::Serialize;
 
 use super::{
-    scored, scored_row,
+    check_vocabularies, scored, scored_row,
     text::{TextArgs, TextName},
 };
 use crate::{
     console::Console,
     device::{DeviceArgs, Place, on_device},
-    errors::{InterruptedWithResult, bad_input, bad_input_hint},
+    errors::{InterruptedWithResult, bad_input_hint},
     format,
     model::{self, HubArgs},
     table::pairs,
@@ -92,12 +92,7 @@ fn run_on<P: Place>(args: &KldArgs, place: &P, console: &Console) -> anyhow::Res
     let mut text = args.text.open(&model)?;
     let tokens = text.tokens(&model.tokenizer)?;
     let baseline = model::load_checked(&args.baseline, &args.hub, place)?;
-    if baseline.decoder.config.vocab_size != model.decoder.config.vocab_size {
-        return Err(bad_input(format!(
-            "{} has a vocabulary of {} tokens, {} one of {}: their predictions cannot be compared",
-            args.baseline, baseline.decoder.config.vocab_size, args.model, model.decoder.config.vocab_size
-        )));
-    }
+    check_vocabularies((&args.baseline, &baseline), (&args.model, &model))?;
     text.options().check(&baseline.checkpoint.config)?;
     if text.tokens(&baseline.tokenizer)? != tokens {
         return Err(bad_input_hint(

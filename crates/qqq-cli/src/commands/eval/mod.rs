@@ -9,7 +9,7 @@ pub use kld::rows as kld_rows;
 
 use clap::Subcommand;
 
-use crate::{console::Console, interrupt::Guard, progress::Progress};
+use crate::{console::Console, errors::bad_input, interrupt::Guard, model::LoadedModel, progress::Progress};
 
 /// Measure a model's quality on text
 #[derive(Debug, clap::Args)]
@@ -48,6 +48,20 @@ pub fn scored<R>(
         progress.update(done as f64, total as f64, &format!("window {done}/{total}"));
         !guard.pressed()
     })
+}
+
+/// That two models, each with its name, predict the same tokens.
+fn check_vocabularies<B: qqq_backend::Backend>(
+    (baseline, of_baseline): (&str, &LoadedModel<B>),
+    (name, model): (&str, &LoadedModel<B>),
+) -> anyhow::Result<()> {
+    let [expected, found] = [of_baseline, model].map(|m| m.decoder.config.vocab_size);
+    if expected != found {
+        return Err(bad_input(format!(
+            "{baseline} has a vocabulary of {expected} tokens, {name} one of {found}: their predictions cannot be compared"
+        )));
+    }
+    Ok(())
 }
 
 /// For a table: what was scored, of what was to be.
