@@ -8,7 +8,7 @@ use qqq_model::{Site, block::head_layout};
 
 use crate::{
     Propagation, Recipe, Schemes, Transform, ValueHessian, calibration::Source, held_out::HeldText,
-    trial::Slowness,
+    recipes::omniquant, trial::Slowness,
 };
 
 /// Operations a second of the kinds of work, as SmolLM2-135M and the shapes of Llama-2-7B take them on two cores of a Xeon
@@ -296,9 +296,9 @@ impl Estimate {
         let rounded = weights * (2.0 * searched * smooth * search_cost + rounding);
         let attended = searched * attention(smooth) * cost.attention;
         let search = match recipe.epochs {
-            // A forward pass in float and two for losses; of each epoch the backward pass takes two more.
             Some(epochs) if recipe.learns() => {
-                let passes = 3.0 * (epochs as f64 + 1.0);
+                // One of them in float.
+                let passes = 1.0 + omniquant::passes(epochs) as f64;
                 let products = 2.0 * weights * tokens * cost.float * rate::LEARN_SLOWER;
                 let rounding = weights * windows * rate::LEARN_ROUND_SECONDS * cost.move_second;
                 passes * (products + attend * rate::LEARN_ATTENTION + rounding) / 4.0

@@ -244,6 +244,7 @@ pub(crate) fn begin<B: Calibrate, T>(
     let samples = *calibration.source == Source::SelfSamples;
     let Resolved { recipe, note } = job.recipe.resolved(&checkpoint.config);
     let recipe = &recipe;
+    let is_trial = matches!(target, Target::Nowhere(_));
     let format = match &target {
         Target::Directory(output) => output.format,
         Target::Nowhere(format) => *format,
@@ -444,6 +445,8 @@ pub(crate) fn begin<B: Calibrate, T>(
         layers: earlier.layers,
         smoothing: earlier.smoothing,
         learning: earlier.learning,
+        is_trial,
+        left_out: estimate.smooth_site.part(0.0),
         timings,
     };
     let mut live = Windows::new(around, embedded, recipe.calibration.window);

@@ -79,6 +79,8 @@ pub struct LearnReport {
     pub loss_before: f64,
     /// With what was learned.
     pub loss_after: f64,
+    /// The epoch that lost least, from 1, whose result it is; 0: it is as it began.
+    pub epoch: usize,
 }
 
 /// The matrices of a rotation.

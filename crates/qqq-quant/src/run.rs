@@ -76,6 +76,10 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub layers: Vec<LayerReport>,
     pub smoothing: Vec<SmoothReport>,
     pub learning: Vec<LearnReport>,
+    /// Whether blocks take only some steps of learning, to see how long these are.
+    pub is_trial: bool,
+    /// What of the last block's learning was not done.
+    pub left_out: Units,
     pub timings: Timings,
 }
 

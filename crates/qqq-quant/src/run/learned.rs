@@ -6,7 +6,7 @@ use qqq_model::Site;
 use super::Run;
 use crate::{
     Result, float_layers::FloatLayers, float_linear::read_block, recipes::omniquant::BlockLearning,
-    report::LearnReport, windows::Windows,
+    windows::Windows,
 };
 
 impl<'a, B: Calibrate> Run<'a, B> {
@@ -20,6 +20,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             half: self.half,
             dtype: self.scale_dtype,
             index,
+            is_trial: self.is_trial,
         }
     }
 
@@ -30,16 +31,20 @@ impl<'a, B: Calibrate> Run<'a, B> {
         windows: &Windows<'_, B>,
     ) -> Result<FloatLayers<'a, B>> {
         let mut block = read_block(self.around.backend, self.checkpoint, index)?;
+        let learner = self.learner(index);
         // Sites are not learned one by one.
-        self.begin(index, self.estimate.smooth_site.part(Site::ALL.len() as f64), "learning")?;
-        let (learner, work) = (self.learner(index), &mut self.work);
+        let whole = self.estimate.smooth_site.part(Site::ALL.len() as f64);
+        let share = learner.share(self.float_windows.len());
+        self.left_out = whole.part(1.0 - share);
+        self.begin(index, whole.part(share), "learning")?;
+        let work = &mut self.work;
         let report =
             learner.learn(&mut block, windows, &mut self.float_windows, &mut |share| work.at(share))?;
-        let LearnReport { block: name, loss_before, loss_after } = &report;
-        if loss_after > loss_before {
+        if report.epoch == 0 && self.recipe.epochs.is_some_and(|epochs| epochs > 0) && !self.is_trial {
             self.work.warn(format!(
-                "{name}: learning has raised the error of what leaves the block, from {loss_before:.4} to {loss_after:.4}; more or \
-                 longer windows make its steps less noisy"
+                "{}: no epoch of learning has made the error of what leaves the block less, it is rounded as it began; more or \
+                 longer windows make steps less noisy",
+                report.block
             ));
         }
         self.learning.push(report);

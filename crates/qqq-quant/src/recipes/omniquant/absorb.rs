@@ -12,7 +12,7 @@ use qqq_model::{
 use super::{
     block::{Learned, LearnedBlock, Linear, Norms, Scales},
     cpu::CpuOps,
-    learn::{Example, LEAST_SCALE, LearnOptions, Outcome, learn},
+    learn::{Example, LEAST_SCALE, LearnOptions, Outcome, learn, passes},
     ops::{Ops, Rotary, WeightGrid},
 };
 use crate::{
@@ -30,8 +30,8 @@ use crate::{
 const FIRST_STRENGTH: f32 = 4.0;
 /// Migration strength of the scales with which learning begins.
 const MIGRATION: f64 = 0.5;
-/// Passes of the forward direction that a step of learning takes as long as.
-const STEP_PASSES: usize = 3;
+/// Windows and epochs that a trial takes.
+const TRIAL: (usize, usize) = (2, 1);
 
 /// What learns a block.
 pub(crate) struct BlockLearning<'a, B: Calibrate> {
@@ -43,6 +43,8 @@ pub(crate) struct BlockLearning<'a, B: Calibrate> {
     /// Type of scales as they are stored.
     pub dtype: ScaleDType,
     pub index: usize,
+    /// Whether some steps are taken only to see how long they are.
+    pub is_trial: bool,
 }
 
 /// What a pass of the float model has found.
@@ -58,6 +60,27 @@ struct Seen {
 type OnShare<'a> = dyn FnMut(f64) -> Result<()> + 'a;
 
 impl<B: Calibrate> BlockLearning<'_, B> {
+    /// Windows that are learned of so many, and epochs.
+    fn amount(&self, windows: usize) -> (usize, usize) {
+        let epochs = self.recipe.epochs.unwrap_or(0);
+        match self.is_trial {
+            true => (windows.min(TRIAL.0), epochs.min(TRIAL.1)),
+            false => (windows, epochs),
+        }
+    }
+
+    /// Forward passes of a window that [`learn`](Self::learn) takes as long as: that in float, and those of learning.
+    fn passes(&self, windows: usize) -> usize {
+        let (count, epochs) = self.amount(windows);
+        windows + count * passes(epochs)
+    }
+
+    /// The share of a block's learning that is done of it.
+    pub fn share(&self, windows: usize) -> f64 {
+        let whole = windows * (1 + passes(self.recipe.epochs.unwrap_or(0)));
+        self.passes(windows) as f64 / whole.max(1) as f64
+    }
+
     /// Learns a block and changes its layers, whose scales are then given. `windows` stand before it; those of the float model,
     /// `float`, leave it.
     ///
@@ -71,9 +94,8 @@ impl<B: Calibrate> BlockLearning<'_, B> {
         on_share: &mut OnShare<'_>,
     ) -> Result<LearnReport> {
         let ops = CpuOps::<f32>::new();
-        let epochs = self.recipe.epochs.unwrap_or(0);
-        let count = float.len();
-        let total = (count * (3 + STEP_PASSES * epochs)).max(1) as f64;
+        let (count, epochs) = self.amount(float.len());
+        let total = self.passes(float.len()).max(1) as f64;
         let mut done = 0;
         let mut passed = |passes: usize| {
             done += passes;
@@ -91,26 +113,20 @@ impl<B: Calibrate> BlockLearning<'_, B> {
             })
         };
         let options = LearnOptions { epochs, ..LearnOptions::default() };
-        let mut seen_windows = 0;
-        let outcome = learn(&ops, &learner, first, (count, &load), seen.power, options, &mut || {
-            seen_windows += 1;
-            let is_step = (count + 1..=count * (1 + epochs)).contains(&seen_windows);
-            passed(if is_step { STEP_PASSES } else { 1 })
-        })?;
+        let outcome = learn(&ops, &learner, first, (count, &load), seen.power, options, &mut passed)?;
         drop(learner);
-        let Outcome { learned, loss_before, loss_after } = outcome;
+        let Outcome { learned, loss_before, loss_after, epoch } = outcome;
         let name = format!("model.layers.{}", self.index);
-        if !(loss_before.is_finite() && loss_after.is_finite()) {
+        if !loss_before.is_finite() {
             return Err(QuantError::NotFinite {
                 layer: name,
                 reason: format!(
-                    "its loss is {loss_before} before learning and {loss_after} after: the model's weights are damaged, or overflow on \
-                     this text"
+                    "its loss is {loss_before} before learning: the model's weights are damaged, or overflow on this text"
                 ),
             });
         }
         self.absorb(&ops, block, &learned)?;
-        Ok(LearnReport { block: name, loss_before, loss_after })
+        Ok(LearnReport { block: name, loss_before, loss_after, epoch })
     }
 
     /// Takes windows of the float model through the block.

@@ -46,19 +46,30 @@ pub(crate) struct Outcome<A> {
     pub loss_before: f64,
     /// With what was learned.
     pub loss_after: f64,
+    /// The epoch that this was learned in, from 1; 0: none has lost less than before learning.
+    pub epoch: usize,
 }
 
-/// Tells of windows that were gone through; an error stops.
-pub(crate) type OnWindow<'a> = dyn FnMut() -> Result<()> + 'a;
+/// Passes of the forward direction that a step takes as long as.
+const STEP_PASSES: usize = 3;
+
+/// Forward passes of a window that learning takes as long as: losses before and after each epoch, and the steps of each.
+pub(crate) const fn passes(epochs: usize) -> usize {
+    1 + epochs * (STEP_PASSES + 1)
+}
+
+/// Told how many forward passes of a window what was done has taken as long as; an error stops.
+pub(crate) type OnPasses<'a> = dyn FnMut(usize) -> Result<()> + 'a;
 
 /// A window on its way to the device.
 pub(crate) type Load<'a, A> = dyn Fn(usize) -> Result<Example<A>> + 'a;
 
-/// Learns, from what `first` says on. Losses are told as shares of `power`. Gradients are those of losses as shares of the first
-/// one: a factor that Adam does not feel, but in its guard against division by 0.
+/// Learns, from what `first` says on, and gives what has lost least of all windows: at the beginning, or behind an epoch. Losses
+/// are told as shares of `power`. Gradients are those of losses as shares of the first one: a factor that Adam does not feel, but
+/// in its guard against division by 0.
 ///
 /// # Errors
-/// Those of the device, of `load` and of `on_window`.
+/// Those of the device, of `load` and of `on_passes`.
 pub(crate) fn learn<O: Ops>(
     ops: &O,
     block: &LearnedBlock<O::Array>,
@@ -66,19 +77,20 @@ pub(crate) fn learn<O: Ops>(
     (windows, load): (usize, &Load<'_, O::Array>),
     power: f64,
     options: LearnOptions,
-    on_window: &mut OnWindow<'_>,
+    on_passes: &mut OnPasses<'_>,
 ) -> Result<Outcome<O::Array>> {
-    let error_before = error(ops, block, &first, (windows, load), on_window)?;
+    let error_before = error(ops, block, &first, (windows, load), on_passes)?;
     let power = power.max(f64::MIN_POSITIVE);
     let loss_before = error_before / power;
-    let mut moments = first.try_map(|value| {
-        let (mean, square) = (ops.zeros_like(&value)?, ops.zeros_like(&value)?);
-        Ok::<_, crate::QuantError>(Parameter { value, mean, square })
+    let mut moments = first.as_ref().try_map(|value| {
+        let (mean, square) = (ops.zeros_like(value)?, ops.zeros_like(value)?);
+        Ok::<_, crate::QuantError>(Parameter { value: ops.copy(value)?, mean, square })
     })?;
+    let mut best = Outcome { learned: first, loss_before, loss_after: loss_before, epoch: 0 };
     let mut step = 0;
     // Of a window's error as a share of the mean one.
     let scale = 2.0 * windows as f64 / error_before.max(f64::MIN_POSITIVE);
-    for _ in 0..options.epochs {
+    for epoch in 1..=options.epochs {
         for window in 0..windows {
             let Example { input, target } = load(window)?;
             let learned = values(ops, &moments)?;
@@ -88,12 +100,15 @@ pub(crate) fn learn<O: Ops>(
             let gradients = block.backward(ops, &dout, &learned, &weights, &trace)?;
             step += 1;
             descend(ops, &mut moments, &gradients, step, options)?;
-            on_window()?;
+            on_passes(STEP_PASSES)?;
+        }
+        let learned = values(ops, &moments)?;
+        let loss_after = error(ops, block, &learned, (windows, load), on_passes)? / power;
+        if loss_after < best.loss_after {
+            best = Outcome { learned, loss_after, epoch, ..best };
         }
     }
-    let learned = moments.try_map(|parameter| Ok::<_, crate::QuantError>(parameter.value))?;
-    let loss_after = error(ops, block, &learned, (windows, load), on_window)? / power;
-    Ok(Outcome { learned, loss_before, loss_after })
+    Ok(best)
 }
 
 /// The values of all parameters.
@@ -129,14 +144,14 @@ fn error<O: Ops>(
     block: &LearnedBlock<O::Array>,
     learned: &Learned<O::Array>,
     (windows, load): (usize, &Load<'_, O::Array>),
-    on_window: &mut OnWindow<'_>,
+    on_passes: &mut OnPasses<'_>,
 ) -> Result<f64> {
     let weights = block.weights(ops, learned)?;
     let mut sum = 0.0;
     for window in 0..windows {
         let Example { input, target } = load(window)?;
         sum += ops.squared_distance(&block.run(ops, &input, learned, &weights)?, &target)?;
-        on_window()?;
+        on_passes(1)?;
     }
     Ok(sum)
 }

@@ -13,13 +13,15 @@
 //!
 //! Adam without weight decay, a window a step, in their order, 20 epochs of 128 windows of 2048 tokens; learning rates 0.01 for
 //! clipping, 0.005 for scales. Rounding passes gradients as if it were not there. Weights for 16-bit activations learn clipping
-//! alone, as the paper has it for LLaMA. The result is that of the last step.
+//! alone, as the paper has it for LLaMA.
 //!
 //! # Where it departs
 //! - RMS norms have no bias that could take a shift: `s` alone is learned.
 //! - Scales between queries and keys would change nothing here: they multiply output channels, whose scales follow, and queries and
 //!   keys are not quantized (the paper's are).
 //! - Query heads that share values share the scales of o's input; the authors' code leaves these out.
+//! - The result is that of the epoch behind which all windows together lose least, or what learning began with: rounding is not
+//!   smooth, steps are noisy, and the last one may be worse than the first. The paper takes the last.
 //! - Losses are divided by that of the beginning. Adam feels of it only that gradients stay far above its guard against 0.
 //! - In groups for int8 activations, learning does not see that weights become int8 of their channel.
 //!
@@ -38,6 +40,7 @@ mod tests;
 use qqq_backend::{BackendError, Pieces};
 
 pub(crate) use self::absorb::BlockLearning;
+pub(crate) use self::learn::passes;
 use super::{Entry, RecipeName, Setting, plain};
 use crate::{Calibration, Clip, Propagation, QuantError, Recipe, Result, Transform};
 

@@ -8,7 +8,7 @@ use crate::{
     recipes::omniquant::{
         block::Learned,
         cpu::{Array, CpuOps},
-        learn::{Example, LearnOptions, Outcome, learn},
+        learn::{Example, LearnOptions, Outcome, learn, passes},
         ops::Ops,
     },
 };
@@ -24,8 +24,17 @@ fn first(shape: Shape, seed: u64) -> Learned<Array<f32>> {
     learned(&point)
 }
 
-/// Learns a random block whose input has outliers, against itself in float.
 fn run(shape: Shape, seed: u64, options: LearnOptions) -> (Outcome<Array<f32>>, usize) {
+    run_from(shape, seed, first(Shape { tokens: TOKENS, ..shape }, seed), options)
+}
+
+/// Learns a random block whose input has outliers, against itself in float.
+fn run_from(
+    shape: Shape,
+    seed: u64,
+    from: Learned<Array<f32>>,
+    options: LearnOptions,
+) -> (Outcome<Array<f32>>, usize) {
     let shape = Shape { tokens: TOKENS, ..shape };
     let ops: CpuOps<f32> = ops();
     let of_block = problem(shape, seed);
@@ -40,13 +49,12 @@ fn run(shape: Shape, seed: u64, options: LearnOptions) -> (Outcome<Array<f32>>, 
     let power = targets.iter().flat_map(|target| &target.data).map(|x| f64::from(*x).powi(2)).sum();
     let load = |i: usize| Ok(Example { input: array(&windows[i]), target: targets[i].clone() });
     let mut seen = 0;
-    let mut on_window = || {
-        seen += 1;
+    let mut on_passes = |passes| {
+        seen += passes;
         Ok(())
     };
     let block = block::<f32>(&of_block);
-    let from = first(shape, seed);
-    let outcome = learn(&ops, &block, from, (WINDOWS, &load), power, options, &mut on_window).unwrap();
+    let outcome = learn(&ops, &block, from, (WINDOWS, &load), power, options, &mut on_passes).unwrap();
     (outcome, seen)
 }
 
@@ -62,7 +70,9 @@ fn learning_lowers_the_loss() {
         let mut gains = Vec::new();
         for seed in 0..4 {
             let (Outcome { loss_before, loss_after, .. }, seen) = run(shape, seed, options);
-            assert_eq!(seen, WINDOWS * (2 + options.epochs));
+            assert_eq!(seen, WINDOWS * passes(options.epochs));
+            // However it goes, no block is worse than it began.
+            assert!(loss_after <= loss_before);
             println!("{shape:?}: {loss_before:.3e} {loss_after:.3e}");
             gains.push(loss_after / loss_before);
         }
@@ -80,6 +90,26 @@ fn the_same_twice() {
     for site in Site::ALL {
         assert_eq!(a.learned.clip(site), b.learned.clip(site));
     }
+}
+
+/// With more epochs the first of them are gone through alike: what was best behind these is kept until another is better.
+#[test]
+fn the_best_epoch_is_kept() {
+    let (mut least, mut kept) = (f64::INFINITY, 0);
+    for epochs in 0..8 {
+        // Long steps: losses go up and down.
+        let options = LearnOptions { epochs, clip_rate: 0.5, scale_rate: 0.2 };
+        let (Outcome { learned, loss_before, loss_after, epoch }, _) = run(PLAIN, 3, options);
+        least = least.min(if epochs == 0 { loss_before } else { loss_after });
+        assert_eq!(loss_after.to_bits(), least.to_bits(), "{epochs}");
+        assert!(epoch <= epochs);
+        kept += usize::from(epoch < epochs);
+        // It is what it says: without a rate this loses as much at the beginning.
+        let options = LearnOptions { epochs: 0, ..options };
+        let (again, _) = run_from(PLAIN, 3, learned, options);
+        assert_eq!(again.loss_before.to_bits(), loss_after.to_bits());
+    }
+    assert!(kept > 0, "no epoch was worse than one before");
 }
 
 /// At learning rates of 0 weights are rounded to nearest, clipped as at the beginning.
