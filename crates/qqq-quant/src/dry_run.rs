@@ -1,7 +1,8 @@
 //! What a run would take, from its first block.
 //!
 //! All that comes before the blocks is done, and the first block is quantized as in a run, but nothing is written. What
-//! is left is counted as in a run whose first block is done: by kinds of work, at what each has taken so far.
+//! is left is counted as in a run whose first block is done: by kinds of work, at what each has taken so far. Where blocks are
+//! learned, the first takes some steps alone.
 
 use qqq_backend::Calibrate;
 use qqq_formats::{Checkpoint, ModelConfig};
@@ -81,6 +82,7 @@ pub fn dry_run<'a, B: Calibrate>(
         let (before, ends) = (started.elapsed().as_secs_f64(), writer.file_bytes());
         run.block(0, &mut live, &mut writer)?;
         let measured_seconds = started.elapsed().as_secs_f64();
+        let left_out = run.work.expected(run.left_out);
         // The stage that makes samples had none to make.
         let samples = match calibration.source {
             Source::SelfSamples => run.estimate.text.amount,
@@ -104,7 +106,7 @@ pub fn dry_run<'a, B: Calibrate>(
             seconds: chosen.seconds + measuring.seconds + measured_seconds + run.work.left() + samples,
             trial_seconds: chosen.seconds,
             sensitivity_seconds: measuring.seconds,
-            block_seconds: measured_seconds - before,
+            block_seconds: measured_seconds - before + left_out,
             measured_seconds,
             memory_estimate: memory,
             memory_phase: phase.into(),

@@ -274,6 +274,10 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
             "channels shifted before o, and those beyond a searched threshold shrunk".into()
         }
         (Transform::Protect, _) => "channels scaled by their mean activation to a searched power".into(),
+        (Transform::Learn, _) => match recipe.activations {
+            Activations::Int8 => format!("learned scales of channels, {} epochs", recipe.epochs.unwrap_or(0)),
+            Activations::Half => "none".into(),
+        },
     };
     let rounding = match (recipe.compensate, recipe.act_order) {
         (false, _) => "to nearest".into(),
@@ -296,6 +300,7 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
         Clip::Weight => "least weight error",
         Clip::Output => "least output error",
         Clip::GroupOutput => "least output error of each group alone, but for q and k",
+        Clip::Learned => "learned by the error of the block's output",
     };
     let mut rows = Vec::new();
     if let Some(entry) = recipe.name.entry() {

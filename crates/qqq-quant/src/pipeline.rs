@@ -188,6 +188,7 @@ pub fn quantize<'a, B: Calibrate>(
             budget: run.budget,
             quality,
             smoothing: run.smoothing,
+            learning: run.learning,
             rotation: rotations.as_ref().map(|rotations| rotations.report()),
             warnings,
             timings: run.timings,
@@ -259,6 +260,7 @@ pub(crate) fn begin<B: Calibrate, T>(
     let samples = *calibration.source == Source::SelfSamples;
     let Resolved { recipe, note } = job.recipe.resolved(&checkpoint.config);
     let recipe = &recipe;
+    let is_trial = matches!(target, Target::Nowhere(_));
     let format = match &target {
         Target::Directory(output) => output.format,
         Target::Nowhere(format) => *format,
@@ -347,7 +349,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         work.note(&held_out_note(&windows.held_out, held));
     }
     let mut keeper = print.as_ref().map(|print| {
-        let streams = if recipe.corrects() { 2 } else { 1 };
+        let streams = if recipe.follows_float() { 2 } else { 1 };
         let width = streams * config.hidden_size;
         Keeper::new(writer.staging(), print.clone(), &windows, samples, (width, config.hidden_size), started)
     });
@@ -399,7 +401,7 @@ pub(crate) fn begin<B: Calibrate, T>(
             };
             let embedded =
                 |windows: &[Vec<u32>]| windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>();
-            let float = if recipe.corrects() { embedded(&windows.calibration)? } else { Vec::new() };
+            let float = if recipe.follows_float() { embedded(&windows.calibration)? } else { Vec::new() };
             let held_out = embedded(&windows.held_out)?;
             let embedded = embedded(&windows.calibration)?;
             drop(table);
@@ -437,6 +439,7 @@ pub(crate) fn begin<B: Calibrate, T>(
     let positions = longest.max(1);
     let ropes = rope::embeddings(backend, config, RopeChoice::new(config, positions), positions)?;
     let around = Surroundings { backend, config, ropes: &ropes };
+    let (float, float_windows) = if recipe.learns() { (Vec::new(), float) } else { (float, Vec::new()) };
     let mut run = Run {
         checkpoint,
         recipe,
@@ -447,6 +450,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         rotations: on_device.clone(),
         smoothing_window,
         float_stream: recipe.corrects().then(|| FloatStream::new(around, float, recipe.calibration.window)),
+        float_windows,
         held_out: (!windows.held_out.is_empty())
             .then(|| HeldOut::new(around, windows.held_out.clone(), held_out_float, held_out)),
         block_ahead: None,
@@ -457,6 +461,9 @@ pub(crate) fn begin<B: Calibrate, T>(
         work,
         layers: earlier.layers,
         smoothing: earlier.smoothing,
+        learning: earlier.learning,
+        is_trial,
+        left_out: estimate.smooth_site.part(0.0),
         timings,
     };
     let mut live = Windows::new(around, embedded, recipe.calibration.window);

@@ -48,12 +48,17 @@ pub enum Transform {
     /// Of a [recipe](crate::recipes).
     #[cfg_attr(feature = "clap", value(skip))]
     Protect,
+    /// OmniQuant: scales of channels are learned with the clipping of weights.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    Learn,
 }
 
 impl Transform {
     /// Whether it scales input channels by what calibration tokens have there: the layers of a block are then changed together.
     pub const fn scales_channels(self) -> bool {
-        matches!(self, Self::Smooth) || self.reads_windows()
+        matches!(self, Self::Smooth | Self::Learn) || self.reads_windows()
     }
 
     /// Whether it looks at all calibration windows, as the float model has them.
@@ -107,6 +112,11 @@ pub enum Clip {
     /// Of a [recipe](crate::recipes).
     #[cfg_attr(feature = "clap", value(skip))]
     GroupOutput,
+    /// Learned with the block, as OmniQuant has it.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    Learned,
 }
 
 /// What later blocks (and later layers of a block) are calibrated on.
@@ -176,6 +186,9 @@ pub struct Recipe {
     /// nothing with other transforms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_strength: Option<f64>,
+    /// Times that [`Transform::Learn`] goes through all calibration windows. Says nothing with other transforms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<usize>,
     /// Kind of rotation, where there is one.
     pub rotation: RotationKind,
     /// Bits of the weights where no rule says otherwise; 8 go with `group_size: None`. Reports of before there was a choice: 4.
@@ -229,6 +242,7 @@ impl Recipe {
         name: RecipeName::Best,
         transform: Transform::Usual,
         migration_strength: None,
+        epochs: None,
         rotation: RotationKind::Hadamard,
         bits: CodeBits::Four,
         activations: Activations::Int8,
@@ -253,6 +267,16 @@ impl Recipe {
         self.error_correction != 0.0
     }
 
+    /// Whether blocks are learned.
+    pub fn learns(&self) -> bool {
+        self.transform == Transform::Learn
+    }
+
+    /// Whether the calibration windows go through the float model as well.
+    pub fn follows_float(&self) -> bool {
+        self.corrects() || self.learns()
+    }
+
     /// Whether calibration text is looked at.
     pub fn calibrates(&self) -> bool {
         self.calibration.windows > 0
@@ -263,7 +287,7 @@ impl Recipe {
         let Calibration { windows, window, smooth_tokens } = self.calibration;
         match self.transform {
             Transform::Smooth => (1, smooth_tokens),
-            transform if transform.reads_windows() => (windows, window),
+            transform if transform.reads_windows() || self.learns() => (windows, window),
             _ => (0, 0),
         }
     }

@@ -71,6 +71,20 @@ pub struct SmoothReport {
     pub loss_after: f64,
 }
 
+/// A block that was learned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LearnReport {
+    /// `model.layers.0`, ...
+    pub block: String,
+    /// Squared error of what leaves the block on all calibration windows, as a share of the float model's square, before
+    /// anything was learned.
+    pub loss_before: f64,
+    /// With what was learned.
+    pub loss_after: f64,
+    /// The epoch that lost least, from 1, whose result it is; 0: it is as it began.
+    pub epoch: usize,
+}
+
 /// The matrices of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RotationReport {
@@ -174,6 +188,9 @@ pub struct Report {
     pub quality: Option<Quality>,
     /// Every site that was smoothed; empty for other transforms.
     pub smoothing: Vec<SmoothReport>,
+    /// Every block that was learned; empty for other transforms.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub learning: Vec<LearnReport>,
     /// Rotation, where there is one (and the report is not of a version that did not say).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<RotationReport>,

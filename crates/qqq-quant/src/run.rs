@@ -5,6 +5,7 @@
 
 mod held_out;
 mod layers;
+mod learned;
 mod replay;
 mod simulated;
 
@@ -36,11 +37,11 @@ use crate::{
     moments::{Moments, Sums},
     output::OutputCheckpoint,
     recipes::BlockChange,
-    report::{LayerReport, SmoothReport, Timings, modules},
+    report::{LayerReport, LearnReport, SmoothReport, Timings, modules},
     rotations::DeviceRotations,
     smooth::SearchOptions,
     smooth_sites::SmoothContext,
-    solve::{ScaleDType, SolveOptions, solve_corrected_on},
+    solve::{ScaleDType, SolveOptions, round_on, solve_corrected_on},
     transform_choice::TransformReport,
     value_hessian::value_moments,
     windows::{Surroundings, Window, Windows},
@@ -61,6 +62,8 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub smoothing_window: Option<Window<B>>,
     /// The calibration windows in the float model, where weights are corrected.
     pub float_stream: Option<FloatStream<'a, B>>,
+    /// The same where blocks are learned.
+    pub float_windows: Vec<Window<B>>,
     /// Windows that calibration does not see, until they are [compared](Run::measure).
     pub held_out: Option<HeldOut<'a, B>>,
     /// A block whose layers were read while the one before was calibrated, and what came of that.
@@ -75,6 +78,11 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub work: Work<'a>,
     pub layers: Vec<LayerReport>,
     pub smoothing: Vec<SmoothReport>,
+    pub learning: Vec<LearnReport>,
+    /// Whether blocks take only some steps of learning, to see how long these are.
+    pub is_trial: bool,
+    /// What of the last block's learning was not done.
+    pub left_out: Units,
     pub timings: Timings,
 }
 
@@ -148,6 +156,11 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let clock = Instant::now();
         if self.recipe.transform.reads_windows() {
             let layers = self.changed_block(index, windows)?;
+            self.timings.transform += clock.elapsed().as_secs_f64();
+            return Ok(layers);
+        }
+        if self.recipe.learns() {
+            let layers = self.learned_block(index, windows)?;
             self.timings.transform += clock.elapsed().as_secs_f64();
             return Ok(layers);
         }
@@ -521,12 +534,17 @@ impl<'a, B: Calibrate> Run<'a, B> {
             scale_dtype: self.scale_dtype,
         };
         let hessian = moments.map(|moments| &moments.hessian);
+        let groups = k / scheme.group_size.unwrap_or(k);
+        let given = layer.scales.as_deref().map(|scales| &scales[rows.start * groups..rows.end * groups]);
         let deviation = moments.and_then(|moments| moments.deviation.as_ref());
         let strength = self.recipe.error_correction;
         let correction = deviation.map(|deviation| Correction { deviation, strength });
         let backend = self.around.backend;
-        let solved =
-            solve_corrected_on(backend, &name, &layer.weights, rows, k, hessian, correction, &options)?;
+        let weights = &layer.weights;
+        let solved = match given {
+            Some(scales) => round_on(backend, &name, weights, rows, k, hessian, scales, &options),
+            None => solve_corrected_on(backend, &name, weights, rows, k, hessian, correction, &options),
+        }?;
         if solved.damping > self.recipe.damping * 1.000_001 {
             self.work.warn(format!(
                 "{name}: the Hessian is not positive definite at damping {}; {} was used",

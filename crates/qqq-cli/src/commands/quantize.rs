@@ -198,6 +198,7 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         Clip::Weight => "with scales of the least weight error",
         Clip::Output => "with scales of the least output error",
         Clip::GroupOutput => "with groups clipped by their output",
+        Clip::Learned => "with learned clipping",
     };
     if recipe.simulated.is_some() {
         let how = match recipe.calibrates() {
@@ -249,6 +250,7 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         }
         Some(entry) => {
             let advice = match recipe.calibrates() {
+                true if recipe.learns() => "fewer windows and epochs are faster (--windows, --epochs)",
                 true => "fewer windows are faster (--windows)",
                 false => "--recipe best keeps more of the quality",
             };
@@ -370,6 +372,14 @@ fn summary(report: &Report, output: &Path) -> String {
     );
     if !report.layers.is_empty() {
         rows.push(error);
+    }
+    if !report.learning.is_empty() {
+        let mean = |of: &dyn Fn(&qqq_quant::report::LearnReport) -> f64| {
+            format::significant(report.learning.iter().map(of).sum::<f64>() / report.learning.len() as f64, 3)
+        };
+        let (before, after) = (mean(&|block| block.loss_before), mean(&|block| block.loss_after));
+        let learned = format!("{after} of what leaves a block, mean over blocks (before learning: {before})");
+        rows.push(("learned error", learned));
     }
     rows.extend(report.quality.iter().flat_map(Quality::rows));
     if let Some(rotation) = &report.rotation {

@@ -191,6 +191,7 @@ impl RecipeArgs {
         let recipe = Recipe {
             name: RecipeName::Best,
             migration_strength: None,
+            epochs: None,
             transform: self.transform(),
             rotation: self.rotation,
             bits: self.code_bits()?,

@@ -191,6 +191,7 @@ impl Keeper {
             held_out: self.samples.held_out.clone(),
             layers: run.layers.clone(),
             smoothing: run.smoothing.clone(),
+            learning: run.learning.clone(),
             warnings: run.work.warnings().to_vec(),
             timings: Timings { total: self.seconds(), ..run.timings },
             transform: run.transform.clone(),

@@ -231,7 +231,11 @@ fn quantize(
     let transform = match recipe.resolved(&checkpoint.config).recipe.transform {
         Transform::Rotate => "rotation",
         // What channels are divided by, in one way or another.
-        Transform::Smooth | Transform::Migrate | Transform::Suppress | Transform::Protect => "smoothing",
+        Transform::Smooth
+        | Transform::Migrate
+        | Transform::Suppress
+        | Transform::Protect
+        | Transform::Learn => "smoothing",
         Transform::Usual | Transform::Auto | Transform::None => "no transform",
     };
     console.note(&format!(

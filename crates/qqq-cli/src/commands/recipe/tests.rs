@@ -225,6 +225,7 @@ fn published_recipes_have_their_papers_options() {
         ("--recipe os+ --bits 4", RecipeName::OsPlus),
         ("--recipe gptq --group-size 64 --damping 0.1 --no-act-order", RecipeName::Gptq),
         ("--recipe awq --group-size 64 --calibration x", RecipeName::Awq),
+        ("--recipe omniquant --epochs 2 --activations half --group-size 64", RecipeName::OmniQuant),
         ("--recipe qqq --smooth-tokens 256", RecipeName::Qqq),
         ("--recipe qqq-g128", RecipeName::QqqG128),
         ("--recipe qqq-rot --rotation orthogonal", RecipeName::QqqRot),
@@ -248,6 +249,9 @@ fn published_recipes_have_their_papers_options() {
         ("--recipe rtn --rule down_proj=int8", "--rule", "rtn"),
         ("--recipe qqq --error-correction 1", "--error-correction", "qqq"),
         ("--recipe awq --group-size channel", "--group-size channel", "awq"),
+        ("--recipe awq --epochs 3", "--epochs", "awq"),
+        ("--recipe omniquant --clip none", "--clip", "omniquant"),
+        ("--epochs 3", "--epochs", "best"),
         ("--alpha 0.5", "--alpha", "best"),
         ("--greedy 3", "--greedy", "best"),
         ("--no-incoherence", "--no-incoherence", "best"),
@@ -270,7 +274,7 @@ fn published_recipes_have_their_papers_options() {
     }
     assert!(recipe("--recipe rtn --seed 1").unwrap_err().starts_with("--seed does nothing"));
     assert!(recipe("--recipe awq --windows 0").unwrap_err().contains("--recipe awq cannot do without"));
-    for wrong in ["--recipe omniquant", "--alpha 1.5", "--alpha much", "--bits 1", "--recipe quip:bits=3"] {
+    for wrong in ["--recipe omni", "--alpha 1.5", "--alpha much", "--bits 1", "--recipe quip:bits=3"] {
         assert!(Line::try_parse_from(["qqq"].into_iter().chain(wrong.split(' '))).is_err(), "{wrong}");
     }
 }
@@ -351,6 +355,7 @@ fn simulated_methods_have_their_papers_parameters() {
 fn options_of_papers_are_named_with_their_recipes() {
     for (options, owners) in [
         ("--alpha 0.5", "smoothquant"),
+        ("--epochs 3", "omniquant"),
         ("--outlier-threshold 6", "llm-int8 and spqr"),
         ("--outliers 0.1", "quik"),
         ("--outlier-bits 8", "quik"),
@@ -366,7 +371,7 @@ fn options_of_papers_are_named_with_their_recipes() {
         let failure = Failure::of(&line.recipe.recipe(&line.amount, true).unwrap_err());
         assert_eq!(failure.hint, Some(format!("it is that of --recipe {owners}")), "{options}");
     }
-    assert_eq!(PaperArgs::OPTIONS.len(), 11, "all are above");
+    assert_eq!(PaperArgs::OPTIONS.len(), 12, "all are above");
 }
 
 #[test]
