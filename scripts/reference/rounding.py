@@ -69,9 +69,7 @@ def inverse_factor(moment: Tensor) -> Tensor:
     return torch.linalg.cholesky(torch.linalg.inv(moment), upper=True)
 
 
-def sweep(
-    weight: Tensor, factor: Tensor, round_column: Callable[[int, Tensor], Tensor], first: int, last: int
-) -> None:
+def sweep(weight: Tensor, factor: Tensor, round_column: Callable[[int, Tensor], Tensor], first: int, last: int) -> None:
     """GPTQ over some columns, in place: each is rounded, and all behind it take up the error."""
     for j in range(first, last):
         rounded = round_column(j, weight[:, j])
