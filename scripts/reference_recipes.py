@@ -126,7 +126,7 @@ class Comparison:
             del task, model
             if args.reference_only:
                 continue
-            device = "auto" if pair.auto and args.device == "cuda" else args.device
+            device = (pair.instead_of_gpu if args.device == "cuda" else None) or args.device
             out = args.work / f"{name}-ours"
             shutil.rmtree(out, ignore_errors=True)
             options = pair.ours.format(g=args.group_size, e=args.epochs).split()

@@ -193,8 +193,8 @@ class Pair:
     text: tuple[int, int] | None = (128, 2048)
     # Whether it depends on a seed.
     is_random: bool = False
-    # Whether `qqq` chooses the device: no GPU takes some methods.
-    auto: bool = False
+    # Where `qqq` computes when asked for a GPU, which does not take all methods.
+    instead_of_gpu: str | None = None
 
 
 PAIRS = {
@@ -205,13 +205,13 @@ PAIRS = {
         "--recipe rtn --activations half --group-size {g}",
         None,
     ),
-    "llm-int8": Pair("W8A8, outliers from 6", llm_int8, "--recipe llm-int8", None, auto=True),
+    "llm-int8": Pair("W8A8, outliers from 6", llm_int8, "--recipe llm-int8", None, instead_of_gpu="auto"),
     "smoothquant": Pair("W8A8, strength 0.5", smoothquant, "--recipe smoothquant --alpha 0.5", (512, 512)),
     "os+": Pair("W8A8", lambda t: os_plus(t, 8), "--recipe os+", (128, 512)),
     "os+-4": Pair("W4A8 per channel", lambda t: os_plus(t, 4), "--recipe os+ --bits 4", (128, 512)),
     "gptq": Pair("W4A16 g{g}, act-order, damping 0.01", gptq_model, "--recipe gptq --group-size {g}"),
     "awq": Pair("W4A16 g{g}", awq, "--recipe awq --group-size {g}", (128, 512)),
-    "quik": Pair("W4A4, down W8A8, 1/16 outliers", quik_model, "--recipe quik", auto=True),
+    "quik": Pair("W4A4, down W8A8, 1/16 outliers", quik_model, "--recipe quik", instead_of_gpu="auto"),
     "spqr": Pair("W3A16, groups and statistics of 16, threshold 0.2", spqr_model, "--recipe spqr"),
     "quip": Pair("W2A16, rho 2.4", lambda t: quip_model(t, 2, False), "--recipe quip", is_random=True),
     "quip-4": Pair("W4A16, rho 2.4", lambda t: quip_model(t, 4, False), "--recipe quip --bits 4", is_random=True),
@@ -228,13 +228,13 @@ PAIRS = {
         lambda t: omniquant(t, None, True),
         "--recipe omniquant --epochs {e}",
         (16, 512),
-        auto=True,
+        instead_of_gpu="cpu",
     ),
     "omniquant-w4a16": Pair(
         "W4A16 g{g}, {e} epochs",
         lambda t: omniquant(t, t.group, False),
         "--recipe omniquant --epochs {e} --activations half --group-size {g}",
         (16, 512),
-        auto=True,
+        instead_of_gpu="cpu",
     ),
 }
