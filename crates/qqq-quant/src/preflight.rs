@@ -210,6 +210,7 @@ pub(crate) fn check<B: Calibrate>(
     check_memory(&memory, recipe)?;
     check_schemes(config, &schemes)?;
     qqq_model::check_tensors(checkpoint)?;
+    check_head(config, &schemes)?;
     let format = format_of(config, &schemes, format)?;
     let half = kept_type(checkpoint)?;
     let already_quantized = source_types::already_quantized(checkpoint);
@@ -346,6 +347,25 @@ pub(crate) fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<(
     Ok(())
 }
 
+/// Checks that the kernels take a quantized output head.
+fn check_head(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
+    if schemes.head().is_some() && schemes.most().is_none() {
+        return Err(QuantError::Recipe(
+            "an int8 output head goes with quantized layers, and this recipe leaves all of them in 16 bits; leave the head in 16 bits \
+             too (head: float)"
+                .into(),
+        ));
+    }
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    if schemes.head().is_none() || vocab.is_multiple_of(16) && hidden.is_multiple_of(16) {
+        return Ok(());
+    }
+    Err(QuantError::Recipe(format!(
+        "the output head has {hidden} inputs and a vocabulary of {vocab} tokens; the int8 kernels take multiples of 16: leave the \
+         head in 16 bits (--head float)"
+    )))
+}
+
 fn check_group_size(g: usize) -> Result<()> {
     match g {
         32 | 64 | 128 => Ok(()),
@@ -381,6 +401,16 @@ pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> R
 
 /// The form of layers that may be of several kinds.
 fn format_of(config: &ModelConfig, schemes: &Schemes, format: OutputFormat) -> Result<CheckpointFormat> {
+    if schemes.head().is_some() {
+        return match format {
+            OutputFormat::Auto | OutputFormat::CompressedTensors => Ok(CheckpointFormat::CompressedTensors),
+            OutputFormat::Qqq => Err(QuantError::Recipe(
+                "the qqq format holds 4-bit layers of the blocks alone, and no int8 output head (its readers refuse lm_head: \
+                 true); use the compressed-tensors format, or leave the head in 16 bits (--head float)"
+                    .into(),
+            )),
+        };
+    }
     match schemes.one() {
         None if schemes.simulated().is_some() => Ok(CheckpointFormat::Simulated),
         Some(one) if one == Scheme::w4a8(one.group_size) => choose_format(config, one.group_size, format),
@@ -436,9 +466,12 @@ pub(crate) fn output_bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Sche
             layer_bytes::stored(scheme, site.out_features(config), site.in_features(config))
         })
         .sum();
-    let table = 2 * config.vocab_size * config.hidden_size;
-    let own_head = !config.tie_word_embeddings || recipe.transform == Transform::Rotate;
-    let tables = if own_head { 2 * table } else { table };
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let head = match recipe.separates_head(config) {
+        true => layer_bytes::stored(schemes.head(), vocab, hidden),
+        false => 0,
+    };
+    let tables = 2 * vocab * hidden + head;
     // Tokenizer, configuration, report.
     let files = 4 << 20;
     (layers + tables + files) as u64
