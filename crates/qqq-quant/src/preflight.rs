@@ -530,3 +530,21 @@ fn kept_type(checkpoint: &Checkpoint) -> Result<HalfType> {
     }
     Ok(HalfType::F16)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Head, shapes};
+
+    #[test]
+    fn a_head_of_no_multiple_of_16_tokens_stays_float() {
+        let recipe = Recipe { head: Head::Int8, ..Recipe::DEFAULT };
+        let mut config = shapes::wide();
+        let check = |config: &ModelConfig| check_head(config, &Schemes::of(config, &recipe).unwrap());
+        config.vocab_size = 50_256;
+        check(&config).unwrap();
+        config.vocab_size = 50_257;
+        let error = check(&config).unwrap_err().to_string();
+        assert!(error.contains("50257 tokens") && error.contains("--head float"), "{error}");
+    }
+}

@@ -112,3 +112,18 @@ impl<B: Calibrate> Run<'_, B> {
         Ok(hessian)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shapes;
+
+    #[test]
+    fn pieces_are_whole_tasks_no_larger_than_a_layer() {
+        for config in [shapes::smollm2(), shapes::llama_7b(32), shapes::wide()] {
+            let rows = rows_at_a_time(&config);
+            assert!(rows % ROWS_PER_TASK == 0 || rows == config.vocab_size, "{rows}");
+            assert!(rows <= 2 * config.intermediate_size && rows > config.intermediate_size, "{rows}");
+        }
+    }
+}
