@@ -5,6 +5,7 @@
 //! matrix, then that of a float32 one), its float weights, and what each thread works on. [`run`](crate::run) lets each go as
 //! soon as it can; every [`Phase`] here is a point at which something has just come.
 
+mod head;
 mod held_out;
 
 use qqq_backend::{Pieces, pool::num_threads};
@@ -13,7 +14,7 @@ use qqq_model::{Site, block::head_layout, names};
 
 use crate::{
     Clip, Propagation, Recipe, Schemes, Transform, ValueHessian, held_out::HeldText, layer_bytes,
-    run::head_rows, self_samples, solve::ROWS_PER_TASK, windows,
+    self_samples, solve::ROWS_PER_TASK, windows,
 };
 
 /// Program, tokenizer, thread stacks.
@@ -326,29 +327,6 @@ impl<'a> Model<'a> {
         let arrays = (self.always - self.states + reading).max(self.always + 2.0 * table);
         let head = self.always + reading;
         Phase { name: "converting embedding and output head", arrays: arrays.max(head), besides: CONVERTING }
-    }
-
-    /// Rows of a quantized output head as read, as float and as they are solved, beside the Hessian with its factor, and the codes
-    /// of all, which are copied once when they are written.
-    fn head(&self) -> Phase {
-        let rows = head_rows(self.config) as f64;
-        let codes = 2.0 * self.vocab * self.hidden;
-        let held = if self.pieces.on_host { 8.0 * self.held.tokens() * self.hidden } else { 0.0 };
-        // On a device the factor is there.
-        let (factor, each) = match self.pieces.on_host {
-            true => (16.0 * self.hidden * self.hidden, 4.0 + 4.0),
-            false => (0.0, 2.0),
-        };
-        let solver = self.threads * ROWS_PER_TASK as f64 * self.hidden * SOLVER_BYTES;
-        Phase {
-            name: "quantizing the output head",
-            arrays: self.always - self.states
-                + held
-                + codes
-                + factor
-                + rows * self.hidden * (self.stored.ends + each),
-            besides: if self.pieces.on_host { solver + CONVERTING } else { CONVERTING },
-        }
     }
 
     /// The whole float model, and a cache for the windows of a batch; a device has both in its own memory.

@@ -19,6 +19,7 @@ use crate::{
     recipe::MAX_DAMPING,
     recipes::os_plus,
     resolved::no_rotation,
+    run,
     source_types::{self, AlreadyQuantized},
 };
 
@@ -210,7 +211,7 @@ pub(crate) fn check<B: Calibrate>(
     check_memory(&memory, recipe)?;
     check_schemes(config, &schemes)?;
     qqq_model::check_tensors(checkpoint)?;
-    check_head(config, &schemes)?;
+    run::check_head(config, &schemes)?;
     let format = format_of(config, &schemes, format)?;
     let half = kept_type(checkpoint)?;
     let already_quantized = source_types::already_quantized(checkpoint);
@@ -345,25 +346,6 @@ pub(crate) fn check_schemes(config: &ModelConfig, schemes: &Schemes) -> Result<(
         }
     }
     Ok(())
-}
-
-/// Checks that the kernels take a quantized output head.
-fn check_head(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
-    if schemes.head().is_some() && schemes.most().is_none() {
-        return Err(QuantError::Recipe(
-            "an int8 output head goes with quantized layers, and this recipe leaves all of them in 16 bits; leave the head in 16 bits \
-             too (head: float)"
-                .into(),
-        ));
-    }
-    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    if schemes.head().is_none() || vocab.is_multiple_of(16) && hidden.is_multiple_of(16) {
-        return Ok(());
-    }
-    Err(QuantError::Recipe(format!(
-        "the output head has {hidden} inputs and a vocabulary of {vocab} tokens; the int8 kernels take multiples of 16: leave the \
-         head in 16 bits (--head float)"
-    )))
 }
 
 fn check_group_size(g: usize) -> Result<()> {
@@ -529,22 +511,4 @@ fn kept_type(checkpoint: &Checkpoint) -> Result<HalfType> {
         }
     }
     Ok(HalfType::F16)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Head, shapes};
-
-    #[test]
-    fn a_head_of_no_multiple_of_16_tokens_stays_float() {
-        let recipe = Recipe { head: Head::Int8, ..Recipe::DEFAULT };
-        let mut config = shapes::wide();
-        let check = |config: &ModelConfig| check_head(config, &Schemes::of(config, &recipe).unwrap());
-        config.vocab_size = 50_256;
-        check(&config).unwrap();
-        config.vocab_size = 50_257;
-        let error = check(&config).unwrap_err().to_string();
-        assert!(error.contains("50257 tokens") && error.contains("--head float"), "{error}");
-    }
 }

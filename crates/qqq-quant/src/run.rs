@@ -24,7 +24,7 @@ use qqq_model::{
 
 use self::layers::input_of;
 pub(crate) use self::{
-    head::rows_at_a_time as head_rows,
+    head::{check as check_head, rows_at_a_time as head_rows},
     layers::{join, zeros},
 };
 

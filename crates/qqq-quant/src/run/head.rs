@@ -8,12 +8,34 @@ use qqq_model::{Site, final_norm_of, names};
 
 use super::{Run, log_memory, scale_range};
 use crate::{
-    Precision, Result,
+    Precision, QuantError, Result, Schemes,
     output::OutputCheckpoint,
     report::LayerReport,
     solve::{ROWS_PER_TASK, solve_on},
     windows::Windows,
 };
+
+/// Checks that there can be a quantized output head, before any work.
+///
+/// # Errors
+/// Layers that all stay float; shapes that the kernels do not take.
+pub(crate) fn check(config: &ModelConfig, schemes: &Schemes) -> Result<()> {
+    if schemes.head().is_some() && schemes.most().is_none() {
+        return Err(QuantError::Recipe(
+            "an int8 output head goes with quantized layers, and this recipe leaves all of them in 16 bits; leave the head in 16 bits \
+             too (head: float)"
+                .into(),
+        ));
+    }
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    if schemes.head().is_none() || vocab.is_multiple_of(16) && hidden.is_multiple_of(16) {
+        return Ok(());
+    }
+    Err(QuantError::Recipe(format!(
+        "the output head has {hidden} inputs and a vocabulary of {vocab} tokens; the int8 kernels take multiples of 16: leave the \
+         head in 16 bits (--head float)"
+    )))
+}
 
 /// Rows of the head that are solved together: as many as take no more memory than the largest layer of a block.
 pub(crate) fn rows_at_a_time(config: &ModelConfig) -> usize {
@@ -116,14 +138,26 @@ impl<B: Calibrate> Run<'_, B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shapes;
+    use crate::{Head, Recipe, shapes};
 
     #[test]
     fn pieces_are_whole_tasks_no_larger_than_a_layer() {
         for config in [shapes::smollm2(), shapes::llama_7b(32), shapes::wide()] {
             let rows = rows_at_a_time(&config);
-            assert!(rows % ROWS_PER_TASK == 0 || rows == config.vocab_size, "{rows}");
+            assert!(rows.is_multiple_of(ROWS_PER_TASK) || rows == config.vocab_size, "{rows}");
             assert!(rows <= 2 * config.intermediate_size && rows > config.intermediate_size, "{rows}");
         }
+    }
+
+    #[test]
+    fn a_head_of_no_multiple_of_16_tokens_stays_float() {
+        let recipe = Recipe { head: Head::Int8, ..Recipe::DEFAULT };
+        let mut config = shapes::wide();
+        let check = |config: &ModelConfig| super::check(config, &Schemes::of(config, &recipe).unwrap());
+        config.vocab_size = 50_256;
+        check(&config).unwrap();
+        config.vocab_size = 50_257;
+        let error = check(&config).unwrap_err().to_string();
+        assert!(error.contains("50257 tokens") && error.contains("--head float"), "{error}");
     }
 }
