@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use qqq_formats::{LinearWeight, WeightData};
 
-use crate::{BackendError, BatchPlan, Pick, Picked, Result, first_not_finite};
+use crate::{BackendError, BatchPlan, PairScore, Pick, Picked, Result, first_not_finite};
 
 /// What a linear layer takes as its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,6 +314,16 @@ pub trait Backend: Clone + Send + Sync + 'static {
         _columns: &[u32],
         _out: &mut Self::Tensor,
     ) -> Result<Option<Vec<f64>>> {
+        Ok(None)
+    }
+    /// Waits, and compares two models' logits row by row (float32, of one shape); of each row a column is the target. A score
+    /// of a row that is not finite is not finite. `None` where the caller reads the rows as fast.
+    fn compare(
+        &self,
+        _baseline: &Self::Tensor,
+        _model: &Self::Tensor,
+        _columns: &[u32],
+    ) -> Result<Option<Vec<PairScore>>> {
         Ok(None)
     }
     /// Memory for what is picked.

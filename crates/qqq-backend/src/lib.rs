@@ -62,5 +62,5 @@ pub use cpu::CpuBackend;
 pub use describe::Describe;
 pub use error::{BackendError, Result};
 pub use finite::first_not_finite;
-pub use pick::{Drawn, Pick, Picked};
+pub use pick::{Drawn, PairScore, Pick, Picked};
 pub use ranking::{descending, largest};

@@ -31,6 +31,26 @@ pub struct Picked {
     pub drawn: Option<Drawn>,
 }
 
+/// What a pair of rows of logits says about two models that predict the same token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PairScore {
+    /// Negative log-likelihood of the target under the baseline, nats.
+    pub baseline_nll: f64,
+    /// The same under the model.
+    pub model_nll: f64,
+    /// KL(baseline || model), nats.
+    pub kl: f64,
+    /// Whether the likeliest tokens agree (the first one counts where several are equal).
+    pub agree: bool,
+}
+
+impl PairScore {
+    /// Whether all of it are numbers.
+    pub fn is_finite(&self) -> bool {
+        self.baseline_nll.is_finite() && self.model_nll.is_finite() && self.kl.is_finite()
+    }
+}
+
 /// What was drawn of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drawn {

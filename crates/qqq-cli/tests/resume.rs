@@ -343,6 +343,13 @@ fn and_those_of_corrected_ones() {
 }
 
 #[test]
+fn and_those_that_learned() {
+    goes_over_blocks_again(
+        "quantize model --recipe omniquant --calibration text.txt --windows 6 --window 64 --epochs 1",
+    );
+}
+
+#[test]
 fn what_was_damaged_is_not_gone_on_with() {
     let place = place();
     let line = LINE;

@@ -20,6 +20,7 @@ use qqq_backend::{
 };
 use qqq_cuda::{CudaBackend, DType, KernelType};
 use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales, WeightData};
+use qqq_model::scores::compare_rows;
 use qqq_testing::{Random, Suite, tests, values};
 
 use attending::Attending;
@@ -330,6 +331,20 @@ fn the_largest_logits(b: CudaBackend) {
     }
     assert!(b.losses(&input, &head, &[n as u32, 0, 0], &mut out).is_err());
     assert!(b.losses(&input, &head, &[0], &mut out).is_err());
+    // Two models' logits beside the CPU's comparison.
+    let other: Vec<f32> = logits.iter().enumerate().map(|(i, v)| v + (i % 7) as f32 * 0.05).collect();
+    let model = b.upload(3, n, other.clone()).unwrap();
+    let pairs = b.compare(&out, &model, &columns).unwrap().unwrap();
+    for (got, want) in pairs.iter().zip(compare_rows(&logits, &other, &columns)) {
+        let near = |got: f64, want: f64| (got - want).abs() < 1e-5 * (1.0 + want.abs());
+        assert!(
+            near(got.baseline_nll, want.baseline_nll) && near(got.model_nll, want.model_nll),
+            "{got:?} {want:?}"
+        );
+        assert!(near(got.kl, want.kl) && got.agree == want.agree, "{got:?} {want:?}");
+    }
+    assert!(b.compare(&out, &model, &[0]).is_err());
+    assert!(b.compare(&out, &b.upload(1, n, vec![0.0; n]).unwrap(), &[0]).is_err());
     let mut bad = vec![1.0f32; n];
     (bad[7], bad[900]) = (f32::NAN, f32::INFINITY);
     let mut tensor = b.upload(1, n, bad).unwrap();

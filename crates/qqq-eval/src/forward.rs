@@ -159,6 +159,18 @@ impl<'t> Cut<'t> {
 
 /// Logits of some rows of the last batch, row-major.
 pub(crate) fn logits<'r, B: Backend>(runner: &'r mut Runner<'_, B>, rows: &[Row]) -> Result<Cow<'r, [f32]>> {
-    let rows: Vec<usize> = rows.iter().map(|r| r.row).collect();
-    Ok(runner.logits(&rows)?)
+    Ok(runner.logits(&of_batch(rows))?)
+}
+
+/// The same, where the backend has them.
+pub(crate) fn made_logits<'r, B: Backend>(
+    runner: &'r mut Runner<'_, B>,
+    rows: &[Row],
+) -> Result<&'r B::Tensor> {
+    Ok(runner.make_logits(&of_batch(rows))?)
+}
+
+/// Rows of a batch.
+fn of_batch(rows: &[Row]) -> Vec<usize> {
+    rows.iter().map(|r| r.row).collect()
 }

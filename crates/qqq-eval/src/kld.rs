@@ -2,15 +2,15 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, first_not_finite};
+use qqq_backend::Backend;
 use qqq_model::{
     Decoder,
-    scores::{Divergence, DivergenceSums, compare_rows, rows_at_a_time},
+    scores::{Divergence, DivergenceSums, compare_logits, rows_at_a_time},
 };
 
 use crate::{
     Estimate, EvalError, Progress, Result, WindowOptions,
-    forward::{Cut, logits},
+    forward::{Cut, made_logits},
 };
 
 /// Result of [`kl_divergence`]. Standard errors come from the spread between windows.
@@ -38,12 +38,12 @@ pub struct KldReport {
     pub seconds: f64,
 }
 
-/// Compares `model` with `baseline` over `tokens`.
+/// Compares `model` with `baseline` over `tokens`. Both are on one device, which compares their logits where it can.
 ///
 /// # Errors
 /// As [`perplexity`](crate::perplexity()); and vocabularies of different sizes.
-pub fn kl_divergence<A: Backend, B: Backend>(
-    baseline: &Decoder<A>,
+pub fn kl_divergence<B: Backend>(
+    baseline: &Decoder<B>,
     model: &Decoder<B>,
     tokens: &[u32],
     options: &WindowOptions,
@@ -64,15 +64,14 @@ pub fn kl_divergence<A: Backend, B: Backend>(
         batch.run(&mut of_baseline)?;
         batch.run(&mut of_model)?;
         for rows in rows.chunks(rows_at_a_time(vocab)) {
-            let (p, q) = (logits(&mut of_baseline, rows)?, logits(&mut of_model, rows)?);
             let targets: Vec<u32> = rows.iter().map(|row| row.target).collect();
-            let pairs = compare_rows(&p, &q, &targets).into_iter().zip(p.chunks_exact(vocab));
-            for (row, (pair, p)) in rows.iter().zip(pairs) {
+            let (p, q) = (made_logits(&mut of_baseline, rows)?, made_logits(&mut of_model, rows)?);
+            for (row, pair) in rows.iter().zip(compare_logits(&model.backend, p, q, &targets)?) {
+                if !pair.baseline_nll.is_finite() {
+                    return Err(batch.not_finite(baseline, "baseline", row));
+                }
                 if !pair.is_finite() {
-                    return Err(match first_not_finite(p) {
-                        Some(_) => batch.not_finite(baseline, "baseline", row),
-                        None => batch.not_finite(model, "model", row),
-                    });
+                    return Err(batch.not_finite(model, "model", row));
                 }
                 sums.add(row.window, &pair);
             }

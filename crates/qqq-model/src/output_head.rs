@@ -55,11 +55,27 @@ impl<B: Backend> OutputHead<B> {
     /// # Errors
     /// A row that is not there; those of the backend.
     pub fn logits(&mut self, b: &B, states: &B::Tensor, rows: &[usize]) -> Result<Cow<'_, [f32]>> {
+        Ok(b.read(self.make_logits(b, states, rows)?)?)
+    }
+
+    /// The logits that were made last, to be kept while others are made.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn take_logits(&mut self, b: &B) -> Result<B::Tensor> {
+        Ok(std::mem::replace(&mut self.logits, b.tensor(0, 0)?))
+    }
+
+    /// As [`logits`](Self::logits), where the backend has them.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    pub fn make_logits(&mut self, b: &B, states: &B::Tensor, rows: &[usize]) -> Result<&B::Tensor> {
         b.gather(states, rows, &mut self.gathered)?;
         let kind = b.input_kind(&self.head);
         b.add_norm(&mut self.gathered, None, &self.norm, kind, &mut self.input)?;
         b.linear(&self.input, &self.head, &mut self.logits)?;
-        Ok(b.read(&self.logits)?)
+        Ok(&self.logits)
     }
 }
 

@@ -49,8 +49,32 @@ impl RopeChoice {
     }
 }
 
-/// The rotary embeddings of a choice, for so many positions: that of all layers, or of those without a window, and that of
-/// layers with one, where it is another.
+/// A rotary embedding, as [`Backend::rope`] is given it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeParameters {
+    /// Inverse frequencies.
+    pub inv_freq: Vec<f32>,
+    /// Factor of cosines and sines.
+    pub factor: f32,
+    /// What whole queries are multiplied by.
+    pub query_scale: Option<QueryScale>,
+}
+
+/// The rotary embeddings of a choice: that of all layers, or of those without a window, and that of layers with one, where it is
+/// another.
+pub fn parameters(config: &ModelConfig, choice: RopeChoice) -> Vec<RopeParameters> {
+    let query_scale =
+        config.graph.query_scale.map(|scale| QueryScale { beta: scale.beta as f32, period: scale.period });
+    let factor = config.rope_attention_factor as f32;
+    let mut ropes = vec![RopeParameters { inv_freq: inv_freq(config, choice), factor, query_scale }];
+    if let Some(rope_theta) = config.local_rope_theta {
+        let local = ModelConfig { rope_theta, rope_scaling: RopeScaling::None, ..config.clone() };
+        ropes.push(RopeParameters { inv_freq: inv_freq(&local, choice), factor: 1.0, query_scale });
+    }
+    ropes
+}
+
+/// The [rotary embeddings](parameters) of a choice on a backend, for so many positions.
 ///
 /// # Errors
 /// Those of the backend.
@@ -60,15 +84,9 @@ pub fn embeddings<B: Backend>(
     choice: RopeChoice,
     positions: usize,
 ) -> Result<Vec<B::Rope>> {
-    let query_scale =
-        config.graph.query_scale.map(|scale| QueryScale { beta: scale.beta as f32, period: scale.period });
-    let factor = config.rope_attention_factor as f32;
-    let mut ropes = vec![backend.rope(&inv_freq(config, choice), factor, query_scale, positions)?];
-    if let Some(rope_theta) = config.local_rope_theta {
-        let local = ModelConfig { rope_theta, rope_scaling: RopeScaling::None, ..config.clone() };
-        ropes.push(backend.rope(&inv_freq(&local, choice), 1.0, query_scale, positions)?);
-    }
-    Ok(ropes)
+    let of =
+        |rope: RopeParameters| Ok(backend.rope(&rope.inv_freq, rope.factor, rope.query_scale, positions)?);
+    parameters(config, choice).into_iter().map(of).collect()
 }
 
 /// Which of the [`embeddings`] a layer has, if any.

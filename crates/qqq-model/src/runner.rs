@@ -192,10 +192,19 @@ impl<'d, B: Backend> Runner<'d, B> {
     /// # Errors
     /// A row that is not there; those of the backend.
     pub fn logits(&mut self, rows: &[usize]) -> Result<Cow<'_, [f32]>> {
+        let decoder = self.decoder;
+        Ok(decoder.backend.read(self.make_logits(rows)?)?)
+    }
+
+    /// As [`logits`](Self::logits), where the backend has them.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    pub fn make_logits(&mut self, rows: &[usize]) -> Result<&B::Tensor> {
         self.run_last_norm(rows)?;
-        let b = &self.decoder.backend;
-        b.linear(&self.head_input, &self.decoder.head, &mut self.logits)?;
-        Ok(b.read(&self.logits)?)
+        let Decoder { backend, head, .. } = self.decoder;
+        backend.linear(&self.head_input, head, &mut self.logits)?;
+        Ok(&self.logits)
     }
 
     /// The `count` largest logits of some rows with their tokens, largest first, lower ids first among equals. They are

@@ -4,13 +4,15 @@
 mod softmax;
 mod statistics;
 
-use qqq_backend::pool::parallel_each_mut;
+use qqq_backend::{Backend, pool::parallel_each_mut};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    softmax::{PairScore, compare, score},
+    softmax::{compare, score},
     statistics::{Estimate, WindowSum, estimate},
 };
+use crate::Result;
+pub use qqq_backend::PairScore;
 
 /// Bytes of logits that are made at a time.
 const LOGITS_BYTES: usize = 64 << 20;
@@ -32,6 +34,22 @@ pub fn compare_rows(baseline: &[f32], model: &[f32], targets: &[u32]) -> Vec<Pai
         *out = Some(compare(&baseline[row.clone()], &model[row], targets[i]));
     });
     pairs.into_iter().flatten().collect()
+}
+
+/// Compares the logits of two models that a backend has made: on its device where that can, else as [`compare_rows`].
+///
+/// # Errors
+/// Those of the backend.
+pub fn compare_logits<B: Backend>(
+    b: &B,
+    baseline: &B::Tensor,
+    model: &B::Tensor,
+    targets: &[u32],
+) -> Result<Vec<PairScore>> {
+    match b.compare(baseline, model, targets)? {
+        Some(pairs) => Ok(pairs),
+        None => Ok(compare_rows(&b.read(baseline)?, &b.read(model)?, targets)),
+    }
 }
 
 /// How far a model's predictions are from a baseline's. Standard errors come from the spread between windows.

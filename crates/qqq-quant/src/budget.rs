@@ -19,10 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use self::sizes::Sizes;
 use crate::{
-    OutputFormat, Precision, Progress, QuantError, Recipe, Resolved, Result, Rule,
-    calibration::{CalibrationText, Source},
-    float_linear::module,
-    pipeline::Job,
+    OutputFormat, Precision, Progress, QuantError, Recipe, Resolved, Result, Rule, calibration::Source,
+    float_linear::module, held_out::DECIDING_WINDOWS, pipeline::Job,
 };
 
 /// How large the result may be.
@@ -187,14 +185,8 @@ pub(crate) fn decide<B: Calibrate>(
     let sizes = Sizes::of(job.checkpoint, &recipe)?;
     let room = sizes.room(budget)?;
     let rounding = sensitivity::recipe(&Recipe { budget: None, ..recipe });
-    let source = match *job.calibration.source {
-        // Not to have the model write twice.
-        Source::SelfSamples => &Source::BuiltIn,
-        ref source => source,
-    };
     let compared = job.calibration.held_out;
-    let calibration =
-        CalibrationText { source, held_out: compared + sensitivity::WINDOWS, ..job.calibration };
+    let calibration = job.calibration.with_more_held_out(DECIDING_WINDOWS);
     let measuring = Job { recipe: &rounding, calibration, ..*job };
     let mut found = sensitivity::measure(&measuring, compared, &sizes, sensitivities, progress)?;
     choice::spend(&mut found.sites, room);

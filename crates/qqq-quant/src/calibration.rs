@@ -107,6 +107,18 @@ pub struct CalibrationText<'a> {
     pub held_out: usize,
 }
 
+impl CalibrationText<'_> {
+    /// With so many more windows held out, for what is decided before a run by other text than it is judged by.
+    pub(crate) fn with_more_held_out(self, windows: usize) -> Self {
+        let source = match self.source {
+            // Not to have the model write twice.
+            Source::SelfSamples => &Source::BuiltIn,
+            source => source,
+        };
+        Self { source, held_out: self.held_out + windows, ..self }
+    }
+}
+
 impl<'a> From<&'a Source> for CalibrationText<'a> {
     fn from(source: &'a Source) -> Self {
         Self { source, options: None, held_out: HELD_OUT }

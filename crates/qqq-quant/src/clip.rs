@@ -75,8 +75,8 @@ fn largest(w: &[f32], live: &[f32]) -> f32 {
 /// The ratios that are tried.
 pub(crate) fn search(clip: Clip) -> Option<ScaleSearch> {
     match clip {
-        // GroupOutput has a search of its own.
-        Clip::None | Clip::GroupOutput => None,
+        // GroupOutput has a search of its own; what was learned is given.
+        Clip::None | Clip::GroupOutput | Clip::Learned => None,
         // GPTQ's range: a hundred steps, shrunk by at most 0.8.
         Clip::Weight => Some(ScaleSearch { from: 100, to: 20, stride: 4 }),
         Clip::Output => Some(ScaleSearch { from: 110, to: 40, stride: 5 }),

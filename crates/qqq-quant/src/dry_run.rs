@@ -1,7 +1,8 @@
 //! What a run would take, from its first block.
 //!
 //! All that comes before the blocks is done, and the first block is quantized as in a run, but nothing is written. What
-//! is left is counted as in a run whose first block is done: by kinds of work, at what each has taken so far.
+//! is left is counted as in a run whose first block is done: by kinds of work, at what each has taken so far. Where blocks are
+//! learned, the first takes some steps alone.
 
 use qqq_backend::Calibrate;
 use qqq_formats::{Checkpoint, ModelConfig};
@@ -14,6 +15,7 @@ use crate::{
     calibration::{CalibrationText, Source},
     layer_bytes,
     pipeline::{Begun, Job, Target, begin},
+    transform_choice::{self, Trials},
 };
 
 /// Beside the tensors: tokenizer, configuration, report, model card.
@@ -32,6 +34,8 @@ pub struct DryRun {
     pub seconds: f64,
     /// Of these, the first block's.
     pub block_seconds: f64,
+    /// Of these, what trials of transforms take, where these decide: estimated. That they choose the usual one is supposed.
+    pub trial_seconds: f64,
     /// Of these, what measuring candidates for a budget takes: estimated, not measured. Which layers get more bits is not known
     /// before: that the first do is supposed, which changes little of the rest.
     pub sensitivity_seconds: f64,
@@ -66,7 +70,9 @@ pub fn dry_run<'a, B: Calibrate>(
 ) -> Result<DryRun> {
     let memory_free = memory::available();
     let calibration = calibration.into();
-    let job = Job { backend, checkpoint, tokenizer, recipe, calibration, budget: None };
+    let job = Job { backend, checkpoint, tokenizer, recipe, calibration, transform: None, budget: None };
+    let chosen = transform_choice::choose(&job, Trials::Estimated, progress)?;
+    let job = Job { recipe: &chosen.recipe, ..job };
     let Decided { recipe, format, measuring, .. } =
         budget::decide(&job, format, Sensitivities::Alike, progress)?;
     let job = Job { recipe: &recipe, ..job };
@@ -77,6 +83,7 @@ pub fn dry_run<'a, B: Calibrate>(
         let (before, ends) = (started.elapsed().as_secs_f64(), writer.file_bytes());
         run.block(0, &mut live, &mut writer)?;
         let measured_seconds = started.elapsed().as_secs_f64();
+        let left_out = run.work.expected(run.left_out);
         // The stage that makes samples had none to make.
         let samples = match calibration.source {
             Source::SelfSamples => run.estimate.text.amount,
@@ -92,17 +99,21 @@ pub fn dry_run<'a, B: Calibrate>(
         let of_block = of_block - (writer.tensor_bytes().ends - table_bytes);
         let linear_bytes = of_all_blocks(&checkpoint.config, &plan.schemes, of_layers);
         checkpoint.inputs.check()?;
-        let (memory, phase) = match plan.memory.bytes < measuring.memory {
-            true => (measuring.memory, budget::PHASE),
-            false => (plan.memory.bytes, plan.memory.phase),
-        };
+        let phases = [
+            (plan.memory.bytes, plan.memory.phase),
+            (measuring.memory, budget::PHASE),
+            (chosen.memory, transform_choice::PHASE),
+        ];
+        // The last of those that take as much is the run itself.
+        let (memory, phase) = phases.into_iter().rev().max_by_key(|(bytes, _)| *bytes).unwrap_or_default();
         Ok(DryRun {
             recipe: recipe.clone(),
             format: plan.format_name().into(),
             blocks,
-            seconds: measuring.seconds + measured_seconds + run.work.left() + samples,
+            seconds: chosen.seconds + measuring.seconds + measured_seconds + run.work.left() + samples,
+            trial_seconds: chosen.seconds,
             sensitivity_seconds: measuring.seconds,
-            block_seconds: measured_seconds - before,
+            block_seconds: measured_seconds - before + left_out,
             measured_seconds,
             memory_estimate: memory,
             memory_phase: phase.into(),

@@ -8,7 +8,7 @@ use qqq_model::{Site, block::head_layout};
 
 use crate::{
     Propagation, Recipe, Schemes, Transform, ValueHessian, calibration::Source, held_out::HeldText,
-    run::head_rows, trial::Slowness,
+    recipes::omniquant, run::head_rows, trial::Slowness,
 };
 
 /// Operations a second of the kinds of work, as SmolLM2-135M and the shapes of Llama-2-7B take them on two cores of a Xeon
@@ -35,6 +35,11 @@ pub(crate) mod rate {
     pub const CANDIDATES: f64 = 30.0;
     /// Outputs of a site whose scales are given: the float one, with them, without.
     pub const GIVEN_CANDIDATES: f64 = 3.0;
+    /// Times that the products of learning take of those of a decoder, and its attention.
+    pub const LEARN_SLOWER: f64 = 1.3;
+    pub const LEARN_ATTENTION: f64 = 3.0;
+    /// Seconds for a weight that is rounded, or what gradients come through that.
+    pub const LEARN_ROUND_SECONDS: f64 = 3e-9;
 }
 
 /// Operations of correcting a layer for each output and pair of inputs: two products, a system in float64, and losses against
@@ -296,7 +301,16 @@ impl Estimate {
         };
         let rounded = weights * (2.0 * searched * smooth * search_cost + rounding);
         let attended = searched * attention(smooth) * cost.attention;
-        let search = candidates * ((rounded + attended) / 4.0 + launches);
+        let search = match recipe.epochs {
+            Some(epochs) if recipe.learns() => {
+                // One of them in float.
+                let passes = 1.0 + omniquant::passes(epochs) as f64;
+                let products = 2.0 * weights * tokens * cost.float * rate::LEARN_SLOWER;
+                let rounding = weights * windows * rate::LEARN_ROUND_SECONDS * cost.move_second;
+                passes * (products + attend * rate::LEARN_ATTENTION + rounding) / 4.0
+            }
+            _ => candidates * ((rounded + attended) / 4.0 + launches),
+        };
         let samples = match source {
             Source::SelfSamples if tokens > 0.0 => {
                 2.0 * weights * config.num_layers as f64 * (tokens + held.tokens()) * cost.sample

@@ -109,7 +109,7 @@ fn taken(site: Site) -> QuantError {
 impl<B: Calibrate> Stored<'_, B> {
     fn read(&self, b: &B, site: Site, read: Option<StoredLayer>) -> Result<FloatLinear<B>> {
         let read = read.map_or_else(|| read_layer(self.checkpoint, self.index, site), Ok)?;
-        let FloatLinear { n, k, mut weights, mut bias } = FloatLinear::new(b, read)?;
+        let FloatLinear { n, k, mut weights, mut bias, scales } = FloatLinear::new(b, read)?;
         if let Some((rotations, norms)) = &self.rotation {
             match site {
                 Site::Qkv => b.scale_inputs(&mut weights, &norms.input)?,
@@ -120,6 +120,6 @@ impl<B: Calibrate> Stored<'_, B> {
             rotations.turn(b, site, &mut weights, bias.as_deref_mut(), heads)?;
         }
         transform::round_bias(bias.as_deref_mut(), self.half);
-        Ok(FloatLinear { n, k, weights, bias })
+        Ok(FloatLinear { n, k, weights, bias, scales })
     }
 }

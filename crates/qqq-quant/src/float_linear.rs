@@ -16,6 +16,8 @@ pub struct FloatLinear<B: Calibrate> {
     pub weights: B::Weights,
     /// Of length `n`, where the layer has one.
     pub bias: Option<Vec<f32>>,
+    /// Scales with which it is rounded, of each group of each output channel, where they were learned.
+    pub scales: Option<Vec<f32>>,
 }
 
 impl<B: Calibrate> FloatLinear<B> {
@@ -25,7 +27,7 @@ impl<B: Calibrate> FloatLinear<B> {
     /// Those of the backend.
     pub(crate) fn new(b: &B, stored: StoredLayer) -> Result<Self> {
         let StoredLayer { n, k, data, bias } = stored;
-        Ok(Self { n, k, weights: b.weights(n, k, data)?, bias })
+        Ok(Self { n, k, weights: b.weights(n, k, data)?, bias, scales: None })
     }
 
     /// In the form that multiplies float inputs.

@@ -10,7 +10,7 @@ use qqq_model::{
     Block, BlockNorms, LinearLayer, ModelError, OutputHead, Site,
     block::{Flow, Layer, Step},
     names,
-    scores::{Divergence, DivergenceSums, compare_rows, rows_at_a_time},
+    scores::{Divergence, DivergenceSums, compare_logits, rows_at_a_time},
 };
 
 use crate::{
@@ -21,6 +21,9 @@ use crate::{
 
 /// Tokens of a window where nothing is calibrated: enough to see what is broken, in little time.
 const UNCALIBRATED_WINDOW: usize = 256;
+
+/// Held-out windows, beyond those on which the result is compared with the float model, by which something is decided.
+pub(crate) const DECIDING_WINDOWS: usize = 4;
 
 /// How much text is held out, at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +85,17 @@ impl<'a, B: Calibrate> HeldOut<'a, B> {
     /// The tokens, and the windows that enter the model that is transformed and quantized.
     pub fn into_transformed(self) -> (Vec<Vec<u32>>, Vec<Window<B>>) {
         (self.tokens, self.quantized.windows)
+    }
+
+    /// Leaves the first `compared` windows out, where there are others; else all stay, and it says `false`.
+    pub fn skip(&mut self, compared: usize) -> bool {
+        let others = self.tokens.len() > compared;
+        if others {
+            self.tokens.drain(..compared);
+            self.float.windows.drain(..compared);
+            self.quantized.windows.drain(..compared);
+        }
+        others
     }
 
     /// Tokens of each window.
@@ -181,10 +195,10 @@ impl<'a, B: Calibrate> HeldOut<'a, B> {
             }
             let rows: Vec<usize> = (0..tokens.len() - 1).collect();
             for rows in rows.chunks(rows_at_a_time(config.vocab_size)) {
-                let p = float_head.logits(b, float, rows)?;
-                let q = quantized_head.logits(b, quantized, rows)?;
+                let p = float_head.make_logits(b, float, rows)?;
+                let q = quantized_head.make_logits(b, quantized, rows)?;
                 let targets: Vec<u32> = rows.iter().map(|row| tokens[row + 1]).collect();
-                for (row, pair) in rows.iter().zip(compare_rows(&p, &q, &targets)) {
+                for (row, pair) in rows.iter().zip(compare_logits(b, p, q, &targets)?) {
                     let what = format!("the logits for token {} of window {window} are not finite", row + 1);
                     if !pair.baseline_nll.is_finite() {
                         return Ok(Measured::FloatNotFinite(what));

@@ -95,6 +95,7 @@ mod source_types;
 pub mod synth;
 mod token_windows;
 pub mod transform;
+pub mod transform_choice;
 mod trial;
 mod value_hessian;
 pub mod windows;

@@ -153,7 +153,7 @@ impl<'a> Model<'a> {
         let (windows, window) = (calibration.windows as f64, calibration.window as f64);
         let hidden = config.hidden_size as f64;
         let rotation = rotation_bytes(config, recipe);
-        let streams = if recipe.corrects() { 2.0 } else { 1.0 };
+        let streams = if recipe.follows_float() { 2.0 } else { 1.0 };
         // What is held out is in both models.
         let tokens = streams * windows * window + 2.0 * held.tokens();
         let states = if pieces.on_host { 4.0 * tokens * hidden } else { 0.0 };
@@ -268,7 +268,9 @@ impl<'a> Model<'a> {
         }
         let mut phases = Vec::new();
         let smooth = self.recipe.transform.scales_channels();
-        if smooth {
+        if self.recipe.learns() {
+            phases.push(self.learning());
+        } else if smooth {
             phases.push(self.smoothing());
         }
         let calibrates = self.tokens > 0.0;
@@ -366,6 +368,15 @@ impl<'a> Model<'a> {
         let arrays =
             self.always + 4.0 * (self.all_weights() + self.largest_weights()) + pass + rounded + copies;
         Phase { name: "smoothing", arrays, besides: 0.0 }
+    }
+
+    /// The block as it is read, as it is learned with, and rounded; what a window leaves in a forward pass and the gradients of
+    /// the widest layer, in numbers of 32 bits.
+    fn learning(&self) -> Phase {
+        let heads = self.window * (2.0 * self.q + 5.0 * (self.q + 2.0 * self.kv));
+        let rows = self.window * (12.0 * self.hidden + 10.0 * self.inner) + heads;
+        let arrays = self.always + 4.0 * (3.0 * self.all_weights() + 2.0 * self.largest_weights() + rows);
+        Phase { name: "learning", arrays, besides: 0.0 }
     }
 
     /// The float block, and the Hessians of all its layers in every lane.

@@ -136,6 +136,9 @@ fn render_into(
         writeln!(card, "| Output head | int8, one scale per token of the vocabulary; int8 activations |")?;
     }
     writeln!(card, "| Format | {} |", report.format)?;
+    if let Some(transform) = &report.transform {
+        writeln!(card, "| Transform chosen | {} |", transform.describe())?;
+    }
     if let Some(budget) = &report.budget {
         writeln!(card, "| Budget | {} |", budget.describe())?;
     }
@@ -264,7 +267,7 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
             "rotation by a randomised Hartley matrix".into()
         }
         // A report of a run never has it.
-        (Transform::Auto, _) => "chosen for the model".into(),
+        (Transform::Usual | Transform::Auto, _) => "chosen for the model".into(),
         (Transform::None, _) => "none".into(),
         (Transform::Smooth, _) => {
             format!("adaptive smoothing on {} tokens", recipe.calibration.smooth_tokens)
@@ -279,6 +282,10 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
             "channels shifted before o, and those beyond a searched threshold shrunk".into()
         }
         (Transform::Protect, _) => "channels scaled by their mean activation to a searched power".into(),
+        (Transform::Learn, _) => match recipe.activations {
+            Activations::Int8 => format!("learned scales of channels, {} epochs", recipe.epochs.unwrap_or(0)),
+            Activations::Half => "none".into(),
+        },
     };
     let rounding = match (recipe.compensate, recipe.act_order) {
         (false, _) => "to nearest".into(),
@@ -301,6 +308,7 @@ fn recipe_rows(report: &Report) -> Vec<(&'static str, String)> {
         Clip::Weight => "least weight error",
         Clip::Output => "least output error",
         Clip::GroupOutput => "least output error of each group alone, but for q and k",
+        Clip::Learned => "learned by the error of the block's output",
     };
     let mut rows = Vec::new();
     if let Some(entry) = recipe.name.entry() {

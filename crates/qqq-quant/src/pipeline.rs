@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use qqq_backend::Calibrate;
 use qqq_formats::{Checkpoint, CheckpointFormat, size, writer::Reservation};
-use qqq_model::{RopeChoice, TensorBytes, Tokenizer, memory, names, rope};
+use qqq_model::{OutputHead, RopeChoice, TensorBytes, Tokenizer, memory, names, rope};
 
 use crate::{
     BeyondGate, BudgetReport, Gate, OutputFormat, QuantError, Recipe, Report, Resolved, Result, Schemes,
@@ -26,6 +26,7 @@ use crate::{
     solve::ScaleDType,
     source_types::AlreadyQuantized,
     token_windows::{any_windows, check_tokens, held_out_note, token_windows, uncalibrated_windows},
+    transform_choice::{self, Chosen, TransformReport, Trials},
     trial::Slowness,
     windows::{Surroundings, Window, Windows},
     work::Work,
@@ -65,8 +66,8 @@ pub struct Output<'a> {
 /// on how often the run was stopped and [gone on with](Resume). Nothing appears under the output's name unless all is
 /// well.
 ///
-/// [`Transform::Auto`] is resolved before anything else; the report has what it became. Where the recipe has a
-/// [budget](Recipe::budget), what layers cost is measured before the run, which then has rules in its place.
+/// [`Transform::Auto`] is decided before anything else, by short runs; the report has what it became, and why. Where the
+/// recipe has a [budget](Recipe::budget), what layers cost is measured before the run, which then has rules in its place.
 ///
 /// # Errors
 /// Recipes that do not fit the model or the machine's memory (before any work), calibration text that is too short,
@@ -82,7 +83,17 @@ pub fn quantize<'a, B: Calibrate>(
     progress: &mut dyn Progress,
 ) -> Result<Report> {
     let calibration = calibration.into();
-    let job = Job { backend, checkpoint, tokenizer, recipe, calibration, budget: None };
+    let job = Job { backend, checkpoint, tokenizer, recipe, calibration, transform: None, budget: None };
+    let kept = match (recipe.transform, output.resume) {
+        (Transform::Auto, Some(Resume { goes_on: true, .. })) => Stopped::transform(output.reservation)?,
+        _ => None,
+    };
+    let chosen = match kept {
+        Some(kept) => Chosen::by(recipe, kept),
+        None => transform_choice::choose(&job, Trials::Run, progress)?,
+    };
+    let recipe = &chosen.recipe;
+    let job = Job { recipe, transform: chosen.report.as_ref(), ..job };
     let kept = match (recipe.budget, output.resume) {
         (Some(budget), Some(Resume { goes_on: true, .. })) => Stopped::budget(output.reservation, budget)?,
         _ => None,
@@ -107,6 +118,7 @@ pub fn quantize<'a, B: Calibrate>(
             mut keeper,
         } = begun;
         run.timings.sensitivities += measuring.seconds;
+        run.timings.trials += chosen.seconds;
         for index in first..checkpoint.config.num_layers {
             let done = run.block(index, &mut live, &mut writer);
             match (&done, &mut keeper) {
@@ -126,7 +138,7 @@ pub fn quantize<'a, B: Calibrate>(
             keeper.settle(&mut run, &mut writer);
         }
         live.clear();
-        let measured = run.measure(&mut writer).inspect_err(|e| {
+        let measured = run.measure(|b| Ok(OutputHead::load(b, &writer.so_far()?)?)).inspect_err(|e| {
             if !e.may_pass() {
                 writer.writer_mut().keep_unfinished(false);
             }
@@ -159,7 +171,8 @@ pub fn quantize<'a, B: Calibrate>(
         // What was guessed of the tokenizer is in the files that are written; it was told when it was loaded.
         let warnings = tokenizer.notes().iter().cloned().chain(run.work.finish()).collect();
         run.timings.total = keeper.as_ref().map_or_else(|| started.elapsed().as_secs_f64(), Keeper::seconds)
-            + run.timings.sensitivities;
+            + run.timings.sensitivities
+            + run.timings.trials;
         let (before, after) = (TensorBytes::of(&*checkpoint.tensors), writer.tensor_bytes());
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -171,16 +184,18 @@ pub fn quantize<'a, B: Calibrate>(
             calibration_tokens: tokens.calibration.iter().map(Vec::len).sum(),
             layers: run.layers,
             float_layers: float_layers(&plan.schemes),
+            transform: run.transform,
             budget: run.budget,
             quality,
             smoothing: run.smoothing,
+            learning: run.learning,
             rotation: rotations.as_ref().map(|rotations| rotations.report()),
             warnings,
             timings: run.timings,
             linear_bytes: (before.linear, after.linear),
             end_bytes: (before.ends, after.ends),
             tensor_bytes: (before.total, after.total),
-            memory_estimate: plan.memory.bytes.max(measuring.memory),
+            memory_estimate: plan.memory.bytes.max(measuring.memory).max(chosen.memory),
             peak_memory: memory::used().map(|used| used.peak),
         };
         if let Err(e) = checkpoint.inputs.check() {
@@ -201,6 +216,8 @@ pub(crate) struct Job<'a, B> {
     pub tokenizer: &'a Tokenizer,
     pub recipe: &'a Recipe,
     pub calibration: CalibrationText<'a>,
+    /// What decided on its recipe's transform, where trials did.
+    pub transform: Option<&'a TransformReport>,
     /// What decided on its recipe's rules, where there was a budget.
     pub budget: Option<&'a BudgetReport>,
 }
@@ -243,6 +260,7 @@ pub(crate) fn begin<B: Calibrate, T>(
     let samples = *calibration.source == Source::SelfSamples;
     let Resolved { recipe, note } = job.recipe.resolved(&checkpoint.config);
     let recipe = &recipe;
+    let is_trial = matches!(target, Target::Nowhere(_));
     let format = match &target {
         Target::Directory(output) => output.format,
         Target::Nowhere(format) => *format,
@@ -331,7 +349,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         work.note(&held_out_note(&windows.held_out, held));
     }
     let mut keeper = print.as_ref().map(|print| {
-        let streams = if recipe.corrects() { 2 } else { 1 };
+        let streams = if recipe.follows_float() { 2 } else { 1 };
         let width = streams * config.hidden_size;
         Keeper::new(writer.staging(), print.clone(), &windows, samples, (width, config.hidden_size), started)
     });
@@ -383,7 +401,7 @@ pub(crate) fn begin<B: Calibrate, T>(
             };
             let embedded =
                 |windows: &[Vec<u32>]| windows.iter().map(|w| embed(w)).collect::<Result<Vec<_>>>();
-            let float = if recipe.corrects() { embedded(&windows.calibration)? } else { Vec::new() };
+            let float = if recipe.follows_float() { embedded(&windows.calibration)? } else { Vec::new() };
             let held_out = embedded(&windows.held_out)?;
             let embedded = embedded(&windows.calibration)?;
             drop(table);
@@ -421,6 +439,7 @@ pub(crate) fn begin<B: Calibrate, T>(
     let positions = longest.max(1);
     let ropes = rope::embeddings(backend, config, RopeChoice::new(config, positions), positions)?;
     let around = Surroundings { backend, config, ropes: &ropes };
+    let (float, float_windows) = if recipe.learns() { (Vec::new(), float) } else { (float, Vec::new()) };
     let mut run = Run {
         checkpoint,
         recipe,
@@ -431,15 +450,20 @@ pub(crate) fn begin<B: Calibrate, T>(
         rotations: on_device.clone(),
         smoothing_window,
         float_stream: recipe.corrects().then(|| FloatStream::new(around, float, recipe.calibration.window)),
+        float_windows,
         held_out: (!windows.held_out.is_empty())
             .then(|| HeldOut::new(around, windows.held_out.clone(), held_out_float, held_out)),
         block_ahead: None,
         first_ahead: None,
+        transform: job.transform.cloned(),
         budget: job.budget.cloned(),
         estimate,
         work,
         layers: earlier.layers,
         smoothing: earlier.smoothing,
+        learning: earlier.learning,
+        is_trial,
+        left_out: estimate.smooth_site.part(0.0),
         timings,
     };
     let mut live = Windows::new(around, embedded, recipe.calibration.window);

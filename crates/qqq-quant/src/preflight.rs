@@ -17,7 +17,7 @@ use crate::{
     layer_bytes,
     memory_need::{self, MemoryNeed},
     recipe::MAX_DAMPING,
-    recipes::os_plus,
+    recipes::{omniquant, os_plus},
     resolved::no_rotation,
     run,
     source_types::{self, AlreadyQuantized},
@@ -88,7 +88,7 @@ impl Recipe {
     pub fn needs_text(&self) -> Vec<NeedsText> {
         let needs = [
             (self.transform == Transform::Smooth, NeedsText::Smoothing),
-            (self.transform.reads_windows(), NeedsText::ChannelScales),
+            (self.transform.reads_windows() || self.learns(), NeedsText::ChannelScales),
             (self.compensate, NeedsText::Compensation),
             (matches!(self.clip, Clip::Output | Clip::GroupOutput), NeedsText::Clipping),
             (self.corrects(), NeedsText::Correction),
@@ -200,11 +200,14 @@ pub(crate) fn check<B: Calibrate>(
         && let Some(reason) = no_rotation(config)
     {
         return refuse(format!(
-            "transform rotate: {reason}; choose smooth or none, or auto, which takes the better"
+            "transform rotate: {reason}; choose smooth or none, or auto, which measures which is better"
         ));
     }
     check_correction(recipe)?;
     check_channel_scales(recipe)?;
+    if recipe.learns() {
+        omniquant::check(recipe, B::PIECES)?;
+    }
     check_simulated(recipe, format, B::PIECES.on_host)?;
     let schemes = Schemes::of(config, recipe)?;
     let memory = memory_need::of(checkpoint, recipe, &schemes, held, samples, B::PIECES);

@@ -17,10 +17,15 @@ use crate::{
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Transform {
-    /// What suits the model: rotate, or smooth where its norms allow no rotation.
+    /// Whichever of the others takes the model least away from the float one, measured by a short run of each.
     ///
-    /// [`Recipe::resolved`] decides.
+    /// Of those that the model allows; [`quantize`](crate::quantize()) decides before the run.
     Auto,
+    /// What most models gain most by: rotation, or smoothing where norms allow no rotation.
+    ///
+    /// [`Recipe::resolved`] decides, by the model's graph alone.
+    #[cfg_attr(feature = "clap", value(skip))]
+    Usual,
     /// QQQ's adaptive smoothing: shrinks outlier channels of the activations.
     Smooth,
     /// QuaRot's offline rotation: spreads outliers over all channels.
@@ -44,12 +49,17 @@ pub enum Transform {
     /// Of a [recipe](crate::recipes).
     #[cfg_attr(feature = "clap", value(skip))]
     Protect,
+    /// OmniQuant: scales of channels are learned with the clipping of weights.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    Learn,
 }
 
 impl Transform {
     /// Whether it scales input channels by what calibration tokens have there: the layers of a block are then changed together.
     pub const fn scales_channels(self) -> bool {
-        matches!(self, Self::Smooth) || self.reads_windows()
+        matches!(self, Self::Smooth | Self::Learn) || self.reads_windows()
     }
 
     /// Whether it looks at all calibration windows, as the float model has them.
@@ -133,6 +143,11 @@ pub enum Clip {
     /// Of a [recipe](crate::recipes).
     #[cfg_attr(feature = "clap", value(skip))]
     GroupOutput,
+    /// Learned with the block, as OmniQuant has it.
+    ///
+    /// Of a [recipe](crate::recipes).
+    #[cfg_attr(feature = "clap", value(skip))]
+    Learned,
 }
 
 /// What later blocks (and later layers of a block) are calibrated on.
@@ -202,6 +217,9 @@ pub struct Recipe {
     /// nothing with other transforms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_strength: Option<f64>,
+    /// Times that [`Transform::Learn`] goes through all calibration windows. Says nothing with other transforms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<usize>,
     /// Kind of rotation, where there is one.
     pub rotation: RotationKind,
     /// Bits of the weights where no rule says otherwise; 8 go with `group_size: None`. Reports of before there was a choice: 4.
@@ -256,8 +274,9 @@ impl Recipe {
     /// What is done unless told otherwise: the recipe that keeps most quality.
     pub const DEFAULT: Self = Self {
         name: RecipeName::Best,
-        transform: Transform::Auto,
+        transform: Transform::Usual,
         migration_strength: None,
+        epochs: None,
         rotation: RotationKind::Hadamard,
         bits: CodeBits::Four,
         activations: Activations::Int8,
@@ -283,6 +302,16 @@ impl Recipe {
         self.error_correction != 0.0
     }
 
+    /// Whether blocks are learned.
+    pub fn learns(&self) -> bool {
+        self.transform == Transform::Learn
+    }
+
+    /// Whether the calibration windows go through the float model as well.
+    pub fn follows_float(&self) -> bool {
+        self.corrects() || self.learns()
+    }
+
     /// Whether calibration text is looked at.
     pub fn calibrates(&self) -> bool {
         self.calibration.windows > 0
@@ -299,7 +328,7 @@ impl Recipe {
         let Calibration { windows, window, smooth_tokens } = self.calibration;
         match self.transform {
             Transform::Smooth => (1, smooth_tokens),
-            transform if transform.reads_windows() => (windows, window),
+            transform if transform.reads_windows() || self.learns() => (windows, window),
             _ => (0, 0),
         }
     }

@@ -7,7 +7,9 @@ use qqq_formats::size::bytes;
 use qqq_model::names;
 use serde::{Deserialize, Serialize};
 
-use crate::{BudgetReport, Head, Precision, Recipe, gate::Quality, rotation::Family};
+use crate::{
+    BudgetReport, Head, Precision, Recipe, gate::Quality, rotation::Family, transform_choice::TransformReport,
+};
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
 /// two.
@@ -70,6 +72,20 @@ pub struct SmoothReport {
     pub loss_after: f64,
 }
 
+/// A block that was learned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LearnReport {
+    /// `model.layers.0`, ...
+    pub block: String,
+    /// Squared error of what leaves the block on all calibration windows, as a share of the float model's square, before
+    /// anything was learned.
+    pub loss_before: f64,
+    /// With what was learned.
+    pub loss_after: f64,
+    /// The epoch that lost least, from 1, whose result it is; 0: it is as it began.
+    pub epoch: usize,
+}
+
 /// The matrices of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RotationReport {
@@ -113,6 +129,9 @@ pub struct Timings {
     /// Measuring what bits cost, where there is a budget: before the rest.
     #[serde(default)]
     pub sensitivities: f64,
+    /// Trials of transforms, where these decide on it: before the rest.
+    #[serde(default)]
+    pub trials: f64,
     /// Keeping finished blocks for a run that goes on; 0 where none were kept.
     #[serde(default)]
     pub keep: f64,
@@ -130,6 +149,7 @@ impl Timings {
         self.write += earlier.write;
         self.compare += earlier.compare;
         self.sensitivities += earlier.sensitivities;
+        self.trials += earlier.trials;
         self.keep += earlier.keep;
     }
 }
@@ -146,7 +166,7 @@ pub struct Report {
     pub text_part_of: Option<String>,
     /// Form on disk: `qqq` or `compressed-tensors`.
     pub format: String,
-    /// What was done; its transform is never [`Transform::Auto`](crate::Transform::Auto).
+    /// What was done; its transform is one that [was decided on](Recipe::resolved).
     pub recipe: Recipe,
     /// Where the calibration text came from, in words; `none` without.
     pub calibration_data: String,
@@ -158,6 +178,9 @@ pub struct Report {
     /// Layers that stay in 16 bits by a rule of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub float_layers: Vec<String>,
+    /// What decided on the transform, where that was left to trials.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "transform_trials")]
+    pub transform: Option<TransformReport>,
     /// What decided on the rules of the recipe, where there was a budget.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<BudgetReport>,
@@ -167,6 +190,9 @@ pub struct Report {
     pub quality: Option<Quality>,
     /// Every site that was smoothed; empty for other transforms.
     pub smoothing: Vec<SmoothReport>,
+    /// Every block that was learned; empty for other transforms.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub learning: Vec<LearnReport>,
     /// Rotation, where there is one (and the report is not of a version that did not say).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<RotationReport>,

@@ -1,4 +1,4 @@
-//! What [`Transform::Auto`] becomes for a model.
+//! What [`Transform::Usual`] becomes for a model.
 
 use qqq_formats::ModelConfig;
 
@@ -7,27 +7,26 @@ use crate::{Recipe, Transform};
 /// A recipe in which nothing is left to be decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolved {
-    /// Its transform is never [`Transform::Auto`].
+    /// Its transform is never [`Transform::Usual`], nor [`Transform::Auto`].
     pub recipe: Recipe,
     /// What was chosen and why, where that is not the rotation that most models get.
     pub note: Option<String>,
 }
 
 impl Recipe {
-    /// The recipe for a model. [`Transform::Auto`] becomes rotation where the residual stream may be turned; else
-    /// smoothing; else, without calibration windows to search thresholds on, nothing. Any other transform stays as it was
-    /// asked for, whether the model allows it or not.
+    /// The recipe for a model. [`Transform::Usual`] becomes rotation where the residual stream may be turned; else
+    /// smoothing; else, without calibration windows to search thresholds on, nothing. So does [`Transform::Auto`], where
+    /// nothing is measured. Any other transform stays as it was asked for, whether the model allows it or not.
     pub fn resolved(&self, config: &ModelConfig) -> Resolved {
         let (transform, note) = match (self.transform, no_rotation(config)) {
-            (Transform::Auto, None) => (Transform::Rotate, None),
-            (Transform::Auto, Some(reason)) if self.calibrates() => {
-                (Transform::Smooth, Some(format!("transform auto smooths, as {reason}")))
+            (Transform::Usual | Transform::Auto, None) => (Transform::Rotate, None),
+            (Transform::Usual | Transform::Auto, Some(reason)) if self.calibrates() => {
+                (Transform::Smooth, Some(format!("the model is smoothed, not rotated, as {reason}")))
             }
-            (Transform::Auto, Some(reason)) => (
+            (Transform::Usual | Transform::Auto, Some(reason)) => (
                 Transform::None,
                 Some(format!(
-                    "transform auto leaves the weights as they are, as {reason}; and without calibration windows nothing \
-                     can be smoothed"
+                    "the weights are not transformed, as {reason}; and without calibration windows nothing can be smoothed"
                 )),
             ),
             (asked, _) => (asked, None),

@@ -27,8 +27,8 @@ pub(crate) use self::{
     states::States,
     stopped::{Stopped, damaged},
 };
-use crate::BudgetReport;
-use crate::report::{LayerReport, SmoothReport, Timings};
+use crate::report::{LayerReport, LearnReport, SmoothReport, Timings};
+use crate::{BudgetReport, transform_choice::TransformReport};
 
 /// Has finished blocks kept, so that a run that is stopped can be gone on with.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +56,13 @@ struct Header {
     held_out: Vec<Vec<u32>>,
     layers: Vec<LayerReport>,
     smoothing: Vec<SmoothReport>,
+    #[serde(default)]
+    learning: Vec<LearnReport>,
     warnings: Vec<String>,
     timings: Timings,
+    /// What was chosen before that, where trials decided on the transform.
+    #[serde(default)]
+    transform: Option<TransformReport>,
     /// What was measured before the first block, where there is a budget.
     #[serde(default)]
     budget: Option<BudgetReport>,
@@ -68,6 +73,7 @@ struct Header {
 pub(crate) struct Earlier {
     pub layers: Vec<LayerReport>,
     pub smoothing: Vec<SmoothReport>,
+    pub learning: Vec<LearnReport>,
     pub warnings: Vec<String>,
     pub timings: Timings,
 }

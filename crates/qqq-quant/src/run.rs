@@ -6,6 +6,7 @@
 mod head;
 mod held_out;
 mod layers;
+mod learned;
 mod replay;
 mod simulated;
 
@@ -40,11 +41,12 @@ use crate::{
     moments::{Moments, Sums},
     output::OutputCheckpoint,
     recipes::BlockChange,
-    report::{LayerReport, SmoothReport, Timings, modules},
+    report::{LayerReport, LearnReport, SmoothReport, Timings, modules},
     rotations::DeviceRotations,
     smooth::SearchOptions,
     smooth_sites::SmoothContext,
-    solve::{ScaleDType, SolveOptions, solve_corrected_on},
+    solve::{ScaleDType, SolveOptions, round_on, solve_corrected_on},
+    transform_choice::TransformReport,
     value_hessian::value_moments,
     windows::{Surroundings, Window, Windows},
     work::Work,
@@ -64,18 +66,27 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub smoothing_window: Option<Window<B>>,
     /// The calibration windows in the float model, where weights are corrected.
     pub float_stream: Option<FloatStream<'a, B>>,
+    /// The same where blocks are learned.
+    pub float_windows: Vec<Window<B>>,
     /// Windows that calibration does not see, until they are [compared](Run::measure).
     pub held_out: Option<HeldOut<'a, B>>,
     /// A block whose layers were read while the one before was calibrated, and what came of that.
     pub block_ahead: Option<(usize, Result<StoredLayers>)>,
     /// The same of its first layer alone, where layers are read one by one.
     pub first_ahead: Option<(usize, Result<StoredLayer>)>,
+    /// What decided on the transform, where trials did.
+    pub transform: Option<TransformReport>,
     /// What decided on the schemes, where there was a budget.
     pub budget: Option<BudgetReport>,
     pub estimate: Estimate,
     pub work: Work<'a>,
     pub layers: Vec<LayerReport>,
     pub smoothing: Vec<SmoothReport>,
+    pub learning: Vec<LearnReport>,
+    /// Whether blocks take only some steps of learning, to see how long these are.
+    pub is_trial: bool,
+    /// What of the last block's learning was not done.
+    pub left_out: Units,
     pub timings: Timings,
 }
 
@@ -160,6 +171,11 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let clock = Instant::now();
         if self.recipe.transform.reads_windows() {
             let layers = self.changed_block(index, windows)?;
+            self.timings.transform += clock.elapsed().as_secs_f64();
+            return Ok(layers);
+        }
+        if self.recipe.learns() {
+            let layers = self.learned_block(index, windows)?;
             self.timings.transform += clock.elapsed().as_secs_f64();
             return Ok(layers);
         }
@@ -527,12 +543,17 @@ impl<'a, B: Calibrate> Run<'a, B> {
             options.clip = Clip::None;
         }
         let hessian = moments.map(|moments| &moments.hessian);
+        let groups = k / scheme.group_size.unwrap_or(k);
+        let given = layer.scales.as_deref().map(|scales| &scales[rows.start * groups..rows.end * groups]);
         let deviation = moments.and_then(|moments| moments.deviation.as_ref());
         let strength = self.recipe.error_correction;
         let correction = deviation.map(|deviation| Correction { deviation, strength });
         let backend = self.around.backend;
-        let solved =
-            solve_corrected_on(backend, &name, &layer.weights, rows, k, hessian, correction, &options)?;
+        let weights = &layer.weights;
+        let solved = match given {
+            Some(scales) => round_on(backend, &name, weights, rows, k, hessian, scales, &options),
+            None => solve_corrected_on(backend, &name, weights, rows, k, hessian, correction, &options),
+        }?;
         self.warn_of_damping(&name, solved.damping);
         self.layers.push(LayerReport {
             name,

@@ -22,7 +22,7 @@ use qqq_backend::{
 use qqq_formats::{Activations, CodeBits, DType, QuantizedWeight, Scales};
 
 use crate::{Clip, GroupScales, QuantError, Result, clip};
-use checks::{check, check_correction, check_hessian, check_options, too_large};
+use checks::{check, check_correction, check_hessian, check_options, check_scales, too_large};
 pub use correction::Correction;
 use factor::Factor;
 pub(crate) use factor::factorise;
@@ -178,7 +178,25 @@ pub fn solve_corrected(
     correction: Option<Correction<'_>>,
     options: &SolveOptions,
 ) -> Result<Solved> {
+    solve_given(layer, weights, n, k, hessian, correction, None, options)
+}
+
+/// As [`solve_corrected`], with `scales` of each group of each row where they are not to be chosen.
+#[expect(clippy::too_many_arguments)]
+fn solve_given(
+    layer: &str,
+    weights: &[f32],
+    n: usize,
+    k: usize,
+    hessian: Option<&[f32]>,
+    correction: Option<Correction<'_>>,
+    scales: Option<&[f32]>,
+    options: &SolveOptions,
+) -> Result<Solved> {
     check(layer, weights, n, k, options)?;
+    if let Some(scales) = scales {
+        check_scales(layer, scales, n, k, options)?;
+    }
     if let Some(hessian) = hessian {
         check_hessian(layer, hessian, k)?;
     }
@@ -209,7 +227,8 @@ pub fn solve_corrected(
             (true, None) => return Err(no_hessian(layer)),
             (false, _) => None,
         };
-        let task = Task { weights, k, hessian, diagonal: &diagonal, factor: factor.as_ref(), float, options };
+        let factor = factor.as_ref();
+        let task = Task { weights, k, hessian, diagonal: &diagonal, factor, float, scales, options };
         Ok(match solve_rows(&task, n) {
             Some(rows) => Ok(assemble(rows, n, k, damping, dead_channels, options)),
             None => Err(OVERFLOW.to_owned()),
@@ -303,6 +322,30 @@ pub fn solve_corrected_on<B: Calibrate>(
             Err(Unsolved::Correction(reason)) => Err(uncorrected(layer, &reason)),
         }
     })
+}
+
+/// Rounds the output channels `rows` of weights with `k` input channels to nearest, with `scales` of each group of each of them.
+/// `options` say no other way to round.
+///
+/// # Errors
+/// As [`solve`]; scales that are no positive numbers; those of the device.
+#[expect(clippy::too_many_arguments)]
+pub(crate) fn round_on<B: Calibrate>(
+    b: &B,
+    layer: &str,
+    weights: &B::Weights,
+    rows: Range<usize>,
+    k: usize,
+    hessian: Option<&B::Hessian>,
+    scales: &[f32],
+    options: &SolveOptions,
+) -> Result<Solved> {
+    let hessian = hessian.map(|h| b.read_hessian(h)).transpose()?;
+    let all = b.read_weights(weights)?;
+    let Some(own) = all.get(rows.start * k..rows.end * k) else {
+        return Err(QuantError::Recipe(format!("{layer}: channels {rows:?} of {}", all.len() / k.max(1))));
+    };
+    solve_given(layer, own, rows.len(), k, hessian.as_deref(), None, Some(scales), options)
 }
 
 /// Tries ever larger dampings until one can be solved with: the inner error says why one cannot.

@@ -110,6 +110,11 @@ impl<'a> Work<'a> {
         self.tell(ledger.left())
     }
 
+    /// Seconds that work takes, as what was done until now lets expect.
+    pub(crate) fn expected(&self, units: Units) -> f64 {
+        units.amount * self.ledger.rate(units.kind as usize)
+    }
+
     /// The running stage is done; seconds that are left, as those until now let expect.
     pub(crate) fn left(&mut self) -> f64 {
         self.close();

@@ -207,6 +207,7 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         Clip::Weight => "with scales of the least weight error",
         Clip::Output => "with scales of the least output error",
         Clip::GroupOutput => "with groups clipped by their output",
+        Clip::Learned => "with learned clipping",
     };
     if recipe.simulated.is_some() {
         let how = match recipe.calibrates() {
@@ -258,6 +259,7 @@ fn plan(recipe: &Recipe, source: &Source) -> Plan {
         }
         Some(entry) => {
             let advice = match recipe.calibrates() {
+                true if recipe.learns() => "fewer windows and epochs are faster (--windows, --epochs)",
                 true => "fewer windows are faster (--windows)",
                 false => "--recipe best keeps more of the quality",
             };
@@ -365,6 +367,7 @@ fn summary(report: &Report, output: &Path) -> String {
     if report.recipe.head == Head::Int8 {
         rows.push(("output head", "int8, one scale per token of the vocabulary; int8 activations".into()));
     }
+    rows.extend(report.transform.iter().map(|transform| ("transform", transform.describe())));
     rows.extend(report.budget.iter().map(|budget| ("budget", budget.describe())));
     rows.extend(report.size_rows());
     let (name, whose) = match report.recipe.calibrates() {
@@ -381,6 +384,14 @@ fn summary(report: &Report, output: &Path) -> String {
     );
     if !report.layers.is_empty() {
         rows.push(error);
+    }
+    if !report.learning.is_empty() {
+        let mean = |of: &dyn Fn(&qqq_quant::report::LearnReport) -> f64| {
+            format::significant(report.learning.iter().map(of).sum::<f64>() / report.learning.len() as f64, 3)
+        };
+        let (before, after) = (mean(&|block| block.loss_before), mean(&|block| block.loss_after));
+        let learned = format!("{after} of what leaves a block, mean over blocks (before learning: {before})");
+        rows.push(("learned error", learned));
     }
     rows.extend(report.quality.iter().flat_map(Quality::rows));
     if let Some(rotation) = &report.rotation {

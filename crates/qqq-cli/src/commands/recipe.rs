@@ -70,9 +70,10 @@ pub struct RecipeArgs {
     /// own; the list is below. Other options here are those of the tool's own recipe
     #[arg(long = "recipe", value_name = "NAME", value_parser = str::parse::<RecipeName>, default_value_t = RecipeName::Best)]
     name: RecipeName,
-    /// What is done to the model before rounding; absorbed into the weights, free at run time
-    #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.transform)]
-    transform: Transform,
+    /// What is done to the model before rounding; absorbed into the weights, free at run time [default: rotate, or smooth where
+    /// the model's norms allow no rotation]
+    #[arg(long, value_enum)]
+    transform: Option<Transform>,
     /// Matrix of the rotation; giving it asks for --transform rotate
     #[arg(long, value_enum, default_value_t = Recipe::DEFAULT.rotation)]
     rotation: RotationKind,
@@ -194,6 +195,7 @@ impl RecipeArgs {
         let recipe = Recipe {
             name: RecipeName::Best,
             migration_strength: None,
+            epochs: None,
             transform: self.transform(),
             rotation: self.rotation,
             bits: self.code_bits()?,
@@ -263,8 +265,9 @@ impl RecipeArgs {
     /// Who names the rotation's matrix wants a rotation, on whatever model.
     fn transform(&self) -> Transform {
         match self.transform {
-            Transform::Auto if self.given.has("rotation") => Transform::Rotate,
-            asked => asked,
+            Some(asked) => asked,
+            None if self.given.has("rotation") => Transform::Rotate,
+            None => Recipe::DEFAULT.transform,
         }
     }
 
@@ -302,7 +305,7 @@ impl RecipeArgs {
     /// Calibration windows: what was asked for, else no more than is needed where no option about them was given.
     fn windows(&self, amount: &AmountArgs) -> usize {
         let given = ["calibration", "window", "text-format", "text-field"].iter().any(|o| self.given.has(o));
-        let default = match self.transform {
+        let default = match self.transform() {
             _ if self.needs_hessians() || given => Recipe::DEFAULT.calibration.windows,
             // Thresholds are searched on the first.
             Transform::Smooth => 1,

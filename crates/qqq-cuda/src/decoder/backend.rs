@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaGraph, sys};
 use qqq_backend::{
     AttentionKind, Backend, BackendError, BatchPlan, Gate, HeadLayout, InputKind, KvDType, KvLayout, Norm,
-    Pick, Picked, QueryScale, Result,
+    PairScore, Pick, Picked, QueryScale, Result,
 };
 use qqq_formats::{LinearWeight, WeightData};
 
@@ -482,6 +482,15 @@ impl Backend for CudaBackend {
         out: &mut CudaTensor,
     ) -> Result<Option<Vec<f64>>> {
         self.losses_of(x, weight, columns, out)
+    }
+
+    fn compare(
+        &self,
+        baseline: &CudaTensor,
+        model: &CudaTensor,
+        columns: &[u32],
+    ) -> Result<Option<Vec<PairScore>>> {
+        self.compare_on_device(baseline, model, columns)
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use qqq_backend::{Backend, BackendError, Pick, Picked, Result};
+use qqq_backend::{Backend, BackendError, PairScore, Pick, Picked, Result};
 
 use super::CudaBackend;
 use super::head::{DrawParameters, Drawn, HeadKernel, MOST_DRAWN_COLUMNS};
 use super::linear::CudaLinear;
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
 use super::shortlist::{ShortlistScratch, serves};
-use super::steps::{LossParameters, StepKernel, TopParameters};
+use super::steps::{CompareParameters, Compared, LossParameters, StepKernel, TopParameters};
 use crate::{DType, Device};
 
 /// What was found in rows of logits, on a device.
@@ -152,12 +152,7 @@ impl CudaBackend {
         columns: &[u32],
         out: &mut CudaTensor,
     ) -> Result<Option<Vec<f64>>> {
-        if let Some(column) = columns.iter().find(|column| **column as usize >= weight.n) {
-            return Err(BackendError::Shape(format!("column {column} of rows of {}", weight.n)));
-        }
-        if columns.len() != x.rows {
-            return Err(BackendError::Shape(format!("{} columns of {} rows", columns.len(), x.rows)));
-        }
+        check_columns(columns, x.rows, weight.n)?;
         if weight.output != DType::F32 {
             return Ok(None);
         }
@@ -175,4 +170,56 @@ impl CudaBackend {
         unsafe { self.launch_step(StepKernel::Losses, rows, parameters) }?;
         Ok(Some(bytemuck::pod_collect_to_vec(&losses.read(8 * rows)?)))
     }
+
+    /// See [`Backend::compare`].
+    pub(super) fn compare_on_device(
+        &self,
+        baseline: &CudaTensor,
+        model: &CudaTensor,
+        columns: &[u32],
+    ) -> Result<Option<Vec<PairScore>>> {
+        let (rows, width) = (model.rows, model.cols);
+        if (baseline.rows, baseline.cols) != (rows, width) {
+            return Err(BackendError::Shape(format!(
+                "{} x {} logits beside {rows} x {width}",
+                baseline.rows, baseline.cols
+            )));
+        }
+        check_columns(columns, rows, width)?;
+        if baseline.dtype != DType::F32 || model.dtype != DType::F32 {
+            return Ok(None);
+        }
+        let (columns_of, found) =
+            (Buffer::of(self.device(), columns)?, Buffer::new(self.device(), rows * size_of::<Compared>())?);
+        let parameters = CompareParameters {
+            baseline: baseline.address(),
+            model: model.address(),
+            columns_of: columns_of.address(),
+            out: found.address(),
+            rows: rows as i32,
+            columns: width as i32,
+        };
+        // SAFETY: all have these sizes, columns are in their rows, and all backends of a device work on its one stream.
+        unsafe { self.launch_step(StepKernel::Compare, rows, parameters) }?;
+        let found: Vec<Compared> = bytemuck::pod_collect_to_vec(&found.read(rows * size_of::<Compared>())?);
+        let pair = |c: Compared| PairScore {
+            baseline_nll: c.baseline_nll,
+            model_nll: c.model_nll,
+            // Rounding may leave -1e-8 where the true value is 0 or just above it.
+            kl: if c.kl < 0.0 { 0.0 } else { c.kl },
+            agree: c.agree == 1,
+        };
+        Ok(Some(found.into_iter().map(pair).collect()))
+    }
+}
+
+/// That there is a column for each row, which the row has.
+fn check_columns(columns: &[u32], rows: usize, width: usize) -> Result<()> {
+    if let Some(column) = columns.iter().find(|column| **column as usize >= width) {
+        return Err(BackendError::Shape(format!("column {column} of rows of {width}")));
+    }
+    if columns.len() != rows {
+        return Err(BackendError::Shape(format!("{} columns of {rows} rows", columns.len())));
+    }
+    Ok(())
 }

@@ -16,6 +16,8 @@ pub enum StepKernel {
     Top,
     /// What rows lose that predict a column.
     Losses,
+    /// What two models' rows say of each other.
+    Compare,
 }
 
 /// Threads of a CTA of what works on single elements.
@@ -33,7 +35,7 @@ impl StepKernel {
     /// All of them.
     pub fn all() -> Vec<Self> {
         let ropes = HALVES.into_iter().map(StepKernel::RopeAppend);
-        [StepKernel::Embed, StepKernel::Add, StepKernel::Top, StepKernel::Losses]
+        [StepKernel::Embed, StepKernel::Add, StepKernel::Top, StepKernel::Losses, StepKernel::Compare]
             .into_iter()
             .chain(ropes)
             .collect()
@@ -46,6 +48,7 @@ impl StepKernel {
             StepKernel::Add => ("add".into(), "AddParameters", "add(p)"),
             StepKernel::Top => ("top".into(), "TopParameters", "top(p)"),
             StepKernel::Losses => ("losses".into(), "LossParameters", "losses(p)"),
+            StepKernel::Compare => ("compare".into(), "CompareParameters", "compare(p)"),
             StepKernel::RopeAppend(half) => (
                 format!("rope_append_{}", half.kernel_name()),
                 "RopeParameters",
@@ -56,9 +59,10 @@ impl StepKernel {
             format!(
                 "#include \"decoder_steps.cuh\"\n\
              // What the host believes.\n\
-             static_assert(kRopeWarps == {ROPE_WARPS} && kTopThreads == {TOP_THREADS} && kMostHeadDim == {MOST_HEAD_DIM} && kLossThreads == {LOSS_THREADS});\n\
+             static_assert(kRopeWarps == {ROPE_WARPS} && kTopThreads == {TOP_THREADS} && kMostHeadDim == {MOST_HEAD_DIM} && kLossThreads == {LOSS_THREADS} && sizeof(Compared) == {});\n\
              extern \"C\" __global__ void __launch_bounds__({})\n\
              {function}(const __grid_constant__ {parameters} p) {{ overlap_launches(); {call}; }}\n",
+                size_of::<Compared>(),
                 self.threads(),
             )
         })
@@ -70,7 +74,7 @@ impl StepKernel {
             StepKernel::Embed | StepKernel::Add => ELEMENT_THREADS,
             StepKernel::RopeAppend(_) => 32 * ROPE_WARPS,
             StepKernel::Top => TOP_THREADS,
-            StepKernel::Losses => LOSS_THREADS,
+            StepKernel::Losses | StepKernel::Compare => LOSS_THREADS,
         }
     }
 
@@ -80,7 +84,7 @@ impl StepKernel {
             // Each takes several where there are many.
             StepKernel::Embed | StepKernel::Add => units.div_ceil(ELEMENT_THREADS).clamp(1, 4096),
             StepKernel::RopeAppend(_) => units.div_ceil(ROPE_WARPS),
-            StepKernel::Top | StepKernel::Losses => units,
+            StepKernel::Top | StepKernel::Losses | StepKernel::Compare => units,
         }
     }
 }
@@ -203,4 +207,36 @@ pub struct LossParameters {
     pub rows: i32,
     /// Elements of a row.
     pub columns: i32,
+}
+
+/// `CompareParameters` of `decoder_steps.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CompareParameters {
+    /// `rows x columns` float32.
+    pub baseline: u64,
+    /// As many of the model's.
+    pub model: u64,
+    /// `rows` int32: a column of each row.
+    pub columns_of: u64,
+    /// Output, `rows` [`Compared`].
+    pub out: u64,
+    /// Rows.
+    pub rows: i32,
+    /// Elements of a row.
+    pub columns: i32,
+}
+
+/// `Compared` of `decoder_steps.cuh`: what a pair of rows says. What is made of a row that is not finite is not finite.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Compared {
+    /// `-log p` of the baseline's column.
+    pub baseline_nll: f64,
+    /// Of the model's.
+    pub model_nll: f64,
+    /// KL(baseline || model).
+    pub kl: f64,
+    /// 1 where the largest elements, the first among equals, are of one column, else 0.
+    pub agree: i64,
 }

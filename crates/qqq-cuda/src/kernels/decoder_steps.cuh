@@ -295,36 +295,118 @@ struct LossParameters {
 
 constexpr int kLossThreads = 512;
 
-// log(sum(exp(row))) minus an element of the row; NaN where the row is not finite. A CTA takes a row.
-QQQ_DEVICE void losses(const LossParameters& p) {
-    __shared__ float largest_of[kLossThreads];
-    __shared__ double sums[kLossThreads];
-    const float* row = p.logits + (long long)blockIdx.x * p.columns;
+// The largest element of a row with its first column, to all threads of a CTA; infinite where an element is not finite.
+struct RowLargest {
+    float value;
+    int column;
+};
+
+QQQ_DEVICE RowLargest largest_of_row(const float* row, int columns) {
+    __shared__ float values[kLossThreads];
+    __shared__ int columns_of[kLossThreads];
     float largest = -3.4e38f;
+    int column = columns;
     bool finite = true;
-    for (int i = threadIdx.x; i < p.columns; i += kLossThreads) {
-        largest = fmaxf(largest, row[i]);
+    for (int i = threadIdx.x; i < columns; i += kLossThreads) {
+        if (row[i] > largest) {
+            largest = row[i];
+            column = i;
+        }
         finite = finite && (__float_as_uint(row[i]) & 0x7F800000u) != 0x7F800000u;
     }
     // What is not finite becomes the largest of all.
-    largest_of[threadIdx.x] = finite ? largest : __uint_as_float(0x7F800000u);
+    values[threadIdx.x] = finite ? largest : __uint_as_float(0x7F800000u);
+    columns_of[threadIdx.x] = column;
     __syncthreads();
     for (int half = kLossThreads / 2; half > 0; half /= 2) {
-        if ((int)threadIdx.x < half) largest_of[threadIdx.x] = fmaxf(largest_of[threadIdx.x], largest_of[threadIdx.x + half]);
+        if ((int)threadIdx.x < half) {
+            const float other = values[threadIdx.x + half];
+            const int at = columns_of[threadIdx.x + half];
+            if (other > values[threadIdx.x] || (other == values[threadIdx.x] && at < columns_of[threadIdx.x])) {
+                values[threadIdx.x] = other;
+                columns_of[threadIdx.x] = at;
+            }
+        }
         __syncthreads();
     }
-    largest = largest_of[0];
-    double sum = 0.0;
-    for (int i = threadIdx.x; i < p.columns; i += kLossThreads) sum += (double)ptx::exp2((row[i] - largest) * 1.44269504f);
-    sums[threadIdx.x] = sum;
+    const RowLargest found = {values[0], columns_of[0]};
+    __syncthreads();
+    return found;
+}
+
+// A sum over the threads of a CTA, to all of them.
+QQQ_DEVICE double sum_of_threads(double x) {
+    __shared__ double sums[kLossThreads];
+    sums[threadIdx.x] = x;
     __syncthreads();
     for (int half = kLossThreads / 2; half > 0; half /= 2) {
         if ((int)threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
         __syncthreads();
     }
-    if (threadIdx.x == 0) {
-        const double target = (double)row[p.columns_of[blockIdx.x]];
-        // Infinity minus infinity is NaN, as are its sums.
-        p.out[blockIdx.x] = log(sums[0]) + ((double)largest - target) + 0.0 * ((double)largest - (double)largest);
+    const double sum = sums[0];
+    __syncthreads();
+    return sum;
+}
+
+// exp(x - largest).
+QQQ_DEVICE double exp_below(float x, float largest) { return (double)ptx::exp2((x - largest) * 1.44269504f); }
+
+// -log(exp(target) / sum(exp(row))), where the sum is of exp(row - largest); NaN where the row is not finite.
+QQQ_DEVICE double loss_of(double log_sum, float largest, float target) {
+    // Infinity minus infinity is NaN, as are its sums.
+    return log_sum + ((double)largest - (double)target) + 0.0 * ((double)largest - (double)largest);
+}
+
+// What each row loses that predicts its column. A CTA takes a row.
+QQQ_DEVICE void losses(const LossParameters& p) {
+    const float* row = p.logits + (long long)blockIdx.x * p.columns;
+    const float largest = largest_of_row(row, p.columns).value;
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < p.columns; i += kLossThreads) sum += exp_below(row[i], largest);
+    sum = sum_of_threads(sum);
+    if (threadIdx.x == 0) p.out[blockIdx.x] = loss_of(log(sum), largest, row[p.columns_of[blockIdx.x]]);
+}
+
+// What a pair of rows says.
+struct Compared {
+    double baseline_nll, model_nll, kl;
+    long long agree;
+};
+
+struct CompareParameters {
+    // rows x columns each.
+    const float* baseline;
+    const float* model;
+    // A column of each row.
+    const int* columns_of;
+    // rows.
+    Compared* out;
+    int rows, columns;
+};
+
+// Losses of the same column in two models' rows, and KL(baseline || model). A CTA takes a pair.
+QQQ_DEVICE void compare(const CompareParameters& p) {
+    const float* a = p.baseline + (long long)blockIdx.x * p.columns;
+    const float* b = p.model + (long long)blockIdx.x * p.columns;
+    const RowLargest most_a = largest_of_row(a, p.columns), most_b = largest_of_row(b, p.columns);
+    double sum_a = 0.0, sum_b = 0.0, weighted = 0.0;
+    for (int i = threadIdx.x; i < p.columns; i += kLossThreads) {
+        const double e = exp_below(a[i], most_a.value);
+        sum_a += e;
+        sum_b += exp_below(b[i], most_b.value);
+        weighted += e * (((double)a[i] - (double)most_a.value) - ((double)b[i] - (double)most_b.value));
     }
+    sum_a = sum_of_threads(sum_a);
+    sum_b = sum_of_threads(sum_b);
+    weighted = sum_of_threads(weighted);
+    if (threadIdx.x != 0) return;
+    const int column = p.columns_of[blockIdx.x];
+    const double log_a = log(sum_a), log_b = log(sum_b);
+    Compared found;
+    found.baseline_nll = loss_of(log_a, most_a.value, a[column]);
+    found.model_nll = loss_of(log_b, most_b.value, b[column]);
+    // sum p (ln p - ln q), with ln p = (a - largest) - log(sum). Equal rows give exactly 0.
+    found.kl = weighted / sum_a - (log_a - log_b);
+    found.agree = most_a.column == most_b.column;
+    p.out[blockIdx.x] = found;
 }

@@ -6,7 +6,8 @@ use qqq_backend::pool::parallel_for;
 use qqq_backend::{PAGE, largest};
 use qqq_cuda::decoder::rows::{RowConfig, RowOperands, RowSource};
 use qqq_cuda::decoder::steps::{
-    AddParameters, EmbedParameters, LossParameters, RopeParameters, StepKernel, TopParameters,
+    AddParameters, CompareParameters, Compared, EmbedParameters, LossParameters, RopeParameters, StepKernel,
+    TopParameters,
 };
 use qqq_cuda::{DType, KernelType};
 
@@ -353,5 +354,67 @@ pub fn losses_are_those_of_float64(compiler: OsString) {
             let want = sum.ln() + largest - f64::from(logits[row * columns + targets[row] as usize]);
             close(got, want, 1e-6, 2e-6, &format!("row {row} of {columns}"));
         }
+    }
+}
+
+pub fn comparisons_are_those_of_float64(compiler: OsString) {
+    let kernel = StepKernel::Compare;
+    let emulator = Emulator::new(&compiler, vec![kernel.source()]);
+    for columns in [1, 511, 512, 1700] {
+        let rows = 9;
+        let mut baseline = numbers(3, rows * columns, 20.0);
+        // Models that are close, far, and equal.
+        let mut model: Vec<f32> =
+            baseline.iter().zip(numbers(4, rows * columns, 1e-2)).map(|(x, e)| x + e).collect();
+        model[columns..2 * columns].copy_from_slice(&numbers(5, columns, 20.0));
+        model[2 * columns..3 * columns].copy_from_slice(&baseline[2 * columns..3 * columns]);
+        // The first of equal ones is the likeliest.
+        baseline[3 * columns..4 * columns].fill(-2.5);
+        model[3 * columns..4 * columns].fill(1.5);
+        let targets: Vec<i32> = (0..rows).map(|row| (row * 131 % columns) as i32).collect();
+        baseline[5 * columns + columns / 2] = f32::NAN;
+        baseline[6 * columns + targets[6] as usize] = f32::INFINITY;
+        model[7 * columns + columns - 1] = f32::NEG_INFINITY;
+        model[8 * columns + targets[8] as usize] = f32::NAN;
+        let mut memory = Memory::default();
+        let nothing = Compared { baseline_nll: 0.0, model_nll: 0.0, kl: 0.0, agree: -1 };
+        let out = memory.upload(&vec![nothing; rows]);
+        let parameters = CompareParameters {
+            baseline: memory.upload(&baseline).address,
+            model: memory.upload(&model).address,
+            columns_of: memory.upload(&targets).address,
+            out: out.address,
+            rows: rows as i32,
+            columns: columns as i32,
+        };
+        let shape = shape((kernel.ctas(rows), kernel.threads()));
+        emulator.launch(&kernel.source(), shape, raw(&parameters), &memory, &memory.regions(), 1).unwrap();
+        for (row, got) in memory.download::<Compared>(out).into_iter().enumerate() {
+            let place = format!("row {row} of {columns}");
+            let log_softmax = |all: &[f32]| -> Vec<f64> {
+                let values: Vec<f64> =
+                    all[row * columns..][..columns].iter().map(|v| f64::from(*v)).collect();
+                let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = values.iter().map(|v| (v - largest).exp()).sum();
+                values.iter().map(|v| v - largest - sum.ln()).collect()
+            };
+            let finite = [row < 5 || row > 6, row < 7];
+            assert_eq!([got.baseline_nll.is_finite(), got.model_nll.is_finite()], finite, "{place}: {got:?}");
+            if row >= 5 {
+                assert!(!got.kl.is_finite(), "{place}: {got:?}");
+                continue;
+            }
+            let (p, q) = (log_softmax(&baseline), log_softmax(&model));
+            let first =
+                |x: &[f64]| x.iter().position(|v| *v == x.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+            let kl: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+            let target = targets[row] as usize;
+            close(got.baseline_nll, -p[target], 1e-6, 2e-6, &place);
+            close(got.model_nll, -q[target], 1e-6, 2e-6, &place);
+            close(got.kl, kl, 1e-6, 1e-6, &place);
+            assert_eq!(got.agree == 1, first(&p) == first(&q), "{place}");
+        }
+        let got = memory.download::<Compared>(out)[2];
+        assert_eq!((got.kl, got.agree), (0.0, 1), "{columns}: {got:?}");
     }
 }

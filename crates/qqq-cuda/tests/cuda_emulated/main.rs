@@ -49,6 +49,7 @@ fn main() -> ExitCode {
                 emulated_decoder::embeddings_sums_and_largest_elements,
                 emulated_decoder::heads_are_rotated,
                 emulated_decoder::losses_are_those_of_float64,
+                emulated_decoder::comparisons_are_those_of_float64,
                 emulated_decoder::rows_are_those_of_float64,
                 emulated_head::columns_are_drawn_by_their_probabilities,
                 emulated_head::the_largest_outputs_are_found,

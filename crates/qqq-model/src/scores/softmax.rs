@@ -4,7 +4,10 @@
 //! run in f32 over [`LANES`] lanes of a [`BLOCK`] and in f64 beyond. Nothing is fused: every instruction set gives the same
 //! bits.
 
-use qqq_backend::simd::{SimdLevel, exp, multiversion};
+use qqq_backend::{
+    PairScore,
+    simd::{SimdLevel, exp, multiversion},
+};
 
 const LANES: usize = 16;
 const BLOCK: usize = 1024;
@@ -69,26 +72,6 @@ fn log_sum_exp(level: SimdLevel, x: &[f32]) -> (f32, f64) {
 pub fn score(logits: &[f32], target: u32) -> f64 {
     let (max, lse) = log_sum_exp(SimdLevel::detect(), logits);
     lse - f64::from(logits[target as usize] - max)
-}
-
-/// What a pair of rows says about two models.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PairScore {
-    /// Negative log-likelihood of the target under the baseline.
-    pub baseline_nll: f64,
-    /// The same under the model.
-    pub model_nll: f64,
-    /// KL(baseline || model), nats.
-    pub kl: f64,
-    /// Whether the likeliest tokens agree (the first one counts where several are equal).
-    pub agree: bool,
-}
-
-impl PairScore {
-    /// Whether all of it are numbers.
-    pub fn is_finite(&self) -> bool {
-        self.baseline_nll.is_finite() && self.model_nll.is_finite() && self.kl.is_finite()
-    }
 }
 
 /// Compares two rows of logits of one length.

@@ -16,7 +16,7 @@ use qqq_model::{
     Site,
     block::Layer,
     memory,
-    scores::{compare_rows, rows_at_a_time},
+    scores::{compare_logits, rows_at_a_time},
 };
 
 use super::{
@@ -39,8 +39,6 @@ use crate::{
     windows::{BlockSums, Surroundings, Window, Windows},
 };
 
-/// Held-out windows beyond those on which the result is compared with the float model.
-pub(super) const WINDOWS: usize = 4;
 /// Tokens that walk through the model, at most: as many of each window.
 const TOKENS: usize = 512;
 /// What an allocator has not given back of what copies take.
@@ -426,24 +424,24 @@ impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
         for window in 0..windows {
             let rows: Vec<usize> = (0..self.tokens[window].len() - 1).collect();
             for rows in rows.chunks(rows_at_a_time(config.vocab_size)) {
-                let float = head.logits(b, &self.float.windows[window].flow.residual, rows)?.into_owned();
+                head.make_logits(b, &self.float.windows[window].flow.residual, rows)?;
+                let float = head.take_logits(b)?;
                 let targets: Vec<u32> = rows.iter().map(|row| self.tokens[window][row + 1]).collect();
-                if let Some(at) = float.iter().position(|x| !x.is_finite()) {
+                if let Some((at, value)) = b.first_not_finite(&float)? {
                     return Err(QuantError::NotFinite {
                         layer: "the float model".into(),
                         reason: format!(
-                            "a logit for token {} of held-out window {window} is {}: nothing can be compared with it, so no budget \
+                            "a logit for token {} of held-out window {window} is {value}: nothing can be compared with it, so no budget \
                              can be spent by what is lost; give rules (--rule) instead",
-                            rows[at / config.vocab_size] + 1,
-                            float[at]
+                            rows[at / config.vocab_size] + 1
                         ),
                     });
                 }
                 for (candidate, sum) in sums.iter_mut().enumerate() {
                     let states = &copies.windows[candidate * windows + window].flow.residual;
-                    let logits = head.logits(b, states, rows)?;
+                    let pairs = compare_logits(b, &float, head.make_logits(b, states, rows)?, &targets)?;
                     // What is no number stays none.
-                    *sum += compare_rows(&float, &logits, &targets).iter().map(|pair| pair.kl).sum::<f64>();
+                    *sum += pairs.iter().map(|pair| pair.kl).sum::<f64>();
                     self.done(rows.len() as f64 * row_seconds)?;
                 }
                 predictions += rows.len();

@@ -6,7 +6,7 @@ use qqq_model::Tokenizer;
 use qqq_testing::TinyModel;
 
 use super::*;
-use crate::{Calibration, calibration::CalibrationText};
+use crate::{Calibration, calibration::CalibrationText, held_out::DECIDING_WINDOWS};
 
 /// What was told.
 #[derive(Default)]
@@ -41,7 +41,7 @@ fn measured(room: Room, sensitivities: Sensitivities) -> Result<(Found, Vec<Stri
     .recipe;
     let sizes = Sizes::of(&checkpoint, &recipe)?;
     let source = Source::Files(vec![tiny.text()]);
-    let calibration = CalibrationText { source: &source, options: None, held_out: 1 + WINDOWS };
+    let calibration = CalibrationText { source: &source, options: None, held_out: 1 + DECIDING_WINDOWS };
     let backend = CpuBackend::new();
     let job = Job {
         backend: &backend,
@@ -49,6 +49,7 @@ fn measured(room: Room, sensitivities: Sensitivities) -> Result<(Found, Vec<Stri
         tokenizer: &tokenizer,
         recipe: &recipe,
         calibration,
+        transform: None,
         budget: None,
     };
     let mut told = Told::default();
@@ -64,7 +65,9 @@ fn several_passes_change_no_number() {
     let (blocks, told) = measured(all(Some(0)), Sensitivities::Measured).unwrap();
     assert!(told.len() == 1 && told[0].contains("in several passes"), "{told:?}");
     assert_eq!(once.sites, blocks.sites);
-    assert!((once.windows, once.tokens) == (WINDOWS, WINDOWS * 63) && !once.on_compared_text);
+    assert!(
+        (once.windows, once.tokens) == (DECIDING_WINDOWS, DECIDING_WINDOWS * 63) && !once.on_compared_text
+    );
     // Copies of one block are fewer than those of all.
     assert!(blocks.measuring.memory < once.measuring.memory);
     for site in &once.sites {

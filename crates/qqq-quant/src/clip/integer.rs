@@ -27,7 +27,7 @@ pub fn snap(
     let (measure, importance) = match clip {
         Clip::Output => (Clip::Output, importance),
         Clip::Weight => (Clip::Weight, &live[..]),
-        Clip::None | Clip::GroupOutput => (Clip::Output, &live[..]),
+        Clip::None | Clip::GroupOutput | Clip::Learned => (Clip::Output, &live[..]),
     };
     let groups = k / group_size;
     for (row, scales) in weights.chunks_exact(k).zip(scales.chunks_exact_mut(groups)) {

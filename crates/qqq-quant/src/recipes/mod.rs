@@ -9,6 +9,7 @@ mod factor;
 mod fp16;
 mod gptq;
 pub mod llm_int8;
+pub(crate) mod omniquant;
 pub mod os_plus;
 mod qqq;
 pub mod quik;
@@ -53,6 +54,8 @@ pub enum RecipeName {
     Gptq,
     /// AWQ.
     Awq,
+    /// OmniQuant.
+    OmniQuant,
     /// QQQ per channel.
     Qqq,
     /// QQQ in groups of 128.
@@ -84,6 +87,8 @@ pub enum Setting {
     Damping,
     /// [`Recipe::migration_strength`].
     MigrationStrength,
+    /// [`Recipe::epochs`].
+    Epochs,
     /// [`Recipe::rotation`].
     Rotation,
     /// Tokens of the first window on which thresholds are searched.
@@ -132,13 +137,14 @@ pub struct Entry {
 }
 
 /// All recipes but the tool's own.
-pub const PUBLISHED: [Entry; 13] = [
+pub const PUBLISHED: [Entry; 14] = [
     fp16::ENTRY,
     rtn::ENTRY,
     smoothquant::ENTRY,
     os_plus::ENTRY,
     gptq::ENTRY,
     awq::ENTRY,
+    omniquant::ENTRY,
     qqq::CHANNEL,
     qqq::G128,
     qqq::ROTATED,
@@ -289,7 +295,7 @@ mod tests {
             assert_eq!(json.get("name").is_none(), name == RecipeName::Best, "{name}");
             assert_eq!(serde_json::from_value::<Recipe>(json).unwrap(), name.recipe());
         }
-        let error = "omniquant".parse::<RecipeName>().unwrap_err();
+        let error = "omni".parse::<RecipeName>().unwrap_err();
         assert!(error.contains("os+") && error.contains("best"), "{error}");
     }
 

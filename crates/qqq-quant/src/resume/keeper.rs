@@ -191,8 +191,10 @@ impl Keeper {
             held_out: self.samples.held_out.clone(),
             layers: run.layers.clone(),
             smoothing: run.smoothing.clone(),
+            learning: run.learning.clone(),
             warnings: run.work.warnings().to_vec(),
             timings: Timings { total: self.seconds(), ..run.timings },
+            transform: run.transform.clone(),
             budget: run.budget.clone(),
         };
         let header = serde_json::to_vec(&header)?;

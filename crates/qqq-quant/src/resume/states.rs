@@ -31,7 +31,7 @@ pub(crate) struct States<B: Calibrate> {
     pub blocks: usize,
     /// The calibration windows.
     pub windows: Vec<Window<B>>,
-    /// The same in the float model, where weights are corrected.
+    /// The same in the float model, where that is followed.
     pub float: Vec<Window<B>>,
     /// That of the smoothing search, where there is one.
     pub smoothing_window: Option<Window<B>>,
@@ -75,7 +75,7 @@ pub(super) fn write<B: Calibrate>(
     let held_out = run.held_out.as_ref();
     let sizes = Sizes {
         windows: tokens.to_vec(),
-        float: run.float_stream.is_some() && !is_last,
+        float: run.recipe.follows_float() && !is_last,
         smoothing_window: smoothing_window.map(|_| run.recipe.calibration.smooth_tokens),
         held_out: held_out.map(HeldOut::lengths).unwrap_or_default(),
         hidden: run.around.config.hidden_size,
@@ -83,7 +83,8 @@ pub(super) fn write<B: Calibrate>(
     let sizes = serde_json::to_vec(&sizes)?;
     let mut out = Hashed::create(&states_file(directory, blocks))?;
     out.write_with_length(&sizes)?;
-    let float = run.float_stream.iter().flat_map(FloatStream::states);
+    let learned = run.float_windows.iter().map(|window| &window.flow.residual);
+    let float = run.float_stream.iter().flat_map(FloatStream::states).chain(learned);
     let smoothing_window = smoothing_window.map(|window| &window.flow.residual);
     let held_out = held_out.into_iter().flat_map(HeldOut::states);
     let windows = windows.states().chain(float).filter(|_| !is_last);

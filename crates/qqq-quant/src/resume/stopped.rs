@@ -13,7 +13,10 @@ use super::{
     fingerprint::Fingerprint,
     states::{Reader, States},
 };
-use crate::{Budget, BudgetReport, QuantError, Result, calibration::TokenWindows, output};
+use crate::{
+    Budget, BudgetReport, QuantError, Result, calibration::TokenWindows, output,
+    transform_choice::TransformReport,
+};
 
 /// Most bytes of a header: those of a model of thousands of blocks are fewer.
 const MAX_HEADER: u64 = 1 << 30;
@@ -58,6 +61,21 @@ impl Stopped {
         reader.end()?;
         let header = serde_json::from_slice(&text).map_err(|e| damaged(directory, &e.to_string()))?;
         Ok(Self { directory: directory.into(), header })
+    }
+
+    /// What the latest run to an output that was stopped has found by trials of transforms.
+    ///
+    /// # Errors
+    /// Its transform was not left to trials.
+    pub fn transform(reservation: &Reservation) -> Result<Option<TransformReport>> {
+        let Some(directory) = reservation.stopped().first() else { return Ok(None) };
+        match Self::open(directory)?.header.transform {
+            Some(kept) => Ok(Some(kept)),
+            None => Err(QuantError::Resume(format!(
+                "{}: the transform was named or the usual one, and is auto",
+                directory.display()
+            ))),
+        }
     }
 
     /// What the latest run to an output that was stopped has measured for this budget.
@@ -132,8 +150,8 @@ impl Stopped {
 
     /// What the report has of the run.
     pub fn earlier(self) -> Earlier {
-        let Header { layers, smoothing, warnings, timings, .. } = self.header;
-        Earlier { layers, smoothing, warnings, timings }
+        let Header { layers, smoothing, learning, warnings, timings, .. } = self.header;
+        Earlier { layers, smoothing, learning, warnings, timings }
     }
 }
 

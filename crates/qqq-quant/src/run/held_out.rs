@@ -7,7 +7,7 @@ use qqq_formats::LinearWeight;
 use qqq_model::{Block, BlockNorms, OutputHead, Site, block::Layer};
 
 use super::Run;
-use crate::{Result, held_out::Measured, output::OutputCheckpoint};
+use crate::{Result, held_out::Measured};
 
 impl<B: Calibrate> Run<'_, B> {
     /// Takes held-out windows through block `index` of the float model.
@@ -78,21 +78,21 @@ impl<B: Calibrate> Run<'_, B> {
         Ok(())
     }
 
-    /// Behind the last block: compares both models' logits. Gives windows and predictions beside what these say; nothing
-    /// where nothing was held out.
+    /// Behind the last block: compares both models' logits, of which `quantized` makes the one's. Gives windows and
+    /// predictions beside what these say; nothing where nothing was held out.
     ///
     /// # Errors
-    /// Those of reading both output heads and of the backend; being interrupted.
+    /// Those of reading output heads and of the backend; being interrupted.
     pub fn measure(
         &mut self,
-        writer: &mut OutputCheckpoint<'_>,
+        quantized: impl FnOnce(&B) -> Result<OutputHead<B>>,
     ) -> Result<Option<((usize, usize), Measured)>> {
         let Some(held_out) = self.held_out.take() else { return Ok(None) };
         let clock = Instant::now();
         self.work.begin(self.estimate.compare, "comparing with the float model on held-out text")?;
         let b = self.around.backend;
         let mut float = OutputHead::load(b, self.checkpoint)?;
-        let mut quantized = OutputHead::load(b, &writer.so_far()?)?;
+        let mut quantized = quantized(b)?;
         let measured = held_out.measure(&mut float, &mut quantized, &mut |share| self.work.at(share))?;
         self.timings.compare += clock.elapsed().as_secs_f64();
         Ok(Some((held_out.size(), measured)))

@@ -44,6 +44,9 @@ impl<B: Calibrate> Run<'_, B> {
             let block = self.float_block_again(index, windows)?;
             let units = self.estimate.replay_float();
             self.stage(index, units, "running it again in float", |wave| stream.pass(&block, wave))?;
+        } else if !self.float_windows.is_empty() {
+            let block = read_block(backend, self.checkpoint, index)?;
+            self.learner(index).follow(&block, &mut self.float_windows)?;
         } else if self.smoothing_window.is_some() {
             let clock = Instant::now();
             let FloatBlock { norms, layers } = read_block(backend, self.checkpoint, index)?;

@@ -76,6 +76,21 @@ pub(super) fn check_hessian(layer: &str, hessian: &[f32], k: usize) -> Result<()
     Ok(())
 }
 
+/// Scales that are given.
+pub(super) fn check_scales(
+    layer: &str,
+    scales: &[f32],
+    n: usize,
+    k: usize,
+    options: &SolveOptions,
+) -> Result<()> {
+    check_shape(layer, "the list of its scales", scales.len(), n, k / options.group_size.unwrap_or(k))?;
+    match scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
+        Some(scale) => Err(not_finite(layer, format!("a scale of its weights is {scale}"))),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn check_correction(layer: &str, correction: &Correction<'_>, k: usize) -> Result<()> {
     for values in [correction.cross, correction.square] {
         check_shape(layer, "the deviation of its inputs", values.len(), k, k)?;

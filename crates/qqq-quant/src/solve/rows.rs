@@ -34,6 +34,8 @@ pub(super) struct Task<'a> {
     pub factor: Option<&'a Factor>,
     /// Where weights were corrected: how, and the weights of the float model, whose output losses are then against.
     pub float: Option<(Correction<'a>, &'a [f32])>,
+    /// Those of each group of all rows, where they are not to be chosen.
+    pub scales: Option<&'a [f32]>,
     pub options: &'a SolveOptions,
 }
 
@@ -56,7 +58,10 @@ pub(super) fn solve(task: &Task<'_>, rows: Range<usize>) -> Option<RowSolution> 
 
     let importance = importance(task);
     let SolveOptions { clip, scale_dtype, .. } = *task.options;
-    let mut scales = clip::scales(weights, k, group, grid, clip, &importance, scale_dtype);
+    let mut scales = match task.scales {
+        Some(scales) => scales[rows.start * (k / group)..rows.end * (k / group)].to_vec(),
+        None => clip::scales(weights, k, group, grid, clip, &importance, scale_dtype),
+    };
     if let (Clip::GroupOutput, Some(hessian)) = (clip, task.hessian) {
         clip::group_output::shrink(weights, k, group, grid, hessian, scale_dtype, &mut scales);
     }

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use qqq_backend::CpuBackend;
 use qqq_formats::{Activations, Checkpoint, CodeBits, LinearWeight};
-use qqq_model::{Site, names};
-use qqq_quant::{Calibration, OutputFormat, Recipe, RecipeName, Report, calibration::Source};
+use qqq_model::{Site, Tokenizer, names};
+use qqq_quant::{
+    Calibration, OutputFormat, Recipe, RecipeName, Report, calibration::Source, dry_run, report::LearnReport,
+};
 use tempfile::TempDir;
 
 use crate::tiny::{HIDDEN, Steps, Tiny, VOCAB, logits, run, text};
@@ -15,7 +18,8 @@ fn amount() -> Calibration {
 
 /// The recipe, with little text where it takes any.
 fn small(name: RecipeName) -> Recipe {
-    let recipe = name.recipe();
+    let mut recipe = name.recipe();
+    recipe.epochs = recipe.epochs.map(|_| 3);
     match recipe.calibrates() {
         true => Recipe { calibration: amount(), ..recipe },
         false => recipe,
@@ -100,6 +104,8 @@ fn every_recipe_gives_what_it_says() {
                 "{name}: {site:?}"
             );
         }
+        let learned = if name == RecipeName::OmniQuant { tiny.layers } else { 0 };
+        assert_eq!(made.report.learning.len(), learned, "{name}");
         distances.insert(name.word(), made.distance);
     }
     let half = |name| Recipe { activations: Activations::Half, group_size: Some(128), ..small(name) };
@@ -111,6 +117,7 @@ fn every_recipe_gives_what_it_says() {
     assert!(of("fp16") < 0.01 * of("rtn"));
     assert!(of("gptq") < rtn && of("awq") < rtn);
     assert!(of("smoothquant") < rtn8 && of("os+") < rtn8);
+    assert!(of("omniquant") < of("rtn"));
     assert!(of("qqq") < of("rtn") && of("qqq-rot") < of("rtn"));
 }
 
@@ -179,6 +186,87 @@ fn a_searched_strength_loses_no_more_than_any_given() {
         for (searched, given) in searched.iter().zip(&given) {
             // Inputs of later blocks differ by what norms are rounded to.
             assert!(searched.loss_after <= given.loss_after * 1.02, "{searched:?} {given:?}");
+        }
+    }
+}
+
+#[test]
+fn omniquant_learns_every_family() {
+    let weights_alone = |recipe| Recipe { activations: Activations::Half, group_size: Some(64), ..recipe };
+    let calibration = Calibration { windows: 4, window: 64, smooth_tokens: 64 };
+    for tiny in Tiny::families() {
+        let tiny = Tiny { outliers: true, ..tiny };
+        let dir = TempDir::new().unwrap();
+        let recipe = Recipe { calibration, epochs: Some(3), ..small(RecipeName::OmniQuant) };
+        for (name, recipe) in [("both", recipe.clone()), ("weights", weights_alone(recipe))] {
+            let report = quantize(&tiny, &dir, name, &recipe).report;
+            assert_eq!(report.learning.len(), tiny.layers);
+            let lost = |of: fn(&LearnReport) -> f64| report.learning.iter().map(of).sum::<f64>();
+            let (before, after) = (lost(|block| block.loss_before), lost(|block| block.loss_after));
+            println!("{} {name}: {before} {after}", tiny.architecture);
+            assert!(report.learning.iter().all(|block| block.loss_after <= block.loss_before));
+            let learned = report.learning.iter().any(|block| block.epoch > 0);
+            assert_eq!(after < before, learned, "{} {name}: {before} {after}", tiny.architecture);
+            // A dozen steps move clipping hardly, and rounding is not smooth.
+            assert!(learned || name == "weights", "{}", tiny.architecture);
+            // Weights are rounded as it was learned, and not chosen again.
+            assert!(report.layers.iter().all(|layer| layer.loss == layer.loss_nearest));
+        }
+    }
+}
+
+#[test]
+fn omniquant_gives_the_same_bytes_twice() {
+    let (tiny, dir) = (Tiny::default(), TempDir::new().unwrap());
+    let recipe = Recipe { epochs: Some(1), ..small(RecipeName::OmniQuant) };
+    let file = |name: &str| {
+        let made = quantize(&tiny, &dir, name, &recipe);
+        std::fs::read(made.checkpoint.path.join("model.safetensors")).unwrap()
+    };
+    assert!(file("once") == file("again"));
+}
+
+/// It takes some steps, and says how long all of them would be.
+#[test]
+fn a_dry_run_learns_little() {
+    let (tiny, dir) = (Tiny { layers: 3, ..Tiny::default() }, TempDir::new().unwrap());
+    let model = tiny.write(dir.path(), "model");
+    let checkpoint = Checkpoint::open(&model).unwrap();
+    let tokenizer = Tokenizer::load(&checkpoint).unwrap();
+    let source = Source::Files(vec![text(dir.path(), 4000)]);
+    let dry = |epochs: usize| {
+        let recipe = Recipe { epochs: Some(epochs), ..small(RecipeName::OmniQuant) };
+        let (backend, steps) = (CpuBackend::default(), &mut Steps::default());
+        dry_run(&backend, &checkpoint, &tokenizer, &recipe, &source, OutputFormat::Auto, steps).unwrap()
+    };
+    // A hundred thousand epochs would take hours; how long is known after some steps.
+    let long = dry(100_000);
+    assert!(long.measured_seconds < 60.0 && long.seconds > 10.0 * long.measured_seconds, "{long:?}");
+    let in_blocks = long.block_seconds * 3.0;
+    assert!((0.7..1.1).contains(&(in_blocks / long.seconds)), "{long:?}");
+    assert!(dry(1000).seconds < 0.1 * long.seconds);
+}
+
+/// Without epochs weights are rounded to nearest, at 0.982 of their largest, and the first layer's scales say so.
+#[test]
+fn omniquant_without_epochs_rounds_to_nearest() {
+    let (tiny, dir) = (Tiny::default(), TempDir::new().unwrap());
+    let recipe = Recipe { epochs: Some(0), activations: Activations::Half, ..small(RecipeName::OmniQuant) };
+    let made = quantize(&tiny, &dir, "none", &recipe);
+    assert!(made.report.learning.iter().all(|block| block.loss_before == block.loss_after));
+    let float = Checkpoint::open(&dir.path().join("model")).unwrap();
+    let prefix = names::linear(0, "self_attn.o_proj");
+    let weights = float.tensors.f32(&format!("{prefix}.weight"), &[HIDDEN, HIDDEN]).unwrap();
+    let LinearWeight::WeightOnly { weight, .. } = made.checkpoint.linear(&prefix, HIDDEN, HIDDEN).unwrap()
+    else {
+        panic!("{prefix} is of another kind")
+    };
+    for (i, row) in weights.chunks_exact(HIDDEN).enumerate() {
+        let most = row.iter().fold(0.0f32, |most, w| most.max(w.abs()));
+        let step = most / 7.0 / (1.0 + (-4.0f32).exp());
+        assert!((weight.channel_scales()[i] - step).abs() < 1e-3 * step, "{i}");
+        for (w, q) in row.iter().zip(weight.row_values(i)) {
+            assert!((w - q).abs() < 0.51 * step || w.abs() > 6.9 * step, "{w} {q}");
         }
     }
 }

@@ -231,8 +231,12 @@ fn quantize(
     let transform = match recipe.resolved(&checkpoint.config).recipe.transform {
         Transform::Rotate => "rotation",
         // What channels are divided by, in one way or another.
-        Transform::Smooth | Transform::Migrate | Transform::Suppress | Transform::Protect => "smoothing",
-        Transform::Auto | Transform::None => "no transform",
+        Transform::Smooth
+        | Transform::Migrate
+        | Transform::Suppress
+        | Transform::Protect
+        | Transform::Learn => "smoothing",
+        Transform::Usual | Transform::Auto | Transform::None => "no transform",
     };
     console.note(&format!(
         "Quantizing {name} to W4A8: {transform}, compensation, groups of 64; calibrated on {} windows of {} tokens of the \

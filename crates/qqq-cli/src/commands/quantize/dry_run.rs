@@ -72,11 +72,15 @@ fn summary(outcome: &Outcome) -> String {
         (
             "time",
             format!(
-                "{} on {} ({} for each of {} blocks{})",
+                "{} on {} ({} for each of {} blocks{}{})",
                 format::seconds(needs.seconds),
                 format::threads(*threads),
                 format::seconds(needs.block_seconds),
                 needs.blocks,
+                match needs.trial_seconds {
+                    0.0 => String::new(),
+                    seconds => format!(", {} to try transforms", format::seconds(seconds)),
+                },
                 match needs.sensitivity_seconds {
                     0.0 => String::new(),
                     seconds => format!(", {} to measure what bits cost", format::seconds(seconds)),

@@ -15,9 +15,9 @@ impl RecipeArgs {
             options.iter().copied().find(|option| is_so && self.given.has(option))
         };
         let rtn = self.method == Method::Rtn;
-        let smooth = self.transform == Transform::Smooth;
+        let smooth = matches!(self.transform(), Transform::Smooth | Transform::Auto);
         // Most models are rotated where nothing is asked for.
-        let rotate = matches!(self.transform, Transform::Rotate | Transform::Auto);
+        let rotate = matches!(self.transform(), Transform::Rotate | Transform::Usual | Transform::Auto);
         if let Some(option) = idle(!rotate, &["rotation"]) {
             return refuse(option, "without --transform rotate");
         }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use qqq_formats::SimulatedMethod;
 
 use super::RecipeArgs;
-use crate::errors::bad_input;
+use crate::{errors::bad_input, numbers};
 
 /// Options of one or two recipes.
 #[derive(Clone, Debug, clap::Args)]
@@ -15,6 +15,9 @@ pub(super) struct PaperArgs {
     /// least [default: 0.5]
     #[arg(long, value_name = "STRENGTH", value_parser = str::parse::<Alpha>)]
     pub alpha: Option<Alpha>,
+    /// Times that --recipe omniquant goes through the calibration windows; 0: nothing is learned [default: 20]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = numbers::whole)]
+    pub epochs: Option<usize>,
     /// --recipe llm-int8: magnitude from which on an input makes its channel one of 16 bits [default: 6]. --recipe spqr:
     /// sensitivity from which on a weight is kept in 16 bits, as a share of the layer's mean; "inf": none [default: 0.2]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
@@ -47,8 +50,9 @@ pub(super) struct PaperArgs {
 
 impl PaperArgs {
     /// Their names.
-    pub const OPTIONS: [&str; 10] = [
+    pub const OPTIONS: [&str; 11] = [
         "alpha",
+        "epochs",
         "outlier-threshold",
         "outliers",
         "down-bits",

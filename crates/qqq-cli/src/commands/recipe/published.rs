@@ -16,10 +16,11 @@ use crate::errors::{bad_input, bad_input_hint};
 const BUILT_IN_TOKENS: usize = 65_536;
 
 /// Options, by their names, and what of a recipe they say. Those without are the tool's own recipe's alone.
-static OPTIONS: [(&str, Option<Setting>); 33] = [
+static OPTIONS: [(&str, Option<Setting>); 34] = [
     ("transform", None),
     ("rotation", Some(Setting::Rotation)),
     ("alpha", Some(Setting::MigrationStrength)),
+    ("epochs", Some(Setting::Epochs)),
     ("outlier-threshold", Some(Setting::OutlierThreshold)),
     ("outliers", Some(Setting::Outliers)),
     ("down-bits", Some(Setting::DownBits)),
@@ -96,6 +97,7 @@ impl RecipeArgs {
                 Alpha::Search => None,
             };
         }
+        recipe.epochs = self.papers.epochs.or(recipe.epochs);
         if self.given.has("damping") && recipe.simulated.is_none() {
             recipe.damping = self.damping;
         }

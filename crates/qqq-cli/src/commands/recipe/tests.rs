@@ -59,7 +59,7 @@ fn every_option_arrives() {
     assert_eq!(recipe(options), Ok(want));
     let want = Recipe { compensate: false, clip: Clip::Weight, error_correction: 0.25, ..Recipe::DEFAULT };
     assert_eq!(recipe("--error-correction 0.25 --method rtn"), Ok(want));
-    let auto = Recipe { seed: 1, ..Recipe::DEFAULT };
+    let auto = Recipe { transform: Transform::Auto, seed: 1, ..Recipe::DEFAULT };
     assert_eq!(recipe("--transform auto --seed 1"), Ok(auto));
 }
 
@@ -121,7 +121,6 @@ fn options_that_would_do_nothing_are_refused() {
         ("--transform smooth --rotation hadamard", "--rotation", "--transform rotate"),
         ("--transform none --rotation orthogonal", "--rotation", "--transform rotate"),
         ("--smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
-        ("--transform auto --smooth-tokens 512", "--smooth-tokens", "--transform smooth"),
         ("--group-scales integer --group-size channel", "--group-scales", "--group-size 32"),
         ("--group-scales integer --bits 8", "--group-scales", "--group-size 32"),
         ("--group-scales half --activations half", "--group-scales", "--activations half"),
@@ -141,6 +140,8 @@ fn options_that_would_do_nothing_are_refused() {
     for good in [
         "--transform rotate --rotation orthogonal",
         "--transform smooth --smooth-tokens 64 --window 64",
+        // Both are tried.
+        "--transform auto --smooth-tokens 512 --rotation orthogonal",
         "--method rtn --clip output --value-hessian input --propagation float",
         "--method rtn --clip none --windows 0 --seed 1",
         "--method rtn --clip none --windows 4 --window 64",
@@ -224,6 +225,7 @@ fn published_recipes_have_their_papers_options() {
         ("--recipe os+ --bits 4", RecipeName::OsPlus),
         ("--recipe gptq --group-size 64 --damping 0.1 --no-act-order", RecipeName::Gptq),
         ("--recipe awq --group-size 64 --calibration x", RecipeName::Awq),
+        ("--recipe omniquant --epochs 2 --activations half --group-size 64", RecipeName::OmniQuant),
         ("--recipe qqq --smooth-tokens 256", RecipeName::Qqq),
         ("--recipe qqq-g128", RecipeName::QqqG128),
         ("--recipe qqq-rot --rotation orthogonal", RecipeName::QqqRot),
@@ -244,6 +246,9 @@ fn published_recipes_have_their_papers_options() {
         ("--recipe rtn --rule down_proj=int8", "--rule", "rtn"),
         ("--recipe qqq --error-correction 1", "--error-correction", "qqq"),
         ("--recipe awq --group-size channel", "--group-size channel", "awq"),
+        ("--recipe awq --epochs 3", "--epochs", "awq"),
+        ("--recipe omniquant --clip none", "--clip", "omniquant"),
+        ("--epochs 3", "--epochs", "best"),
         ("--alpha 0.5", "--alpha", "best"),
         ("--greedy 3", "--greedy", "best"),
         ("--no-incoherence", "--no-incoherence", "best"),
@@ -266,7 +271,7 @@ fn published_recipes_have_their_papers_options() {
     }
     assert!(recipe("--recipe rtn --seed 1").unwrap_err().starts_with("--seed does nothing"));
     assert!(recipe("--recipe awq --windows 0").unwrap_err().contains("--recipe awq cannot do without"));
-    for wrong in ["--recipe omniquant", "--alpha 1.5", "--alpha much", "--bits 1", "--recipe quip:bits=3"] {
+    for wrong in ["--recipe omni", "--alpha 1.5", "--alpha much", "--bits 1", "--recipe quip:bits=3"] {
         assert!(Line::try_parse_from(["qqq"].into_iter().chain(wrong.split(' '))).is_err(), "{wrong}");
     }
 }
