@@ -31,6 +31,10 @@ ROUNDED = {
     "mixed": ["W4A8 g64", "layers.0.mlp.down_proj=float", "down_proj=W8A8", "o_proj=W4A16 g32"],
 }
 
+# Transforms of models whose output head becomes int8 as well: one of its own, one that is tied to the embedding, and one that
+# a rotation has taken from it.
+HEADS = {"head": ("llama", "rotate"), "head-untied": ("qwen2", "none"), "head-rotated": ("qwen2", "rotate")}
+
 # Of these, a form without int8 activations is made as well.
 WEIGHTS_ALONE = ("channel", "g32-half")
 
@@ -59,6 +63,14 @@ def main(root: Path) -> None:
                 result = qqq("convert", out, "-o", root / "w4a16" / out.name, "--to", "compressed-tensors")
                 assert "error" not in result, result
             perplexities[out.name] = qqq_perplexity(out, root / "evaluation.txt")
+    for name, (family, transform) in HEADS.items():
+        out = root / f"{family}-{name}"
+        result = qqq(
+            "quantize", root / family, "-o", out, "--head", "int8", "--group-size", "64", "--transform", transform,
+            "--calibration", root / "calibration.txt", "--windows", 4, "--window", 256,
+        )  # fmt: skip
+        assert "error" not in result, result
+        perplexities[out.name] = qqq_perplexity(out, root / "evaluation.txt")
     for name, schemes in ROUNDED.items():
         out = root / f"llama-{name}"
         subprocess.run([os.environ["QQQ_ROUNDED"], root / "llama", out, *schemes], check=True)

@@ -101,6 +101,17 @@ CASES = {
         None,
     ),
     "w8a8": ("llama", [group(["Linear"], weights(None, num_bits=8))], HEAD, None),
+    # An output head that is quantized, as one layer of many and in a group of its own.
+    "w8a8-and-head": ("llama", [group(["Linear"], weights(None, num_bits=8))], [], None),
+    "head-alone": (
+        "llama",
+        [
+            group(["lm_head"], weights(None, num_bits=8), form="int-quantized"),
+            group(["Linear"], weights(64), form="pack-quantized"),
+        ],
+        [],
+        None,
+    ),
     "w8a8-packed": ("qwen2", [group(["Linear"], weights(None, num_bits=8))], HEAD, "pack-quantized"),
     "w4a16": ("qwen3", [group(["Linear"], weights(32), None)], HEAD, "pack-quantized"),
     "w8a16": ("llama", [group(["Linear"], weights(None, num_bits=8), None)], HEAD, "pack-quantized"),

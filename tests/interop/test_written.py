@@ -53,12 +53,19 @@ def test_transformers_reads_what_was_written(name: str, monkeypatch: pytest.Monk
 
     expected = stored_weights(directory)
     # Some families have fewer, which are fused.
-    linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    # A float head is in no list of layers; one of 8 bits is.
+    linear = [n for n in linear if n != "lm_head" or "lm_head" in expected]
     float_layers = json.loads((directory / "config.json").read_text())["quantization_config"]["ignore"]
     assert sorted(expected) == sorted(set(linear) - set(float_layers))
     for layer, weight in expected.items():
         assert torch.equal(model.get_submodule(layer).weight.float(), weight), layer
 
+    if "-head" in name:
+        # The embedding stays as it is, whatever the head was tied to.
+        assert not model.config.tie_word_embeddings
+        assert model.lm_head.weight is not model.get_input_embeddings().weight
+        assert model.lm_head.quantization_scheme.input_activations.num_bits == 8
     compute_as_qqq(model, directory, monkeypatch)
     found = perplexity(model, directory, ROOT / "evaluation.txt")
     assert found == pytest.approx(PERPLEXITIES[name], rel=1e-3)

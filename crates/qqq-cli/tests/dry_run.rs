@@ -17,6 +17,7 @@ fn nothing_is_written_and_the_disk_is_as_said() {
         ("--propagation float", "c"),
         ("--rule down_proj=int8 --rule self_attn=float", "d"),
         ("--activations half", "e"),
+        ("--head int8", "f"),
     ] {
         let names = place.names();
         let needs = place.run(&format!("{LINE} {options} --dry-run -o {out}")).success().json();

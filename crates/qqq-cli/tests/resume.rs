@@ -173,6 +173,11 @@ fn and_with_samples_which_are_not_made_again() {
 }
 
 #[test]
+fn and_with_an_int8_head_which_comes_last() {
+    killed(&format!("{LINE} --head int8 --error-correction 0"));
+}
+
+#[test]
 fn and_with_a_budget_which_is_spent_once() {
     killed(&format!("{LINE} --budget 5.5"));
 }

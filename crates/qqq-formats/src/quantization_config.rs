@@ -226,8 +226,17 @@ impl QuantizationConfig {
 
     /// The kinds of quantized layers that the configuration names, each once.
     pub fn schemes(&self) -> Vec<LayerScheme> {
+        self.schemes_of(|_| true)
+    }
+
+    /// The same without what is said of the output head alone.
+    pub fn block_schemes(&self) -> Vec<LayerScheme> {
+        self.schemes_of(|rule| rule.pattern.text() != HEAD)
+    }
+
+    fn schemes_of(&self, counts: impl Fn(&Rule) -> bool) -> Vec<LayerScheme> {
         let mut schemes = Vec::new();
-        for scheme in self.rules.iter().filter_map(|rule| rule.scheme) {
+        for scheme in self.rules.iter().filter(|rule| counts(rule)).filter_map(|rule| rule.scheme) {
             if !schemes.contains(&scheme) {
                 schemes.push(scheme);
             }

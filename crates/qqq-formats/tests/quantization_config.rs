@@ -334,6 +334,12 @@ fn rules_by_module() {
     );
     let head = QuantizationConfig::by_module(w4a8, [("lm_head", Some(w8a8))]).unwrap();
     assert_eq!(shown(&head, "lm_head"), "W8A8");
+    assert_eq!((head.schemes(), head.block_schemes()), (vec![w8a8, w4a8], vec![w4a8]));
+    // A group of its own, and nothing is ignored.
+    let value = head.to_value();
+    assert_eq!(value["config_groups"]["group_0"]["targets"], json!(["lm_head"]));
+    assert_eq!(value["ignore"], json!([]));
+    assert_eq!(QuantizationConfig::from_value(&value).unwrap(), head);
     let mut reversed = rules;
     reversed.reverse();
     assert_eq!(QuantizationConfig::by_module(w4a8, reversed).unwrap(), config, "in whatever order");

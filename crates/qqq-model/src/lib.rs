@@ -63,7 +63,7 @@ pub use error::{ModelError, Result};
 pub use finite::NotFinite;
 pub use hub::HubOptions;
 pub use layer_kinds::LayerKind;
-pub use output_head::OutputHead;
+pub use output_head::{OutputHead, final_norm_of};
 pub use rope::RopeChoice;
 pub use runner::Runner;
 pub use site::{LinearLayer, Site, Sites};

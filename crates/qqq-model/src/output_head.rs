@@ -42,7 +42,7 @@ impl<B: Backend> OutputHead<B> {
         let (vocab, width) = (config.vocab_size, config.hidden_size);
         let name = if config.tie_word_embeddings { names::EMBEDDING } else { names::LM_HEAD };
         Ok(Self {
-            norm: norm_of(b, config, norm)?,
+            norm: final_norm_of(b, config, norm)?,
             head: b.head_weight(weight).map_err(|e| at(name, e))?,
             gathered: b.tensor(1, width)?,
             input: b.input(1, width)?,
@@ -82,11 +82,14 @@ impl<B: Backend> OutputHead<B> {
 /// The norm before the output head.
 pub(crate) fn final_norm<B: Backend>(b: &B, checkpoint: &Checkpoint) -> Result<Norm<B>> {
     let config = &checkpoint.config;
-    norm_of(b, config, checkpoint.tensors.f32(names::FINAL_NORM, &[config.hidden_size])?)
+    final_norm_of(b, config, checkpoint.tensors.f32(names::FINAL_NORM, &[config.hidden_size])?)
 }
 
-/// The norm of a stored weight.
-fn norm_of<B: Backend>(b: &B, config: &ModelConfig, mut weight: Vec<f32>) -> Result<Norm<B>> {
+/// The norm before the output head, of a stored weight of length `hidden`.
+///
+/// # Errors
+/// Those of the backend.
+pub fn final_norm_of<B: Backend>(b: &B, config: &ModelConfig, mut weight: Vec<f32>) -> Result<Norm<B>> {
     // The output head is linear: what divides its outputs may as well divide its inputs.
     let (offset, divisor) = (config.graph.norm_offset, config.graph.logit_divisor as f32);
     weight.iter_mut().for_each(|w| *w = (*w + offset) / divisor);

@@ -132,12 +132,21 @@ pub fn check_tensors(checkpoint: &Checkpoint) -> Result<()> {
 /// Checks that the head of a tied model, which may come with one of its own, holds the embedding's values.
 ///
 /// # Errors
-/// An output head that differs from the embedding though `tie_word_embeddings` is true.
+/// An output head that differs from the embedding, or is quantized, though `tie_word_embeddings` is true.
 pub fn check_tied(checkpoint: &Checkpoint) -> Result<()> {
     if !checkpoint.config.tie_word_embeddings {
         return Ok(());
     }
     let tensors = &checkpoint.tensors;
+    let scales = format!("{}.weight_scale", names::LM_HEAD_MODULE);
+    if tensors.info(&scales).is_some() {
+        return Err(FormatError::Unsupported(format!(
+            "{}: config.json says tie_word_embeddings, but {scales} is there: the output head is quantized, and so not the \
+             embedding; set tie_word_embeddings to false",
+            tensors.location()
+        ))
+        .into());
+    }
     let Some(head) = tensors.info(names::LM_HEAD) else { return Ok(()) };
     let alike =
         tensors.info(names::EMBEDDING).is_some_and(|e| e.shape == head.shape && e.dtype == head.dtype);

@@ -79,6 +79,7 @@ pub fn dry_run<'a, B: Calibrate>(
     begin(&job, Target::Nowhere(format), progress, |begun| {
         let Begun { mut run, mut live, mut writer, recipe, plan, started, .. } = begun;
         let blocks = checkpoint.config.num_layers;
+        let table_bytes = writer.tensor_bytes().ends;
         let (before, ends) = (started.elapsed().as_secs_f64(), writer.file_bytes());
         run.block(0, &mut live, &mut writer)?;
         let measured_seconds = started.elapsed().as_secs_f64();
@@ -90,6 +91,12 @@ pub fn dry_run<'a, B: Calibrate>(
         };
         let of_block = writer.file_bytes() - ends;
         let of_layers = writer.tensor_bytes().linear;
+        // The output head comes behind the last block, which may be the first.
+        let head = plan.schemes.head().map_or(0, |scheme| {
+            layer_bytes::stored(Some(scheme), checkpoint.config.vocab_size, checkpoint.config.hidden_size)
+                as u64
+        });
+        let of_block = of_block - (writer.tensor_bytes().ends - table_bytes);
         let linear_bytes = of_all_blocks(&checkpoint.config, &plan.schemes, of_layers);
         checkpoint.inputs.check()?;
         let phases = [
@@ -112,7 +119,7 @@ pub fn dry_run<'a, B: Calibrate>(
             memory_phase: phase.into(),
             peak_memory: memory::used().map(|used| used.peak),
             memory_free,
-            output_bytes: ends + (of_block - of_layers) * blocks as u64 + linear_bytes + FILES,
+            output_bytes: ends + (of_block - of_layers) * blocks as u64 + linear_bytes + head + FILES,
             linear_bytes,
         })
     })

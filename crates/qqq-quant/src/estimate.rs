@@ -8,7 +8,7 @@ use qqq_model::{Site, block::head_layout};
 
 use crate::{
     Propagation, Recipe, Schemes, Transform, ValueHessian, calibration::Source, held_out::HeldText,
-    recipes::omniquant, trial::Slowness,
+    recipes::omniquant, run::head_rows, trial::Slowness,
 };
 
 /// Operations a second of the kinds of work, as SmolLM2-135M and the shapes of Llama-2-7B take them on two cores of a Xeon
@@ -172,6 +172,12 @@ pub(crate) struct Estimate {
     move_second: f64,
     /// Packing and writing of a block.
     pub pack: Units,
+    /// The output head, where it is quantized.
+    head: Units,
+    /// Seconds of reading and rotating a weight of it.
+    head_reading: f64,
+    /// The second moments of its inputs.
+    pub head_inputs: Units,
 }
 
 impl Estimate {
@@ -321,8 +327,19 @@ impl Estimate {
         let rotate = recipe.transform == Transform::Rotate;
         // Of a number, by a dense matrix.
         let rotation = if rotate { 2.0 * hidden * cost.rotate } else { 0.0 };
-        let tables = if rotate || !config.tie_word_embeddings { 2.0 } else { 1.0 };
+        // A head that is quantized comes at the end.
+        let head = schemes.head().is_some();
+        let tables = if recipe.separates_head(config) && !head { 2.0 } else { 1.0 };
         let table = config.vocab_size as f64 * hidden;
+        let head_reading = 5e-9 * cost.move_second + rotation;
+        let head_solves = match head {
+            true => head_pieces(config)
+                .map(|n| solve(n as f64, hidden, solving, cost.solve, cost.move_second))
+                .sum(),
+            false => 0.0,
+        };
+        let head_seconds = if head { head_solves + table * head_reading } else { 0.0 };
+        let head_inputs = if head { hidden * hidden * tokens * cost.rank_k } else { 0.0 };
         Self {
             text: Units::new(Kind::Text, 0.2 + samples),
             ends: Units::new(Kind::Ends, tables * table * (12e-9 * cost.move_second + rotation)),
@@ -342,6 +359,9 @@ impl Estimate {
             solve_cost: cost.solve,
             move_second: cost.move_second,
             pack: Units::new(Kind::Pack, weights * 11e-9 * cost.move_second),
+            head: Units::new(Kind::Solve, head_seconds),
+            head_reading,
+            head_inputs: Units::new(Kind::Qkv, head_inputs),
         }
     }
 
@@ -362,8 +382,12 @@ impl Estimate {
         for units in self.stages.all().into_iter().chain(self.stages.deviations) {
             add(units, blocks);
         }
-        // Nothing comes after the last block.
-        add(self.stages.finish, -1.0);
+        add(self.head, 1.0);
+        add(self.head_inputs, 1.0);
+        if self.head.amount == 0.0 {
+            // Nothing comes after the last block.
+            add(self.stages.finish, -1.0);
+        }
         plan
     }
 
@@ -379,12 +403,25 @@ impl Estimate {
         Units::new(Kind::Replay, self.stages.deviations.iter().map(|units| units.amount).sum::<f64>() / 2.0)
     }
 
+    /// Reading and solving `n` rows of the output head of `k` inputs.
+    pub(crate) fn head_rows(&self, n: usize, k: usize) -> Units {
+        let (n, k) = (n as f64, k as f64);
+        let seconds = solve(n, k, self.solving, self.solve_cost, self.move_second);
+        Units::new(Kind::Solve, seconds + n * k * self.head_reading)
+    }
+
     /// Solving a layer of `n` outputs and `k` inputs.
     pub(crate) fn solve(&self, n: usize, k: usize) -> Units {
         let (n, k) = (n as f64, k as f64);
         let seconds = solve(n, k, self.solving, self.solve_cost, self.move_second);
         Units::new(Kind::Solve, seconds + self.correcting * n * k * k * self.solve_cost)
     }
+}
+
+/// Rows of the output head that are solved together, piece by piece.
+fn head_pieces(config: &ModelConfig) -> impl Iterator<Item = usize> {
+    let (vocab, rows) = (config.vocab_size, head_rows(config));
+    (0..vocab).step_by(rows).map(move |first| rows.min(vocab - first))
 }
 
 /// What solving a layer has to do.

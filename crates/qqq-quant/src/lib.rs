@@ -110,8 +110,8 @@ pub use pipeline::{Output, Progress, quantize};
 pub use precision::{Groups, Precision, Rule, Schemes};
 pub use preflight::NeedsText;
 pub use recipe::{
-    Calibration, Clip, GroupScales, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind, Transform,
-    ValueHessian,
+    Calibration, Clip, GroupScales, Head, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind,
+    Transform, ValueHessian,
 };
 pub use recipes::RecipeName;
 pub use report::Report;

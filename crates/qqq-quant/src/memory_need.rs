@@ -5,6 +5,7 @@
 //! matrix, then that of a float32 one), its float weights, and what each thread works on. [`run`](crate::run) lets each go as
 //! soon as it can; every [`Phase`] here is a point at which something has just come.
 
+mod head;
 mod held_out;
 
 use qqq_backend::{Pieces, pool::num_threads};
@@ -250,6 +251,9 @@ impl<'a> Model<'a> {
             phases.extend(Site::ALL.map(|site| self.beside(site)));
         }
         phases.push(self.embedding());
+        if self.schemes.head().is_some() {
+            phases.push(self.head());
+        }
         if self.held.windows > 0 {
             phases.extend([self.held_out(), self.comparing()]);
         }

@@ -3,9 +3,10 @@
 use std::{fmt::Write as _, path::Path};
 
 use qqq_formats::{Activations, CodeBits, SimulatedMethod};
+use qqq_model::names;
 
 use crate::{
-    Clip, GroupScales, Propagation, Report, Result, RotationKind, Transform, ValueHessian, output,
+    Clip, GroupScales, Head, Propagation, Report, Result, RotationKind, Transform, ValueHessian, output,
     report::modules, rotation::Family,
 };
 
@@ -97,13 +98,17 @@ fn render_into(
     let quantized = |card: &mut String| {
         writeln!(
             card,
-            "{} with {} and {}-bit activations in {} linear layers of its blocks, made by `qqq` {}. Embedding, \
-         output head and norms are kept in 16 bits.\n",
+            "{} with {} and {}-bit activations in {} linear layers of its blocks, made by `qqq` {}. {}\n",
             report.model,
             if kinds.len() > 1 { "weights of mixed precision".into() } else { format!("{bits}-bit weights") },
             recipe.activations.bits(),
             if report.float_layers.is_empty() { "all" } else { "the quantized" },
-            report.version
+            report.version,
+            match recipe.head {
+                Head::Float => "Embedding, output head and norms are kept in 16 bits.",
+                Head::Int8 =>
+                    "The output head is int8 too, with int8 inputs; embedding and norms are kept in 16 bits.",
+            }
         )
     };
     match simulated {
@@ -126,6 +131,9 @@ fn render_into(
     let activations = if half { "16 bits" } else { "int8, one scale per token, found at run time" };
     if simulated.is_none() {
         writeln!(card, "| Activations | {activations} |")?;
+    }
+    if recipe.head == Head::Int8 {
+        writeln!(card, "| Output head | int8, one scale per token of the vocabulary; int8 activations |")?;
     }
     writeln!(card, "| Format | {} |", report.format)?;
     if let Some(transform) = &report.transform {
@@ -207,7 +215,7 @@ fn render_into(
         (!modules::ALL.contains(&module)).then_some(module)
     });
     let mut rows = modules::ALL.to_vec();
-    for module in of_modules {
+    for module in of_modules.chain([names::LM_HEAD_MODULE]) {
         if !rows.contains(&module) {
             rows.push(module);
         }

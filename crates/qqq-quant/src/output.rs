@@ -3,13 +3,14 @@
 use std::{
     borrow::Cow,
     io::ErrorKind,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use qqq_backend::{Calibrate, solve::Scheme};
 use qqq_formats::{
     Checkpoint, CheckpointFormat, FormatError, LayerScheme, LinearWeight, ModelConfig, QuantizationConfig,
-    Simulated, simulated,
+    QuantizedWeight, Simulated, simulated,
     writer::{CheckpointWriter, Reservation},
 };
 use qqq_model::{BlockNorms, OutputHead, Site, TensorBytes, Tokenizer, names};
@@ -112,13 +113,7 @@ impl<'a> OutputCheckpoint<'a> {
                 self.plan.half.append(name, &rows.into_f32(), &mut bytes)?;
                 continue;
             }
-            let mut rows = b.weights(count, hidden, rows)?;
-            if let Some(scale) = scale {
-                b.scale_inputs(&mut rows, scale)?;
-            }
-            if let Some(rotation) = rotation {
-                b.rotate_inputs(&mut rows, rotation)?;
-            }
+            let rows = changed(b, b.weights(count, hidden, rows)?, scale, rotation)?;
             self.plan.half.append(name, &b.read_weights(&rows)?, &mut bytes)?;
         }
         Ok(bytes)
@@ -146,9 +141,19 @@ impl<'a> OutputCheckpoint<'a> {
     }
 
     /// Writes output head and last norm, rotated if there is a rotation (a tied head then gets its own tensor, because the
-    /// last norm is folded into it).
+    /// last norm is folded into it). A head that is to be quantized is looked through, and written when it
+    /// [is](Self::add_quantized_head).
     pub(crate) fn add_head<B: Calibrate>(&mut self, b: &B, rotation: Option<&B::Rotation>) -> Result<()> {
         let (vocab, hidden) = self.table_shape();
+        if self.plan.schemes.head().is_some() {
+            // A value that is not finite is an error now rather than when all else is done.
+            for first in (0..vocab).step_by(ROWS) {
+                let rows = first..vocab.min(first + ROWS);
+                self.checkpoint.tensors.float_rows(self.head_source(), &[vocab, hidden], rows)?;
+            }
+            let (norm, _) = self.head_norm(rotation.is_some())?;
+            return self.add_half(names::FINAL_NORM, &[hidden], &norm);
+        }
         let norm = if !self.checkpoint.config.tie_word_embeddings || rotation.is_some() {
             let (norm, head) = self.head_parts(b, rotation)?;
             self.writer.add(names::LM_HEAD, self.plan.half.dtype(), &[vocab, hidden], &head)?;
@@ -161,19 +166,49 @@ impl<'a> OutputCheckpoint<'a> {
 
     /// Last norm and rows of the output head as they are stored, rotated if there is a rotation.
     fn head_parts<B: Calibrate>(&self, b: &B, rotation: Option<&B::Rotation>) -> Result<(Vec<f32>, Vec<u8>)> {
-        let (_, hidden) = self.table_shape();
+        let (norm, scale) = self.head_norm(rotation.is_some())?;
+        Ok((norm, self.table(b, self.head_source(), scale.as_deref(), rotation)?))
+    }
+
+    /// The tensor that holds the head's values.
+    fn head_source(&self) -> &'static str {
+        if self.checkpoint.config.tie_word_embeddings { names::EMBEDDING } else { names::LM_HEAD }
+    }
+
+    /// Last norm as it is stored, of a model that is rotated or not, and what the head's channels are multiplied by for that.
+    fn head_norm(&self, rotated: bool) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
         let config = &self.checkpoint.config;
-        let offset = config.graph.norm_offset;
-        let source = if config.tie_word_embeddings { names::EMBEDDING } else { names::LM_HEAD };
-        let mut norm = self.checkpoint.tensors.f32(names::FINAL_NORM, &[hidden])?;
-        if rotation.is_some() {
-            norm.iter_mut().for_each(|w| *w += offset);
+        let (hidden, offset) = (config.hidden_size, config.graph.norm_offset);
+        let norm = self.checkpoint.tensors.f32(names::FINAL_NORM, &[hidden])?;
+        if !rotated {
+            return Ok((norm, None));
         }
-        let head = self.table(b, source, rotation.map(|_| norm.as_slice()), rotation)?;
-        if rotation.is_some() {
-            norm.fill(1.0 - offset);
-        }
-        Ok((norm, head))
+        Ok((vec![1.0 - offset; hidden], Some(norm.iter().map(|w| w + offset).collect())))
+    }
+
+    /// Some rows of the output head in float, rotated if there is a rotation.
+    pub(crate) fn head_rows<B: Calibrate>(
+        &self,
+        b: &B,
+        rotation: Option<&B::Rotation>,
+        rows: Range<usize>,
+    ) -> Result<B::Weights> {
+        let (vocab, hidden) = self.table_shape();
+        let (_, scale) = self.head_norm(rotation.is_some())?;
+        let data = self.checkpoint.tensors.float_rows(self.head_source(), &[vocab, hidden], rows.clone())?;
+        changed(b, b.weights(rows.len(), hidden, data)?, scale.as_deref(), rotation)
+    }
+
+    /// The last norm's weight to the bit that is stored.
+    pub(crate) fn stored_head_norm(&self, rotated: bool) -> Result<Vec<f32>> {
+        let (norm, _) = self.head_norm(rotated)?;
+        Ok(norm.into_iter().map(|w| self.plan.half.round(w)).collect())
+    }
+
+    /// Writes a quantized output head, `vocab x hidden`.
+    pub(crate) fn add_quantized_head(&mut self, weight: &QuantizedWeight, scheme: Scheme) -> Result<()> {
+        let stored = stored_as(self.plan.format, scheme)?;
+        Ok(self.writer.add_linear(names::LM_HEAD_MODULE, weight, stored)?)
     }
 
     /// Last norm and output head as they will be, ready to run before anything is written.
@@ -257,6 +292,9 @@ impl<'a> OutputCheckpoint<'a> {
             let modules = site.module_names(&self.checkpoint.config).into_iter();
             rules.extend(modules.map(|module| (names::linear(index, module), stored)));
         }
+        if let Some(scheme) = schemes.head() {
+            rules.push((names::LM_HEAD_MODULE.into(), Some(stored_as(*format, scheme)?)));
+        }
         let rules = rules.iter().map(|(name, scheme)| (name.as_str(), *scheme));
         Ok(Some(QuantizationConfig::by_module(stored_as(*format, others)?, rules)?))
     }
@@ -276,8 +314,9 @@ impl<'a> OutputCheckpoint<'a> {
     /// A checkpoint of what is written, to be read before more is.
     pub(crate) fn so_far(&mut self) -> Result<Checkpoint> {
         let path = self.writer.staging().to_owned();
-        // A rotated head is not tied any more.
-        let has_head = self.writer.tensors().any(|(name, _)| name == names::LM_HEAD);
+        // A rotated head is not tied any more, nor one that is to be quantized.
+        let has_head = self.plan.schemes.head().is_some()
+            || self.writer.tensors().any(|(name, _)| name == names::LM_HEAD);
         let value = self.config(self.checkpoint.config.tie_word_embeddings && !has_head, None)?;
         Ok(Checkpoint {
             config: ModelConfig::from_value(&path, value)?,
@@ -304,9 +343,7 @@ impl<'a> OutputCheckpoint<'a> {
     /// limit and this is not `forced`, another one beside it, which is returned.
     pub(crate) fn finish(self, report: &Report, forced: bool) -> Result<Option<PathBuf>> {
         let staging = self.writer.staging();
-        let rotated = report.recipe.transform == crate::Transform::Rotate;
-        let config = &self.checkpoint.config;
-        let tied = config.tie_word_embeddings && !rotated;
+        let tied = !report.recipe.separates_head(&self.checkpoint.config);
         let value = self.config(tied, report.simulated_bits())?;
         write_json(&staging.join("config.json"), &value)?;
         let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
@@ -321,6 +358,22 @@ impl<'a> OutputCheckpoint<'a> {
         self.writer.finish()?;
         Ok(None)
     }
+}
+
+/// Rows of a table, scaled by channel and rotated where that is asked.
+fn changed<B: Calibrate>(
+    b: &B,
+    mut rows: B::Weights,
+    scale: Option<&[f32]>,
+    rotation: Option<&B::Rotation>,
+) -> Result<B::Weights> {
+    if let Some(scale) = scale {
+        b.scale_inputs(&mut rows, scale)?;
+    }
+    if let Some(rotation) = rotation {
+        b.rotate_inputs(&mut rows, rotation)?;
+    }
+    Ok(rows)
 }
 
 /// How a format stores layers of a scheme.

@@ -141,6 +141,8 @@ pub struct Schemes {
     blocks: Vec<Sites<Option<Scheme>>>,
     /// Of all layers, which have no schemes then.
     simulated: Option<SimulatedMethod>,
+    /// Of the output head.
+    head: Option<Scheme>,
 }
 
 impl Schemes {
@@ -150,8 +152,9 @@ impl Schemes {
     /// A rule that names no layer of it, rules that split a site, 8 bits with groups.
     pub fn of(config: &ModelConfig, recipe: &Recipe) -> Result<Self> {
         let simulated = recipe.simulated;
+        let head = recipe.head.scheme();
         if recipe.name == RecipeName::Fp16 || simulated.is_some() {
-            return Ok(Self { blocks: vec![Sites::new([None; 4]); config.num_layers], simulated });
+            return Ok(Self { blocks: vec![Sites::new([None; 4]); config.num_layers], simulated, head });
         }
         if let (CodeBits::Eight, Some(size)) = (recipe.bits, recipe.group_size) {
             return Err(QuantError::Recipe(format!(
@@ -198,9 +201,12 @@ impl Schemes {
             })?);
         }
         if let Some(unused) = named.iter().position(|named| !named) {
-            return Err(wrong(&recipe.rules[unused], &no_match(config)));
+            let rule = &recipe.rules[unused];
+            let names_head = patterns[unused].matches(names::LM_HEAD_MODULE) == Ok(true);
+            let what = if names_head { NO_HEAD_RULE.to_owned() } else { no_match(config) };
+            return Err(wrong(rule, &what));
         }
-        let schemes = Self { blocks, simulated };
+        let schemes = Self { blocks, simulated, head };
         match schemes.most() {
             Some(_) => Ok(schemes),
             None => Err(QuantError::Recipe(
@@ -212,6 +218,11 @@ impl Schemes {
     /// The method whose arithmetic is simulated in all layers; each is then one of 16 bits with a record.
     pub fn simulated(&self) -> Option<&SimulatedMethod> {
         self.simulated.as_ref()
+    }
+
+    /// What becomes of the output head; `None`: it stays float.
+    pub fn head(&self) -> Option<Scheme> {
+        self.head
     }
 
     /// Whether a site's layer becomes another than it is.
@@ -305,6 +316,9 @@ fn pattern(rule: &Rule) -> Result<ModulePattern> {
 fn wrong(rule: &Rule, what: &str) -> QuantError {
     QuantError::Recipe(format!("rule {rule}: {:?} {what}", rule.pattern))
 }
+
+/// What is said of a rule for the output head.
+const NO_HEAD_RULE: &str = "names the output head, which no layer of the blocks runs beside: say --head int8 or --head float instead";
 
 fn no_match(config: &ModelConfig) -> String {
     let modules: Vec<&str> = Site::ALL.iter().flat_map(|site| site.module_names(config)).collect();
@@ -463,7 +477,8 @@ mod tests {
                 &["mlp=int8", "layers.1.mlp.up_proj=float"],
                 &["block 1", "layers\\.1\\..*\\.(gate_proj|up_proj)=float"],
             ),
-            (&["down_proj=int8", "lm_head=int8"], &["lm_head=int8", "names no linear layer", "down_proj"]),
+            (&["down_proj=int8", "lm_head=int8"], &["lm_head=int8", "names the output head", "--head int8"]),
+            (&["down_proj=int8", "embed_tokens=int8"], &["names no linear layer", "down_proj"]),
             (&["down=int8"], &["whole words between dots"]),
             (&["layers.2=int8"], &["of which there are 2"]),
         ] {

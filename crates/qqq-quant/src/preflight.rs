@@ -19,6 +19,7 @@ use crate::{
     recipe::MAX_DAMPING,
     recipes::{omniquant, os_plus},
     resolved::no_rotation,
+    run,
     source_types::{self, AlreadyQuantized},
 };
 
@@ -213,6 +214,7 @@ pub(crate) fn check<B: Calibrate>(
     check_memory(&memory, recipe)?;
     check_schemes(config, &schemes)?;
     qqq_model::check_tensors(checkpoint)?;
+    run::check_head(config, &schemes)?;
     let format = format_of(config, &schemes, format)?;
     let half = kept_type(checkpoint)?;
     let already_quantized = source_types::already_quantized(checkpoint);
@@ -378,6 +380,16 @@ pub(crate) fn check_shapes(config: &ModelConfig, group_size: Option<usize>) -> R
 
 /// The form of layers that may be of several kinds.
 fn format_of(config: &ModelConfig, schemes: &Schemes, format: OutputFormat) -> Result<CheckpointFormat> {
+    if schemes.head().is_some() {
+        return match format {
+            OutputFormat::Auto | OutputFormat::CompressedTensors => Ok(CheckpointFormat::CompressedTensors),
+            OutputFormat::Qqq => Err(QuantError::Recipe(
+                "the qqq format holds 4-bit layers of the blocks alone, and no int8 output head (its readers refuse lm_head: \
+                 true); use the compressed-tensors format, or leave the head in 16 bits (--head float)"
+                    .into(),
+            )),
+        };
+    }
     match schemes.one() {
         None if schemes.simulated().is_some() => Ok(CheckpointFormat::Simulated),
         Some(one) if one == Scheme::w4a8(one.group_size) => choose_format(config, one.group_size, format),
@@ -433,9 +445,12 @@ pub(crate) fn output_bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Sche
             layer_bytes::stored(scheme, site.out_features(config), site.in_features(config))
         })
         .sum();
-    let table = 2 * config.vocab_size * config.hidden_size;
-    let own_head = !config.tie_word_embeddings || recipe.transform == Transform::Rotate;
-    let tables = if own_head { 2 * table } else { table };
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let head = match recipe.separates_head(config) {
+        true => layer_bytes::stored(schemes.head(), vocab, hidden),
+        false => 0,
+    };
+    let tables = 2 * vocab * hidden + head;
     // Tokenizer, configuration, report.
     let files = 4 << 20;
     (layers + tables + files) as u64

@@ -1,6 +1,7 @@
 //! What to do to a model.
 
-use qqq_formats::{Activations, CodeBits, SimulatedMethod};
+use qqq_backend::solve::Scheme;
+use qqq_formats::{Activations, CodeBits, ModelConfig, SimulatedMethod};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -92,6 +93,36 @@ pub enum GroupScales {
     Half,
     /// 1 to 15 times the channel's scale: a GPU applies them faster, rounding of weights is exact.
     Integer,
+}
+
+/// What the output head becomes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Head {
+    /// 16 bits, as it is.
+    #[default]
+    Float,
+    /// int8 with a scale for each token of the vocabulary, times int8 inputs.
+    ///
+    /// A head that is tied to the embedding becomes a tensor of its own; the embedding keeps its 16 bits.
+    Int8,
+}
+
+impl Head {
+    /// What it is solved as; `None`: it stays float.
+    pub(crate) const fn scheme(self) -> Option<Scheme> {
+        match self {
+            Self::Float => None,
+            Self::Int8 => {
+                Some(Scheme { bits: CodeBits::Eight, activations: Activations::Int8, group_size: None })
+            }
+        }
+    }
+
+    fn is_float(&self) -> bool {
+        *self == Self::Float
+    }
 }
 
 /// How scales are chosen.
@@ -206,6 +237,9 @@ pub struct Recipe {
     /// that say so take its place ([`budget`](crate::budget)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// What the output head becomes, which no rule names. Reports of before there was a choice: float.
+    #[serde(default, skip_serializing_if = "Head::is_float")]
+    pub head: Head,
     /// How scales of groups are kept; without groups this says nothing. Reports of before there was a choice: float16.
     #[serde(default)]
     pub group_scales: GroupScales,
@@ -249,6 +283,7 @@ impl Recipe {
         group_size: Some(64),
         rules: Vec::new(),
         budget: None,
+        head: Head::Float,
         group_scales: GroupScales::Integer,
         compensate: true,
         clip: Clip::Output,
@@ -280,6 +315,12 @@ impl Recipe {
     /// Whether calibration text is looked at.
     pub fn calibrates(&self) -> bool {
         self.calibration.windows > 0
+    }
+
+    /// Whether the output head has a tensor of its own in the result, as the last norm is folded into one that is rotated, and
+    /// one of 8 bits has other values than the embedding.
+    pub(crate) fn separates_head(&self, config: &ModelConfig) -> bool {
+        !config.tie_word_embeddings || self.transform == Transform::Rotate || self.head != Head::Float
     }
 
     /// Tokens of the float model that the transform looks at: windows, and tokens of each.

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use qqq_backend::solve::Scheme;
 use qqq_formats::size::bytes;
+use qqq_model::names;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BudgetReport, Precision, Recipe, gate::Quality, rotation::Family, transform_choice::TransformReport,
+    BudgetReport, Head, Precision, Recipe, gate::Quality, rotation::Family, transform_choice::TransformReport,
 };
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
@@ -171,7 +172,8 @@ pub struct Report {
     pub calibration_data: String,
     /// Tokens of calibration.
     pub calibration_tokens: usize,
-    /// Every layer that was solved, in the order of computation.
+    /// Every layer that was solved, in the order of computation: those of the blocks, then the output head (`lm_head`), where it
+    /// is quantized.
     pub layers: Vec<LayerReport>,
     /// Layers that stay in 16 bits by a rule of the recipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -201,7 +203,7 @@ pub struct Report {
     /// Bytes of the linear layers of the blocks, of the source and of the result: all their tensors, as they are stored
     /// ([`TensorBytes`](qqq_model::TensorBytes)).
     pub linear_bytes: (u64, u64),
-    /// The same of embedding and output head, which stay in 16 bits. Zeros in reports of versions that did not say.
+    /// The same of embedding and output head. Zeros in reports of versions that did not say.
     #[serde(default)]
     pub end_bytes: (u64, u64),
     /// The same of all tensors.
@@ -223,7 +225,7 @@ impl Report {
         bits.map(|bits| bits / weights).filter(|bits| bits.is_finite())
     }
 
-    /// What the weights have become: each kind with its layers, and in how many of the blocks, where not in all.
+    /// What the weights of the blocks have become: each kind with its layers, and in how many of the blocks, where not in all.
     pub fn kinds(&self) -> Vec<String> {
         let recipe = &self.recipe;
         if let Some(method) = &recipe.simulated {
@@ -234,7 +236,8 @@ impl Report {
             activations: recipe.activations,
             group_size: recipe.group_size,
         }));
-        let solved = self.layers.iter().map(|layer| (layer.name.as_str(), layer.precision.unwrap_or(of_all)));
+        let layers = self.layers.iter().filter(|layer| layer.name != names::LM_HEAD_MODULE);
+        let solved = layers.map(|layer| (layer.name.as_str(), layer.precision.unwrap_or(of_all)));
         let float = self.float_layers.iter().map(|name| (name.as_str(), Precision::Float));
         let all: Vec<(&str, Precision)> = solved.chain(float).collect();
         let mut kinds: Vec<Precision> = Vec::new();
@@ -274,7 +277,11 @@ impl Report {
         }
         // Reports of versions that did not count them have none.
         if self.tensor_bytes.1 > 0 {
-            rows.push(("embedding and head", format!("{}; they stay in 16 bits", against(self.end_bytes))));
+            let what = match self.recipe.head {
+                Head::Float => "they stay in 16 bits",
+                Head::Int8 => "the embedding stays in 16 bits, the head is int8",
+            };
+            rows.push(("embedding and head", format!("{}; {what}", against(self.end_bytes))));
             rows.push(("all tensors", against(self.tensor_bytes)));
         }
         rows

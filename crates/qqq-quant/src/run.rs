@@ -3,6 +3,7 @@
 //! What is large lives no longer than it is needed: a float layer from its stage until it is solved, a Hessian until its
 //! layer is solved, codes until they are packed and written. [`memory_need`](crate::memory_need) counts on that.
 
+mod head;
 mod held_out;
 mod layers;
 mod learned;
@@ -23,7 +24,10 @@ use qqq_model::{
 };
 
 use self::layers::input_of;
-pub(crate) use self::layers::{join, zeros};
+pub(crate) use self::{
+    head::{check as check_head, rows_at_a_time as head_rows},
+    layers::{join, zeros},
+};
 
 use crate::{
     BudgetReport, Clip, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
@@ -87,7 +91,7 @@ pub(crate) struct Run<'a, B: Calibrate> {
 }
 
 impl<'a, B: Calibrate> Run<'a, B> {
-    /// Quantizes block `index` and writes it.
+    /// Quantizes block `index` and writes it, and behind the last one the output head, where that is quantized.
     ///
     /// # Errors
     /// Those of [`quantize`](crate::quantize).
@@ -98,6 +102,17 @@ impl<'a, B: Calibrate> Run<'a, B> {
         writer: &mut OutputCheckpoint<'_>,
     ) -> Result<()> {
         self.held_out_float(index)?;
+        self.layers_of_block(index, windows, writer)?;
+        let is_last = index + 1 == self.around.config.num_layers;
+        if is_last { self.quantize_head(windows, writer) } else { Ok(()) }
+    }
+
+    fn layers_of_block(
+        &mut self,
+        index: usize,
+        windows: &mut Windows<'_, B>,
+        writer: &mut OutputCheckpoint<'_>,
+    ) -> Result<()> {
         let mut float = self.transformed_block(index, windows)?;
         writer.add_norms(index, &float.norms)?;
         if windows.is_empty() {
@@ -322,6 +337,8 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let Surroundings { backend, config, .. } = self.around;
         let next_block = index + 1;
         let is_last = next_block == config.num_layers;
+        // Whether anything comes that is calibrated.
+        let goes_on = !is_last || self.schemes.head().is_some();
         // Where the host computes, reading would take cores and memory from that.
         let idle = !B::PIECES.on_host;
         let reads_ahead = idle && float.reads();
@@ -383,7 +400,9 @@ impl<'a, B: Calibrate> Run<'a, B> {
                 *live.layer_mut(spent) = Layer::Awaited(kind(spent));
             }
             if is_last && site == Site::Down {
-                windows.clear();
+                if !goes_on {
+                    windows.clear();
+                }
                 stream.iter_mut().for_each(FloatStream::clear);
             }
             let layer = match early {
@@ -440,7 +459,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             }
         }
         self.held_out_leave(&live)?;
-        if !is_last {
+        if goes_on {
             self.stage(index, units.finish, "forward", |wave| windows.finish_block(&name, &live, wave))?;
         }
         self.float_stream = stream;
@@ -519,20 +538,10 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let (n, k) = (rows.len(), layer.k);
         self.begin(index, self.estimate.solve(n, k), &format!("solving {module}"))?;
         let name = names::linear(index, module);
-        let options = SolveOptions {
-            bits: scheme.bits,
-            activations: scheme.activations,
-            group_size: scheme.group_size,
-            group_scales: self.recipe.group_scales,
-            compensate: self.recipe.compensate,
-            clip: match (self.recipe.clip, module) {
-                (Clip::GroupOutput, modules::QK) => Clip::None,
-                (clip, _) => clip,
-            },
-            act_order: self.recipe.act_order,
-            damping: self.recipe.damping,
-            scale_dtype: self.scale_dtype,
-        };
+        let mut options = self.solve_options(scheme);
+        if (self.recipe.clip, module) == (Clip::GroupOutput, modules::QK) {
+            options.clip = Clip::None;
+        }
         let hessian = moments.map(|moments| &moments.hessian);
         let groups = k / scheme.group_size.unwrap_or(k);
         let given = layer.scales.as_deref().map(|scales| &scales[rows.start * groups..rows.end * groups]);
@@ -545,13 +554,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
             Some(scales) => round_on(backend, &name, weights, rows, k, hessian, scales, &options),
             None => solve_corrected_on(backend, &name, weights, rows, k, hessian, correction, &options),
         }?;
-        if solved.damping > self.recipe.damping * 1.000_001 {
-            self.work.warn(format!(
-                "{name}: the Hessian is not positive definite at damping {}; {} was used",
-                self.recipe.damping, solved.damping
-            ));
-        }
-        let scales = solved.weight.channel_scales();
+        self.warn_of_damping(&name, solved.damping);
         self.layers.push(LayerReport {
             name,
             precision: Some(Precision::of(Some(scheme))),
@@ -562,12 +565,34 @@ impl<'a, B: Calibrate> Run<'a, B> {
             damping: solved.damping,
             dead_channels: solved.dead_channels,
             stored_bits: None,
-            scale_range: scales
-                .iter()
-                .fold((f32::INFINITY, 0.0), |(low, high), &s| (low.min(s), high.max(s))),
+            scale_range: scale_range(solved.weight.channel_scales()),
         });
         self.timings.solve += clock.elapsed().as_secs_f64();
         Ok(solved.weight)
+    }
+
+    /// How layers that become such ones are solved.
+    fn solve_options(&self, scheme: Scheme) -> SolveOptions {
+        SolveOptions {
+            bits: scheme.bits,
+            activations: scheme.activations,
+            group_size: scheme.group_size,
+            group_scales: self.recipe.group_scales,
+            compensate: self.recipe.compensate,
+            clip: self.recipe.clip,
+            act_order: self.recipe.act_order,
+            damping: self.recipe.damping,
+            scale_dtype: self.scale_dtype,
+        }
+    }
+
+    fn warn_of_damping(&mut self, layer: &str, needed: f64) {
+        let asked = self.recipe.damping;
+        if needed > asked * 1.000_001 {
+            self.work.warn(format!(
+                "{layer}: the Hessian is not positive definite at damping {asked}; {needed} was used"
+            ));
+        }
     }
 
     /// The share of a block's weights that a layer has.
@@ -576,6 +601,11 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let weights = |site: Site| (site.out_features(config) * site.in_features(config)) as f64;
         weights(site) / Site::ALL.map(weights).iter().sum::<f64>()
     }
+}
+
+/// Smallest and largest of the scales.
+fn scale_range(scales: &[f32]) -> (f32, f32) {
+    scales.iter().fold((f32::INFINITY, 0.0), |(low, high), &s| (low.min(s), high.max(s)))
 }
 
 /// Tells the log what memory is used as something begins.

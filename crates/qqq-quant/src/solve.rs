@@ -139,6 +139,8 @@ pub struct Solved {
     pub damping: f64,
     /// Channels whose inputs are always zero.
     pub dead_channels: usize,
+    /// `tr(W H W^T)`, by which losses of parts of a layer are weighed.
+    pub energy: f64,
 }
 
 /// Quantizes `weights` (`n x k`, row-major) for inputs with Hessian `hessian` (`k x k`, full). `layer` names the layer in errors.
@@ -388,6 +390,7 @@ fn of_solution(solution: Solution, (n, k): (usize, usize), damping: f64, options
         loss: relative(error, energy),
         damping,
         dead_channels,
+        energy,
     }
 }
 
@@ -499,6 +502,7 @@ fn assemble(
         loss: relative(result, energy),
         damping,
         dead_channels,
+        energy,
     }
 }
 

@@ -11,7 +11,7 @@ use qqq_model::scores::Estimate;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Calibration, OutputFormat, Progress, QuantError, Recipe, Result, Transform,
+    Calibration, Head, OutputFormat, Progress, QuantError, Recipe, Result, Transform,
     held_out::{DECIDING_WINDOWS, Measured},
     pipeline::{Begun, Job, Target, begin},
     resolved::no_rotation,
@@ -135,7 +135,9 @@ pub(crate) fn choose<B: Calibrate>(
         let estimated = Cell::new(0.0);
         for (index, &transform) in allowed.iter().enumerate() {
             let calibration = Calibration { windows, ..*calibration };
-            let recipe = Recipe { transform, calibration, budget: None, ..job.recipe.clone() };
+            // The output head as it is, which a transform does little to.
+            let head = Head::Float;
+            let recipe = Recipe { transform, calibration, budget: None, head, ..job.recipe.clone() };
             let told = &mut Told {
                 inner: progress,
                 transform,

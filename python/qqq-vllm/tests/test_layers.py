@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from layers import load, make, random_codes, tensors, tensors8, tiles
+from layers import config, load, make, random_codes, tensors, tensors8, tiles
 
 PREFIX = "model.layers.0.self_attn.qkv_proj"
 NAMES = [f"model.layers.0.self_attn.{x}_proj" for x in "qkv"]
@@ -210,6 +210,66 @@ def test_eight_bits(layout):
             [torch.arange(n // 2) + start + rank * n // 2 for start, n in ((0, 128), (128, 64), (192, 64))]
         )
         assert torch.equal(method.apply(part, x), y[:, rows])
+
+
+def make_head(vocab, padded, hidden, rank, ranks, monkeypatch):
+    from qqq_vllm import head
+
+    monkeypatch.setattr(head, "get_tensor_model_parallel_rank", lambda: rank)
+    layer = torch.nn.Module()
+    layer.tp_size, layer.num_embeddings, layer.org_vocab_size = ranks, vocab, vocab
+    layer.num_embeddings_padded = padded
+    method = head.QQQHeadMethod(config(None, bits=8), "lm_head", ["lm_head"])
+    # As ParallelLMHead has it.
+    method.create_weights(layer, hidden, [padded // ranks], hidden, padded, torch.float32, weight_loader=None)
+    return layer, method
+
+
+@pytest.mark.parametrize("layout", ["bytes", "packed"])
+@pytest.mark.parametrize("vocab, padded", [(320, 320), (272, 320)])
+def test_an_output_head(vocab, padded, layout, monkeypatch):
+    """vLLM pads the vocabulary, and ranks have parts of what is padded."""
+    stored = tensors8(vocab, 128, 7, layout)
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(4))
+    expected = reference(x, stored["float"])
+    for ranks in (1, 2):
+        parts = []
+        for rank in range(ranks):
+            layer, method = make_head(vocab, padded, 128, rank, ranks, monkeypatch)
+            load(layer, method, [(None, stored)])
+            parts.append(method.apply(layer, x, bias=None))
+            assert parts[-1].shape == (3, padded // ranks)
+        logits = torch.cat(parts, 1)
+        # As vLLM's logits processor cuts them.
+        assert (logits[:, :vocab].double() - expected).norm() < 1e-5 * expected.norm()
+        assert not logits[:, vocab:].any()
+
+
+def test_output_heads_that_do_not_fit_are_refused(monkeypatch):
+    layer, method = make_head(272, 320, 128, 0, 1, monkeypatch)
+    says = error(load, layer, method, [(None, tensors8(256, 128, 7))])
+    assert "has 256 rows, and the vocabulary 272 tokens" in says
+
+    from qqq_vllm.config import QQQConfig
+    from qqq_vllm.head import QQQHeadMethod
+    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
+        CompressedTensorsLinearMethod,
+    )
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    class Head(ParallelLMHead):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+    linear = (["Linear"], "pack-quantized", 4, 64, 8)
+    monkeypatch.setattr("qqq_vllm.config._tied_head", lambda: False)
+    for groups, ignore, method in [
+        (((["lm_head"], "int-quantized", 8, None, 8), linear), (), QQQHeadMethod),
+        (((["lm_head"], "pack-quantized", 4, 128, 16), linear), (), CompressedTensorsLinearMethod),
+        ((linear,), ("lm_head",), type(None)),
+    ]:
+        head_config = QQQConfig.from_config(several(*groups, ignore=ignore))
+        assert type(head_config.get_quant_method(Head(), "lm_head")) is method
 
 
 def several(*groups, ignore=("lm_head",)):

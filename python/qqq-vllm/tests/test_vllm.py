@@ -170,6 +170,16 @@ def test_eager_compiled_and_on_two_ranks(tiles, tmp_path):
     assert_same_greedy(eager.result["answers"][0]["tokens"], two.result["answers"][0], SMALL_TIE)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_int8_output_head(ranks, small, text, tmp_path):
+    checkpoint = quantize(small, tmp_path / "head", text, "--head", "int8", "--group-size", "128")
+    more = {} if ranks == 1 else {"tensor_parallel_size": 2, "env": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}}
+    run = run_small(checkpoint, tmp_path, quantization="qqq", **more)
+    assert f"lm_head: int8 weights per channel ({49152 // ranks} x 256), int8 activations" in run.log
+    own = qqq("generate", checkpoint, "--raw", "-p", PROMPT, "-n", NEW)
+    assert_same_greedy(own["tokens"], run.result["answers"][0], SMALL_TIE)
+
+
 # What their configurations have beside the sizes.
 FAMILIES = {
     # Fused projections; most of a head turns.

@@ -13,7 +13,7 @@ use qqq_cuda::CudaOptions;
 use qqq_formats::{Activations, CodeBits};
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Clip, NeedsText, Output, OutputFormat, Quality, QuantError, Recipe, RecipeName, Report, Resume,
+    Clip, Head, NeedsText, Output, OutputFormat, Quality, QuantError, Recipe, RecipeName, Report, Resume,
     calibration::{CalibrationText, Source},
 };
 use serde::Serialize;
@@ -47,8 +47,8 @@ Examples:
   qqq quantize ./llama -o llama-w4a8 --calibration wiki.txt --resume
   qqq quantize ./llama -o llama-w4a8 --held-out 8 --max-kld 0.2
 
-The linear layers of the blocks become 4-bit (or what --bits and --rule say); embedding, output head and norms stay \
-16-bit. One layer is in memory \
+The linear layers of the blocks become 4-bit (or what --bits and --rule say); embedding, output head (but for --head int8) \
+and norms stay 16-bit. One layer is in memory \
 at a time, beside what the calibration text becomes on its way through the model; how much that takes, of the host's \
 memory and of a GPU's, is told at the beginning. A GPU's sums are in another order than a CPU's: its checkpoints are as \
 good, but not the same bytes. OUT appears only when it is complete. A run that is killed or interrupted leaves its \
@@ -354,6 +354,9 @@ fn summary(report: &Report, output: &Path) -> String {
     if kinds.len() > 1 || half || report.recipe.bits == CodeBits::Eight {
         let activations = if half { "16-bit" } else { "int8" };
         rows.push(("weights", format!("{}; {activations} activations", kinds.join("; "))));
+    }
+    if report.recipe.head == Head::Int8 {
+        rows.push(("output head", "int8, one scale per token of the vocabulary; int8 activations".into()));
     }
     rows.extend(report.transform.iter().map(|transform| ("transform", transform.describe())));
     rows.extend(report.budget.iter().map(|budget| ("budget", budget.describe())));

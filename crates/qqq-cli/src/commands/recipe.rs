@@ -7,8 +7,8 @@ mod published;
 use clap::ValueEnum;
 use qqq_formats::{Activations, CodeBits};
 use qqq_quant::{
-    Budget, Calibration, Clip, GroupScales, Groups, MAX_DAMPING, Precision, Propagation, Recipe, RecipeName,
-    RotationKind, Rule, Transform, ValueHessian,
+    Budget, Calibration, Clip, GroupScales, Groups, Head, MAX_DAMPING, Precision, Propagation, Recipe,
+    RecipeName, RotationKind, Rule, Transform, ValueHessian,
 };
 
 pub use self::published::table;
@@ -95,6 +95,10 @@ pub struct RecipeArgs {
     /// and the budget decides on the other layers
     #[arg(long, value_name = "BITS|SIZE", allow_negative_numbers = true, value_parser = numbers::budget)]
     budget: Option<Budget>,
+    /// What the output head becomes. An int8 head of a model that ties it to the embedding is stored beside that, which keeps its
+    /// 16 bits; it takes the compressed-tensors format, and counts in a --budget of bytes, not in bits per weight
+    #[arg(long, value_enum, default_value_t = Head::Float)]
+    head: Head,
     /// Input channels that share a scale: smaller is more exact and a little larger and slower
     #[arg(long, value_enum, default_value_t = GroupSize::G64)]
     group_size: GroupSize,
@@ -202,6 +206,7 @@ impl RecipeArgs {
             group_size: self.group_size()?,
             rules: self.rules.clone(),
             budget: self.budget,
+            head: self.head,
             group_scales: self.group_scales.unwrap_or(Recipe::DEFAULT.group_scales),
             compensate: self.method == Method::Gptq,
             clip: self.clip(),

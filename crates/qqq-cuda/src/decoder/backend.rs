@@ -170,12 +170,7 @@ impl Backend for CudaBackend {
     }
 
     fn head_weight(&self, weight: LinearWeight) -> Result<CudaLinear> {
-        match weight {
-            LinearWeight::Float { out_features, in_features, data } => {
-                Ok(CudaLinear::float(self, (out_features, in_features), data, None, DType::F32)?)
-            }
-            _ => self.linear_weight(weight, None),
-        }
+        Ok(CudaLinear::head(self, weight)?)
     }
 
     fn input_kind(&self, weight: &CudaLinear) -> InputKind {

@@ -1,4 +1,4 @@
-//! The largest outputs of an output head, and draws from them: instances of `head.cuh`.
+//! The outputs of an output head, the largest of them, and draws: instances of `head.cuh`.
 
 use crate::dtype::HALVES;
 use crate::{DType, KernelType, Source};
@@ -18,6 +18,8 @@ pub enum HeadKernel {
     Outputs(DType),
     /// The largest of them.
     Largest,
+    /// All outputs of int8 weights, in tiles of eight rows times this.
+    Logits(usize),
     /// A column, drawn.
     Draw,
 }
@@ -51,6 +53,7 @@ impl HeadKernel {
     pub fn all() -> Vec<Self> {
         let mut all = vec![HeadKernel::Candidates, HeadKernel::Largest, HeadKernel::Draw];
         all.extend(TILES.map(HeadKernel::Bounds));
+        all.extend(TILES.map(HeadKernel::Logits));
         for half in HALVES {
             all.extend([HeadKernel::Copy(half), HeadKernel::Input(half), HeadKernel::Outputs(half)]);
         }
@@ -69,6 +72,9 @@ impl HeadKernel {
             HeadKernel::Bounds(tiles) => {
                 (format!("head_bounds_{}", TILE_ROWS * tiles), format!("head_bounds<{tiles}>"))
             }
+            HeadKernel::Logits(tiles) => {
+                (format!("head_logits_{}", TILE_ROWS * tiles), format!("head_logits<{tiles}>"))
+            }
             HeadKernel::Candidates => plain("head_candidates"),
             HeadKernel::Outputs(half) => typed("head_outputs", half),
             HeadKernel::Largest => plain("head_largest"),
@@ -76,6 +82,7 @@ impl HeadKernel {
         };
         let parameters = match self {
             HeadKernel::Copy(_) => "HeadCopyParameters",
+            HeadKernel::Logits(_) => "HeadLogitsParameters",
             HeadKernel::Draw => "DrawParameters",
             _ => "HeadParameters",
         };
@@ -102,7 +109,9 @@ impl HeadKernel {
     /// Threads of a CTA.
     pub fn threads(self) -> usize {
         match self {
-            HeadKernel::Copy(_) | HeadKernel::Bounds(_) | HeadKernel::Outputs(_) => 32 * WARPS,
+            HeadKernel::Copy(_) | HeadKernel::Bounds(_) | HeadKernel::Outputs(_) | HeadKernel::Logits(_) => {
+                32 * WARPS
+            }
             HeadKernel::Input(_) => INPUT_THREADS,
             HeadKernel::Candidates | HeadKernel::Largest => ROW_THREADS,
             HeadKernel::Draw => DRAW_THREADS,
@@ -114,6 +123,7 @@ impl HeadKernel {
         match self {
             HeadKernel::Copy(_) => columns.div_ceil(WARPS),
             HeadKernel::Bounds(_) => columns.div_ceil(BLOCK_COLUMNS),
+            HeadKernel::Logits(tiles) => columns.div_ceil(BLOCK_COLUMNS) * rows.div_ceil(TILE_ROWS * tiles),
             HeadKernel::Outputs(_) => OUTPUT_CTAS,
             HeadKernel::Input(_) | HeadKernel::Candidates | HeadKernel::Largest | HeadKernel::Draw => rows,
         }
@@ -217,6 +227,30 @@ pub struct HeadParameters {
     pub count: i32,
     /// Largest norm of a column.
     pub largest_norm: f32,
+}
+
+/// `HeadLogitsParameters` of `head.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLogitsParameters {
+    /// `n x pitch` int8.
+    pub codes: u64,
+    /// `n` float32.
+    pub scales: u64,
+    /// `m x k` int8.
+    pub x: u64,
+    /// `m` float32.
+    pub x_scales: u64,
+    /// Output, `m x n` float32.
+    pub outputs: u64,
+    /// Rows.
+    pub m: i32,
+    /// Columns of the head.
+    pub n: i32,
+    /// Channels, a multiple of 16.
+    pub k: i32,
+    /// Codes of a column, a multiple of [`CHUNK`].
+    pub pitch: i32,
 }
 
 /// `DrawParameters` of `draws.cuh`.

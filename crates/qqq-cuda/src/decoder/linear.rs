@@ -7,6 +7,7 @@ use qqq_formats::{CodeBits, LinearWeight, QuantizedWeight, Scales, WeightData};
 
 use super::CudaBackend;
 use super::blas::{Operands, Product};
+use super::int8_head::Int8Head;
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
 use super::options::Arithmetic;
 use super::shortlist::Shortlist;
@@ -46,6 +47,8 @@ enum Weights {
     Half { values: Arc<Buffer>, bias: Option<Buffer> },
     /// What a method would compute, with 16-bit inputs.
     Simulated(SimulatedLayer),
+    /// int8 weights of an output head.
+    Head(Int8Head),
 }
 
 impl CudaLinear {
@@ -94,15 +97,36 @@ impl CudaLinear {
             (Arithmetic::W4A16, CodeBits::Four) => return Self::with_half_activations(backend, weight, bias),
             (Arithmetic::W4A16, CodeBits::Eight) => return Err(no_w8a16()),
             (Arithmetic::Half, _) => {
-                let scales = weight.channel_scales();
-                let codes = weight.int8_weights();
-                let bits = half_bits((n, k), half, |row| {
-                    codes[row * k..(row + 1) * k].iter().map(move |c| f32::from(*c) * scales[row])
-                });
-                return Self::sharing(backend, (n, k), Arc::new(Buffer::of(device, &bits)?), bias, half);
+                let values = Buffer::of(device, &half_bits_of(weight, half))?;
+                return Self::sharing(backend, (n, k), Arc::new(values), bias, half);
             }
         };
         Self::integer(backend, (n, k), weights, types)
+    }
+
+    /// Weights of an output head, whose products are float32: for int8 activations those of kernels of its own.
+    pub(super) fn head(backend: &CudaBackend, weight: LinearWeight) -> Result<Self> {
+        let (arithmetic, half) = (backend.shared.options.arithmetic, backend.half());
+        match weight {
+            LinearWeight::Float { out_features, in_features, data } => {
+                Self::float(backend, (out_features, in_features), data, None, DType::F32)
+            }
+            LinearWeight::Quantized(weight) => {
+                let (n, k) = (weight.out_features, weight.in_features);
+                match arithmetic {
+                    Arithmetic::W4A8 | Arithmetic::W8A8 => {
+                        let weights = Weights::Head(Int8Head::new(backend.device(), &weight)?);
+                        Ok(Self { n, k, weights, output: DType::F32, shortlist: OnceLock::new() })
+                    }
+                    Arithmetic::Half => {
+                        let values = Buffer::of(backend.device(), &half_bits_of(&weight, half))?;
+                        Self::sharing(backend, (n, k), Arc::new(values), None, DType::F32)
+                    }
+                    Arithmetic::W4A16 => Self::quantized(backend, &weight, None),
+                }
+            }
+            weight => Self::new(backend, weight, None),
+        }
     }
 
     /// Weights for 16-bit activations, made for the backend's arithmetic.
@@ -233,6 +257,7 @@ impl CudaLinear {
     pub(super) fn input_kind(&self) -> InputKind {
         match self.weights {
             Weights::Integer { types, .. } if types.activation() == DType::I8 => InputKind::Int8,
+            Weights::Head(_) => InputKind::Int8,
             Weights::Integer { .. } | Weights::Half { .. } | Weights::Simulated(_) => InputKind::Float,
         }
     }
@@ -303,6 +328,7 @@ impl CudaLinear {
                     })?;
                 }
             }
+            Weights::Head(head) => head.multiply(backend, x, out)?,
             Weights::Half { values, bias } => {
                 let product = Product::linear((m, n, k), x.half, self.output, bias.is_some());
                 let operands = Operands {
@@ -362,6 +388,15 @@ pub(super) fn half_values(device: &Device, data: WeightData, half: DType) -> Res
     // The host's memory is freed next.
     device.stream().synchronize().map_err(crate::error::driver("copying weights to the GPU"))?;
     Ok(buffer)
+}
+
+/// The weights that codes for int8 activations stand for, as bits of a 16-bit type.
+fn half_bits_of(weight: &QuantizedWeight, half: DType) -> Vec<u16> {
+    let (n, k, scales) = (weight.out_features, weight.in_features, weight.channel_scales());
+    let codes = weight.int8_weights();
+    half_bits((n, k), half, |row| {
+        codes[row * k..(row + 1) * k].iter().map(move |c| f32::from(*c) * scales[row])
+    })
 }
 
 /// Rows of an `N x K` weight as bits of a 16-bit type.

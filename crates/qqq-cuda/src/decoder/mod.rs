@@ -10,6 +10,7 @@ mod batch;
 mod blas;
 pub mod calibrate;
 pub mod head;
+mod int8_head;
 mod kv_pool;
 mod linear;
 mod logits;

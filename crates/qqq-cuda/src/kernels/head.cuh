@@ -1,5 +1,6 @@
-// The largest outputs of the output head without reading all of its 16-bit weights.
+// The output head: the largest outputs without reading all of its 16-bit weights, and all outputs of int8 weights.
 //
+// Of 16-bit weights:
 // An int8 copy of the weights gives every output up to a known error; the outputs that may be among the largest are
 // computed again from the weights themselves. What comes out are the largest elements of one stated arithmetic (`product`
 // below), whatever was left out on the way: where bounds do not hold, or too many outputs are left, all of a row's outputs
@@ -189,18 +190,17 @@ QQQ_DEVICE void head_input(const HeadParameters& p) {
     p.rows[row] = known;
 }
 
-// Bounds of all outputs, of 8 * Tiles rows. The channels of 32 bytes that an mma multiplies are those of words of the same
-// lanes' loads: their order does not matter to a sum, only that it is the same in both operands.
-template <int Tiles>
-QQQ_DEVICE void head_bounds(const HeadParameters& p) {
-    __shared__ int sums[kHeadWarps][2][Tiles][2][4][32];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
-    const int first = blockIdx.x * kHeadColumns, chunks = p.pitch / kHeadChunk;
+// Integer products of the columns from `first` on with 8 * Tiles rows of one or two digits, of which `load` gives 16 channels:
+// each warp's part of them. The channels of 32 bytes that an mma multiplies are those of words of the same lanes' loads: their
+// order does not matter to a sum, only that it is the same in both operands.
+template <int Tiles, int Digits, class Load>
+QQQ_DEVICE void head_products(const int8* codes, int n, int pitch, int first, Load load,
+                              int (&sums)[kHeadWarps][2][Tiles][Digits][4][32]) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4, chunks = pitch / kHeadChunk;
     const int8* weights[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) weights[i] = p.codes + (long long)min(first + i * 8 + r, p.n - 1) * p.pitch + c * 16;
-    const long long place = (long long)r * p.pitch + c * 16;
-    int sum[2][Tiles][2][4] = {};
+    for (int i = 0; i < 4; ++i) weights[i] = codes + (long long)min(first + i * 8 + r, n - 1) * pitch + c * 16;
+    int sum[2][Tiles][Digits][4] = {};
     for (int at = warp * kHeadUnroll; at < chunks; at += kHeadWarps * kHeadUnroll) {
         uint4 a[kHeadUnroll][4];
 #pragma unroll
@@ -216,13 +216,16 @@ QQQ_DEVICE void head_bounds(const HeadParameters& p) {
             if (at + u >= chunks) break;
 #pragma unroll
             for (int t = 0; t < Tiles; ++t) {
-                const long long from = place + (long long)t * 8 * p.pitch + (at + u) * kHeadChunk;
-                const uint4 digits[2] = {*(const uint4*)(p.high + from), *(const uint4*)(p.low + from)};
+                uint4 digits[Digits];
+#pragma unroll
+                for (int digit = 0; digit < Digits; ++digit) {
+                    digits[digit] = load(digit, t * 8 + r, (at + u) * kHeadChunk + c * 16);
+                }
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const uint4 top = a[u][2 * i], bottom = a[u][2 * i + 1];
 #pragma unroll
-                    for (int digit = 0; digit < 2; ++digit) {
+                    for (int digit = 0; digit < Digits; ++digit) {
                         const uint4 b = digits[digit];
                         ptx::mma_16x8x32(sum[i][t][digit], top.x, bottom.x, top.y, bottom.y, b.x, b.y);
                         ptx::mma_16x8x32(sum[i][t][digit], top.z, bottom.z, top.w, bottom.w, b.z, b.w);
@@ -232,18 +235,35 @@ QQQ_DEVICE void head_bounds(const HeadParameters& p) {
         }
     }
 #pragma unroll
-    for (int i = 0; i < 2 * Tiles * 2 * 4; ++i) {
-        (&sums[warp][0][0][0][0][0])[i * 32 + lane] = sum[i / (8 * Tiles)][i / 8 % Tiles][i / 4 % 2][i % 4];
+    for (int i = 0; i < 2 * Tiles * Digits * 4; ++i) {
+        (&sums[warp][0][0][0][0][0])[i * 32 + lane] =
+            sum[i / (4 * Digits * Tiles)][i / (4 * Digits) % Tiles][i / 4 % Digits][i % 4];
     }
     __syncthreads();
+}
+
+// The whole product of a row with the column of this lane.
+template <int Tiles, int Digits>
+QQQ_DEVICE int head_sum(const int (&sums)[kHeadWarps][2][Tiles][Digits][4][32], int row, int digit) {
+    const int lane = threadIdx.x % 32, from = lane % 8 * 4 + row % 8 / 2, j = lane / 8 % 2 * 2 + row % 2;
+    int sum = 0;
+#pragma unroll
+    for (int w = 0; w < kHeadWarps; ++w) sum += sums[w][lane / 16][row / 8][digit][j][from];
+    return sum;
+}
+
+// Bounds of all outputs, of 8 * Tiles rows.
+template <int Tiles>
+QQQ_DEVICE void head_bounds(const HeadParameters& p) {
+    __shared__ int sums[kHeadWarps][2][Tiles][2][4][32];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * kHeadColumns;
+    auto load = [&](int digit, int row, int channel) {
+        return *(const uint4*)((digit == 0 ? p.high : p.low) + (long long)row * p.pitch + channel);
+    };
+    head_products<Tiles, 2>(p.codes, p.n, p.pitch, first, load, sums);
     // A warp takes a row's columns.
     for (int row = warp; row < min(p.m, 8 * Tiles); row += kHeadWarps) {
-        const int from = lane % 8 * 4 + row % 8 / 2, j = lane / 8 % 2 * 2 + row % 2, column = first + lane;
-        int high = 0, low = 0;
-#pragma unroll
-        for (int w = 0; w < kHeadWarps; ++w) {
-            high += sums[w][lane / 16][row / 8][0][j][from], low += sums[w][lane / 16][row / 8][1][j][from];
-        }
+        const int column = first + lane, high = head_sum<Tiles, 2>(sums, row, 0), low = head_sum<Tiles, 2>(sums, row, 1);
         float below = -3.4e38f, above = -3.4e38f;
         if (column < p.n) {
             const HeadColumn w = p.columns[column];
@@ -359,5 +379,40 @@ QQQ_DEVICE void head_largest(const HeadParameters& p) {
         largest_keys([&](int i) { return top_key(outputs[i], i); }, outputs, p.n, p.count, out);
     } else {
         largest_keys([&](int i) { return top_key(outputs[candidates[i]], candidates[i]); }, outputs, count, p.count, out);
+    }
+}
+
+// --- int8 weights --------------------------------------------------------------------------------
+
+struct HeadLogitsParameters {
+    // n x pitch, a multiple of kHeadChunk; zeros beyond k. n.
+    const int8* codes;
+    const float* scales;
+    // The input, m x k, k a multiple of 16. m.
+    const int8* x;
+    const float* x_scales;
+    // m x n.
+    float* outputs;
+    int m, n, k, pitch;
+};
+
+// All outputs, (sum * column's scale) * row's scale in float32. A CTA takes kHeadColumns columns of 8 * Tiles rows; those that
+// share their columns follow one another, so that weights are read from memory once.
+template <int Tiles>
+QQQ_DEVICE void head_logits(const HeadLogitsParameters& p) {
+    __shared__ int sums[kHeadWarps][2][Tiles][1][4][32];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, groups = (p.m + 8 * Tiles - 1) / (8 * Tiles);
+    const int first = (int)blockIdx.x / groups * kHeadColumns, first_row = (int)blockIdx.x % groups * (8 * Tiles);
+    auto load = [&](int, int row, int channel) {
+        const bool valid = first_row + row < p.m && channel < p.k;
+        return valid ? *(const uint4*)(p.x + (long long)(first_row + row) * p.k + channel) : uint4{0, 0, 0, 0};
+    };
+    head_products<Tiles, 1>(p.codes, p.n, p.pitch, first, load, sums);
+    const int column = first + lane;
+    const float scale = column < p.n ? p.scales[column] : 0.0f;
+    for (int row = warp; row < min(p.m - first_row, 8 * Tiles); row += kHeadWarps) {
+        const int sum = head_sum<Tiles, 1>(sums, row, 0);
+        const float value = __fmul_rn(__fmul_rn((float)sum, scale), p.x_scales[first_row + row]);
+        if (column < p.n) p.outputs[(long long)(first_row + row) * p.n + column] = value;
     }
 }

@@ -8,7 +8,7 @@ use qqq_backend::largest;
 use qqq_backend::pool::parallel_for;
 use qqq_cuda::decoder::head::{
     BLOCK_COLUMNS, CANDIDATES, CHUNK, DrawParameters, Drawn, HEAD_ROW_BYTES, HeadColumn, HeadCopyParameters,
-    HeadKernel, HeadParameters, TILE_ROWS, tiles,
+    HeadKernel, HeadLogitsParameters, HeadParameters, TILE_ROWS, TILES, tiles,
 };
 use qqq_cuda::{DType, KernelType, Source};
 
@@ -270,6 +270,59 @@ fn check(emulator: &Emulator, case: Case, seed: u64) -> Check {
     Ok(())
 }
 
+/// Rows, columns and channels of int8 heads: one row, tiles that are not full, several of them, channels that are no whole
+/// chunk, columns that are no multiple of anything.
+const LOGITS: [(usize, usize, usize); 6] =
+    [(1, 1000, 576), (3, 33, 16), (9, 701, 80), (17, 96, 64), (32, 257, 320), (70, 65, 144)];
+
+pub fn logits_of_int8_weights_are_exact(compiler: OsString) {
+    let emulator = Emulator::new(&compiler, sources());
+    parallel_for(LOGITS.len(), |i| logits(&emulator, LOGITS[i], i as u64 + seed()).unwrap());
+}
+
+fn logits(emulator: &Emulator, (m, n, k): (usize, usize, usize), seed: u64) -> Check {
+    let pitch = k.next_multiple_of(CHUNK);
+    let bytes = |seed: u64, count: usize| -> Vec<i8> {
+        numbers(seed, count).iter().map(|v| (v * 150.0).clamp(-128.0, 127.0) as i8).collect()
+    };
+    let (weights, x) = (bytes(seed, n * k), bytes(seed + 1, m * k));
+    let mut codes = vec![0i8; n * pitch];
+    codes.chunks_mut(pitch).zip(weights.chunks(k)).for_each(|(to, from)| to[..k].copy_from_slice(from));
+    let scales: Vec<f32> = numbers(seed + 2, n).iter().map(|v| 0.01 * v.abs() + 1e-4).collect();
+    let mut x_scales: Vec<f32> = numbers(seed + 3, m).iter().map(|v| v.abs() + 1e-3).collect();
+    // A row whose input was not finite.
+    x_scales[m - 1] = f32::NAN;
+    let mut memory = Memory::default();
+    let outputs = memory.upload(&vec![-7.5f32; m * n + BLOCK_COLUMNS]);
+    let parameters = HeadLogitsParameters {
+        codes: memory.upload(&codes).address,
+        scales: memory.upload(&scales).address,
+        x: memory.upload(&x).address,
+        x_scales: memory.upload(&x_scales).address,
+        outputs: outputs.address,
+        m: m as i32,
+        n: n as i32,
+        k: k as i32,
+        pitch: pitch as i32,
+    };
+    let kernel = HeadKernel::Logits(tiles(m).unwrap_or(TILES[TILES.len() - 1]));
+    launch(emulator, kernel, (m, n), &parameters, &memory, seed)?;
+    let got: Vec<f32> = memory.download(outputs);
+    if got[m * n..].iter().any(|v| *v != -7.5) {
+        return Err(format!("{m} x {n} x {k}: something is written behind the outputs"));
+    }
+    for (i, got) in got[..m * n].iter().enumerate() {
+        let (row, column) = (i / n, i % n);
+        let pairs = x[row * k..][..k].iter().zip(&weights[column * k..][..k]);
+        let sum: i64 = pairs.map(|(a, w)| i64::from(*a) * i64::from(*w)).sum();
+        let want = sum as f32 * scales[column] * x_scales[row];
+        if got.to_bits() != want.to_bits() && !(got.is_nan() && want.is_nan()) {
+            return Err(format!("{m} x {n} x {k}: row {row}, column {column}: {got} instead of {want}"));
+        }
+    }
+    Ok(())
+}
+
 /// Candidates of given bounds: of few blocks, of more than there is room for, and of more blocks than there is room for.
 fn candidates(emulator: &Emulator, seed: u64) -> Check {
     let (n, m, count) = (BLOCK_COLUMNS * (CANDIDATES + 3) - 5, 3, 2);
@@ -379,7 +432,7 @@ fn draw(emulator: &Emulator, (columns, temperature): (usize, f32), seed: u64) ->
 }
 
 /// Mistakes that must be found: the file, text of it, and what is there instead.
-const MISTAKES: [(&str, &str, &str); 18] = [
+const MISTAKES: [(&str, &str, &str); 21] = [
     ("head.cuh", "not_below(sqrt(of_rest) + unit", "not_below(unit"),
     ("head.cuh", "(w.radius * x.norm + w.length * x.error)", "(w.radius * x.norm)"),
     ("head.cuh", "blockIdx.x] = below,", "blockIdx.x] = above,"),
@@ -387,6 +440,17 @@ const MISTAKES: [(&str, &str, &str); 18] = [
     ("head.cuh", "if (at + u >= chunks) break;", "if (at + u >= chunks - 1) break;"),
     ("head.cuh", "(float)kHeadDigit, (float)high, (float)low", "(float)kHeadDigit, (float)high, 0.0f"),
     ("head.cuh", "lane / 8 % 2 * 2 + row % 2", "lane / 8 % 2 + row % 2 * 2"),
+    ("head.cuh", "(int)blockIdx.x % groups * (8 * Tiles)", "0"),
+    (
+        "head.cuh",
+        "__fmul_rn((float)sum, scale), p.x_scales[first_row + row]",
+        "__fmul_rn((float)sum, scale), p.x_scales[row]",
+    ),
+    (
+        "head.cuh",
+        "if (column < p.n) p.outputs[(long long)(first_row + row)",
+        "p.outputs[(long long)(first_row + row)",
+    ),
     ("head.cuh", "all = all || count < 0;", "all = count < 0;"),
     ("head.cuh", "if (p.counts[row] < 0) compute(row, column);", "compute(row + 0 * column, 0);"),
     ("head.cuh", "if (i < p.k) unpack_vector<Bfloat>(ptx", "unpack_vector<Bfloat>(ptx"),
@@ -415,6 +479,7 @@ pub fn mistakes_in_the_head_are_found(compiler: OsString) {
         assert_eq!(found.into_inner(), 1, "how often {file} has {text:?}");
         let is_found = (0..CASES.len()).any(|i| check(&emulator, CASES[i], i as u64).is_err())
             || candidates(&emulator, 1).is_err()
+            || (0..LOGITS.len()).any(|i| logits(&emulator, LOGITS[i], i as u64).is_err())
             || (0..DRAWS.len()).any(|i| draw(&emulator, DRAWS[i], i as u64).is_err());
         if !is_found {
             missed.lock().unwrap().push(text);

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
                 emulated_decoder::rows_are_those_of_float64,
                 emulated_head::columns_are_drawn_by_their_probabilities,
                 emulated_head::the_largest_outputs_are_found,
+                emulated_head::logits_of_int8_weights_are_exact,
                 emulated_head::mistakes_in_the_head_are_found,
                 emulated_mistakes::mistakes_are_found,
                 emulated_products::products_of_int8_activations,

@@ -7,7 +7,7 @@ use qqq_formats::{
 use qqq_model::{BlockNorms, Site, Sites, names};
 
 use super::{Budget, Candidate, SiteChoice, site_name};
-use crate::{Precision, QuantError, Recipe, Result, Schemes, Transform, preflight, run::zeros};
+use crate::{Precision, QuantError, Recipe, Result, Schemes, preflight, run::zeros};
 
 /// Group sizes of 4-bit layers, the coarsest first.
 const GROUPS: [usize; 3] = [128, 64, 32];
@@ -67,7 +67,7 @@ impl Sizes {
         })?;
         let mut free = Vec::new();
         let mut fixed = Amount::default();
-        let mut others = ends(&config, recipe.transform == Transform::Rotate);
+        let mut others = ends(&config, recipe)?;
         for (block, site, scheme) in schemes.all() {
             if site == Site::Qkv {
                 let norms = BlockNorms::read(checkpoint, block)?;
@@ -192,6 +192,16 @@ fn weights(config: &ModelConfig, site: Site) -> u64 {
 
 /// Codes and scales of a site's modules, as the writer counts them.
 fn stored(config: &ModelConfig, site: Site, scheme: Scheme) -> Result<u64> {
+    let modules = site.modules(config).into_iter().map(|(module, n)| (names::linear(0, module), n));
+    stored_modules(modules, site.in_features(config), scheme)
+}
+
+/// The same of modules with their output channels, which take `k` inputs.
+fn stored_modules(
+    modules: impl IntoIterator<Item = (String, usize)>,
+    k: usize,
+    scheme: Scheme,
+) -> Result<u64> {
     let mut writer = CheckpointWriter::counting();
     let form = LayerScheme::new(
         CheckpointFormat::CompressedTensors,
@@ -199,16 +209,19 @@ fn stored(config: &ModelConfig, site: Site, scheme: Scheme) -> Result<u64> {
         scheme.activations,
         scheme.group_size,
     )?;
-    for (module, n) in site.modules(config) {
-        let weight = zeros(n, site.in_features(config), scheme);
-        writer.add_linear(&names::linear(0, module), &weight, form)?;
+    for (module, n) in modules {
+        writer.add_linear(&module, &zeros(n, k, scheme), form)?;
     }
     Ok(writer.tensors().map(|(_, bytes)| bytes).sum())
 }
 
-/// Embedding, last norm and output head in 16 bits; rotated, a tied head is a tensor of its own.
-fn ends(config: &ModelConfig, rotated: bool) -> u64 {
-    let table = (config.vocab_size * config.hidden_size) as u64;
-    let tables = if config.tie_word_embeddings && !rotated { 1 } else { 2 };
-    2 * (tables * table + config.hidden_size as u64)
+/// Embedding and last norm in 16 bits, and the output head, where it has a tensor of its own.
+fn ends(config: &ModelConfig, recipe: &Recipe) -> Result<u64> {
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let head = match recipe.head.scheme() {
+        Some(scheme) => stored_modules([(names::LM_HEAD_MODULE.to_owned(), vocab)], hidden, scheme)?,
+        None if recipe.separates_head(config) => 2 * (vocab * hidden) as u64,
+        None => 0,
+    };
+    Ok(2 * (vocab * hidden + hidden) as u64 + head)
 }

@@ -3,6 +3,7 @@
 mod auto;
 mod changed;
 mod correction;
+mod head;
 mod numbers;
 mod pipeline;
 mod precision;

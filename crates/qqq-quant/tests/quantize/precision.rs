@@ -19,7 +19,7 @@ fn rules(words: &[&str]) -> Vec<Rule> {
     words.iter().map(|rule| rule.parse().unwrap()).collect()
 }
 
-fn stored(bits: CodeBits, activations: Activations, group_size: Option<usize>) -> LayerScheme {
+pub fn stored(bits: CodeBits, activations: Activations, group_size: Option<usize>) -> LayerScheme {
     LayerScheme::new(CheckpointFormat::CompressedTensors, bits, activations, group_size).unwrap()
 }
 
@@ -29,15 +29,16 @@ fn schemes(checkpoint: &Checkpoint, module: &str) -> Vec<Option<LayerScheme>> {
     (0..checkpoint.config.num_layers).map(|i| config.scheme(&names::linear(i, module)).unwrap()).collect()
 }
 
-struct Runs {
-    dir: TempDir,
-    model: std::path::PathBuf,
-    source: Source,
-    float: Vec<f32>,
+/// Runs over one model.
+pub struct Runs {
+    pub dir: TempDir,
+    pub model: std::path::PathBuf,
+    pub source: Source,
+    pub float: Vec<f32>,
 }
 
 impl Runs {
-    fn new(tiny: Tiny) -> Self {
+    pub fn new(tiny: Tiny) -> Self {
         let dir = TempDir::new().unwrap();
         let source = Source::Files(vec![text(dir.path(), 4000)]);
         let model = tiny.write(dir.path(), "model");
@@ -46,7 +47,7 @@ impl Runs {
     }
 
     /// The report, the checkpoint, and how far its logits are off.
-    fn run(&self, name: &str, recipe: &Recipe) -> (Report, Checkpoint, f64) {
+    pub fn run(&self, name: &str, recipe: &Recipe) -> (Report, Checkpoint, f64) {
         let out = self.dir.path().join(name);
         let report =
             run(&self.model, &self.source, &out, recipe, OutputFormat::Auto, &mut Steps::default()).unwrap();
@@ -59,7 +60,7 @@ fn reread(out: &Path) -> Report {
     serde_json::from_str(&std::fs::read_to_string(out.join(qqq_quant::REPORT_FILE)).unwrap()).unwrap()
 }
 
-fn amount() -> Calibration {
+pub fn amount() -> Calibration {
     Calibration { windows: 20, window: 128, smooth_tokens: 64 }
 }
 

@@ -14,6 +14,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 from qqq_vllm import _native, versions
+from qqq_vllm.head import QQQHeadMethod
 from qqq_vllm.linear import QQQLinearMethod
 
 logger = init_logger("vllm.plugins.qqq")
@@ -76,10 +77,9 @@ class QQQConfig(QuantizationConfig):
         if _is_mixture(layer) and not self._is_float(prefix):
             raise ValueError(f"{prefix}: qqq-vllm has no kernels for mixtures of experts; keep them in float")
         if isinstance(layer, ParallelLMHead) and not self._is_float(prefix) and not _tied_head():
-            raise ValueError(
-                f"{prefix}: qqq-vllm does not run a quantized output head; quantize the model without it (its "
-                '"ignore" list names "lm_head" then)'
-            )
+            if self._activations(prefix) == 16:
+                return self._weight_only().get_quant_method(layer, prefix)
+            return QQQHeadMethod(self.native, prefix, [prefix])
         return None
 
     def _shard_names(self, prefix: str) -> list[str]:

@@ -243,7 +243,7 @@ impl ModelArgs {
 
 /// What a checkpoint's quantized layers are made for; `None` if there are none.
 fn own_arithmetic(checkpoint: &Checkpoint) -> Option<String> {
-    let schemes = checkpoint.config.quantization.as_ref()?.schemes();
+    let schemes = checkpoint.config.quantization.as_ref()?.block_schemes();
     let name = |s: &LayerScheme| LayerScheme { group_size: None, ..*s }.to_string().to_lowercase();
     let first = name(schemes.first()?);
     Some(if schemes.iter().all(|s| name(s) == first) { first } else { String::from("mixed") })

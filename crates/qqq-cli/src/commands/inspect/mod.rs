@@ -3,6 +3,7 @@
 mod layers;
 
 use qqq_formats::{Checkpoint, QuantizationConfig, SimulatedMethod, config::RopeScaling};
+use qqq_model::names;
 use qqq_quant::REPORT_FILE;
 use serde::Serialize;
 
@@ -54,6 +55,9 @@ struct Inspection {
     rope_scaling: String,
     sliding_window: Option<usize>,
     tied_embeddings: bool,
+    /// How a quantized output head is multiplied, as `W8A8`; it is none of the layers that `quantization` is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_head: Option<String>,
     quantization: Option<Quantization>,
     #[serde(skip_serializing_if = "Option::is_none")]
     recipe: Option<String>,
@@ -65,7 +69,7 @@ struct Inspection {
 #[derive(Serialize)]
 struct Quantization {
     format: &'static str,
-    /// Each kind of layers, as `W4A8 g64`.
+    /// Each kind of layers of the blocks, as `W4A8 g64`.
     schemes: Vec<String>,
     /// That of all layers, or of the first kind of them.
     group_size: Option<usize>,
@@ -82,13 +86,14 @@ struct Quantization {
 
 impl Quantization {
     fn of(config: &QuantizationConfig) -> Self {
-        let mut group_sizes: Vec<Option<usize>> = config.schemes().iter().map(|s| s.group_size).collect();
+        let mut group_sizes: Vec<Option<usize>> =
+            config.block_schemes().iter().map(|s| s.group_size).collect();
         group_sizes.dedup();
         let group_size = group_sizes.first().copied().flatten();
         if group_sizes.len() < 2 {
             group_sizes.clear();
         }
-        let mut schemes: Vec<String> = config.schemes().iter().map(ToString::to_string).collect();
+        let mut schemes: Vec<String> = config.block_schemes().iter().map(ToString::to_string).collect();
         schemes.dedup();
         let simulated = config.simulated();
         Self {
@@ -181,6 +186,7 @@ fn inspect(args: &InspectArgs, checkpoint: &Checkpoint, modules: Vec<Module>) ->
         },
         sliding_window: c.graph.window_of_all(),
         tied_embeddings: c.tie_word_embeddings,
+        output_head: modules.iter().find(|m| m.name == names::LM_HEAD_MODULE).and_then(|m| m.scheme.clone()),
         quantization: c.quantization.as_ref().map(Quantization::of),
         recipe: recipe(checkpoint),
         totals: totals(&modules),
@@ -232,7 +238,14 @@ fn text(i: &Inspection, console: &Console) -> String {
             ),
         ),
         ("rotary embedding", format!("base {}, scaling: {}", i.rope_theta, i.rope_scaling)),
-        ("output head", if i.tied_embeddings { "tied to the embedding" } else { "its own" }.into()),
+        (
+            "output head",
+            match &i.output_head {
+                _ if i.tied_embeddings => "tied to the embedding".into(),
+                None => "its own".into(),
+                Some(scheme) => format!("its own, {scheme}"),
+            },
+        ),
         ("quantization", i.quantization.as_ref().map_or("none".into(), Quantization::text)),
     ];
     if let Some(recipe) = &i.recipe {

@@ -16,7 +16,7 @@ use crate::errors::{bad_input, bad_input_hint};
 const BUILT_IN_TOKENS: usize = 65_536;
 
 /// Options, by their names, and what of a recipe they say. Those without are the tool's own recipe's alone.
-static OPTIONS: [(&str, Option<Setting>); 34] = [
+static OPTIONS: [(&str, Option<Setting>); 35] = [
     ("transform", None),
     ("rotation", Some(Setting::Rotation)),
     ("alpha", Some(Setting::MigrationStrength)),
@@ -35,6 +35,7 @@ static OPTIONS: [(&str, Option<Setting>); 34] = [
     ("activations", Some(Setting::Activations)),
     ("rules", None),
     ("budget", None),
+    ("head", None),
     ("group-size", Some(Setting::GroupSize)),
     ("group-scales", None),
     ("method", None),
