@@ -5,12 +5,18 @@
 mod backend;
 #[path = "cuda_calibrate/corrected.rs"]
 mod corrected;
+#[path = "cuda_calibrate/learn.rs"]
+mod learn;
+#[path = "common/learning.rs"]
+mod learning;
 #[path = "cuda_calibrate/resumed.rs"]
 mod resumed;
 #[path = "cuda_calibrate/smooth.rs"]
 mod smooth;
 #[path = "cuda_calibrate/tiny.rs"]
 mod tiny;
+#[path = "common/uniform.rs"]
+mod uniform;
 
 use std::process::ExitCode;
 
@@ -49,6 +55,8 @@ fn main() -> ExitCode {
                 corrected::what_cannot_be_corrected,
                 corrected::averages_of_attention_have_deviations,
                 corrected::models_are_corrected_as_on_the_cpu,
+                learn::operations_are_those_of_the_host,
+                learn::blocks_learn_as_on_the_cpu,
                 resumed::bytes_are_those_of_one_run,
                 smooth::candidates_are_those_of_the_cpu,
                 smooth::weights_are_divided_as_on_the_cpu,

@@ -11,6 +11,7 @@ mod rows;
 use std::ops::Range;
 
 use half::f16;
+pub use qqq_backend::solve::ScaleDType;
 use qqq_backend::{
     BackendError, Calibrate, DeviationValues, first_not_finite,
     pool::parallel_each_mut,
@@ -19,7 +20,6 @@ use qqq_backend::{
         Unsolved,
     },
 };
-pub use qqq_backend::solve::ScaleDType;
 use qqq_formats::{Activations, CodeBits, QuantizedWeight, Scales};
 
 use crate::{Clip, GroupScales, QuantError, Result, clip};

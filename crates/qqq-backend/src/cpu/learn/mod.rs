@@ -296,12 +296,7 @@ impl<T: Real> Learn for CpuLearner<T> {
         Ok(weights::steps(w, clip, grid))
     }
 
-    fn adam(
-        &self,
-        parameter: &mut Parameter<Array<T>>,
-        gradient: &Array<T>,
-        step: AdamStep,
-    ) -> Result<()> {
+    fn adam(&self, parameter: &mut Parameter<Array<T>>, gradient: &Array<T>, step: AdamStep) -> Result<()> {
         let (decay, decay_square) = (T::of(ADAM_DECAY), T::of(ADAM_SQUARE_DECAY));
         let (rest, rest_square) = (T::of(1.0 - ADAM_DECAY), T::of(1.0 - ADAM_SQUARE_DECAY));
         let (rate, correction) = (T::of(step.corrected_rate()), T::of(step.correction()));

@@ -16,7 +16,11 @@ struct Attending<'a, D: LearnDevice> {
 }
 
 impl<'a, D: LearnDevice> Attending<'a, D> {
-    fn new(ops: &'a DeviceLearner<D>, qkv: &'a DeviceMatrix<D::Memory>, kind: &'a AttentionKind) -> Result<Self> {
+    fn new(
+        ops: &'a DeviceLearner<D>,
+        qkv: &'a DeviceMatrix<D::Memory>,
+        kind: &'a AttentionKind,
+    ) -> Result<Self> {
         expect(qkv, (qkv.rows, kind.heads.qkv_width()), "queries, keys and values")?;
         Ok(Self { ops, qkv, kind })
     }
@@ -76,7 +80,11 @@ fn head_of<M>(x: &DeviceMatrix<M>, column: usize) -> Part {
 }
 
 /// See [`Learn::attention`](qqq_backend::learn::Learn::attention).
-pub(super) fn forward<D: LearnDevice>(ops: &DeviceLearner<D>, qkv: &DeviceMatrix<D::Memory>, kind: &AttentionKind) -> Result<DeviceMatrix<D::Memory>> {
+pub(super) fn forward<D: LearnDevice>(
+    ops: &DeviceLearner<D>,
+    qkv: &DeviceMatrix<D::Memory>,
+    kind: &AttentionKind,
+) -> Result<DeviceMatrix<D::Memory>> {
     let attending = Attending::new(ops, qkv, kind)?;
     let (tokens, width) = (attending.tokens(), kind.heads.head_dim);
     let out = ops.matrix(tokens, kind.heads.q_width())?;

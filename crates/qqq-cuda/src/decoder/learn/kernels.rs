@@ -130,9 +130,7 @@ impl LearnKernel {
                 "LearnGate",
                 format!("learn_gate<{gelu}, {back}>(p)"),
             ),
-            K::Int8 { back } => {
-                (format!("int8{}", way(back)), "LearnInt8", format!("learn_int8<{back}>(p)"))
-            }
+            K::Int8 { back } => (format!("int8{}", way(back)), "LearnInt8", format!("learn_int8<{back}>(p)")),
             K::Weights { grouped, back } => (
                 format!("weights_{}{}", if grouped { "groups" } else { "channel" }, way(back)),
                 "LearnWeight",

@@ -120,7 +120,12 @@ impl<D: LearnDevice> DeviceLearner<D> {
     }
 
     /// `factor (a - b)`, or `factor a`.
-    fn scaled_difference(&self, a: &DeviceMatrix<D::Memory>, b: Option<&DeviceMatrix<D::Memory>>, factor: f64) -> Result<DeviceMatrix<D::Memory>> {
+    fn scaled_difference(
+        &self,
+        a: &DeviceMatrix<D::Memory>,
+        b: Option<&DeviceMatrix<D::Memory>>,
+        factor: f64,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         b.map_or(Ok(()), |b| alike(a, b))?;
         let out = self.matrix(a.rows, a.cols)?;
         let parameters = DifferenceParameters {
@@ -249,7 +254,10 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
 
     fn array(&self, rows: usize, cols: usize, values: &[f32]) -> Result<DeviceMatrix<D::Memory>> {
         if rows.checked_mul(cols) != Some(values.len()) {
-            return Err(BackendError::Shape(format!("{} values of a matrix of {rows} x {cols}", values.len())));
+            return Err(BackendError::Shape(format!(
+                "{} values of a matrix of {rows} x {cols}",
+                values.len()
+            )));
         }
         let (memory, address) = self.device.upload(values)?;
         Ok(DeviceMatrix { rows, cols, memory, address })
@@ -269,7 +277,12 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         Ok(out)
     }
 
-    fn product(&self, x: &DeviceMatrix<D::Memory>, w: &DeviceMatrix<D::Memory>, bias: Option<&DeviceMatrix<D::Memory>>) -> Result<DeviceMatrix<D::Memory>> {
+    fn product(
+        &self,
+        x: &DeviceMatrix<D::Memory>,
+        w: &DeviceMatrix<D::Memory>,
+        bias: Option<&DeviceMatrix<D::Memory>>,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         expect(x, (x.rows, w.cols), "inputs of a layer")?;
         bias.map_or(Ok(()), |bias| expect(bias, (1, w.rows), "a bias"))?;
         let out = self.matrix(x.rows, w.rows)?;
@@ -290,7 +303,11 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         Ok(out)
     }
 
-    fn product_back_x(&self, dy: &DeviceMatrix<D::Memory>, w: &DeviceMatrix<D::Memory>) -> Result<DeviceMatrix<D::Memory>> {
+    fn product_back_x(
+        &self,
+        dy: &DeviceMatrix<D::Memory>,
+        w: &DeviceMatrix<D::Memory>,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         expect(dy, (dy.rows, w.rows), "gradients by a layer's output")?;
         let out = self.matrix(dy.rows, w.cols)?;
         let of = Multiplication {
@@ -310,7 +327,11 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         Ok(out)
     }
 
-    fn product_back_w(&self, dy: &DeviceMatrix<D::Memory>, x: &DeviceMatrix<D::Memory>) -> Result<DeviceMatrix<D::Memory>> {
+    fn product_back_w(
+        &self,
+        dy: &DeviceMatrix<D::Memory>,
+        x: &DeviceMatrix<D::Memory>,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         expect(dy, (x.rows, dy.cols), "gradients by a layer's output")?;
         let out = self.matrix(dy.cols, x.cols)?;
         let of = Multiplication {
@@ -330,7 +351,12 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         Ok(out)
     }
 
-    fn norm(&self, x: &DeviceMatrix<D::Memory>, weight: &DeviceMatrix<D::Memory>, eps: f64) -> Result<DeviceMatrix<D::Memory>> {
+    fn norm(
+        &self,
+        x: &DeviceMatrix<D::Memory>,
+        weight: &DeviceMatrix<D::Memory>,
+        eps: f64,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         expect(weight, (1, x.cols), "the weight of a norm")?;
         let out = self.matrix(x.rows, x.cols)?;
         // SAFETY: the output is as large as the input.
@@ -413,7 +439,11 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         Ok(unsafe { self.device.launch(Kernel::TurnHeads, count, parameters) }?)
     }
 
-    fn attention(&self, qkv: &DeviceMatrix<D::Memory>, kind: &AttentionKind) -> Result<DeviceMatrix<D::Memory>> {
+    fn attention(
+        &self,
+        qkv: &DeviceMatrix<D::Memory>,
+        kind: &AttentionKind,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         attention::forward(self, qkv, kind)
     }
 
@@ -444,7 +474,12 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         Ok(out)
     }
 
-    fn gated_back(&self, dy: &DeviceMatrix<D::Memory>, gate_up: &DeviceMatrix<D::Memory>, gate: Gate) -> Result<DeviceMatrix<D::Memory>> {
+    fn gated_back(
+        &self,
+        dy: &DeviceMatrix<D::Memory>,
+        gate_up: &DeviceMatrix<D::Memory>,
+        gate: Gate,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         expect(gate_up, (dy.rows, 2 * dy.cols), "gates")?;
         let out = self.matrix(gate_up.rows, gate_up.cols)?;
         let parameters = LearnGateParameters {
@@ -477,11 +512,20 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         self.scaled_difference(x, None, factor)
     }
 
-    fn difference(&self, a: &DeviceMatrix<D::Memory>, b: &DeviceMatrix<D::Memory>, factor: f64) -> Result<DeviceMatrix<D::Memory>> {
+    fn difference(
+        &self,
+        a: &DeviceMatrix<D::Memory>,
+        b: &DeviceMatrix<D::Memory>,
+        factor: f64,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         self.scaled_difference(a, Some(b), factor)
     }
 
-    fn squared_distance(&self, a: &DeviceMatrix<D::Memory>, b: Option<&DeviceMatrix<D::Memory>>) -> Result<f64> {
+    fn squared_distance(
+        &self,
+        a: &DeviceMatrix<D::Memory>,
+        b: Option<&DeviceMatrix<D::Memory>>,
+    ) -> Result<f64> {
         b.map_or(Ok(()), |b| alike(a, b))?;
         let (sums, out) = self.device.room(8 * a.rows)?;
         let parameters = DistanceParameters {
@@ -497,7 +541,12 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         Ok(sums.iter().sum())
     }
 
-    fn divide_columns(&self, x: &mut DeviceMatrix<D::Memory>, first: usize, s: &DeviceMatrix<D::Memory>) -> Result<()> {
+    fn divide_columns(
+        &self,
+        x: &mut DeviceMatrix<D::Memory>,
+        first: usize,
+        s: &DeviceMatrix<D::Memory>,
+    ) -> Result<()> {
         has(x, &(first..first + s.cols))?;
         let count = x.rows * s.cols;
         let parameters = QuotientParameters {
@@ -539,26 +588,37 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         Ok(pairs.map(|(most, least)| most.max(-least)).collect())
     }
 
-    fn repeat_heads(&self, s: &DeviceMatrix<D::Memory>, heads: HeadLayout) -> Result<DeviceMatrix<D::Memory>> {
+    fn repeat_heads(
+        &self,
+        s: &DeviceMatrix<D::Memory>,
+        heads: HeadLayout,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         expect(s, (1, heads.kv_width()), "scales of values")?;
         self.over_heads(Kernel::RepeatHeads, s, heads, heads.q_width())
     }
 
-    fn repeat_heads_back(&self, ds: &DeviceMatrix<D::Memory>, heads: HeadLayout) -> Result<DeviceMatrix<D::Memory>> {
+    fn repeat_heads_back(
+        &self,
+        ds: &DeviceMatrix<D::Memory>,
+        heads: HeadLayout,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         expect(ds, (1, heads.q_width()), "gradients by scales")?;
         self.over_heads(Kernel::SumHeads, ds, heads, heads.kv_width())
     }
 
     fn int8(&self, x: &DeviceMatrix<D::Memory>) -> Result<DeviceMatrix<D::Memory>> {
         let out = self.matrix(x.rows, x.cols)?;
-        let parameters =
-            LearnInt8Parameters { x: x.at(0), dy: 0, out: out.at(0), columns: x.cols as i32 };
+        let parameters = LearnInt8Parameters { x: x.at(0), dy: 0, out: out.at(0), columns: x.cols as i32 };
         // SAFETY: both have these sizes.
         unsafe { self.device.launch(Kernel::Int8 { back: false }, x.rows, parameters) }?;
         Ok(out)
     }
 
-    fn int8_back(&self, dy: &DeviceMatrix<D::Memory>, x: &DeviceMatrix<D::Memory>) -> Result<DeviceMatrix<D::Memory>> {
+    fn int8_back(
+        &self,
+        dy: &DeviceMatrix<D::Memory>,
+        x: &DeviceMatrix<D::Memory>,
+    ) -> Result<DeviceMatrix<D::Memory>> {
         alike(x, dy)?;
         let out = self.matrix(x.rows, x.cols)?;
         let parameters =
@@ -587,7 +647,12 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         self.weight_gradients(dw, w, scales, clip)
     }
 
-    fn steps(&self, w: &DeviceMatrix<D::Memory>, clip: &DeviceMatrix<D::Memory>, grid: WeightGrid) -> Result<Vec<f32>> {
+    fn steps(
+        &self,
+        w: &DeviceMatrix<D::Memory>,
+        clip: &DeviceMatrix<D::Memory>,
+        grid: WeightGrid,
+    ) -> Result<Vec<f32>> {
         self.weight_steps(w, clip, grid)
     }
 

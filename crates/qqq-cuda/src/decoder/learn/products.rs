@@ -143,8 +143,10 @@ mod tests {
                 by_library(&of.product(), &b, &a, &mut out);
                 for i in 0..m {
                     for j in 0..n {
-                        let a_at = |l: usize| if a_transposed { a[l * a_pitch + i] } else { a[i * a_pitch + l] };
-                        let b_at = |l: usize| if b_transposed { b[j * b_pitch + l] } else { b[l * b_pitch + j] };
+                        let a_at =
+                            |l: usize| if a_transposed { a[l * a_pitch + i] } else { a[i * a_pitch + l] };
+                        let b_at =
+                            |l: usize| if b_transposed { b[j * b_pitch + l] } else { b[l * b_pitch + j] };
                         let want: f32 = (0..k).map(|l| a_at(l) * b_at(l)).sum();
                         assert_eq!(out[i * (n + 2) + j], want, "{a_transposed} {b_transposed} {i} {j}");
                     }

@@ -16,9 +16,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use self::reference::{Layer, Point, Problem};
-use super::{
-    block::{Learned, LearnedBlock, Linear, Norms, Scales},
-};
+use super::block::{Learned, LearnedBlock, Linear, Norms, Scales};
 use crate::solve::ScaleDType;
 
 /// What kind of block.
