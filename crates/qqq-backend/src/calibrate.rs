@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use qqq_formats::{LinearWeight, WeightData};
 
 use crate::{
-    AttentionKind, Backend, BackendError, InputKind, Result,
+    AttentionKind, Backend, BackendError, InputKind, Learn, Result,
     solve::{Problem, Scheme, Solution, Unsolved},
 };
 
@@ -57,6 +57,8 @@ pub trait Calibrate: Backend {
     type Deviations: Send;
     /// `2/n` times the sums of [`Deviations`](Self::Deviations) over `n` tokens.
     type Deviation: Send + Sync;
+    /// What blocks [learn](Learn) with.
+    type Learner: Learn;
 
     /// What is in work at the same time.
     const PIECES: Pieces;
@@ -153,6 +155,12 @@ pub trait Calibrate: Backend {
     ) -> Result<std::result::Result<Solution, Unsolved>> {
         Err(BackendError::Unavailable("this device solves no layers".into()))
     }
+    /// What blocks learn with on this device.
+    fn learner(&self) -> Self::Learner;
+    /// The values of a tensor, as they are learned with.
+    fn to_array(&self, x: &Self::Tensor) -> Result<<Self::Learner as Learn>::Array>;
+    /// A tensor of these values.
+    fn from_array(&self, x: <Self::Learner as Learn>::Array) -> Result<Self::Tensor>;
     /// Bytes of the device's own memory that are free; `None` where that is the host's.
     fn free_memory(&self) -> Result<Option<u64>> {
         Ok(None)

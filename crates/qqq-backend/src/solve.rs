@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use half::{bf16, f16};
 use qqq_formats::{Activations, CodeBits, DType, LinearWeight, QuantizedWeight, Scales};
 
 use crate::InputKind;
@@ -102,6 +103,39 @@ impl Scheme {
                 Err(format!("8-bit weights have one scale an output channel, no groups of {group}"))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Precision in which a checkpoint stores effective scales. Scales are rounded to it before weights are, so that writing
+/// and loading change nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScaleDType {
+    /// IEEE binary32: no rounding.
+    #[default]
+    F32,
+    /// IEEE binary16, as checkpoints of float16 models store scales.
+    F16,
+    /// bfloat16, as checkpoints of bfloat16 models store scales.
+    BF16,
+}
+
+impl ScaleDType {
+    /// As a type of tensors.
+    pub const fn dtype(self) -> DType {
+        match self {
+            ScaleDType::F32 => DType::F32,
+            ScaleDType::F16 => DType::F16,
+            ScaleDType::BF16 => DType::BF16,
+        }
+    }
+
+    /// Rounds a positive scale to nearest, but never to zero or infinity.
+    pub fn round(self, scale: f32) -> f32 {
+        match self {
+            ScaleDType::F32 => scale,
+            ScaleDType::F16 => f16::from_f32(scale).clamp(f16::MIN_POSITIVE_SUBNORMAL, f16::MAX).to_f32(),
+            ScaleDType::BF16 => bf16::from_f32(scale).clamp(bf16::MIN_POSITIVE_SUBNORMAL, bf16::MAX).to_f32(),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::ceilings;
 use crate::decoder::attention::AttentionConfig;
 use crate::decoder::calibrate::kernels::CalibrationKernel;
 use crate::decoder::head::HeadKernel;
+use crate::decoder::learn::kernels::LearnKernel;
 use crate::decoder::rows::RowConfig;
 use crate::decoder::simulated::SimulatedKernel;
 use crate::decoder::steps::StepKernel;
@@ -87,6 +88,8 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
         kernels.extend(calibration.map(|c| ArchivedKernel::new(c.source(), arch, 0)));
         let simulated = SimulatedKernel::all().into_iter();
         kernels.extend(simulated.map(|s| ArchivedKernel::new(s.source(), arch, 0)));
+        let learning = LearnKernel::all().into_iter();
+        kernels.extend(learning.map(|c| ArchivedKernel::new(c.source(), arch, 0)));
         let ceilings = ceilings::sources(arch).into_iter();
         kernels.extend(ceilings.map(|(source, shared)| ArchivedKernel::new(source, arch, shared)));
     }

@@ -5,6 +5,10 @@
 mod backend;
 #[path = "cuda_calibrate/corrected.rs"]
 mod corrected;
+#[path = "cuda_calibrate/learn.rs"]
+mod learn;
+#[path = "common/learning.rs"]
+mod learning;
 #[path = "cuda_calibrate/resumed.rs"]
 mod resumed;
 #[path = "cuda_calibrate/simulated.rs"]
@@ -13,6 +17,8 @@ mod simulated;
 mod smooth;
 #[path = "cuda_calibrate/tiny.rs"]
 mod tiny;
+#[path = "common/uniform.rs"]
+mod uniform;
 
 use std::process::ExitCode;
 
@@ -51,6 +57,8 @@ fn main() -> ExitCode {
                 corrected::what_cannot_be_corrected,
                 corrected::averages_of_attention_have_deviations,
                 corrected::models_are_corrected_as_on_the_cpu,
+                learn::operations_are_those_of_the_host,
+                learn::blocks_learn_as_on_the_cpu,
                 resumed::bytes_are_those_of_one_run,
                 simulated::models_are_simulated_as_on_the_cpu,
                 smooth::candidates_are_those_of_the_cpu,

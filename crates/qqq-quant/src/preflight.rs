@@ -206,7 +206,7 @@ pub(crate) fn check<B: Calibrate>(
     check_correction(recipe)?;
     check_channel_scales(recipe)?;
     if recipe.learns() {
-        omniquant::check(recipe, B::PIECES)?;
+        omniquant::check(recipe)?;
     }
     check_simulated(recipe, format)?;
     let schemes = Schemes::of(config, recipe)?;

@@ -10,7 +10,8 @@ mod rows;
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::f16;
+pub use qqq_backend::solve::ScaleDType;
 use qqq_backend::{
     BackendError, Calibrate, DeviationValues, first_not_finite,
     pool::parallel_each_mut,
@@ -19,7 +20,7 @@ use qqq_backend::{
         Unsolved,
     },
 };
-use qqq_formats::{Activations, CodeBits, DType, QuantizedWeight, Scales};
+use qqq_formats::{Activations, CodeBits, QuantizedWeight, Scales};
 
 use crate::{Clip, GroupScales, QuantError, Result, clip};
 use checks::{check, check_correction, check_hessian, check_options, check_scales, too_large};
@@ -37,30 +38,6 @@ const DAMPING_STEP: f64 = 10.0;
 const DAMPING_LIMIT: f64 = 10.0;
 /// The first damping to try after 0.
 const LEAST_DAMPING: f64 = 1e-4;
-
-/// Precision in which a checkpoint stores effective scales. Scales are rounded to it before weights are, so that writing
-/// and loading change nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ScaleDType {
-    /// IEEE binary32: no rounding.
-    #[default]
-    F32,
-    /// IEEE binary16, as checkpoints of float16 models store scales.
-    F16,
-    /// bfloat16, as checkpoints of bfloat16 models store scales.
-    BF16,
-}
-
-impl ScaleDType {
-    /// Rounds a positive scale to nearest, but never to zero or infinity.
-    pub fn round(self, scale: f32) -> f32 {
-        match self {
-            ScaleDType::F32 => scale,
-            ScaleDType::F16 => f16::from_f32(scale).clamp(f16::MIN_POSITIVE_SUBNORMAL, f16::MAX).to_f32(),
-            ScaleDType::BF16 => bf16::from_f32(scale).clamp(bf16::MIN_POSITIVE_SUBNORMAL, bf16::MAX).to_f32(),
-        }
-    }
-}
 
 /// How to solve a layer.
 #[derive(Clone, Debug)]
@@ -98,11 +75,7 @@ impl SolveOptions {
             power: if self.clip == Clip::Weight { ErrorPower::Steep } else { ErrorPower::Square },
             weighted: self.clip == Clip::Output,
             integer: self.scheme().has_two_levels() && self.group_scales == GroupScales::Integer,
-            dtype: match self.scale_dtype {
-                ScaleDType::F32 => DType::F32,
-                ScaleDType::F16 => DType::F16,
-                ScaleDType::BF16 => DType::BF16,
-            },
+            dtype: self.scale_dtype.dtype(),
             fit: self.clip == Clip::Output && self.group_size.is_none(),
         }
     }

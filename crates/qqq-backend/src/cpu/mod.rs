@@ -12,6 +12,7 @@ mod input;
 pub mod integer;
 pub mod isa;
 mod kv_pool;
+pub mod learn;
 mod linear_float;
 pub mod matrix;
 mod norm;

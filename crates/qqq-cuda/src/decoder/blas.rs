@@ -34,6 +34,8 @@ pub(super) enum Number {
     F16,
     BF16,
     F32,
+    /// float32 in memory, of which products read the first 19 bits.
+    TF32,
     F64,
 }
 
@@ -222,7 +224,7 @@ impl Description {
         let type_of = |number| match number {
             Number::F16 => sys::cudaDataType_t::CUDA_R_16F,
             Number::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
-            Number::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            Number::F32 | Number::TF32 => sys::cudaDataType_t::CUDA_R_32F,
             Number::F64 => sys::cudaDataType_t::CUDA_R_64F,
         };
         let layout = |matrix: Matrix, rows: usize, cols: usize| {
@@ -235,8 +237,13 @@ impl Description {
             )
             .map_err(refused)
         };
-        let (compute, scale) = match d.number {
-            Number::F64 => (sys::cublasComputeType_t::CUBLAS_COMPUTE_64F, sys::cudaDataType_t::CUDA_R_64F),
+        let (compute, scale) = match (a.number, d.number) {
+            (_, Number::F64) => {
+                (sys::cublasComputeType_t::CUBLAS_COMPUTE_64F, sys::cudaDataType_t::CUDA_R_64F)
+            }
+            (Number::TF32, _) => {
+                (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32, sys::cudaDataType_t::CUDA_R_32F)
+            }
             _ => (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F),
         };
         let operation = result::create_matmul_desc(compute, scale).map_err(refused)?;

@@ -12,6 +12,7 @@ pub mod calibrate;
 pub mod head;
 mod int8_head;
 mod kv_pool;
+pub mod learn;
 mod linear;
 mod logits;
 mod memory;
@@ -35,6 +36,7 @@ use self::attention::{AttentionConfig, AttentionKernel};
 use self::blas::Blas;
 use self::calibrate::kernels::CalibrationKernel;
 use self::head::HeadKernel;
+use self::learn::kernels::LearnKernel;
 use self::memory::Buffer;
 use self::rows::RowConfig;
 use self::shortlist::ShortlistScratch;
@@ -78,6 +80,7 @@ struct Shared {
     steps: Mutex<HashMap<StepKernel, Arc<Kernel>>>,
     heads: Mutex<HashMap<HeadKernel, Arc<Kernel>>>,
     calibration: Mutex<HashMap<CalibrationKernel, Arc<Kernel>>>,
+    learning: Mutex<HashMap<LearnKernel, Arc<Kernel>>>,
     prepack: Mutex<HashMap<WeightKind, PrepackKernel>>,
     /// Products of shapes that have come up: the blocks of a model are alike.
     plans: Mutex<HashMap<PlannedShape, Arc<GemmPlans>>>,
@@ -123,6 +126,7 @@ impl CudaBackend {
             steps: Mutex::default(),
             heads: Mutex::default(),
             calibration: Mutex::default(),
+            learning: Mutex::default(),
             prepack: Mutex::default(),
             plans: Mutex::default(),
             widened: Mutex::new(Buffer::new(device, 0)?),

@@ -7,6 +7,8 @@
 
 #[path = "../common/attending.rs"]
 mod attending;
+#[path = "../common/learning.rs"]
+mod learning;
 #[path = "../common/packing.rs"]
 mod packing;
 #[path = "../common/products_half.rs"]
@@ -25,6 +27,7 @@ mod emulated_calibrate;
 mod emulated_correct;
 mod emulated_decoder;
 mod emulated_head;
+mod emulated_learn;
 mod emulated_mistakes;
 mod emulated_products;
 mod emulated_quantize;
@@ -58,6 +61,8 @@ fn main() -> ExitCode {
                 emulated_head::the_largest_outputs_are_found,
                 emulated_head::logits_of_int8_weights_are_exact,
                 emulated_head::mistakes_in_the_head_are_found,
+                emulated_learn::mistakes_in_learning_are_found,
+                emulated_learn::operations_of_learning_are_those_of_the_host,
                 emulated_mistakes::mistakes_are_found,
                 emulated_products::products_of_int8_activations,
                 emulated_products::products_of_16_bit_activations,

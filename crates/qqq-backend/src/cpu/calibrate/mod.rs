@@ -10,7 +10,12 @@ use std::borrow::Cow;
 
 use qqq_formats::{DType, LinearWeight, WeightData};
 
-use super::{CpuBackend, CpuInput, CpuLinear, MLP_ROWS, integer::Int8Activations, matrix::Matrix};
+use super::{
+    CpuBackend, CpuInput, CpuLinear, MLP_ROWS,
+    integer::Int8Activations,
+    learn::{Array, CpuLearner},
+    matrix::Matrix,
+};
 use crate::{
     AttentionKind, Backend, BackendError, Calibrate, DeviationValues, InputKind, Pieces, Result,
     first_not_finite, pool::parallel_each_mut, rotate::Turn, solve::Scheme,
@@ -71,6 +76,7 @@ impl Calibrate for CpuBackend {
     type Rotation = CpuRotation;
     type Deviations = CpuDeviation;
     type Deviation = CpuDeviation;
+    type Learner = CpuLearner<f32>;
 
     const PIECES: Pieces = Pieces {
         attended_queries: attended::QUERIES,
@@ -274,6 +280,18 @@ impl Calibrate for CpuBackend {
         let rows = (weights.values.len() / k).saturating_sub(first);
         q.turn(rows)?.apply_outputs(&mut weights.values[first * k..], k);
         Ok(())
+    }
+
+    fn learner(&self) -> CpuLearner<f32> {
+        CpuLearner::new()
+    }
+
+    fn to_array(&self, x: &Matrix) -> Result<Array<f32>> {
+        Ok(Array { rows: x.rows, cols: x.cols, data: x.data.clone() })
+    }
+
+    fn from_array(&self, Array { rows, cols, data }: Array<f32>) -> Result<Matrix> {
+        Ok(Matrix { rows, cols, data })
     }
 
     fn each<T: Send>(&self, items: &mut [T], job: impl Fn(&mut T) + Sync) {

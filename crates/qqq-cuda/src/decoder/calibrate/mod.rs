@@ -31,6 +31,7 @@ use self::parameters::{
 use self::solve::CudaProblem;
 pub use self::weights::{CudaRotation, CudaWeights};
 use super::blas::{Matrix, Number, Operands, Product};
+use super::learn::{CudaLearner, CudaMatrix};
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements, read_values};
 use super::steps::{AddParameters, StepKernel, value_type};
 use super::{CudaBackend, CudaLinear, cached};
@@ -107,7 +108,7 @@ impl CudaBackend {
     ///
     /// # Safety
     /// The operands must be device memory of the product's sizes.
-    unsafe fn product(&self, product: &Product, o: &Operands) -> crate::Result<()> {
+    pub(super) unsafe fn product(&self, product: &Product, o: &Operands) -> crate::Result<()> {
         if product.m == 0 || product.n == 0 {
             return Ok(());
         }
@@ -226,6 +227,7 @@ impl Calibrate for CudaBackend {
     type Rotation = CudaRotation;
     type Deviations = CudaDeviations;
     type Deviation = CudaDeviation;
+    type Learner = CudaLearner;
 
     const PIECES: Pieces = Pieces {
         attended_queries: ATTENDED_QUERIES,
@@ -463,6 +465,18 @@ impl Calibrate for CudaBackend {
 
     fn solve(&self, problem: &CudaProblem<'_>) -> Result<std::result::Result<Solution, Unsolved>> {
         self.solve_layer(problem)
+    }
+
+    fn learner(&self) -> CudaLearner {
+        CudaLearner::new(self.clone())
+    }
+
+    fn to_array(&self, x: &CudaTensor) -> Result<CudaMatrix> {
+        self.learner().of_tensor(x)
+    }
+
+    fn from_array(&self, x: CudaMatrix) -> Result<CudaTensor> {
+        Ok(CudaLearner::into_tensor(x))
     }
 
     fn free_memory(&self) -> Result<Option<u64>> {

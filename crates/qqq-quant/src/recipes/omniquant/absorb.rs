@@ -1,7 +1,11 @@
 //! A block of the model, learned: its weights and states on the way to the operations, and what was learned on the way back, into
 //! norms, weights and the scales with which these are rounded.
 
-use qqq_backend::{Calibrate, InputKind, solve::Scheme};
+use qqq_backend::{
+    Calibrate, InputKind, Learn,
+    learn::{Rotary, WeightGrid},
+    solve::Scheme,
+};
 use qqq_formats::{Activations, ModelConfig};
 use qqq_model::{
     Block, RopeChoice, Site, Sites,
@@ -11,9 +15,7 @@ use qqq_model::{
 
 use super::{
     block::{Learned, LearnedBlock, Linear, Norms, Scales},
-    cpu::CpuOps,
     learn::{Example, LEAST_SCALE, LearnOptions, Outcome, learn, passes},
-    ops::{Ops, Rotary, WeightGrid},
 };
 use crate::{
     QuantError, Recipe, Result,
@@ -46,6 +48,9 @@ pub(crate) struct BlockLearning<'a, B: Calibrate> {
     /// Whether some steps are taken only to see how long they are.
     pub is_trial: bool,
 }
+
+/// A matrix of the device that learns.
+type Array<B> = <<B as Calibrate>::Learner as Learn>::Array;
 
 /// What a pass of the float model has found.
 #[derive(Default)]
@@ -93,7 +98,7 @@ impl<B: Calibrate> BlockLearning<'_, B> {
         float: &mut [Window<B>],
         on_share: &mut OnShare<'_>,
     ) -> Result<LearnReport> {
-        let ops = CpuOps::<f32>::new();
+        let ops = self.around.backend.learner();
         let (count, epochs) = self.amount(float.len());
         let total = self.passes(float.len()).max(1) as f64;
         let mut done = 0;
@@ -106,11 +111,8 @@ impl<B: Calibrate> BlockLearning<'_, B> {
         let first = self.first(&ops, block, &seen)?;
         let states: Vec<_> = windows.states().zip(float.iter()).collect();
         let load = |window: usize| -> Result<Example<_>> {
-            let (input, target) = states[window];
-            Ok(Example {
-                input: self.states(&ops, input)?,
-                target: self.states(&ops, &target.flow.residual)?,
-            })
+            let (b, (input, target)) = (self.around.backend, states[window]);
+            Ok(Example { input: b.to_array(input)?, target: b.to_array(&target.flow.residual)? })
         };
         let options = LearnOptions { epochs, ..LearnOptions::default() };
         let outcome = learn(&ops, &learner, first, (count, &load), seen.power, options, &mut passed)?;
@@ -134,13 +136,13 @@ impl<B: Calibrate> BlockLearning<'_, B> {
     /// # Errors
     /// Those of the device.
     pub fn follow(&self, block: &FloatBlock<B>, float: &mut [Window<B>]) -> Result<()> {
-        self.pass(&CpuOps::<f32>::new(), block, float, &mut || Ok(())).map(|_| ())
+        self.pass(&self.around.backend.learner(), block, float, &mut || Ok(())).map(|_| ())
     }
 
     /// The same, looking at what there is on the way.
-    fn pass<O: Ops>(
+    fn pass(
         &self,
-        ops: &O,
+        ops: &B::Learner,
         block: &FloatBlock<B>,
         float: &mut [Window<B>],
         on_window: &mut dyn FnMut() -> Result<()>,
@@ -151,32 +153,22 @@ impl<B: Calibrate> BlockLearning<'_, B> {
         let weights = exact.weights(ops, &nothing)?;
         let mut seen = Seen::default();
         for window in float {
-            let trace = exact.forward(ops, &self.states(ops, &window.flow.residual)?, &nothing, &weights)?;
+            let trace = exact.forward(ops, &b.to_array(&window.flow.residual)?, &nothing, &weights)?;
             for site in Site::ALL {
                 let largest = ops.largest_of_columns(trace.taken(site))?;
                 let so_far = &mut seen.largest[site];
                 so_far.resize(largest.len(), 0.0);
                 so_far.iter_mut().zip(largest).for_each(|(most, x)| *most = most.max(x));
             }
-            let states = ops.read(&trace.out)?;
-            seen.power += states.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-            let hidden = self.around.config.hidden_size;
-            let tokens = states.len() / hidden;
-            *window = Window::new(b, b.upload(tokens, hidden, states)?, tokens)?;
+            seen.power += ops.squared_distance(&trace.out, None)?;
+            window.flow.residual = b.from_array(trace.out)?;
             on_window()?;
         }
         Ok(seen)
     }
 
-    /// The states of a window.
-    fn states<O: Ops>(&self, ops: &O, states: &B::Tensor) -> Result<O::Array> {
-        let values = self.around.backend.read(states)?;
-        let hidden = self.around.config.hidden_size;
-        Ok(ops.array(values.len() / hidden, hidden, &values)?)
-    }
-
     /// The weights of a layer.
-    fn weights<O: Ops>(&self, ops: &O, block: &FloatBlock<B>, site: Site) -> Result<O::Array> {
+    fn weights(&self, ops: &B::Learner, block: &FloatBlock<B>, site: Site) -> Result<Array<B>> {
         let layer = &block.layers[site];
         Ok(ops.array(layer.n, layer.k, &self.around.backend.read_weights(&layer.weights)?)?)
     }
@@ -187,12 +179,12 @@ impl<B: Calibrate> BlockLearning<'_, B> {
     }
 
     /// The block with layers of these schemes, differentiable.
-    fn block<O: Ops>(
+    fn block(
         &self,
-        ops: &O,
+        ops: &B::Learner,
         block: &FloatBlock<B>,
         schemes: Sites<Option<Scheme>>,
-    ) -> Result<LearnedBlock<O::Array>> {
+    ) -> Result<LearnedBlock<Array<B>>> {
         let Surroundings { backend, config, .. } = self.around;
         let graph =
             Block::without_layers(backend, config, self.index, block.norms.clone(), InputKind::Float)?;
@@ -233,7 +225,7 @@ impl<B: Calibrate> BlockLearning<'_, B> {
     }
 
     /// Where learning begins.
-    fn first<O: Ops>(&self, ops: &O, block: &FloatBlock<B>, seen: &Seen) -> Result<Learned<O::Array>> {
+    fn first(&self, ops: &B::Learner, block: &FloatBlock<B>, seen: &Seen) -> Result<Learned<Array<B>>> {
         let clips = Sites::try_new(|site| {
             let layer = &block.layers[site];
             let strengths = self.schemes[site].map(|scheme| {
@@ -255,7 +247,7 @@ impl<B: Calibrate> BlockLearning<'_, B> {
             }
             largest
         };
-        let scales = |site: Site| -> Result<O::Array> {
+        let scales = |site: Site| -> Result<Array<B>> {
             let of_weights = ops.largest_of_columns(&self.weights(ops, block, site)?)?;
             let (mut x, mut w) = (seen.largest[site].clone(), of_weights);
             if site == Site::O {
@@ -271,7 +263,7 @@ impl<B: Calibrate> BlockLearning<'_, B> {
     }
 
     /// Changes the block as it has learned.
-    fn absorb<O: Ops>(&self, ops: &O, block: &mut FloatBlock<B>, learned: &Learned<O::Array>) -> Result<()> {
+    fn absorb(&self, ops: &B::Learner, block: &mut FloatBlock<B>, learned: &Learned<Array<B>>) -> Result<()> {
         let (b, heads) = (self.around.backend, head_layout(self.around.config));
         if let Some(Scales { qkv, values, gate_up }) = &learned.scales {
             transform::smooth_qkv(b, block, &ops.read(qkv)?, self.half)?;
@@ -289,7 +281,7 @@ impl<B: Calibrate> BlockLearning<'_, B> {
 }
 
 /// Cosines and sines of the positions of a window.
-fn rotary<O: Ops>(ops: &O, config: &ModelConfig, index: usize, window: usize) -> Result<Rotary<O::Array>> {
+fn rotary<O: Learn>(ops: &O, config: &ModelConfig, index: usize, window: usize) -> Result<Rotary<O::Array>> {
     let parameters = rope::parameters(config, RopeChoice::new(config, window)).swap_remove(index);
     let half = parameters.inv_freq.len();
     // As backends do it: the angle is rounded to f32 first.

@@ -3,19 +3,18 @@
 //! It goes back the way of [`LearnedBlock::forward`]. The residual stream carries the gradient past attention and MLP; each half adds
 //! what comes through it. Nothing before q, k and v is learned but the scales of their input.
 
-use qqq_backend::Result;
+use qqq_backend::{
+    Learn, Result,
+    learn::{Turn, WeightGradients},
+};
 use qqq_model::{Site, Sites};
 
-use super::{
-    block::{Learned, LearnedBlock, Norms, Scales, Trace, first_value},
-    ops::{Ops, Turn, WeightGradients},
-};
+use super::block::{Learned, LearnedBlock, Norms, Scales, Trace, first_value};
 
 impl<A> LearnedBlock<A> {
     /// The gradient by what a half adds to the residual stream, as the half's last layer gives it.
-    fn residual_back<O: Ops<Array = A>>(&self, ops: &O, dy: &A, x: &A, norm: Option<&A>) -> Result<A> {
-        let mut scaled = ops.zeros_like(dy)?;
-        ops.add(&mut scaled, dy, self.residual_scale)?;
+    fn residual_back<O: Learn<Array = A>>(&self, ops: &O, dy: &A, x: &A, norm: Option<&A>) -> Result<A> {
+        let scaled = ops.scaled(dy, self.residual_scale)?;
         match norm {
             Some(norm) => ops.norm_back(&scaled, x, norm, self.norms.eps),
             None => Ok(scaled),
@@ -23,7 +22,7 @@ impl<A> LearnedBlock<A> {
     }
 
     /// Gradients by what a layer's rounded weights are made of.
-    fn weights_back<O: Ops<Array = A>>(
+    fn weights_back<O: Learn<Array = A>>(
         &self,
         ops: &O,
         site: Site,
@@ -38,7 +37,7 @@ impl<A> LearnedBlock<A> {
     }
 
     /// The gradient by a layer's input before it is rounded.
-    fn input_back<O: Ops<Array = A>>(
+    fn input_back<O: Learn<Array = A>>(
         &self,
         ops: &O,
         site: Site,
@@ -57,7 +56,7 @@ impl<A> LearnedBlock<A> {
     ///
     /// # Errors
     /// Those of the device.
-    pub(super) fn backward<O: Ops<Array = A>>(
+    pub(super) fn backward<O: Learn<Array = A>>(
         &self,
         ops: &O,
         dout: &A,

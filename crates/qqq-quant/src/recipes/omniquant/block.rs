@@ -4,10 +4,11 @@
 //! clipping says, and its input rounded to int8 where the layer takes that. The learned scales stand where they will be absorbed:
 //! norms and v's outputs are divided, the columns behind them multiplied.
 
-use qqq_backend::{AttentionKind, Gate, Result};
+use qqq_backend::{
+    AttentionKind, Gate, Learn, Result,
+    learn::{Rotary, Turn, WeightGrid},
+};
 use qqq_model::{Site, Sites};
-
-use super::ops::{Ops, Rotary, Turn, WeightGrid};
 
 /// A linear layer as it is in the float model.
 pub(crate) struct Linear<A> {
@@ -137,7 +138,7 @@ impl<A> LearnedBlock<A> {
     ///
     /// # Errors
     /// Those of the device.
-    pub(super) fn column_scales<O: Ops<Array = A>>(
+    pub(super) fn column_scales<O: Learn<Array = A>>(
         &self,
         ops: &O,
         learned: &Learned<A>,
@@ -156,7 +157,7 @@ impl<A> LearnedBlock<A> {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn weights<O: Ops<Array = A>>(&self, ops: &O, learned: &Learned<A>) -> Result<Sites<A>> {
+    pub fn weights<O: Learn<Array = A>>(&self, ops: &O, learned: &Learned<A>) -> Result<Sites<A>> {
         Sites::try_new(|site| {
             let layer = &self.layers[site];
             let scales = self.column_scales(ops, learned, site)?;
@@ -165,7 +166,7 @@ impl<A> LearnedBlock<A> {
     }
 
     /// The input of a layer, and as the layer takes it.
-    fn input<O: Ops<Array = A>>(&self, ops: &O, site: Site, x: A) -> Result<(A, Option<A>)> {
+    fn input<O: Learn<Array = A>>(&self, ops: &O, site: Site, x: A) -> Result<(A, Option<A>)> {
         let rounded = match self.layers[site].is_int8 {
             true => Some(ops.int8(&x)?),
             false => None,
@@ -174,7 +175,7 @@ impl<A> LearnedBlock<A> {
     }
 
     /// What a layer makes of its input.
-    fn output<O: Ops<Array = A>>(
+    fn output<O: Learn<Array = A>>(
         &self,
         ops: &O,
         site: Site,
@@ -185,7 +186,7 @@ impl<A> LearnedBlock<A> {
     }
 
     /// What is added to the residual stream: normed and scaled.
-    fn residual<O: Ops<Array = A>>(&self, ops: &O, before: &A, x: &A, norm: Option<&A>) -> Result<A> {
+    fn residual<O: Learn<Array = A>>(&self, ops: &O, before: &A, x: &A, norm: Option<&A>) -> Result<A> {
         let mut sum = ops.copy(before)?;
         match norm {
             Some(norm) => ops.add(&mut sum, &ops.norm(x, norm, self.norms.eps)?, self.residual_scale)?,
@@ -198,7 +199,7 @@ impl<A> LearnedBlock<A> {
     ///
     /// # Errors
     /// Those of the device.
-    pub(super) fn forward<O: Ops<Array = A>>(
+    pub(super) fn forward<O: Learn<Array = A>>(
         &self,
         ops: &O,
         x: &A,
@@ -243,7 +244,7 @@ impl<A> LearnedBlock<A> {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn run<O: Ops<Array = A>>(
+    pub fn run<O: Learn<Array = A>>(
         &self,
         ops: &O,
         x: &A,

@@ -1,12 +1,12 @@
 //! Learning a block: gradient descent on the squared error of what leaves it, window by window.
 
-use qqq_backend::Result as BackendResult;
+use qqq_backend::{
+    Learn, Result as BackendResult,
+    learn::{AdamStep, Parameter},
+};
 use qqq_model::Site;
 
-use super::{
-    block::{Learned, LearnedBlock},
-    ops::{AdamStep, Ops, Parameter},
-};
+use super::block::{Learned, LearnedBlock};
 use crate::Result;
 
 /// How it is learned.
@@ -70,7 +70,7 @@ pub(crate) type Load<'a, A> = dyn Fn(usize) -> Result<Example<A>> + 'a;
 ///
 /// # Errors
 /// Those of the device, of `load` and of `on_passes`.
-pub(crate) fn learn<O: Ops>(
+pub(crate) fn learn<O: Learn>(
     ops: &O,
     block: &LearnedBlock<O::Array>,
     first: Learned<O::Array>,
@@ -112,12 +112,12 @@ pub(crate) fn learn<O: Ops>(
 }
 
 /// The values of all parameters.
-fn values<O: Ops>(ops: &O, parameters: &Learned<Parameter<O::Array>>) -> BackendResult<Learned<O::Array>> {
+fn values<O: Learn>(ops: &O, parameters: &Learned<Parameter<O::Array>>) -> BackendResult<Learned<O::Array>> {
     parameters.as_ref().try_map(|parameter| ops.copy(&parameter.value))
 }
 
 /// A step of all parameters down their gradients.
-fn descend<O: Ops>(
+fn descend<O: Learn>(
     ops: &O,
     parameters: &mut Learned<Parameter<O::Array>>,
     gradients: &Learned<O::Array>,
@@ -139,7 +139,7 @@ fn descend<O: Ops>(
 }
 
 /// The squared error of what leaves the block, of all windows.
-fn error<O: Ops>(
+fn error<O: Learn>(
     ops: &O,
     block: &LearnedBlock<O::Array>,
     learned: &Learned<O::Array>,
@@ -150,7 +150,7 @@ fn error<O: Ops>(
     let mut sum = 0.0;
     for window in 0..windows {
         let Example { input, target } = load(window)?;
-        sum += ops.squared_distance(&block.run(ops, &input, learned, &weights)?, &target)?;
+        sum += ops.squared_distance(&block.run(ops, &input, learned, &weights)?, Some(&target))?;
         on_passes(1)?;
     }
     Ok(sum)

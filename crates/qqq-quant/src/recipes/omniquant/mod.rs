@@ -25,19 +25,15 @@
 //! - Losses are divided by that of the beginning. Adam feels of it only that gradients stay far above its guard against 0.
 //! - In groups for int8 activations, learning does not see that weights become int8 of their channel.
 //!
-//! `ops` is all that a device would have to compute, `cpu` computes it; `block` and `backward` are the differentiable block, `learn`
-//! goes down its gradients, `absorb` takes a block of the model there and back.
+//! All that is computed is asked of a device ([`Learn`](qqq_backend::Learn)). `block` and `backward` are the differentiable block,
+//! `learn` goes down its gradients, `absorb` takes a block of the model there and back.
 
 mod absorb;
 mod backward;
 mod block;
-mod cpu;
 mod learn;
-mod ops;
 #[cfg(test)]
 mod tests;
-
-use qqq_backend::{BackendError, Pieces};
 
 pub(crate) use self::absorb::BlockLearning;
 pub(crate) use self::learn::passes;
@@ -49,7 +45,7 @@ pub const ENTRY: Entry = Entry {
     name: RecipeName::OmniQuant,
     word: "omniquant",
     source: "arXiv 2308.13137",
-    what: "clipping of weights and scales of channels are learned block by block (on the CPU)",
+    what: "clipping of weights and scales of channels are learned block by block",
     gives: "W4A8 per channel (--bits, --activations, --group-size)",
     recipe,
     settings: &[
@@ -74,16 +70,11 @@ fn recipe() -> Recipe {
     }
 }
 
-/// Refuses what cannot be learned, or not there.
+/// Refuses what cannot be learned.
 ///
 /// # Errors
-/// A device that is not the host; parts of other recipes.
-pub(crate) fn check(recipe: &Recipe, pieces: Pieces) -> Result<()> {
-    if !pieces.on_host {
-        return Err(QuantError::Operation(BackendError::Unavailable(
-            "recipe omniquant learns on the CPU alone for now: take --device cpu".into(),
-        )));
-    }
+/// Parts of other recipes.
+pub(crate) fn check(recipe: &Recipe) -> Result<()> {
     let goes_with = recipe.clip == Clip::Learned
         && recipe.propagation == Propagation::Quantized
         && !recipe.compensate
@@ -99,25 +90,12 @@ pub(crate) fn check(recipe: &Recipe, pieces: Pieces) -> Result<()> {
 
 #[cfg(test)]
 mod refusals {
-    use qqq_backend::{Calibrate, CpuBackend};
-
     use super::*;
 
     #[test]
-    fn a_device_that_cannot_says_which_can() {
-        let recipe = recipe();
-        assert!(check(&recipe, CpuBackend::PIECES).is_ok());
-        let pieces = Pieces { on_host: false, ..CpuBackend::PIECES };
-        let error = check(&recipe, pieces).unwrap_err();
-        assert!(
-            matches!(error, QuantError::Operation(_)) && error.to_string().contains("--device cpu"),
-            "{error}"
-        );
-    }
-
-    #[test]
     fn it_goes_with_its_own_parts() {
-        let of = |recipe: Recipe| check(&recipe, CpuBackend::PIECES).unwrap_err().to_string();
+        assert!(check(&recipe()).is_ok());
+        let of = |recipe: Recipe| check(&recipe).unwrap_err().to_string();
         assert!(of(Recipe { epochs: None, ..recipe() }).contains("a number of epochs"));
         for other in [
             Recipe { clip: Clip::None, ..recipe() },

@@ -1,17 +1,16 @@
 //! Every backward pass against central differences in float64.
 
-use qqq_backend::{AttentionKind, HeadLayout};
+use qqq_backend::{
+    AttentionKind, HeadLayout, Learn,
+    cpu::learn::{Array, CpuLearner},
+};
 use qqq_model::Site;
 
 use super::{
     PLAIN, Random, Shape, array, block, learned, ops, point, problem,
     reference::{self, Point, Rounding},
 };
-use crate::recipes::omniquant::{
-    block::Scales,
-    cpu::{Array, CpuOps},
-    ops::Ops,
-};
+use crate::recipes::omniquant::block::Scales;
 
 /// Of the largest gradient: what differences in float64 leave.
 const TOLERANCE: f64 = 1e-6;
@@ -22,7 +21,7 @@ pub(super) fn analytic(problem: &reference::Problem, point: &Point) -> (f64, Vec
     let weights = block.weights(&ops, &learned).unwrap();
     let trace = block.forward(&ops, &array(&problem.x), &learned, &weights).unwrap();
     let target = array(&problem.target);
-    let loss = ops.squared_distance(&trace.out, &target).unwrap();
+    let loss = ops.squared_distance(&trace.out, Some(&target)).unwrap();
     let dout = ops.difference(&trace.out, &target, 2.0).unwrap();
     let gradients = block.backward(&ops, &dout, &learned, &weights, &trace).unwrap();
     let mut all = Vec::new();
@@ -153,7 +152,7 @@ fn products_of_many_rows() {
     let (m, n, k) = (300, 270, 37);
     let (x, w) = (random.rows(m, k, 1.0), random.rows(n, k, 1.0));
     let (dy, bias) = (random.rows(m, n, 1.0), random.numbers(n, -1.0, 1.0));
-    let ops: CpuOps<f64> = ops();
+    let ops: CpuLearner<f64> = ops();
     let [ax, aw, ady, abias] = [array(&x), array(&w), array(&dy), array(std::slice::from_ref(&bias))];
     let naive = |rows: usize, cols: usize, at: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
         (0..rows * cols).map(|p| at(p / cols, p % cols)).collect()

@@ -1,5 +1,9 @@
 //! What learning does to a block.
 
+use qqq_backend::{
+    Learn,
+    cpu::learn::{Array, CpuLearner},
+};
 use qqq_model::Site;
 
 use super::{PLAIN, Shape, array, block, learned, ops, point, problem};
@@ -7,9 +11,7 @@ use crate::{
     clip::round,
     recipes::omniquant::{
         block::Learned,
-        cpu::{Array, CpuOps},
         learn::{Example, LearnOptions, Outcome, learn, passes},
-        ops::Ops,
     },
 };
 
@@ -36,7 +38,7 @@ fn run_from(
     options: LearnOptions,
 ) -> (Outcome<Array<f32>>, usize) {
     let shape = Shape { tokens: TOKENS, ..shape };
-    let ops: CpuOps<f32> = ops();
+    let ops: CpuLearner<f32> = ops();
     let of_block = problem(shape, seed);
     let windows: Vec<_> = (0..WINDOWS as u64).map(|i| problem(shape, 1000 + seed * 100 + i).x).collect();
     let mut float = of_block.clone();

@@ -5,17 +5,18 @@ mod learning;
 mod pytorch;
 mod reference;
 
-use qqq_backend::{AttentionKind, Gate, HeadLayout, solve::Grid};
+use qqq_backend::{
+    AttentionKind, Gate, HeadLayout,
+    cpu::learn::{Array, CpuLearner, Real},
+    learn::{Rotary, WeightGrid},
+    solve::Grid,
+};
 use qqq_model::Sites;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use self::reference::{Layer, Point, Problem};
-use super::{
-    block::{Learned, LearnedBlock, Linear, Norms, Scales},
-    cpu::{Array, CpuOps, Real},
-    ops::{Rotary, WeightGrid},
-};
+use super::block::{Learned, LearnedBlock, Linear, Norms, Scales};
 use crate::solve::ScaleDType;
 
 /// What kind of block.
@@ -188,6 +189,6 @@ fn learned<T: Real>(point: &Point) -> Learned<Array<T>> {
     }
 }
 
-fn ops<T: Real>() -> CpuOps<T> {
-    CpuOps::new()
+fn ops<T: Real>() -> CpuLearner<T> {
+    CpuLearner::new()
 }

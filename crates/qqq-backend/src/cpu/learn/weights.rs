@@ -4,10 +4,11 @@
 //! paper, for codes without zero points). Codes are whole steps within the grid. Where the code is at the grid's end, the rounded
 //! weight follows the step alone; elsewhere it follows the weight, and the step by what rounding has left.
 
-use qqq_backend::pool::parallel_each_mut;
-
 use super::{Array, Real};
-use crate::recipes::omniquant::ops::{WeightGradients, WeightGrid};
+use crate::{
+    learn::{WeightGradients, WeightGrid, fill_steps},
+    pool::parallel_each_mut,
+};
 
 /// Rows of a weight that a task works on.
 const ROWS: usize = 32;
@@ -188,10 +189,6 @@ pub(super) fn steps<T: Real>(w: &Array<T>, clip: &Array<T>, grid: WeightGrid) ->
         }
     });
     let mut steps: Vec<f32> = steps.data.iter().map(|step| step.narrow()).collect();
-    for row in steps.chunks_exact_mut(groups) {
-        let least = row.iter().copied().filter(|step| *step > 0.0).fold(f32::INFINITY, f32::min);
-        let least = if least.is_finite() { least } else { 1.0 };
-        row.iter_mut().filter(|step| **step == 0.0).for_each(|step| *step = least);
-    }
+    fill_steps(&mut steps, groups);
     steps
 }

@@ -10,30 +10,33 @@ mod weights;
 use std::{marker::PhantomData, ops::Range};
 
 use faer::{Accum, MatMut, Par, linalg::matmul::matmul};
-use qqq_backend::{AttentionKind, Gate, HeadLayout, Result, pool::parallel_chunks_mut};
 
-pub(crate) use self::array::Array;
-pub(crate) use self::number::Real;
-use super::ops::{AdamStep, Ops, Parameter, Rotary, Turn, WeightGradients, WeightGrid};
+pub use self::array::Array;
+pub use self::number::Real;
+use crate::{
+    AttentionKind, Gate, HeadLayout, Result,
+    learn::{
+        ADAM_DECAY, ADAM_EPSILON, ADAM_SQUARE_DECAY, AdamStep, Learn, Parameter, Rotary, Turn,
+        WeightGradients, WeightGrid,
+    },
+    pool::parallel_chunks_mut,
+};
 
 /// Rows of a product that a task computes.
 const ROWS_PER_PRODUCT: usize = 128;
-/// Decay of Adam's running means, and what its divisor is kept from 0 by, as in PyTorch.
-const DECAY: (f64, f64) = (0.9, 0.999);
-const EPSILON: f64 = 1e-8;
 
 /// The host, in numbers of a type.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CpuOps<T>(PhantomData<fn() -> T>);
+pub struct CpuLearner<T>(PhantomData<fn() -> T>);
 
-impl<T> CpuOps<T> {
+impl<T> CpuLearner<T> {
     /// On the project's threads.
     pub fn new() -> Self {
         Self(PhantomData)
     }
 }
 
-impl<T: Real> Ops for CpuOps<T> {
+impl<T: Real> Learn for CpuLearner<T> {
     type Array = Array<T>;
 
     fn array(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Array<T>> {
@@ -176,6 +179,13 @@ impl<T: Real> Ops for CpuOps<T> {
         Ok(())
     }
 
+    fn scaled(&self, x: &Array<T>, factor: f64) -> Result<Array<T>> {
+        let factor = T::of(factor);
+        Ok(Array::filled(x.rows, x.cols, |i, out| {
+            out.iter_mut().zip(x.row(i)).for_each(|(out, x)| *out = factor * *x);
+        }))
+    }
+
     fn difference(&self, a: &Array<T>, b: &Array<T>, factor: f64) -> Result<Array<T>> {
         let factor = T::of(factor);
         Ok(Array::filled(a.rows, a.cols, |i, out| {
@@ -184,14 +194,19 @@ impl<T: Real> Ops for CpuOps<T> {
         }))
     }
 
-    fn squared_distance(&self, a: &Array<T>, b: &Array<T>) -> Result<f64> {
+    fn squared_distance(&self, a: &Array<T>, b: Option<&Array<T>>) -> Result<f64> {
         let mut of_rows = vec![0.0f64; a.rows];
         let together = a.rows_per_task();
         parallel_chunks_mut(&mut of_rows, together, |task, sums| {
             for (i, sum) in sums.iter_mut().enumerate() {
                 let row = task * together + i;
-                let squares = a.row(row).iter().zip(b.row(row)).map(|(a, b)| (a.wide() - b.wide()).powi(2));
-                *sum = squares.sum();
+                *sum = match b {
+                    Some(b) => {
+                        let pairs = a.row(row).iter().zip(b.row(row));
+                        pairs.map(|(a, b)| (a.wide() - b.wide()).powi(2)).sum()
+                    }
+                    None => a.row(row).iter().map(|a| a.wide().powi(2)).sum(),
+                };
             }
         });
         Ok(of_rows.iter().sum())
@@ -281,23 +296,17 @@ impl<T: Real> Ops for CpuOps<T> {
         Ok(weights::steps(w, clip, grid))
     }
 
-    fn adam(
-        &self,
-        parameter: &mut Parameter<Array<T>>,
-        gradient: &Array<T>,
-        AdamStep { rate, step, least }: AdamStep,
-    ) -> Result<()> {
-        let (decay, decay_square) = (T::of(DECAY.0), T::of(DECAY.1));
-        let (rest, rest_square) = (T::of(1.0 - DECAY.0), T::of(1.0 - DECAY.1));
-        let rate = T::of(rate / (1.0 - DECAY.0.powi(step)));
-        let correction = T::of((1.0 - DECAY.1.powi(step)).sqrt());
+    fn adam(&self, parameter: &mut Parameter<Array<T>>, gradient: &Array<T>, step: AdamStep) -> Result<()> {
+        let (decay, decay_square) = (T::of(ADAM_DECAY), T::of(ADAM_SQUARE_DECAY));
+        let (rest, rest_square) = (T::of(1.0 - ADAM_DECAY), T::of(1.0 - ADAM_SQUARE_DECAY));
+        let (rate, correction) = (T::of(step.corrected_rate()), T::of(step.correction()));
         let Parameter { value, mean, square } = parameter;
         let moments = mean.data.iter_mut().zip(&mut square.data);
         for ((p, g), (m, v)) in value.data.iter_mut().zip(&gradient.data).zip(moments) {
             *m = decay * *m + rest * *g;
             *v = decay_square * *v + rest_square * *g * *g;
-            *p -= rate * *m / (v.root() / correction + T::of(EPSILON));
-            if let Some(least) = least {
+            *p -= rate * *m / (v.root() / correction + T::of(ADAM_EPSILON));
+            if let Some(least) = step.least {
                 *p = p.larger(T::of(least));
             }
         }

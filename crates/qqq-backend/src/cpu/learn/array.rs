@@ -1,16 +1,16 @@
 //! Matrices in the host's memory, and what is done to all rows of one.
 
 use faer::MatRef;
-use qqq_backend::pool::{parallel_chunks_mut, parallel_each_mut};
 
 use super::number::Real;
+use crate::pool::{parallel_chunks_mut, parallel_each_mut};
 
 /// Values of a task, about: enough to be worth handing over.
 const VALUES_PER_TASK: usize = 16_384;
 
 /// Row-major, `rows x cols`.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Array<T> {
+pub struct Array<T> {
     /// Rows.
     pub rows: usize,
     /// Columns.

@@ -1,9 +1,10 @@
 //! What is done to one row: norms, rotation, gates, int8.
 
-use qqq_backend::{Gate, HeadLayout};
-
 use super::{Array, Real};
-use crate::recipes::omniquant::ops::{Rotary, Turn};
+use crate::{
+    Gate, HeadLayout,
+    learn::{Rotary, Turn},
+};
 
 fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
     let squares: T = x.iter().map(|x| *x * *x).sum();

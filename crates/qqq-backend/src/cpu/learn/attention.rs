@@ -4,9 +4,9 @@
 use std::ops::Range;
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
-use qqq_backend::{AttentionKind, HeadLayout, pool::parallel_each_mut};
 
 use super::{Array, Real};
+use crate::{AttentionKind, HeadLayout, pool::parallel_each_mut};
 
 /// Queries whose probabilities are held at a time.
 const QUERIES: usize = 128;

@@ -1,17 +1,26 @@
-//! The dense operations of learning: all that a device has to give for it. The algorithm is written over these alone.
+//! What learning asks of a device: the dense operations of a block that is differentiated. The algorithm is written over these
+//! alone.
 //!
 //! Each operation that is differentiated stands beside its backward pass, which takes the gradient of the loss by the output and
 //! what went in, and gives the gradient by what went in. Arrays are matrices, row-major.
 
 use std::ops::Range;
 
-use qqq_backend::{AttentionKind, Gate, HeadLayout, Result, solve::Grid};
+use crate::{
+    AttentionKind, Gate, HeadLayout, Result,
+    solve::{Grid, ScaleDType},
+};
 
-use crate::solve::ScaleDType;
+/// What is left of Adam's running mean of gradients in a step.
+pub const ADAM_DECAY: f64 = 0.9;
+/// The same of the mean of their squares.
+pub const ADAM_SQUARE_DECAY: f64 = 0.999;
+/// What keeps Adam's divisor from 0, as in PyTorch.
+pub const ADAM_EPSILON: f64 = 1e-8;
 
 /// How the weights of a layer are rounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct WeightGrid {
+pub struct WeightGrid {
     /// Codes.
     pub grid: Grid,
     /// Input channels that share a scale.
@@ -21,7 +30,7 @@ pub(crate) struct WeightGrid {
 }
 
 /// The rotary embedding of the positions of a window.
-pub(crate) struct Rotary<A> {
+pub struct Rotary<A> {
     /// Cosines, `positions x half`.
     pub cos: A,
     /// Sines, the same.
@@ -32,7 +41,7 @@ pub(crate) struct Rotary<A> {
 
 /// Which way a rotary embedding turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub enum Turn {
     /// As in a forward pass.
     Forward,
     /// The transposed matrix: gradients.
@@ -41,7 +50,7 @@ pub(crate) enum Turn {
 
 /// A step of Adam (Kingma and Ba, arXiv 1412.6980).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct AdamStep {
+pub struct AdamStep {
     /// Learning rate.
     pub rate: f64,
     /// Number of the step, from 1.
@@ -50,8 +59,20 @@ pub(crate) struct AdamStep {
     pub least: Option<f64>,
 }
 
+impl AdamStep {
+    /// The learning rate, corrected for the running mean's beginning at 0.
+    pub fn corrected_rate(&self) -> f64 {
+        self.rate / (1.0 - ADAM_DECAY.powi(self.step))
+    }
+
+    /// What the root of the mean square is divided by for the same reason.
+    pub fn correction(&self) -> f64 {
+        (1.0 - ADAM_SQUARE_DECAY.powi(self.step)).sqrt()
+    }
+}
+
 /// A parameter with its running moments.
-pub(crate) struct Parameter<A> {
+pub struct Parameter<A> {
     /// Its values.
     pub value: A,
     /// Running mean of gradients.
@@ -61,7 +82,7 @@ pub(crate) struct Parameter<A> {
 }
 
 /// Gradients by what a quantized weight is made of.
-pub(crate) struct WeightGradients<A> {
+pub struct WeightGradients<A> {
     /// By the clipping strengths, `2 x (n groups)`, where the weight is quantized.
     pub clip: Option<A>,
     /// By the scales of input channels, `1 x k`, where it has such.
@@ -72,13 +93,13 @@ pub(crate) struct WeightGradients<A> {
 ///
 /// # Errors
 /// Those of the device.
-pub(crate) trait Ops: Sync {
+pub trait Learn: Sync {
     /// A matrix there.
     type Array: Send + Sync;
 
     /// Brings a matrix there.
     fn array(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Array>;
-    /// Brings it back.
+    /// Waits, and brings it back.
     fn read(&self, x: &Self::Array) -> Result<Vec<f32>>;
     /// Zeros of the shape of another.
     fn zeros_like(&self, x: &Self::Array) -> Result<Self::Array>;
@@ -144,10 +165,12 @@ pub(crate) trait Ops: Sync {
 
     /// `sum += factor x`.
     fn add(&self, sum: &mut Self::Array, x: &Self::Array, factor: f64) -> Result<()>;
+    /// `factor x`.
+    fn scaled(&self, x: &Self::Array, factor: f64) -> Result<Self::Array>;
     /// `factor (a - b)`.
     fn difference(&self, a: &Self::Array, b: &Self::Array, factor: f64) -> Result<Self::Array>;
-    /// `sum (a - b)^2`.
-    fn squared_distance(&self, a: &Self::Array, b: &Self::Array) -> Result<f64>;
+    /// Waits, and gives `sum (a - b)^2`; without `b` the sum of the squares.
+    fn squared_distance(&self, a: &Self::Array, b: Option<&Self::Array>) -> Result<f64>;
     /// Divides column `first + j` by `s[j]`.
     fn divide_columns(&self, x: &mut Self::Array, first: usize, s: &Self::Array) -> Result<()>;
     /// By the divisors: adds `-sum dy y / s` over rows, with the quotients `y`, to `ds`.
@@ -159,7 +182,7 @@ pub(crate) trait Ops: Sync {
         first: usize,
         s: &Self::Array,
     ) -> Result<()>;
-    /// The largest magnitude of every column.
+    /// Waits, and gives the largest magnitude of every column.
     fn largest_of_columns(&self, x: &Self::Array) -> Result<Vec<f32>>;
     /// What the channels of the values have, for the channels of attention's output that they feed.
     fn repeat_heads(&self, s: &Self::Array, heads: HeadLayout) -> Result<Self::Array>;
@@ -185,7 +208,8 @@ pub(crate) trait Ops: Sync {
         scales: Option<&Self::Array>,
         clip: Option<(&Self::Array, WeightGrid)>,
     ) -> Result<WeightGradients<Self::Array>>;
-    /// The steps of the grids with which `weight` rounds, `n x groups`.
+    /// Waits, and gives the steps of the grids with which [`weight`](Self::weight) rounds, `n x groups`; those of groups of zeros
+    /// as [`fill_steps`] has them.
     fn steps(&self, w: &Self::Array, clip: &Self::Array, grid: WeightGrid) -> Result<Vec<f32>>;
 
     /// A step of Adam down a gradient.
@@ -195,4 +219,25 @@ pub(crate) trait Ops: Sync {
         gradient: &Self::Array,
         step: AdamStep,
     ) -> Result<()>;
+}
+
+/// Gives each group without a step, which has 0, the least of its row, and rows without any 1. `groups` are those of a row.
+pub fn fill_steps(steps: &mut [f32], groups: usize) {
+    for row in steps.chunks_exact_mut(groups.max(1)) {
+        let least = row.iter().copied().filter(|step| *step > 0.0).fold(f32::INFINITY, f32::min);
+        let least = if least.is_finite() { least } else { 1.0 };
+        row.iter_mut().filter(|step| **step == 0.0).for_each(|step| *step = least);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_zeros_have_the_least_step_of_their_row() {
+        let mut steps = [0.5, 0.0, 0.25, 0.0, 0.0, 0.0];
+        fill_steps(&mut steps, 3);
+        assert_eq!(steps, [0.5, 0.25, 0.25, 1.0, 1.0, 1.0]);
+    }
 }

@@ -6,12 +6,14 @@ use std::{
 };
 
 use faer::traits::ComplexField;
-use qqq_backend::simd::{SimdLevel, exp, multiversion};
 
-use crate::solve::ScaleDType;
+use crate::{
+    simd::{SimdLevel, exp, multiversion},
+    solve::{ScaleDType, round},
+};
 
 /// A float number.
-pub(crate) trait Real:
+pub trait Real:
     ComplexField
     + Copy
     + PartialOrd
@@ -94,7 +96,7 @@ impl Real for f32 {
 
     #[inline(always)]
     fn nearest(self) -> Self {
-        crate::clip::round(self)
+        round(self)
     }
 
     fn exp_all(x: &mut [Self]) {
