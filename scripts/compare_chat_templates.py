@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chat_snippets import CALLS, CONVERSATION, D, SNIPPETS, TOOLS, W
+from chat_snippets import CALLS, CONVERSATION, SNIPPETS, TOOLS, D, W
 from transformers.utils.chat_template_utils import _normalize_chat_messages, render_jinja_template
 
 ROOT = Path(__file__).parent.parent
@@ -33,10 +33,17 @@ CONVERSATIONS = {
 def theirs(case):
     variables = dict(case["variables"])
     try:
-        return {"text": render_jinja_template(
-            conversations=[_normalize_chat_messages(case["messages"])], chat_template=case["template"],
-            tools=variables.pop("tools", None), add_generation_prompt=case["add_generation_prompt"],
-            bos_token="<s>", eos_token="</s>", **variables)[0][0]}
+        return {
+            "text": render_jinja_template(
+                conversations=[_normalize_chat_messages(case["messages"])],
+                chat_template=case["template"],
+                tools=variables.pop("tools", None),
+                add_generation_prompt=case["add_generation_prompt"],
+                bos_token="<s>",
+                eos_token="</s>",
+                **variables,
+            )[0][0]
+        }
     except Exception as e:
         return {"error": f"{type(e).__name__}: {e}"}
 
@@ -47,12 +54,27 @@ def main(paths):
     for file in files:
         for name, (messages, variables) in CONVERSATIONS.items():
             for prompt in (False, True):
-                cases.append({"name": f"{file.name}, {name}", "template": file.read_bytes().decode(), "messages": messages,
-                              "add_generation_prompt": prompt, "variables": variables})
+                cases.append(
+                    {
+                        "name": f"{file.name}, {name}",
+                        "template": file.read_bytes().decode(),
+                        "messages": messages,
+                        "add_generation_prompt": prompt,
+                        "variables": variables,
+                    }
+                )
     if not files:
         for subject, templates in SNIPPETS.items():
-            cases += [{"name": subject, "template": t, "messages": CONVERSATION, "add_generation_prompt": False,
-                       "variables": {**D, **W, "tools": TOOLS}} for t in templates]
+            cases += [
+                {
+                    "name": subject,
+                    "template": t,
+                    "messages": CONVERSATION,
+                    "add_generation_prompt": False,
+                    "variables": {**D, **W, "tools": TOOLS},
+                }
+                for t in templates
+            ]
     run = subprocess.run(OURS, input=json.dumps(cases), capture_output=True, text=True, check=True, cwd=ROOT)
     different, errors = 0, 0
     for case, ours in zip(cases, json.loads(run.stdout), strict=True):

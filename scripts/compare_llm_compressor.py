@@ -19,21 +19,18 @@ Small settings, to try the script: --windows 2 --window 256 --eval-window 256 --
 
 import argparse
 import json
-import math
 import os
 import shutil
-import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from comparing import Qqq, calibration_windows, evaluation_windows, perplexity
+
 EPILOG = "\n\n".join(__doc__.split("\n\n")[1:])
-# As in qqq-quant's calibration.rs: texts are tokenized in pieces, documents end with a separator, and windows are placed by
-# bytes only where a stratum has this many for each token.
-PIECE_BYTES, SEPARATOR, ROOMY_TOKEN_BYTES = 16 << 10, "\n\n", 8
 # Tokens that llm-compressor calibrates on at once.
 BATCH_TOKENS = 16 << 10
 NOT_WEIGHTS = ["*token*", "chat_template*", "special_tokens_map.json", "generation_config.json"]
@@ -160,88 +157,7 @@ PAIRS = {
 }
 
 
-# Text.
-
-
-def pieces(data: bytes) -> Iterator[str]:
-    """As `qqq quantize` cuts a text before it makes tokens of it: after line breaks."""
-    at = 0
-    while at < len(data):
-        end = len(data)
-        if end - at > PIECE_BYTES:
-            limit = at + PIECE_BYTES
-            while data[limit] & 0xC0 == 0x80:
-                limit += 1
-            end = data.rfind(b"\n", at, limit) + 1 or limit
-        yield data[at:end].decode()
-        at = end
-
-
-def calibration_windows(tokenizer, text: Path, count: int, length: int, to: Path) -> list[list[int]]:
-    """Writes to `to` the beginning of a text that has `count * length` tokens, and gives its windows. What is too much for
-    even windows is less than a token each, so that each window of `qqq quantize` starts where its stratum does."""
-    needed = count * length
-
-    def ids(part: str) -> list[int]:
-        return tokenizer.encode(part, add_special_tokens=False).ids
-
-    head, found = "", 0
-    for piece in pieces(text.read_bytes()):
-        tokens = len(ids(piece))
-        if found + tokens > needed:
-            break
-        head, found = head + piece, found + tokens
-    else:
-        raise ValueError(f"{text} has {found} tokens, but {count} windows of {length} need {needed}")
-    # The shortest beginning of the last piece that gives enough.
-    low, high = 0, len(piece)
-    while low < high:
-        middle = (low + high) // 2
-        if found + len(ids(piece[:middle] + SEPARATOR)) >= needed:
-            high = middle
-        else:
-            low = middle + 1
-    taken = head + piece[:low]
-    tokens = [token for part in pieces((taken + SEPARATOR).encode()) for token in ids(part)]
-    if not needed <= len(tokens) < needed + count or len(taken.encode()) // count >= length * ROOMY_TOKEN_BYTES:
-        raise ValueError(
-            f"the beginning of {text} gives {len(tokens)} tokens for {count} windows of {length}; try others"
-        )
-    to.write_text(taken, encoding="utf-8", newline="")
-    return [tokens[i * length : (i + 1) * length] for i in range(count)]
-
-
-# The two evaluators.
-
-
-class Qqq:
-    """Our command."""
-
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-
-    def run(self, *command, device: bool = True) -> dict:
-        """What a command says in JSON."""
-        where = ["--device", self.args.device] if device else []
-        line = [str(part) for part in [self.args.qqq, "--json", "--quiet", *command, *where]]
-        done = subprocess.run(line, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(line)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-        return json.loads(done.stdout)
-
-    def perplexities(self, model: Path) -> dict[str, float]:
-        limit = ["--limit", self.args.limit] if self.args.limit else []
-        how = ["--window", self.args.eval_window, *limit]
-        return {
-            text.name: self.run("eval", "perplexity", model, "--text", text, *how)["perplexity"]
-            for text in self.args.texts
-        }
-
-    def quantize(self, options: list[str], calibration: list[str], out: Path) -> float:
-        """Seconds that it took."""
-        start = time.monotonic()
-        self.run("quantize", self.args.model, "-o", out, *options, *calibration, "--max-kld", "off", "--held-out", 0)
-        return time.monotonic() - start
+# Evaluation in transformers.
 
 
 class Transformers:
@@ -249,13 +165,9 @@ class Transformers:
 
     def __init__(self, args: argparse.Namespace, tokenizer):
         self.args = args
-        self.tokens = {}
-        for text in args.texts:
-            ids = tokenizer.encode(text.read_text(encoding="utf-8")).ids
-            starts = list(range(0, len(ids) - args.eval_window + 1, args.eval_window))[: args.limit]
-            if not starts:
-                raise ValueError(f"{text} has {len(ids)} tokens: not a window of {args.eval_window}")
-            self.tokens[text.name] = [ids[start : start + args.eval_window] for start in starts]
+        self.tokens = {
+            text.name: evaluation_windows(tokenizer, text, args.eval_window, args.limit) for text in args.texts
+        }
 
     def load(self, model: Path):
         from transformers import AutoModelForCausalLM
@@ -267,16 +179,11 @@ class Transformers:
 
         model = self.load(path).to(self.args.device).eval()
 
-        def loss(window: list[int]) -> float:
-            ids = torch.tensor([window], device=self.args.device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").double().item()
+        def logits(ids: torch.Tensor) -> torch.Tensor:
+            return model(input_ids=ids, use_cache=False).logits
 
         with torch.inference_mode():
-            return {
-                name: math.exp(sum(map(loss, windows)) / sum(len(window) - 1 for window in windows))
-                for name, windows in self.tokens.items()
-            }
+            return {name: perplexity(logits, windows, self.args.device) for name, windows in self.tokens.items()}
 
 
 def quantize_theirs(transformers: Transformers, modifiers: list, windows: list[list[int]] | None, out: Path) -> float:
@@ -321,7 +228,8 @@ class Comparison:
         self.args = args
         args.work.mkdir(parents=True, exist_ok=True)
         self.tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-        self.transformers, self.qqq = Transformers(args, self.tokenizer), Qqq(args)
+        self.transformers = Transformers(args, self.tokenizer)
+        self.qqq = Qqq(args.qqq, args.device, args.texts, args.eval_window, args.limit)
         # Ours, by its options: two pairs may share it.
         self.ours: dict[tuple[str, ...], dict] = {}
         self.found = {"versions": self.versions(), "settings": {k: str(v) for k, v in vars(args).items()}, "pairs": {}}
@@ -331,8 +239,7 @@ class Comparison:
         from importlib.metadata import version
 
         names = ["llmcompressor", "compressed-tensors", "transformers", "torch"]
-        command = subprocess.run([str(self.args.qqq), "--version"], capture_output=True, text=True, check=True)
-        return {name: version(name) for name in names} | {"qqq": command.stdout.strip()}
+        return {name: version(name) for name in names} | {"qqq": self.qqq.version()}
 
     def step(self, name: str, work: Callable[[], None]) -> None:
         """Runs a step whose failure others survive, and keeps what was found until then."""
@@ -348,9 +255,9 @@ class Comparison:
         print(f"== {name}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
     def agree(self, what: str, ours: dict[str, float], theirs: dict[str, float]) -> None:
-        for text, perplexity in theirs.items():
-            if not abs(ours[text] / perplexity - 1) <= self.args.agreement:
-                self.broken.append(f"{what}, {text}: {ours[text]:.4f}, in transformers {perplexity:.4f}")
+        for text, expected in theirs.items():
+            if not abs(ours[text] / expected - 1) <= self.args.agreement:
+                self.broken.append(f"{what}, {text}: {ours[text]:.4f}, in transformers {expected:.4f}")
 
     def float_model(self) -> None:
         row = self.found["float"] = {
@@ -368,7 +275,7 @@ class Comparison:
         options = pair.options(self.args.group_size)
         if (key := (*options, *calibration)) not in self.ours:
             out = self.fresh(f"{name}-ours")
-            seconds = self.qqq.quantize(options, calibration, out)
+            seconds = self.qqq.quantize(self.args.model, options, calibration, out)
             self.ours[key] = {
                 "seconds_ours": seconds,
                 "ours_by_us": self.qqq.perplexities(out),

@@ -32,26 +32,31 @@ def llm_int8(W):
     return np.round(W / scale) * scale
 
 
-def quik(W, H, largest, bits, share, damping, half):
+def quik(W, H, largest, bits, share, damping, half, outlier_bits=16):
     """GPTQ with the outlier columns last, arXiv 2310.09259; returns the weights and the outliers."""
+
+    def search(w, top):
+        best, found = np.inf, 1.0
+        for step in range(100):
+            s = float(half((1 - 0.8 * step / 100) * np.abs(w).max() / top))
+            error = np.sum((w - np.clip(np.round(w / s), -top - 1, top) * s) ** 2)
+            if error < best:
+                best, found = error, s
+        return found
+
     n, k = W.shape
     count = int(round(share * k))
     outliers = np.sort(np.argsort(-largest, kind="stable")[:count])
     base = np.setdiff1d(np.arange(k), outliers)
     top = 2 ** (bits - 1) - 1
-    scale = np.zeros(n)
-    for i in range(n):
-        w = W[i, base]
-        best = np.inf
-        for step in range(100):
-            s = float(half((1 - 0.8 * step / 100) * np.abs(w).max() / top))
-            error = np.sum((w - np.clip(np.round(w / s), -top - 1, top) * s) ** 2)
-            if error < best:
-                best, scale[i] = error, s
+    scale = np.array([search(W[i, base], top) for i in range(n)])
     order = np.concatenate([base, outliers])
     U = inverse_factor(damped(H, damping)[np.ix_(order, order)])
     w = W[:, order].copy()
-    for j in range(len(base)):
+    for j in range(k if outlier_bits == 8 else len(base)):
+        if j == len(base):
+            top = 127
+            scale = np.array([search(row[j:], top) for row in w])
         q = np.clip(np.round(w[:, j] / scale), -top - 1, top) * scale
         error = (w[:, j] - q) / U[j, j]
         w[:, j + 1 :] -= np.outer(error, U[j, j + 1 :])
@@ -181,6 +186,7 @@ def main():
     largest = np.round(np.abs(X).max(axis=0) * 1024) / 1024
     turns = [random_turn(n, rng), random_turn(k, rng)]
     quik_4, outliers = quik(W, H, largest, 4, 0.0625, 0.01, float16)
+    quik_8 = quik(W, H, largest, 4, 0.125, 0.01, float16, outlier_bits=8)[0]
     sparse, count = spqr(W, H, 3, 16, 3, 8, 0.1, 0.1)
     assert 0 < count < n * k / 10, count
 
@@ -192,7 +198,7 @@ def main():
         "turns": [{"left": [float(v) for v in l.ravel()], "right": [float(v) for v in r.ravel()], "order": o.tolist()}
                   for l, r, o in turns],
         "llm_int8": numbers(llm_int8(W)),
-        "quik": numbers(quik_4), "quik_outliers": outliers.tolist(),
+        "quik": numbers(quik_4), "quik_outliers": outliers.tolist(), "quik_8": numbers(quik_8),
         "spqr": numbers(sparse), "spqr_outliers": count,
         "quip": numbers(quip(W, H, 2, 0, 2.4, 0.01, turns)),
         "quip_greedy": numbers(quip(W, H, 3, 3, 2.4, 0.01, turns)),

@@ -226,6 +226,10 @@ fn room(device: &Device, checkpoint: &Checkpoint) -> Result<(), String> {
     let positions = config.max_position_embeddings.min(CACHED_POSITIONS);
     let cache = (4 * config.num_layers * config.num_kv_heads * config.head_dim * positions) as u64;
     let (free, _) = device.memory().map_err(|e| e.to_string())?;
+    // What is simulated has codes of 16 bits beside 16-bit weights.
+    let simulated = config.quantization.as_ref().and_then(|q| q.simulated());
+    let twice = simulated.is_some_and(|simulated| simulated.method.has_arithmetic());
+    let weights = if twice { 2 * weights } else { weights };
     let needed = weights + cache + SPARE_BYTES;
     if needed <= free as u64 {
         return Ok(());

@@ -8,9 +8,10 @@ use common::Place;
 use serde_json::Value;
 
 /// With the bits for a weight that they would store, from and to.
-const RECIPES: [(&str, &str, f64, f64); 5] = [
+const RECIPES: [(&str, &str, f64, f64); 6] = [
     ("llm-int8", "--outlier-threshold 1.5", 8.0, 8.5),
     ("quik", "--outliers 0.125", 5.0, 8.0),
+    ("quik", "--outliers 0.25 --outlier-bits 8", 5.0, 8.0),
     ("spqr", "--bits 4 --statistics-bits 4", 4.5, 8.0),
     ("quip", "--bits 4", 4.0, 4.6),
     ("quip", "--bits 3 --no-incoherence --greedy 2 --rho 4", 3.0, 3.1),
@@ -133,6 +134,8 @@ fn what_has_no_place_for_them_refuses_them() {
         ("--recipe quip:bits=3", "there is no recipe"),
         ("--recipe quip --held-out 0 --max-kld 1", "--held-out 0 leaves none"),
         ("--beta1 16", "it is that of --recipe spqr"),
+        ("--recipe quik --outlier-bits 4", "--outlier-bits is 4, but must be 8 or 16, with --recipe quik"),
+        ("--outlier-bits 8", "it is that of --recipe quik"),
     ] {
         let run = place.run(&format!("{line} {options}")).failure(2, "");
         assert!(run.stderr.contains(says), "{options}: {}", run.stderr);

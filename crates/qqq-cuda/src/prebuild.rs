@@ -10,6 +10,7 @@ use crate::decoder::attention::AttentionConfig;
 use crate::decoder::calibrate::kernels::CalibrationKernel;
 use crate::decoder::head::HeadKernel;
 use crate::decoder::rows::RowConfig;
+use crate::decoder::simulated::SimulatedKernel;
 use crate::decoder::steps::StepKernel;
 use crate::gemm::prepack::{self, Direction};
 use crate::gemm::{GemmTypes, WeightKind, instances};
@@ -84,6 +85,8 @@ pub fn kernels(arch: Arch, selection: &Selection) -> Vec<ArchivedKernel> {
         kernels.extend(heads.map(|h| ArchivedKernel::new(h.source(), arch, 0)));
         let calibration = CalibrationKernel::all().into_iter();
         kernels.extend(calibration.map(|c| ArchivedKernel::new(c.source(), arch, 0)));
+        let simulated = SimulatedKernel::all().into_iter();
+        kernels.extend(simulated.map(|s| ArchivedKernel::new(s.source(), arch, 0)));
         let ceilings = ceilings::sources(arch).into_iter();
         kernels.extend(ceilings.map(|(source, shared)| ArchivedKernel::new(source, arch, shared)));
     }

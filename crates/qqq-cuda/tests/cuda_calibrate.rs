@@ -7,6 +7,8 @@ mod backend;
 mod corrected;
 #[path = "cuda_calibrate/resumed.rs"]
 mod resumed;
+#[path = "cuda_calibrate/simulated.rs"]
+mod simulated;
 #[path = "cuda_calibrate/smooth.rs"]
 mod smooth;
 #[path = "cuda_calibrate/tiny.rs"]
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
                 corrected::averages_of_attention_have_deviations,
                 corrected::models_are_corrected_as_on_the_cpu,
                 resumed::bytes_are_those_of_one_run,
+                simulated::models_are_simulated_as_on_the_cpu,
                 smooth::candidates_are_those_of_the_cpu,
                 smooth::weights_are_divided_as_on_the_cpu,
                 smooth::thresholds_are_as_good_as_the_cpus,

@@ -9,6 +9,10 @@ mod backend;
 mod growing;
 #[path = "common/picks.rs"]
 mod picks;
+#[path = "common/simulated.rs"]
+mod simulated;
+#[path = "common/simulating.rs"]
+mod simulating;
 #[path = "common/uniform.rs"]
 mod uniform;
 
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
                 picks::picks_of_a_quantized_head,
                 growing::a_pool_that_grows,
                 linear_layers,
+                simulating::simulated_layers,
                 recorded_steps
             ],
         );

@@ -8,29 +8,35 @@
 //! {"quant_method": "qqq-simulated", "recipe": "quik", "parameters": {"bits": 4, ...}, "bits_per_weight": 4.92}
 //! ```
 //!
-//! Tensors beside `weight` (`N x K`): of `quik` `weight_scale` (`N`, of the weight's type) and `outlier_columns` (I32, rising).
+//! Tensors beside `weight` (`N x K`): of `quik` `weight_scale` (`N`, of the weight's type) and `outlier_columns` (I32, rising),
+//! where these have 8 bits `outlier_scale` (as `weight_scale`).
 //! No other tool may take such a checkpoint for one of floats. vLLM refuses the `quant_method`; transformers, which passes over
 //! a method that it does not know, refuses the `model_type`, which is [`METHOD`] as well.
 
-use std::{fmt, ops::Range};
+mod weight;
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    DType, FormatError, Result, WeightData,
+    Result,
     keys::shown,
-    layer::Source,
     quantization_config::{found, unsupported},
-    writer::CheckpointWriter,
 };
+
+pub(crate) use weight::arithmetic;
+pub use weight::{Arithmetic, SimulatedWeight};
 
 /// `quant_method`, and `model_type`, of simulated checkpoints.
 pub const METHOD: &str = "qqq-simulated";
 /// The scales of a QUIK layer's codes.
 pub const SCALE: &str = "weight_scale";
-/// The input channels that a QUIK layer multiplies in 16 bits.
+/// The outlier channels of a QUIK layer.
 pub const OUTLIERS: &str = "outlier_columns";
+/// The scales of a QUIK layer's outlier weights, where these are codes.
+pub const OUTLIER_SCALE: &str = "outlier_scale";
 
 /// LLM.int8() (Dettmers et al., arXiv 2208.07339): input channels with large values in 16 bits, the rest in int8.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,8 +52,8 @@ impl Default for LlmInt8 {
     }
 }
 
-/// QUIK (Ashkboos et al., arXiv 2310.09259): weights and activations of 4 bits, but for outlier channels in 16 bits, and for
-/// the down projection in 8 bits.
+/// QUIK (Ashkboos et al., arXiv 2310.09259): weights and activations of 4 bits, but for outlier channels in 16 bits (or 8), and
+/// for the down projection in 8 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Quik {
@@ -57,13 +63,15 @@ pub struct Quik {
     pub down_bits: u8,
     /// Share of a layer's input channels that are outliers: the paper's 256 of 4096.
     pub outliers: f64,
+    /// Bits of the outliers' weights and activations, 8 or 16.
+    pub outlier_bits: u8,
     /// Share of the Hessian's mean diagonal that is added to it.
     pub damping: f64,
 }
 
 impl Default for Quik {
     fn default() -> Self {
-        Self { bits: 4, down_bits: 8, outliers: 0.0625, damping: 0.01 }
+        Self { bits: 4, down_bits: 8, outliers: 0.0625, outlier_bits: 16, damping: 0.01 }
     }
 }
 
@@ -222,11 +230,12 @@ impl SimulatedMethod {
                 threshold.into(),
                 "a number > 0",
             ),
-            Self::Quik(Quik { bits, down_bits, outliers, damping }) => {
+            Self::Quik(Quik { bits, down_bits, outliers, outlier_bits, damping }) => {
                 for (what, bits) in [("bits", bits), ("down_bits", down_bits)] {
                     number(bits == 4 || bits == 8, what, bits.into(), "4 or 8")?;
                 }
                 number((0.0..=0.5).contains(&outliers), "outliers", outliers, "a share from 0 to 0.5")?;
+                number([8, 16].contains(&outlier_bits), "outlier_bits", outlier_bits.into(), "8 or 16")?;
                 number(damped(damping), "damping", damping, "a number from 0 to 1e6")
             }
             Self::SpQr(SpQr { bits, group, statistics_bits, statistics_group, threshold, damping }) => {
@@ -313,176 +322,5 @@ impl Simulated {
             map.extend(self.bits_per_weight.map(|bits| ("bits_per_weight".to_owned(), json!(bits))));
         }
         value
-    }
-}
-
-/// What a simulated layer does with its input and its weights.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Arithmetic {
-    /// Weights rounded to int8 by each output channel's largest magnitude; inputs by each token's, of the channels in which no
-    /// token of the step reaches the threshold. These alone are multiplied by the 16-bit weights.
-    LlmInt8 {
-        /// Magnitude that makes an outlier.
-        threshold: f32,
-    },
-    /// Weights are codes times scales, but in outlier channels, where they are what they are. Inputs are rounded to the codes of
-    /// their token, from its least value to its largest, but in these channels.
-    Quik {
-        /// Bits of both kinds of codes, 4 or 8.
-        bits: u8,
-        /// Scales of the output channels, shape `N`.
-        scales: Vec<f32>,
-        /// Outlier channels, rising.
-        outliers: Vec<usize>,
-    },
-}
-
-impl Arithmetic {
-    /// That of some of a layer's output channels.
-    pub(crate) fn of_rows(&self, rows: Range<usize>) -> Self {
-        match self.clone() {
-            Self::Quik { bits, scales, outliers } => {
-                Self::Quik { bits, scales: scales[rows].to_vec(), outliers }
-            }
-            other => other,
-        }
-    }
-}
-
-/// A layer whose arithmetic is simulated.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SimulatedWeight {
-    /// Output channels, `N`.
-    pub out_features: usize,
-    /// Input channels, `K`.
-    pub in_features: usize,
-    /// `N K` values.
-    pub data: WeightData,
-    /// What is done with them.
-    pub arithmetic: Arithmetic,
-}
-
-impl SimulatedWeight {
-    /// The codes of a [`Arithmetic::Quik`] layer, shape `N x K`, zero in outlier channels; `None` for another arithmetic.
-    ///
-    /// # Errors
-    /// [`FormatError::Layout`]: a weight that is no code times its scale.
-    pub fn codes(&self) -> Result<Option<Vec<i8>>> {
-        let Arithmetic::Quik { bits, scales, outliers } = &self.arithmetic else { return Ok(None) };
-        let k = self.in_features;
-        let values = self.data.clone().into_f32();
-        let (low, high) = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1);
-        let mut codes = vec![0i8; values.len()];
-        let rows = codes.chunks_exact_mut(k).zip(values.chunks_exact(k)).zip(scales).enumerate();
-        for (row, ((codes, values), &scale)) in rows {
-            let mut outliers = outliers.iter().copied().peekable();
-            for (j, (code, &value)) in codes.iter_mut().zip(values).enumerate() {
-                if outliers.next_if_eq(&j).is_some() {
-                    continue;
-                }
-                let nearest = (value / scale).round_ties_even();
-                // A 16-bit number is off by 2^-9 of itself at most.
-                let exact = (value - nearest * scale).abs() <= value.abs() / 256.0;
-                if !exact || !(low as f32..=high as f32).contains(&nearest) {
-                    return Err(FormatError::Layout(format!(
-                        "weight [{row}, {j}] is {value}, which is no {bits}-bit code times the scale {scale} of its channel"
-                    )));
-                }
-                *code = nearest as i8;
-            }
-        }
-        Ok(Some(codes))
-    }
-
-    /// Some of its output channels.
-    pub fn rows(&self, rows: Range<usize>) -> Self {
-        let k = self.in_features;
-        Self {
-            out_features: rows.len(),
-            in_features: k,
-            data: self.data.part(rows.start * k..rows.end * k),
-            arithmetic: self.arithmetic.of_rows(rows),
-        }
-    }
-
-    /// The layers of one input as one, in their order; `None` if their arithmetic differs.
-    pub fn joined(parts: Vec<Self>) -> Option<Self> {
-        let mut parts = parts.into_iter();
-        let Self { mut out_features, in_features, data, mut arithmetic } = parts.next()?;
-        let dtype = data.dtype();
-        let mut values = data.into_f32();
-        let mut alike = true;
-        for part in parts {
-            alike &= part.in_features == in_features && part.data.dtype() == dtype;
-            match (&mut arithmetic, part.arithmetic) {
-                (Arithmetic::LlmInt8 { threshold: a }, Arithmetic::LlmInt8 { threshold: b }) => {
-                    alike &= *a == b
-                }
-                (
-                    Arithmetic::Quik { bits, scales, outliers },
-                    Arithmetic::Quik { bits: more_bits, scales: more, outliers: others },
-                ) => {
-                    alike &= *bits == more_bits && *outliers == others;
-                    scales.extend(more);
-                }
-                _ => alike = false,
-            }
-            out_features += part.out_features;
-            values.extend(part.data.into_f32());
-        }
-        let data = WeightData::of_f32(dtype, &values);
-        alike.then_some(Self { out_features, in_features, data, arithmetic })
-    }
-}
-
-impl CheckpointWriter {
-    /// Adds the tensors of the simulated linear layer `prefix`.
-    ///
-    /// # Errors
-    /// As [`CheckpointWriter::add`].
-    pub fn add_simulated(&mut self, prefix: &str, weight: &SimulatedWeight) -> Result<()> {
-        let SimulatedWeight { out_features: n, in_features: k, data, arithmetic } = weight;
-        self.add_float(&format!("{prefix}.weight"), &[*n, *k], data)?;
-        if let Arithmetic::Quik { scales, outliers, .. } = arithmetic {
-            let scales = WeightData::of_f32(data.dtype(), scales);
-            self.add_float(&format!("{prefix}.{SCALE}"), &[*n], &scales)?;
-            let columns: Vec<u8> = outliers.iter().flat_map(|j| (*j as i32).to_le_bytes()).collect();
-            self.add(&format!("{prefix}.{OUTLIERS}"), DType::I32, &[outliers.len()], &columns)?;
-        }
-        Ok(())
-    }
-}
-
-/// What layer `source` of a checkpoint with this record computes, apart from its weight; `None`: it multiplies by that.
-///
-/// # Errors
-/// Tensors that are missing, or not what they should be.
-pub(crate) fn arithmetic(
-    record: &Simulated,
-    source: &Source<'_>,
-    n: usize,
-    k: usize,
-) -> Result<Option<Arithmetic>> {
-    match record.method {
-        SimulatedMethod::LlmInt8(LlmInt8 { threshold }) => Ok(Some(Arithmetic::LlmInt8 { threshold })),
-        SimulatedMethod::Quik(quik) => {
-            let scales = source.floats(SCALE, &[n])?.into_f32();
-            if let Some(row) = scales.iter().position(|s| *s <= 0.0) {
-                return Err(source.at(&format!("the scale of output channel {row} is {}", scales[row])));
-            }
-            let name = source.name(OUTLIERS);
-            let Some(count) = source.tensors.info(&name).and_then(|info| info.shape.first().copied()) else {
-                return Err(source.missing(OUTLIERS));
-            };
-            source.check(&name, DType::I32, &[count])?;
-            let stored = source.words(OUTLIERS, &[count])?;
-            let outliers: Vec<usize> = stored.iter().map(|j| *j as usize).collect();
-            let rising = outliers.array_windows().all(|[a, b]| a < b);
-            if !rising || outliers.iter().any(|j| *j >= k) || stored.iter().any(|j| *j < 0) {
-                return Err(source.at(&format!("{OUTLIERS} are no rising numbers of its {k} input channels")));
-            }
-            Ok(Some(Arithmetic::Quik { bits: quik.bits_of(source.prefix), scales, outliers }))
-        }
-        SimulatedMethod::SpQr(_) | SimulatedMethod::Quip(_) => Ok(None),
     }
 }

@@ -246,7 +246,7 @@ fn is_known(config: &ModelConfig, name: &str) -> bool {
 /// Tensors of a linear layer, float or in one of the quantized forms. Which of them must be there, and which make a
 /// quantized layer unreadable, is for [`Checkpoint::linear`] to say.
 fn is_linear_tensor(config: &ModelConfig, tensor: &str) -> bool {
-    const QUANTIZED: [&str; 9] = [
+    const QUANTIZED: [&str; 10] = [
         "B",
         "s_channel",
         "s_group",
@@ -256,6 +256,7 @@ fn is_linear_tensor(config: &ModelConfig, tensor: &str) -> bool {
         "weight_zero_point",
         "weight_g_idx",
         qqq_formats::simulated::OUTLIERS,
+        qqq_formats::simulated::OUTLIER_SCALE,
     ];
     ["weight", "bias"].contains(&tensor) || config.quantization.is_some() && QUANTIZED.contains(&tensor)
 }

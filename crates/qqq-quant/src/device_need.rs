@@ -1,6 +1,6 @@
 //! How much of a device's own memory a run will take at most, from shapes and recipe alone.
 
-use qqq_formats::ModelConfig;
+use qqq_formats::{ModelConfig, SimulatedMethod};
 use qqq_model::{Site, block::head_layout, scores::rows_at_a_time};
 
 use crate::{
@@ -15,6 +15,9 @@ const RETAINED: f64 = 1.1;
 
 /// Rows of weights that a device moves at a time where they are corrected.
 const MOVED_ROWS: f64 = 2048.0;
+
+/// Rows that a device multiplies at a time where the arithmetic is simulated.
+const SIMULATED_ROWS: f64 = 1024.0;
 
 /// Bytes of a device's own memory that calibration takes at most on it, to some percent: hidden states of all tokens, the
 /// int8 inputs of the layer that is calibrated, what a window works in, and the layer that takes most to solve, or the search
@@ -50,8 +53,15 @@ pub(crate) fn bytes(config: &ModelConfig, recipe: &Recipe, schemes: &Schemes, he
         kept + waiting + work
     };
     let most = Site::ALL.map(solving).into_iter().fold(searching(config, recipe), f64::max);
-    let packed = |site| weights(site) * schemes.largest(site, layer_bytes::multiplied);
+    let simulated = schemes.simulated().map(|method| layer_bytes::simulated(method, false));
+    let multiplied = |scheme| simulated.unwrap_or_else(|| layer_bytes::multiplied(scheme));
+    let packed = |site| weights(site) * schemes.largest(site, multiplied);
     let mut block: f64 = Site::ALL.map(packed).iter().sum();
+    if schemes.simulated().is_some_and(SimulatedMethod::has_arithmetic) {
+        // Two products' sums, and an input's codes.
+        let widest = Site::ALL.map(|s| 8 * s.out_features(config) + 2 * s.in_features(config));
+        block += SIMULATED_ROWS.min(longest) * widest.into_iter().fold(0, usize::max) as f64;
+    }
     if recipe.propagation == Propagation::Float {
         // 16-bit layers, and all sums at once.
         let all: f64 = Site::ALL.map(weights).iter().sum();

@@ -47,7 +47,7 @@ pub(crate) mod rate {
 const CORRECTION_OPERATIONS: f64 = 14.0;
 
 /// Operations of the solver in whose time a simulated method makes one.
-const SIMULATED_OPERATIONS: f64 = 15.0;
+const SIMULATED_OPERATIONS: f64 = 4.0;
 
 /// Seconds an operation here.
 struct Costs {

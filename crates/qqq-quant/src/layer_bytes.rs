@@ -23,12 +23,13 @@ pub(crate) fn multiplied(scheme: Option<Scheme>) -> f64 {
     }
 }
 
-/// Bytes of a weight of a method that is simulated, as the host multiplies it.
-pub(crate) fn simulated(method: &SimulatedMethod) -> f64 {
-    match method.has_arithmetic() {
-        // Codes beside the 16-bit weights.
-        true => 3.1,
-        false => 2.0,
+/// Bytes of a weight of a method that is simulated, as the host or a device multiplies it.
+pub(crate) fn simulated(method: &SimulatedMethod, on_host: bool) -> f64 {
+    match (method.has_arithmetic(), on_host) {
+        // Codes beside the 16-bit weights; a device holds codes in 16 bits.
+        (true, true) => 3.1,
+        (true, false) => 4.0,
+        (false, _) => 2.0,
     }
 }
 

@@ -209,7 +209,8 @@ impl<'a> Model<'a> {
     fn packed(&self) -> f64 {
         Site::ALL
             .map(|site| {
-                let simulated = self.schemes.simulated().map(layer_bytes::simulated);
+                let on_host = self.pieces.on_host;
+                let simulated = self.schemes.simulated().map(|m| layer_bytes::simulated(m, on_host));
                 let bytes = |scheme| simulated.unwrap_or_else(|| layer_bytes::multiplied(scheme));
                 self.weights(site) * self.schemes.largest(site, bytes)
             })

@@ -208,7 +208,7 @@ pub(crate) fn check<B: Calibrate>(
     if recipe.learns() {
         omniquant::check(recipe, B::PIECES)?;
     }
-    check_simulated(recipe, format, B::PIECES.on_host)?;
+    check_simulated(recipe, format)?;
     let schemes = Schemes::of(config, recipe)?;
     let memory = memory_need::of(checkpoint, recipe, &schemes, held, samples, B::PIECES);
     check_memory(&memory, recipe)?;
@@ -265,17 +265,11 @@ fn check_correction(recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
-/// Refuses parts of a recipe that a simulated method has no place for, and a device that has not its arithmetic.
-fn check_simulated(recipe: &Recipe, format: OutputFormat, on_host: bool) -> Result<()> {
+/// Refuses parts of a recipe that a simulated method has no place for.
+fn check_simulated(recipe: &Recipe, format: OutputFormat) -> Result<()> {
     let Some(method) = &recipe.simulated else { return Ok(()) };
     let name = method.name();
     method.check().map_err(|reason| QuantError::Recipe(format!("recipe {name}: {reason}")))?;
-    if method.has_arithmetic() && !on_host {
-        return Err(QuantError::Recipe(format!(
-            "recipe {name} is simulated by the CPU alone, as its layers do more than to multiply 16-bit weights; quantize on the \
-             CPU (--device cpu), where eval and generate run it as well"
-        )));
-    }
     if format != OutputFormat::Auto {
         return Err(QuantError::Recipe(format!(
             "recipe {name} is simulated: its checkpoint has a form of its own, and none that can be chosen; leave the format out"

@@ -30,11 +30,21 @@ enum Kind {
     Quik {
         bits: u8,
         outliers: Vec<usize>,
-        /// `N x outliers`; `None` without any.
-        float: Option<FloatLinear>,
+        outlier_weights: OutlierWeights,
         /// Sum of an output channel's codes times its scale: what an input of ones gives. Shape `N`.
         reduced: Vec<f32>,
     },
+}
+
+/// What QUIK's outlier channels are multiplied by.
+#[derive(Clone, Debug)]
+enum OutlierWeights {
+    /// There are no such channels.
+    None,
+    /// 16-bit weights, `N x outliers`.
+    Half(FloatLinear),
+    /// 8-bit codes, `N x K`, zero in all other channels; and their sums, as those of the others.
+    Int8 { integer: IntegerLinear, reduced: Vec<f32> },
 }
 
 impl SimulatedLinear {
@@ -45,21 +55,24 @@ impl SimulatedLinear {
         check_bias(n, bias.as_deref())?;
         let shape = |e: qqq_formats::FormatError| BackendError::Shape(e.to_string());
         let codes = weight.codes().map_err(shape)?;
+        let outlier_codes = weight.outlier_codes().map_err(shape)?;
         let SimulatedWeight { data, arithmetic, .. } = weight;
         let (bits, codes, scales, kind) = match (arithmetic, codes) {
-            (Arithmetic::Quik { bits, scales, outliers }, Some(codes)) => {
-                let sum = |row: &[i8]| row.iter().map(|c| i32::from(*c)).sum::<i32>();
-                let reduced =
-                    codes.chunks_exact(k).zip(&scales).map(|(row, s)| sum(row) as f32 * s).collect();
-                let float = match outliers.len() {
-                    0 => None,
-                    count => {
+            (Arithmetic::Quik { bits, scales, outliers, outlier_scales }, Some(codes)) => {
+                let reduced = reduced(&codes, k, &scales);
+                let outlier_weights = match (outlier_scales, outlier_codes) {
+                    _ if outliers.is_empty() => OutlierWeights::None,
+                    (Some(scales), Some(codes)) => {
+                        let reduced = self::reduced(&codes, k, &scales);
+                        OutlierWeights::Int8 { integer: integer(8, (n, k), codes, scales)?, reduced }
+                    }
+                    _ => {
                         let values = columns(&data, k, &outliers);
                         let data = WeightData::of_f32(data.dtype(), &values);
-                        Some(FloatLinear::new(n, count, data.into(), None)?)
+                        OutlierWeights::Half(FloatLinear::new(n, outliers.len(), data.into(), None)?)
                     }
                 };
-                (bits, codes, scales, Kind::Quik { bits, outliers, float, reduced })
+                (bits, codes, scales, Kind::Quik { bits, outliers, outlier_weights, reduced })
             }
             (Arithmetic::LlmInt8 { threshold }, _) => {
                 let (mut codes, mut scales) = (vec![0; n * k], vec![0.0; n]);
@@ -72,10 +85,7 @@ impl SimulatedLinear {
                 return Err(BackendError::Shape("a simulated layer without codes".into()));
             }
         };
-        let bits = if bits == 4 { CodeBits::Four } else { CodeBits::Eight };
-        let scales = Scales::PerChannel(scales);
-        let weight = QuantizedWeight { bits, out_features: n, in_features: k, codes, scales };
-        Ok(Self { integer: IntegerLinear::new(&weight)?, kind, bias })
+        Ok(Self { integer: integer(bits, (n, k), codes, scales)?, kind, bias })
     }
 
     /// `N`, the number of output channels.
@@ -106,10 +116,14 @@ impl SimulatedLinear {
     pub fn bytes(&self) -> usize {
         let float = match &self.kind {
             Kind::LlmInt8 { weights, .. } => weights.len() * weights.dtype().size().unwrap_or(0),
-            Kind::Quik { float, .. } => float.as_ref().map_or(0, |float| {
-                let data = float.data();
-                data.len() * data.dtype().size().unwrap_or(0)
-            }),
+            Kind::Quik { outlier_weights, .. } => match outlier_weights {
+                OutlierWeights::None => 0,
+                OutlierWeights::Half(float) => {
+                    let data = float.data();
+                    data.len() * data.dtype().size().unwrap_or(0)
+                }
+                OutlierWeights::Int8 { integer, .. } => integer.bytes(),
+            },
         };
         self.integer.bytes() + float
     }
@@ -120,6 +134,7 @@ impl SimulatedLinear {
     /// Those of the parts that are made for this input.
     pub(super) fn matmul(&self, level: SimdLevel, x: &Matrix, out: &mut Matrix) -> Result<()> {
         out.reshape(x.rows, self.out_features());
+        // What is added: to each token's outputs what an input of ones gives, times its zero; and a product.
         let (codes, float, product) = match &self.kind {
             Kind::LlmInt8 { threshold, weights } => {
                 let outliers = large_columns(x, *threshold);
@@ -138,18 +153,31 @@ impl SimulatedLinear {
                 let product = float.as_ref().map(|float| times(level, x, float, &outliers));
                 (codes, None, product)
             }
-            Kind::Quik { bits, outliers, float, reduced } => {
-                let (codes, zeros) = asymmetric(x, *bits, outliers);
-                let product = float.as_ref().map(|float| times(level, x, float, outliers));
+            Kind::Quik { bits, outliers, outlier_weights, reduced } => {
+                let mut is_outlier = vec![false; x.cols];
+                outliers.iter().for_each(|j| is_outlier[*j] = true);
+                let (codes, zeros) = asymmetric(x, *bits, |j| !is_outlier[j]);
+                let product = match outlier_weights {
+                    OutlierWeights::None => None,
+                    OutlierWeights::Half(float) => Some(times(level, x, float, outliers)),
+                    OutlierWeights::Int8 { integer, reduced } => {
+                        let (codes, zeros) = asymmetric(x, 8, |j| is_outlier[j]);
+                        let mut product = Matrix::default();
+                        product.reshape(x.rows, self.out_features());
+                        integer.matmul(&codes, None, &mut product);
+                        add_zeros(&mut product, &zeros, reduced);
+                        Some(product)
+                    }
+                };
                 (codes, Some((zeros, reduced)), product)
             }
         };
         self.integer.matmul(&codes, None, out);
+        if let Some((zeros, reduced)) = float {
+            add_zeros(out, &zeros, reduced);
+        }
         let n = out.cols;
         parallel_chunks_mut(&mut out.data, n, |row, out| {
-            if let Some((zeros, reduced)) = &float {
-                out.iter_mut().zip(reduced.iter()).for_each(|(y, r)| *y += zeros[row] * r);
-            }
             if let Some(product) = &product {
                 out.iter_mut().zip(product.row(row)).for_each(|(y, p)| *y += p);
             }
@@ -159,6 +187,27 @@ impl SimulatedLinear {
         });
         Ok(())
     }
+}
+
+/// Codes as the integer kernels take them.
+fn integer(bits: u8, (n, k): (usize, usize), codes: Vec<i8>, scales: Vec<f32>) -> Result<IntegerLinear> {
+    let bits = if bits == 4 { CodeBits::Four } else { CodeBits::Eight };
+    let scales = Scales::PerChannel(scales);
+    IntegerLinear::new(&QuantizedWeight { bits, out_features: n, in_features: k, codes, scales })
+}
+
+/// The sum of each output channel's codes times its scale.
+fn reduced(codes: &[i8], k: usize, scales: &[f32]) -> Vec<f32> {
+    let sum = |row: &[i8]| row.iter().map(|c| i32::from(*c)).sum::<i32>();
+    codes.chunks_exact(k).zip(scales).map(|(row, s)| sum(row) as f32 * s).collect()
+}
+
+/// Adds to each token's outputs what an input of ones gives, times the token's zero.
+fn add_zeros(out: &mut Matrix, zeros: &[f32], reduced: &[f32]) {
+    let n = out.cols;
+    parallel_chunks_mut(&mut out.data, n, |row, out| {
+        out.iter_mut().zip(reduced).for_each(|(y, r)| *y += zeros[row] * r);
+    });
 }
 
 /// The product of some columns of `x` with the weights that belong to them.
@@ -190,19 +239,17 @@ fn large_columns(x: &Matrix, threshold: f32) -> Vec<usize> {
     (0..x.cols).filter(|j| large[*j]).collect()
 }
 
-/// Rows as unsigned codes of `bits` bits from their least value to their largest, less half the range; and what a code of
-/// less than half the range stands for: `x = code * scale + zero`. Columns that are left out count for nothing and have
+/// Some columns of rows as unsigned codes of `bits` bits from their least value to their largest, less half the range; and what a
+/// code of less than half the range stands for: `x = code * scale + zero`. Columns that are not `kept` count for nothing and have
 /// code 0. Rows with a value that is not finite have it as their zero.
-fn asymmetric(x: &Matrix, bits: u8, without: &[usize]) -> (Int8Activations, Vec<f32>) {
+fn asymmetric(x: &Matrix, bits: u8, kept: impl Fn(usize) -> bool) -> (Int8Activations, Vec<f32>) {
     let levels = f32::from((1u16 << bits) - 1);
     let half = 1i32 << (bits - 1);
-    let mut kept = vec![true; x.cols];
-    without.iter().for_each(|j| kept[*j] = false);
     let mut out = Int8Activations::default();
     out.reshape(x.rows, x.cols);
     let mut zeros = vec![0.0; x.rows];
     for (row, zero) in zeros.iter_mut().enumerate() {
-        let values = || x.row(row).iter().zip(&kept).filter(|(_, kept)| **kept).map(|(v, _)| *v);
+        let values = || x.row(row).iter().enumerate().filter(|(j, _)| kept(*j)).map(|(_, v)| *v);
         let codes = &mut out.codes[row * x.cols..(row + 1) * x.cols];
         codes.fill(0);
         if let Some(bad) = values().find(|v| !v.is_finite()) {
@@ -214,8 +261,8 @@ fn asymmetric(x: &Matrix, bits: u8, without: &[usize]) -> (Int8Activations, Vec<
         let scale = 2.0 * ((high / 2.0 - low / 2.0) / levels);
         let scale = if scale > 0.0 && scale.is_finite() { scale } else { 1.0 };
         let mut sum = 0;
-        for ((code, v), kept) in codes.iter_mut().zip(x.row(row)).zip(&kept) {
-            if *kept {
+        for (j, (code, v)) in codes.iter_mut().zip(x.row(row)).enumerate() {
+            if kept(j) {
                 let q = ((v - low) / scale).round_ties_even().clamp(0.0, levels) as i32 - half;
                 *code = q as i8;
                 sum += q;
@@ -295,41 +342,61 @@ mod tests {
         }
     }
 
-    fn quik(bits: u8, outliers: Vec<usize>) -> SimulatedWeight {
-        let most = (1 << (bits - 1)) - 1;
+    fn quik(bits: u8, outliers: Vec<usize>, outlier_bits: u8) -> SimulatedWeight {
+        let most = ((1 << (bits - 1)) - 1) as f32;
         let scales: Vec<f32> = (0..N).map(|n| f16::from_f32(0.01 + n as f32 / 999.0).to_f32()).collect();
-        let value = |i: usize| match outliers.contains(&(i % K)) {
-            true => f16::from_f32(number(i)),
-            false => f16::from_f32((number(i) * most as f32).round() * scales[i / K]),
+        let outlier_scales: Vec<f32> = scales.iter().map(|s| s / 8.0).collect();
+        let value = |i: usize| match (outliers.contains(&(i % K)), outlier_bits) {
+            (true, 8) => f16::from_f32((number(i) * 127.0).round() * outlier_scales[i / K]),
+            (true, _) => f16::from_f32(number(i)),
+            (false, _) => f16::from_f32((number(i) * most).round() * scales[i / K]),
         };
         let data = WeightData::F16((0..N * K).map(value).collect());
-        let arithmetic = Arithmetic::Quik { bits, scales, outliers };
+        let outlier_scales = (outlier_bits == 8).then_some(outlier_scales);
+        let arithmetic = Arithmetic::Quik { bits, scales, outliers, outlier_scales };
         SimulatedWeight { out_features: N, in_features: K, data, arithmetic }
+    }
+
+    /// Some columns of a row as codes stand for them, from the least of them to the largest.
+    fn on_their_grid(row: &[f32], bits: u8, kept: impl Fn(usize) -> bool) -> Vec<f64> {
+        let values: Vec<f32> = (0..K).filter(|j| kept(*j)).map(|j| row[j]).collect();
+        let low = values.iter().fold(f32::MAX, |m, v| m.min(*v));
+        let high = values.iter().fold(f32::MIN, |m, v| m.max(*v));
+        let scale = (high - low) / ((1 << bits) - 1) as f32;
+        let scale = if scale > 0.0 { scale } else { 1.0 };
+        let rounded = |v: f32| f64::from(((v - low) / scale).round_ties_even());
+        row.iter().map(|v| rounded(*v) * f64::from(scale) + f64::from(low)).collect()
     }
 
     /// The definition of QUIK's product, in plain words and float64.
     #[test]
     fn quik_is_its_definition() {
-        for (bits, outliers, rows) in [(4, vec![3, 47], 5), (8, vec![0], 1), (4, vec![], 40)] {
-            let weight = quik(bits, outliers.clone());
-            let Arithmetic::Quik { scales, .. } = &weight.arithmetic else { unreachable!() };
+        for (bits, outliers, outlier_bits, rows) in [
+            (4, vec![3, 47], 16, 5),
+            (8, vec![0], 16, 1),
+            (4, vec![], 16, 40),
+            (4, vec![2, 3, 40, 41, 47], 8, 7),
+            (8, vec![11], 8, 2),
+            (4, vec![], 8, 3),
+        ] {
+            let weight = quik(bits, outliers.clone(), outlier_bits);
+            let Arithmetic::Quik { scales, outlier_scales, .. } = &weight.arithmetic else { unreachable!() };
             let x = Matrix { rows, cols: K, data: (0..rows * K).map(|i| 5.0 * number(i) + 0.7).collect() };
-            let codes = weight.codes().unwrap().unwrap();
+            let (codes, outlier_codes) = (weight.codes().unwrap().unwrap(), weight.outlier_codes().unwrap());
+            assert_eq!(outlier_codes.is_some(), outlier_bits == 8);
             let floats = weight.data.clone().into_f32();
             let mut want = vec![];
             for row in x.data.chunks(K) {
-                let kept: Vec<f32> = (0..K).filter(|j| !outliers.contains(j)).map(|j| row[j]).collect();
-                let low = kept.iter().fold(f32::MAX, |m, v| m.min(*v));
-                let high = kept.iter().fold(f32::MIN, |m, v| m.max(*v));
-                let scale = (high - low) / ((1 << bits) - 1) as f32;
+                let is_outlier = |j: usize| outliers.contains(&j);
+                let base = on_their_grid(row, bits, |j| !is_outlier(j));
+                let other = on_their_grid(row, 8, is_outlier);
                 for n in 0..N {
-                    let product = |j: usize| match outliers.contains(&j) {
-                        true => f64::from(row[j]) * f64::from(floats[n * K + j]),
-                        false => {
-                            let q = f64::from(((row[j] - low) / scale).round_ties_even());
-                            let x = q * f64::from(scale) + f64::from(low);
-                            x * f64::from(codes[n * K + j]) * f64::from(scales[n])
+                    let product = |j: usize| match (is_outlier(j), &outlier_codes, outlier_scales) {
+                        (false, ..) => base[j] * f64::from(codes[n * K + j]) * f64::from(scales[n]),
+                        (true, Some(codes), Some(scales)) => {
+                            other[j] * f64::from(codes[n * K + j]) * f64::from(scales[n])
                         }
+                        (true, ..) => f64::from(row[j]) * f64::from(floats[n * K + j]),
                     };
                     want.push((0..K).map(product).sum());
                 }
@@ -343,7 +410,7 @@ mod tests {
         let mut x = Matrix { rows: 3, cols: K, data: vec![1.25; 3 * K] };
         x.data[K + 4] = f32::NAN;
         x.data[2 * K + 3] = f32::INFINITY;
-        let weight = quik(4, vec![3]);
+        let weight = quik(4, vec![3], 16);
         let exact: Vec<f64> = weight
             .data
             .clone()
@@ -357,14 +424,14 @@ mod tests {
         }
         assert!(out[N..].iter().all(|v| !v.is_finite()));
         let arithmetic = Arithmetic::LlmInt8 { threshold: 6.0 };
-        let weight = SimulatedWeight { arithmetic, ..quik(4, vec![]) };
+        let weight = SimulatedWeight { arithmetic, ..quik(4, vec![], 16) };
         let out = run(weight, &x, None);
         assert!(out[..N].iter().all(|v| v.is_finite()) && out[N..2 * N].iter().all(|v| v.is_nan()));
     }
 
     #[test]
     fn weights_that_are_no_codes_are_refused() {
-        let mut weight = quik(4, vec![3]);
+        let mut weight = quik(4, vec![3], 16);
         if let WeightData::F16(values) = &mut weight.data {
             values[K + 3] = f16::from_f32(0.123);
             values[K + 5] = f16::from_f32(0.123);

@@ -10,7 +10,7 @@ use std::{
 
 use qqq_backend::pool;
 use qqq_cuda::CudaOptions;
-use qqq_formats::{Activations, Checkpoint, CodeBits};
+use qqq_formats::{Activations, CodeBits};
 use qqq_model::Tokenizer;
 use qqq_quant::{
     Clip, Head, NeedsText, Output, OutputFormat, Quality, QuantError, Recipe, RecipeName, Report, Resume,
@@ -23,7 +23,7 @@ pub use self::gate::way_out;
 use super::recipe::{self, AmountArgs, RecipeArgs};
 use crate::{
     console::Console,
-    device::{self, Choice, Chosen, DeviceArgs, Place, on_chosen},
+    device::{self, DeviceArgs, Place, on_chosen},
     errors::{bad_input, bad_input_hint},
     files::{self, Reserved},
     format,
@@ -107,15 +107,6 @@ pub struct QuantizeArgs {
 }
 
 impl QuantizeArgs {
-    /// Where the recipe runs. What only the CPU simulates goes there, unless a GPU is asked for.
-    fn place(&self, recipe: &Recipe, checkpoint: &Checkpoint) -> anyhow::Result<Chosen> {
-        let choice = match (self.device.device, &recipe.simulated) {
-            (Choice::Auto, Some(method)) if method.has_arithmetic() => Choice::Cpu,
-            (choice, _) => choice,
-        };
-        device::choose_for(choice, checkpoint)
-    }
-
     /// For a GPU.
     fn options(&self) -> CudaOptions {
         CudaOptions { memory_limit: self.memory, ..CudaOptions::default() }
@@ -157,7 +148,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let source = source(&args.calibration, &args.hub)?;
 
     let guard = Guard::new();
-    let chosen = args.place(&recipe, &checkpoint)?;
+    let chosen = device::choose_for(args.device.device, &checkpoint)?;
     let device = on_chosen!(&chosen, |place| place.identity()?);
     let output = Output {
         reservation: reserved.reservation(),

@@ -11,6 +11,7 @@ use super::int8_head::Int8Head;
 use super::memory::{Buffer, CudaInput, CudaTensor, Elements};
 use super::options::Arithmetic;
 use super::shortlist::Shortlist;
+use super::simulated_linear::SimulatedLayer;
 use crate::gemm::{DeviceWeights, GemmPlans, GemmSpec, GemmTypes, PackedWeights, WeightKind, check_shape};
 use crate::{CudaError, DType, Device, KernelType, Result};
 
@@ -44,6 +45,8 @@ enum Weights {
     },
     /// 16-bit weights and activations; a bias has the type of the output.
     Half { values: Arc<Buffer>, bias: Option<Buffer> },
+    /// What a method would compute, with 16-bit inputs.
+    Simulated(SimulatedLayer),
     /// int8 weights of an output head.
     Head(Int8Head),
 }
@@ -59,10 +62,17 @@ impl CudaLinear {
             }
             LinearWeight::Quantized(weight) => Self::quantized(backend, &weight, bias.as_deref()),
             LinearWeight::WeightOnly { weight, .. } => Self::weight_only(backend, &weight, bias.as_deref()),
-            LinearWeight::Simulated(_) => Err(CudaError::Types(
-                "a layer of a simulated checkpoint, whose arithmetic only the CPU has; use --device cpu"
-                    .into(),
-            )),
+            LinearWeight::Simulated(weight) => {
+                let (n, k) = (weight.out_features, weight.in_features);
+                let layer = SimulatedLayer::new(backend, weight, bias.as_deref())?;
+                Ok(Self {
+                    n,
+                    k,
+                    weights: Weights::Simulated(layer),
+                    output: half,
+                    shortlist: OnceLock::new(),
+                })
+            }
         }
     }
 
@@ -248,7 +258,7 @@ impl CudaLinear {
         match self.weights {
             Weights::Integer { types, .. } if types.activation() == DType::I8 => InputKind::Int8,
             Weights::Head(_) => InputKind::Int8,
-            Weights::Integer { .. } | Weights::Half { .. } => InputKind::Float,
+            Weights::Integer { .. } | Weights::Half { .. } | Weights::Simulated(_) => InputKind::Float,
         }
     }
 
@@ -333,6 +343,11 @@ impl CudaLinear {
                 if m > 0 {
                     // SAFETY: the operands have these sizes.
                     unsafe { backend.blas()?.launch(&product, &operands) }?;
+                }
+            }
+            Weights::Simulated(layer) => {
+                if m > 0 {
+                    layer.multiply(backend, x, out)?;
                 }
             }
         }

@@ -18,6 +18,8 @@ mod memory;
 mod options;
 pub mod rows;
 mod shortlist;
+pub mod simulated;
+mod simulated_linear;
 pub mod steps;
 
 use std::collections::HashMap;
@@ -27,7 +29,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::{CudaSlice, DevicePtr};
 use qqq_backend::HeadLayout;
-use qqq_formats::{ModelConfig, QuantizationConfig};
+use qqq_formats::ModelConfig;
 
 use self::attention::{AttentionConfig, AttentionKernel};
 use self::blas::Blas;
@@ -36,6 +38,8 @@ use self::head::HeadKernel;
 use self::memory::Buffer;
 use self::rows::RowConfig;
 use self::shortlist::ShortlistScratch;
+use self::simulated::SimulatedKernel;
+use self::simulated_linear::SimulatedScratch;
 use self::steps::StepKernel;
 use crate::device::Kernel;
 use crate::dtype::HALVES;
@@ -85,6 +89,8 @@ struct Shared {
     parts: Mutex<(Buffer, Buffer)>,
     /// Of the search for the largest logits.
     shortlist: Mutex<ShortlistScratch>,
+    simulated: Mutex<HashMap<SimulatedKernel, Arc<Kernel>>>,
+    simulated_scratch: Mutex<SimulatedScratch>,
 }
 
 impl CudaBackend {
@@ -123,6 +129,8 @@ impl CudaBackend {
             workspace: Mutex::default(),
             parts: Mutex::new((Buffer::new(device, 0)?, Buffer::new(device, 0)?)),
             shortlist: Mutex::new(ShortlistScratch::new(device)?),
+            simulated: Mutex::default(),
+            simulated_scratch: Mutex::new(SimulatedScratch::new(device)?),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -132,13 +140,6 @@ impl CudaBackend {
     /// # Errors
     /// [`CudaError::Shape`], with the reason.
     pub fn check(config: &ModelConfig) -> Result<()> {
-        let simulated = config.quantization.as_ref().and_then(QuantizationConfig::simulated);
-        if let Some(simulated) = simulated.filter(|simulated| simulated.method.has_arithmetic()) {
-            return Err(CudaError::Types(format!(
-                "a simulated checkpoint of {}, whose arithmetic the CPU alone has",
-                simulated.method.name()
-            )));
-        }
         AttentionConfig::check(&HeadLayout {
             num_heads: config.num_heads,
             num_kv_heads: config.num_kv_heads,

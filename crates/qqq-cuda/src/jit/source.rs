@@ -25,6 +25,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("ptx_arithmetic.cuh", include_str!("../kernels/ptx_arithmetic.cuh")),
     ("quantize_activations.cuh", include_str!("../kernels/quantize_activations.cuh")),
     ("schedule.cuh", include_str!("../kernels/schedule.cuh")),
+    ("simulated.cuh", include_str!("../kernels/simulated.cuh")),
     ("sm80_config.cuh", include_str!("../kernels/sm80_config.cuh")),
     ("sm80_epilogue.cuh", include_str!("../kernels/sm80_epilogue.cuh")),
     ("sm80_gemm.cuh", include_str!("../kernels/sm80_gemm.cuh")),

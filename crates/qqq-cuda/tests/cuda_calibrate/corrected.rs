@@ -365,7 +365,7 @@ pub fn averages_of_attention_have_deviations(b: CudaBackend) {
 }
 
 /// The mean of the logarithms of the losses of all layers.
-fn mean_loss(report: &Report) -> f64 {
+pub fn mean_loss(report: &Report) -> f64 {
     report.layers.iter().map(|layer| layer.loss.ln()).sum::<f64>() / report.layers.len() as f64
 }
 

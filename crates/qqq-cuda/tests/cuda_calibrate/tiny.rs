@@ -38,13 +38,11 @@ pub fn run<B: Calibrate>(
     let checkpoint = Checkpoint::open(&tiny.model()).unwrap();
     let tokenizer = Tokenizer::load(&checkpoint).unwrap();
     let reservation = Reservation::take(&tiny.path(OUT)).unwrap();
-    let output = Output {
-        reservation: &reservation,
-        format: OutputFormat::CompressedTensors,
-        model_name: "tiny",
-        resume,
-        gate: Gate::DEFAULT,
-    };
+    // What is simulated has a form of its own.
+    let simulated = recipe.simulated.is_some();
+    let format = if simulated { OutputFormat::Auto } else { OutputFormat::CompressedTensors };
+    let output =
+        Output { reservation: &reservation, format, model_name: "tiny", resume, gate: Gate::DEFAULT };
     let source = Source::Files(vec![tiny.text()]);
     quantize(b, &checkpoint, &tokenizer, recipe, &source, &output, &mut StopAt(stop))
 }

@@ -15,6 +15,8 @@ mod products_half;
 mod products_int8;
 #[path = "../common/quantized.rs"]
 mod quantized;
+#[path = "../common/simulated.rs"]
+mod simulated;
 #[path = "../common/uniform.rs"]
 mod uniform;
 
@@ -26,6 +28,7 @@ mod emulated_head;
 mod emulated_mistakes;
 mod emulated_products;
 mod emulated_quantize;
+mod emulated_simulated;
 mod emulated_smooth;
 mod emulator;
 mod product;
@@ -61,6 +64,8 @@ fn main() -> ExitCode {
                 emulated_products::batch_invariant_plans,
                 emulated_quantize::activations_are_those_of_float64,
                 emulated_quantize::weights_are_packed_as_on_the_host,
+                emulated_simulated::simulated_layers_are_those_of_the_cpu,
+                emulated_simulated::simulated_layers_show_what_is_not_finite,
                 emulated_smooth::candidates_of_the_smoothing_search,
                 emulated_smooth::mistakes_in_the_smoothing_search_are_found
             ],

@@ -8,7 +8,7 @@ use qqq_formats::{SimulatedMethod, simulated::LlmInt8};
 
 use super::{
     Entry, RecipeName, Setting,
-    simulated::{Layer, Made, loss, rounded, widened},
+    simulated::{Layer, Made, losses, rounded, widened},
 };
 use crate::{Recipe, half_type::HalfType};
 
@@ -34,7 +34,7 @@ const SCALE_BITS: f64 = 16.0;
 pub fn quantize(layer: &Layer<'_>, half: HalfType) -> Made {
     let (n, k) = (layer.n as f64, layer.k as f64);
     let weights = rounded(layer.weights, half);
-    let loss = loss(layer, &int8(&widened(&weights), layer.k));
+    let [loss] = losses(layer, [&int8(&widened(&weights), layer.k)]);
     Made { weights, quik: None, bits: BITS * n * k + SCALE_BITS * n, loss, loss_nearest: loss }
 }
 

@@ -101,6 +101,8 @@ pub enum Setting {
     OutlierThreshold,
     /// [`Quik::outliers`](qqq_formats::simulated::Quik).
     Outliers,
+    /// [`Quik::outlier_bits`](qqq_formats::simulated::Quik).
+    OutlierBits,
     /// [`Quik::down_bits`](qqq_formats::simulated::Quik).
     DownBits,
     /// [`SpQr::group`](qqq_formats::simulated::SpQr).

@@ -11,7 +11,9 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     Entry, RecipeName, Setting, factor,
-    simulated::{Layer, Made, damped, dot, each_rows, failed, hessian, loss, rounded, widened},
+    simulated::{
+        Layer, Made, damped, dot, each_rows, failed, hessian, losses, nearest_code, rounded, widened,
+    },
 };
 use crate::{Recipe, Result, half_type::HalfType, rotation::random_orthogonal};
 
@@ -61,11 +63,12 @@ pub fn quantize(layer: &Layer<'_>, options: &Quip, half: HalfType, seed: u64) ->
     let nearest = problem.solve(Rounding::Nearest).map_err(|e| failed(layer, e))?;
     let weights = rounded(&solved, half);
     let extra = if options.incoherence { SEED_BITS + FACTOR_BITS * k as f64 } else { 0.0 };
+    let [loss, loss_nearest] = losses(layer, [&widened(&weights), &nearest]);
     Ok(Made {
         bits: f64::from(options.bits) * (n * k) as f64 + RANGE_BITS + extra,
         quik: None,
-        loss: loss(layer, &widened(&weights)),
-        loss_nearest: loss(layer, &nearest),
+        loss,
+        loss_nearest,
         weights,
     })
 }
@@ -104,34 +107,51 @@ impl Turn {
         Self { left, right, order }
     }
 
-    /// `M x` for a vector `x`.
-    fn apply(&self, x: &mut [f64]) {
-        let permuted: Vec<f64> = self.order.iter().map(|i| x[*i]).collect();
-        self.kronecker(&permuted, x, |m, width, i, j| m[i * width + j]);
-    }
-
-    /// `M^T x`.
-    fn apply_back(&self, x: &mut [f64]) {
-        let mut turned = vec![0.0; x.len()];
-        self.kronecker(x, &mut turned, |m, width, i, j| m[j * width + i]);
-        self.order.iter().zip(&turned).for_each(|(i, v)| x[*i] = *v);
-    }
-
-    /// `(A x B) x`, where `entry` gives the entries of both.
-    fn kronecker(&self, x: &[f64], out: &mut [f64], entry: impl Fn(&[f64], usize, usize, usize) -> f64) {
-        let p = self.left.len().isqrt();
+    /// What gives `M x` for a vector `x`.
+    fn forward(&self) -> impl Fn(&mut [f64]) + Sync {
         let q = self.right.len().isqrt();
+        let product = Kronecker { left: self.left.clone(), right_transposed: transpose(&self.right, q, q) };
+        move |x: &mut [f64]| {
+            let permuted: Vec<f64> = self.order.iter().map(|i| x[*i]).collect();
+            product.apply(&permuted, x);
+        }
+    }
+
+    /// What gives `M^T x`.
+    fn back(&self) -> impl Fn(&mut [f64]) + Sync {
+        let p = self.left.len().isqrt();
+        // The transpose of the transpose.
+        let product = Kronecker { left: transpose(&self.left, p, p), right_transposed: self.right.clone() };
+        move |x: &mut [f64]| {
+            let mut turned = vec![0.0; x.len()];
+            product.apply(x, &mut turned);
+            self.order.iter().zip(&turned).for_each(|(i, v)| x[*i] = *v);
+        }
+    }
+}
+
+/// The Kronecker product of two square matrices.
+struct Kronecker {
+    /// `A`, row-major, `p x p`.
+    left: Vec<f64>,
+    /// `B^T`, `q x q`.
+    right_transposed: Vec<f64>,
+}
+
+impl Kronecker {
+    /// `(A x B) x`.
+    fn apply(&self, x: &[f64], out: &mut [f64]) {
+        let (p, q) = (self.left.len().isqrt(), self.right_transposed.len().isqrt());
         let mut half = vec![0.0; p * q];
         // Rows of the p x q matrix that the vector is, times B^T; then A times columns.
         for (half, x) in half.chunks_exact_mut(q).zip(x.chunks_exact(q)) {
-            for (i, y) in half.iter_mut().enumerate() {
-                *y = (0..q).map(|j| entry(&self.right, q, i, j) * x[j]).sum();
+            for (x, b) in x.iter().zip(self.right_transposed.chunks_exact(q)) {
+                half.iter_mut().zip(b).for_each(|(y, b)| *y += x * b);
             }
         }
-        for (i, out) in out.chunks_exact_mut(q).enumerate() {
+        for (out, a) in out.chunks_exact_mut(q).zip(self.left.chunks_exact(p)) {
             out.fill(0.0);
-            for (l, half) in half.chunks_exact(q).enumerate() {
-                let a = entry(&self.left, p, i, l);
+            for (a, half) in a.iter().zip(half.chunks_exact(q)) {
                 out.iter_mut().zip(half).for_each(|(y, v)| *y += a * v);
             }
         }
@@ -157,8 +177,10 @@ impl Problem<'_> {
         let (mut w, mut h) = (self.w.to_vec(), self.h.to_vec());
         let factors = self.turns.map(|(outputs, inputs)| {
             let factors = self.rescale(&mut w, &mut h);
-            turn(&mut w, n, k, |column| outputs.apply(column), |row| inputs.apply(row));
-            turn(&mut h, k, k, |column| inputs.apply(column), |row| inputs.apply(row));
+            turn(&mut w, n, k, outputs.forward(), inputs.forward());
+            if rounding != Rounding::Nearest {
+                turn(&mut h, k, k, inputs.forward(), inputs.forward());
+            }
             factors
         });
         let square: f64 = w.iter().map(|w| w * w).sum();
@@ -171,7 +193,7 @@ impl Problem<'_> {
             w.iter_mut().for_each(|w| *w = (*w / levels * 2.0 - 1.0) * range);
         }
         if let (Some((outputs, inputs)), Some(factors)) = (self.turns, factors) {
-            turn(&mut w, n, k, |column| outputs.apply_back(column), |row| inputs.apply_back(row));
+            turn(&mut w, n, k, outputs.back(), inputs.back());
             for row in w.chunks_exact_mut(k) {
                 row.iter_mut().zip(&factors).for_each(|(w, f)| *w /= f);
             }
@@ -207,7 +229,7 @@ impl Problem<'_> {
         rounding: Rounding,
     ) -> Result<(), factor::Failure> {
         let k = self.k;
-        let nearest = |v: f64| v.round_ties_even().clamp(0.0, levels);
+        let nearest = |v: f64| nearest_code(v, 0.0, levels);
         if rounding == Rounding::Nearest {
             w.iter_mut().for_each(|w| *w = nearest(*w));
             return Ok(());
@@ -221,20 +243,25 @@ impl Problem<'_> {
         drop(r);
         let greedy = self.options.greedy;
         each_rows(w, k, ROWS, |_, rows| {
-            let mut errors = vec![0.0; k];
-            for row in rows.chunks_exact_mut(k) {
-                let float = row.to_vec();
-                for j in 0..k {
-                    row[j] = nearest(float[j] + dot(&feedback[j * k..j * k + j], &errors[..j]));
+            // Column by column, so that a row of the matrices is read once for all rows of weights.
+            let float = rows.to_vec();
+            let mut errors = vec![0.0; rows.len()];
+            let all = |j: usize, rows: &mut [f64], errors: &mut [f64], step: &dyn Fn(&[f64]) -> f64| {
+                let rows =
+                    rows.chunks_exact_mut(k).zip(errors.chunks_exact_mut(k)).zip(float.chunks_exact(k));
+                for ((row, errors), float) in rows {
+                    row[j] = nearest(float[j] + step(errors));
                     errors[j] = float[j] - row[j];
                 }
-                // The best code of each column, given all others.
-                for j in (0..greedy).flat_map(|_| 0..k) {
-                    let h = &h[j * k..(j + 1) * k];
-                    let others = dot(h, &errors) - h[j] * errors[j];
-                    row[j] = nearest(float[j] + others / h[j]);
-                    errors[j] = float[j] - row[j];
-                }
+            };
+            for j in 0..k {
+                let feedback = &feedback[j * k..j * k + j];
+                all(j, rows, &mut errors, &|errors| dot(feedback, &errors[..j]));
+            }
+            // The best code of each column, given all others.
+            for j in (0..greedy).flat_map(|_| 0..k) {
+                let h = &h[j * k..(j + 1) * k];
+                all(j, rows, &mut errors, &|errors| (dot(h, errors) - h[j] * errors[j]) / h[j]);
             }
         });
         Ok(())

@@ -3,6 +3,9 @@
 //!
 //! What comes out runs as a [simulated checkpoint](qqq_formats::simulated). Everything is computed in float64.
 
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use qqq_backend::simd::{SimdLevel, multiversion};
 use qqq_formats::SimulatedMethod;
 
 use super::{RecipeName, factor::Failure, llm_int8, plain, quik, quip, spqr};
@@ -53,8 +56,8 @@ pub struct Layer<'a> {
 pub struct Made {
     /// What is multiplied by, `N x K`, in the precision of the checkpoint.
     pub weights: Vec<f32>,
-    /// Scales of the output channels and outlier channels, of [`quik`].
-    pub quik: Option<(Vec<f32>, Vec<usize>)>,
+    /// What the weights are multiples of, of [`quik`].
+    pub quik: Option<quik::Codes>,
     /// Bits that the method would store.
     pub bits: f64,
     /// `tr((W-Q) H (W-Q)^T) / tr(W H W^T)` of the result: `Q` are the weights that inputs are multiplied by, without what is
@@ -124,38 +127,76 @@ pub(super) fn damped(hessian: &[f64], k: usize, damping: f64) -> Vec<f64> {
     h
 }
 
-/// `tr((W-Q) H (W-Q)^T) / tr(W H W^T)`.
-pub(super) fn loss(layer: &Layer<'_>, quantized: &[f64]) -> f64 {
-    let difference: Vec<f64> = layer.weights.iter().zip(quantized).map(|(w, q)| w - q).collect();
-    match energy(layer, layer.weights) {
-        0.0 => 0.0,
-        whole => energy(layer, &difference) / whole,
-    }
+/// `tr((W-Q) H (W-Q)^T) / tr(W H W^T)`, for each `Q`.
+pub(super) fn losses<const COUNT: usize>(layer: &Layer<'_>, quantized: [&[f64]; COUNT]) -> [f64; COUNT] {
+    let whole = energy(layer, layer.weights);
+    quantized.map(|quantized| {
+        let difference: Vec<f64> = layer.weights.iter().zip(quantized).map(|(w, q)| w - q).collect();
+        if whole == 0.0 { 0.0 } else { energy(layer, &difference) / whole }
+    })
 }
 
 /// `tr(E H E^T)`, rows in parallel.
-pub(super) fn energy(layer: &Layer<'_>, e: &[f64]) -> f64 {
+fn energy(layer: &Layer<'_>, e: &[f64]) -> f64 {
+    /// Rows that are multiplied together.
+    const ROWS: usize = 64;
     let k = layer.k;
     let Some(h) = layer.hessian else { return e.iter().map(|e| e * e).sum() };
-    let mut rows = vec![0.0; layer.n];
-    qqq_backend::pool::parallel_each_mut(&mut rows, |i, sum| {
-        let e = &e[i * k..(i + 1) * k];
-        *sum = e.iter().zip(h.chunks_exact(k)).filter(|(e, _)| **e != 0.0).map(|(v, h)| v * dot(h, e)).sum();
+    let mut sums = vec![0.0; layer.n.div_ceil(ROWS)];
+    qqq_backend::pool::parallel_each_mut(&mut sums, |i, sum| {
+        let e = &e[i * ROWS * k..e.len().min((i + 1) * ROWS * k)];
+        let rows = e.len() / k;
+        let mut product = vec![0.0; e.len()];
+        matmul(
+            MatMut::from_row_major_slice_mut(&mut product, rows, k),
+            Accum::Replace,
+            MatRef::from_row_major_slice(e, rows, k),
+            // Symmetric.
+            MatRef::from_column_major_slice(h, k, k),
+            1.0,
+            Par::Seq,
+        );
+        *sum = dot(&product, e);
     });
-    rows.iter().sum()
+    sums.iter().sum()
 }
 
-/// In several sums, so that it is vectorized.
+/// The sum of products.
 pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut sums = [0.0; 8];
-    let (a, a_rest) = a.as_chunks::<8>();
-    let (b, b_rest) = b.as_chunks::<8>();
-    for (a, b) in a.iter().zip(b) {
-        for l in 0..8 {
-            sums[l] += a[l] * b[l];
+    dot_on(SimdLevel::detect(), a, b)
+}
+
+/// `w -= by * u`.
+pub(super) fn subtract(w: &mut [f64], by: f64, u: &[f64]) {
+    subtract_on(SimdLevel::detect(), w, by, u);
+}
+
+multiversion! {
+    /// In several sums, so that it is vectorized.
+    fn dot_on(a: &[f64], b: &[f64]) -> f64 {
+        let mut sums = [0.0; 8];
+        let (a, a_rest) = a.as_chunks::<8>();
+        let (b, b_rest) = b.as_chunks::<8>();
+        for (a, b) in a.iter().zip(b) {
+            for l in 0..8 {
+                sums[l] += a[l] * b[l];
+            }
         }
+        sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
     }
-    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
+}
+
+multiversion! {
+    fn subtract_on(w: &mut [f64], by: f64, u: &[f64]) {
+        w.iter_mut().zip(u).for_each(|(w, u)| *w -= by * u);
+    }
+}
+
+/// The nearest of the codes `low..=high`, ties to even. Adding 1.5 * 2^52 rounds a number of this size to an integer; the
+/// function of the standard library is a call where the target has no instruction for it.
+pub(super) fn nearest_code(v: f64, low: f64, high: f64) -> f64 {
+    const MAGIC: f64 = 6_755_399_441_055_744.0;
+    v.clamp(low, high) + MAGIC - MAGIC
 }
 
 /// `w` rounded to the type of the checkpoint.

@@ -4,12 +4,18 @@
 //! GPTQ in natural order over small groups of input channels. Each output channel has a scale and a zero for a group, which are
 //! quantized themselves together with those of the output channels beside it. Weights without which a group would be
 //! rounded with much less error are kept in 16 bits, sparse.
+//!
+//! The threshold is a given number, as in the paper and in the authors' scripts (which print the share of outliers that comes of
+//! it, and look for none). Outliers are those of Algorithm 1, the weights that a group does better without; the authors' scripts
+//! fit a group without these, and then keep each weight that is rounded with more error than the threshold.
 
 use qqq_formats::{SimulatedMethod, simulated::SpQr};
 
 use super::{
     Entry, RecipeName, Setting, factor,
-    simulated::{Layer, Made, damped, each_rows, failed, hessian, loss, rounded, widened},
+    simulated::{
+        Layer, Made, damped, each_rows, failed, hessian, losses, nearest_code, rounded, subtract, widened,
+    },
 };
 use crate::{Recipe, Result, half_type::HalfType};
 
@@ -62,11 +68,12 @@ pub fn quantize(layer: &Layer<'_>, options: &SpQr, half: HalfType) -> Result<Mad
         }
     };
     let sparse = OUTLIER_BITS * solved.outliers as f64 + ROW_BITS * n as f64;
+    let [loss, loss_nearest] = losses(layer, [&widened(&weights), &nearest.weights]);
     Ok(Made {
         bits: f64::from(options.bits) * (n * k) as f64 + statistics + sparse,
         quik: None,
-        loss: loss(layer, &widened(&weights)),
-        loss_nearest: loss(layer, &nearest.weights),
+        loss,
+        loss_nearest,
         weights,
     })
 }
@@ -147,7 +154,7 @@ fn solve_rows(
                 let error = (row[j] - quantized) / u[j];
                 row[j] = quantized;
                 if compensate {
-                    row[j + 1..].iter_mut().zip(&u[j + 1..]).for_each(|(w, u)| *w -= error * u);
+                    subtract(&mut row[j + 1..], error, &u[j + 1..]);
                 }
             }
         }
@@ -157,16 +164,24 @@ fn solve_rows(
 
 /// Weights whose removal from the group lowers its error by more than the threshold.
 fn find_outliers(group: &[f64], pivots: &[f64], levels: f64, threshold: f64) -> Vec<bool> {
-    let error = |grid: &Grid, without: Option<usize>| -> f64 {
-        let terms = group.iter().zip(pivots).enumerate().filter(|(i, _)| Some(*i) != without);
-        terms.map(|(_, (w, u))| ((w - grid.round(*w, levels)) / u).powi(2)).sum()
+    let term = |grid: &Grid, w: f64, u: f64| ((w - grid.round(w, levels)) / u).powi(2);
+    let whole = Grid::fit(group.iter().copied(), levels);
+    let terms: Vec<f64> = group.iter().zip(pivots).map(|(w, u)| term(&whole, *w, *u)).collect();
+    let base: f64 = terms.iter().sum();
+    let (low, high) =
+        group.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), w| (l.min(*w), h.max(*w)));
+    let alone = |end: f64| group.iter().filter(|w| **w == end).count() == 1;
+    let (low_alone, high_alone) = (alone(low), alone(high));
+    let gain = |i: usize| {
+        if !(group[i] == low && low_alone || group[i] == high && high_alone) {
+            // The others have the grid of all.
+            return terms[i];
+        }
+        let others = || group.iter().zip(pivots).enumerate().filter(|(j, _)| *j != i).map(|(_, pair)| pair);
+        let grid = Grid::fit(others().map(|(w, _)| *w), levels);
+        base - others().map(|(w, u)| term(&grid, *w, *u)).sum::<f64>()
     };
-    let base = error(&Grid::fit(group.iter().copied(), levels), None);
-    let leaves = |i: usize| {
-        let others = group.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, w)| *w);
-        base - error(&Grid::fit(others, levels), Some(i)) > threshold
-    };
-    (0..group.len()).map(leaves).collect()
+    (0..group.len()).map(|i| gain(i) > threshold).collect()
 }
 
 /// A scale and a zero: a code `q` stands for `scale (q - zero)`.
@@ -188,7 +203,7 @@ impl Grid {
     }
 
     fn round(self, value: f64, levels: f64) -> f64 {
-        let code = (value / self.scale + self.zero).round_ties_even().clamp(0.0, levels);
+        let code = nearest_code(value / self.scale + self.zero, 0.0, levels);
         self.scale * (code - self.zero)
     }
 }

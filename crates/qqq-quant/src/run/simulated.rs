@@ -10,7 +10,10 @@ use super::Run;
 use crate::{
     QuantError, Result,
     float_linear::FloatLinear,
-    recipes::simulated::{Layer, Made, quantize},
+    recipes::{
+        quik,
+        simulated::{Layer, Made, quantize},
+    },
     report::LayerReport,
     windows::Windows,
 };
@@ -55,7 +58,7 @@ impl<B: Calibrate> Run<'_, B> {
             first += n;
             let task = Layer { name: &prefix, weights: &weights, n, k, hessian: hessian.as_deref(), largest };
             let made = quantize(method, &task, self.half, self.recipe.seed)?;
-            let scales = made.quik.as_ref().map(|(scales, _)| scales.as_slice()).unwrap_or_default();
+            let scales = made.quik.as_ref().map(|codes| codes.scales.as_slice()).unwrap_or_default();
             let range = |(low, high): (f32, f32), s: &f32| (low.min(*s), high.max(*s));
             let start = scales.first().map_or((0.0, 0.0), |s| (*s, *s));
             let dead = hessian.iter().flat_map(|h| h.iter().step_by(k + 1)).filter(|d| **d == 0.0);
@@ -93,8 +96,8 @@ impl<B: Calibrate> Run<'_, B> {
 fn arithmetic(method: &SimulatedMethod, prefix: &str, made: Made) -> Option<Arithmetic> {
     match method {
         SimulatedMethod::Quik(options) => {
-            let (scales, outliers) = made.quik?;
-            Some(Arithmetic::Quik { bits: options.bits_of(prefix), scales, outliers })
+            let quik::Codes { scales, outliers, outlier_scales } = made.quik?;
+            Some(Arithmetic::Quik { bits: options.bits_of(prefix), scales, outliers, outlier_scales })
         }
         SimulatedMethod::LlmInt8(options) => Some(Arithmetic::LlmInt8 { threshold: options.threshold }),
         SimulatedMethod::SpQr(_) | SimulatedMethod::Quip(_) => None,

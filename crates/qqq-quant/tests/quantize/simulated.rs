@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use qqq_backend::CpuBackend;
 use qqq_formats::{
     Checkpoint, FormatError, LinearWeight, SimulatedMethod,
-    simulated::{Arithmetic, LlmInt8, METHOD, OUTLIERS, Quik, Quip, SpQr},
+    simulated::{Arithmetic, LlmInt8, METHOD, OUTLIER_SCALE, OUTLIERS, Quik, Quip, SpQr},
     writer::Reservation,
 };
 use qqq_model::{Decoder, Site, Tokenizer};
@@ -24,7 +24,7 @@ fn simulating(method: SimulatedMethod) -> Recipe {
 }
 
 /// Each with bounds of the distance of its logits from the float model's and of the bits for a weight.
-fn methods() -> [(SimulatedMethod, f64, f64, (f64, f64)); 7] {
+fn methods() -> [(SimulatedMethod, f64, f64, (f64, f64)); 8] {
     use SimulatedMethod::{LlmInt8 as Int8, Quik as Q, Quip as P, SpQr as S};
     let eight = Quik { bits: 8, outliers: 0.0, ..Quik::default() };
     let wide = Quip { bits: 16, rho: 64.0, ..Quip::default() };
@@ -34,6 +34,7 @@ fn methods() -> [(SimulatedMethod, f64, f64, (f64, f64)); 7] {
         (Int8(LlmInt8 { threshold: 1e-30 }), 0.0, 1e-5, (8.0, 8.2)),
         (Q(eight), 1e-7, 2e-2, (8.0, 8.5)),
         (Q(Quik::default()), 1e-5, 0.6, (4.5, 7.0)),
+        (Q(Quik { outliers: 0.25, outlier_bits: 8, ..Quik::default() }), 1e-5, 0.6, (4.5, 7.0)),
         (S(SpQr::default()), 1e-5, 0.4, (3.5, 7.0)),
         (P(wide), 0.0, 1e-3, (16.0, 16.2)),
         (P(Quip { bits: 4, ..Quip::default() }), 1e-5, 0.2, (4.0, 4.2)),
@@ -60,6 +61,10 @@ fn methods_go_through_the_pipeline_and_run() {
         let model = tiny.write(dir.path(), &format!("model{m}"));
         let float = logits(&model);
         for (i, (method, least, most, bits)) in methods().into_iter().enumerate() {
+            // Families differ in how layers are cut and joined: one method of each kind.
+            if m > 0 && ![0, 3, 5].contains(&i) {
+                continue;
+            }
             let out = dir.path().join(format!("{m}-{i}"));
             let report = quantized(&model, &source, &out, &simulating(method));
             let what = format!("{method:?} of model {m}");
@@ -89,9 +94,12 @@ fn methods_go_through_the_pipeline_and_run() {
                     assert!(matches!(weight.arithmetic, Arithmetic::LlmInt8 { .. }));
                 }
                 (SimulatedMethod::Quik(options), LinearWeight::Simulated(weight)) => {
-                    let Arithmetic::Quik { bits, outliers, .. } = weight.arithmetic else { panic!("{what}") };
+                    let Arithmetic::Quik { bits, outliers, outlier_scales, .. } = weight.arithmetic else {
+                        panic!("{what}")
+                    };
                     let count = (options.outliers * INNER as f64) as usize;
                     assert_eq!((bits, outliers.len()), (options.down_bits, count));
+                    assert_eq!(outlier_scales.is_some(), options.outlier_bits == 8);
                 }
                 (SimulatedMethod::SpQr(_) | SimulatedMethod::Quip(_), LinearWeight::Float { .. }) => {}
                 (_, weight) => panic!("{what}: {weight:?}"),
@@ -244,7 +252,7 @@ fn damaged_checkpoints_are_refused() {
     };
     assert_eq!(load(&|_| ()), Ok(()));
     type Change = dyn Fn(&mut Value);
-    let refused: [(&Change, &str); 7] = [
+    let refused: [(&Change, &str); 9] = [
         (&|q| q["arithmetic"] = json!("other"), "arithmetic of qqq-simulated"),
         (&|q| q["parameters"]["zeros"] = json!(1), "unknown field `zeros`"),
         (&|q| q["parameters"]["bits"] = json!(3), "4 or 8"),
@@ -252,6 +260,9 @@ fn damaged_checkpoints_are_refused() {
         (&|q| q["bits_per_weight"] = json!(-4), "bits_per_weight of qqq-simulated is -4"),
         // 8-bit codes of the down projection.
         (&|q| q["parameters"]["down_bits"] = json!(4), "is no 4-bit code times the scale"),
+        (&|q| q["parameters"]["outlier_bits"] = json!(4), "outlier_bits is 4, but must be 8 or 16"),
+        // Outliers of 8 bits have scales.
+        (&|q| q["parameters"]["outlier_bits"] = json!(8), OUTLIER_SCALE),
         // Tensors that this method has no use for.
         (
             &|q| *q = json!({"quant_method": METHOD, "recipe": "quik"}),

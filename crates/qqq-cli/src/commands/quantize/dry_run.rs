@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{QuantizeArgs, Steps, source};
 use crate::{
     console::Console,
-    device::{Place, on_chosen},
+    device::{self, Place, on_chosen},
     files::refuse_existing,
     format,
     interrupt::Guard,
@@ -48,7 +48,7 @@ pub(super) fn run(
     let guard = Guard::new();
     let mut steps = Steps::new(Progress::new(console, "measuring"), &guard);
     let text = CalibrationText { source: &source, options: Some(read), held_out: args.quality.held_out() };
-    let needs = on_chosen!(args.place(recipe, &checkpoint)?, |place| {
+    let needs = on_chosen!(device::choose_for(args.device.device, &checkpoint)?, |place| {
         let backend = place.backend_with(&checkpoint, args.options())?;
         qqq_quant::dry_run(&backend, &checkpoint, &tokenizer, recipe, text, args.format, &mut steps)?
     });

@@ -25,6 +25,9 @@ pub(super) struct PaperArgs {
     /// --recipe quik: share of a layer's input channels that stay in 16 bits [default: 0.0625, 256 of 4096]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub outliers: Option<f64>,
+    /// --recipe quik: bits of the weights and activations of these channels, 8 or 16 [default: 16]
+    #[arg(long, value_name = "BITS")]
+    pub outlier_bits: Option<u8>,
     /// --recipe quik: bits of the down projection's weights and activations, 4 or 8 [default: 8]
     #[arg(long, value_name = "BITS")]
     pub down_bits: Option<u8>,
@@ -50,11 +53,12 @@ pub(super) struct PaperArgs {
 
 impl PaperArgs {
     /// Their names.
-    pub const OPTIONS: [&str; 11] = [
+    pub const OPTIONS: [&str; 12] = [
         "alpha",
         "epochs",
         "outlier-threshold",
         "outliers",
+        "outlier-bits",
         "down-bits",
         "beta1",
         "beta2",
@@ -110,6 +114,7 @@ impl RecipeArgs {
                 set(&mut options.bits, bits);
                 set(&mut options.down_bits, given.down_bits);
                 set(&mut options.outliers, given.outliers);
+                set(&mut options.outlier_bits, given.outlier_bits);
                 set(&mut options.damping, damping);
             }
             SimulatedMethod::SpQr(options) => {

@@ -16,13 +16,14 @@ use crate::errors::{bad_input, bad_input_hint};
 const BUILT_IN_TOKENS: usize = 65_536;
 
 /// Options, by their names, and what of a recipe they say. Those without are the tool's own recipe's alone.
-static OPTIONS: [(&str, Option<Setting>); 34] = [
+static OPTIONS: [(&str, Option<Setting>); 35] = [
     ("transform", None),
     ("rotation", Some(Setting::Rotation)),
     ("alpha", Some(Setting::MigrationStrength)),
     ("epochs", Some(Setting::Epochs)),
     ("outlier-threshold", Some(Setting::OutlierThreshold)),
     ("outliers", Some(Setting::Outliers)),
+    ("outlier-bits", Some(Setting::OutlierBits)),
     ("down-bits", Some(Setting::DownBits)),
     ("beta1", Some(Setting::Beta1)),
     ("beta2", Some(Setting::Beta2)),

@@ -230,7 +230,10 @@ fn published_recipes_have_their_papers_options() {
         ("--recipe qqq-g128", RecipeName::QqqG128),
         ("--recipe qqq-rot --rotation orthogonal", RecipeName::QqqRot),
         ("--recipe llm-int8 --outlier-threshold 5 --calibration x", RecipeName::LlmInt8),
-        ("--recipe quik --bits 8 --down-bits 4 --outliers 0.1 --damping 0.1", RecipeName::Quik),
+        (
+            "--recipe quik --bits 8 --down-bits 4 --outliers 0.1 --outlier-bits 8 --damping 0.1",
+            RecipeName::Quik,
+        ),
         ("--recipe spqr --bits 4 --beta1 32 --beta2 64 --statistics-bits 16", RecipeName::SpQr),
         ("--recipe quip --bits 3 --greedy 10 --rho 3 --no-incoherence", RecipeName::Quip),
     ] {
@@ -311,8 +314,8 @@ fn simulated_methods_have_their_papers_parameters() {
         ("--recipe llm-int8 --outlier-threshold 5", SimulatedMethod::LlmInt8(LlmInt8 { threshold: 5.0 })),
         ("--recipe quik", SimulatedMethod::Quik(Quik::default())),
         (
-            "--recipe quik --bits 8 --down-bits 4 --outliers 0.1 --damping 0.5",
-            SimulatedMethod::Quik(Quik { bits: 8, down_bits: 4, outliers: 0.1, damping }),
+            "--recipe quik --bits 8 --down-bits 4 --outliers 0.1 --outlier-bits 8 --damping 0.5",
+            SimulatedMethod::Quik(Quik { bits: 8, down_bits: 4, outliers: 0.1, outlier_bits: 8, damping }),
         ),
         ("--recipe spqr", SimulatedMethod::SpQr(SpQr::default())),
         (
@@ -352,8 +355,10 @@ fn simulated_methods_have_their_papers_parameters() {
 fn options_of_papers_are_named_with_their_recipes() {
     for (options, owners) in [
         ("--alpha 0.5", "smoothquant"),
+        ("--epochs 3", "omniquant"),
         ("--outlier-threshold 6", "llm-int8 and spqr"),
         ("--outliers 0.1", "quik"),
+        ("--outlier-bits 8", "quik"),
         ("--down-bits 4", "quik"),
         ("--beta1 16", "spqr"),
         ("--beta2 16", "spqr"),
@@ -366,7 +371,7 @@ fn options_of_papers_are_named_with_their_recipes() {
         let failure = Failure::of(&line.recipe.recipe(&line.amount, true).unwrap_err());
         assert_eq!(failure.hint, Some(format!("it is that of --recipe {owners}")), "{options}");
     }
-    assert_eq!(PaperArgs::OPTIONS.len(), 10, "all are above");
+    assert_eq!(PaperArgs::OPTIONS.len(), 12, "all are above");
 }
 
 #[test]

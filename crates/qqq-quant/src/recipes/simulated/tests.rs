@@ -19,6 +19,7 @@ struct Vectors {
     llm_int8: Vec<f64>,
     quik: Vec<f64>,
     quik_outliers: Vec<usize>,
+    quik_8: Vec<f64>,
     spqr: Vec<f64>,
     spqr_outliers: usize,
     quip: Vec<f64>,
@@ -89,14 +90,22 @@ fn llm_int8_rounds_as_the_paper_says_and_keeps_the_weights() {
     let stored: Vec<f64> = v.weights.iter().map(|w| f64::from(HalfType::F16.round(*w as f32))).collect();
     assert_close(&widened(&made.weights), &stored, 0.0);
     assert_eq!(made.bits, 8.0 * (v.n * v.k) as f64 + 16.0 * v.n as f64);
-    assert_close(&[made.loss], &[loss(&v.layer(), &llm_int8::int8(&stored, v.k))], 1e-15);
+    assert_close(&[made.loss], &losses(&v.layer(), [&llm_int8::int8(&stored, v.k)]), 1e-15);
+    // In plain words.
+    let energy = |e: &[f64]| -> f64 {
+        let row = |e: &[f64]| -> f64 { (0..v.k * v.k).map(|i| e[i / v.k] * v.hessian[i] * e[i % v.k]).sum() };
+        e.chunks(v.k).map(row).sum()
+    };
+    let errors: Vec<f64> = v.weights.iter().zip(llm_int8::int8(&stored, v.k)).map(|(w, q)| w - q).collect();
+    let want = energy(&errors) / energy(&v.weights);
+    assert!((made.loss / want - 1.0).abs() < 1e-12, "{} {want}", made.loss);
 }
 
 #[test]
 fn quik_is_what_python_makes_of_its_paper() {
     let v = vectors();
     let made = made(SimulatedMethod::Quik(Quik::default()));
-    let (scales, outliers) = made.quik.as_ref().unwrap();
+    let quik::Codes { scales, outliers, .. } = made.quik.as_ref().unwrap();
     assert_eq!(outliers, &v.quik_outliers);
     // What is stored is rounded to float16.
     let want: Vec<f64> = v.quik.iter().map(|w| f64::from(HalfType::F16.round(*w as f32))).collect();
@@ -111,6 +120,7 @@ fn quik_is_what_python_makes_of_its_paper() {
             bits: 4,
             scales: scales.clone(),
             outliers: outliers.clone(),
+            outlier_scales: None,
         },
     };
     let codes = weight.codes().unwrap().unwrap();
@@ -119,13 +129,44 @@ fn quik_is_what_python_makes_of_its_paper() {
     }
 }
 
+#[test]
+fn outliers_of_8_bits_are_what_python_makes_of_them() {
+    let v = vectors();
+    let options = Quik { outliers: 0.125, outlier_bits: 8, ..Quik::default() };
+    let eight = made(SimulatedMethod::Quik(options));
+    let want: Vec<f64> = v.quik_8.iter().map(|w| f64::from(HalfType::F16.round(*w as f32))).collect();
+    assert_close(&widened(&eight.weights), &want, 1e-6);
+    let quik::Codes { scales, outliers, outlier_scales } = eight.quik.unwrap();
+    let outlier_scales = outlier_scales.unwrap();
+    let weight = qqq_formats::SimulatedWeight {
+        out_features: v.n,
+        in_features: v.k,
+        data: qqq_formats::WeightData::of_f32(qqq_formats::DType::F16, &eight.weights),
+        arithmetic: qqq_formats::simulated::Arithmetic::Quik {
+            bits: 4,
+            scales,
+            outliers: outliers.clone(),
+            outlier_scales: Some(outlier_scales.clone()),
+        },
+    };
+    let codes = weight.outlier_codes().unwrap().unwrap();
+    for (i, w) in v.quik_8.iter().enumerate().filter(|(i, _)| outliers.contains(&(i % v.k))) {
+        assert!((f64::from(codes[i]) * f64::from(outlier_scales[i / v.k]) - w).abs() < 1e-9);
+    }
+    let sixteen = made(SimulatedMethod::Quik(Quik { outlier_bits: 16, ..options }));
+    assert!(sixteen.loss < eight.loss && eight.loss < eight.loss_nearest, "{} {}", sixteen.loss, eight.loss);
+    // Half of the bits of the outliers, and a scale and a sum of codes more an output channel.
+    let (rows, count) = (v.n as f64, outliers.len() as f64);
+    assert_eq!(sixteen.bits - eight.bits, 8.0 * rows * count - 32.0 * rows);
+}
+
 /// Without outliers QUIK is GPTQ per channel in natural order. Here in the form of the solver, from the factor of `H` itself.
 #[test]
 fn quik_without_outliers_is_gptq() {
     let v = vectors();
     let k = v.k;
     let made = made(SimulatedMethod::Quik(Quik { outliers: 0.0, ..Quik::default() }));
-    let (scales, outliers) = made.quik.unwrap();
+    let quik::Codes { scales, outliers, .. } = made.quik.unwrap();
     assert!(outliers.is_empty());
     let r = factor::upper(&damped(&v.hessian, k, Quik::default().damping), k).unwrap();
     for (row, w) in v.weights.chunks(k).enumerate() {
