@@ -160,20 +160,57 @@ pub fn drawn_columns(b: CudaBackend) {
     assert!(b.pick(&input, &head, Pick::draw(1.0), &mut out, &mut picks).is_err());
 }
 
-/// Logits of 16 bits, which quantized heads give.
+/// Quantized heads give float32 logits, of whatever number of tokens and rows.
 pub fn picks_of_a_quantized_head(b: CudaBackend) {
-    let (n, k, m) = (1040, 128, 4);
-    let codes: Vec<i8> = (0..n * k).map(|i| ((i * 7 + i / k * 5) % 15) as i8 - 7).collect();
-    let scales = Scales::PerChannel((0..n).map(|i| 0.01 + i as f32 * 1e-5).collect());
-    let weight = QuantizedWeight { bits: CodeBits::Four, out_features: n, in_features: k, codes, scales };
+    for (bits, n, k, m) in [
+        (CodeBits::Four, 1040, 128, 4),
+        (CodeBits::Eight, 1040, 128, 1),
+        (CodeBits::Eight, 1037, 144, 33),
+        (CodeBits::Eight, 49_152, 576, 4),
+    ] {
+        quantized_head(&b, bits, (n, k), m);
+    }
+}
+
+fn quantized_head(b: &CudaBackend, bits: CodeBits, (n, k): (usize, usize), m: usize) {
+    let most = usize::from(bits.largest() as u8);
+    let codes: Vec<i8> = (0..n * k)
+        .map(|i| ((i * 7 + i / k * 5) % (2 * most + 1)) as i16 - most as i16)
+        .map(|c| c as i8)
+        .collect();
+    let scales: Vec<f32> = (0..n).map(|i| 0.01 + (i % 1000) as f32 * 1e-5).collect();
+    let weight = QuantizedWeight {
+        bits,
+        out_features: n,
+        in_features: k,
+        codes: codes.clone(),
+        scales: Scales::PerChannel(scales.clone()),
+    };
     let head = b.head_weight(LinearWeight::Quantized(weight)).unwrap();
-    let mut tensor = b.upload(m, k, rounded(&b, values(m * k, 3))).unwrap();
+    assert_eq!(b.input_kind(&head), InputKind::Int8);
+    let mut tensor = b.upload(m, k, rounded(b, values(m * k, 3))).unwrap();
     let mut half = b.input(m, k).unwrap();
     b.to_input(&mut tensor, InputKind::Float, &mut half).unwrap();
     let (mut input, mut out, mut picks) =
         (b.input(m, k).unwrap(), b.tensor(0, 0).unwrap(), b.picks().unwrap());
     b.to_input(&mut tensor, InputKind::Int8, &mut input).unwrap();
-    b.set_chances(&mut picks, &[0.0; 4]).unwrap();
+    let x = b.read_input(&input).unwrap().into_owned();
+    b.linear(&input, &head, &mut out).unwrap();
+    let logits = b.read(&out).unwrap().into_owned();
+    for (i, logit) in logits.iter().enumerate().filter(|(i, _)| n < 2000 || i % 97 == 0) {
+        let (row, column) = (i / n, i % n);
+        let pairs = x[row * k..][..k].iter().zip(&codes[column * k..][..k]);
+        let terms: Vec<f64> = pairs.map(|(x, c)| f64::from(*x) * f64::from(*c)).collect();
+        let scale = f64::from(scales[column]);
+        let (want, size) =
+            (scale * terms.iter().sum::<f64>(), scale * terms.iter().map(|t| t.abs()).sum::<f64>());
+        // 16 bits would be off by a thousandth and more.
+        assert!(
+            (f64::from(*logit) - want).abs() < 1e-6 * size + 1e-6 * want.abs(),
+            "{n} {m}: {logit} {want}"
+        );
+    }
+    b.set_chances(&mut picks, &vec![0.0; m]).unwrap();
     for temperature in [None, Some(1.0)] {
         b.pick(&input, &head, Pick { largest: 40, temperature }, &mut out, &mut picks).unwrap();
         let picked = b.read_picks(&picks).unwrap();
