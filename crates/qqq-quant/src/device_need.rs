@@ -8,6 +8,7 @@ use crate::{
     held_out::HeldText,
     layer_bytes,
     memory_need::{DEVICE_LIBRARIES, rotation_bytes},
+    recipes::omniquant,
 };
 
 /// What a device's allocator holds between what is in use.
@@ -102,9 +103,22 @@ fn correcting(config: &ModelConfig, recipe: &Recipe, site: Site, solver: f64) ->
     comparing.max(solving)
 }
 
+/// What learning a block takes: its weights as they are read, as they are learned with, and rounded, gradients by those of the widest
+/// layer, what a window leaves, and what each query has for each key, twice: probabilities and gradients.
+fn learning(config: &ModelConfig, recipe: &Recipe) -> f64 {
+    let window = recipe.calibration.window as f64;
+    let weights = Site::ALL.map(|s| s.out_features(config) as f64 * s.in_features(config) as f64);
+    let widest = weights.into_iter().fold(0.0, f64::max);
+    let rows = omniquant::rows_at_once(config) * window;
+    4.0 * (3.0 * weights.iter().sum::<f64>() + 2.0 * widest + rows + 2.0 * window * window)
+}
+
 /// What the search for the scales of smoothing takes: a block in float32, the layer of a site in 16 bits, a candidate's codes
 /// and weights, and what a window works in, with the outputs that are compared.
 fn searching(config: &ModelConfig, recipe: &Recipe) -> f64 {
+    if recipe.learns() {
+        return learning(config, recipe);
+    }
     if !recipe.transform.scales_channels() {
         return 0.0;
     }

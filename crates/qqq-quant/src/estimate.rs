@@ -40,6 +40,10 @@ pub(crate) mod rate {
     pub const LEARN_ATTENTION: f64 = 3.0;
     /// Seconds for a weight that is rounded, or what gradients come through that.
     pub const LEARN_ROUND_SECONDS: f64 = 3e-9;
+    /// The first two on a device of its own, whose decoders multiply in 16 bits: products are of float32, those of attention of
+    /// all keys.
+    pub const DEVICE_LEARN_SLOWER: f64 = 8.0;
+    pub const DEVICE_LEARN_ATTENTION: f64 = 40.0;
 }
 
 /// Operations of correcting a layer for each output and pair of inputs: two products, a system in float64, and losses against
@@ -305,9 +309,16 @@ impl Estimate {
             Some(epochs) if recipe.learns() => {
                 // One of them in float.
                 let passes = 1.0 + omniquant::passes(epochs) as f64;
-                let products = 2.0 * weights * tokens * cost.float * rate::LEARN_SLOWER;
-                let rounding = weights * windows * rate::LEARN_ROUND_SECONDS * cost.move_second;
-                passes * (products + attend * rate::LEARN_ATTENTION + rounding) / 4.0
+                let (slower, attention, rounding) = match pieces.on_host {
+                    true => {
+                        let rounding = rate::LEARN_ROUND_SECONDS * cost.move_second;
+                        (rate::LEARN_SLOWER, rate::LEARN_ATTENTION, rounding)
+                    }
+                    false => (rate::DEVICE_LEARN_SLOWER, rate::DEVICE_LEARN_ATTENTION, rounding),
+                };
+                let products = 2.0 * weights * tokens * cost.float * slower;
+                let others = attend * attention + windows * (weights * rounding + launches);
+                passes * (products + others) / 4.0
             }
             _ => candidates * ((rounded + attended) / 4.0 + launches),
         };

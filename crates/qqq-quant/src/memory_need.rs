@@ -14,7 +14,7 @@ use qqq_model::{Site, block::head_layout, names};
 
 use crate::{
     Clip, Propagation, Recipe, Schemes, Transform, ValueHessian, held_out::HeldText, layer_bytes,
-    self_samples, solve::ROWS_PER_TASK, windows,
+    recipes::omniquant, self_samples, solve::ROWS_PER_TASK, windows,
 };
 
 /// Program, tokenizer, thread stacks.
@@ -309,6 +309,8 @@ impl<'a> Model<'a> {
         // Clipping by groups is the host's work: weights and Hessian come back.
         let by_host = match self.recipe.clip {
             Clip::GroupOutput => 4.0 * (self.largest_weights() + self.inner * self.inner),
+            // With learned scales the host rounds as well, and a layer's weights pass through it while a block is learned.
+            Clip::Learned => 4.0 * (2.0 * self.largest_weights() + self.inner * self.inner),
             _ => 0.0,
         };
         Phase {
@@ -374,8 +376,7 @@ impl<'a> Model<'a> {
     /// The block as it is read, as it is learned with, and rounded; what a window leaves in a forward pass and the gradients of
     /// the widest layer, in numbers of 32 bits.
     fn learning(&self) -> Phase {
-        let heads = self.window * (2.0 * self.q + 5.0 * (self.q + 2.0 * self.kv));
-        let rows = self.window * (12.0 * self.hidden + 10.0 * self.inner) + heads;
+        let rows = omniquant::rows_at_once(self.config) * self.window;
         let arrays = self.always + 4.0 * (3.0 * self.all_weights() + 2.0 * self.largest_weights() + rows);
         Phase { name: "learning", arrays, besides: 0.0 }
     }

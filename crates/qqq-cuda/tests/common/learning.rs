@@ -271,13 +271,16 @@ impl<O: Learn> Both<'_, O> {
         let mut values = numbers(28, n * k);
         values[..k].fill(0.0);
         values[3 * k..3 * k + grid.group].fill(0.0);
-        // Largest and least weights that come twice.
-        (values[4 * k + 1], values[4 * k + 31], values[4 * k + 7], values[4 * k + 8]) =
-            (25.0, 25.0, -25.0, -25.0);
+        let mut factors = positive(30, k);
+        // Largest and least weights that come again, with their scales: the first counts, whichever threads see them.
+        for at in [1, 31, 33, 257].into_iter().filter(|at| at + 7 < k) {
+            (values[4 * k + at], values[4 * k + at + 6]) = (25.0, -25.0);
+            (factors[at], factors[at + 6]) = (factors[1], factors[7]);
+        }
         let w = self.pair(n, k, &values)?;
         let strengths: Vec<f32> = (0..2 * groups).map(|i| uniform(29, i) * 7.0 - 2.0).collect();
         let clip = self.pair(2, groups, &strengths)?;
-        let (s, dw) = (self.pair(1, k, &positive(30, k))?, self.random(31, n, k)?);
+        let (s, dw) = (self.pair(1, k, &factors)?, self.random(31, n, k)?);
         for scales in [None, Some(&s)] {
             let what = format!("{grid:?}, scales: {}", scales.is_some());
             let (there_s, here_s) = (scales.map(|s| &s.there), scales.map(|s| &s.here));

@@ -35,6 +35,9 @@ mod learn;
 #[cfg(test)]
 mod tests;
 
+use qqq_formats::ModelConfig;
+use qqq_model::block::head_layout;
+
 pub(crate) use self::absorb::BlockLearning;
 pub(crate) use self::learn::passes;
 use super::{Entry, RecipeName, Setting, plain};
@@ -68,6 +71,14 @@ fn recipe() -> Recipe {
         calibration: Calibration { windows: 128, window: 2048, ..Recipe::DEFAULT.calibration },
         ..plain()
     }
+}
+
+/// Numbers that a token has in memory at once while a block is learned: what the forward pass leaves, the gradients of the widest
+/// layer, and what is learned from.
+pub(crate) fn rows_at_once(config: &ModelConfig) -> f64 {
+    let heads = head_layout(config);
+    let of_heads = 2 * heads.q_width() + 5 * heads.qkv_width();
+    (14 * config.hidden_size + 10 * config.intermediate_size + of_heads) as f64
 }
 
 /// Refuses what cannot be learned.
