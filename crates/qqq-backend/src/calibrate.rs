@@ -160,7 +160,7 @@ pub trait Calibrate: Backend {
     /// The values of a tensor, as they are learned with.
     fn to_array(&self, x: &Self::Tensor) -> Result<<Self::Learner as Learn>::Array>;
     /// A tensor of these values.
-    fn from_array(&self, x: <Self::Learner as Learn>::Array) -> Result<Self::Tensor>;
+    fn tensor_of(&self, x: <Self::Learner as Learn>::Array) -> Result<Self::Tensor>;
     /// Bytes of the device's own memory that are free; `None` where that is the host's.
     fn free_memory(&self) -> Result<Option<u64>> {
         Ok(None)

@@ -34,7 +34,8 @@ use crate::{
 
 /// Told what happens; returning `false` from [`Progress::step`] interrupts.
 pub trait Progress {
-    /// Told once, before any work: about how many seconds it will take.
+    /// Told once, before any work of the run: about how many seconds it will take. What is decided by measuring before that (a
+    /// budget, trials of transforms) has steps of its own.
     fn planned(&mut self, _seconds: f64) {}
     /// `done` seconds of work are done, and there will be about `total` in all; `next` is what is being worked on.
     fn step(&mut self, done: f64, total: f64, next: &str) -> bool;

@@ -111,7 +111,7 @@ impl<O: Learn> Both<'_, O> {
         for other in [None, Some(&b)] {
             let there = self.ops.squared_distance(&a.there, other.map(|b| &b.there))?;
             let here = self.host.squared_distance(&a.here, other.map(|b| &b.here))?;
-            if !((there - here).abs() <= 1e-6 * here) {
+            if (there - here).abs() > 1e-6 * here || !there.is_finite() {
                 return Err(format!("squared distance: {there} instead of {here}").into());
             }
         }
@@ -351,7 +351,7 @@ fn near(got: &[f32], want: &[f32], bound: f64, what: &str) -> Check {
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let difference = (f64::from(*got) - f64::from(*want)).abs();
         // Not a number is none of these.
-        if !(difference <= bound * most) {
+        if difference > bound * most || !difference.is_finite() {
             return Err(format!("{what}, value {i}: {got} instead of {want} (the largest is {most})").into());
         }
     }

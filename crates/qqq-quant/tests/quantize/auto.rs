@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use qqq_quant::{
-    Calibration, Clip, OutputFormat, REPORT_FILE, Recipe, Transform, calibration::Source,
+    Calibration, Clip, OutputFormat, Progress, REPORT_FILE, Recipe, Transform, calibration::Source,
     transform_choice::TransformTrial,
 };
 use tempfile::TempDir;
@@ -65,6 +65,36 @@ fn the_usual_transform_is_what_the_graph_allows() {
     }
 }
 
+/// What is told of trials and of the run behind them, whose time begins anew.
+#[derive(Default)]
+struct Told {
+    planned: usize,
+    notes: Vec<String>,
+    trials: usize,
+}
+
+impl Progress for Told {
+    fn planned(&mut self, seconds: f64) {
+        assert!(seconds > 0.0);
+        self.planned += 1;
+    }
+
+    fn step(&mut self, done: f64, total: f64, next: &str) -> bool {
+        assert!(done.is_finite() && (0.0..=total).contains(&done), "{done} of {total}");
+        assert_eq!(next.starts_with("trying "), self.planned == 0, "{next}");
+        self.trials += usize::from(next.starts_with("trying "));
+        true
+    }
+
+    fn warn(&mut self, message: &str) {
+        panic!("{message}");
+    }
+
+    fn note(&mut self, message: &str) {
+        self.notes.push(message.to_owned());
+    }
+}
+
 /// Trials choose what is nearest to the float model, and the run is the one that names it.
 #[test]
 fn trials_choose_the_transform() {
@@ -79,9 +109,10 @@ fn trials_choose_the_transform() {
         let made = |transform, out: &str| {
             let out = dir.path().join(format!("{name}-{out}"));
             let recipe = Recipe { transform, ..recipe() };
-            let mut steps = Steps::default();
-            let report = run(&model, &source, &out, &recipe, OutputFormat::Auto, &mut steps).unwrap();
-            (out, report, steps.notes)
+            let mut told = Told::default();
+            let report = run(&model, &source, &out, &recipe, OutputFormat::Auto, &mut told).unwrap();
+            assert_eq!((told.planned, told.trials > 0), (1, transform == Transform::Auto), "{name}");
+            (out, report, told.notes)
         };
         let (out, report, notes) = made(Transform::Auto, "auto");
         let trials = report.transform.clone().unwrap();
@@ -136,7 +167,7 @@ fn without_calibration_windows_nothing_is_smoothed() {
         let tiny = Tiny { architecture, ..Tiny::default() };
         let model = tiny.write(dir.path(), &format!("{architecture}-model"));
         let out = dir.path().join(architecture);
-        let report = run(&model, &source, &out, &nearest, OutputFormat::Auto, &mut Steps::default()).unwrap();
+        let report = run(&model, &source, &out, &nearest, OutputFormat::Auto, &mut Told::default()).unwrap();
         let trials = report.transform.unwrap();
         assert_eq!(trials.trials.len(), tried, "{trials:?}");
         assert_eq!(trials.chosen, report.recipe.transform, "{trials:?}");

@@ -302,7 +302,7 @@ pub fn run(
     out: &Path,
     recipe: &Recipe,
     format: OutputFormat,
-    steps: &mut Steps,
+    steps: &mut dyn Progress,
 ) -> qqq_quant::Result<Report> {
     let checkpoint = Checkpoint::open(dir)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;

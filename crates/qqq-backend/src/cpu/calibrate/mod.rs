@@ -290,7 +290,7 @@ impl Calibrate for CpuBackend {
         Ok(Array { rows: x.rows, cols: x.cols, data: x.data.clone() })
     }
 
-    fn from_array(&self, Array { rows, cols, data }: Array<f32>) -> Result<Matrix> {
+    fn tensor_of(&self, Array { rows, cols, data }: Array<f32>) -> Result<Matrix> {
         Ok(Matrix { rows, cols, data })
     }
 

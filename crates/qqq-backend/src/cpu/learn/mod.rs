@@ -36,6 +36,12 @@ impl<T> CpuLearner<T> {
     }
 }
 
+impl<T> Default for CpuLearner<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T: Real> Learn for CpuLearner<T> {
     type Array = Array<T>;
 

@@ -475,7 +475,7 @@ impl Calibrate for CudaBackend {
         self.learner().of_tensor(x)
     }
 
-    fn from_array(&self, x: CudaMatrix) -> Result<CudaTensor> {
+    fn tensor_of(&self, x: CudaMatrix) -> Result<CudaTensor> {
         Ok(CudaLearner::into_tensor(x))
     }
 

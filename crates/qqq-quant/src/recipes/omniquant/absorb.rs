@@ -161,7 +161,7 @@ impl<B: Calibrate> BlockLearning<'_, B> {
                 so_far.iter_mut().zip(largest).for_each(|(most, x)| *most = most.max(x));
             }
             seen.power += ops.squared_distance(&trace.out, None)?;
-            window.flow.residual = b.from_array(trace.out)?;
+            window.flow.residual = b.tensor_of(trace.out)?;
             on_window()?;
         }
         Ok(seen)
