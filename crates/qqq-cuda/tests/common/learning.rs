@@ -272,13 +272,20 @@ impl<O: Learn> Both<'_, O> {
         values[..k].fill(0.0);
         values[3 * k..3 * k + grid.group].fill(0.0);
         let mut factors = positive(30, k);
-        // Largest and least weights that come again, with their scales: the first counts, whichever threads see them.
+        let mut strengths: Vec<f32> = (0..2 * groups).map(|i| uniform(29, i) * 7.0 - 2.0).collect();
+        // Largest and least weights that come again, scaled too: the first counts, whichever threads see them. In one row the upper
+        // side reaches further, in another one the lower.
         for at in [1, 31, 33, 257].into_iter().filter(|at| at + 7 < k) {
-            (values[4 * k + at], values[4 * k + at + 6]) = (25.0, -25.0);
-            (factors[at], factors[at + 6]) = (factors[1], factors[7]);
+            for row in [4, 5] {
+                (values[row * k + at], values[row * k + at + 6]) = (25.0, -25.0);
+            }
+            (factors[at], factors[at + 6]) = (9.0, 9.0);
+        }
+        for group in 4 * groups / n..6 * groups / n {
+            let upper = group < 5 * groups / n;
+            (strengths[group], strengths[groups + group]) = if upper { (3.0, -1.0) } else { (-1.0, 3.0) };
         }
         let w = self.pair(n, k, &values)?;
-        let strengths: Vec<f32> = (0..2 * groups).map(|i| uniform(29, i) * 7.0 - 2.0).collect();
         let clip = self.pair(2, groups, &strengths)?;
         let (s, dw) = (self.pair(1, k, &factors)?, self.random(31, n, k)?);
         for scales in [None, Some(&s)] {

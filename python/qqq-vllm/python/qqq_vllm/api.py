@@ -19,7 +19,7 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
         "VllmConfig": (),
         "get_current_vllm_config": (),
     },
-    "vllm.distributed": {"get_tensor_model_parallel_rank": ()},
+    "vllm.distributed.parallel_state": {"get_tensor_model_parallel_rank": ()},
     "vllm.logger": {"init_logger": ("name",)},
     "vllm.model_executor.layers.activation": {"SiluAndMul.forward_native": ("x",)},
     "vllm.model_executor.layers.linear": {

@@ -2,7 +2,7 @@
 
 import torch
 from torch.nn import Parameter
-from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
 from qqq_vllm.linear import QQQLinearMethod
 
