@@ -56,6 +56,11 @@ struct DeviceParser {
     gpus: bool,
 }
 
+/// Takes the names of devices that a model runs on.
+pub fn parser() -> impl TypedValueParser<Value = Choice> {
+    DeviceParser { gpus: true }
+}
+
 /// What other tools call GPUs.
 const GPUS: [&str; 10] = ["cuda", "gpu", "rocm", "hip", "mps", "metal", "vulkan", "xpu", "tpu", "npu"];
 

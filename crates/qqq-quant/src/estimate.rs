@@ -2,10 +2,13 @@
 //!
 //! [`work`](crate::work) turns amounts into time left, by what each kind is seen to take.
 
+mod stages;
+
 use qqq_backend::{HeadLayout, InputKind, Pieces, solve::Scheme};
 use qqq_formats::{Activations, ModelConfig};
 use qqq_model::{Site, block::head_layout};
 
+pub(crate) use self::stages::StageEstimate;
 use crate::{
     Propagation, Recipe, Schemes, Transform, ValueHessian, calibration::Source, held_out::HeldText,
     recipes::omniquant, run::head_rows, trial::Slowness,
@@ -460,114 +463,5 @@ fn solve(n: f64, k: f64, solving: Solving, cost: f64, move_second: f64) -> f64 {
     operations * cost
 }
 
-/// Calibration stages of a block of quantized layers, named for the layer whose input they make.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StageEstimate {
-    pub qkv: Units,
-    /// The input of v, averaged by attention.
-    pub attended: Units,
-    pub o: Units,
-    pub gate_up: Units,
-    pub down: Units,
-    /// The states after the block.
-    pub finish: Units,
-    /// What the float model's inputs deviate, by site.
-    deviations: [Units; 4],
-}
-
-impl StageEstimate {
-    /// From amounts in the order of the fields.
-    fn new([qkv, attended, o, gate_up, down, finish]: [f64; 6]) -> Self {
-        Self {
-            qkv: Units::new(Kind::Qkv, qkv),
-            attended: Units::new(Kind::Attended, attended),
-            o: Units::new(Kind::O, o),
-            gate_up: Units::new(Kind::GateUp, gate_up),
-            down: Units::new(Kind::Down, down),
-            finish: Units::new(Kind::Finish, finish),
-            deviations: [Units::new(Kind::Deviations, 0.0); 4],
-        }
-    }
-
-    /// With those for the deviations at each site.
-    fn with_deviations(self, amounts: [f64; 4]) -> Self {
-        Self { deviations: amounts.map(|amount| Units::new(Kind::Deviations, amount)), ..self }
-    }
-
-    /// Taking the float model to a site's input, and the sums of what that deviates.
-    pub fn deviations(&self, site: Site) -> Units {
-        self.deviations[site as usize]
-    }
-
-    /// The stage that makes a site's input.
-    pub fn site(&self, site: Site) -> Units {
-        match site {
-            Site::Qkv => self.qkv,
-            Site::O => self.o,
-            Site::GateUp => self.gate_up,
-            Site::Down => self.down,
-        }
-    }
-
-    fn all(&self) -> [Units; 6] {
-        [self.qkv, self.attended, self.o, self.gate_up, self.down, self.finish]
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::shapes;
-    use qqq_backend::{Calibrate, CpuBackend};
-
-    fn estimated(config: &ModelConfig, recipe: &Recipe, slowness: &Slowness, pieces: Pieces) -> Estimate {
-        let schemes = Schemes::of(config, recipe).unwrap();
-        Estimate::new(config, recipe, &schemes, HeldText::default(), &Source::BuiltIn, slowness, pieces)
-    }
-
-    /// Whole runs on the machine of the rates.
-    #[test]
-    fn runs_take_what_is_expected() {
-        let slowness = Slowness::of_host(1.0, 1.0, 1.0);
-        for (config, seconds) in [(shapes::smollm2(), 70.0), (shapes::llama_7b(2), 233.0)] {
-            let recipe = Recipe { transform: Transform::Rotate, error_correction: 0.0, ..Recipe::DEFAULT };
-            let estimate = estimated(&config, &recipe, &slowness, CpuBackend::PIECES);
-            let expected: f64 = estimate.plan(config.num_layers).iter().sum();
-            assert!((0.8..1.25).contains(&(expected / seconds)), "{expected} instead of {seconds}");
-        }
-    }
-
-    #[test]
-    fn a_device_searches_whatever_the_host_does() {
-        let recipe = Recipe { transform: Transform::Smooth, error_correction: 0.0, ..Recipe::DEFAULT };
-        let seconds = |moves, on_host| {
-            let pieces = Pieces { on_host, ..CpuBackend::PIECES };
-            let slowness = Slowness { moves, ..Slowness::of_host(1e-3, 1e-3, 1e-3) };
-            estimated(&shapes::llama_7b(2), &recipe, &slowness, pieces).smooth_site.amount
-        };
-        assert_eq!(seconds(1.0, false), seconds(5.0, false));
-        assert!(seconds(1.0, false) < 0.5 * seconds(1.0, true), "{}", seconds(1.0, false));
-        assert!(seconds(5.0, true) > seconds(1.0, true));
-    }
-
-    #[test]
-    fn a_slower_machine_takes_longer() {
-        let seconds = |slowness| {
-            let config = shapes::wide();
-            let recipe = Recipe { transform: Transform::Rotate, error_correction: 0.0, ..Recipe::DEFAULT };
-            let estimate = estimated(&config, &recipe, &slowness, CpuBackend::PIECES);
-            estimate.plan(config.num_layers).iter().sum::<f64>()
-        };
-        let usual = seconds(Slowness::of_host(1.0, 1.0, 1.0));
-        let slow = seconds(Slowness::of_host(2.0, 2.0, 2.0));
-        // What opens and reads texts is not tried.
-        assert!((slow - 2.0 * usual).abs() < 1.0, "{slow} {usual}");
-        for slowness in [
-            Slowness::of_host(2.0, 1.0, 1.0),
-            Slowness::of_host(1.0, 2.0, 1.0),
-            Slowness::of_host(1.0, 1.0, 2.0),
-        ] {
-            assert!((1.05 * usual..slow).contains(&seconds(slowness)), "{slowness:?}");
-        }
-    }
-}
+mod tests;

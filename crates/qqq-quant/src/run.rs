@@ -9,18 +9,17 @@ mod layers;
 mod learned;
 mod replay;
 mod simulated;
+mod solving;
+mod transformed;
 
-use std::{ops::Range, sync::Arc, thread::Scope, time::Instant};
+use std::{sync::Arc, thread::Scope, time::Instant};
 
-use qqq_backend::{
-    Calibrate, InputKind,
-    solve::{Correction, Scheme},
-};
+use qqq_backend::{Calibrate, InputKind};
 use qqq_formats::{Checkpoint, QuantizedWeight};
 use qqq_model::{
     Block, BlockNorms, Site,
     block::{Layer, head_layout},
-    memory, names,
+    memory,
 };
 
 use self::layers::input_of;
@@ -30,24 +29,20 @@ pub(crate) use self::{
 };
 
 use crate::{
-    BudgetReport, Clip, Precision, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
+    BudgetReport, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
-    float_linear::{FloatLinear, StoredLayer, StoredLayers, module, on_device, read_block},
+    float_linear::{FloatLinear, StoredLayer, StoredLayers, module},
     float_stream::FloatStream,
     half_type::HalfType,
     held_out::HeldOut,
-    moments::{Moments, Sums},
+    moments::Sums,
     output::OutputCheckpoint,
-    recipes::BlockChange,
-    report::{LayerReport, LearnReport, SmoothReport, Timings, modules},
+    report::{LayerReport, LearnReport, SmoothReport, Timings},
     rotations::DeviceRotations,
-    smooth::SearchOptions,
-    smooth_sites::SmoothContext,
-    solve::{ScaleDType, SolveOptions, round_on, solve_corrected_on},
+    solve::ScaleDType,
     transform_choice::TransformReport,
-    value_hessian::value_moments,
     windows::{Surroundings, Window, Windows},
     work::Work,
 };
@@ -157,75 +152,6 @@ impl<'a, B: Calibrate> Run<'a, B> {
         let label = self.label(index, what);
         log_memory(&label);
         self.work.begin(units, label)
-    }
-
-    /// A block with the recipe's transformation.
-    ///
-    /// # Errors
-    /// Those of reading it and of the search for scales of channels.
-    pub fn transformed_block(
-        &mut self,
-        index: usize,
-        windows: &Windows<'_, B>,
-    ) -> Result<FloatLayers<'a, B>> {
-        let clock = Instant::now();
-        if self.recipe.transform.reads_windows() {
-            let layers = self.changed_block(index, windows)?;
-            self.timings.transform += clock.elapsed().as_secs_f64();
-            return Ok(layers);
-        }
-        if self.recipe.learns() {
-            let layers = self.learned_block(index, windows)?;
-            self.timings.transform += clock.elapsed().as_secs_f64();
-            return Ok(layers);
-        }
-        let label = self.label(index, "smoothing");
-        let layers = match &mut self.smoothing_window {
-            None => FloatLayers::stored(self.checkpoint, index, self.half, self.rotations.clone())?,
-            Some(window) => {
-                let b = self.around.backend;
-                let mut block = match self.block_ahead.take() {
-                    Some((read, layers)) if read == index => on_device(b, self.checkpoint, index, layers?)?,
-                    _ => read_block(b, self.checkpoint, index)?,
-                };
-                let context = SmoothContext {
-                    around: self.around,
-                    schemes: self.schemes.block(index),
-                    half: self.half,
-                    options: SearchOptions::default(),
-                };
-                let (work, units) = (&mut self.work, self.estimate.smooth_site);
-                let mut on_site = || {
-                    log_memory(&label);
-                    work.begin(units, label.as_str())
-                };
-                let mut workshop = self.around.workshop(self.recipe.calibration.smooth_tokens)?;
-                let reports = context.smooth_block(index, &mut block, window, &mut workshop, &mut on_site)?;
-                window.flow.shed(b)?;
-                self.smoothing.extend(reports);
-                FloatLayers::held(block, self.half)
-            }
-        };
-        self.timings.transform += clock.elapsed().as_secs_f64();
-        Ok(layers)
-    }
-
-    /// A block changed by what all calibration windows, which are those of the float model, have at its sites.
-    fn changed_block(&mut self, index: usize, windows: &Windows<'_, B>) -> Result<FloatLayers<'a, B>> {
-        let label = self.label(index, "searching scales");
-        let (around, half) = (self.around, self.half);
-        let mut block = read_block(around.backend, self.checkpoint, index)?;
-        let change = BlockChange { around, recipe: self.recipe, schemes: self.schemes.block(index), half };
-        let (work, units) = (&mut self.work, self.estimate.smooth_site);
-        let mut on_site = || {
-            log_memory(&label);
-            work.begin(units, label.as_str())
-        };
-        let mut workshop = around.workshop(self.recipe.calibration.window)?;
-        let mut copies = windows.copies()?;
-        let reports = change.apply(index, &mut block, &mut copies, &mut workshop, &mut on_site)?;
-        self.smoothing.extend(reports);
-        Ok(FloatLayers::held(block, half))
     }
 
     /// A layer of a block.
@@ -468,33 +394,6 @@ impl<'a, B: Calibrate> Run<'a, B> {
         Ok(())
     }
 
-    /// Solves a site's layer. Where v has a Hessian of its own, `averages` gives it, once q and k are solved.
-    fn solve_site(
-        &mut self,
-        index: usize,
-        site: Site,
-        scheme: Scheme,
-        layer: &FloatLinear<B>,
-        inputs: &Moments<B>,
-        averages: impl FnOnce(&mut Self, &QuantizedWeight) -> Result<Sums<B>>,
-    ) -> Result<QuantizedWeight> {
-        let first_v = self.queries_and_keys();
-        if site == Site::Qkv && self.recipe.clip == Clip::GroupOutput {
-            // Theirs are not clipped.
-            let qk = self.solve(index, modules::QK, scheme, layer, 0..first_v, Some(inputs))?;
-            let v = self.solve(index, modules::V, scheme, layer, first_v..layer.n, Some(inputs))?;
-            return join(&qk, &v);
-        }
-        if site != Site::Qkv || !self.attends() {
-            return self.solve(index, module(site), scheme, layer, 0..layer.n, Some(inputs));
-        }
-        let qk = self.solve(index, modules::QK, scheme, layer, 0..first_v, Some(inputs))?;
-        let averages = averages(self, &qk)?;
-        let moments = value_moments(self.around.backend, averages, inputs)?;
-        let v = self.solve(index, modules::V, scheme, layer, first_v..layer.n, Some(&moments))?;
-        join(&qk, &v)
-    }
-
     /// Whether v has a Hessian of its own.
     pub fn attends(&self) -> bool {
         self.recipe.value_hessian == ValueHessian::Attention
@@ -521,91 +420,12 @@ impl<'a, B: Calibrate> Run<'a, B> {
         Ok(result)
     }
 
-    /// Solves output channels of a layer, or of several that share their input, for the moments of that, or without them.
-    ///
-    /// # Errors
-    /// Weights that cannot be quantized, a Hessian that cannot be factorised; those of the backend.
-    pub fn solve(
-        &mut self,
-        index: usize,
-        module: &str,
-        scheme: Scheme,
-        layer: &FloatLinear<B>,
-        rows: Range<usize>,
-        moments: Option<&Moments<B>>,
-    ) -> Result<QuantizedWeight> {
-        let clock = Instant::now();
-        let (n, k) = (rows.len(), layer.k);
-        self.begin(index, self.estimate.solve(n, k), &format!("solving {module}"))?;
-        let name = names::linear(index, module);
-        let mut options = self.solve_options(scheme);
-        if (self.recipe.clip, module) == (Clip::GroupOutput, modules::QK) {
-            options.clip = Clip::None;
-        }
-        let hessian = moments.map(|moments| &moments.hessian);
-        let groups = k / scheme.group_size.unwrap_or(k);
-        let given = layer.scales.as_deref().map(|scales| &scales[rows.start * groups..rows.end * groups]);
-        let deviation = moments.and_then(|moments| moments.deviation.as_ref());
-        let strength = self.recipe.error_correction;
-        let correction = deviation.map(|deviation| Correction { deviation, strength });
-        let backend = self.around.backend;
-        let weights = &layer.weights;
-        let solved = match given {
-            Some(scales) => round_on(backend, &name, weights, rows, k, hessian, scales, &options),
-            None => solve_corrected_on(backend, &name, weights, rows, k, hessian, correction, &options),
-        }?;
-        self.warn_of_damping(&name, solved.damping);
-        self.layers.push(LayerReport {
-            name,
-            precision: Some(Precision::of(Some(scheme))),
-            out_features: n,
-            in_features: k,
-            loss_nearest: solved.loss_nearest,
-            loss: solved.loss,
-            damping: solved.damping,
-            dead_channels: solved.dead_channels,
-            stored_bits: None,
-            scale_range: scale_range(solved.weight.channel_scales()),
-        });
-        self.timings.solve += clock.elapsed().as_secs_f64();
-        Ok(solved.weight)
-    }
-
-    /// How layers that become such ones are solved.
-    fn solve_options(&self, scheme: Scheme) -> SolveOptions {
-        SolveOptions {
-            bits: scheme.bits,
-            activations: scheme.activations,
-            group_size: scheme.group_size,
-            group_scales: self.recipe.group_scales,
-            compensate: self.recipe.compensate,
-            clip: self.recipe.clip,
-            act_order: self.recipe.act_order,
-            damping: self.recipe.damping,
-            scale_dtype: self.scale_dtype,
-        }
-    }
-
-    fn warn_of_damping(&mut self, layer: &str, needed: f64) {
-        let asked = self.recipe.damping;
-        if needed > asked * 1.000_001 {
-            self.work.warn(format!(
-                "{layer}: the Hessian is not positive definite at damping {asked}; {needed} was used"
-            ));
-        }
-    }
-
     /// The share of a block's weights that a layer has.
     fn share(&self, site: Site) -> f64 {
         let config = &self.checkpoint.config;
         let weights = |site: Site| (site.out_features(config) * site.in_features(config)) as f64;
         weights(site) / Site::ALL.map(weights).iter().sum::<f64>()
     }
-}
-
-/// Smallest and largest of the scales.
-fn scale_range(scales: &[f32]) -> (f32, f32) {
-    scales.iter().fold((f32::INFINITY, 0.0), |(low, high), &s| (low.min(s), high.max(s)))
 }
 
 /// Tells the log what memory is used as something begins.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use qqq_backend::CpuBackend;
+use qqq_cuda::CudaOptions;
 use qqq_eval::{KldReport, Text, WindowOptions, kl_divergence};
 use qqq_formats::{Checkpoint, Int4Checkpoint, foreign::Method};
 use qqq_model::{ChatTemplate, Decoder, TextOptions, TextReader, Tokenizer, text::TextFormat};
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     console::Console,
+    device::{self, Choice, Place, on_chosen},
     errors::{InterruptedWithResult, bad_input_hint},
     files::Reserved,
     format,
@@ -54,7 +55,7 @@ pub struct ConvertArgs {
     #[arg(long, value_enum, default_value_t = Target::W4a8)]
     to: Target,
     /// Say how far int8 activations move the model, when it is done: KL divergence and perplexity on this text, against the
-    /// same weights with float activations. On the CPU; the float weights take 4 bytes each in memory
+    /// same weights with float activations. The float weights take 4 bytes each in the host's memory
     #[arg(long, value_name = "FILE", help_heading = "Check")]
     check: Option<PathBuf>,
     /// Tokens of a window of the text
@@ -65,6 +66,11 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "N", default_value = "16", allow_negative_numbers = true,
         value_parser = numbers::limit, requires = "check", help_heading = "Check")]
     limit: usize,
+    /// Where to compute the check: cpu, cuda (the first GPU), cuda:N (GPU number N), or auto: a GPU if there is one that can, else
+    /// the CPU
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device::parser(), requires = "check",
+        help_heading = "Check")]
+    device: Choice,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -144,11 +150,17 @@ impl ConvertArgs {
         options: &WindowOptions,
         console: &Console,
     ) -> anyhow::Result<KldReport> {
-        let baseline = Decoder::load(CpuBackend::new(), &float_form(source)?)?;
-        let model = Decoder::load(CpuBackend::new(), &Checkpoint::open(&self.output)?)?;
-        let report = scored(console, "checking", |progress| {
-            kl_divergence(&baseline, &model, tokens, options, progress)
-        })?;
+        let (float, output) = (float_form(source)?, Checkpoint::open(&self.output)?);
+        let report = on_chosen!(device::choose_for(self.device, &output)?, |place| {
+            let load = |checkpoint| {
+                let backend = place.backend_with(checkpoint, CudaOptions::default())?;
+                anyhow::Ok(Decoder::load(backend, checkpoint)?)
+            };
+            let (baseline, model) = (load(&float)?, load(&output)?);
+            scored(console, "checking", |progress| {
+                kl_divergence(&baseline, &model, tokens, options, progress)
+            })?
+        });
         Ok(report)
     }
 }

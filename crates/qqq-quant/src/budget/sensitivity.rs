@@ -39,8 +39,11 @@ use crate::{
     windows::{BlockSums, Surroundings, Window, Windows},
 };
 
-/// Tokens that walk through the model, at most: as many of each window.
+/// Tokens that walk through the model on a CPU, at most: as many of each window. On two cores they take most of an hour for a
+/// model of 135M weights.
 const TOKENS: usize = 512;
+/// The same on a device with memory of its own, where they take seconds.
+const DEVICE_TOKENS: usize = 8192;
 /// What an allocator has not given back of what copies take.
 const RETAINED: f64 = 1.1;
 
@@ -109,7 +112,7 @@ pub(super) fn measure_in<B: Calibrate>(
                 false => begun.plan.memory.bytes,
             };
             let host = begun.plan.memory.bytes;
-            let mut pass = Pass::new(begun, compared, sizes, &state)?;
+            let mut pass = Pass::new(begun, compared, sizes, &state, room)?;
             let range = pass.group(next, need, room)?;
             if next == 0 {
                 let need = need + pass.bytes(range.clone());
@@ -152,6 +155,16 @@ pub(super) struct Room {
     pub free: Option<u64>,
 }
 
+impl Room {
+    /// Tokens that walk through the model, at most: of the copies of a block no more than an eighth of a device's memory.
+    fn tokens(self, sizes: &Sizes, hidden: usize) -> usize {
+        let Some(free) = self.free.filter(|_| self.on_device) else { return TOKENS };
+        let candidates: usize = Site::ALL.iter().map(|site| sizes.schemes(*site).len()).sum();
+        let fit = free / 8 / (4 * hidden * candidates).max(1) as u64;
+        (fit as usize).clamp(TOKENS, DEVICE_TOKENS)
+    }
+}
+
 /// A pass through the blocks.
 struct Pass<'p, 'a, B: Calibrate> {
     run: Run<'a, B>,
@@ -169,7 +182,13 @@ struct Pass<'p, 'a, B: Calibrate> {
 }
 
 impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
-    fn new(begun: Begun<'a, B>, compared: usize, sizes: &'p Sizes, state: &'p State) -> Result<Self> {
+    fn new(
+        begun: Begun<'a, B>,
+        compared: usize,
+        sizes: &'p Sizes,
+        state: &'p State,
+        room: Room,
+    ) -> Result<Self> {
         let Begun { mut run, writer, mut live, .. } = begun;
         let Surroundings { backend: b, config, .. } = run.around;
         let Some(held) = run.held_out.take() else {
@@ -183,7 +202,7 @@ impl<'p, 'a, B: Calibrate> Pass<'p, 'a, B> {
         let all: usize = tokens.iter().map(Vec::len).sum();
         let on_compared_text = tokens.len() <= compared;
         let skipped = if on_compared_text { 0 } else { compared };
-        let each = (TOKENS / (tokens.len() - skipped)).max(2);
+        let each = (room.tokens(sizes, config.hidden_size) / (tokens.len() - skipped)).max(2);
         let mut cut = (Vec::new(), Vec::new());
         for (mut tokens, window) in tokens.into_iter().zip(windows).skip(skipped) {
             tokens.truncate(each);

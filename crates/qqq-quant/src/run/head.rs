@@ -6,7 +6,7 @@ use qqq_backend::{Calibrate, InputKind};
 use qqq_formats::{ModelConfig, QuantizedWeight};
 use qqq_model::{Site, final_norm_of, names};
 
-use super::{Run, log_memory, scale_range};
+use super::{Run, log_memory, solving::scale_range};
 use crate::{
     Precision, QuantError, Result, Schemes,
     output::OutputCheckpoint,

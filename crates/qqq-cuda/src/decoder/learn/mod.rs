@@ -7,6 +7,7 @@ mod attention;
 mod device;
 pub mod kernels;
 pub mod parameters;
+mod parts;
 pub mod products;
 mod weights;
 
@@ -19,18 +20,15 @@ use qqq_backend::learn::{
 use qqq_backend::{AttentionKind, BackendError, Gate, HeadLayout, Result};
 
 pub use self::device::{CudaMemory, LearnDevice};
-use self::kernels::{LearnKernel as Kernel, PRODUCT_ROWS, product_pieces};
+use self::kernels::LearnKernel as Kernel;
 use self::parameters::{
-    AdamParameters, ColumnProductParameters, ColumnTotalParameters, DifferenceParameters,
-    LearnGateParameters, LearnInt8Parameters, LearnNormParameters, QuotientParameters, RepeatParameters,
-    TurnParameters,
+    AdamParameters, LearnGateParameters, LearnInt8Parameters, QuotientParameters, TurnParameters,
 };
-use self::products::{Factors, Multiplication, Part};
-use super::calibrate::parameters::{DistanceParameters, FloatsParameters, RangeParameters};
+use super::calibrate::parameters::{DistanceParameters, RangeParameters};
 use super::memory::CudaTensor;
 use super::steps::{AddParameters, value_type};
 use super::{CudaBackend, cached};
-use crate::{CudaError, DType};
+use crate::DType;
 
 /// A matrix on a device: float32, row-major.
 #[derive(Debug)]
@@ -85,156 +83,6 @@ fn has<M>(x: &DeviceMatrix<M>, columns: &Range<usize>) -> Result<()> {
     }
 }
 
-impl<D: LearnDevice> DeviceLearner<D> {
-    /// On a device.
-    pub fn new(device: D) -> Self {
-        Self { device }
-    }
-
-    /// Room for a matrix.
-    fn matrix(&self, rows: usize, cols: usize) -> crate::Result<DeviceMatrix<D::Memory>> {
-        if rows.max(cols) > i32::MAX as usize {
-            return Err(CudaError::Shape(format!("a matrix of {rows} x {cols}: too large for the kernels")));
-        }
-        let (memory, address) = self.device.room(4 * rows * cols)?;
-        Ok(DeviceMatrix { rows, cols, memory, address })
-    }
-
-    /// Values of a type at an address as float32, times a factor a column if there is an address of these.
-    fn floats(
-        &self,
-        (x, dtype): (u64, DType),
-        factors: u64,
-        out: &DeviceMatrix<D::Memory>,
-    ) -> crate::Result<()> {
-        let parameters = FloatsParameters {
-            x,
-            factors,
-            out: out.at(0),
-            count: out.len() as i64,
-            columns: out.cols.max(1) as i32,
-            value_type: value_type(dtype)?,
-        };
-        // SAFETY: the callers give as many values, and factors of all columns.
-        unsafe { self.device.launch(Kernel::Floats, out.len(), parameters) }
-    }
-
-    /// `factor (a - b)`, or `factor a`.
-    fn scaled_difference(
-        &self,
-        a: &DeviceMatrix<D::Memory>,
-        b: Option<&DeviceMatrix<D::Memory>>,
-        factor: f64,
-    ) -> Result<DeviceMatrix<D::Memory>> {
-        b.map_or(Ok(()), |b| alike(a, b))?;
-        let out = self.matrix(a.rows, a.cols)?;
-        let parameters = DifferenceParameters {
-            a: a.at(0),
-            b: b.map_or(0, |b| b.at(0)),
-            out: out.at(0),
-            count: a.len() as i64,
-            factor: factor as f32,
-        };
-        // SAFETY: all have this size.
-        unsafe { self.device.launch(Kernel::Difference, a.len(), parameters) }?;
-        Ok(out)
-    }
-
-    /// Norms of parts of rows as wide as `weight`, from `x` to `out`, or gradients by `x` from `dy`.
-    ///
-    /// # Safety
-    /// `out` and `dy`, if there is one, must be device memory of the size of `x`.
-    unsafe fn norms(
-        &self,
-        x: &DeviceMatrix<D::Memory>,
-        (dy, out): (Option<u64>, u64),
-        columns: Range<usize>,
-        weight: &DeviceMatrix<D::Memory>,
-        eps: f64,
-    ) -> Result<()> {
-        let width = weight.cols;
-        has(x, &columns)?;
-        if weight.rows != 1 || width == 0 || !columns.len().is_multiple_of(width) {
-            return Err(BackendError::Shape(format!("norms of {width} channels of columns {columns:?}")));
-        }
-        let segments = columns.len() / width;
-        let parameters = LearnNormParameters {
-            x: x.at(0),
-            dy: dy.unwrap_or(0),
-            weight: weight.at(0),
-            out,
-            count: (x.rows * segments) as i64,
-            pitch: x.cols as i32,
-            first: columns.start as i32,
-            segments: segments as i32,
-            width: width as i32,
-            epsilon: eps as f32,
-        };
-        let kernel = Kernel::Norm { heads: width < x.cols, back: dy.is_some() };
-        // SAFETY: the columns are there; the caller's promise.
-        Ok(unsafe { self.device.launch(kernel, x.rows * segments, parameters) }?)
-    }
-
-    /// Adds up `a b` over rows, for columns from `first` on: to `out`, or, divided by `divisors`, taken from it.
-    fn column_sums(
-        &self,
-        (a, b): (&DeviceMatrix<D::Memory>, &DeviceMatrix<D::Memory>),
-        first: usize,
-        divisors: Option<&DeviceMatrix<D::Memory>>,
-        out: &DeviceMatrix<D::Memory>,
-    ) -> Result<()> {
-        let columns = out.cols;
-        alike(a, b)?;
-        has(a, &(first..first + columns))?;
-        expect(divisors.unwrap_or(out), (1, columns), "divisors of columns")?;
-        let chunks = a.rows.div_ceil(PRODUCT_ROWS);
-        let parts = self.matrix(chunks, columns)?;
-        let products = ColumnProductParameters {
-            a: a.at(0),
-            b: b.at(0),
-            out: parts.at(0),
-            rows: a.rows as i32,
-            pitch: a.cols as i32,
-            first: first as i32,
-            columns: columns as i32,
-        };
-        let totals = ColumnTotalParameters {
-            parts: parts.at(0),
-            divisors: divisors.map_or(0, |s| s.at(0)),
-            out: out.at(0),
-            chunks: chunks as i32,
-            columns: columns as i32,
-        };
-        // SAFETY: all have these sizes.
-        unsafe {
-            self.device.launch(Kernel::ColumnProducts, product_pieces(a.rows, columns), products)?;
-            self.device.launch(Kernel::ColumnTotals, columns, totals)?;
-        }
-        Ok(())
-    }
-
-    /// What channels of values have for those of attention's output, or the sums back.
-    fn over_heads(
-        &self,
-        kernel: Kernel,
-        x: &DeviceMatrix<D::Memory>,
-        heads: HeadLayout,
-        columns: usize,
-    ) -> Result<DeviceMatrix<D::Memory>> {
-        let out = self.matrix(1, columns)?;
-        let parameters = RepeatParameters {
-            x: x.at(0),
-            out: out.at(0),
-            columns: columns as i32,
-            width: heads.head_dim as i32,
-            each: (heads.num_heads / heads.num_kv_heads) as i32,
-        };
-        // SAFETY: the callers give as many channels as the heads have.
-        unsafe { self.device.launch(kernel, columns, parameters) }?;
-        Ok(out)
-    }
-}
-
 impl CudaLearner {
     /// The values of a tensor.
     pub(super) fn of_tensor(&self, x: &CudaTensor) -> Result<CudaMatrix> {
@@ -283,24 +131,7 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         w: &DeviceMatrix<D::Memory>,
         bias: Option<&DeviceMatrix<D::Memory>>,
     ) -> Result<DeviceMatrix<D::Memory>> {
-        expect(x, (x.rows, w.cols), "inputs of a layer")?;
-        bias.map_or(Ok(()), |bias| expect(bias, (1, w.rows), "a bias"))?;
-        let out = self.matrix(x.rows, w.rows)?;
-        let of = Multiplication {
-            m: x.rows,
-            n: w.rows,
-            k: w.cols,
-            a: Part::new(x.at(0), x.cols),
-            b: Part::transposed(w.at(0), w.cols),
-            out: Part::new(out.at(0), out.cols),
-            alpha: 1.0,
-            beta: 0.0,
-            bias: bias.map_or(0, |bias| bias.at(0)),
-            factors: Factors::Exact,
-        };
-        // SAFETY: the matrices have these shapes.
-        unsafe { self.device.multiply(&of) }?;
-        Ok(out)
+        self.layer_product(x, w, bias)
     }
 
     fn product_back_x(
@@ -308,23 +139,7 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         dy: &DeviceMatrix<D::Memory>,
         w: &DeviceMatrix<D::Memory>,
     ) -> Result<DeviceMatrix<D::Memory>> {
-        expect(dy, (dy.rows, w.rows), "gradients by a layer's output")?;
-        let out = self.matrix(dy.rows, w.cols)?;
-        let of = Multiplication {
-            m: dy.rows,
-            n: w.cols,
-            k: w.rows,
-            a: Part::new(dy.at(0), dy.cols),
-            b: Part::new(w.at(0), w.cols),
-            out: Part::new(out.at(0), out.cols),
-            alpha: 1.0,
-            beta: 0.0,
-            bias: 0,
-            factors: Factors::Rounded,
-        };
-        // SAFETY: the matrices have these shapes.
-        unsafe { self.device.multiply(&of) }?;
-        Ok(out)
+        self.input_gradients(dy, w)
     }
 
     fn product_back_w(
@@ -332,23 +147,7 @@ impl<D: LearnDevice> Learn for DeviceLearner<D> {
         dy: &DeviceMatrix<D::Memory>,
         x: &DeviceMatrix<D::Memory>,
     ) -> Result<DeviceMatrix<D::Memory>> {
-        expect(dy, (x.rows, dy.cols), "gradients by a layer's output")?;
-        let out = self.matrix(dy.cols, x.cols)?;
-        let of = Multiplication {
-            m: dy.cols,
-            n: x.cols,
-            k: x.rows,
-            a: Part::transposed(dy.at(0), dy.cols),
-            b: Part::new(x.at(0), x.cols),
-            out: Part::new(out.at(0), out.cols),
-            alpha: 1.0,
-            beta: 0.0,
-            bias: 0,
-            factors: Factors::Rounded,
-        };
-        // SAFETY: the matrices have these shapes.
-        unsafe { self.device.multiply(&of) }?;
-        Ok(out)
+        self.layer_gradients(dy, x)
     }
 
     fn norm(

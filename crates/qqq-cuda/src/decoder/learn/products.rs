@@ -1,5 +1,8 @@
 //! Products of float32 matrices by cuBLASLt.
 
+use qqq_backend::Result;
+
+use super::{DeviceLearner, DeviceMatrix, LearnDevice, expect};
 use crate::decoder::blas::{Matrix, Number, Operands, Product};
 
 /// How float32 factors are multiplied. Sums are float32.
@@ -154,5 +157,81 @@ mod tests {
                 }
             }
         }
+    }
+}
+
+impl<D: LearnDevice> DeviceLearner<D> {
+    pub(super) fn layer_product(
+        &self,
+        x: &DeviceMatrix<D::Memory>,
+        w: &DeviceMatrix<D::Memory>,
+        bias: Option<&DeviceMatrix<D::Memory>>,
+    ) -> Result<DeviceMatrix<D::Memory>> {
+        expect(x, (x.rows, w.cols), "inputs of a layer")?;
+        bias.map_or(Ok(()), |bias| expect(bias, (1, w.rows), "a bias"))?;
+        let out = self.matrix(x.rows, w.rows)?;
+        let of = Multiplication {
+            m: x.rows,
+            n: w.rows,
+            k: w.cols,
+            a: Part::new(x.at(0), x.cols),
+            b: Part::transposed(w.at(0), w.cols),
+            out: Part::new(out.at(0), out.cols),
+            alpha: 1.0,
+            beta: 0.0,
+            bias: bias.map_or(0, |bias| bias.at(0)),
+            factors: Factors::Exact,
+        };
+        // SAFETY: the matrices have these shapes.
+        unsafe { self.device.multiply(&of) }?;
+        Ok(out)
+    }
+
+    pub(super) fn input_gradients(
+        &self,
+        dy: &DeviceMatrix<D::Memory>,
+        w: &DeviceMatrix<D::Memory>,
+    ) -> Result<DeviceMatrix<D::Memory>> {
+        expect(dy, (dy.rows, w.rows), "gradients by a layer's output")?;
+        let out = self.matrix(dy.rows, w.cols)?;
+        let of = Multiplication {
+            m: dy.rows,
+            n: w.cols,
+            k: w.rows,
+            a: Part::new(dy.at(0), dy.cols),
+            b: Part::new(w.at(0), w.cols),
+            out: Part::new(out.at(0), out.cols),
+            alpha: 1.0,
+            beta: 0.0,
+            bias: 0,
+            factors: Factors::Rounded,
+        };
+        // SAFETY: the matrices have these shapes.
+        unsafe { self.device.multiply(&of) }?;
+        Ok(out)
+    }
+
+    pub(super) fn layer_gradients(
+        &self,
+        dy: &DeviceMatrix<D::Memory>,
+        x: &DeviceMatrix<D::Memory>,
+    ) -> Result<DeviceMatrix<D::Memory>> {
+        expect(dy, (x.rows, dy.cols), "gradients by a layer's output")?;
+        let out = self.matrix(dy.cols, x.cols)?;
+        let of = Multiplication {
+            m: dy.cols,
+            n: x.cols,
+            k: x.rows,
+            a: Part::transposed(dy.at(0), dy.cols),
+            b: Part::new(x.at(0), x.cols),
+            out: Part::new(out.at(0), out.cols),
+            alpha: 1.0,
+            beta: 0.0,
+            bias: 0,
+            factors: Factors::Rounded,
+        };
+        // SAFETY: the matrices have these shapes.
+        unsafe { self.device.multiply(&of) }?;
+        Ok(out)
     }
 }
