@@ -7,7 +7,6 @@ mod controls;
 mod device;
 mod download;
 mod errors;
-mod figure;
 mod files;
 mod format;
 mod given;

@@ -7,14 +7,14 @@
 use qqq_backend::{Calibrate, InputKind, pool::num_threads};
 use qqq_formats::{Checkpoint, ModelConfig};
 use qqq_model::{
-    Block, BlockNorms, LinearLayer, ModelError, OutputHead, Site,
+    Block, BlockNorms, LinearLayer, ModelError, OutputHead, Site, Sites,
     block::{Flow, Layer, Step},
     names,
     scores::{Divergence, DivergenceSums, compare_logits, rows_at_a_time},
 };
 
 use crate::{
-    Recipe, Result,
+    Magnitudes, Recipe, Result, activations,
     float_linear::module,
     windows::{Surroundings, Window, Windows},
 };
@@ -56,6 +56,15 @@ pub(crate) struct HeldOut<'a, B: Calibrate> {
     tokens: Vec<Vec<u32>>,
     float: Windows<'a, B>,
     quantized: Windows<'a, B>,
+    /// How far inputs reach in the first window, at the sites of the block in which it was last.
+    reach: [Sites<Option<Magnitudes>>; 2],
+}
+
+/// Whose inputs.
+#[derive(Clone, Copy)]
+enum Model {
+    Float,
+    Quantized,
 }
 
 /// What the logits of both models say.
@@ -79,7 +88,8 @@ impl<'a, B: Calibrate> HeldOut<'a, B> {
     ) -> Self {
         let most = tokens.iter().map(Vec::len).max().unwrap_or(0);
         let windows = |windows| Windows::new(around, windows, most);
-        Self { float: windows(float), quantized: windows(quantized), tokens }
+        let reach = [(); 2].map(|()| Sites::new([None, None, None, None]));
+        Self { float: windows(float), quantized: windows(quantized), tokens, reach }
     }
 
     /// The tokens, and the windows that enter the model that is transformed and quantized.
@@ -123,6 +133,7 @@ impl<'a, B: Calibrate> HeldOut<'a, B> {
         let mut block = Block::without_layers(b, config, index, norms, InputKind::Float)?;
         advance(&mut self.float, &block, Site::Qkv)?;
         for (done, site) in Site::ALL.into_iter().enumerate() {
+            self.reached(Model::Float, site)?;
             let LinearLayer { weight, bias } = site.read(checkpoint, index)?;
             let linear = b.linear_weight(weight, bias).map_err(|source| {
                 let name = names::linear(index, module(site));
@@ -141,7 +152,29 @@ impl<'a, B: Calibrate> HeldOut<'a, B> {
     /// # Errors
     /// Those of the backend.
     pub fn advance(&mut self, block: &Block<B>, site: Site) -> Result<()> {
-        advance(&mut self.quantized, block, site)
+        advance(&mut self.quantized, block, site)?;
+        self.reached(Model::Quantized, site)
+    }
+
+    /// How far inputs reach at a site of the block that the windows were last in, in the float model and in the quantized one.
+    pub fn reach(&mut self, site: Site) -> Option<(Magnitudes, Magnitudes)> {
+        let [float, quantized] = &mut self.reach;
+        float[site].take().zip(quantized[site].take())
+    }
+
+    /// Windows of a model have come to a site.
+    fn reached(&mut self, model: Model, site: Site) -> Result<()> {
+        let windows = match model {
+            Model::Float => &self.float,
+            Model::Quantized => &self.quantized,
+        };
+        let Surroundings { backend, config, .. } = windows.around;
+        let largest = match windows.windows.first() {
+            Some(window) => activations::largest(backend, window, site.in_features(config))?,
+            None => None,
+        };
+        self.reach[model as usize][site] = largest.map(|channels| Magnitudes::of(&channels));
+        Ok(())
     }
 
     /// Leaves a quantized block, whose last layer has its weight.
@@ -157,7 +190,8 @@ impl<'a, B: Calibrate> HeldOut<'a, B> {
     /// # Errors
     /// Those of the backend.
     pub fn go_on(&mut self, block: &Block<B>, site: Site) -> Result<()> {
-        go_on(&mut self.quantized, block, site)
+        go_on(&mut self.quantized, block, site)?;
+        site.next().map_or(Ok(()), |next| self.reached(Model::Quantized, next))
     }
 
     /// Takes the windows through a quantized block whose layers are all there.

@@ -31,7 +31,7 @@
 //! let reservation = Reservation::take(&out)?;
 //! let format = OutputFormat::Auto;
 //! let gate = Gate::DEFAULT;
-//! let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None, gate };
+//! let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None, gate, more: None };
 //! let report = quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, &source, &output, &mut progress)?;
 //! let quality = report.quality.and_then(|quality| quality.divergence).expect("some text was held out");
 //! println!("{:.4} nats from the float model", quality.kl_divergence.mean);
@@ -52,6 +52,7 @@
 //!
 //! `progress` is told what happens ([`Progress`]), and may interrupt.
 
+mod activations;
 mod behind;
 pub mod budget;
 pub mod calibration;
@@ -101,12 +102,13 @@ mod value_hessian;
 pub mod windows;
 mod work;
 
+pub use activations::{ActivationReport, Magnitudes};
 pub use budget::{Budget, BudgetReport};
 pub use dry_run::{DryRun, dry_run};
 pub use error::{QuantError, Result};
 pub use gate::{BeyondGate, Gate, MAX_KLD, Quality};
-pub use output::REPORT_FILE;
-pub use pipeline::{Output, Progress, quantize};
+pub use output::{DETAILS_FILE, REPORT_FILE};
+pub use pipeline::{MoreFiles, Output, Progress, quantize};
 pub use precision::{Groups, Precision, Rule, Schemes};
 pub use preflight::NeedsText;
 pub use recipe::{

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    fs,
     io::ErrorKind,
     ops::Range,
     path::{Path, PathBuf},
@@ -22,6 +23,7 @@ use crate::{
     model_card,
     preflight::Plan,
     recipes::os_plus::BIAS_KEY,
+    report::SmoothReport,
     resume::{Stopped, damaged},
 };
 
@@ -341,13 +343,21 @@ impl<'a> OutputCheckpoint<'a> {
 
     /// Writes everything else and gives the directory its name; or, where the report says that the result is beyond the gate's
     /// limit and this is not `forced`, another one beside it, which is returned.
-    pub(crate) fn finish(self, report: &Report, forced: bool) -> Result<Option<PathBuf>> {
+    pub(crate) fn finish(
+        self,
+        report: &Report,
+        more: &[(String, String)],
+        forced: bool,
+    ) -> Result<Option<PathBuf>> {
         let staging = self.writer.staging();
         let tied = !report.recipe.separates_head(&self.checkpoint.config);
         let value = self.config(tied, report.simulated_bits())?;
         write_json(&staging.join("config.json"), &value)?;
-        let value = serde_json::to_value(report).map_err(|e| io(&staging.join(REPORT_FILE), e.into()))?;
-        write_json(&staging.join(REPORT_FILE), &value)?;
+        write_report(staging, report)?;
+        for (name, text) in more {
+            let path = staging.join(name);
+            fs::write(&path, text).map_err(|e| io(&path, e))?;
+        }
         // A GGUF file's folder may hold anything.
         let is_directory = self.checkpoint.gguf.is_none();
         let license = if is_directory { model_card::license(&self.checkpoint.path) } else { Vec::new() };
@@ -358,6 +368,25 @@ impl<'a> OutputCheckpoint<'a> {
         self.writer.finish()?;
         Ok(None)
     }
+}
+
+/// Writes the report, and what of it is long and for programs into a file of its own.
+fn write_report(staging: &Path, report: &Report) -> Result<()> {
+    let path = staging.join(REPORT_FILE);
+    let mut short = report.clone();
+    let curves = |s: &mut SmoothReport| {
+        let curve = std::mem::take(&mut s.curve);
+        (!curve.is_empty()).then(|| json!({ "site": s.site, "curve": curve }))
+    };
+    let searches: Vec<Value> = short.smoothing.iter_mut().filter_map(curves).collect();
+    let value = serde_json::to_value(&short).map_err(|e| io(&path, e.into()))?;
+    write_json(&path, &value)?;
+    if report.activations.is_empty() && searches.is_empty() {
+        return Ok(());
+    }
+    let path = staging.join(DETAILS_FILE);
+    let details = json!({ "activations": report.activations, "searches": searches });
+    fs::write(&path, format!("{details}\n")).map_err(|e| io(&path, e))
 }
 
 /// Rows of a table, scaled by channel and rotated where that is asked.
@@ -413,6 +442,8 @@ const BEYOND_SUFFIX: &str = "failed-gate";
 
 /// The report's file.
 pub const REPORT_FILE: &str = "quantization_report.json";
+/// File of what is long: how far the inputs of layers reach ([`Report::activations`]), and what searches have tried.
+pub const DETAILS_FILE: &str = "quantization_details.json";
 
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| io(path, e.into()))?;

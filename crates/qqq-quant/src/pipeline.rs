@@ -58,6 +58,18 @@ pub struct Output<'a> {
     pub resume: Option<Resume<'a>>,
     /// How far from the float model the result may be.
     pub gate: Gate,
+    /// What else is made of the report, to stand beside it.
+    pub more: Option<MoreFiles<'a>>,
+}
+
+/// Makes files of a report: names, and what is in them.
+#[derive(Clone, Copy)]
+pub struct MoreFiles<'a>(pub &'a dyn Fn(&Report) -> Vec<(String, String)>);
+
+impl std::fmt::Debug for MoreFiles<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MoreFiles(..)")
+    }
 }
 
 /// Quantizes `checkpoint` on a device and writes the result, one block at a time.
@@ -190,6 +202,7 @@ pub fn quantize<'a, B: Calibrate>(
             quality,
             smoothing: run.smoothing,
             learning: run.learning,
+            activations: run.activations,
             rotation: rotations.as_ref().map(|rotations| rotations.report()),
             warnings,
             timings: run.timings,
@@ -203,7 +216,8 @@ pub fn quantize<'a, B: Calibrate>(
             writer.writer_mut().keep_unfinished(false);
             return Err(e.into());
         }
-        match writer.finish(&report, output.gate.force)? {
+        let more = output.more.map(|MoreFiles(make)| make(&report)).unwrap_or_default();
+        match writer.finish(&report, &more, output.gate.force)? {
             None => Ok(report),
             Some(path) => Err(QuantError::Gate(Box::new(BeyondGate { path, report }))),
         }
@@ -463,6 +477,7 @@ pub(crate) fn begin<B: Calibrate, T>(
         layers: earlier.layers,
         smoothing: earlier.smoothing,
         learning: earlier.learning,
+        activations: earlier.activations,
         is_trial,
         left_out: estimate.smooth_site.part(0.0),
         timings,

@@ -8,7 +8,8 @@ use qqq_model::names;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BudgetReport, Head, Precision, Recipe, gate::Quality, rotation::Family, transform_choice::TransformReport,
+    ActivationReport, BudgetReport, Head, Precision, Recipe, gate::Quality, rotation::Family,
+    transform_choice::TransformReport,
 };
 
 /// The linear layers of a block as they are solved, in the order of computation: `qkv` is one layer, or `qk` and `v` are
@@ -70,6 +71,9 @@ pub struct SmoothReport {
     pub loss_before: f64,
     /// Relative loss with it.
     pub loss_after: f64,
+    /// What was tried: thresholds, rising, and the relative loss with each, where that is finite.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub curve: Vec<(f32, f64)>,
 }
 
 /// A block that was learned.
@@ -193,6 +197,10 @@ pub struct Report {
     /// Every block that was learned; empty for other transforms.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub learning: Vec<LearnReport>,
+    /// How far the inputs of layers reach, before and after; empty where nothing was held out. In a file of its own
+    /// ([`DETAILS_FILE`](crate::DETAILS_FILE)).
+    #[serde(skip)]
+    pub activations: Vec<ActivationReport>,
     /// Rotation, where there is one (and the report is not of a version that did not say).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<RotationReport>,

@@ -28,7 +28,7 @@ pub(crate) use self::{
     stopped::{Stopped, damaged},
 };
 use crate::report::{LayerReport, LearnReport, SmoothReport, Timings};
-use crate::{BudgetReport, transform_choice::TransformReport};
+use crate::{ActivationReport, BudgetReport, transform_choice::TransformReport};
 
 /// Has finished blocks kept, so that a run that is stopped can be gone on with.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,8 @@ struct Header {
     smoothing: Vec<SmoothReport>,
     #[serde(default)]
     learning: Vec<LearnReport>,
+    #[serde(default)]
+    activations: Vec<ActivationReport>,
     warnings: Vec<String>,
     timings: Timings,
     /// What was chosen before that, where trials decided on the transform.
@@ -74,6 +76,7 @@ pub(crate) struct Earlier {
     pub layers: Vec<LayerReport>,
     pub smoothing: Vec<SmoothReport>,
     pub learning: Vec<LearnReport>,
+    pub activations: Vec<ActivationReport>,
     pub warnings: Vec<String>,
     pub timings: Timings,
 }

@@ -29,7 +29,7 @@ pub(crate) use self::{
 };
 
 use crate::{
-    BudgetReport, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
+    ActivationReport, BudgetReport, Propagation, QuantError, Recipe, Result, Schemes, ValueHessian,
     behind::{Ahead, Behind},
     estimate::{Estimate, Units},
     float_layers::FloatLayers,
@@ -78,6 +78,7 @@ pub(crate) struct Run<'a, B: Calibrate> {
     pub layers: Vec<LayerReport>,
     pub smoothing: Vec<SmoothReport>,
     pub learning: Vec<LearnReport>,
+    pub activations: Vec<ActivationReport>,
     /// Whether blocks take only some steps of learning, to see how long these are.
     pub is_trial: bool,
     /// What of the last block's learning was not done.
@@ -98,6 +99,7 @@ impl<'a, B: Calibrate> Run<'a, B> {
     ) -> Result<()> {
         self.held_out_float(index)?;
         self.layers_of_block(index, windows, writer)?;
+        self.keep_reach(index);
         let is_last = index + 1 == self.around.config.num_layers;
         if is_last { self.quantize_head(windows, writer) } else { Ok(()) }
     }

@@ -42,6 +42,8 @@ pub struct SmoothChoice {
     pub loss_after: f64,
     /// Evaluations of the loss.
     pub steps: usize,
+    /// Thresholds that were tried, rising, with their losses, where these are finite.
+    pub curve: Vec<(f32, f64)>,
 }
 
 /// Searches the threshold with the least `loss(scales)`.
@@ -68,7 +70,14 @@ pub fn search(
     let loss_before = loss(&ones);
     // (log sigma, loss), by rising log sigma once the grid is there.
     let mut seen: Vec<(f64, f64)> = vec![(f64::from(top).ln(), finite(loss_before))];
-    let mut best = SmoothChoice { sigma: top, scales: ones, loss_before, loss_after: loss_before, steps: 1 };
+    let mut best = SmoothChoice {
+        sigma: top,
+        scales: ones,
+        loss_before,
+        loss_after: loss_before,
+        steps: 1,
+        curve: Vec::new(),
+    };
     if bottom >= top {
         return best;
     }
@@ -109,6 +118,8 @@ pub fn search(
         evaluate(x, &mut seen);
         left -= 1;
     }
+    let tried = seen.into_iter().filter(|(_, loss)| loss.is_finite());
+    best.curve = tried.map(|(log_sigma, loss)| (log_sigma.exp() as f32, loss)).collect();
     best
 }
 

@@ -81,5 +81,6 @@ pub(crate) fn report_of(name: &str, choice: &SmoothChoice) -> SmoothReport {
         smoothed_channels: choice.scales.iter().filter(|&&s| s > 1.0).count(),
         loss_before: choice.loss_before,
         loss_after: choice.loss_after,
+        curve: choice.curve.clone(),
     }
 }

@@ -2,6 +2,7 @@
 
 mod dry_run;
 mod gate;
+mod page;
 
 use std::{
     io::Write,
@@ -13,7 +14,8 @@ use qqq_cuda::CudaOptions;
 use qqq_formats::{Activations, CodeBits};
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Clip, Head, NeedsText, Output, OutputFormat, Quality, QuantError, Recipe, RecipeName, Report, Resume,
+    Clip, Head, MoreFiles, NeedsText, Output, OutputFormat, Quality, QuantError, Recipe, RecipeName, Report,
+    Resume,
     calibration::{CalibrationText, Source},
 };
 use serde::Serialize;
@@ -83,6 +85,9 @@ pub struct QuantizeArgs {
     /// Write the report (loss and scales of every layer, timings) to this file as well; it is always in OUT
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Write the figures of OUT/report.html as SVG files into this folder as well
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Calibration text: files (plain text, JSON lines or arrays, parquet), a hub data set (owner/name), "built-in" (425 kB of
@@ -139,6 +144,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
         true => Reserved::to_go_on(place, console)?,
         false => Reserved::new(place, console)?,
     };
+    let plots = args.plots.as_deref().map(page::plots_folder).transpose()?;
     let report_place = args.report.as_ref().map(|path| reserve_report(path, place, console)).transpose()?;
     if args.recipe.draws_seed() {
         console.drawn_seed(recipe.seed);
@@ -150,12 +156,15 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let guard = Guard::new();
     let chosen = device::choose_for(args.device.device, &checkpoint)?;
     let device = on_chosen!(&chosen, |place| place.identity()?);
+    let pages = page::Pages::new(&device);
+    let page_of = |report: &Report| pages.files(report);
     let output = Output {
         reservation: reserved.reservation(),
         format: args.format,
         model_name: &args.model,
         resume: Some(Resume { device: &device, goes_on: args.resume }),
         gate,
+        more: Some(MoreFiles(&page_of)),
     };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
     steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
@@ -165,9 +174,10 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
         qqq_quant::quantize(&backend, &checkpoint, &tokenizer, &recipe, text, &output, &mut steps)
     });
     drop(steps);
-    let write_report = |report: &Report| match &report_place {
-        Some(place) => write_report(place.path(), report),
-        None => Ok(()),
+    pages.tell(console);
+    let write_report = |report: &Report| {
+        plots.as_deref().map_or(Ok(()), |folder| page::write_plots(folder, report))?;
+        report_place.as_ref().map_or(Ok(()), |place| write_report(place.path(), report))
     };
     let report = match made {
         Err(QuantError::Gate(beyond)) => {

@@ -41,8 +41,14 @@ pub fn run<B: Calibrate>(
     // What is simulated has a form of its own.
     let simulated = recipe.simulated.is_some();
     let format = if simulated { OutputFormat::Auto } else { OutputFormat::CompressedTensors };
-    let output =
-        Output { reservation: &reservation, format, model_name: "tiny", resume, gate: Gate::DEFAULT };
+    let output = Output {
+        reservation: &reservation,
+        format,
+        model_name: "tiny",
+        resume,
+        gate: Gate::DEFAULT,
+        more: None,
+    };
     let source = Source::Files(vec![tiny.text()]);
     quantize(b, &checkpoint, &tokenizer, recipe, &source, &output, &mut StopAt(stop))
 }

@@ -95,6 +95,7 @@ pub(crate) fn choose<B: Calibrate>(site: &SiteSearch<'_, B>, workshop: &mut Work
         smoothed_channels: scales.iter().filter(|&&s| s > 1.0).count(),
         loss_before,
         loss_after,
+        curve: Vec::new(),
     };
     Ok(Change { report, scales, shift: None })
 }

@@ -102,6 +102,7 @@ pub(crate) fn choose<B: Calibrate>(
         smoothed_channels: scales.iter().filter(|&&s| s > 1.0).count(),
         loss_before,
         loss_after,
+        curve: Vec::new(),
     };
     Ok(Change { report, scales, shift: None })
 }

@@ -192,6 +192,7 @@ impl Keeper {
             layers: run.layers.clone(),
             smoothing: run.smoothing.clone(),
             learning: run.learning.clone(),
+            activations: run.activations.clone(),
             warnings: run.work.warnings().to_vec(),
             timings: Timings { total: self.seconds(), ..run.timings },
             transform: run.transform.clone(),

@@ -150,8 +150,8 @@ impl Stopped {
 
     /// What the report has of the run.
     pub fn earlier(self) -> Earlier {
-        let Header { layers, smoothing, learning, warnings, timings, .. } = self.header;
-        Earlier { layers, smoothing, learning, warnings, timings }
+        let Header { layers, smoothing, learning, activations, warnings, timings, .. } = self.header;
+        Earlier { layers, smoothing, learning, activations, warnings, timings }
     }
 }
 

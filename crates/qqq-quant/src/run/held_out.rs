@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use qqq_backend::Calibrate;
 use qqq_formats::LinearWeight;
-use qqq_model::{Block, BlockNorms, OutputHead, Site, block::Layer};
+use qqq_model::{Block, BlockNorms, OutputHead, Site, block::Layer, names};
 
 use super::Run;
-use crate::{Result, held_out::Measured};
+use crate::{ActivationReport, Result, float_linear::module, held_out::Measured};
 
 impl<B: Calibrate> Run<'_, B> {
     /// Takes held-out windows through block `index` of the float model.
@@ -67,6 +67,18 @@ impl<B: Calibrate> Run<'_, B> {
         self.timings.compare += clock.elapsed().as_secs_f64();
         self.held_out = Some(held_out);
         Ok(())
+    }
+
+    /// How far inputs of the block reach, for the report.
+    pub(super) fn keep_reach(&mut self, index: usize) {
+        let Some(held_out) = &mut self.held_out else { return };
+        let config = self.around.config;
+        let of_site = |site| {
+            let (float, quantized) = held_out.reach(site)?;
+            let name = names::linear(index, module(site));
+            Some(ActivationReport { name, channels: site.in_features(config), float, quantized })
+        };
+        self.activations.extend(Site::ALL.into_iter().filter_map(of_site));
     }
 
     /// Takes held-out windows through block `index` again: of the float model, and the one that was written.

@@ -114,6 +114,7 @@ impl Case {
             model_name: "tiny",
             resume: None,
             gate: Gate::DEFAULT,
+            more: None,
         };
         let path = self.model.join(file);
         let action = || action(&path);

@@ -207,8 +207,14 @@ fn a_stopped_run_goes_on_to_the_same_bytes() {
             let tokenizer = Tokenizer::load(&checkpoint).unwrap();
             let reservation = Reservation::take(&out).unwrap();
             let (format, resume) = (OutputFormat::Auto, Some(Resume { device: "cpu", goes_on: true }));
-            let output =
-                Output { reservation: &reservation, format, model_name: "tiny", resume, gate: Gate::DEFAULT };
+            let output = Output {
+                reservation: &reservation,
+                format,
+                model_name: "tiny",
+                resume,
+                gate: Gate::DEFAULT,
+                more: None,
+            };
             let mut steps = Steps { stop_at, ..Steps::default() };
             let made =
                 quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, &source, &output, &mut steps);

@@ -307,8 +307,14 @@ pub fn run(
     let checkpoint = Checkpoint::open(dir)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
     let reservation = Reservation::take(out)?;
-    let output =
-        Output { reservation: &reservation, format, model_name: "tiny", resume: None, gate: Gate::DEFAULT };
+    let output = Output {
+        reservation: &reservation,
+        format,
+        model_name: "tiny",
+        resume: None,
+        gate: Gate::DEFAULT,
+        more: None,
+    };
     quantize(&CpuBackend::default(), &checkpoint, &tokenizer, recipe, source, &output, steps)
 }
 

@@ -4,11 +4,9 @@ use std::{io::Write, path::Path};
 
 use plotters::{coord::Shift, element::DashedPathElement, prelude::*};
 
-use crate::{
-    errors::failed_hint,
-    figure::{colour, distinct, marker},
-    files,
-};
+use qqq_report::figure::{colour, distinct, marker};
+
+use crate::{errors::failed_hint, files};
 
 /// A measured product.
 #[derive(Clone, Debug)]

@@ -4,10 +4,9 @@ use std::{io::Write, path::Path};
 
 use plotters::prelude::*;
 
-use crate::{
-    figure::{colour, distinct, marker},
-    files,
-};
+use qqq_report::figure::{colour, distinct, marker};
+
+use crate::files;
 
 /// A measured speed.
 #[derive(Clone, Debug)]

@@ -249,6 +249,7 @@ fn quantize(
         model_name: &name,
         resume: None,
         gate: Gate::OPEN,
+        more: None,
     };
     // The demo compares both models itself.
     let text = CalibrationText { source: &Source::BuiltIn, options: None, held_out: 0 };

@@ -12,12 +12,13 @@ use super::{
     check_vocabularies, scored,
     text::{CutArgs, TextName},
 };
+use qqq_report::figure::distinct;
+
 use crate::{
     commands::inspect::{modules, totals},
     console::Console,
     device::{DeviceArgs, Place, on_device},
     errors::{InterruptedWithResult, bad_input, bad_input_hint},
-    figure::distinct,
     files, format,
     model::{self, HubArgs, LoadedModel},
 };

@@ -8,10 +8,9 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
-use crate::{
-    figure::{colour, distinct, marker},
-    files,
-};
+use qqq_report::figure::{colour, distinct, marker};
+
+use crate::files;
 
 /// A checkpoint on a text.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 /// Colours of the lines, told apart by most colour-blind people too; markers help.
-const COLOURS: [RGBColor; 8] = [
+pub(crate) const COLOURS: [RGBColor; 8] = [
     RGBColor(0x00, 0x60, 0xa8),
     RGBColor(0xc6, 0x46, 0x00),
     RGBColor(0x00, 0x7a, 0x58),
