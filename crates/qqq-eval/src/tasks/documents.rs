@@ -63,10 +63,12 @@ impl Documents {
             }
             let document = read(task, line, &value).map_err(|reason| {
                 let other = TASKS.iter().find(|other| {
-                    other.fields() != task.fields() && other.fields().iter().all(|f| field(&value, f).is_some())
+                    other.fields() != task.fields()
+                        && other.fields().iter().all(|f| field(&value, f).is_some())
                 });
                 let lacks = task.fields().iter().any(|f| field(&value, f).is_none());
-                let hint = other.filter(|_| lacks).map(|other| format!("; it is a document of {}", other.name));
+                let hint =
+                    other.filter(|_| lacks).map(|other| format!("; it is a document of {}", other.name));
                 error(Some(line), format!("{reason}{}", hint.unwrap_or_default()))
             })?;
             documents.push(document);
@@ -118,9 +120,10 @@ fn read(task: &Task, line: usize, document: &Value) -> Result<Document, String> 
             let tidy = |text: String| if *clean { without_marks(&text) } else { text };
             let context = tidy(filled(prompt, document)?);
             let choices = match choices {
-                Choices::Fields(names) => {
-                    names.iter().map(|name| text(document, name).map(str::to_owned)).collect::<Result<_, _>>()?
-                }
+                Choices::Fields(names) => names
+                    .iter()
+                    .map(|name| text(document, name).map(str::to_owned))
+                    .collect::<Result<_, _>>()?,
                 Choices::List(name) => texts(document, name)?,
             };
             let choices: Vec<String> = choices.into_iter().map(tidy).collect();
@@ -234,14 +237,26 @@ mod tests {
     fn what_is_wrong_is_named() {
         let piqa = r#"{"goal": "g", "sol1": "a", "sol2": "b", "label": 1}"#;
         for (task, text, says) in [
-            ("piqa", format!("{piqa}\n\n{{\"goal\": \"g\"}}"), "set.jsonl, line 3: the field \"sol1\" is missing"),
+            (
+                "piqa",
+                format!("{piqa}\n\n{{\"goal\": \"g\"}}"),
+                "set.jsonl, line 3: the field \"sol1\" is missing",
+            ),
             ("arc_easy", piqa.into(), "the field \"question\" is missing; it is a document of piqa"),
             ("piqa", piqa.replace("1}", "2}"), "the field \"label\" names none of the 2 choices"),
-            ("piqa", piqa.replace("1}", "\"x\"}"), "the field \"label\" is \"x\", not the number of a choice"),
+            (
+                "piqa",
+                piqa.replace("1}", "\"x\"}"),
+                "the field \"label\" is \"x\", not the number of a choice",
+            ),
             ("piqa", "{".into(), "line 1: it is no line of JSON"),
             ("piqa", "[]".into(), "no JSON object"),
             ("piqa", "\n".into(), "set.jsonl: it has no documents of piqa"),
-            ("winogrande", r#"{"sentence": "s", "option1": "", "option2": "", "answer": "1"}"#.into(), "no blank"),
+            (
+                "winogrande",
+                r#"{"sentence": "s", "option1": "", "option2": "", "answer": "1"}"#.into(),
+                "no blank",
+            ),
         ] {
             let error = parse(task, &text).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");

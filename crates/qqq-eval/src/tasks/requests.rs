@@ -57,18 +57,23 @@ impl Prefix {
 ///
 /// # Errors
 /// A text that cannot be encoded, a continuation without tokens, or one longer than the model's context.
-pub(super) fn encode(documents: &Documents, tokenizer: &Tokenizer, longest: usize) -> Result<Vec<Vec<Request>>> {
+pub(super) fn encode(
+    documents: &Documents,
+    tokenizer: &Tokenizer,
+    longest: usize,
+) -> Result<Vec<Vec<Request>>> {
     let prefix = Prefix::of(tokenizer)?;
     let mut encoded: Vec<Result<Vec<Request>>> = documents.documents.iter().map(|_| Ok(Vec::new())).collect();
     parallel_each_mut(&mut encoded, |i, out| {
-        *out = encode_one(&documents.documents[i], tokenizer, &prefix, longest).map_err(|reason| match reason {
-            Failure::Model(e) => e,
-            Failure::Document(reason) => EvalError::Document {
-                path: documents.path.clone(),
-                line: Some(documents.documents[i].line),
-                reason,
-            },
-        });
+        *out =
+            encode_one(&documents.documents[i], tokenizer, &prefix, longest).map_err(|reason| match reason {
+                Failure::Model(e) => e,
+                Failure::Document(reason) => EvalError::Document {
+                    path: documents.path.clone(),
+                    line: Some(documents.documents[i].line),
+                    reason,
+                },
+            });
     });
     encoded.into_iter().collect()
 }
