@@ -61,43 +61,46 @@ def run_qqq(args: argparse.Namespace) -> tuple[dict, dict[str, list[dict]], floa
     return report, answers, seconds
 
 
-def run_harness(args: argparse.Namespace, files: dict[str, str]) -> tuple[dict, float, float]:
-    """Its results, the seconds of evaluating, and those with loading the model."""
+def run_harness(args: argparse.Namespace, files: dict[str, str]) -> tuple:
+    """Its results, its model, the seconds of evaluating, and those with loading the model."""
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    manager = TaskManager()
 
     def of_file(name: str) -> dict:
         """The harness's own task, its data set a file of ours."""
         split = "test" if name.startswith("arc") else "validation"
         data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {split: files[name]}}}
-        other = "validation_split" if split == "test" else "test_split"
-        return {"task": name, **data, "training_split": None, other: None}
+        splits = {f"{each}_split": each if each == split else None for each in ("training", "validation", "test")}
+        return {**load_yaml(manager.task_index[name].yaml_path), **data, **splits}
 
-    tasks = TaskManager().load([of_file(name) for name in args.tasks])
+    tasks = manager.load([of_file(name) for name in args.tasks])
     start = time.monotonic()
     model = HFLM(pretrained=str(args.model), dtype=args.dtype, device=args.device, batch_size=args.batch_size)
     scoring = time.monotonic()
     results = evaluator.evaluate(lm=model, task_dict=tasks, limit=args.limit, log_samples=True)
-    return results, time.monotonic() - scoring, time.monotonic() - start
+    return results, model, time.monotonic() - scoring, time.monotonic() - start
 
 
 def by_length(sample: dict, loglikelihoods: list[float]) -> list[float]:
     """Log-likelihoods for each character of a choice: what follows the delimiter."""
-    lengths = [max(len(continuation) - 1, 1) for _, continuation in (list(a.values()) if isinstance(a, dict) else a for a in arguments(sample))]
+    lengths = [max(len(continuation) - 1, 1) for _, continuation in arguments(sample)]
     return [value / length for value, length in zip(loglikelihoods, lengths, strict=True)]
 
 
-def arguments(sample: dict) -> list:
-    found = sample["arguments"]
-    return list(found.values()) if isinstance(found, dict) else list(found)
+def arguments(sample: dict) -> list[tuple[str, str]]:
+    """Context and continuation of each request."""
+    return [tuple(pair) for pair in sample["arguments"]]
 
 
 def main() -> None:
     args = parse_args()
     report, answers, seconds_qqq = run_qqq(args)
     files = {task["task"]: task["file"] for task in report["tasks"]}
-    results, scoring, seconds_harness = run_harness(args, files)
+    results, _, scoring, seconds_harness = run_harness(args, files)
 
     failed = False
     print("| task | n | acc, harness | acc, qqq | acc_norm, harness | acc_norm, qqq | largest difference, nats |")
