@@ -147,7 +147,9 @@ fn exit_code(e: &Cause) -> Option<u8> {
     }
     match e.downcast_ref::<EvalError>() {
         Some(EvalError::Interrupted) => return Some(INTERRUPTED),
-        Some(EvalError::Windows(_) | EvalError::Mismatch(_)) => return Some(BAD_INPUT),
+        Some(EvalError::Windows(_) | EvalError::Mismatch(_) | EvalError::Document { .. }) => {
+            return Some(BAD_INPUT);
+        }
         Some(EvalError::Model(e)) => return model_exit_code(e),
         _ => {}
     }
@@ -208,7 +210,12 @@ fn hint(e: &Cause) -> Option<String> {
             return Some("give more calibration text (--windows), or a larger --damping".into());
         }
         (Some(QuantError::NotFinite { .. } | QuantError::Model(ModelError::NotFinite(_))), _)
-        | (_, Some(EvalError::NotFinite { .. } | EvalError::Overflow { .. })) => {
+        | (
+            _,
+            Some(
+                EvalError::NotFinite { .. } | EvalError::NotFiniteAnswer { .. } | EvalError::Overflow { .. },
+            ),
+        ) => {
             return Some(NOT_FINITE.into());
         }
         (Some(QuantError::Model(e)), _) | (_, Some(EvalError::Model(e))) => Some(e),

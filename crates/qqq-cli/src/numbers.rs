@@ -47,6 +47,14 @@ pub fn limit(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Questions at most: 1 or more; -1 is all.
+pub fn questions(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(usize::MAX),
+        _ => from(text, 1, "a whole number from 1 on is needed, or -1 for all questions"),
+    }
+}
+
 /// The likeliest tokens: 1 or more; -1 and 0 (here 0) are all.
 pub fn top_k(text: &str) -> Result<usize, String> {
     match text {

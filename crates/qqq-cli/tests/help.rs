@@ -37,6 +37,7 @@ snapshots! {
     eval_perplexity: "eval" "perplexity";
     eval_kld: "eval" "kld";
     eval_curve: "eval" "curve";
+    eval_tasks: "eval" "tasks";
     inspect: "inspect";
     bench: "bench";
     bench_gemm: "bench" "gemm";

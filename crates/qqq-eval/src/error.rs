@@ -13,6 +13,26 @@ pub enum EvalError {
     /// A text or options that leave nothing to score.
     #[error("{0}")]
     Windows(String),
+    /// A file that is none of a task's.
+    #[error("{}{}: {reason}", path.display(), line.map(|n| format!(", line {n}")).unwrap_or_default())]
+    Document {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The line, from 1, where it is one's.
+        line: Option<usize>,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An answer whose log-likelihood is no number.
+    #[error("the logits of the model for {task}, line {line}, are not finite: {place}")]
+    NotFiniteAnswer {
+        /// Name of the task.
+        task: &'static str,
+        /// Line of the document.
+        line: usize,
+        /// Where it begins.
+        place: qqq_model::NotFinite,
+    },
     /// Two models that cannot be compared.
     #[error("{0}")]
     Mismatch(String),

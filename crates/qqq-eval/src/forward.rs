@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
-use qqq_backend::{Backend, BatchPlan, pages_for};
-use qqq_model::{Decoder, NotFinite, RopeChoice, Runner, names};
+use qqq_backend::{Backend, BatchPlan, pages_for, pool::parallel_each_mut};
+use qqq_model::{Decoder, NotFinite, RopeChoice, Runner, names, scores::score};
 
 use crate::{EvalError, Progress, Result, Window, WindowOptions, windows::check_tokens};
 
 /// Tokens that go through the blocks at a time, if a window is not longer: keeps the GEMMs large.
-const BATCH_TOKENS: usize = 2048;
+pub(crate) const BATCH_TOKENS: usize = 2048;
 
 /// Windows that run together.
 pub(crate) struct Batch<'w> {
@@ -68,15 +68,25 @@ impl Batch<'_> {
         // The whole window: what is not finite behind a token spoils its attention as well, for 0 times it is NaN.
         let start = row.row + 1 - row.context;
         let sequence = &self.tokens[start..start + self.windows[row.window - self.first].tokens.len()];
-        let rope = RopeChoice::new(&decoder.config, sequence.len());
-        let place = match decoder.first_not_finite(sequence, rope) {
-            // The search looks at the last token's logits alone.
-            Ok(Some(place)) if place.module != names::LM_HEAD_MODULE => place,
-            Ok(_) => NotFinite { module: names::LM_HEAD_MODULE.into(), position: row.context - 1 },
-            Err(e) => return e.into(),
-        };
-        EvalError::NotFinite { model, position: row.position, place }
+        match where_not_finite(decoder, sequence, row.context - 1) {
+            Ok(place) => EvalError::NotFinite { model, position: row.position, place },
+            Err(e) => e,
+        }
     }
+}
+
+/// Where what is not finite begins in a sequence whose token at `position` has such logits.
+pub(crate) fn where_not_finite<B: Backend>(
+    decoder: &Decoder<B>,
+    sequence: &[u32],
+    position: usize,
+) -> Result<NotFinite> {
+    let rope = RopeChoice::new(&decoder.config, sequence.len());
+    Ok(match decoder.first_not_finite(sequence, rope)? {
+        // The search looks at the last token's logits alone.
+        Some(place) if place.module != names::LM_HEAD_MODULE => place,
+        _ => NotFinite { module: names::LM_HEAD_MODULE.into(), position },
+    })
 }
 
 /// A text cut into windows, as they will run.
@@ -157,12 +167,36 @@ impl<'t> Cut<'t> {
     }
 }
 
-/// Logits of some rows of the last batch, row-major.
-pub(crate) fn logits<'r, B: Backend>(runner: &'r mut Runner<'_, B>, rows: &[Row]) -> Result<Cow<'r, [f32]>> {
-    Ok(runner.logits(&of_batch(rows))?)
+/// The negative log-likelihood of each token, predicted by its row of the last step. A row may be named several times in a
+/// run: its logits are made once.
+pub(crate) fn losses<B: Backend>(
+    runner: &mut Runner<'_, B>,
+    rows: &[usize],
+    targets: &[u32],
+    vocab: usize,
+) -> Result<Vec<f64>> {
+    if let Some(losses) = runner.losses(rows, targets)? {
+        return Ok(losses);
+    }
+    let mut made = rows.to_vec();
+    made.dedup();
+    let mut at = 0;
+    let places: Vec<usize> = rows
+        .iter()
+        .map(|row| {
+            at += usize::from(made[at] != *row);
+            at
+        })
+        .collect();
+    let logits: Cow<'_, [f32]> = runner.logits(&made)?;
+    let mut losses = vec![0.0; rows.len()];
+    parallel_each_mut(&mut losses, |i, out| {
+        *out = score(&logits[places[i] * vocab..(places[i] + 1) * vocab], targets[i]);
+    });
+    Ok(losses)
 }
 
-/// The same, where the backend has them.
+/// Logits of some rows of the last batch, where the backend has them.
 pub(crate) fn made_logits<'r, B: Backend>(
     runner: &'r mut Runner<'_, B>,
     rows: &[Row],

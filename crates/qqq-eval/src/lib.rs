@@ -1,4 +1,4 @@
-//! Perplexity and KL divergence of language models.
+//! Perplexity and KL divergence of language models, and how well they answer questions ([`tasks`]).
 //!
 //! A text is cut into windows ([`windows`]); a decoder runs over each, and the logits of the scored tokens are made in
 //! chunks of rows, so that memory stays small however large the vocabulary is.
@@ -29,6 +29,7 @@ pub mod error;
 mod forward;
 pub mod kld;
 pub mod perplexity;
+pub mod tasks;
 pub mod tokens;
 pub mod windows;
 

@@ -2,15 +2,15 @@
 
 use std::time::Instant;
 
-use qqq_backend::{Backend, pool::parallel_each_mut};
+use qqq_backend::Backend;
 use qqq_model::{
-    Decoder, Runner,
-    scores::{WindowSum, estimate, rows_at_a_time, score},
+    Decoder,
+    scores::{WindowSum, estimate, rows_at_a_time},
 };
 
 use crate::{
     EvalError, Progress, Result, Scoring, WindowOptions,
-    forward::{Cut, Row, logits},
+    forward::{Cut, losses},
 };
 
 /// Result of [`perplexity`].
@@ -59,7 +59,8 @@ pub fn perplexity<B: Backend>(
     let scored = cut.for_each_batch(progress, |batch, rows| {
         batch.run(&mut runner)?;
         for rows in rows.chunks(rows_at_a_time(vocab)) {
-            let nll = losses(&mut runner, rows, vocab)?;
+            let (of_batch, targets): (Vec<_>, Vec<_>) = rows.iter().map(|r| (r.row, r.target)).unzip();
+            let nll = losses(&mut runner, &of_batch, &targets, vocab)?;
             for (row, nll) in rows.iter().zip(nll) {
                 if !nll.is_finite() {
                     return Err(batch.not_finite(decoder, "model", row));
@@ -87,18 +88,4 @@ pub fn perplexity<B: Backend>(
         tokens: sums.iter().map(|w| w.tokens).sum(),
         seconds: start.elapsed().as_secs_f64(),
     })
-}
-
-/// The negative log-likelihood of each row's target.
-fn losses<B: Backend>(runner: &mut Runner<'_, B>, rows: &[Row], vocab: usize) -> Result<Vec<f64>> {
-    let (of_batch, targets): (Vec<_>, Vec<_>) = rows.iter().map(|r| (r.row, r.target)).unzip();
-    if let Some(losses) = runner.losses(&of_batch, &targets)? {
-        return Ok(losses);
-    }
-    let logits = logits(runner, rows)?;
-    let mut losses = vec![0.0; rows.len()];
-    parallel_each_mut(&mut losses, |i, out| {
-        *out = score(&logits[i * vocab..(i + 1) * vocab], rows[i].target);
-    });
-    Ok(losses)
 }

@@ -1,16 +1,19 @@
-//! Perplexity and KL divergence of small random models against their definitions.
+//! Perplexity, KL divergence and log-likelihoods of small random models against their definitions.
 
 use std::{path::Path, sync::Arc};
 
 use qqq_backend::{Backend, BatchPlan, CpuBackend, KvDType, Norm};
-use qqq_eval::{EvalError, Scoring, WindowOptions, kl_divergence, perplexity};
+use qqq_eval::{
+    EvalError, Scoring, WindowOptions, kl_divergence, perplexity,
+    tasks::{Document, Documents, Encoded, Request, Scorer, Task},
+};
 use qqq_formats::{LinearWeight, ModelConfig, WeightData};
 use qqq_model::{Block, BlockNorms, BlockWeights, Decoder, LinearLayer, RopeChoice, Runner, Sites, rope};
 
 const VOCAB: usize = 80;
 const HIDDEN: usize = 32;
 const INNER: usize = 48;
-const CONTEXT: usize = 64;
+const CONTEXT: usize = 300;
 
 /// Uniform in [-1, 1), deterministic.
 struct Random(u64);
@@ -188,10 +191,10 @@ fn a_model_does_not_differ_from_itself() {
 
 #[test]
 fn refusals() {
-    let (p, tokens) = (model(1, VOCAB, 0.3), text(100));
+    let (p, tokens) = (model(1, VOCAB, 0.3), text(CONTEXT + 1));
     let go =
         |tokens: &[u32], window: usize| perplexity(&p, tokens, &WindowOptions::new(window), &mut |_, _| true);
-    assert!(matches!(go(&tokens, 65), Err(EvalError::Model(_))), "a window beyond the context");
+    assert!(matches!(go(&tokens, CONTEXT + 1), Err(EvalError::Model(_))), "a window beyond the context");
     assert!(matches!(go(&tokens[..10], 11), Err(EvalError::Windows(_))));
     assert!(matches!(go(&[1, 2, VOCAB as u32, 4], 2), Err(EvalError::Mismatch(_))));
     let other = model(1, VOCAB - 16, 0.3);
@@ -236,4 +239,96 @@ fn numbers_that_are_not_finite_say_whose_and_where() {
     // Logits that are finite, but so large that the perplexity is not.
     let certain = perplexity(&model(1, VOCAB, 1e4), &tokens, &options, &mut |_, _| true);
     assert!(matches!(certain, Err(EvalError::Overflow { .. })), "{certain:?}");
+}
+
+/// Questions with these requests.
+fn questions(requests: Vec<Vec<Request>>) -> Encoded {
+    let document = |(line, requests): (usize, &Vec<Request>)| Document {
+        line,
+        requests: Vec::new(),
+        lengths: (1..=requests.len()).collect(),
+        target: line % requests.len(),
+    };
+    let documents = requests.iter().enumerate().map(document).collect();
+    let task = Task::named("piqa").unwrap();
+    Encoded { documents: Documents { task, path: "made up".into(), documents }, requests }
+}
+
+fn request(parts: &[&[u32]], scored: usize) -> Request {
+    Request { tokens: parts.concat(), scored }
+}
+
+/// Beginnings shared by answers, by questions and by nothing; beyond pages of the cache; answers of one token; one answer that
+/// is another one's beginning; the same question again; an answer without a question's token but the first.
+fn many_questions() -> Vec<Vec<Request>> {
+    let t = text(3000);
+    let mut requests = Vec::new();
+    for i in 0..40 {
+        let (context, len) = (&t[50 * i..], 3 + (i * 37) % 45);
+        let answers = [&t[7 * i..7 * i + 5], &t[7 * i..7 * i + 2], &t[9 * i + 1..9 * i + 12]];
+        requests.push(answers.map(|a| request(&[&context[..len], a], a.len())).to_vec());
+    }
+    let long = &t[..200];
+    for end in [[5, 6].as_slice(), &[5, 7], &[8, 1, 2]] {
+        // Behind the first page; and one whose last tokens are given, which another one scores.
+        requests.push(vec![request(&[long, end], 2), request(&[long, &[9], end], end.len())]);
+    }
+    requests.push((10..14).map(|token| request(&[&t[300..420], &[token]], 1)).collect());
+    requests.push(requests[3].clone());
+    requests.push(vec![request(&[&[1], &t[5..9]], 4), request(&[&t[..297], &[2]], 1)]);
+    requests
+}
+
+#[test]
+fn log_likelihoods_are_what_the_definition_says() {
+    let decoder = model(8, VOCAB, 0.4);
+    let encoded = questions(many_questions());
+    let found = Scorer::new(&decoder).unwrap().score(&encoded, &mut |_, _| true).unwrap();
+    assert_eq!(found.examples.len(), encoded.requests.len());
+    let mut right = 0;
+    for (example, requests) in found.examples.iter().zip(&encoded.requests) {
+        assert_eq!(example.loglikelihoods.len(), requests.len());
+        for (got, request) in example.loglikelihoods.iter().zip(requests) {
+            let tokens = &request.tokens;
+            let of = |i: usize| log_probabilities(&decoder, &tokens[..i])[tokens[i] as usize];
+            close(*got, (tokens.len() - request.scored..tokens.len()).map(of).sum(), 2e-5);
+        }
+        let largest = example.loglikelihoods.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        assert_eq!(example.loglikelihoods[example.choice], largest);
+        right += usize::from(example.choice == example.target);
+    }
+    let (n, report) = (found.examples.len() as f64, found.report);
+    let share = right as f64 / n;
+    close(report.acc.mean, share, 1e-12);
+    close(report.acc.standard_error.unwrap(), (share * (1.0 - share) / (n - 1.0)).sqrt(), 1e-9);
+    // Without shared beginnings it would be a row for each token.
+    assert!(report.work.rows * 2 < report.work.tokens, "{:?}", report.work);
+}
+
+#[test]
+fn what_was_stopped_has_the_first_questions() {
+    let decoder = model(8, VOCAB, 0.4);
+    let requests = (0..20).flat_map(|_| many_questions()).enumerate().map(|(i, mut question)| {
+        // None is like another one.
+        question.iter_mut().for_each(|request| request.tokens[0] = (i % VOCAB) as u32);
+        question
+    });
+    let encoded = questions(requests.collect());
+    let mut scorer = Scorer::new(&decoder).unwrap();
+    let whole = scorer.score(&encoded, &mut |_, _| true).unwrap();
+    let part = scorer.score(&encoded, &mut |done, _| done == 0).unwrap();
+    assert!(part.report.partial && part.report.planned_documents == encoded.requests.len());
+    assert!(!part.examples.is_empty() && part.examples.len() < whole.examples.len());
+    assert_eq!(part.examples, whole.examples[..part.examples.len()]);
+    assert!(matches!(scorer.score(&encoded, &mut |_, _| false), Err(EvalError::Interrupted)));
+}
+
+#[test]
+fn answers_that_are_not_finite_are_named() {
+    let mut decoder = model(8, VOCAB, 0.4);
+    let norm = decoder.backend.vector(vec![f32::NAN; HIDDEN]).unwrap();
+    decoder.final_norm.weight = norm;
+    let error =
+        Scorer::new(&decoder).unwrap().score(&questions(many_questions()), &mut |_, _| true).unwrap_err();
+    assert!(error.to_string().contains("piqa, line 0, are not finite"), "{error}");
 }

@@ -13,4 +13,5 @@ mod python;
 mod syntax;
 mod template;
 
+pub use python::{chars::is_space, strings::capitalize};
 pub use template::{ChatTemplate, Message};

@@ -3,6 +3,7 @@
 mod curve;
 mod kld;
 mod perplexity;
+mod tasks;
 mod text;
 
 pub use kld::rows as kld_rows;
@@ -11,7 +12,7 @@ use clap::Subcommand;
 
 use crate::{console::Console, errors::bad_input, interrupt::Guard, model::LoadedModel, progress::Progress};
 
-/// Measure a model's quality on text
+/// Measure a model's quality on text and questions
 #[derive(Debug, clap::Args)]
 pub struct EvalArgs {
     #[command(subcommand)]
@@ -23,6 +24,7 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     Kld(kld::KldArgs),
     Curve(Box<curve::CurveArgs>),
+    Tasks(tasks::TasksArgs),
 }
 
 /// Runs the command.
@@ -31,6 +33,7 @@ pub fn run(args: &EvalArgs, console: &Console) -> anyhow::Result<()> {
         Command::Perplexity(args) => perplexity::run(args, console),
         Command::Kld(args) => kld::run(args, console),
         Command::Curve(args) => curve::run(args, console),
+        Command::Tasks(args) => tasks::run(args, console),
     }
 }
 
