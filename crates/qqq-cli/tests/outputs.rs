@@ -236,3 +236,36 @@ fn ctrl_c_while_it_waits_leaves_nothing() {
     assert_eq!(place.names(), ["model", "text.txt"]);
     drop(connection);
 }
+
+#[test]
+fn a_page_says_what_was_done_and_its_figures_are_files_where_asked() {
+    let place = Place::new();
+    place.run("quantize no-model -o out --plots out/plots").failure(2, "out is what will be made");
+    fs::write(place.path("file"), "").unwrap();
+    place.run("quantize no-model -o out --plots file").failure(2, "--plots file");
+    let line = "quantize model -o out --calibration text.txt --windows 2 --window 64 --transform smooth --plots plots";
+    let report = place.run(&format!("{line} --json")).success().json();
+    let page = fs::read_to_string(place.path("out/report.html")).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>"));
+    assert!(page.contains(line) && page.contains("cpu with"), "{page}");
+    let kl = report["report"]["quality"]["kl_divergence"]["mean"].as_f64().unwrap();
+    assert!(page.contains(&format!("KL divergence {kl:.4} nats")), "{kl}: {page}");
+    for site in ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"] {
+        assert!(page.contains(&format!("model.layers.1.{site}")), "{site}");
+        let figure = fs::read_to_string(place.path(&format!("plots/outliers-{site}.svg"))).unwrap();
+        assert!(figure.starts_with("<svg") && page.contains("Input of"), "{figure}");
+    }
+    for name in ["plots/loss.svg", "plots/channels-mlp.down_proj.svg"] {
+        assert!(place.path(name).exists(), "{name}");
+    }
+    // The numbers of the figures, of every layer of both blocks.
+    let details: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(place.path("out/quantization_details.json")).unwrap())
+            .unwrap();
+    assert_eq!(details["activations"].as_array().unwrap().len(), 8);
+    let curve = details["searches"][0]["curve"].as_array().unwrap();
+    assert!(curve.len() > 3 && curve.windows(2).all(|w| w[0][0].as_f64() <= w[1][0].as_f64()), "{curve:?}");
+    // They are not in the report, which people read.
+    let short = fs::read_to_string(place.path("out/quantization_report.json")).unwrap();
+    assert!(!short.contains("curve") && !short.contains("activations\": ["), "{short}");
+}

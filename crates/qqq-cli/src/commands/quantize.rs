@@ -144,7 +144,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
         true => Reserved::to_go_on(place, console)?,
         false => Reserved::new(place, console)?,
     };
-    let plots = args.plots.as_deref().map(page::plots_folder).transpose()?;
+    let plots = args.plots.as_deref().map(|path| page::plots_folder(path, place)).transpose()?;
     let report_place = args.report.as_ref().map(|path| reserve_report(path, place, console)).transpose()?;
     if args.recipe.draws_seed() {
         console.drawn_seed(recipe.seed);

@@ -11,8 +11,8 @@ use qqq_formats::{
 };
 use qqq_model::{Decoder, TextOptions, Tokenizer};
 use qqq_quant::{
-    Calibration, Clip, Gate, Output, OutputFormat, Propagation, Quality, QuantError, REPORT_FILE, Recipe,
-    Report, Transform,
+    Calibration, Clip, DETAILS_FILE, Gate, Output, OutputFormat, Propagation, Quality, QuantError,
+    REPORT_FILE, Recipe, Report, Transform,
     calibration::{self, CalibrationText, Read, Source, TokenWindows},
     quantize,
 };
@@ -261,4 +261,36 @@ fn a_result_beyond_the_limit_does_not_get_its_name() {
     fs::remove_dir_all(&out).unwrap();
     let open = with(Gate::OPEN, &mut Steps::default()).unwrap().quality.unwrap();
     assert!(!open.is_beyond && open.max_kld.is_none() && open.divergence.is_some());
+}
+
+#[test]
+fn how_far_inputs_reach_is_told_of_both_models() {
+    let dir = TempDir::new().unwrap();
+    let model = Tiny::default().write(dir.path(), "model");
+    let source = Source::Files(vec![text(dir.path(), 3000)]);
+    let calibration = Calibration { windows: 4, window: 64, smooth_tokens: 64 };
+    let of = |transform, name: &str, held_out| {
+        let recipe = Recipe { transform, calibration, ..recipe() };
+        let out = dir.path().join(name);
+        let report =
+            run(&model, &source, &out, &recipe, (held_out, Gate::OPEN), &mut Steps::default()).unwrap();
+        (report.activations, out.join(DETAILS_FILE).exists())
+    };
+    let (plain, is_written) = of(Transform::None, "none", 2);
+    assert!(is_written);
+    assert_eq!(plain.len() % 4, 0);
+    assert!(plain[0].name.ends_with("layers.0.self_attn.qkv_proj"), "{}", plain[0].name);
+    // The first input is the float model's but for int8, whose largest number is exact.
+    let (a, b) = (&plain[0].float, &plain[0].quantized);
+    assert!((a.peak() / b.peak() - 1.0).abs() < 0.02, "{a:?} {b:?}");
+    assert!(plain.iter().all(|a| a.float.median > 0.0 && a.quantized.median > 0.0));
+    // A rotation changes what the layers take, and nothing of the float model.
+    let (turned, _) = of(Transform::Rotate, "turned", 2);
+    assert_eq!(turned.len(), plain.len());
+    for (turned, plain) in turned.iter().zip(&plain) {
+        assert_eq!((&turned.name, &turned.float), (&plain.name, &plain.float));
+    }
+    assert_ne!(turned[0].quantized, plain[0].quantized);
+    // Where nothing is held out nothing is seen.
+    assert_eq!(of(Transform::None, "alone", 0), (Vec::new(), false));
 }

@@ -58,8 +58,14 @@ impl Pages {
 /// That figures can be written into a folder: before the run, so that nothing is done for nothing.
 ///
 /// # Errors
-/// It cannot be made.
-pub fn plots_folder(path: &Path) -> anyhow::Result<PathBuf> {
+/// It cannot be made, or is in the output.
+pub fn plots_folder(path: &Path, output: &Path) -> anyhow::Result<PathBuf> {
+    if std::path::absolute(path)?.starts_with(std::path::absolute(output)?) {
+        return Err(bad_input_hint(
+            format!("--plots {}: {} is what will be made", path.display(), output.display()),
+            format!("give another folder; {} always has the figures in {PAGE_FILE}", output.display()),
+        ));
+    }
     fs::create_dir_all(path).map_err(|e| {
         bad_input_hint(
             format!("--plots {}: {e}", path.display()),
