@@ -116,6 +116,7 @@ fn every_command_has_a_page() {
         "qqq-eval-curve.1",
         "qqq-eval-kld.1",
         "qqq-eval-perplexity.1",
+        "qqq-eval-tasks.1",
         "qqq-eval.1",
         "qqq-generate.1",
         "qqq-inspect.1",

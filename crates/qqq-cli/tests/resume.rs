@@ -53,6 +53,10 @@ fn content(out: &Path) -> (BTreeMap<String, Vec<u8>>, Value) {
                 let lines = card.lines().filter(|line| !line.starts_with("| Time to quantize |"));
                 files.insert(name, lines.collect::<Vec<_>>().join("\n").into_bytes());
             }
+            name if name == "report.html" => {
+                let page = String::from_utf8(bytes).unwrap();
+                files.insert(name, without_times(&page).into_bytes());
+            }
             name => drop(files.insert(name, bytes)),
         }
     }
@@ -60,6 +64,22 @@ fn content(out: &Path) -> (BTreeMap<String, Vec<u8>>, Value) {
         report.as_object_mut().unwrap().remove(key).unwrap();
     }
     (files, report)
+}
+
+/// A page without what changes from run to run: the command, and what it took.
+fn without_times(page: &str) -> String {
+    let mut page = page.to_owned();
+    let between = [
+        ("<th scope=\"row\">time</th><td>", "</td>"),
+        ("<th scope=\"row\">memory</th><td>", "</td>"),
+        ("<pre tabindex=\"0\"><code>qqq ", "</code>"),
+    ];
+    for (begin, end) in between {
+        let from = page.find(begin).unwrap_or_else(|| panic!("no {begin}: {page}")) + begin.len();
+        let to = from + page[from..].find(end).unwrap();
+        page.replace_range(from..to, "");
+    }
+    page
 }
 
 #[track_caller]
