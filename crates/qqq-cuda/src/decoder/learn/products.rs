@@ -97,69 +97,6 @@ impl Multiplication {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Element of a matrix as the library reads it.
-    fn element(values: &[f32], matrix: Matrix, row: usize, col: usize) -> f32 {
-        let (row, col) = if matrix.transposed { (col, row) } else { (row, col) };
-        values[col * matrix.pitch + row]
-    }
-
-    /// What the library makes of a product, on the host.
-    fn by_library(product: &Product, a: &[f32], b: &[f32], out: &mut [f32]) {
-        for row in 0..product.m {
-            for col in 0..product.n {
-                let products = (0..product.k)
-                    .map(|i| element(a, product.a, row, i) * element(b, product.b, i, col))
-                    .sum();
-                out[col * product.d.pitch + row] = products;
-            }
-        }
-    }
-
-    #[test]
-    fn rows_are_the_librarys_columns() {
-        let (m, n, k) = (3, 5, 4);
-        let number = |i: usize| (i * 37 % 19) as f32 - 9.0;
-        for a_transposed in [false, true] {
-            for b_transposed in [false, true] {
-                // Parts of wider matrices.
-                let (a_rows, a_pitch) = if a_transposed { (k, m + 2) } else { (m, k + 1) };
-                let (b_rows, b_pitch) = if b_transposed { (n, k + 3) } else { (k, n + 1) };
-                let a: Vec<f32> = (0..a_rows * a_pitch).map(number).collect();
-                let b: Vec<f32> = (0..b_rows * b_pitch).map(|i| number(i + 7)).collect();
-                let of = Multiplication {
-                    m,
-                    n,
-                    k,
-                    a: Part { at: 0, pitch: a_pitch, transposed: a_transposed },
-                    b: Part { at: 0, pitch: b_pitch, transposed: b_transposed },
-                    out: Part::new(0, n + 2),
-                    alpha: 1.0,
-                    beta: 0.0,
-                    bias: 0,
-                    factors: Factors::Exact,
-                };
-                let mut out = vec![f32::NAN; m * (n + 2)];
-                by_library(&of.product(), &b, &a, &mut out);
-                for i in 0..m {
-                    for j in 0..n {
-                        let a_at =
-                            |l: usize| if a_transposed { a[l * a_pitch + i] } else { a[i * a_pitch + l] };
-                        let b_at =
-                            |l: usize| if b_transposed { b[j * b_pitch + l] } else { b[l * b_pitch + j] };
-                        let want: f32 = (0..k).map(|l| a_at(l) * b_at(l)).sum();
-                        assert_eq!(out[i * (n + 2) + j], want, "{a_transposed} {b_transposed} {i} {j}");
-                    }
-                    assert!(out[i * (n + 2) + n].is_nan());
-                }
-            }
-        }
-    }
-}
-
 impl<D: LearnDevice> DeviceLearner<D> {
     pub(super) fn layer_product(
         &self,
@@ -233,5 +170,68 @@ impl<D: LearnDevice> DeviceLearner<D> {
         // SAFETY: the matrices have these shapes.
         unsafe { self.device.multiply(&of) }?;
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Element of a matrix as the library reads it.
+    fn element(values: &[f32], matrix: Matrix, row: usize, col: usize) -> f32 {
+        let (row, col) = if matrix.transposed { (col, row) } else { (row, col) };
+        values[col * matrix.pitch + row]
+    }
+
+    /// What the library makes of a product, on the host.
+    fn by_library(product: &Product, a: &[f32], b: &[f32], out: &mut [f32]) {
+        for row in 0..product.m {
+            for col in 0..product.n {
+                let products = (0..product.k)
+                    .map(|i| element(a, product.a, row, i) * element(b, product.b, i, col))
+                    .sum();
+                out[col * product.d.pitch + row] = products;
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_the_librarys_columns() {
+        let (m, n, k) = (3, 5, 4);
+        let number = |i: usize| (i * 37 % 19) as f32 - 9.0;
+        for a_transposed in [false, true] {
+            for b_transposed in [false, true] {
+                // Parts of wider matrices.
+                let (a_rows, a_pitch) = if a_transposed { (k, m + 2) } else { (m, k + 1) };
+                let (b_rows, b_pitch) = if b_transposed { (n, k + 3) } else { (k, n + 1) };
+                let a: Vec<f32> = (0..a_rows * a_pitch).map(number).collect();
+                let b: Vec<f32> = (0..b_rows * b_pitch).map(|i| number(i + 7)).collect();
+                let of = Multiplication {
+                    m,
+                    n,
+                    k,
+                    a: Part { at: 0, pitch: a_pitch, transposed: a_transposed },
+                    b: Part { at: 0, pitch: b_pitch, transposed: b_transposed },
+                    out: Part::new(0, n + 2),
+                    alpha: 1.0,
+                    beta: 0.0,
+                    bias: 0,
+                    factors: Factors::Exact,
+                };
+                let mut out = vec![f32::NAN; m * (n + 2)];
+                by_library(&of.product(), &b, &a, &mut out);
+                for i in 0..m {
+                    for j in 0..n {
+                        let a_at =
+                            |l: usize| if a_transposed { a[l * a_pitch + i] } else { a[i * a_pitch + l] };
+                        let b_at =
+                            |l: usize| if b_transposed { b[j * b_pitch + l] } else { b[l * b_pitch + j] };
+                        let want: f32 = (0..k).map(|l| a_at(l) * b_at(l)).sum();
+                        assert_eq!(out[i * (n + 2) + j], want, "{a_transposed} {b_transposed} {i} {j}");
+                    }
+                    assert!(out[i * (n + 2) + n].is_nan());
+                }
+            }
+        }
     }
 }
