@@ -160,7 +160,7 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     entries
         .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
-        .filter(|(name, _)| name != REPORT_FILE && name != "README.md")
+        .filter(|(name, _)| ![REPORT_FILE, DETAILS_FILE, "README.md"].contains(&name.as_str()))
         .collect()
 }
 
