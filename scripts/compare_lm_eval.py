@@ -148,7 +148,7 @@ def main() -> None:
             if abs(error - mine["standard_error"]) > 1e-9 and abs(theirs - mine["mean"]) < 1e-12:
                 failed = True
                 notes.append(f"{name}: the standard errors of {metric} differ: {error} and {mine['standard_error']}")
-        print(f"| {' | '.join(row + [f'{largest:.1e}'])} |")
+        print(f"| {' | '.join([*row, f'{largest:.1e}'])} |")
     print("\n".join(["", *notes]) if notes else "\nNo question differs.")
     print(f"\nSeconds of scoring: harness {scoring:.1f}, qqq {report['seconds']:.1f}")
     print(f"Seconds in all, models loaded: harness {seconds_harness:.1f}, qqq {seconds_qqq:.1f}")

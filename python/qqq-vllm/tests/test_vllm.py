@@ -184,11 +184,12 @@ def test_layers_of_several_kinds_within_a_budget(small, text, tmp_path):
     checkpoint = quantize(small, tmp_path / "mixed", text, "--budget", 5, "--group-size", "128", "--max-kld", "off")
     report = json.loads((checkpoint / "quantization_report.json").read_text())
     kinds = {(site["name"].rpartition(".")[2], site["chosen"]) for site in report["budget"]["sites"]}
-    run = run_small(checkpoint, tmp_path)
+    run = run_small(checkpoint, tmp_path, quantization="qqq")
     for module, precision in kinds:
         weights = {"int8": "int8 weights per channel"}.get(precision) or f"int4 weights in groups of {precision[6:]}"
         assert re.search(rf"{module}: {weights} \(\d+ x \d+\), int8 activations", run.log)
-    assert {precision for _, precision in kinds} >= {"int8", "int4-g128"}
+    precisions = {precision for _, precision in kinds}
+    assert "int8" in precisions and len(precisions) > 1
     own = qqq("generate", checkpoint, "--raw", "-p", PROMPT, "-n", NEW)
     assert_same_greedy(own["tokens"], run.result["answers"][0], SMALL_TIE)
 
