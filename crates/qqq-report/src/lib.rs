@@ -10,8 +10,6 @@ mod pieces;
 #[cfg(test)]
 mod testing;
 
-use qqq_quant::Report;
-
 pub use charts::{Figure, figures};
 pub use page::page;
 
@@ -45,9 +43,4 @@ fn block_of(name: &str) -> Option<usize> {
 /// Name of a layer in its block.
 fn module_of(name: &str) -> &str {
     name.splitn(4, '.').nth(3).unwrap_or(name)
-}
-
-/// Whether there are figures to draw of it.
-pub fn has_figures(report: &Report) -> bool {
-    report.layers.len() > 1 || !report.activations.is_empty()
 }

@@ -7,7 +7,7 @@ use qqq_quant::Report;
 use crate::{
     Circumstances, DrawError, Figure,
     charts::{best_searches, figures, worst_sites},
-    pieces::{css_colours, drawn},
+    pieces::{css_colours, embedded},
 };
 
 /// A row of a table of names and values.
@@ -147,7 +147,7 @@ fn all_of<'f>(figures: impl Iterator<Item = &'f Figure>) -> Markup {
     html! {
         div.figures {
             @for figure in figures {
-                figure { (drawn(&figure.svg, &figure.name, &figure.title)) figcaption { (figure.title) "." } }
+                figure { (PreEscaped(embedded(&figure.svg, &figure.name, &figure.title))) figcaption { (figure.title) "." } }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Making an SVG part of a page: colours that follow its scheme, a name and a description.
 
-use maud::{PreEscaped, html};
+use maud::html;
 
 use crate::figure::COLOURS;
 
@@ -21,11 +21,6 @@ pub(crate) fn embedded(svg: &str, id: &str, title: &str) -> String {
         "<svg viewBox=\"{view_box}\" role=\"img\" aria-labelledby=\"{id}-title\" xmlns=\"http://www.w3.org/2000/svg\">{}{rest}",
         name.into_string()
     )
-}
-
-/// The same as markup.
-pub(crate) fn drawn(svg: &str, id: &str, title: &str) -> PreEscaped<String> {
-    PreEscaped(embedded(svg, id, title))
 }
 
 /// What the colours of series are on a light and on a dark page: the second are lighter ones of the same hues.

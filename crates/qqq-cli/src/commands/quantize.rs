@@ -316,14 +316,19 @@ impl qqq_quant::Progress for Steps<'_> {
 /// The report's own file is made after the checkpoint; no other run may have it in mind.
 fn reserve_report(path: &Path, output: &Path, console: &Console) -> anyhow::Result<Reserved> {
     files::refuse_existing(path)?;
-    if std::path::absolute(path)?.starts_with(std::path::absolute(output)?) {
-        return Err(bad_input_hint(
-            format!("--report {}: {} is what will be made", path.display(), output.display()),
-            format!("leave --report out: {} always has the report", output.display()),
-        ));
-    }
+    let hint = format!("leave --report out: {} always has the report", output.display());
+    refuse_inside(output, "--report", path, hint)?;
     files::check_writable(path, "--report")?;
     Reserved::new(path, console)
+}
+
+/// That what an option names is not in the output, which is made as a whole.
+fn refuse_inside(output: &Path, option: &str, path: &Path, hint: String) -> anyhow::Result<()> {
+    if std::path::absolute(path)?.starts_with(std::path::absolute(output)?) {
+        let what = format!("{option} {}: {} is what will be made", path.display(), output.display());
+        return Err(bad_input_hint(what, hint));
+    }
+    Ok(())
 }
 
 /// One source of text: files can be several, a data set or "self" stands alone.

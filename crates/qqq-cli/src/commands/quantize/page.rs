@@ -60,12 +60,8 @@ impl Pages {
 /// # Errors
 /// It cannot be made, or is in the output.
 pub fn plots_folder(path: &Path, output: &Path) -> anyhow::Result<PathBuf> {
-    if std::path::absolute(path)?.starts_with(std::path::absolute(output)?) {
-        return Err(bad_input_hint(
-            format!("--plots {}: {} is what will be made", path.display(), output.display()),
-            format!("give another folder; {} always has the figures in {PAGE_FILE}", output.display()),
-        ));
-    }
+    let hint = format!("give another folder; {} always has the figures in {PAGE_FILE}", output.display());
+    super::refuse_inside(output, "--plots", path, hint)?;
     fs::create_dir_all(path).map_err(|e| {
         bad_input_hint(
             format!("--plots {}: {e}", path.display()),

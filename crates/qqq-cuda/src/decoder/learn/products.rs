@@ -98,6 +98,24 @@ impl Multiplication {
 }
 
 impl<D: LearnDevice> DeviceLearner<D> {
+    /// `a b`, and a bias if there is an address of one.
+    ///
+    /// # Safety
+    /// The parts must be the device's memory, of `m x k` and `k x n`, and a bias of `n`.
+    unsafe fn multiplied(
+        &self,
+        (m, n, k): (usize, usize, usize),
+        (a, b, bias): (Part, Part, u64),
+        factors: Factors,
+    ) -> Result<DeviceMatrix<D::Memory>> {
+        let out = self.matrix(m, n)?;
+        let to = Part::new(out.at(0), out.cols);
+        let of = Multiplication { m, n, k, a, b, out: to, alpha: 1.0, beta: 0.0, bias, factors };
+        // SAFETY: the caller's promise; the output has this shape.
+        unsafe { self.device.multiply(&of) }?;
+        Ok(out)
+    }
+
     pub(super) fn layer_product(
         &self,
         x: &DeviceMatrix<D::Memory>,
@@ -106,22 +124,10 @@ impl<D: LearnDevice> DeviceLearner<D> {
     ) -> Result<DeviceMatrix<D::Memory>> {
         expect(x, (x.rows, w.cols), "inputs of a layer")?;
         bias.map_or(Ok(()), |bias| expect(bias, (1, w.rows), "a bias"))?;
-        let out = self.matrix(x.rows, w.rows)?;
-        let of = Multiplication {
-            m: x.rows,
-            n: w.rows,
-            k: w.cols,
-            a: Part::new(x.at(0), x.cols),
-            b: Part::transposed(w.at(0), w.cols),
-            out: Part::new(out.at(0), out.cols),
-            alpha: 1.0,
-            beta: 0.0,
-            bias: bias.map_or(0, |bias| bias.at(0)),
-            factors: Factors::Exact,
-        };
+        let bias = bias.map_or(0, |bias| bias.at(0));
+        let sides = (Part::new(x.at(0), x.cols), Part::transposed(w.at(0), w.cols), bias);
         // SAFETY: the matrices have these shapes.
-        unsafe { self.device.multiply(&of) }?;
-        Ok(out)
+        unsafe { self.multiplied((x.rows, w.rows, w.cols), sides, Factors::Exact) }
     }
 
     pub(super) fn input_gradients(
@@ -130,22 +136,9 @@ impl<D: LearnDevice> DeviceLearner<D> {
         w: &DeviceMatrix<D::Memory>,
     ) -> Result<DeviceMatrix<D::Memory>> {
         expect(dy, (dy.rows, w.rows), "gradients by a layer's output")?;
-        let out = self.matrix(dy.rows, w.cols)?;
-        let of = Multiplication {
-            m: dy.rows,
-            n: w.cols,
-            k: w.rows,
-            a: Part::new(dy.at(0), dy.cols),
-            b: Part::new(w.at(0), w.cols),
-            out: Part::new(out.at(0), out.cols),
-            alpha: 1.0,
-            beta: 0.0,
-            bias: 0,
-            factors: Factors::Rounded,
-        };
+        let sides = (Part::new(dy.at(0), dy.cols), Part::new(w.at(0), w.cols), 0);
         // SAFETY: the matrices have these shapes.
-        unsafe { self.device.multiply(&of) }?;
-        Ok(out)
+        unsafe { self.multiplied((dy.rows, w.cols, w.rows), sides, Factors::Rounded) }
     }
 
     pub(super) fn layer_gradients(
@@ -154,22 +147,9 @@ impl<D: LearnDevice> DeviceLearner<D> {
         x: &DeviceMatrix<D::Memory>,
     ) -> Result<DeviceMatrix<D::Memory>> {
         expect(dy, (x.rows, dy.cols), "gradients by a layer's output")?;
-        let out = self.matrix(dy.cols, x.cols)?;
-        let of = Multiplication {
-            m: dy.cols,
-            n: x.cols,
-            k: x.rows,
-            a: Part::transposed(dy.at(0), dy.cols),
-            b: Part::new(x.at(0), x.cols),
-            out: Part::new(out.at(0), out.cols),
-            alpha: 1.0,
-            beta: 0.0,
-            bias: 0,
-            factors: Factors::Rounded,
-        };
+        let sides = (Part::transposed(dy.at(0), dy.cols), Part::new(x.at(0), x.cols), 0);
         // SAFETY: the matrices have these shapes.
-        unsafe { self.device.multiply(&of) }?;
-        Ok(out)
+        unsafe { self.multiplied((dy.cols, x.cols, x.rows), sides, Factors::Rounded) }
     }
 }
 
