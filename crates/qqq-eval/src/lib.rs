@@ -29,6 +29,7 @@ pub mod error;
 mod forward;
 pub mod kld;
 pub mod perplexity;
+pub mod significance;
 pub mod tasks;
 pub mod tokens;
 pub mod windows;
