@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Result of [`kl_divergence`]. Standard errors come from the spread between windows.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct KldReport {
     /// KL(baseline || model), nats per token.
     pub kl_divergence: Estimate,

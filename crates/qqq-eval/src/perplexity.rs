@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Result of [`perplexity`].
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct PerplexityReport {
     /// exp of the mean negative log-likelihood per token. Windows that score equally many tokens weigh equally, so this
     /// is the figure of the QQQ and GPTQ authors as well, who average windows.
@@ -23,7 +23,7 @@ pub struct PerplexityReport {
     pub standard_error: Option<f64>,
     /// Where whole windows are scored: the perplexity of their second halves, which is that of
     /// [`Scoring::SecondHalf`] (with the same first tokens).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub second_half_perplexity: Option<f64>,
     /// Windows that were scored.
     pub windows: usize,

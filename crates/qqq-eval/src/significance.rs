@@ -1,5 +1,6 @@
 //! Whether two models that were measured on the same windows or questions differ by more than chance: paired tests.
 
+use qqq_model::scores::{WindowSum, estimate};
 use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, Normal, StudentsT};
 
 use crate::Estimate;
@@ -13,7 +14,7 @@ pub fn of_perplexities(ratio: Estimate, windows: usize) -> Option<f64> {
 }
 
 /// The same for a mean difference of `samples` independent pairs.
-pub fn of_mean(difference: Estimate, samples: usize) -> Option<f64> {
+fn of_mean(difference: Estimate, samples: usize) -> Option<f64> {
     let freedom = samples.checked_sub(1).filter(|n| *n > 0)?;
     let t = statistic(difference)?;
     Some(2.0 * StudentsT::new(0.0, 1.0, freedom as f64).ok()?.sf(t))
@@ -33,9 +34,36 @@ fn statistic(difference: Estimate) -> Option<f64> {
     }
 }
 
+/// Answers of two models to the same questions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PairedAnswers {
+    /// Questions that the first one alone answers rightly.
+    pub only_first: u64,
+    /// Questions that the second one alone answers rightly.
+    pub only_second: u64,
+    /// Share of right answers of the second less that of the first.
+    pub difference: Estimate,
+}
+
+impl PairedAnswers {
+    /// Of the questions that both have answered, whether each answer is right; the first ones where one has more.
+    pub fn new(first: impl Iterator<Item = bool>, second: impl Iterator<Item = bool>) -> Self {
+        let pairs: Vec<(bool, bool)> = first.zip(second).collect();
+        let count = |wanted: (bool, bool)| pairs.iter().filter(|pair| **pair == wanted).count() as u64;
+        let change = |(first, second): &(bool, bool)| f64::from(i8::from(*second) - i8::from(*first));
+        let sums: Vec<_> = pairs.iter().map(|pair| WindowSum { sum: change(pair), tokens: 1 }).collect();
+        Self { only_first: count((true, false)), only_second: count((false, true)), difference: estimate(&sums) }
+    }
+
+    /// Probability of so uneven numbers if both were as good.
+    pub fn probability(&self) -> f64 {
+        of_answers(self.only_first, self.only_second)
+    }
+}
+
 /// Probability of so uneven numbers of questions that one model alone answers rightly, if both were as good: McNemar's test,
 /// exactly, by the binomial distribution.
-pub fn of_answers(only_first: u64, only_second: u64) -> f64 {
+fn of_answers(only_first: u64, only_second: u64) -> f64 {
     let (fewer, all) = (only_first.min(only_second), only_first + only_second);
     // A chance of a half is one, whatever the number.
     Binomial::new(0.5, all).map_or(1.0, |coin| (2.0 * coin.cdf(fewer)).min(1.0))
@@ -68,8 +96,6 @@ pub fn mean_of(estimates: &[Estimate]) -> Option<Estimate> {
 
 #[cfg(test)]
 mod tests {
-    use qqq_model::scores::{WindowSum, estimate};
-
     use super::*;
 
     fn mean(values: &[f64]) -> Estimate {
@@ -108,6 +134,17 @@ mod tests {
             assert_near(of_answers(second, first), expected);
         }
         assert_eq!(of_answers(0, 0), 1.0);
+    }
+
+    #[test]
+    fn answers_come_in_pairs() {
+        let bits = |text: &'static str| text.bytes().map(|b| b == b'1');
+        let found = PairedAnswers::new(bits("1110100000"), bits("1001000001111"));
+        assert_eq!((found.only_first, found.only_second), (3, 2));
+        // 0, -1, -1, 1, -1, 0, 0, 0, 0, 1.
+        assert_near(found.difference.mean, -0.1);
+        assert_near(found.difference.standard_error.unwrap(), (4.9f64 / 90.0).sqrt());
+        assert_eq!(found.probability(), 1.0);
     }
 
     #[test]

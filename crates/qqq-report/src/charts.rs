@@ -29,7 +29,7 @@ pub struct Figure {
 }
 
 /// Width and height.
-const SIZE: (u32, u32) = (520, 300);
+pub(crate) const SIZE: (u32, u32) = (520, 300);
 /// Search curves that are drawn: those of the sites that gain most.
 const CURVES: usize = 6;
 /// Sites whose channels are drawn: those whose outliers stand out most.
@@ -66,7 +66,7 @@ pub(crate) fn worst_sites(all: &[ActivationReport]) -> Vec<(&str, &ActivationRep
 }
 
 /// Draws into a string.
-fn draw(
+pub(crate) fn draw(
     name: &str,
     title: String,
     what: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Box<dyn std::error::Error>>,
@@ -161,7 +161,7 @@ fn logarithmic(range: std::ops::Range<f64>) -> WithKeyPoints<LogCoord<f64>> {
 }
 
 /// As short as it says something.
-fn number(x: f64) -> String {
+pub(crate) fn number(x: f64) -> String {
     match x.abs() {
         0.0 => "0".into(),
         size if (1e-3..1e5).contains(&size) => {

@@ -1,13 +1,13 @@
 //! The page of a quantization.
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, PreEscaped, html};
 use qqq_formats::size;
 use qqq_quant::Report;
 
 use crate::{
     Circumstances, DrawError, Figure,
     charts::{best_searches, figures, worst_sites},
-    pieces::{css_colours, embedded},
+    pieces::{document, embedded},
 };
 
 /// A row of a table of names and values.
@@ -19,37 +19,21 @@ type Pair = (String, String);
 /// A figure that cannot be drawn.
 pub fn page(report: &Report, circumstances: &Circumstances) -> Result<String, DrawError> {
     let figures = figures(report)?;
-    let (light, dark) = css_colours();
-    let css = include_str!("page.css").replace("LIGHT", &light).replace("DARK", &dark);
     let kinds = if report.layers.is_empty() { "16 bits".to_owned() } else { report.kinds().join(", ") };
     let title = format!("{} in {kinds}", model_name(&report.model));
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="generator" content={ "qqq " (report.version) };
-                title { (title) }
-                style { (PreEscaped(css)) }
-            }
-            body {
-                main {
-                    h1 { (title) }
-                    (verdict(report))
-                    h2 { "What became of it" }
-                    (pairs(&summary(report)))
-                    (warnings(report))
-                    (outliers(report, &figures))
-                    (losses(report, &figures))
-                    (searches(report, &figures))
-                    (budget(report))
-                    (reproduce(report, circumstances))
-                }
-            }
-        }
+    let body = html! {
+        h1 { (title) }
+        (verdict(report))
+        h2 { "What became of it" }
+        (pairs(&summary(report)))
+        (warnings(report))
+        (outliers(report, &figures))
+        (losses(report, &figures))
+        (searches(report, &figures))
+        (budget(report))
+        (reproduce(report, circumstances))
     };
-    Ok(page.into_string())
+    Ok(document(&title, &report.version, &body))
 }
 
 /// What a model is called: of a path the last part.
@@ -81,7 +65,8 @@ fn verdict(report: &Report) -> Markup {
     }
 }
 
-fn pairs(rows: &[Pair]) -> Markup {
+/// A table of names and values.
+pub(crate) fn pairs(rows: &[Pair]) -> Markup {
     html! {
         div.scroll { table.pairs { tbody {
             @for (name, value) in rows { tr { th scope="row" { (name) } td { (value) } } }
@@ -143,7 +128,8 @@ fn of_kind<'f>(figures: &'f [Figure], kind: &'f str) -> impl Iterator<Item = &'f
     figures.iter().filter(move |figure| figure.name.starts_with(kind))
 }
 
-fn all_of<'f>(figures: impl Iterator<Item = &'f Figure>) -> Markup {
+/// Figures with their titles.
+pub(crate) fn all_of<'f>(figures: impl Iterator<Item = &'f Figure>) -> Markup {
     html! {
         div.figures {
             @for figure in figures {

@@ -1,6 +1,6 @@
 //! `qqq eval tasks`.
 
-mod data;
+pub mod data;
 
 use std::{
     fs::File,
@@ -67,7 +67,8 @@ pub struct TasksArgs {
     hub: HubArgs,
 }
 
-fn known(name: &str) -> Result<&'static Task, String> {
+/// A task by its name on the command line.
+pub fn known(name: &str) -> Result<&'static Task, String> {
     let names = || TASKS.iter().map(|task| task.name).collect::<Vec<_>>().join(", ");
     Task::named(name).ok_or_else(|| format!("there is no such task; there are {}", names()))
 }
@@ -116,23 +117,34 @@ struct Sample<'a> {
 
 /// Runs the command.
 pub fn run(args: &TasksArgs, console: &Console) -> anyhow::Result<()> {
-    for (i, task) in args.tasks.iter().enumerate() {
-        if args.tasks[..i].iter().any(|before| before.name == task.name) {
-            return Err(bad_input(format!("--tasks: {} is named twice", task.name)));
-        }
-    }
     if let Some(path) = &args.samples {
         files::check_writable(path, "--samples")?;
     }
     // Before a model is loaded: files are wrong more often.
-    let sources = args.data.iter().map(|data| Source::of(data)).collect::<anyhow::Result<Vec<_>>>()?;
-    let found = data::find(&args.tasks, &sources)?;
+    let found = find_files(&args.tasks, &args.data)?;
     let limit = args.limit.unwrap_or(usize::MAX);
     let files = found
         .into_iter()
         .map(|(task, path)| TaskFile::read(task, &path, limit))
         .collect::<anyhow::Result<Vec<_>>>()?;
     on_device!(args.device.device, &args.model, &args.hub, |place| run_on(args, files, &place, console))
+}
+
+/// The file of each task, among what `--data` names.
+///
+/// # Errors
+/// A task that is named twice, one without a file, a file that is none's.
+pub fn find_files(
+    tasks: &[&'static Task],
+    data: &[String],
+) -> anyhow::Result<Vec<(&'static Task, PathBuf)>> {
+    for (i, task) in tasks.iter().enumerate() {
+        if tasks[..i].iter().any(|before| before.name == task.name) {
+            return Err(bad_input(format!("--tasks: {} is named twice", task.name)));
+        }
+    }
+    let sources = data.iter().map(|data| Source::of(data)).collect::<anyhow::Result<Vec<_>>>()?;
+    data::find(tasks, &sources)
 }
 
 fn run_on<P: Place>(
@@ -146,7 +158,7 @@ fn run_on<P: Place>(
     for TaskFile { documents, sha256 } in files {
         tasks.push((Encoded::new(documents, &model.tokenizer, &model.checkpoint.config)?, sha256));
     }
-    let scored = score_all(&mut Scorer::new(&model.decoder)?, &tasks, console)?;
+    let scored = score_all(&mut Scorer::new(&model.decoder)?, &tasks, "scoring", console)?;
     if let Some(path) = &args.samples {
         files::write(path, |file| write_samples(file, &scored))?;
     }
@@ -174,15 +186,16 @@ fn run_on<P: Place>(
     if partial { Err(InterruptedWithResult.into()) } else { Ok(()) }
 }
 
-/// Scores one task after the other, until Ctrl-C; of the last one the first questions.
-fn score_all<B: qqq_backend::Backend>(
+/// Scores one task after the other, until Ctrl-C; of the last one the first questions. `title` stands before the progress.
+pub fn score_all<B: qqq_backend::Backend>(
     scorer: &mut Scorer<'_, B>,
     tasks: &[(Encoded, String)],
+    title: &str,
     console: &Console,
 ) -> anyhow::Result<Vec<Scored>> {
     let guard =
         Guard::telling("stopping after the questions in hand; Ctrl-C again ends at once, without figures");
-    let mut progress = Progress::new(console, "scoring");
+    let mut progress = Progress::new(console, title);
     let total: usize = tasks.iter().map(|(encoded, _)| encoded.tokens()).sum();
     let mut before = 0;
     let mut scored: Vec<Scored> = Vec::new();

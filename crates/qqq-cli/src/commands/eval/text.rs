@@ -99,6 +99,15 @@ impl CutArgs {
         Ok(OpenText { text: Text::new(reader), path, options })
     }
 
+    /// All that decides on what is scored of a text, but for its tokenizer.
+    pub fn key(&self) -> serde_json::Value {
+        let Self { read, window, stride, scoring, limit } = self;
+        serde_json::json!({
+            "read": format!("{read:?}"), "window": window, "stride": stride.unwrap_or(*window), "scoring": scoring,
+            "limit": limit.filter(|n| *n != usize::MAX),
+        })
+    }
+
     fn options(&self, tokenizer: &Tokenizer) -> anyhow::Result<WindowOptions> {
         let first_token = match self.scoring {
             Scoring::All => None,

@@ -1,6 +1,7 @@
 //! `qqq inspect`.
 
 mod layers;
+mod size;
 
 use qqq_formats::{Checkpoint, QuantizationConfig, SimulatedMethod, config::RopeScaling};
 use qqq_model::names;
@@ -14,6 +15,7 @@ use crate::{
     table::{pairs, table},
 };
 pub use layers::{Module, modules};
+pub use size::Size;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -137,15 +139,15 @@ impl Quantization {
 
 /// Of all modules, and of the linear layers of the blocks.
 #[derive(Serialize)]
-pub struct Totals {
+struct Totals {
     parameters: u64,
     /// Of all modules.
-    pub bytes: u64,
+    bytes: u64,
     bits_per_weight: f64,
     block_linear_parameters: u64,
     block_linear_bytes: u64,
     /// Of the linear layers of the blocks.
-    pub block_linear_bits_per_weight: f64,
+    block_linear_bits_per_weight: f64,
 }
 
 /// Runs the command.
@@ -202,7 +204,7 @@ fn recipe(checkpoint: &Checkpoint) -> Option<String> {
 }
 
 /// Sums over the modules of a checkpoint.
-pub fn totals(modules: &[Module]) -> Totals {
+fn totals(modules: &[Module]) -> Totals {
     let sum = |linear_only: bool| {
         let of = modules.iter().filter(|m| !linear_only || m.block_linear);
         of.fold((0, 0), |(p, b), m| (p + m.parameters, b + m.bytes))
