@@ -10,8 +10,8 @@ use qqq_backend::{cpu::isa::Isa, pool};
 
 use crate::{
     commands::{
-        bench, chat, completions, convert, demo, doctor, eval, generate, inspect, kernels, man, quantize,
-        synth,
+        bench, chat, compare, completions, convert, demo, doctor, eval, generate, inspect, kernels, man,
+        quantize, synth,
     },
     console::{Console, wants_colour},
     download,
@@ -80,6 +80,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Eval(eval::EvalArgs),
+    Compare(Box<compare::CompareArgs>),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     Kernels(kernels::KernelsArgs),
@@ -127,6 +128,7 @@ fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(&args, console),
         Command::Chat(args) => chat::run(&args, console),
         Command::Eval(args) => eval::run(&args, console),
+        Command::Compare(args) => compare::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Bench(args) => bench::run(&args, console),
         Command::Kernels(args) => kernels::run(&args, console),

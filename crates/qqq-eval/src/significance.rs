@@ -52,7 +52,11 @@ impl PairedAnswers {
         let count = |wanted: (bool, bool)| pairs.iter().filter(|pair| **pair == wanted).count() as u64;
         let change = |(first, second): &(bool, bool)| f64::from(i8::from(*second) - i8::from(*first));
         let sums: Vec<_> = pairs.iter().map(|pair| WindowSum { sum: change(pair), tokens: 1 }).collect();
-        Self { only_first: count((true, false)), only_second: count((false, true)), difference: estimate(&sums) }
+        Self {
+            only_first: count((true, false)),
+            only_second: count((false, true)),
+            difference: estimate(&sums),
+        }
     }
 
     /// Probability of so uneven numbers if both were as good.

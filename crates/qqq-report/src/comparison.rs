@@ -108,7 +108,8 @@ impl Scatter {
 
 /// Room around all values.
 fn range(values: impl Iterator<Item = f64> + Clone) -> std::ops::Range<f64> {
-    let (low, high) = (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max));
+    let (low, high) =
+        (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max));
     let room = ((high - low) * 0.12).max(high.abs() * 1e-3).max(1e-9);
     low - room..high + room
 }
@@ -124,7 +125,8 @@ fn name_corners(places: &[(i32, i32)], names: &[&str], (width, height): (i32, i3
         let far = [(x + 8, y - h - 4), (x + 8, y + 6), (x - 8 - w, y - h - 4), (x - 8 - w, y + 6)];
         let cost = |&(left, top): &(i32, i32)| {
             let own = [left, top, left + w, top + h];
-            let outside = if left < 0 || top < 0 || left + w > width || top + h > height { 1 << 20 } else { 0 };
+            let outside =
+                if left < 0 || top < 0 || left + w > width || top + h > height { 1 << 20 } else { 0 };
             taken.iter().map(|other| overlap(&own, other)).sum::<i32>() + outside
         };
         let candidates = beside.into_iter().chain(around).chain(far);
@@ -172,8 +174,10 @@ mod tests {
             tables: vec![table],
             scatters: vec![scatter(&[("fp16", 16.0, 0.0), ("<qqq>", 4.25, 0.1)])],
         };
-        let circumstances =
-            Circumstances { command: "qqq compare 'a<b'".into(), environment: vec![("device".into(), "cpu".into())] };
+        let circumstances = Circumstances {
+            command: "qqq compare 'a<b'".into(),
+            environment: vec![("device".into(), "cpu".into())],
+        };
         let page = comparison.page(&circumstances).unwrap();
         for part in [
             "<h1>Models beside a&lt;b</h1>",

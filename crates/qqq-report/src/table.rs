@@ -114,7 +114,8 @@ fn markdown(text: &str) -> String {
     for (i, c) in text.char_indices() {
         // Within a word an underscore is one.
         let within = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
-        let is_inner = within(text[..i].chars().next_back()) && within(text[i + c.len_utf8()..].chars().next());
+        let is_inner =
+            within(text[..i].chars().next_back()) && within(text[i + c.len_utf8()..].chars().next());
         match c {
             '_' if is_inner => out.push(c),
             '\\' | '|' | '*' | '_' | '`' | '<' | '[' | ']' | '~' => out.extend(['\\', c]),

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod chat;
+pub mod compare;
 pub mod completions;
 pub mod convert;
 pub mod demo;

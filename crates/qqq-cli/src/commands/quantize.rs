@@ -21,7 +21,7 @@ use qqq_quant::{
 use serde::Serialize;
 
 use self::gate::GateArgs;
-pub use self::gate::way_out;
+pub use self::{gate::way_out, page::circumstances};
 use super::recipe::{self, AmountArgs, RecipeArgs};
 use crate::{
     console::Console,
@@ -120,24 +120,45 @@ impl QuantizeArgs {
 
 /// For `--json`.
 #[derive(Serialize)]
-struct Outcome {
+pub struct Outcome {
     output: PathBuf,
     report: Report,
 }
 
 /// Runs the command.
 pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
-    let built_in = args.calibration == ["built-in"];
-    let recipe = args.recipe.recipe(&args.amount, built_in)?;
-    let gate = args.quality.gate()?;
+    if args.dry_run {
+        return dry_run::run(args, &check(args)?, &args.read.options()?, console);
+    }
+    let outcome = make(args, console)?;
+    console.result(&outcome, |o| summary(&o.report, &o.output))
+}
+
+/// The recipe that is asked for.
+///
+/// # Errors
+/// Options that make no sense.
+pub fn check(args: &QuantizeArgs) -> anyhow::Result<Recipe> {
+    let recipe = args.recipe.recipe(&args.amount, args.calibration == ["built-in"])?;
+    args.quality.gate()?;
     if let [spec] = args.calibration.as_slice()
         && Source::named(spec).is_some()
     {
         args.recipe.refuse_text_options()?;
     }
+    Ok(recipe)
+}
+
+/// Makes the checkpoint, without printing what came out.
+///
+/// # Errors
+/// Options that make no sense, and what goes wrong.
+pub fn make(args: &QuantizeArgs, console: &Console) -> anyhow::Result<Outcome> {
+    let recipe = check(args)?;
+    let gate = args.quality.gate()?;
     let read = args.read.options()?;
-    let Some(place) = args.output.as_deref().filter(|_| !args.dry_run) else {
-        return dry_run::run(args, &recipe, &read, console);
+    let Some(place) = args.output.as_deref() else {
+        return Err(bad_input("--output names what will be made"));
     };
     // What would be found at the end is asked first, before anything is downloaded.
     let reserved = match args.resume {
@@ -187,8 +208,7 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
         made => made.inspect_err(|_| reserved.tell_kept(console))?,
     };
     write_report(&report)?;
-    let outcome = Outcome { output: place.to_owned(), report };
-    console.result(&outcome, |o| summary(&o.report, &o.output))
+    Ok(Outcome { output: place.to_owned(), report })
 }
 
 /// With fewer windows yet a run is hardly faster, and what comes out is worse.

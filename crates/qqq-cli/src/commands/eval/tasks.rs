@@ -134,10 +134,7 @@ pub fn run(args: &TasksArgs, console: &Console) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// A task that is named twice, one without a file, a file that is none's.
-pub fn find_files(
-    tasks: &[&'static Task],
-    data: &[String],
-) -> anyhow::Result<Vec<(&'static Task, PathBuf)>> {
+pub fn find_files(tasks: &[&'static Task], data: &[String]) -> anyhow::Result<Vec<(&'static Task, PathBuf)>> {
     for (i, task) in tasks.iter().enumerate() {
         if tasks[..i].iter().any(|before| before.name == task.name) {
             return Err(bad_input(format!("--tasks: {} is named twice", task.name)));

@@ -23,17 +23,7 @@ pub struct Pages {
 impl Pages {
     /// Of a run on a device.
     pub fn new(device: &str) -> Self {
-        let arguments: Vec<String> = std::env::args().skip(1).collect();
-        let quoted =
-            shlex::try_join(arguments.iter().map(String::as_str)).unwrap_or_else(|_| arguments.join(" "));
-        let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-        let environment = [
-            ("device", device.to_owned()),
-            ("system", format!("{os}, {arch}, {} threads", pool::num_threads())),
-        ];
-        let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
-        let circumstances = Circumstances { command: format!("qqq {quoted}"), environment };
-        Self { circumstances, failed: RefCell::new(None) }
+        Self { circumstances: circumstances(device), failed: RefCell::new(None) }
     }
 
     /// Files that stand beside a report.
@@ -53,6 +43,18 @@ impl Pages {
             console.warn(&format!("there is no {PAGE_FILE}: {reason}"));
         }
     }
+}
+
+/// What this process was asked for, and where it runs.
+pub fn circumstances(device: &str) -> Circumstances {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let quoted =
+        shlex::try_join(arguments.iter().map(String::as_str)).unwrap_or_else(|_| arguments.join(" "));
+    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    let environment =
+        [("device", device.to_owned()), ("system", format!("{os}, {arch}, {} threads", pool::num_threads()))];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    Circumstances { command: format!("qqq {quoted}"), environment }
 }
 
 /// That figures can be written into a folder: before the run, so that nothing is done for nothing.
