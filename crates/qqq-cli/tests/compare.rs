@@ -140,6 +140,34 @@ fn recipes_are_made_once_and_measurements_kept() {
     place.run(foreign).failure(2, "was made by another command");
 }
 
+/// Ctrl-C while a text is scored: what there was until then, and nothing of it is kept.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_comparison_tells_what_it_has() {
+    let place = Place::new();
+    place.quantize("w4a8", "--group-size 32");
+    fs::write(place.path("long.txt"), common::TEXT.repeat(120)).unwrap();
+    let command = "compare model w4a8 -o kept --text long.txt --window 2048";
+    for json in [true, false] {
+        let run = place.interrupted(&format!("{command}{}", if json { " --json" } else { "" }));
+        assert_eq!(run.code, Some(130), "{}", run.stderr);
+        assert!(run.stderr.contains("what is finished is kept in kept"), "{}", run.stderr);
+        if json {
+            let outcome = run.json();
+            assert!(outcome["partial"] == true && outcome["planned_models"] == 2, "{outcome}");
+            assert_eq!(outcome["models"].as_array().unwrap().len(), 1);
+            assert_eq!(outcome["models"][0]["on_texts"][0]["partial"], true);
+        } else {
+            assert!(
+                run.stdout.starts_with("PARTIAL, interrupted: the first 1 of 2 models"),
+                "{}",
+                run.stdout
+            );
+        }
+        assert!(!place.path("kept/measurements/model.json").exists());
+    }
+}
+
 #[test]
 fn it_is_written_as_markdown_latex_and_a_page() {
     let place = place();
@@ -181,11 +209,15 @@ fn refusals() {
         ("model --recipes rtn,rtn -o out --speed", "rtn is named twice"),
         ("model --recipes awq:bits=8 -o out --speed", "--bits: recipe awq"),
         ("model --recipes os+:bots=8 -o out --speed", "--recipes os+:bots=8: unexpected argument '--bots'"),
+        (
+            "model --recipes fp16,gptq -o out --speed",
+            "--recipes gptq: groups of 128 do not divide the 64 inputs",
+        ),
         ("model --text text.txt --window 4096", "longer than the model's context"),
     ] {
         place.run(&format!("compare {arguments}")).failure(2, says);
     }
-    assert!(!place.path("out").exists());
+    assert!(!place.path("out/fp16").exists());
     // What is left out is needed.
     for (arguments, says) in
         [("model --recipes rtn --speed", "--output"), ("model --speed --tasks piqa", "--data")]

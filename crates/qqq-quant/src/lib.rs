@@ -110,7 +110,7 @@ pub use gate::{BeyondGate, Gate, MAX_KLD, Quality};
 pub use output::{DETAILS_FILE, REPORT_FILE};
 pub use pipeline::{MoreFiles, Output, Progress, quantize};
 pub use precision::{Groups, Precision, Rule, Schemes};
-pub use preflight::NeedsText;
+pub use preflight::{NeedsText, check_recipe};
 pub use recipe::{
     Calibration, Clip, GroupScales, Head, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind,
     Transform, ValueHessian,

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::{Args as _, FromArgMatches as _};
 use qqq_quant::RecipeName;
 use serde_json::{Value, json};
@@ -32,6 +33,8 @@ struct Recipe {
     output: PathBuf,
     /// The arguments of `quantize` that decide on the result.
     words: Vec<String>,
+    /// Whether a calibration text is among them.
+    calibrates: bool,
     /// How the hub is reached.
     hub: Vec<String>,
 }
@@ -62,9 +65,20 @@ impl Recipes {
     /// # Errors
     /// Those of `quantize`, and one that is there and was made otherwise.
     pub fn make(&self, args: &CompareArgs, console: &Console) -> anyhow::Result<Vec<Named>> {
-        let source = key_of_source(args)?;
+        let checkpoint = model::open_checked(&args.models[0], &args.hub)?;
+        // Before the first one runs, which may take long.
+        for recipe in &self.0 {
+            qqq_quant::check_recipe(&checkpoint.config, &quantize::check(&recipe.parsed(false)?)?)
+                .with_context(|| format!("--recipes {}", recipe.text))?;
+        }
+        let source = subject::prints(&checkpoint)?;
+        let files = args.calibration.iter().map(Path::new).filter(|path| path.is_file());
+        let texts = files.map(files::sha256).collect::<anyhow::Result<Vec<_>>>()?;
         for (index, recipe) in self.0.iter().enumerate() {
-            let key = json!({ "made": { "arguments": recipe.words, "from": source, "qqq": env!("CARGO_PKG_VERSION") } });
+            let texts = recipe.calibrates.then_some(&texts);
+            let key = json!({ "made": {
+                "arguments": recipe.words, "model": source, "calibration": texts, "qqq": env!("CARGO_PKG_VERSION"),
+            } });
             let mut kept = Kept::of(args.output.as_deref(), &recipe.text)?;
             let was_begun = kept.keys().any(|known| *known == key);
             let is_there = recipe.output.exists();
@@ -81,7 +95,9 @@ impl Recipes {
             kept.retain(|known| known.get("made").is_none())?;
             kept.put(key, &Value::Null)?;
             console.status(&format!("recipe {} ({} of {})", recipe.text, index + 1, self.0.len()));
-            quantize::make(&recipe.parsed(was_begun)?, console)?;
+            quantize::make(&recipe.parsed(was_begun)?, console).inspect_err(|_| {
+                console.note("the same qqq compare goes on behind what is finished");
+            })?;
         }
         let named =
             |recipe: &Recipe| Named { spec: recipe.output.display().to_string(), name: recipe.text.clone() };
@@ -104,7 +120,8 @@ impl Recipe {
         }
         // The comparison measures more than the end of a run would.
         words.extend(["--held-out".into(), "0".into(), "--device".into(), args.device.device.to_string()]);
-        if name.recipe().calibrates() {
+        let calibrates = name.recipe().calibrates();
+        if calibrates {
             let mut add = |option: &str, values: Vec<String>| {
                 if !values.is_empty() {
                     words.push(option.to_owned());
@@ -124,7 +141,7 @@ impl Recipe {
         let mut hub: Vec<String> =
             args.hub.token.iter().flat_map(|token| ["--token".into(), token.clone()]).collect();
         hub.extend(args.hub.offline.then(|| "--offline".into()));
-        Ok(Self { text: text.to_owned(), output: folder.join(kept::file_name(text)), words, hub })
+        Ok(Self { text: text.to_owned(), output: folder.join(kept::file_name(text)), words, calibrates, hub })
     }
 
     /// As `quantize` takes it.
@@ -140,14 +157,6 @@ impl Recipe {
             bad_input(format!("--recipes {}: {first}", self.text))
         })
     }
-}
-
-/// What decides on checkpoints besides the words of the command.
-fn key_of_source(args: &CompareArgs) -> anyhow::Result<Value> {
-    let checkpoint = model::open_checked(&args.models[0], &args.hub)?;
-    let texts = args.calibration.iter().map(Path::new).filter(|path| path.is_file());
-    let texts = texts.map(files::sha256).collect::<anyhow::Result<Vec<_>>>()?;
-    Ok(json!({ "model": subject::prints(&checkpoint)?, "calibration": texts }))
 }
 
 /// How a checkpoint that is there was made, in words.
@@ -166,7 +175,7 @@ fn difference(kept: &Kept, key: &Value) -> String {
     if known["qqq"] != now["qqq"] {
         return format!("by qqq {}", known["qqq"].as_str().unwrap_or("of another version"));
     }
-    match known["from"]["model"] == now["from"]["model"] {
+    match known["model"] == now["model"] {
         true => "with another calibration text under the same name".to_owned(),
         false => "from other files of the model under the same name".to_owned(),
     }
