@@ -136,7 +136,7 @@ fn refusals() {
         ("--tasks piqa --data nowhere", "nowhere: no such file or directory"),
         ("--tasks hellaswag --data tasks", "no file of --data has the questions of hellaswag"),
         ("--tasks piqa --data tasks", "several files of --data may have the questions of piqa"),
-        ("--tasks piqa --data bad.jsonl", "bad.jsonl, line 4: the field \"sol2\" is missing"),
+        ("--tasks piqa --data bad.jsonl", "bad.jsonl, line 6: the field \"sol2\" is missing"),
         ("--tasks piqa,arc_easy --data tasks/ --data bad.jsonl", "belongs to none of the tasks"),
         ("--tasks piqa --data piqa=tasks/ARC-Easy.test.jsonl", "it is a document of arc_easy"),
         ("--tasks arc_easy --data tasks --limit 0", "a whole number from 1 on"),

@@ -194,6 +194,7 @@ fn find(tasks: &[&'static Task], sources: &[Source], shots: usize) -> anyhow::Re
         let questions = one_split(task, candidates.clone(), task.split, false)?;
         let examples = match shots {
             0 => Vec::new(),
+            _ if task.shots.split == task.split => questions.clone(),
             _ => one_split(task, candidates, task.shots.split, true)?,
         };
         Ok(Files { questions, examples })
