@@ -56,7 +56,16 @@ impl Hub {
             ("en/train.jsonl".to_owned(), b"{}".to_vec()),
             ("fr/train.jsonl".to_owned(), b"{}".to_vec()),
         ]);
+        let questions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../qqq-eval/tests/questions");
+        let subject = ["test-00000-of-00002", "test-00001-of-00002", "dev-00000-of-00001"].map(|name| {
+            let name = format!("anatomy/{name}.parquet");
+            let bytes = fs::read(questions.join(&name)).unwrap();
+            (name, bytes)
+        });
+        let mut mmlu = BTreeMap::from(subject);
+        mmlu.insert("all/test-00000-of-00001.parquet".into(), Vec::new());
         Self::start(BTreeMap::from([
+            ("datasets/cais/mmlu".to_owned(), mmlu),
             ("models/acme/tiny".to_owned(), model),
             ("models/acme/ggufs".to_owned(), ggufs),
             ("datasets/acme/texts".to_owned(), texts),
@@ -200,6 +209,30 @@ fn a_model_and_a_data_set_of_the_hub_make_a_checkpoint() {
     hub.run(&place, "home", &[], &line("acme/texts:en/none")).failure(1, "no split \"none\"");
     hub.run(&place, "home", &[], &line("acme/texts")).failure(1, "en, fr");
     assert!(!place.path("out").exists());
+}
+
+#[test]
+fn questions_come_from_the_hub_or_its_cache() {
+    let place = Place::new();
+    let hub = Hub::of(&place);
+    let line = |rest: &'static str| {
+        format!("eval tasks model --json --tasks {rest}").split(' ').map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run = |variables: &[(&str, &str)], rest: &'static str| {
+        let line = line(rest);
+        hub.run(&place, "home", variables, &line.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let found = run(&[], "mmlu_anatomy --fewshot 1").success().json();
+    let files = found["tasks"][0]["files"].as_array().unwrap();
+    let snapshot = place.path("home/hub/datasets--cais--mmlu/snapshots").join(COMMIT);
+    assert_eq!(files.len(), 3);
+    assert_eq!(files[2]["file"], snapshot.join("anatomy/dev-00000-of-00001.parquet").to_str().unwrap());
+    hub.tokens.lock().unwrap().clear();
+    let again = run(&[("HF_HUB_OFFLINE", "1")], "mmlu_anatomy --fewshot 1").success().json();
+    assert_eq!(again["tasks"][0]["acc"], found["tasks"][0]["acc"]);
+    assert!(hub.tokens.lock().unwrap().is_empty());
+    run(&[], "mmlu_virology").failure(1, "no configuration \"virology\"");
+    run(&[], "piqa").failure(1, "cannot fetch the questions of piqa");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod json;
 mod parquet;
 mod plain;
 mod record;
+mod rows;
 
 use std::{
     io::Read,
@@ -23,6 +24,7 @@ use qqq_formats::InputFile;
 
 pub use conversation::{messages, render};
 pub use error::{Place, TextError, TextProblem};
+pub use rows::RowReader;
 
 use self::{
     decode::{Content, Original},
@@ -119,7 +121,7 @@ impl<'a> TextReader<'a> {
                         TextError::file(path, "it is a parquet file, which is read from a disk").into()
                     );
                 }
-                Pieces::Parquet(Rows::open(path, InputFile::open(path)?, &mut records)?)
+                Pieces::Parquet(Rows::open(path, InputFile::open(path)?, Some(&mut records))?)
             }
             Content::Text { head, reader } => match options.format {
                 TextFormat::Plain => Pieces::Plain(Plain::new(reader)),

@@ -11,17 +11,22 @@ use serde_json::Value;
 
 use super::{
     CompareArgs,
+    columns::Column,
     measure::{Answers, Found, OnTask, OnText, Row, Sources},
     subject::Simulated,
 };
-use crate::commands::{bench::Speed, inspect::Size};
+use crate::commands::{
+    bench::Speed,
+    eval::{HashedFile, Protocol},
+    inspect::Size,
+};
 
 /// Below it a difference is called significant.
 pub const LEVEL: f64 = 0.05;
 
 /// The result of the command.
 #[derive(Serialize)]
-pub struct Outcome {
+pub struct Outcome<'a> {
     pub version: &'static str,
     pub baseline: String,
     pub device: String,
@@ -29,8 +34,9 @@ pub struct Outcome {
     /// How texts are cut.
     cut: Value,
     pub tasks: Vec<TaskOf>,
-    /// Questions at most of each task.
-    pub limit_tasks: Option<usize>,
+    /// How their questions were asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Protocol<'a>>,
     significance: Significance,
     /// The baseline first.
     pub models: Vec<Judged>,
@@ -53,11 +59,11 @@ impl TextFile {
     }
 }
 
+/// A task, or a group of them.
 #[derive(Serialize)]
 pub struct TaskOf {
     pub task: &'static str,
-    file: PathBuf,
-    sha256: String,
+    files: Vec<HashedFile>,
 }
 
 #[derive(Serialize)]
@@ -116,25 +122,29 @@ pub struct Judged {
     pub speed: Option<Speed>,
 }
 
-impl Outcome {
+impl<'a> Outcome<'a> {
     /// Judges what was measured; the first row is the baseline's.
     pub fn new(
         sources: &Sources,
-        args: &CompareArgs,
+        args: &'a CompareArgs,
         device: String,
-        rows: Vec<Row>,
+        mut rows: Vec<Row>,
         (partial, planned_models): (bool, usize),
     ) -> Self {
+        let columns = Column::all(&sources.tasks);
+        for row in &mut rows {
+            row.tasks = columns.iter().map_while(|column| column.of(&row.tasks)).collect();
+        }
         let texts =
             (0..sources.texts.len()).map(|i| adjusted(&rows, |row, _| text_probability(row.texts.get(i)?)));
         let texts: Vec<_> = texts.collect();
-        let tasks = (0..sources.tasks.len()).map(|i| {
+        let tasks = (0..columns.len()).map(|i| {
             adjusted(&rows, |row, baseline| {
                 Some(paired(row.tasks.get(i)?, baseline.tasks.get(i)?)?.probability())
             })
         });
         let tasks: Vec<_> = tasks.collect();
-        let count = sources.tasks.len();
+        let count = columns.len();
         let averages = adjusted(&rows, |row, baseline| {
             let pairs = row.tasks.iter().zip(&baseline.tasks).map(|(own, other)| paired(own, other));
             let pairs = pairs.collect::<Option<Vec<_>>>().filter(|pairs| pairs.len() == count)?;
@@ -168,16 +178,11 @@ impl Outcome {
             device,
             texts: sources.texts.iter().cloned().map(|(path, sha256)| TextFile { path, sha256 }).collect(),
             cut: args.cut.key(),
-            tasks: sources
-                .tasks
-                .iter()
-                .map(|(task, file, sha256)| TaskOf {
-                    task: task.name,
-                    file: file.clone(),
-                    sha256: sha256.clone(),
-                })
+            tasks: columns
+                .into_iter()
+                .map(|Column { name, files, .. }| TaskOf { task: name, files })
                 .collect(),
-            limit_tasks: args.limit_tasks.filter(|limit| *limit != usize::MAX),
+            asked: (!sources.tasks.is_empty()).then(|| args.questions.protocol(args.limit_tasks)),
             significance: Significance {
                 level: LEVEL,
                 correction: "Holm, over the models of a column",

@@ -7,7 +7,7 @@ use std::{
 
 use qqq_eval::{
     Estimate, EvalError, KldReport, PerplexityReport, kl_divergence, perplexity,
-    tasks::{Encoded, Scored, Scorer, Task, TaskReport},
+    tasks::{Documents, Encoded, Scored, Scorer, TaskReport},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     commands::{
         bench::{self, Speed},
-        eval::{TaskFile, check_tokens, find_files, score_all, scored},
+        eval::{TaskFile, check_tokens, score_all, scored},
     },
     console::Console,
     device::Place,
@@ -35,8 +35,8 @@ use crate::{
 pub struct Sources {
     /// Texts, with their SHA-256.
     pub texts: Vec<(PathBuf, String)>,
-    /// Tasks with their files, and the SHA-256 of these.
-    pub tasks: Vec<(&'static Task, PathBuf, String)>,
+    /// Questions of the tasks, with their files.
+    pub tasks: Vec<TaskFile>,
 }
 
 impl Sources {
@@ -54,12 +54,10 @@ impl Sources {
             }
             texts.push((path.clone(), files::sha256(path)?));
         }
-        let found = if args.data.is_empty() { Vec::new() } else { find_files(&args.tasks, &args.data)? };
-        let mut tasks = Vec::new();
-        for (task, path) in found {
-            let file = TaskFile::read(task, &path, usize::MAX)?;
-            tasks.push((task, path, file.sha256));
-        }
+        let tasks = match args.questions.are_asked_for() {
+            true => args.questions.read(args.limit_tasks, &args.hub)?,
+            false => Vec::new(),
+        };
         Ok(Self { texts, tasks })
     }
 }
@@ -130,13 +128,13 @@ pub struct Answers {
     #[serde(flatten)]
     pub on: OnTask,
     /// Of each question whether it was answered rightly: 1, or 0.
-    right: String,
+    pub right: String,
 }
 
 impl Answers {
     fn of(scored: &Scored) -> Self {
         let TaskReport { acc, acc_norm, documents, partial, seconds, .. } = scored.report;
-        let right = scored.examples.iter().map(|e| if e.choice == e.target { '1' } else { '0' }).collect();
+        let right = scored.examples.iter().map(|e| if e.right { '1' } else { '0' }).collect();
         Self { on: OnTask { acc, acc_norm, documents, partial, seconds }, right }
     }
 
@@ -299,14 +297,14 @@ impl<'a, P: Place> Session<'a, P> {
             row.texts.push(found);
             self.guard.check()?;
         }
-        let limit = self.args.limit_tasks.unwrap_or(usize::MAX);
-        for (task, path, sha256) in &self.sources.tasks {
-            let key = key(json!({ "task": task.name, "questions": sha256, "limit": limit }));
+        let protocol = self.args.questions.protocol(self.args.limit_tasks);
+        for TaskFile { documents, files } in &self.sources.tasks {
+            let hashes: Vec<&str> = files.iter().map(|file| file.sha256.as_str()).collect();
+            let key = key(json!({ "task": documents.task.name, "files": hashes, "protocol": protocol }));
             let found = match kept.get(&key) {
                 Some(found) => found,
                 None => {
-                    let file = TaskFile::read(task, path, limit)?;
-                    let found = self.on_task(file, &row.subject, of, models)?;
+                    let found = self.on_task(documents, &row.subject, of, models)?;
                     if !found.measured().is_some_and(|answers| answers.on.partial) {
                         kept.put(key, &found)?;
                     }
@@ -407,16 +405,20 @@ impl<'a, P: Place> Session<'a, P> {
 
     fn on_task(
         &self,
-        file: TaskFile,
+        documents: &Documents,
         subject: &Subject,
         of: &Of<'_>,
         models: &mut Models<'_, P>,
     ) -> anyhow::Result<Found<Answers>> {
         let model = self.loaded(subject, of, models)?;
-        let title = format!("{}: {}", of.title, file.documents.task.name);
-        let encoded = Encoded::new(file.documents, &model.tokenizer, &model.checkpoint.config)?;
+        let title = format!("{}: {}", of.title, documents.task.name);
+        let asked = self.args.questions.prompted(vec![documents.clone()], model, self.console)?;
+        let encoded = asked
+            .into_iter()
+            .map(|documents| Ok(Encoded::new(documents, &model.tokenizer, &model.checkpoint.config)?))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let mut scorer = Scorer::new(&model.decoder)?;
-        let scored = score_all(&mut scorer, &[(encoded, file.sha256)], &title, self.console);
+        let scored = score_all(&mut scorer, &encoded, &title, self.console);
         let found = match scored {
             Ok(scored) => scored.first().map(Answers::of).ok_or(EvalError::Interrupted),
             Err(e) => Err(e.downcast::<EvalError>()?),

@@ -1,5 +1,6 @@
 //! `qqq compare`.
 
+mod columns;
 mod judge;
 mod kept;
 mod measure;
@@ -13,7 +14,6 @@ use std::{
 };
 
 use clap::ValueEnum;
-use qqq_eval::tasks::Task;
 use qqq_model::memory;
 
 use self::{
@@ -23,7 +23,7 @@ use self::{
 };
 use super::{
     bench::Load,
-    eval::{self, CutArgs},
+    eval::{CutArgs, QuestionArgs},
     quantize,
 };
 use crate::{
@@ -99,16 +99,10 @@ pub struct CompareArgs {
     texts: Vec<PathBuf>,
     #[command(flatten)]
     cut: CutArgs,
-    /// Which tasks, with commas between
-    #[arg(long, value_name = "TASKS", value_delimiter = ',', value_parser = eval::known, requires = "data",
-        default_value = "piqa,arc_easy,arc_challenge,hellaswag,winogrande", help_heading = "Tasks")]
-    tasks: Vec<&'static Task>,
-    /// Folder of data files of the tasks, or a file; TASK=FILE says whose it is. May be given several times
-    #[arg(long, value_name = "PATH", help_heading = "Tasks")]
-    data: Vec<String>,
+    #[command(flatten)]
+    questions: QuestionArgs,
     /// Score the first N questions of each task only; -1: all
-    #[arg(long, value_name = "N", requires = "data", allow_negative_numbers = true, value_parser = numbers::questions,
-        help_heading = "Tasks")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = numbers::questions, help_heading = "Tasks")]
     limit_tasks: Option<usize>,
     /// Measure tokens a second as well, as bench model does with one sequence
     #[arg(long, help_heading = "Speed")]
@@ -151,10 +145,10 @@ impl CompareArgs {
 
     /// Refuses what makes no sense, before work begins.
     fn check(&self) -> anyhow::Result<()> {
-        if self.texts.is_empty() && self.data.is_empty() && !self.speed {
+        if self.texts.is_empty() && !self.questions.are_asked_for() && !self.speed {
             return Err(bad_input_hint(
                 "nothing is to be measured",
-                "give a text (--text FILE), questions (--data FOLDER), or ask for --speed",
+                "give a text (--text FILE), questions (--tasks, --data FOLDER), or ask for --speed",
             ));
         }
         let of_texts = ["window", "stride", "scoring", "limit", "text-format", "text-field"];
@@ -162,6 +156,15 @@ impl CompareArgs {
             (self.texts.is_empty(), of_texts.into_iter().find(|o| self.given.has(o)))
         {
             return Err(bad_input(format!("--{option} does nothing without --text: leave it out")));
+        }
+        let of_tasks =
+            ["limit-tasks", "fewshot", "chat-template", "fewshot-as-multiturn", "system-instruction"];
+        if let (false, Some(option)) =
+            (self.questions.are_asked_for(), of_tasks.into_iter().find(|o| self.given.has(o)))
+        {
+            return Err(bad_input(format!(
+                "--{option} does nothing without --tasks or --data: leave it out"
+            )));
         }
         if self.speed && self.new_tokens < 2 {
             return Err(bad_input("--new-tokens must be at least 2: the first comes out of the prompt"));

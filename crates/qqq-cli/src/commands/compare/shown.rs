@@ -7,7 +7,12 @@ use super::{
     judge::{Compared, Difference, Judged, LEVEL, Outcome},
     measure::Found,
 };
-use crate::{commands::bench::Rate, console::Console, format, table::table};
+use crate::{
+    commands::{bench::Rate, eval::Protocol},
+    console::Console,
+    format,
+    table::table,
+};
 
 /// What is not there.
 const NONE: &str = "-";
@@ -18,7 +23,7 @@ const PLACES: usize = 2;
 type Column<'a> = (String, Box<dyn Fn(&Judged) -> Cell + 'a>);
 
 /// All tables that there are numbers for.
-pub fn tables(outcome: &Outcome) -> Vec<Table> {
+pub fn tables(outcome: &Outcome<'_>) -> Vec<Table> {
     let mut tables = Vec::new();
     if !outcome.texts.is_empty() {
         tables.push(on_texts(outcome));
@@ -30,7 +35,7 @@ pub fn tables(outcome: &Outcome) -> Vec<Table> {
     tables
 }
 
-fn made(outcome: &Outcome, title: String, columns: Vec<Column<'_>>, notes: Vec<String>) -> Table {
+fn made(outcome: &Outcome<'_>, title: String, columns: Vec<Column<'_>>, notes: Vec<String>) -> Table {
     let mut header = vec!["model".to_owned(), "layers".into()];
     header.extend(columns.iter().map(|(name, _)| name.clone()));
     let row = |model: &Judged| {
@@ -49,7 +54,7 @@ fn kinds(model: &Judged) -> String {
     }
 }
 
-fn on_texts(outcome: &Outcome) -> Table {
+fn on_texts(outcome: &Outcome<'_>) -> Table {
     let mut columns: Vec<Column<'_>> = Vec::new();
     let several = outcome.texts.len() > 1;
     for (i, text) in outcome.texts.iter().enumerate() {
@@ -106,7 +111,7 @@ fn on_texts(outcome: &Outcome) -> Table {
     made(outcome, title, columns, notes)
 }
 
-fn on_tasks(outcome: &Outcome) -> Table {
+fn on_tasks(outcome: &Outcome<'_>) -> Table {
     let percent = |mean: f64, error: Option<f64>| short(100.0 * mean, error.map(|e| 100.0 * e), PLACES);
     let mut columns: Vec<Column<'_>> = Vec::new();
     for (i, task) in outcome.tasks.iter().enumerate() {
@@ -125,10 +130,8 @@ fn on_tasks(outcome: &Outcome) -> Table {
         None => Cell::new(NONE),
     };
     columns.push(("average".into(), Box::new(average)));
-    let limit = outcome.limit_tasks.map(|n| format!(", of the first {n} questions")).unwrap_or_default();
-    let mut notes = vec![format!(
-        "Accuracy (acc) in % ± its standard error, zero-shot{limit}; prompts of lm-evaluation-harness."
-    )];
+    let asked = outcome.asked.as_ref().map(Protocol::describe).unwrap_or_default();
+    let mut notes = vec![format!("Accuracy (acc) in % ± its standard error; {asked}.")];
     let tasks = outcome.models.iter().flat_map(|model| &model.on_tasks).map(|one| one.difference);
     let averages = outcome.models.iter().filter_map(|model| model.average.as_ref()).map(|one| one.difference);
     if tasks.chain(averages).any(is_marked) {
@@ -141,7 +144,7 @@ fn on_tasks(outcome: &Outcome) -> Table {
     made(outcome, "Accuracy on tasks".into(), columns, notes)
 }
 
-fn size_and_speed(outcome: &Outcome) -> Table {
+fn size_and_speed(outcome: &Outcome<'_>) -> Table {
     let or_none = |text: Option<String>| Cell::new(text.unwrap_or_else(|| NONE.into()));
     let real = |model: &Judged| model.simulated.is_none();
     let mut columns: Vec<Column<'_>> = vec![
@@ -227,7 +230,7 @@ fn short(value: f64, error: Option<f64>, places: usize) -> String {
 }
 
 /// All tables for a terminal: one that is too wide goes on below itself, with the names again.
-pub fn text(outcome: &Outcome, tables: &[Table], console: &Console) -> String {
+pub fn text(outcome: &Outcome<'_>, tables: &[Table], console: &Console) -> String {
     let width = if console.fancy_out() {
         terminal::size().map_or(usize::MAX, |(columns, _)| columns.into())
     } else {
@@ -272,7 +275,7 @@ fn pieces(table: &Table, width: usize) -> Vec<Vec<usize>> {
 }
 
 /// What there is of one that was stopped.
-fn partial(outcome: &Outcome) -> Option<String> {
+fn partial(outcome: &Outcome<'_>) -> Option<String> {
     outcome.partial.then(|| {
         format!(
             "the first {} of {} models, the last of them in part",
@@ -283,7 +286,7 @@ fn partial(outcome: &Outcome) -> Option<String> {
 }
 
 /// The page.
-pub fn page(outcome: &Outcome, tables: &[Table]) -> Comparison {
+pub fn page(outcome: &Outcome<'_>, tables: &[Table]) -> Comparison {
     let mut scatters = Vec::new();
     let mut qualities: Vec<(String, String, Box<dyn Fn(&Judged) -> Option<f64>>)> = Vec::new();
     for (i, text) in outcome.texts.iter().enumerate() {

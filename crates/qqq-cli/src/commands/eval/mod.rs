@@ -7,7 +7,7 @@ mod tasks;
 mod text;
 
 pub use kld::rows as kld_rows;
-pub use tasks::{data::TaskFile, find_files, known, score_all};
+pub use tasks::{HashedFile, Protocol, QuestionArgs, TaskFile, score_all};
 pub use text::CutArgs;
 
 use std::path::Path;
