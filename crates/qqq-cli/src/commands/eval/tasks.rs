@@ -144,6 +144,7 @@ fn run_on<P: Place>(
     let model = model::load(&args.model, &args.hub, place)?;
     let mut tasks = Vec::new();
     for TaskFile { documents, sha256 } in files {
+        console.read_input(&documents.path, &sha256);
         tasks.push((Encoded::new(documents, &model.tokenizer, &model.checkpoint.config)?, sha256));
     }
     let scored = score_all(&mut Scorer::new(&model.decoder)?, &tasks, console)?;
