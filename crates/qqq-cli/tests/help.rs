@@ -48,5 +48,6 @@ snapshots! {
     kernels_list: "kernels" "list";
     demo: "demo";
     synth: "synth";
+    rerun: "rerun";
     doctor: "doctor";
 }

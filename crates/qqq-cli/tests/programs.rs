@@ -126,6 +126,7 @@ fn every_command_has_a_page() {
         "qqq-kernels.1",
         "qqq-man.1",
         "qqq-quantize.1",
+        "qqq-rerun.1",
         "qqq-synth.1",
         "qqq.1",
     ];

@@ -14,4 +14,5 @@ pub mod kernels;
 pub mod man;
 pub mod quantize;
 pub mod recipe;
+pub mod rerun;
 pub mod synth;

@@ -2,7 +2,7 @@
 
 mod dry_run;
 mod gate;
-mod page;
+pub mod page;
 
 use std::{
     io::Write,
@@ -177,15 +177,21 @@ pub fn make(args: &QuantizeArgs, console: &Console) -> anyhow::Result<Outcome> {
     let guard = Guard::new();
     let chosen = device::choose_for(args.device.device, &checkpoint)?;
     let device = on_chosen!(&chosen, |place| place.identity()?);
-    let pages = page::Pages::new(&device);
+    if let Source::Files(files) = &source {
+        // A pipe can be read once.
+        for path in files.iter().filter(|path| path.is_file()) {
+            console.read_input(path, &files::sha256(path)?);
+        }
+    }
+    let pages = page::Pages::new(&device, console);
     let page_of = |report: &Report| pages.files(report);
     let output = Output {
-        reservation: reserved.reservation(),
         format: args.format,
-        model_name: &args.model,
         resume: Some(Resume { device: &device, goes_on: args.resume }),
         gate,
         more: Some(MoreFiles(&page_of)),
+        run: console.recorded().map(serde_json::to_value).transpose()?,
+        ..Output::new(reserved.reservation(), &args.model)
     };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
     steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
@@ -197,10 +203,10 @@ pub fn make(args: &QuantizeArgs, console: &Console) -> anyhow::Result<Outcome> {
     drop(steps);
     pages.tell(console);
     let write_report = |report: &Report| {
-        plots.as_deref().map_or(Ok(()), |folder| page::write_plots(folder, report))?;
+        plots.as_deref().map_or(Ok(()), |folder| pages.write_plots(folder))?;
         report_place.as_ref().map_or(Ok(()), |place| write_report(place.path(), report))
     };
-    let report = match made {
+    let mut report = match made {
         Err(QuantError::Gate(beyond)) => {
             write_report(&beyond.report)?;
             return Err(gate::refused(beyond, console));
@@ -208,6 +214,8 @@ pub fn make(args: &QuantizeArgs, console: &Console) -> anyhow::Result<Outcome> {
         made => made.inspect_err(|_| reserved.tell_kept(console))?,
     };
     write_report(&report)?;
+    // It stands beside it.
+    report.run = None;
     Ok(Outcome { output: place.to_owned(), report })
 }
 

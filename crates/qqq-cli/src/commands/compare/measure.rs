@@ -44,7 +44,7 @@ impl Sources {
     ///
     /// # Errors
     /// A file that is not there, or not what it should be.
-    pub fn read(args: &CompareArgs) -> anyhow::Result<Self> {
+    pub fn read(args: &CompareArgs, console: &Console) -> anyhow::Result<Self> {
         let mut texts = Vec::new();
         for path in &args.texts {
             if !path.is_file() {
@@ -52,12 +52,17 @@ impl Sources {
                     if path.exists() { "is read several times, and is no file" } else { "no such file" };
                 return Err(bad_input(format!("--text {}: {problem}", path.display())));
             }
-            texts.push((path.clone(), files::sha256(path)?));
+            let sha256 = files::sha256(path)?;
+            console.read_input(path, &sha256);
+            texts.push((path.clone(), sha256));
         }
         let tasks = match args.questions.are_asked_for() {
             true => args.questions.read(args.limit_tasks, &args.hub)?,
             false => Vec::new(),
         };
+        for file in tasks.iter().flat_map(|task| &task.files) {
+            file.tell(console);
+        }
         Ok(Self { texts, tasks })
     }
 }

@@ -186,7 +186,7 @@ impl CompareArgs {
 /// Runs the command.
 pub fn run(args: &CompareArgs, console: &Console) -> anyhow::Result<()> {
     args.check()?;
-    let sources = Sources::read(args)?;
+    let sources = Sources::read(args, console)?;
     let recipes = Recipes::new(args)?;
     if let Some(folder) = &args.output {
         kept::prepare(folder)?;
@@ -220,7 +220,7 @@ fn run_on<P: Place>(
     let outcome = judge::Outcome::new(sources, args, place.identity()?, rows, (partial, models.len()));
     let tables = shown::tables(&outcome);
     let page = || {
-        let mut circumstances = quantize::circumstances(&outcome.device);
+        let mut circumstances = quantize::circumstances(&outcome.device, console);
         circumstances
             .environment
             .extend(memory::total().map(|bytes| ("memory".into(), crate::format::bytes(bytes))));

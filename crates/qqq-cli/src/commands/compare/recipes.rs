@@ -95,9 +95,13 @@ impl Recipes {
             kept.retain(|known| known.get("made").is_none())?;
             kept.put(key, &Value::Null)?;
             console.status(&format!("recipe {} ({} of {})", recipe.text, index + 1, self.0.len()));
+            // The checkpoint's report says how to make it alone.
+            let own = console.recorded();
+            console.record(own.as_ref().map(|run| run.of_command(recipe.command())));
             quantize::make(&recipe.parsed(was_begun)?, console).inspect_err(|_| {
                 console.note("the same qqq compare goes on behind what is finished");
             })?;
+            console.record(own);
         }
         let named =
             |recipe: &Recipe| Named { spec: recipe.output.display().to_string(), name: recipe.text.clone() };
@@ -142,6 +146,12 @@ impl Recipe {
             args.hub.token.iter().flat_map(|token| ["--token".into(), token.clone()]).collect();
         hub.extend(args.hub.offline.then(|| "--offline".into()));
         Ok(Self { text: text.to_owned(), output: folder.join(kept::file_name(text)), words, calibrates, hub })
+    }
+
+    /// The command that makes its checkpoint.
+    fn command(&self) -> Vec<String> {
+        let begin = ["quantize".to_owned(), "-o".into(), self.output.display().to_string()];
+        begin.into_iter().chain(self.words.iter().cloned()).collect()
     }
 
     /// As `quantize` takes it.

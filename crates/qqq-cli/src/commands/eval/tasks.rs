@@ -145,6 +145,9 @@ fn run_on<P: Place>(
     let model = model::load(&args.model, &args.hub, place)?;
     let (documents, files): (Vec<_>, Vec<_>) =
         files.into_iter().map(|file| (file.documents, file.files)).unzip();
+    for file in files.iter().flatten() {
+        file.tell(console);
+    }
     let encoded = args
         .questions
         .prompted(documents, &model, console)?

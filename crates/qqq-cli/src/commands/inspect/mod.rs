@@ -12,6 +12,7 @@ use crate::{
     console::Console,
     format,
     model::{self, HubArgs},
+    progress::Progress,
     table::{pairs, table},
 };
 pub use layers::{Module, modules};
@@ -153,7 +154,12 @@ struct Totals {
 /// Runs the command.
 pub fn run(args: &InspectArgs, console: &Console) -> anyhow::Result<()> {
     let checkpoint = model::open(&args.model, &args.hub)?;
-    let modules = modules(&checkpoint)?;
+    // Of a large model the scales are gigabytes.
+    let mut progress = Progress::new(console, "reading");
+    let modules = layers::modules_told(&checkpoint, &mut |done, total| {
+        progress.update(done as f64, total as f64, &format!("scales of module {done}/{total}"));
+    })?;
+    drop(progress);
     let inspection = inspect(args, &checkpoint, modules);
     console.result(&inspection, |i| text(i, console))
 }

@@ -12,6 +12,7 @@ use qqq_model::{hub::Dataset, shards};
 use serde::Serialize;
 
 use crate::{
+    console::Console,
     errors::{bad_input, bad_input_hint},
     files,
     model::HubArgs,
@@ -71,6 +72,13 @@ pub struct HashedFile {
     split: &'static str,
     file: PathBuf,
     pub sha256: String,
+}
+
+impl HashedFile {
+    /// That it was read.
+    pub fn tell(&self, console: &Console) {
+        console.read_input(&self.file, &self.sha256);
+    }
 }
 
 /// The files of a task, in their order.
