@@ -252,6 +252,10 @@ pub struct Solution {
     pub error_nearest: f64,
     /// The same of the result, as the kernels see it.
     pub error: f64,
+    /// `|W|^2`, of the weights before they were corrected.
+    pub weight_energy: f64,
+    /// `|W-Q|^2` of the result.
+    pub weight_error: f64,
     /// Channels whose inputs are always zero.
     pub dead_channels: usize,
 }

@@ -10,13 +10,14 @@ use qqq_backend::{cpu::isa::Isa, pool};
 
 use crate::{
     commands::{
-        bench, chat, completions, convert, demo, doctor, eval, generate, inspect, kernels, man, quantize,
-        synth,
+        bench, chat, compare, completions, convert, demo, doctor, eval, generate, inspect, kernels, man,
+        quantize, rerun, synth,
     },
     console::{Console, wants_colour},
     download,
     errors::{self, Failure},
     interrupt, logging, numbers,
+    record::Record,
 };
 
 const ABOUT: &str = "Quantize language models to W4A8 (4-bit weights, 8-bit activations), measure, run";
@@ -80,11 +81,13 @@ enum Command {
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
     Eval(eval::EvalArgs),
+    Compare(Box<compare::CompareArgs>),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     Kernels(kernels::KernelsArgs),
     Demo(demo::DemoArgs),
     Synth(synth::SynthArgs),
+    Rerun(rerun::RerunArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -118,23 +121,65 @@ fn run(cli: Cli, console: &Console) -> anyhow::Result<()> {
         _ => {}
     }
     logging::start(console, cli.global.verbose)?;
-    settings(cli.global.threads)?;
+    if let Command::Rerun(args) = &cli.command {
+        return again(args, cli.global.threads, console);
+    }
+    console.record(Record::of_this_process());
+    begin(cli.global.threads, console)?;
+    dispatch(cli.command, console)
+}
+
+/// What every command begins with.
+fn begin(threads: Option<usize>, console: &Console) -> anyhow::Result<()> {
+    settings(threads)?;
     interrupt::install(console.clone())?;
     download::show_on(console);
-    match cli.command {
+    Ok(())
+}
+
+/// Runs what an earlier run has run.
+fn again(args: &rerun::RerunArgs, threads: Option<usize>, console: &Console) -> anyhow::Result<()> {
+    let earlier = rerun::Earlier::read(args)?;
+    let words = std::iter::once("qqq").chain(earlier.record.arguments.iter().map(String::as_str));
+    let cli = Cli::try_parse_from(words).map_err(|e| earlier.unusable(&e.render().to_string()))?;
+    if let Command::Rerun(_) = &cli.command {
+        return Err(earlier.unusable("it runs another run again"));
+    }
+    if args.only_checks() {
+        return earlier.checked(console);
+    }
+    let console = &console.keeping();
+    console.record(Some(earlier.record.clone()));
+    begin(threads.or(cli.global.threads), console)?;
+    console.status(&earlier.record.command());
+    let outcome = dispatch(cli.command, console);
+    match (outcome, console.take_kept()) {
+        (Ok(()), Some(result)) => earlier.compare(&result, console),
+        (outcome, result) => {
+            // A result that is none to compare.
+            if let Some(result) = result.filter(|_| console.json()) {
+                console.line(&result)?;
+            }
+            outcome
+        }
+    }
+}
+
+fn dispatch(command: Command, console: &Console) -> anyhow::Result<()> {
+    match command {
         Command::Quantize(args) => quantize::run(&args, console),
         Command::Convert(args) => convert::run(&args, console),
         Command::Generate(args) => generate::run(&args, console),
         Command::Chat(args) => chat::run(&args, console),
         Command::Eval(args) => eval::run(&args, console),
+        Command::Compare(args) => compare::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Bench(args) => bench::run(&args, console),
         Command::Kernels(args) => kernels::run(&args, console),
         Command::Demo(args) => demo::run(&args, console),
         Command::Synth(args) => synth::run(&args, console),
-        Command::Doctor(args) => doctor::run(&args, cli.global.threads, console),
-        Command::Completions(args) => completions::run(&args, console),
-        Command::Man(args) => man::run(&args, console),
+        // These run without what others need.
+        Command::Rerun(_) | Command::Doctor(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
     }
 }
 

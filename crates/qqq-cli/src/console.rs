@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     ffi::OsString,
     io::{self, IsTerminal, Write},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -12,6 +13,7 @@ use serde::Serialize;
 use crate::{
     controls::visible,
     errors::{ClosedOutput, Failure},
+    record::Record,
 };
 
 /// Where results and notes go.
@@ -25,6 +27,8 @@ pub struct Console {
     fancy_err: bool,
     colour_err: bool,
     told: Arc<Mutex<Told>>,
+    /// For the JSON of a result that is not printed as it is.
+    kept: Option<Arc<Mutex<Option<String>>>>,
 }
 
 /// What the user was told beside the result; every JSON object has it.
@@ -35,6 +39,9 @@ struct Told {
     /// That was drawn because none was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     seed: Option<u64>,
+    /// How to do it again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<Record>,
 }
 
 #[derive(Serialize)]
@@ -56,7 +63,7 @@ impl Warnings {
     }
 }
 
-fn lock(told: &Mutex<Told>) -> std::sync::MutexGuard<'_, Told> {
+fn lock<T>(told: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A list to which a panic came in between is a list still.
     told.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -76,6 +83,34 @@ impl Console {
             fancy_err: !dumb && err_is_terminal,
             colour_err: wants_colour(err_is_terminal, &|name| std::env::var_os(name)),
             told: Arc::default(),
+            kept: None,
+        }
+    }
+
+    /// One that keeps the JSON of a result as well, and with `--json` does not print it.
+    pub fn keeping(&self) -> Self {
+        Self { kept: Some(Arc::default()), ..self.clone() }
+    }
+
+    /// The JSON of the result, where it was [kept](Self::keeping).
+    pub fn take_kept(&self) -> Option<String> {
+        self.kept.as_ref().and_then(|kept| lock(kept).take())
+    }
+
+    /// What results are to say of how they were made.
+    pub fn record(&self, run: Option<Record>) {
+        lock(&self.told).run = run;
+    }
+
+    /// What results say of how they were made.
+    pub fn recorded(&self) -> Option<Record> {
+        lock(&self.told).run.clone()
+    }
+
+    /// A file of text was read, of that SHA-256.
+    pub fn read_input(&self, path: &Path, sha256: &str) {
+        if let Some(run) = &mut lock(&self.told).run {
+            run.add_input(path, sha256);
         }
     }
 
@@ -112,8 +147,34 @@ impl Console {
     /// Prints the result: `value` (a struct or a map) as a JSON object, with the warnings and notes until now, or what
     /// `text` makes of it.
     pub fn result<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
-        let line = if self.json { self.object(value)? } else { text(value) };
-        self.line(&line)
+        match self.json {
+            true => self.result_object(value),
+            false => {
+                self.keep(value)?;
+                self.line(&text(value))
+            }
+        }
+    }
+
+    /// What a command has printed already that was to be read by people.
+    pub fn printed_result<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
+        if self.json { self.result_object(value) } else { self.keep(value) }
+    }
+
+    fn result_object<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
+        let object = self.object(value)?;
+        match &self.kept {
+            Some(kept) => *lock(kept) = Some(object),
+            None => self.line(&object)?,
+        }
+        Ok(())
+    }
+
+    fn keep<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
+        if let Some(kept) = &self.kept {
+            *lock(kept) = Some(serde_json::to_string(value)?);
+        }
+        Ok(())
     }
 
     fn object<T: Serialize>(&self, value: &T) -> serde_json::Result<String> {
@@ -159,7 +220,12 @@ impl Console {
 
     /// Tells the seed that was drawn for what `--seed -1` asks for.
     pub fn drawn_seed(&self, seed: u64) {
-        lock(&self.told).seed = Some(seed);
+        let mut told = lock(&self.told);
+        told.seed = Some(seed);
+        if let Some(run) = &mut told.run {
+            run.add_option("--seed", &seed.to_string());
+        }
+        drop(told);
         self.status(&format!("seed: {seed} (drawn; --seed {seed} gives the same again)"));
     }
 
@@ -180,7 +246,11 @@ impl Console {
     pub fn failure_object(&self, failure: &Failure) {
         if self.json
             && !failure.is_answered()
-            && let Ok(object) = self.object(&failure.to_json())
+            && let Ok(object) = {
+                // What failed has no figures to compare with.
+                self.record(None);
+                self.object(&failure.to_json())
+            }
         {
             let _ = self.line(&object);
         }

@@ -1,6 +1,9 @@
 //! Where models run: the option, and what it names.
 
-use std::sync::Arc;
+use std::{
+    fmt::{self, Display, Formatter},
+    sync::Arc,
+};
 
 use clap::{
     Arg, Command, Error,
@@ -48,6 +51,16 @@ pub enum Choice {
     Cpu,
     /// A GPU by its number.
     Cuda(usize),
+}
+
+impl Display for Choice {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
 }
 
 /// Takes devices' names, and says of other makers' GPUs, and of GPUs where a command has no use for them, what to do instead.
@@ -265,6 +278,13 @@ pub trait Place {
 
     /// In a line, what runs a model: kernels, and memory of the weights.
     fn describe(&self, decoder: &Decoder<Self::Backend>) -> String;
+
+    /// Bytes of a GPU's memory that can be allocated.
+    fn available(&self) -> Option<u64>;
+
+    /// Bytes of memory that a decoder takes when it is loaded: on a CPU its weights; on a GPU what is less [available](Self::available)
+    /// than `before`, when it was not there.
+    fn taken(&self, decoder: &Decoder<Self::Backend>, before: Option<u64>) -> Option<u64>;
 }
 
 /// The CPU, with the kernels that it has instructions for.
@@ -321,6 +341,14 @@ impl Place for CpuPlace {
             format::bytes(kinds.iter().map(|k| k.bytes as u64).sum()),
         )
     }
+
+    fn available(&self) -> Option<u64> {
+        None
+    }
+
+    fn taken(&self, decoder: &Decoder<CpuBackend>, _before: Option<u64>) -> Option<u64> {
+        Some(decoder.layer_kinds().iter().map(|kind| kind.bytes as u64).sum())
+    }
 }
 
 /// A GPU that models can run on, opened.
@@ -353,6 +381,14 @@ impl Place for CudaPlace {
             format::bytes(total.saturating_sub(free) as u64),
             format::bytes(total as u64),
         )
+    }
+
+    fn available(&self) -> Option<u64> {
+        self.0.available_memory().ok().map(|bytes| bytes as u64)
+    }
+
+    fn taken(&self, _decoder: &Decoder<CudaBackend>, before: Option<u64>) -> Option<u64> {
+        before?.checked_sub(self.available()?)
     }
 }
 

@@ -16,6 +16,7 @@ mod logging;
 mod model;
 mod numbers;
 mod progress;
+mod record;
 mod sampling;
 mod table;
 mod texts;

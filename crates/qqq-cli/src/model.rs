@@ -81,10 +81,11 @@ pub struct LoadedModel<B: Backend = CpuBackend> {
 /// Finds a model and reads its headers.
 pub fn open(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     hub.check(&[spec])?;
-    find(spec, hub)
+    open_checked(spec, hub)
 }
 
-fn find(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
+/// As [`open`], where the hub's options were [checked](HubArgs::check) for several models.
+pub fn open_checked(spec: &str, hub: &HubArgs) -> anyhow::Result<Checkpoint> {
     open_path(&locate(spec, hub)?)
 }
 
@@ -159,7 +160,7 @@ pub fn load_checked<P: Place>(
     hub: &HubArgs,
     place: &P,
 ) -> anyhow::Result<LoadedModel<P::Backend>> {
-    load_opened(spec, place, CudaOptions::default(), || find(spec, hub))
+    load_opened(spec, place, CudaOptions::default(), || open_checked(spec, hub))
 }
 
 /// Loads the model at a path whole, to run on the CPU.

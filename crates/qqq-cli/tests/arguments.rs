@@ -381,7 +381,7 @@ fn an_interrupted_measurement_tells_what_it_has() {
         ("bench model model --prompt-tokens 8 --new-tokens 8 --repeat 10000", ""),
     ] {
         for json in [true, false] {
-            let run = interrupted(&place, &format!("{line}{}", if json { " --json" } else { "" }));
+            let run = place.interrupted(&format!("{line}{}", if json { " --json" } else { "" }));
             assert_eq!(run.code, Some(130), "{}", run.stderr);
             assert!(run.stderr.contains("error: interrupted"), "{}", run.stderr);
             assert!(run.stderr.contains("Ctrl-C again ends at once"), "{}", run.stderr);
@@ -402,28 +402,4 @@ fn an_interrupted_measurement_tells_what_it_has() {
             }
         }
     }
-}
-
-/// Starts a measurement and interrupts it when it has something.
-#[cfg(unix)]
-fn interrupted(place: &Place, line: &str) -> Run {
-    use std::io::{BufRead, BufReader, Read};
-    let mut child = place
-        .command()
-        .env("QQQ_LOG", "qqq=debug")
-        .args(line.split(' '))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut said = String::new();
-    while !said.contains(" 1 of ") {
-        assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "it has ended: {said}");
-    }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    stderr.read_to_string(&mut said).unwrap();
-    let mut run = Run::of(child.wait_with_output().unwrap());
-    run.stderr = said;
-    run
 }

@@ -83,6 +83,8 @@ fn the_demo_quantizes_once() {
     assert!(demos.run("--keep mine").0);
     assert_same_files(&made, &demos.place.path("mine"));
     demos.place.run("inspect mine").success();
+    let page = fs::read_to_string(demos.place.path("mine/report.html")).unwrap();
+    assert!(page.contains("<h2>Outliers</h2>") && page.contains("qqq demo --model model"), "{page}");
     assert!(!demos.run("--again").0);
     assert_eq!(demos.only(), made);
     // Another model: another result, and the old one goes.

@@ -38,6 +38,7 @@ snapshots! {
     eval_kld: "eval" "kld";
     eval_curve: "eval" "curve";
     eval_tasks: "eval" "tasks";
+    compare: "compare";
     inspect: "inspect";
     bench: "bench";
     bench_gemm: "bench" "gemm";
@@ -47,5 +48,6 @@ snapshots! {
     kernels_list: "kernels" "list";
     demo: "demo";
     synth: "synth";
+    rerun: "rerun";
     doctor: "doctor";
 }

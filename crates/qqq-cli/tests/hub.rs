@@ -56,7 +56,16 @@ impl Hub {
             ("en/train.jsonl".to_owned(), b"{}".to_vec()),
             ("fr/train.jsonl".to_owned(), b"{}".to_vec()),
         ]);
+        let questions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../qqq-eval/tests/questions");
+        let subject = ["test-00000-of-00002", "test-00001-of-00002", "dev-00000-of-00001"].map(|name| {
+            let name = format!("anatomy/{name}.parquet");
+            let bytes = fs::read(questions.join(&name)).unwrap();
+            (name, bytes)
+        });
+        let mut mmlu = BTreeMap::from(subject);
+        mmlu.insert("all/test-00000-of-00001.parquet".into(), Vec::new());
         Self::start(BTreeMap::from([
+            ("datasets/cais/mmlu".to_owned(), mmlu),
             ("models/acme/tiny".to_owned(), model),
             ("models/acme/ggufs".to_owned(), ggufs),
             ("datasets/acme/texts".to_owned(), texts),
@@ -203,6 +212,30 @@ fn a_model_and_a_data_set_of_the_hub_make_a_checkpoint() {
 }
 
 #[test]
+fn questions_come_from_the_hub_or_its_cache() {
+    let place = Place::new();
+    let hub = Hub::of(&place);
+    let line = |rest: &'static str| {
+        format!("eval tasks model --json --tasks {rest}").split(' ').map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run = |variables: &[(&str, &str)], rest: &'static str| {
+        let line = line(rest);
+        hub.run(&place, "home", variables, &line.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let found = run(&[], "mmlu_anatomy --fewshot 1").success().json();
+    let files = found["tasks"][0]["files"].as_array().unwrap();
+    let snapshot = place.path("home/hub/datasets--cais--mmlu/snapshots").join(COMMIT);
+    assert_eq!(files.len(), 3);
+    assert_eq!(files[2]["file"], snapshot.join("anatomy/dev-00000-of-00001.parquet").to_str().unwrap());
+    hub.tokens.lock().unwrap().clear();
+    let again = run(&[("HF_HUB_OFFLINE", "1")], "mmlu_anatomy --fewshot 1").success().json();
+    assert_eq!(again["tasks"][0]["acc"], found["tasks"][0]["acc"]);
+    assert!(hub.tokens.lock().unwrap().is_empty());
+    run(&[], "mmlu_virology").failure(1, "no configuration \"virology\"");
+    run(&[], "piqa").failure(1, "cannot fetch the questions of piqa");
+}
+
+#[test]
 fn without_network_the_cache_will_do() {
     let place = Place::new();
     let hub = Hub::of(&place);
@@ -228,4 +261,59 @@ fn without_network_the_cache_will_do() {
     let run = hub.run(&place, "home", &[], &offline).success();
     assert!(run.stderr.contains(COMMIT), "{}", run.stderr);
     assert!(hub.tokens.lock().unwrap().is_empty());
+}
+
+/// The mean loss of a model on a text is that of its records as papers join them.
+#[test]
+fn data_sets_of_papers_are_scored_as_papers_do() {
+    let place = Place::new();
+    let lines: Vec<&str> = TEXT.lines().collect();
+    let rows = |field: &str, texts: &[&str]| -> Vec<u8> {
+        texts.iter().map(|text| json!({ field: text }).to_string() + "\n").collect::<String>().into_bytes()
+    };
+    let many: Vec<&str> = (0..1200).map(|i| ["a b", "c", ""][i % 3]).collect();
+    let file = |name: &str, content: Vec<u8>| BTreeMap::from([(name.to_owned(), content)]);
+    let mut repos = BTreeMap::from([
+        (
+            "datasets/Salesforce/wikitext".to_owned(),
+            file("wikitext-2-raw-v1/test.jsonl", rows("text", &lines)),
+        ),
+        ("datasets/allenai/c4".to_owned(), file("en/c4-validation.00000-of-00008.json", rows("text", &many))),
+        (
+            "datasets/ptb-text-only/ptb_text_only".to_owned(),
+            file("penn_treebank/test/0000.jsonl", rows("sentence", &lines)),
+        ),
+    ]);
+    repos.values_mut().for_each(|files| drop(files.insert("README.md".into(), b"of it".to_vec())));
+    let hub = Hub::start(repos);
+    let score = |options: &[&str]| {
+        let line = [&["eval", "perplexity", "model", "--window", "64", "--json"][..], options].concat();
+        hub.run(&place, "home", &[], &line).success().json()
+    };
+    for (name, text) in
+        [("wikitext2", lines.join("\n\n")), ("c4", many[..1100].join(" ")), ("ptb", lines.join(" "))]
+    {
+        fs::write(place.path("joined.txt"), text).unwrap();
+        let (of_set, of_text) = (score(&["--dataset", name]), score(&["--text", "joined.txt"]));
+        assert_eq!(of_set["text"]["dataset"], name);
+        assert_eq!(
+            (&of_set["perplexity"], &of_set["tokens"]),
+            (&of_text["perplexity"], &of_text["tokens"]),
+            "{name}"
+        );
+        assert!(of_set["run"].get("inputs").is_none(), "{of_set}");
+    }
+    // A file of one's own, and what is none.
+    fs::write(place.path("rows.jsonl"), rows("sentence", &lines)).unwrap();
+    let own = score(&["--dataset", "ptb=rows.jsonl", "--limit", "2"]);
+    assert_eq!((&own["text"]["path"], &own["windows"]), (&json!("rows.jsonl"), &json!(2)));
+    for (options, says) in [
+        ("--dataset wikitext2=rows.jsonl", "it has no field \"text\""),
+        ("--dataset wikitext2=text.txt", "it is plain text"),
+        ("--dataset wiki", "known are wikitext2, c4, ptb"),
+        ("--dataset ptb --text text.txt", "cannot be used with"),
+        ("--dataset ptb --text-field x", "cannot be used with"),
+    ] {
+        place.run(&format!("eval perplexity model --window 64 {options}")).failure(2, says);
+    }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use common::{Place, Run};
+use serde_json::{Value, json};
 
 const QUANTIZE: &str = "quantize model --calibration text.txt --windows 2 --window 64 -o";
 
@@ -268,4 +269,100 @@ fn a_page_says_what_was_done_and_its_figures_are_files_where_asked() {
     // They are not in the report, which people read.
     let short = fs::read_to_string(place.path("out/quantization_report.json")).unwrap();
     assert!(!short.contains("curve") && !short.contains("activations\": ["), "{short}");
+}
+
+/// The JSON of a run, in a file of that name.
+fn recorded(place: &Place, name: &str, line: &str) -> Value {
+    let run = place.run(&format!("{line} --json -q")).success();
+    fs::write(place.path(name), &run.stdout).unwrap();
+    run.json()
+}
+
+#[test]
+fn a_run_is_done_again_from_its_json() {
+    let place = Place::new();
+    let line = "quantize model -o out --calibration text.txt --windows 2 --window 64 --report copy.json --token hf_secret";
+    let made = recorded(&place, "made.json", line);
+    let arguments = "quantize model -o out --calibration text.txt --windows 2 --window 64 --report copy.json";
+    assert_eq!(made["run"]["arguments"], json!(arguments.split(' ').collect::<Vec<_>>()));
+    assert!(made["run"]["inputs"]["text.txt"].is_string() && made["report"].get("run").is_none(), "{made}");
+    let report = fs::read_to_string(place.path("out/quantization_report.json")).unwrap();
+    let page = fs::read_to_string(place.path("out/report.html")).unwrap();
+    assert!(page.contains(arguments), "{page}");
+    assert!(
+        !report.contains("hf_secret")
+            && !page.contains("hf_secret")
+            && !made.to_string().contains("hf_secret")
+    );
+
+    // What was made is still there.
+    place.run("rerun made.json").failure(2, "out exists already");
+    let again = place.run("rerun made.json -o again --json").success().json();
+    assert_eq!((&again["output"], &again["rerun"]["same"]), (&json!("again"), &json!(true)));
+    assert!(again["rerun"]["figures"].as_u64().unwrap() > 50, "{again}");
+    let files = |out: &str| fs::read(place.path(out).join("model.safetensors")).unwrap();
+    assert!(files("out") == files("again"));
+    // The report in the checkpoint says as much, and what was run again can be run again.
+    let run = place.run("rerun out/quantization_report.json -o third").success();
+    assert!(run.stdout.contains("rerun: all ") && run.stdout.contains("(times aside)"), "{}", run.stdout);
+    let run = place.run("rerun third/quantization_report.json --check").success();
+    assert!(
+        run.stdout.contains("--output third") && run.stdout.contains("one text is as they were"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn figures_that_differ_fail_and_are_named() {
+    let place = Place::new();
+    let mut scored =
+        recorded(&place, "scored.json", "eval perplexity model --text text.txt --window 64 --limit 2");
+    let run = place.run("rerun scored.json").success();
+    assert!(run.stdout.contains("perplexity") && run.stdout.contains("rerun: all"), "{}", run.stdout);
+    let perplexity = scored["perplexity"].as_f64().unwrap();
+    scored["perplexity"] = json!(perplexity + 0.5);
+    fs::write(place.path("other.json"), scored.to_string()).unwrap();
+    let run = place.run("rerun other.json").failure(1, "1 values differ from those of other.json");
+    let says = format!("perplexity was {} and is {perplexity}", perplexity + 0.5);
+    assert!(run.stdout.contains(&says), "{}", run.stdout);
+    let run = place.run("rerun other.json --json");
+    assert_eq!((run.code, &run.json()["rerun"]["same"]), (Some(1), &json!(false)));
+
+    // What is printed as it comes is compared as well, with the seed that was drawn.
+    let answer =
+        recorded(&place, "answer.json", "generate model --raw -p once -n 5 --seed -1 --temperature 1");
+    assert_eq!(place.run("rerun answer.json --json").success().json()["tokens"], answer["tokens"]);
+    let run = place.run("rerun answer.json").success();
+    assert!(run.stdout.contains("rerun: all"), "{}", run.stdout);
+}
+
+#[test]
+fn what_is_not_as_it_was_is_named_before_anything_is_run() {
+    let place = Place::new();
+    let scored =
+        recorded(&place, "scored.json", "eval perplexity model --text text.txt --window 64 --limit 2");
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut changed = scored.clone();
+        change(&mut changed["run"]);
+        fs::write(place.path("changed.json"), changed.to_string()).unwrap();
+    };
+    with(&|run| run["version"] = json!("0.0.1"));
+    place.run("rerun changed.json").failure(2, "written by qqq 0.0.1, and this is ");
+    place.run("rerun changed.json --any-version").success();
+    with(&|run| run["environment"] = json!({ "QQQ_ISA": "portable" }));
+    place.run("rerun changed.json").failure(2, "was run with QQQ_ISA=portable, and here is neither");
+    with(&|run| run["arguments"] = json!(["rerun", "scored.json"]));
+    place.run("rerun changed.json").failure(2, "it runs another run again");
+    with(&|run| run["arguments"] = json!(["eval", "perplexity", "model", "--txet", "text.txt"]));
+    place.run("rerun changed.json").failure(2, "unexpected argument '--txet'");
+    with(&|run| *run = Value::Null);
+    place.run("rerun changed.json").failure(2, "\"run\" is not what qqq writes");
+    fs::write(place.path("changed.json"), "{}").unwrap();
+    place.run("rerun changed.json").failure(2, "changed.json has no \"run\"");
+    place.run("rerun text.txt").failure(2, "text.txt is no JSON");
+    fs::write(place.path("text.txt"), "another text").unwrap();
+    let run = place.run("rerun scored.json --check");
+    assert_eq!(run.code, Some(2));
+    assert!(run.stderr.contains("text.txt has SHA-256 "), "{}", run.stderr);
 }

@@ -109,6 +109,7 @@ fn every_command_has_a_page() {
         "qqq-bench-model.1",
         "qqq-bench.1",
         "qqq-chat.1",
+        "qqq-compare.1",
         "qqq-completions.1",
         "qqq-convert.1",
         "qqq-demo.1",
@@ -125,6 +126,7 @@ fn every_command_has_a_page() {
         "qqq-kernels.1",
         "qqq-man.1",
         "qqq-quantize.1",
+        "qqq-rerun.1",
         "qqq-synth.1",
         "qqq.1",
     ];

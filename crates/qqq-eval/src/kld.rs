@@ -26,6 +26,8 @@ pub struct KldReport {
     pub baseline_perplexity: f64,
     /// Perplexity of the model.
     pub perplexity: f64,
+    /// Standard error of that; `None` for a single window. What the models have in common is in it: the ratio's is smaller.
+    pub perplexity_error: Option<f64>,
     /// Windows that were scored.
     pub windows: usize,
     /// Windows that were to be scored: more where `progress` stopped it.
@@ -93,6 +95,7 @@ pub fn kl_divergence<B: Backend>(
         perplexity_ratio,
         baseline_perplexity,
         perplexity,
+        perplexity_error: sums.model_perplexity().standard_error,
         windows: scored.windows,
         planned_windows: scored.planned,
         partial: scored.windows < scored.planned,

@@ -25,14 +25,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod data_sets;
 pub mod error;
 mod forward;
 pub mod kld;
 pub mod perplexity;
+pub mod significance;
 pub mod tasks;
 pub mod tokens;
 pub mod windows;
 
+pub use data_sets::{DATA_SETS, DataSet};
 pub use error::{EvalError, Result};
 pub use kld::{KldReport, kl_divergence};
 pub use perplexity::{PerplexityReport, perplexity};

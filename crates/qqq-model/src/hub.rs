@@ -28,6 +28,7 @@ use crate::{
 };
 pub use access::HubAccess;
 use client::{Client, Snapshot};
+pub use dataset::Dataset;
 use environment::Settings;
 
 /// Where and how to look on the hub.

@@ -50,6 +50,7 @@ mod reading;
 pub mod rope;
 mod runner;
 pub mod scores;
+pub mod shards;
 mod site;
 mod tensor_bytes;
 pub mod text;

@@ -96,6 +96,13 @@ impl DivergenceSums {
         (baseline, baseline + estimate(&self.log_ratio).mean)
     }
 
+    /// Perplexity of the model, with the spread between its windows.
+    pub fn model_perplexity(&self) -> Estimate {
+        let windows = self.baseline_nll.iter().zip(&self.log_ratio);
+        let sums: Vec<_> = windows.map(|(a, b)| WindowSum { sum: a.sum + b.sum, tokens: a.tokens }).collect();
+        estimate(&sums).exp()
+    }
+
     /// What all tokens together say. Perplexities may be beyond any number.
     pub fn divergence(&self) -> Divergence {
         let baseline_perplexity = estimate(&self.baseline_nll).exp().mean;

@@ -56,7 +56,9 @@ pub(crate) struct HeldOut<'a, B: Calibrate> {
     tokens: Vec<Vec<u32>>,
     float: Windows<'a, B>,
     quantized: Windows<'a, B>,
-    /// How far inputs reach in the first window, at the sites of the block in which it was last.
+    /// Whether it is looked at how far inputs reach.
+    watched: bool,
+    /// How far they do in the first window, at the sites of the block in which it was last.
     reach: [Sites<Option<Magnitudes>>; 2],
 }
 
@@ -89,7 +91,12 @@ impl<'a, B: Calibrate> HeldOut<'a, B> {
         let most = tokens.iter().map(Vec::len).max().unwrap_or(0);
         let windows = |windows| Windows::new(around, windows, most);
         let reach = [(); 2].map(|()| Sites::new([None, None, None, None]));
-        Self { float: windows(float), quantized: windows(quantized), tokens, reach }
+        Self { float: windows(float), quantized: windows(quantized), tokens, watched: false, reach }
+    }
+
+    /// From here on it is looked at [how far inputs reach](Self::reach).
+    pub fn watch(&mut self) {
+        self.watched = true;
     }
 
     /// The tokens, and the windows that enter the model that is transformed and quantized.
@@ -156,7 +163,8 @@ impl<'a, B: Calibrate> HeldOut<'a, B> {
         self.reached(Model::Quantized, site)
     }
 
-    /// How far inputs reach at a site of the block that the windows were last in, in the float model and in the quantized one.
+    /// How far inputs reach at a site of the block that the windows were last in, in the float model and in the quantized one;
+    /// none where nobody [watches](Self::watch).
     pub fn reach(&mut self, site: Site) -> Option<(Magnitudes, Magnitudes)> {
         let [float, quantized] = &mut self.reach;
         float[site].take().zip(quantized[site].take())
@@ -164,6 +172,9 @@ impl<'a, B: Calibrate> HeldOut<'a, B> {
 
     /// Windows of a model have come to a site.
     fn reached(&mut self, model: Model, site: Site) -> Result<()> {
+        if !self.watched {
+            return Ok(());
+        }
         let windows = match model {
             Model::Float => &self.float,
             Model::Quantized => &self.quantized,

@@ -29,9 +29,7 @@
 //! let recipe = Recipe { calibration, ..Recipe::DEFAULT };
 //! let source = Source::Files(vec![text.clone()]);
 //! let reservation = Reservation::take(&out)?;
-//! let format = OutputFormat::Auto;
-//! let gate = Gate::DEFAULT;
-//! let output = Output { reservation: &reservation, format, model_name: "tiny", resume: None, gate, more: None };
+//! let output = Output::new(&reservation, "tiny");
 //! let report = quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, &source, &output, &mut progress)?;
 //! let quality = report.quality.and_then(|quality| quality.divergence).expect("some text was held out");
 //! println!("{:.4} nats from the float model", quality.kl_divergence.mean);
@@ -110,7 +108,7 @@ pub use gate::{BeyondGate, Gate, MAX_KLD, Quality};
 pub use output::{DETAILS_FILE, REPORT_FILE};
 pub use pipeline::{MoreFiles, Output, Progress, quantize};
 pub use precision::{Groups, Precision, Rule, Schemes};
-pub use preflight::NeedsText;
+pub use preflight::{NeedsText, check_recipe};
 pub use recipe::{
     Calibration, Clip, GroupScales, Head, MAX_DAMPING, OutputFormat, Propagation, Recipe, RotationKind,
     Transform, ValueHessian,

@@ -60,6 +60,16 @@ pub struct Output<'a> {
     pub gate: Gate,
     /// What else is made of the report, to stand beside it.
     pub more: Option<MoreFiles<'a>>,
+    /// For the [report](Report::run).
+    pub run: Option<serde_json::Value>,
+}
+
+impl<'a> Output<'a> {
+    /// In the form that fits the shapes, with the usual limit; nothing is kept for a run that goes on.
+    pub fn new(reservation: &'a Reservation, model_name: &'a str) -> Self {
+        let (format, gate) = (OutputFormat::Auto, Gate::DEFAULT);
+        Self { reservation, format, model_name, resume: None, gate, more: None, run: None }
+    }
 }
 
 /// Makes files of a report: names, and what is in them.
@@ -206,6 +216,7 @@ pub fn quantize<'a, B: Calibrate>(
             rotation: rotations.as_ref().map(|rotations| rotations.report()),
             warnings,
             timings: run.timings,
+            run: output.run.clone(),
             linear_bytes: (before.linear, after.linear),
             end_bytes: (before.ends, after.ends),
             tensor_bytes: (before.total, after.total),
@@ -495,6 +506,10 @@ pub(crate) fn begin<B: Calibrate, T>(
         for index in passed..first {
             run.replay(index, &mut live, &written)?;
         }
+    }
+    // A trial has no report, and that of blocks which are run again is there.
+    if let (false, Some(held_out)) = (is_trial, &mut run.held_out) {
+        held_out.watch();
     }
     let tokens = windows;
     blocks(Begun { run, live, writer, recipe, plan: &plan, rotations, tokens, started, first, keeper })

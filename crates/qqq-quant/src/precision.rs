@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use qqq_backend::{InputKind, solve::Scheme};
-use qqq_formats::{CodeBits, ModelConfig, ModulePattern, SimulatedMethod};
+use qqq_formats::{CheckpointFormat, CodeBits, LayerScheme, ModelConfig, ModulePattern, SimulatedMethod};
 use qqq_model::{Site, Sites, names};
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,15 @@ impl Precision {
             Some(Scheme { bits: CodeBits::Eight, .. }) => Self::Int8,
             Some(Scheme { group_size, .. }) => Self::Int4(group_size.map_or(Groups::Channel, Groups::Of)),
         }
+    }
+
+    /// In the field's terms: `W4A8 g64`, `W8A8`, `16 bits`.
+    pub fn arithmetic(self, recipe: &Recipe) -> String {
+        let of = |Scheme { bits, activations, group_size }| {
+            let layout = CheckpointFormat::CompressedTensors.layout(bits, activations);
+            LayerScheme { bits, activations, group_size, layout }.to_string()
+        };
+        self.scheme(recipe).map_or_else(|| "16 bits".into(), of)
     }
 
     /// What layers of this precision become; `None`: they stay float.

@@ -196,13 +196,7 @@ pub(crate) fn check<B: Calibrate>(
             calibration.window, calibration.smooth_tokens
         ));
     }
-    if recipe.transform == Transform::Rotate
-        && let Some(reason) = no_rotation(config)
-    {
-        return refuse(format!(
-            "transform rotate: {reason}; choose smooth or none, or auto, which measures which is better"
-        ));
-    }
+    check_rotation(config, recipe)?;
     check_correction(recipe)?;
     check_channel_scales(recipe)?;
     if recipe.learns() {
@@ -220,6 +214,25 @@ pub(crate) fn check<B: Calibrate>(
     let already_quantized = source_types::already_quantized(checkpoint);
     let adds_bias = recipe.transform == Transform::Suppress && os_plus::adds_bias(config);
     Ok(Plan { format, schemes, half, adds_bias, calibrates, memory, already_quantized })
+}
+
+/// Refuses a recipe that a model's graph or shapes do not allow. A run looks at more: text, memory, weights.
+///
+/// # Errors
+/// [`QuantError::Recipe`], with the reason.
+pub fn check_recipe(config: &ModelConfig, recipe: &Recipe) -> Result<()> {
+    let recipe = &recipe.resolved(config).recipe;
+    check_rotation(config, recipe)?;
+    check_schemes(config, &Schemes::of(config, recipe)?)
+}
+
+fn check_rotation(config: &ModelConfig, recipe: &Recipe) -> Result<()> {
+    match no_rotation(config).filter(|_| recipe.transform == Transform::Rotate) {
+        None => Ok(()),
+        Some(reason) => Err(QuantError::Recipe(format!(
+            "transform rotate: {reason}; choose smooth or none, or auto, which measures which is better"
+        ))),
+    }
 }
 
 /// Refuses parts of published recipes in other company than their papers'.

@@ -43,6 +43,10 @@ pub struct LayerReport {
     /// for the same inputs; with [`error_correction`](Recipe::error_correction) it is that of the float model, so that what
     /// the layers before have done counts as well.
     pub loss: f64,
+    /// `|W-Q| / |W|`, the Frobenius norm of what rounding has changed, as a share of that of the transformed weights; reports of
+    /// versions that did not say have nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_error: Option<f64>,
     /// Damping that was needed.
     pub damping: f64,
     /// Input channels that are always zero.
@@ -208,6 +212,9 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// Seconds that each part took.
     pub timings: Timings,
+    /// How the program was called that made it, in its own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<serde_json::Value>,
     /// Bytes of the linear layers of the blocks, of the source and of the result: all their tensors, as they are stored
     /// ([`TensorBytes`](qqq_model::TensorBytes)).
     pub linear_bytes: (u64, u64),
@@ -235,10 +242,46 @@ impl Report {
 
     /// What the weights of the blocks have become: each kind with its layers, and in how many of the blocks, where not in all.
     pub fn kinds(&self) -> Vec<String> {
-        let recipe = &self.recipe;
-        if let Some(method) = &recipe.simulated {
-            return vec![format!("{} simulated", method.name())];
+        self.kinds_in(&|kind| kind.to_string())
+    }
+
+    /// As [`kinds`](Self::kinds), in the field's terms: `W4A8 g64`.
+    pub fn arithmetics(&self) -> Vec<String> {
+        self.kinds_in(&|kind| kind.arithmetic(&self.recipe))
+    }
+
+    /// What the weights of the blocks have become, as a title has it: `W4A8, groups of 64`, `W4A8 and W8A8`, `16 bits`.
+    pub fn becomes(&self) -> String {
+        if let Some(method) = &self.recipe.simulated {
+            return format!("{}, simulated", method.name());
         }
+        let mut kinds: Vec<String> = Vec::new();
+        let mut groups: Vec<&str> = Vec::new();
+        let all: Vec<String> = self.precisions().iter().map(|(_, p)| p.arithmetic(&self.recipe)).collect();
+        for arithmetic in &all {
+            let (kind, group) = arithmetic.split_once(" g").unwrap_or((arithmetic, ""));
+            if !kinds.iter().any(|known| known == kind) {
+                kinds.push(kind.into());
+            }
+            if !groups.contains(&group) {
+                groups.push(group);
+            }
+        }
+        match (&kinds[..], &groups[..]) {
+            ([], _) => "16 bits".into(),
+            ([one], [""]) if one.starts_with("W4") => format!("{one}, per channel"),
+            ([one], [""]) => one.clone(),
+            ([one], groups) => {
+                let named = |g: &&str| if g.is_empty() { "all channels".into() } else { (*g).to_owned() };
+                format!("{one}, groups of {}", groups.iter().map(named).collect::<Vec<_>>().join(" and "))
+            }
+            (kinds, _) => kinds.join(" and "),
+        }
+    }
+
+    /// The linear layers of the blocks and what each has become.
+    fn precisions(&self) -> Vec<(&str, Precision)> {
+        let recipe = &self.recipe;
         let of_all = Precision::of(Some(Scheme {
             bits: recipe.bits,
             activations: recipe.activations,
@@ -247,7 +290,14 @@ impl Report {
         let layers = self.layers.iter().filter(|layer| layer.name != names::LM_HEAD_MODULE);
         let solved = layers.map(|layer| (layer.name.as_str(), layer.precision.unwrap_or(of_all)));
         let float = self.float_layers.iter().map(|name| (name.as_str(), Precision::Float));
-        let all: Vec<(&str, Precision)> = solved.chain(float).collect();
+        solved.chain(float).collect()
+    }
+
+    fn kinds_in(&self, words: &dyn Fn(Precision) -> String) -> Vec<String> {
+        if let Some(method) = &self.recipe.simulated {
+            return vec![format!("{} simulated", method.name())];
+        }
+        let all = self.precisions();
         let mut kinds: Vec<Precision> = Vec::new();
         for (_, kind) in &all {
             if !kinds.contains(kind) {
@@ -255,7 +305,7 @@ impl Report {
             }
         }
         if let [one] = kinds[..] {
-            return vec![one.to_string()];
+            return vec![words(one)];
         }
         let blocks = all.iter().map(|(name, _)| name.split('.').nth(2)).collect::<BTreeSet<_>>().len();
         let named = |kind: &Precision| {
@@ -267,7 +317,7 @@ impl Report {
                     count => Some(format!("{module} of {count} blocks")),
                 }
             });
-            format!("{kind}: {}", modules.collect::<Vec<_>>().join(", "))
+            format!("{}: {}", words(*kind), modules.collect::<Vec<_>>().join(", "))
         };
         kinds.iter().map(named).collect()
     }

@@ -114,6 +114,10 @@ pub struct Solved {
     pub dead_channels: usize,
     /// `tr(W H W^T)`, by which losses of parts of a layer are weighed.
     pub energy: f64,
+    /// `|W-Q|^2 / |W|^2` of the result, of the weights before they were corrected.
+    pub weight_loss: f64,
+    /// `|W|^2`.
+    pub weight_energy: f64,
 }
 
 /// Quantizes `weights` (`n x k`, row-major) for inputs with Hessian `hessian` (`k x k`, full). `layer` names the layer in errors.
@@ -350,7 +354,8 @@ fn with_damping(
 
 /// What a device found, with the scales as a checkpoint has them.
 fn of_solution(solution: Solution, (n, k): (usize, usize), damping: f64, options: &SolveOptions) -> Solved {
-    let Solution { codes, scales, energy, error_nearest, error, dead_channels } = solution;
+    let Solution { codes, scales, energy, error_nearest, error, weight_energy, weight_error, dead_channels } =
+        solution;
     let scheme = options.scheme();
     let scales = match scheme.group_size {
         None => Scales::PerChannel(scales),
@@ -364,6 +369,8 @@ fn of_solution(solution: Solution, (n, k): (usize, usize), damping: f64, options
         damping,
         dead_channels,
         energy,
+        weight_loss: relative(weight_error, weight_energy),
+        weight_energy,
     }
 }
 
@@ -452,6 +459,7 @@ fn assemble(
     let mut codes = Vec::with_capacity(n * k);
     let (mut channels, mut groups) = (Vec::with_capacity(n), Vec::new());
     let (mut energy, mut nearest, mut result) = (0.0, 0.0, 0.0);
+    let (mut weight_energy, mut weight_error) = (0.0, 0.0);
     for chunk in chunks {
         codes.extend(chunk.weight.codes);
         match chunk.weight.scales {
@@ -464,6 +472,8 @@ fn assemble(
         energy += chunk.energy;
         nearest += chunk.error_nearest;
         result += chunk.error;
+        weight_energy += chunk.weight_energy;
+        weight_error += chunk.weight_error;
     }
     let scales = match options.group_size {
         None => Scales::PerChannel(channels),
@@ -476,6 +486,8 @@ fn assemble(
         damping,
         dead_channels,
         energy,
+        weight_loss: relative(weight_error, weight_energy),
+        weight_energy,
     }
 }
 

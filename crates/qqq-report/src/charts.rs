@@ -9,7 +9,10 @@ use plotters::{
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
 };
-use qqq_quant::{ActivationReport, Magnitudes, Report, report::SmoothReport};
+use qqq_quant::{
+    ActivationReport, Magnitudes, Report,
+    report::{LayerReport, SmoothReport},
+};
 
 use crate::{
     DrawError, block_of,
@@ -29,9 +32,7 @@ pub struct Figure {
 }
 
 /// Width and height.
-const SIZE: (u32, u32) = (520, 300);
-/// Search curves that are drawn: those of the sites that gain most.
-const CURVES: usize = 6;
+pub(crate) const SIZE: (u32, u32) = (440, 280);
 /// Sites whose channels are drawn: those whose outliers stand out most.
 const PICTURES: usize = 4;
 
@@ -66,7 +67,7 @@ pub(crate) fn worst_sites(all: &[ActivationReport]) -> Vec<(&str, &ActivationRep
 }
 
 /// Draws into a string.
-fn draw(
+pub(crate) fn draw(
     name: &str,
     title: String,
     what: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Box<dyn std::error::Error>>,
@@ -161,7 +162,7 @@ fn logarithmic(range: std::ops::Range<f64>) -> WithKeyPoints<LogCoord<f64>> {
 }
 
 /// As short as it says something.
-fn number(x: f64) -> String {
+pub(crate) fn number(x: f64) -> String {
     match x.abs() {
         0.0 => "0".into(),
         size if (1e-3..1e5).contains(&size) => {
@@ -248,40 +249,49 @@ fn outliers(all: &[ActivationReport]) -> Result<Vec<Figure>, DrawError> {
     Ok(figures)
 }
 
-/// What layers lose, block by block.
-fn losses(report: &Report) -> Result<Option<Figure>, DrawError> {
-    let layers: Vec<_> =
-        report.layers.iter().filter_map(|l| Some((module_of(&l.name), block_of(&l.name)?, l.loss))).collect();
+/// What layers lose, block by block: of their outputs and of their weights.
+fn losses(report: &Report) -> Result<Vec<Figure>, DrawError> {
+    let title = "Error of what each layer gives, as a share of the output's square, block by block";
+    let outputs = errors(report, "loss", title, "share of the output's square", |layer| Some(layer.loss))?;
+    let title = "Error of each layer's weights, as a share of their norm, block by block";
+    let weights = errors(report, "weight-error", title, "share of the weights' norm", |l| l.weight_error)?;
+    Ok(outputs.into_iter().chain(weights).collect())
+}
+
+/// An error of each layer, block by block.
+fn errors(
+    report: &Report,
+    name: &str,
+    title: &str,
+    y_name: &'static str,
+    of: impl Fn(&LayerReport) -> Option<f64>,
+) -> Result<Option<Figure>, DrawError> {
+    let error = |layer: &LayerReport| of(layer).filter(|e| *e > 0.0 && e.is_finite());
+    let layers =
+        report.layers.iter().filter_map(|l| Some((module_of(&l.name), block_of(&l.name)?, error(l)?)));
+    let layers: Vec<_> = layers.collect();
     let modules = distinct(layers.iter().map(|(module, ..)| *module));
     let blocks = layers.iter().map(|(_, block, _)| block + 1).max().unwrap_or(0);
-    if blocks < 2 || !layers.iter().any(|(.., loss)| *loss > 0.0) {
+    if blocks < 2 {
         return Ok(None);
     }
     let line = |module: &str| -> Vec<(f64, f64)> {
-        let own = layers.iter().filter(|(m, _, loss)| *m == module && *loss > 0.0 && loss.is_finite());
-        own.map(|(_, block, loss)| (*block as f64 + 1.0, *loss)).collect()
+        let own = layers.iter().filter(|(m, ..)| *m == module);
+        own.map(|(_, block, error)| (*block as f64 + 1.0, *error)).collect()
     };
     let series: Vec<Named<'_>> = modules.iter().map(|module| (*module, line(module))).collect();
-    let y = log_range(layers.iter().map(|(.., loss)| *loss));
-    let axes = Axes {
-        x: 1.0..blocks as f64,
-        y: logarithmic(y),
-        x_name: "block",
-        y_name: "share of the output's square",
-        markers: false,
-    };
-    let title =
-        "Error of what each layer gives, as a share of the output's square, block by block".to_owned();
-    draw("loss", title, |root| axes.lines(root, &series)).map(Some)
+    let y = log_range(layers.iter().map(|(.., error)| *error));
+    let axes = Axes { x: 1.0..blocks as f64, y: logarithmic(y), x_name: "block", y_name, markers: false };
+    draw(name, title.to_owned(), |root| axes.lines(root, &series)).map(Some)
 }
 
-/// The searches of smoothing thresholds that gained most.
+/// For each module the search of a smoothing threshold that gained most, the largest gain first.
 pub(crate) fn best_searches(all: &[SmoothReport]) -> Vec<&SmoothReport> {
-    let mut searched: Vec<&SmoothReport> = all.iter().filter(|s| s.curve.len() > 2).collect();
     let gain = |s: &SmoothReport| s.loss_before - s.loss_after;
+    let mut searched: Vec<&SmoothReport> = all.iter().filter(|s| s.curve.len() > 2).collect();
     searched.sort_by(|a, b| gain(b).total_cmp(&gain(a)));
-    searched.truncate(CURVES);
-    searched
+    let modules = distinct(searched.iter().map(|s| module_of(&s.site)));
+    modules.iter().filter_map(|m| searched.iter().find(|s| module_of(&s.site) == *m).copied()).collect()
 }
 
 /// Loss over the threshold of smoothing.
@@ -324,6 +334,7 @@ mod tests {
                 "outliers-self_attn.qkv_proj",
                 "outliers-mlp.down_proj",
                 "loss",
+                "weight-error",
                 "search-model.layers.1.self_attn.qkv_proj"
             ]
         );
@@ -347,7 +358,7 @@ mod tests {
         );
         assert!(found[2].svg.contains("\nfloat model\n") && found[2].svg.contains("\nresult\n"));
         // What was tried, point by point.
-        assert_eq!(found[5].svg.matches("<circle").count(), 4);
+        assert_eq!(found[6].svg.matches("<circle").count(), 4);
     }
 
     #[test]
@@ -363,7 +374,7 @@ mod tests {
     fn numbers_that_are_all_alike_or_none_have_axes() {
         let mut report = report();
         for layer in &mut report.layers {
-            layer.loss = 0.0;
+            (layer.loss, layer.weight_error) = (0.0, Some(0.0));
         }
         for a in &mut report.activations {
             a.float.largest.fill(0.0);

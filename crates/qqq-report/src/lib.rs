@@ -1,17 +1,21 @@
-//! Reports to look at: what a quantization did, as a page of its own and as figures.
+//! Reports to look at: what a quantization did, and how models compare, as a page each and as figures.
 //!
 //! The page is one file: it loads nothing, runs nothing, follows the reader's light or dark scheme, and every figure has its
 //! numbers beside it, for readers that do not see it. plotters draws the figures, maud makes the page.
 
 mod charts;
+mod comparison;
 pub mod figure;
 mod page;
 mod pieces;
+mod table;
 #[cfg(test)]
 mod testing;
 
 pub use charts::{Figure, figures};
+pub use comparison::{Comparison, Scatter};
 pub use page::page;
+pub use table::{Cell, Table};
 
 /// File of the page in a checkpoint.
 pub const PAGE_FILE: &str = "report.html";

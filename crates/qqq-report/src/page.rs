@@ -1,61 +1,41 @@
 //! The page of a quantization.
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, PreEscaped, html};
 use qqq_formats::size;
 use qqq_quant::Report;
 
 use crate::{
-    Circumstances, DrawError, Figure,
-    charts::{best_searches, figures, worst_sites},
-    pieces::{css_colours, embedded},
+    Circumstances, Figure,
+    charts::{best_searches, worst_sites},
+    pieces::{document, embedded},
 };
 
 /// A row of a table of names and values.
 type Pair = (String, String);
 
-/// The page, as one file.
-///
-/// # Errors
-/// A figure that cannot be drawn.
-pub fn page(report: &Report, circumstances: &Circumstances) -> Result<String, DrawError> {
-    let figures = figures(report)?;
-    let (light, dark) = css_colours();
-    let css = include_str!("page.css").replace("LIGHT", &light).replace("DARK", &dark);
-    let kinds = if report.layers.is_empty() { "16 bits".to_owned() } else { report.kinds().join(", ") };
-    let title = format!("{} in {kinds}", model_name(&report.model));
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="generator" content={ "qqq " (report.version) };
-                title { (title) }
-                style { (PreEscaped(css)) }
-            }
-            body {
-                main {
-                    h1 { (title) }
-                    (verdict(report))
-                    h2 { "What became of it" }
-                    (pairs(&summary(report)))
-                    (warnings(report))
-                    (outliers(report, &figures))
-                    (losses(report, &figures))
-                    (searches(report, &figures))
-                    (budget(report))
-                    (reproduce(report, circumstances))
-                }
-            }
-        }
+/// The page, as one file, with the [figures](crate::figures) of the report.
+pub fn page(report: &Report, figures: &[Figure], circumstances: &Circumstances) -> String {
+    let title = format!("{} in {}", model_name(&report.model), report.becomes());
+    let body = html! {
+        h1 { (title) }
+        (verdict(report))
+        h2 { "What became of it" }
+        (pairs(&summary(report)))
+        (warnings(report))
+        (outliers(report, figures))
+        (losses(report, figures))
+        (searches(report, figures))
+        (budget(report))
+        (reproduce(report, circumstances))
     };
-    Ok(page.into_string())
+    document(&title, &report.version, &body)
 }
 
 /// What a model is called: of a path the last part.
 fn model_name(model: &str) -> &str {
     let is_path = model.starts_with(['/', '.', '~']);
-    if is_path { model.trim_end_matches('/').rsplit('/').next().unwrap_or(model) } else { model }
+    let name = if is_path { model.trim_end_matches('/').rsplit('/').next().unwrap_or(model) } else { model };
+    name.strip_suffix(".gguf").unwrap_or(name)
 }
 
 /// What one wants to know first.
@@ -81,11 +61,12 @@ fn verdict(report: &Report) -> Markup {
     }
 }
 
-fn pairs(rows: &[Pair]) -> Markup {
+/// A table of names and values.
+pub(crate) fn pairs(rows: &[Pair]) -> Markup {
     html! {
-        div.scroll { table.pairs { tbody {
+        table.pairs { tbody {
             @for (name, value) in rows { tr { th scope="row" { (name) } td { (value) } } }
-        } } }
+        } }
     }
 }
 
@@ -93,7 +74,7 @@ fn summary(report: &Report) -> Vec<Pair> {
     let mut rows: Vec<Pair> = vec![
         ("model".into(), report.model.clone()),
         ("recipe".into(), report.recipe.name.word().into()),
-        ("layers".into(), report.kinds().join("; ")),
+        ("layers".into(), report.arithmetics().join("; ")),
         ("form".into(), report.format.clone()),
     ];
     rows.extend(report.size_rows().into_iter().map(|(name, value)| (name.to_owned(), value)));
@@ -143,7 +124,8 @@ fn of_kind<'f>(figures: &'f [Figure], kind: &'f str) -> impl Iterator<Item = &'f
     figures.iter().filter(move |figure| figure.name.starts_with(kind))
 }
 
-fn all_of<'f>(figures: impl Iterator<Item = &'f Figure>) -> Markup {
+/// Figures with their titles.
+pub(crate) fn all_of<'f>(figures: impl Iterator<Item = &'f Figure>) -> Markup {
     html! {
         div.figures {
             @for figure in figures {
@@ -173,7 +155,7 @@ fn outliers(report: &Report, figures: &[Figure]) -> Markup {
         }
         details {
             summary { "The numbers" }
-            div.scroll { table {
+            div.scroll role="region" tabindex="0" aria-label="Outliers, the numbers" { table {
                 caption { "Largest magnitude of an input channel, and that as times the median channel" }
                 thead { tr {
                     th scope="col" { "layer" } th.n scope="col" { "channels" }
@@ -204,21 +186,29 @@ fn losses(report: &Report, figures: &[Figure]) -> Markup {
     }
     html! {
         h2 { "What layers lose" }
-        (all_of(of_kind(figures, "loss")))
+        p {
+            "Calibrated rounding lets weights go further from where they were, where that takes the output less far: the one error is \
+             what counts, the other what it cost."
+        }
+        (all_of(of_kind(figures, "loss").chain(of_kind(figures, "weight-error"))))
         details {
             summary { "The numbers" }
-            div.scroll { table {
-                caption { "Error of each layer, as a share of its output's square" }
+            div.scroll role="region" tabindex="0" aria-label="What layers lose, the numbers" { table {
+                caption {
+                    "Error of each layer's output as a share of its square, that of rounding to nearest, and the error of its weights as \
+                     a share of their norm"
+                }
                 thead { tr {
-                    th scope="col" { "layer" } th scope="col" { "is" } th.n scope="col" { "error" }
-                    th.n scope="col" { "rounded to nearest" } th.n scope="col" { "scales" }
+                    th scope="col" { "layer" } th scope="col" { "is" } th.n scope="col" { "output" }
+                    th.n scope="col" { "rounded to nearest" } th.n scope="col" { "weights" } th.n scope="col" { "scales" }
                 } }
                 tbody {
                     @for layer in &report.layers {
                         tr {
                             th scope="row" { (layer.name) }
-                            td { (layer.precision.map(|p| p.to_string()).unwrap_or_default()) }
+                            td { (layer.precision.map(|p| p.arithmetic(&report.recipe)).unwrap_or_default()) }
                             td.n { (format!("{:.3e}", layer.loss)) } td.n { (format!("{:.3e}", layer.loss_nearest)) }
+                            td.n { (layer.weight_error.map(|e| format!("{e:.4}")).unwrap_or_default()) }
                             td.n { (format!("{:.2e} to {:.2e}", layer.scale_range.0, layer.scale_range.1)) }
                         }
                     }
@@ -241,7 +231,7 @@ fn searches(report: &Report, figures: &[Figure]) -> Markup {
         @if !best_searches(&report.smoothing).is_empty() { (all_of(of_kind(figures, "search-"))) }
         details {
             summary { "The numbers" }
-            div.scroll { table {
+            div.scroll role="region" tabindex="0" aria-label="Smoothing, the numbers" { table {
                 caption { "Thresholds, and what the quantized layer loses without and with them" }
                 thead { tr {
                     th scope="col" { "input of" } th.n scope="col" { "threshold" } th.n scope="col" { "channels" }
@@ -270,16 +260,16 @@ fn budget(report: &Report) -> Markup {
         }
         details {
             summary { "The numbers" }
-            div.scroll { table {
+            div.scroll role="region" tabindex="0" aria-label="Where the bits went, the numbers" { table {
                 caption { "KL divergence with one layer quantized, in nats per token" }
                 thead { tr { th scope="col" { "layer" } th scope="col" { "became" } th scope="col" { "candidates" } } }
                 tbody {
                     @for site in &budget.sites {
                         tr {
-                            th scope="row" { (site.name) } td { (site.chosen.to_string()) }
+                            th scope="row" { (site.name) } td { (site.chosen.arithmetic(&report.recipe)) }
                             td {
                                 @for c in &site.candidates {
-                                    (c.precision.to_string()) ": "
+                                    (c.precision.arithmetic(&report.recipe)) ": "
                                     (c.kl_divergence.map_or_else(|| "no numbers".into(), |kl| format!("{kl:.2e}"))) "; "
                                 }
                             }
@@ -297,16 +287,16 @@ fn reproduce(report: &Report, circumstances: &Circumstances) -> Markup {
     rows.extend(circumstances.environment.iter().cloned());
     html! {
         h2 { "How to make it again" }
-        pre tabindex="0" { code { (circumstances.command) } }
+        pre { code { (circumstances.command) } }
         (pairs(&rows))
-        details { summary { "The recipe, with all that was decided" } pre tabindex="0" { code { (recipe) } } }
+        details { summary { "The recipe, with all that was decided" } pre { code { (recipe) } } }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::report;
+    use crate::{figures, testing::report};
 
     fn circumstances() -> Circumstances {
         Circumstances {
@@ -317,9 +307,10 @@ mod tests {
 
     #[test]
     fn the_page_is_whole_by_itself_and_says_what_the_report_says() {
-        let page = page(&report(), &circumstances()).unwrap();
+        let report = report();
+        let page = page(&report, &figures(&report).unwrap(), &circumstances());
         for text in [
-            "<h1>&lt;b&gt;&amp;Co in int4:g64</h1>",
+            "<h1>&lt;b&gt;&amp;Co in W4A8, groups of 64</h1>",
             "<strong>85.0%</strong>",
             "<strong>1.050</strong>",
             "21.00 instead of 20.00",
@@ -332,8 +323,8 @@ mod tests {
             assert!(page.contains(text), "{text}: {page}");
         }
         assert!(!page.contains("<b>"), "not escaped: {page}");
-        assert_eq!(page.matches("<svg").count(), 6);
-        assert_eq!(page.matches("</svg>").count(), 6);
+        assert_eq!(page.matches("<svg").count(), 7);
+        assert_eq!(page.matches("</svg>").count(), 7);
         // Nothing is fetched and nothing runs.
         for loads in ["<script", "<link", " src=", "url(", "@import", "<img"] {
             assert!(!page.contains(loads), "{loads}");
@@ -345,13 +336,38 @@ mod tests {
     }
 
     #[test]
+    fn titles_say_what_became_of_the_weights_in_the_words_of_the_field() {
+        let title = |kinds: [&str; 4], float: usize| {
+            let mut report = report();
+            for (layer, kind) in report.layers.iter_mut().zip(kinds) {
+                layer.precision = Some(kind.parse().unwrap());
+            }
+            let float = report.layers.drain(..float).map(|layer| layer.name).collect();
+            report.float_layers = float;
+            report.becomes()
+        };
+        assert_eq!(title(["int4:g64"; 4], 0), "W4A8, groups of 64");
+        assert_eq!(title(["int4:channel"; 4], 0), "W4A8, per channel");
+        assert_eq!(title(["int4:g64", "int4:g32", "int4:g64", "int4:g32"], 0), "W4A8, groups of 64 and 32");
+        assert_eq!(title(["int4:g64", "int8", "int4:g64", "int8"], 0), "W4A8 and W8A8");
+        assert_eq!(title(["int8"; 4], 1), "W8A8 and 16 bits");
+        assert_eq!(title(["int8"; 4], 4), "16 bits");
+        let mut all = report();
+        all.layers[0].precision = Some("int8".parse().unwrap());
+        let of_one = "W8A8: self_attn.qkv_proj of 1 blocks";
+        assert_eq!(all.arithmetics()[0], of_one);
+        let page = page(&all, &[], &Circumstances::default());
+        assert!(page.contains(of_one) && page.contains("W4A8 g64: ") && !page.contains("int4"), "{page}");
+    }
+
+    #[test]
     fn a_run_that_measured_nothing_says_so() {
         let mut report = report();
         report.quality = None;
         report.layers.clear();
         report.activations.clear();
         report.smoothing.clear();
-        let page = page(&report, &Circumstances::default()).unwrap();
+        let page = page(&report, &[], &Circumstances::default());
         assert!(page.contains("has not been measured"), "{page}");
         assert!(page.contains("&lt;b&gt;&amp;Co in 16 bits"), "{page}");
         for heading in ["Outliers", "What layers lose", "Smoothing", "Where the bits went"] {
@@ -366,7 +382,7 @@ mod tests {
         (quality.divergence, quality.not_finite) =
             (None, Some("the logits for token 3 are not finite".into()));
         quality.is_beyond = true;
-        let page = page(&report, &Circumstances::default()).unwrap();
+        let page = page(&report, &[], &Circumstances::default());
         assert!(
             page.contains("not finite: the logits for token 3") && page.contains("beyond the limit"),
             "{page}"

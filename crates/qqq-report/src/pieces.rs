@@ -1,8 +1,28 @@
-//! Making an SVG part of a page: colours that follow its scheme, a name and a description.
+//! What pages are made of: the document, and SVG as a part of it: colours that follow its scheme, a name and a description.
 
-use maud::html;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::figure::COLOURS;
+
+/// A page with all that it needs, as one file.
+pub(crate) fn document(title: &str, version: &str, body: &Markup) -> String {
+    let (light, dark) = css_colours();
+    let css = include_str!("page.css").replace("LIGHT", &light).replace("DARK", &dark);
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="generator" content={ "qqq " (version) };
+                title { (title) }
+                style { (PreEscaped(css)) }
+            }
+            body { main { (body) } }
+        }
+    };
+    page.into_string()
+}
 
 /// An SVG of plotters as a page has it: text and axes in the colour of the page's text, series in its [colours](css_colours), as
 /// wide as there is room, with a title that screen readers say.
@@ -24,7 +44,7 @@ pub(crate) fn embedded(svg: &str, id: &str, title: &str) -> String {
 }
 
 /// What the colours of series are on a light and on a dark page: the second are lighter ones of the same hues.
-pub(crate) fn css_colours() -> (String, String) {
+fn css_colours() -> (String, String) {
     let css = |change: &dyn Fn(u8) -> u8| {
         let of = |(index, c): (usize, &plotters::style::RGBColor)| {
             format!("--c{index}:#{:02x}{:02x}{:02x};", change(c.0), change(c.1), change(c.2))

@@ -8,7 +8,8 @@ pub(crate) fn report() -> Report {
     let layer = |block: usize, module: &str, loss: f64| {
         json!({
             "name": format!("model.layers.{block}.{module}"), "precision": "int4:g64", "out_features": 8, "in_features": 4,
-            "loss_nearest": 2.0 * loss, "loss": loss, "damping": 0.01, "dead_channels": 0, "scale_range": [0.001, 0.002],
+            "loss_nearest": 2.0 * loss, "loss": loss, "weight_error": loss.sqrt(),
+            "damping": 0.01, "dead_channels": 0, "scale_range": [0.001, 0.002],
         })
     };
     let value = json!({

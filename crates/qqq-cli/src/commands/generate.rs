@@ -224,7 +224,7 @@ fn run_on<P: Place>(
     }
     let answer = answer?;
     console.status(&statistics(&answer));
-    if console.json() { console.result(&answer, |_| String::new()) } else { Ok(()) }
+    console.printed_result(&answer)
 }
 
 /// The prompt, or the prompts.

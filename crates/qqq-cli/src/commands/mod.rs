@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod chat;
+pub mod compare;
 pub mod completions;
 pub mod convert;
 pub mod demo;
@@ -13,4 +14,5 @@ pub mod kernels;
 pub mod man;
 pub mod quantize;
 pub mod recipe;
+pub mod rerun;
 pub mod synth;

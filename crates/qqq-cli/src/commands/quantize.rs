@@ -2,7 +2,7 @@
 
 mod dry_run;
 mod gate;
-mod page;
+pub mod page;
 
 use std::{
     io::Write,
@@ -21,7 +21,7 @@ use qqq_quant::{
 use serde::Serialize;
 
 use self::gate::GateArgs;
-pub use self::gate::way_out;
+pub use self::{gate::way_out, page::circumstances};
 use super::recipe::{self, AmountArgs, RecipeArgs};
 use crate::{
     console::Console,
@@ -120,24 +120,45 @@ impl QuantizeArgs {
 
 /// For `--json`.
 #[derive(Serialize)]
-struct Outcome {
+pub struct Outcome {
     output: PathBuf,
     report: Report,
 }
 
 /// Runs the command.
 pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
-    let built_in = args.calibration == ["built-in"];
-    let recipe = args.recipe.recipe(&args.amount, built_in)?;
-    let gate = args.quality.gate()?;
+    if args.dry_run {
+        return dry_run::run(args, &check(args)?, &args.read.options()?, console);
+    }
+    let outcome = make(args, console)?;
+    console.result(&outcome, |o| summary(&o.report, &o.output))
+}
+
+/// The recipe that is asked for.
+///
+/// # Errors
+/// Options that make no sense.
+pub fn check(args: &QuantizeArgs) -> anyhow::Result<Recipe> {
+    let recipe = args.recipe.recipe(&args.amount, args.calibration == ["built-in"])?;
+    args.quality.gate()?;
     if let [spec] = args.calibration.as_slice()
         && Source::named(spec).is_some()
     {
         args.recipe.refuse_text_options()?;
     }
+    Ok(recipe)
+}
+
+/// Makes the checkpoint, without printing what came out.
+///
+/// # Errors
+/// Options that make no sense, and what goes wrong.
+pub fn make(args: &QuantizeArgs, console: &Console) -> anyhow::Result<Outcome> {
+    let recipe = check(args)?;
+    let gate = args.quality.gate()?;
     let read = args.read.options()?;
-    let Some(place) = args.output.as_deref().filter(|_| !args.dry_run) else {
-        return dry_run::run(args, &recipe, &read, console);
+    let Some(place) = args.output.as_deref() else {
+        return Err(bad_input("--output names what will be made"));
     };
     // What would be found at the end is asked first, before anything is downloaded.
     let reserved = match args.resume {
@@ -156,15 +177,21 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     let guard = Guard::new();
     let chosen = device::choose_for(args.device.device, &checkpoint)?;
     let device = on_chosen!(&chosen, |place| place.identity()?);
-    let pages = page::Pages::new(&device);
+    if let Source::Files(files) = &source {
+        // A pipe can be read once.
+        for path in files.iter().filter(|path| path.is_file()) {
+            console.read_input(path, &files::sha256(path)?);
+        }
+    }
+    let pages = page::Pages::new(&device, console);
     let page_of = |report: &Report| pages.files(report);
     let output = Output {
-        reservation: reserved.reservation(),
         format: args.format,
-        model_name: &args.model,
         resume: Some(Resume { device: &device, goes_on: args.resume }),
         gate,
         more: Some(MoreFiles(&page_of)),
+        run: console.recorded().map(serde_json::to_value).transpose()?,
+        ..Output::new(reserved.reservation(), &args.model)
     };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), &guard);
     steps.plan = Some(plan(&recipe.resolved(&checkpoint.config).recipe, &source));
@@ -176,10 +203,10 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
     drop(steps);
     pages.tell(console);
     let write_report = |report: &Report| {
-        plots.as_deref().map_or(Ok(()), |folder| page::write_plots(folder, report))?;
+        plots.as_deref().map_or(Ok(()), |folder| pages.write_plots(folder))?;
         report_place.as_ref().map_or(Ok(()), |place| write_report(place.path(), report))
     };
-    let report = match made {
+    let mut report = match made {
         Err(QuantError::Gate(beyond)) => {
             write_report(&beyond.report)?;
             return Err(gate::refused(beyond, console));
@@ -187,8 +214,9 @@ pub fn run(args: &QuantizeArgs, console: &Console) -> anyhow::Result<()> {
         made => made.inspect_err(|_| reserved.tell_kept(console))?,
     };
     write_report(&report)?;
-    let outcome = Outcome { output: place.to_owned(), report };
-    console.result(&outcome, |o| summary(&o.report, &o.output))
+    // It stands beside it.
+    report.run = None;
+    Ok(Outcome { output: place.to_owned(), report })
 }
 
 /// With fewer windows yet a run is hardly faster, and what comes out is worse.

@@ -223,6 +223,30 @@ impl Place {
         command.spawn().unwrap()
     }
 
+    /// Starts a measurement and interrupts it when it has something.
+    #[cfg(unix)]
+    pub fn interrupted(&self, line: &str) -> Run {
+        use std::io::{BufRead, BufReader, Read};
+        let mut child = self
+            .command()
+            .env("QQQ_LOG", "qqq=debug")
+            .args(line.split(' '))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        while !said.contains(" 1 of ") {
+            assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "it has ended: {said}");
+        }
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        stderr.read_to_string(&mut said).unwrap();
+        let mut run = Run::of(child.wait_with_output().unwrap());
+        run.stderr = said;
+        run
+    }
+
     /// Makes a W4A8 checkpoint of the tiny model.
     pub fn quantize(&self, out: &str, options: &str) {
         self.run(&format!(

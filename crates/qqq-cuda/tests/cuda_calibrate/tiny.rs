@@ -6,8 +6,7 @@ use qqq_backend::Calibrate;
 use qqq_formats::{Checkpoint, writer::Reservation};
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Gate, Output, OutputFormat, Progress, Recipe, Report, Result, calibration::Source, quantize,
-    resume::Resume,
+    Output, OutputFormat, Progress, Recipe, Report, Result, calibration::Source, quantize, resume::Resume,
 };
 use qqq_testing::TinyModel;
 
@@ -41,14 +40,7 @@ pub fn run<B: Calibrate>(
     // What is simulated has a form of its own.
     let simulated = recipe.simulated.is_some();
     let format = if simulated { OutputFormat::Auto } else { OutputFormat::CompressedTensors };
-    let output = Output {
-        reservation: &reservation,
-        format,
-        model_name: "tiny",
-        resume,
-        gate: Gate::DEFAULT,
-        more: None,
-    };
+    let output = Output { format, resume, ..Output::new(&reservation, "tiny") };
     let source = Source::Files(vec![tiny.text()]);
     quantize(b, &checkpoint, &tokenizer, recipe, &source, &output, &mut StopAt(stop))
 }

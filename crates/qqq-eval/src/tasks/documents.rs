@@ -1,20 +1,117 @@
-//! Documents of a task: lines of JSON with the fields that the hub's data sets have, and what is asked of the model.
+//! Documents of a task: records with the fields that the hub's data sets have, and what is asked of the model.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use qqq_model::chat::{capitalize, is_space};
+use qqq_model::{
+    chat::{capitalize, is_space},
+    text::RowReader,
+};
 use serde_json::Value;
 
-use super::definitions::{Answer, Choices, Form, TASKS, Task};
+use super::{
+    definitions::{Answer, Choices, Form, SUBJECT, TASKS, Task},
+    prompts::{Prompt, Turn},
+};
 use crate::{EvalError, Result};
 
-/// What stands between a context and its continuation.
-const DELIMITER: &str = " ";
+/// Records of the files of a split, in their order.
+#[derive(Clone, Debug, Default)]
+pub struct Records {
+    /// The files.
+    pub paths: Vec<PathBuf>,
+    pub(super) rows: Vec<Record>,
+}
+
+/// A record, and where it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    /// Index of the file.
+    pub file: usize,
+    /// Line or row in it, from 1.
+    pub line: usize,
+    pub value: Value,
+}
+
+impl Records {
+    /// All records of files.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or holds no records.
+    pub fn read(paths: Vec<PathBuf>) -> Result<Self> {
+        let mut rows = Vec::new();
+        for (file, path) in paths.iter().enumerate() {
+            let mut reader = RowReader::open(path)?;
+            while let Some((line, value)) = reader.next_row()? {
+                rows.push(Record { file, line, value });
+            }
+        }
+        Ok(Self { paths, rows })
+    }
+
+    /// Those of a text, which errors call `path`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn of_text(path: &Path, text: &str) -> Result<Self> {
+        let mut reader = RowReader::of_text(path, text)?;
+        let mut rows = Vec::new();
+        while let Some((line, value)) = reader.next_row()? {
+            rows.push(Record { file: 0, line, value });
+        }
+        Ok(Self { paths: vec![path.to_owned()], rows })
+    }
+
+    /// Those of a task's subject.
+    ///
+    /// # Errors
+    /// A record that does not say what its subject is, where it has to.
+    pub(super) fn of_task(&self, task: &Task) -> Result<Vec<&Record>> {
+        let Some(subject) = task.subject else { return Ok(self.rows.iter().collect()) };
+        let mut own = Vec::new();
+        for record in &self.rows {
+            match text(&record.value, SUBJECT) {
+                Ok(named) if named == subject => own.push(record),
+                Ok(_) => {}
+                Err(reason) => return Err(self.error(record, reason)),
+            }
+        }
+        Ok(own)
+    }
+
+    /// What is asked by one of the records.
+    ///
+    /// # Errors
+    /// A field that is missing or makes no sense; another task whose document it seems to be.
+    pub(super) fn question(&self, task: &Task, record: &Record) -> Result<Question> {
+        let Record { value, .. } = record;
+        if !value.is_object() {
+            return Err(self.error(record, "it is no JSON object".into()));
+        }
+        read(task, value).map_err(|reason| {
+            let has_all = |other: &&Task| {
+                other.fields() != task.fields() && other.fields().iter().all(|f| field(value, f).is_some())
+            };
+            let lacks = task.fields().iter().any(|f| field(value, f).is_none());
+            let other = TASKS.iter().filter(|_| lacks).find(has_all);
+            let hint = other.map(|other| format!("; it is a document of {}", other.file));
+            self.error(record, format!("{reason}{}", hint.unwrap_or_default()))
+        })
+    }
+
+    fn error(&self, record: &Record, reason: String) -> EvalError {
+        EvalError::Document { path: self.paths[record.file].clone(), line: Some(record.line), reason }
+    }
+}
 
 /// A question: for each choice what is given, and what is to follow.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Document {
-    /// Its line in the file, from 1.
+    /// Index of its file.
+    pub file: usize,
+    /// Its line or row there, from 1.
     pub line: usize,
     /// Of each choice.
     pub requests: Vec<TextRequest>,
@@ -22,67 +119,109 @@ pub struct Document {
     pub lengths: Vec<usize>,
     /// Index of the right choice.
     pub target: usize,
+    pub(super) question: Question,
+    /// Indices of the examples that come before it.
+    pub(super) shots: Vec<usize>,
+    pub(super) record: Value,
 }
 
 /// A text, and what is to follow it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextRequest {
-    /// Given.
-    pub context: String,
+    /// Given; choices mostly share it.
+    pub context: Arc<str>,
     /// Scored; begins with the delimiter.
     pub continuation: String,
 }
 
-/// Documents of one file.
+/// What a document asks, before it becomes a prompt.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    /// One, or one for each choice.
+    pub contexts: Vec<String>,
+    /// One for each choice, or one for all.
+    pub answers: Vec<String>,
+    pub lengths: Vec<usize>,
+    pub target: usize,
+}
+
+impl Question {
+    /// What the context of a choice is, and its continuation.
+    pub fn choice(&self, i: usize) -> (&str, &str) {
+        let of = |texts: &'_ [String]| if texts.len() == 1 { 0 } else { i };
+        (&self.contexts[of(&self.contexts)], &self.answers[of(&self.answers)])
+    }
+}
+
+/// Documents of one task.
 #[derive(Clone, Debug)]
 pub struct Documents {
     /// Whose they are.
     pub task: &'static Task,
-    /// The file.
-    pub path: PathBuf,
-    /// In the order of the file.
+    /// Their files.
+    pub paths: Vec<PathBuf>,
+    /// In the order of the files.
     pub documents: Vec<Document>,
+    /// How many examples come before each of them.
+    pub shots: usize,
+    /// Whether the chat template refuses a system message, so that there is none: no description, and what was to be one.
+    pub without_system: bool,
+    /// Of documents that are examples: question and answer.
+    pub(super) examples: Vec<Turn>,
 }
 
 impl Documents {
-    /// The first `limit` of a file's lines, whose text is given; empty lines are passed over.
+    /// The first `limit` of a text's records, which errors call `path`; without examples and chat template.
     ///
     /// # Errors
     /// A line that is no JSON object, or lacks a field of the task, or has one that makes no sense: with file, line and field;
     /// a file without documents.
     pub fn parse(task: &'static Task, path: &Path, text: &str, limit: usize) -> Result<Self> {
-        let error = |line, reason| EvalError::Document { path: path.to_owned(), line, reason };
-        let mut documents = Vec::new();
-        let lines = text.trim_start_matches('\u{feff}').lines().enumerate();
-        for (line, text) in lines.filter(|(_, text)| !text.trim().is_empty()).take(limit) {
-            let line = line + 1;
-            let value: Value = serde_json::from_str(text)
-                .map_err(|e| error(Some(line), format!("it is no line of JSON: {e}")))?;
-            if !value.is_object() {
-                return Err(error(Some(line), "it is no JSON object".into()));
-            }
-            let document = read(task, line, &value).map_err(|reason| {
-                let other = TASKS.iter().find(|other| {
-                    other.fields() != task.fields()
-                        && other.fields().iter().all(|f| field(&value, f).is_some())
-                });
-                let lacks = task.fields().iter().any(|f| field(&value, f).is_none());
-                let hint =
-                    other.filter(|_| lacks).map(|other| format!("; it is a document of {}", other.name));
-                error(Some(line), format!("{reason}{}", hint.unwrap_or_default()))
-            })?;
-            documents.push(document);
-        }
+        Self::new(task, &Records::of_text(path, text)?, limit)
+    }
+
+    /// The first `limit` of the records of a task; without examples and chat template.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn new(task: &'static Task, records: &Records, limit: usize) -> Result<Self> {
+        let of_record = |record: &Record| {
+            let question = records.question(task, record)?;
+            Ok(Document {
+                file: record.file,
+                line: record.line,
+                requests: Vec::new(),
+                lengths: question.lengths.clone(),
+                target: question.target,
+                question,
+                shots: Vec::new(),
+                record: record.value.clone(),
+            })
+        };
+        let own = records.of_task(task)?;
+        let documents = own.into_iter().take(limit).map(of_record).collect::<Result<Vec<_>>>()?;
         if documents.is_empty() {
-            return Err(error(None, format!("it has no documents of {}", task.name)));
+            let path = records.paths.first().cloned().unwrap_or_default();
+            let reason = format!("it has no documents of {}", task.name);
+            return Err(EvalError::Document { path, line: None, reason });
         }
-        Ok(Self { task, path: path.to_owned(), documents })
+        let paths = records.paths.clone();
+        let bare = Self { task, paths, documents, shots: 0, without_system: false, examples: Vec::new() };
+        bare.prompted(&Prompt::default())
+    }
+
+    /// Where a document stands.
+    pub fn path_of(&self, document: &Document) -> &Path {
+        &self.paths[document.file]
     }
 }
 
 /// A field by its path.
 fn field<'v>(document: &'v Value, path: &str) -> Option<&'v Value> {
-    path.split('.').try_fold(document, |value, name| value.get(name))
+    path.split('.').try_fold(document, |value, name| match value {
+        Value::Array(list) => list.get(name.parse::<usize>().ok()?),
+        _ => value.get(name),
+    })
 }
 
 fn needed<'v>(document: &'v Value, path: &str) -> Result<&'v Value, String> {
@@ -108,58 +247,61 @@ fn number(document: &Value, path: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("the field {path:?} is {value}, not the number of a choice"))
 }
 
-fn read(task: &Task, line: usize, document: &Value) -> Result<Document, String> {
+fn read(task: &Task, document: &Value) -> Result<Question, String> {
     let within = |path: &str, target: usize, choices: usize| {
         if target < choices {
             return Ok(target);
         }
         Err(format!("the field {path:?} names none of the {choices} choices"))
     };
+    let characters = |texts: &[String]| texts.iter().map(|text| text.chars().count()).collect();
     match &task.form {
         Form::Choices { prompt, choices, answer, clean } => {
             let tidy = |text: String| if *clean { without_marks(&text) } else { text };
             let context = tidy(filled(prompt, document)?);
-            let choices = match choices {
+            let choices: Vec<String> = match choices {
                 Choices::Fields(names) => names
                     .iter()
                     .map(|name| text(document, name).map(str::to_owned))
                     .collect::<Result<_, _>>()?,
                 Choices::List(name) => texts(document, name)?,
+                Choices::Fixed(texts) => texts.iter().map(|&text| text.to_owned()).collect(),
             };
-            let choices: Vec<String> = choices.into_iter().map(tidy).collect();
+            let answers: Vec<String> = choices.into_iter().map(tidy).collect();
             let target = match answer {
-                Answer::Number(name) => within(name, number(document, name)?, choices.len())?,
+                Answer::Number(name) => within(name, number(document, name)?, answers.len())?,
                 Answer::Label { key, labels } => {
                     let label = text(document, key)?;
                     let position = texts(document, labels)?.iter().position(|l| l == label);
-                    within(key, position.unwrap_or(usize::MAX), choices.len())?
+                    within(key, position.unwrap_or(usize::MAX), answers.len())?
                 }
             };
-            let requests = choices.iter().map(|choice| TextRequest {
-                context: context.clone(),
-                continuation: format!("{DELIMITER}{choice}"),
-            });
-            Ok(Document {
-                line,
-                requests: requests.collect(),
-                lengths: choices.iter().map(|choice| choice.chars().count()).collect(),
-                target,
-            })
+            Ok(Question { contexts: vec![context], lengths: characters(&answers), answers, target })
         }
         Form::Blank { sentence, options, answer } => {
             let (before, behind) = text(document, sentence)?
                 .split_once('_')
                 .ok_or_else(|| format!("the field {sentence:?} has no blank (_)"))?;
-            let continuation = format!("{DELIMITER}{}", behind.trim_matches(is_space));
             let contexts = options
                 .iter()
                 .map(|option| Ok(format!("{before}{}", text(document, option)?)))
                 .collect::<Result<Vec<_>, String>>()?;
             let target = within(answer, number(document, answer)?.wrapping_sub(1), contexts.len())?;
+            let answers = vec![behind.trim_matches(is_space).to_owned()];
             // The harness counts what stands before the blank, filled; no metric of such a task depends on it.
-            let lengths = contexts.iter().map(|context| context.chars().count()).collect();
-            let request = |context| TextRequest { context, continuation: continuation.clone() };
-            Ok(Document { line, requests: contexts.into_iter().map(request).collect(), lengths, target })
+            Ok(Question { lengths: characters(&contexts), contexts, answers, target })
+        }
+        Form::LastWord { text: field } => {
+            let all = text(document, field)?;
+            let (context, word) = all.rsplit_once(' ').unwrap_or(("", all));
+            // The blank is the answer's own.
+            let answers = vec![format!(" {word}")];
+            Ok(Question {
+                contexts: vec![context.to_owned()],
+                lengths: characters(&answers),
+                answers,
+                target: 0,
+            })
         }
     }
 }
@@ -170,9 +312,12 @@ fn filled(prompt: &str, document: &Value) -> Result<String, String> {
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let (name, rest) = part.split_once('}').unwrap_or((part, ""));
-        match name.split_once('|') {
-            Some((name, _capitalize)) => out += &capitalize(text(document, name)?),
-            None => out += text(document, name)?,
+        let (name, method) = name.split_once('|').unwrap_or((name, ""));
+        let text = text(document, name)?;
+        match method {
+            "capitalize" => out += &capitalize(text),
+            "strip" => out += text.trim_matches(is_space),
+            _ => out += text,
         }
         out += rest;
     }
@@ -220,7 +365,7 @@ mod tests {
         let line = r#"{"sentence": "The cup fell off the shelf since _ was loose. ", "option1": "the cup", "option2": "the shelf", "answer": "2"}"#;
         let found = &parse("winogrande", line).unwrap().documents[0];
         assert_eq!(found.target, 1);
-        assert_eq!(found.requests[0].context, "The cup fell off the shelf since the cup");
+        assert_eq!(&*found.requests[0].context, "The cup fell off the shelf since the cup");
         assert!(found.requests.iter().all(|r| r.continuation == " was loose."));
     }
 
@@ -229,7 +374,7 @@ mod tests {
         let line = r#"{"question": "What melts?", "choices": {"text": ["ice", "stone"], "label": ["1", "2"]}, "answerKey": "2"}"#;
         let found = &parse("arc_easy", line).unwrap().documents[0];
         assert_eq!((found.target, found.lengths.as_slice()), (1, [3, 5].as_slice()));
-        assert_eq!(found.requests[1].context, "Question: What melts?\nAnswer:");
+        assert_eq!(&*found.requests[1].context, "Question: What melts?\nAnswer:");
         assert_eq!(found.requests[1].continuation, " stone");
     }
 

@@ -1,5 +1,6 @@
-//! Questions with several answers: which one a model finds likeliest, as lm-evaluation-harness 0.4.13 asks and counts
-//! (Gao et al., doi 10.5281/zenodo.12608602), for the tasks that quantized models are commonly judged by.
+//! Questions with several answers, of which a model finds one likeliest, and texts whose last word it should find, as
+//! lm-evaluation-harness 0.4.13 asks and counts (Gao et al., doi 10.5281/zenodo.12608602), for the tasks that quantized models
+//! are commonly judged by.
 //!
 //! ```no_run
 //! use qqq_backend::CpuBackend;
@@ -19,8 +20,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bootstrap;
 mod definitions;
 mod documents;
+mod groups;
+mod mmlu;
+mod prompts;
+mod python_random;
 mod requests;
 mod walk;
 
@@ -35,8 +41,10 @@ use qqq_model::{
 use serde::Serialize;
 
 pub use self::{
-    definitions::{TASKS, Task},
-    documents::{Document, Documents, TextRequest},
+    definitions::{DataSet, Metric, ShotChoice, Shots, TASKS, Task},
+    documents::{Document, Documents, Records, TextRequest},
+    groups::{GROUPS, Group, GroupReport, pooled},
+    prompts::Prompt,
     requests::Request,
     walk::Work,
 };
@@ -63,7 +71,7 @@ impl Encoded {
             if let Some(token) = tokens.find(|&&token| token as usize >= config.vocab_size) {
                 return Err(EvalError::Mismatch(format!(
                     "{}, line {}: token {token} is outside the model's vocabulary of {}",
-                    documents.path.display(),
+                    documents.path_of(document).display(),
                     document.line,
                     config.vocab_size
                 )));
@@ -81,14 +89,17 @@ impl Encoded {
 /// What a model answers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Example {
-    /// Line of the document.
+    /// Line or row of the document in its file.
     pub line: usize,
     /// Log-likelihood of each choice, in nats.
     pub loglikelihoods: Vec<f64>,
+    /// Whether it counts for accuracy.
+    pub right: bool,
     /// Index of the right choice.
     pub target: usize,
-    /// The likeliest one, the first among equals.
-    pub choice: usize,
+    /// The likeliest choice, the first among equals; without choices there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choice: Option<usize>,
     /// The likeliest one for each of its characters, where the task asks for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub choice_norm: Option<usize>,
@@ -99,11 +110,20 @@ pub struct Example {
 pub struct TaskReport {
     /// Name of the task.
     pub task: &'static str,
-    /// Share of documents whose likeliest choice is right.
+    /// The group that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<&'static str>,
+    /// Examples before each question.
+    pub fewshot: usize,
+    /// Share of documents whose likeliest choice is right, or each of whose answer's tokens is the likeliest.
     pub acc: Estimate,
     /// The same by log-likelihood for each character of a choice, where the task asks for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acc_norm: Option<Estimate>,
+    /// exp of the mean negative log-likelihood of an answer, where the task asks for it; its standard error is the harness's,
+    /// from the same 100 000 draws of documents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<Estimate>,
     /// Documents that were scored.
     pub documents: usize,
     /// Documents that were to be scored: more where `progress` stopped it.
@@ -152,36 +172,47 @@ impl<'d, B: Backend> Scorer<'d, B> {
         if !progress(0, total) {
             return Err(EvalError::Interrupted);
         }
-        let (found, work) = self.walker.run(&encoded.requests, &mut |_, tokens| progress(tokens, total))?;
+        let greedy = task.counts(Metric::AccGreedy);
+        let (found, work) =
+            self.walker.run(&encoded.requests, greedy, &mut |_, tokens| progress(tokens, total))?;
         let mut examples = Vec::with_capacity(found.len());
-        for ((document, requests), loglikelihoods) in documents.iter().zip(&encoded.requests).zip(found) {
+        for ((document, requests), found) in documents.iter().zip(&encoded.requests).zip(found) {
+            let loglikelihoods: Vec<f64> = found.iter().map(|found| found.loglikelihood).collect();
             if let Some(bad) = loglikelihoods.iter().position(|found| !found.is_finite()) {
                 let request = &requests[bad];
                 let place = where_not_finite(self.decoder, request.input(), request.first_row())?;
                 return Err(EvalError::NotFiniteAnswer { task: task.name, line: document.line, place });
             }
             let of_length = || loglikelihoods.iter().zip(&document.lengths).map(|(l, n)| l / *n as f64);
+            let choice = (!greedy).then(|| first_largest(loglikelihoods.iter().copied()));
             examples.push(Example {
                 line: document.line,
+                right: choice.map_or(found[0].greedy, |choice| choice == document.target),
                 target: document.target,
-                choice: first_largest(loglikelihoods.iter().copied()),
-                choice_norm: task.normalized.then(|| first_largest(of_length())),
+                choice,
+                choice_norm: task.counts(Metric::AccNorm).then(|| first_largest(of_length())),
                 loglikelihoods,
             });
         }
-        let share = |right: &dyn Fn(&Example) -> bool| {
-            let sum = |e| WindowSum { sum: f64::from(u8::from(right(e))), tokens: 1 };
+        let seconds = start.elapsed().as_secs_f64();
+        let mean = |value: &dyn Fn(&Example) -> f64| {
+            let sum = |e| WindowSum { sum: value(e), tokens: 1 };
             estimate(&examples.iter().map(sum).collect::<Vec<_>>())
         };
+        let share = |right: &dyn Fn(&Example) -> bool| mean(&|e| f64::from(u8::from(right(e))));
+        let answers = || examples.iter().map(|e| e.loglikelihoods[0]).collect::<Vec<_>>();
         let report = TaskReport {
             task: task.name,
-            acc: share(&|e| e.choice == e.target),
-            acc_norm: task.normalized.then(|| share(&|e| e.choice_norm == Some(e.target))),
+            group: task.group,
+            fewshot: encoded.documents.shots,
+            acc: share(&|e| e.right),
+            acc_norm: task.counts(Metric::AccNorm).then(|| share(&|e| e.choice_norm == Some(e.target))),
+            perplexity: task.counts(Metric::Perplexity).then(|| bootstrap::perplexity(&answers())),
             documents: examples.len(),
             planned_documents: documents.len(),
             partial: examples.len() < documents.len(),
             work,
-            seconds: start.elapsed().as_secs_f64(),
+            seconds,
         };
         Ok(Scored { report, examples })
     }

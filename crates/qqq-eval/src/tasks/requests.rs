@@ -69,7 +69,7 @@ pub(super) fn encode(
             encode_one(&documents.documents[i], tokenizer, &prefix, longest).map_err(|reason| match reason {
                 Failure::Model(e) => e,
                 Failure::Document(reason) => EvalError::Document {
-                    path: documents.path.clone(),
+                    path: documents.path_of(&documents.documents[i]).to_owned(),
                     line: Some(documents.documents[i].line),
                     reason,
                 },

@@ -2,14 +2,49 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use super::{Client, error, listed};
-use crate::Result;
+use super::{Client, HubOptions, Kind, Snapshot, client, error, listed, not_found, parse_id};
+use crate::{Result, shards};
 
 /// Readable kinds of files, the best first; all but parquet may be compressed.
 const EXTENSIONS: [&str; 5] = [".parquet", ".jsonl", ".ndjson", ".json", ".txt"];
 const COMPRESSED: [&str; 2] = [".gz", ".zst"];
 /// Files that describe a data set rather than being part of it.
 const DESCRIPTIONS: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "state.json", "requirements.txt"];
+
+/// A data set of the hub, whose files are fetched as they are asked for.
+pub struct Dataset {
+    client: Client,
+    snapshot: Snapshot,
+}
+
+impl Dataset {
+    /// The data set `owner/name`, as the hub lists it, or, where there is no way to it, the cache.
+    ///
+    /// # Errors
+    /// As [`resolve`](super::resolve).
+    pub fn open(repo: &str, options: &HubOptions) -> Result<Self> {
+        let (repo, _) = parse_id(repo).ok_or_else(|| not_found(repo))?;
+        let client = client(Kind::Dataset, repo, options)?;
+        let snapshot = client.snapshot()?;
+        Ok(Self { client, snapshot })
+    }
+
+    /// Fetches all files of a split of a configuration, in their order. A configuration is a folder, or what the names of its
+    /// files begin with; without one the data set must have only one.
+    ///
+    /// # Errors
+    /// No such configuration or split, or what names leave open; a download that fails.
+    pub fn split(&self, config: Option<&str>, split: &str) -> Result<Vec<PathBuf>> {
+        let names: Vec<&str> = self.snapshot.names().collect();
+        let id = self.client.id();
+        let chosen = whole_split(&names, config, split)
+            .map_err(|reason| error(format!("data set {id}: {reason}{}", self.client.incomplete())))?;
+        let paths =
+            chosen.iter().map(|name| self.client.file(&self.snapshot, name)).collect::<Result<_>>()?;
+        self.client.remember(&self.snapshot);
+        Ok(paths)
+    }
+}
 
 /// Fetches the files of `part` (`config`, `config/split` or `/split`).
 pub(super) fn files(client: &Client, part: Option<&str>) -> Result<Vec<PathBuf>> {
@@ -24,12 +59,40 @@ pub(super) fn files(client: &Client, part: Option<&str>) -> Result<Vec<PathBuf>>
 
 /// The file to take; else a sentence that says why there is none.
 pub(super) fn choose<'a>(names: &[&'a str], part: Option<&str>) -> Result<&'a str, String> {
-    let (config, split) = match part.map(|p| p.split_once('/').unwrap_or((p, ""))) {
-        Some((config, split)) => {
-            (Some(config).filter(|c| !c.is_empty()), Some(split).filter(|s| !s.is_empty()))
+    let (config, split) = part.map_or((None, None), |p| {
+        let (config, split) = p.split_once('/').unwrap_or((p, ""));
+        (Some(config).filter(|c| !c.is_empty()), Some(split).filter(|s| !s.is_empty()))
+    });
+    Ok(candidates(names, config, split)?[0])
+}
+
+/// All files of a split, in their order; else a sentence that says why there are none.
+pub(super) fn whole_split<'a>(
+    names: &[&'a str],
+    config: Option<&str>,
+    split: &str,
+) -> Result<Vec<&'a str>, String> {
+    let mut sets = shards::sets(candidates(names, config, Some(split))?);
+    let stem = |set: &shards::Set<'a>| set.stem.rsplit('/').next().map(str::to_owned);
+    // Configurations whose names begin alike: the one of just this name.
+    if sets.len() > 1 && sets.iter().any(|set| stem(set).as_deref() == config) {
+        sets.retain(|set| stem(set).as_deref() == config);
+    }
+    match &sets[..] {
+        [set] => set.whole().map_err(|missing| format!("of {} {missing}", set.stem)),
+        several => {
+            let all: Vec<&str> = several.iter().flat_map(|set| set.names()).collect();
+            Err(format!("several of its files may be the split {split:?}: {}", listed(&all)))
         }
-        None => (None, None),
-    };
+    }
+}
+
+/// The files of which one is to be taken, sorted; at least one.
+fn candidates<'a>(
+    names: &[&'a str],
+    config: Option<&str>,
+    split: Option<&str>,
+) -> Result<Vec<&'a str>, String> {
     let readable = |name: &str| {
         EXTENSIONS.iter().any(|e| has_extension(name, e))
             && !name.starts_with('.')
@@ -83,7 +146,7 @@ pub(super) fn choose<'a>(names: &[&'a str], part: Option<&str>) -> Result<&'a st
         }
     }
     files.sort_unstable();
-    Ok(files[0])
+    Ok(files)
 }
 
 fn has_extension(name: &str, extension: &str) -> bool {

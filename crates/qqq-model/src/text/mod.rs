@@ -13,6 +13,7 @@ mod json;
 mod parquet;
 mod plain;
 mod record;
+mod rows;
 
 use std::{
     io::Read,
@@ -23,6 +24,7 @@ use qqq_formats::InputFile;
 
 pub use conversation::{messages, render};
 pub use error::{Place, TextError, TextProblem};
+pub use rows::RowReader;
 
 use self::{
     decode::{Content, Original},
@@ -73,6 +75,10 @@ pub struct TextReader<'a> {
     original: Original,
     pieces: Pieces,
     records: Records<'a>,
+    /// What stands between two records.
+    separator: &'static str,
+    /// Records that are still to be read, at most.
+    left: usize,
     /// Whether a record was given already.
     begun: bool,
     /// Whether all text until now was white space.
@@ -119,7 +125,7 @@ impl<'a> TextReader<'a> {
                         TextError::file(path, "it is a parquet file, which is read from a disk").into()
                     );
                 }
-                Pieces::Parquet(Rows::open(path, InputFile::open(path)?, &mut records)?)
+                Pieces::Parquet(Rows::open(path, InputFile::open(path)?, Some(&mut records))?)
             }
             Content::Text { head, reader } => match options.format {
                 TextFormat::Plain => Pieces::Plain(Plain::new(reader)),
@@ -128,7 +134,15 @@ impl<'a> TextReader<'a> {
                 TextFormat::Auto => Pieces::Plain(Plain::new(reader)),
             },
         };
-        Ok(Self { path: path.to_owned(), original, pieces, records, begun: false, blank: true, ended: false })
+        let (path, separator) = (path.to_owned(), SEPARATOR);
+        let (left, begun, blank, ended) = (usize::MAX, false, true, false);
+        Ok(Self { path, original, pieces, records, separator, left, begun, blank, ended })
+    }
+
+    /// Records with another separator between them, and only the first so many.
+    #[must_use]
+    pub fn joined(self, separator: &'static str, records: usize) -> Self {
+        Self { separator, left: records, ..self }
     }
 
     /// The next piece, `None` at the end. All pieces, one after the other, are the file's text: plain text as it is,
@@ -137,7 +151,7 @@ impl<'a> TextReader<'a> {
     /// # Errors
     /// What cannot be read, with its line or row; a file without any text (at its end).
     pub fn next_piece(&mut self) -> Result<Option<String>> {
-        while !self.ended {
+        while !self.ended && self.left > 0 {
             let (place, value) = match &mut self.pieces {
                 Pieces::Plain(plain) => match plain.next_piece(&self.path)? {
                     Some(piece) => {
@@ -158,8 +172,9 @@ impl<'a> TextReader<'a> {
             let at = |(problem, reason)| TextError { path: self.path.clone(), place, problem, reason };
             let Some(mut text) = self.records.text(value).map_err(at)? else { continue };
             self.blank &= text.trim().is_empty();
+            self.left -= 1;
             if std::mem::replace(&mut self.begun, true) {
-                text.insert_str(0, SEPARATOR);
+                text.insert_str(0, self.separator);
             }
             return Ok(Some(text));
         }

@@ -21,12 +21,15 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Opens a file for the columns that the records need.
-    pub fn open(path: &Path, file: InputFile, records: &mut Records<'_>) -> Result<Self> {
+    /// Opens a file for the columns that the records need; without records for all of them.
+    pub fn open(path: &Path, file: InputFile, records: Option<&mut Records<'_>>) -> Result<Self> {
         let damaged = |e: parquet::errors::ParquetError| {
             TextError::file(path, format!("it cannot be read as parquet: {e}"))
         };
         let reader = SerializedFileReader::new(file.handle()?).map_err(damaged)?;
+        let Some(records) = records else {
+            return Ok(Self { rows: RowIter::from_file_into(Box::new(reader)), file, count: 0 });
+        };
         let schema = reader.metadata().file_metadata().schema();
         let fields = schema.get_fields();
         let names: Vec<&str> = fields.iter().map(|f| f.name()).collect();

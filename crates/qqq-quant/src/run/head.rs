@@ -69,6 +69,7 @@ impl<B: Calibrate> Run<'_, B> {
         let rotation = rotations.as_ref().map(|rotations| &rotations.stream);
         let (mut codes, mut scales) = (Vec::with_capacity(vocab * hidden), Vec::with_capacity(vocab));
         let (mut energy, mut nearest, mut error, mut damping, mut dead_channels) = (0.0, 0.0, 0.0, 0.0f64, 0);
+        let (mut weight_energy, mut weight_error) = (0.0, 0.0);
         let rows = rows_at_a_time(config);
         for first in (0..vocab).step_by(rows) {
             let part = first..vocab.min(first + rows);
@@ -84,18 +85,21 @@ impl<B: Calibrate> Run<'_, B> {
             energy += solved.energy;
             nearest += solved.loss_nearest * solved.energy;
             error += solved.loss * solved.energy;
+            weight_energy += solved.weight_energy;
+            weight_error += solved.weight_loss * solved.weight_energy;
             (damping, dead_channels) = (damping.max(solved.damping), solved.dead_channels);
             self.timings.solve += clock.elapsed().as_secs_f64();
         }
         self.warn_of_damping(name, damping);
-        let share = |error: f64| if energy > 0.0 { error / energy } else { 0.0 };
+        let share = |error: f64, energy: f64| if energy > 0.0 { error / energy } else { 0.0 };
         self.layers.push(LayerReport {
             name: name.into(),
             precision: Some(Precision::of(Some(scheme))),
             out_features: vocab,
             in_features: hidden,
-            loss_nearest: share(nearest),
-            loss: share(error),
+            loss_nearest: share(nearest, energy),
+            loss: share(error, energy),
+            weight_error: Some(share(weight_error, weight_energy).sqrt()),
             damping,
             dead_channels,
             stored_bits: None,

@@ -69,6 +69,7 @@ impl<B: Calibrate> Run<'_, B> {
                 in_features: k,
                 loss_nearest: made.loss_nearest,
                 loss: made.loss,
+                weight_error: Some(relative_error(&weights, &made.weights)),
                 damping: method.damping(),
                 dead_channels: dead.count(),
                 scale_range: scales.iter().fold(start, range),
@@ -90,6 +91,13 @@ impl<B: Calibrate> Run<'_, B> {
             .map(LinearWeight::Simulated)
             .ok_or_else(|| QuantError::Recipe("parts of a layer were quantized in different ways".into()))
     }
+}
+
+/// `|W-Q| / |W|`.
+fn relative_error(weights: &[f64], made: &[f32]) -> f64 {
+    let error: f64 = weights.iter().zip(made).map(|(w, q)| (w - f64::from(*q)).powi(2)).sum();
+    let energy: f64 = weights.iter().map(|w| w.powi(2)).sum();
+    if energy > 0.0 { (error / energy).sqrt() } else { 0.0 }
 }
 
 /// What a module does with its input, if it does anything else than to multiply it.

@@ -88,6 +88,7 @@ impl<B: Calibrate> Run<'_, B> {
             in_features: k,
             loss_nearest: solved.loss_nearest,
             loss: solved.loss,
+            weight_error: Some(solved.weight_loss.sqrt()),
             damping: solved.damping,
             dead_channels: solved.dead_channels,
             stored_bits: None,

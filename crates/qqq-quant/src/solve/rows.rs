@@ -45,6 +45,9 @@ pub(super) struct RowSolution {
     pub energy: f64,
     pub error_nearest: f64,
     pub error: f64,
+    /// `w w^T` and `(w-q) (w-q)^T` as solved, of the weights before they were corrected.
+    pub weight_energy: f64,
+    pub weight_error: f64,
 }
 
 /// Solves some rows; `None` if compensation overflows.
@@ -82,14 +85,20 @@ pub(super) fn solve(task: &Task<'_>, rows: Range<usize>) -> Option<RowSolution> 
     let mut error = best.errors.iter().sum();
     let mut energy = energies.iter().sum();
     let weight = best.weight(task);
-    if let (Some((correction, float)), Some(hessian), Some(nearest)) = (task.float, task.hessian, nearest) {
-        let float = &float[values];
+    let float = task.float.map_or(weights, |(_, float)| &float[values]);
+    let difference = best.difference(task, float);
+    let [weight_energy, weight_error] = [float, &difference].map(sum_of_squares);
+    if let (Some((correction, _)), Some(hessian), Some(nearest)) = (task.float, task.hessian, nearest) {
         let target = correction.target(float, k);
         energy = target.energy(hessian);
         error_nearest = target.error(&nearest.difference(task, float), hessian);
-        error = target.error(&best.difference(task, float), hessian);
+        error = target.error(&difference, hessian);
     }
-    Some(RowSolution { weight, energy, error_nearest, error })
+    Some(RowSolution { weight, energy, error_nearest, error, weight_energy, weight_error })
+}
+
+fn sum_of_squares(values: &[f32]) -> f64 {
+    values.iter().map(|v| f64::from(*v).powi(2)).sum()
 }
 
 /// What a squared error of each channel costs: with compensation only the part that later columns cannot take.

@@ -10,8 +10,7 @@ use qqq_backend::CpuBackend;
 use qqq_formats::{Checkpoint, FormatError, writer::Reservation};
 use qqq_model::{Decoder, ModelError, Tokenizer};
 use qqq_quant::{
-    Gate, Output, OutputFormat, Progress, QuantError, REPORT_FILE, Recipe, Transform, calibration::Source,
-    quantize,
+    Output, Progress, QuantError, REPORT_FILE, Recipe, Transform, calibration::Source, quantize,
 };
 use tempfile::TempDir;
 
@@ -107,15 +106,7 @@ impl Case {
         let checkpoint = Checkpoint::open(&self.model)?;
         let tokenizer = Tokenizer::load(&checkpoint)?;
         let reservation = Reservation::take(&out)?;
-        let format = OutputFormat::Auto;
-        let output = Output {
-            reservation: &reservation,
-            format,
-            model_name: "tiny",
-            resume: None,
-            gate: Gate::DEFAULT,
-            more: None,
-        };
+        let output = Output::new(&reservation, "tiny");
         let path = self.model.join(file);
         let action = || action(&path);
         let mut steps = At { label, action: Some(&action), notes: Vec::new() };

@@ -36,8 +36,7 @@ fn run(
         Some(_) => OutputFormat::Auto,
         None => OutputFormat::CompressedTensors,
     };
-    let output =
-        Output { reservation: &reservation, format, model_name: "tiny", resume: None, gate, more: None };
+    let output = Output { format, gate, ..Output::new(&reservation, "tiny") };
     let text = CalibrationText { source, options: None, held_out };
     quantize(&CpuBackend::new(), &checkpoint, &tokenizer, recipe, text, &output, steps)
 }

@@ -10,7 +10,7 @@ use qqq_formats::{
 };
 use qqq_model::{Decoder, Site, Tokenizer};
 use qqq_quant::{
-    Calibration, Gate, Output, OutputFormat, Propagation, QuantError, Recipe, RecipeName, Report, Resume,
+    Calibration, Output, OutputFormat, Propagation, QuantError, Recipe, RecipeName, Report, Resume,
     Transform, calibration::Source, quantize,
 };
 use serde_json::{Value, json};
@@ -206,15 +206,8 @@ fn a_stopped_run_goes_on_to_the_same_bytes() {
             let checkpoint = Checkpoint::open(&model).unwrap();
             let tokenizer = Tokenizer::load(&checkpoint).unwrap();
             let reservation = Reservation::take(&out).unwrap();
-            let (format, resume) = (OutputFormat::Auto, Some(Resume { device: "cpu", goes_on: true }));
-            let output = Output {
-                reservation: &reservation,
-                format,
-                model_name: "tiny",
-                resume,
-                gate: Gate::DEFAULT,
-                more: None,
-            };
+            let resume = Some(Resume { device: "cpu", goes_on: true });
+            let output = Output { resume, ..Output::new(&reservation, "tiny") };
             let mut steps = Steps { stop_at, ..Steps::default() };
             let made =
                 quantize(&CpuBackend::new(), &checkpoint, &tokenizer, &recipe, &source, &output, &mut steps);

@@ -9,7 +9,7 @@ use qqq_formats::{
 };
 use qqq_model::{Decoder, Runner, Tokenizer};
 use qqq_quant::{
-    Calibration, Clip, Gate, GroupScales, Output, OutputFormat, Progress, Propagation, Recipe, Report,
+    Calibration, Clip, GroupScales, Output, OutputFormat, Progress, Propagation, Recipe, Report,
     RotationKind, Transform, ValueHessian, calibration::Source, quantize,
 };
 use rand::{RngExt, SeedableRng};
@@ -307,14 +307,7 @@ pub fn run(
     let checkpoint = Checkpoint::open(dir)?;
     let tokenizer = Tokenizer::load(&checkpoint)?;
     let reservation = Reservation::take(out)?;
-    let output = Output {
-        reservation: &reservation,
-        format,
-        model_name: "tiny",
-        resume: None,
-        gate: Gate::DEFAULT,
-        more: None,
-    };
+    let output = Output { format, ..Output::new(&reservation, "tiny") };
     quantize(&CpuBackend::default(), &checkpoint, &tokenizer, recipe, source, &output, steps)
 }
 

@@ -11,7 +11,7 @@ use clap::Subcommand;
 use crate::console::Console;
 
 pub use gemm::{activations, output};
-pub use speed::{Load, Speed, measure};
+pub use speed::{Load, Rate, Speed, measure};
 
 /// Measure the speed of a model, or of products on a GPU
 #[derive(Debug, clap::Args)]

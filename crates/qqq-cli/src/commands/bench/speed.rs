@@ -4,12 +4,12 @@ use qqq_backend::{Backend, KvDType, PAGE, pages_for, pool};
 use qqq_engine::{FinishReason, GenerateOptions, SamplingOptions, generate_while};
 use qqq_formats::ModelConfig;
 use qqq_model::Decoder;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::errors::{Interrupted, bad_input_hint};
 
 /// Tokens a second over several runs.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Rate {
     /// The run in the middle; the mean of two where their number is even.
     pub median: f64,
@@ -20,7 +20,7 @@ pub struct Rate {
 }
 
 /// Speed of a model with so many sequences at once.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Speed {
     /// Sequences that run together.
     pub batch: usize,

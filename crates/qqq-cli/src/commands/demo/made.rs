@@ -11,9 +11,10 @@ use qqq_backend::CpuBackend;
 use qqq_formats::{Checkpoint, cache, writer::CheckpointWriter};
 use qqq_model::Tokenizer;
 use qqq_quant::{
-    Gate, Output, OutputFormat, Recipe, Report, Transform,
+    Gate, MoreFiles, Output, Recipe, Report, Transform,
     calibration::{CalibrationText, Source},
 };
+use qqq_report::PAGE_FILE;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -22,8 +23,9 @@ use super::{
     sums::Sums,
 };
 use crate::{
-    commands::quantize::Steps,
+    commands::quantize::{Steps, page::Pages},
     console::Console,
+    device::{CpuPlace, Place as _},
     files::{self, Reserved},
     format,
     interrupt::Guard,
@@ -149,6 +151,14 @@ impl Made {
         }
     }
 
+    /// The page of how it was made, where that stays.
+    pub fn page(&self) -> Option<PathBuf> {
+        match &self.place {
+            Place::Cache(cached) => Some(cached.checkpoint().join(PAGE_FILE)).filter(|page| page.is_file()),
+            Place::Temporary(_) => None,
+        }
+    }
+
     /// Copies it to a directory that was reserved.
     ///
     /// # Errors
@@ -243,18 +253,17 @@ fn quantize(
          built-in text.",
         recipe.calibration.windows, recipe.calibration.window
     ));
-    let output = Output {
-        reservation: out.reservation(),
-        format: OutputFormat::Auto,
-        model_name: &name,
-        resume: None,
-        gate: Gate::OPEN,
-        more: None,
-    };
-    // The demo compares both models itself.
-    let text = CalibrationText { source: &Source::BuiltIn, options: None, held_out: 0 };
+    let backend = CpuBackend::new();
+    let pages = Pages::new(&CpuPlace.identity()?, console);
+    let page_of = |report: &Report| pages.files(report);
+    let more = Some(MoreFiles(&page_of));
+    let output = Output { gate: Gate::OPEN, more, ..Output::new(out.reservation(), &name) };
+    // For the page; the demo compares both models itself, on more text.
+    let text = CalibrationText { source: &Source::BuiltIn, options: None, held_out: 1 };
     let mut steps = Steps::new(Progress::new(console, "quantizing"), guard);
-    Ok(qqq_quant::quantize(&CpuBackend::new(), &checkpoint, &tokenizer, recipe, text, &output, &mut steps)?)
+    let report = qqq_quant::quantize(&backend, &checkpoint, &tokenizer, recipe, text, &output, &mut steps)?;
+    pages.tell(console);
+    Ok(report)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod sums;
 use std::path::{Path, PathBuf};
 
 use qqq_quant::{Calibration, Recipe, Report};
+use qqq_report::PAGE_FILE;
 use serde::Serialize;
 
 use crate::{
@@ -63,6 +64,8 @@ struct Fetched<'a> {
 struct Outcome {
     model: PathBuf,
     kept: Option<PathBuf>,
+    /// The page of the quantization, where that stays.
+    page: Option<PathBuf>,
     /// Whether an earlier run had quantized it.
     from_cache: bool,
     report: Report,
@@ -93,8 +96,10 @@ pub fn run(args: &DemoArgs, console: &Console) -> anyhow::Result<()> {
     if let Some(kept) = &kept {
         made.copy_to(kept)?;
     }
+    let kept_page = args.keep.as_ref().map(|dir| dir.join(PAGE_FILE)).filter(|page| page.is_file());
     let outcome = Outcome {
         model: path,
+        page: kept_page.or_else(|| made.page()),
         kept: args.keep.clone(),
         from_cache: made.from_cache,
         report: made.report,
@@ -107,6 +112,9 @@ fn text(o: &Outcome, console: &Console) -> String {
     let mut text = compare::text(&o.comparison, &o.report, console);
     let when = if o.from_cache { " (by an earlier run)" } else { "" };
     text += &format!("\nQuantized in {}{when}.\n", format::seconds(o.report.timings.total));
+    if let Some(page) = &o.page {
+        text += &format!("Its outliers and losses, to look at in a browser: {}\n", page.display());
+    }
     text += "\nNext:\n";
     match &o.kept {
         Some(dir) => {

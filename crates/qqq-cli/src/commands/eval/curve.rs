@@ -9,18 +9,16 @@ use serde::Serialize;
 
 use self::figure::Point;
 use super::{
-    check_vocabularies, scored,
+    check_tokens, scored,
     text::{CutArgs, TextName},
 };
-use qqq_report::figure::distinct;
-
 use crate::{
-    commands::inspect::{modules, totals},
+    commands::inspect::Size,
     console::Console,
     device::{DeviceArgs, Place, on_device},
-    errors::{InterruptedWithResult, bad_input, bad_input_hint},
+    errors::{InterruptedWithResult, bad_input},
     files, format,
-    model::{self, HubArgs, LoadedModel},
+    model::{self, HubArgs},
 };
 
 const AFTER_HELP: &str = "\
@@ -71,12 +69,8 @@ struct Outcome<'a> {
 #[derive(Serialize)]
 struct Judged<'a> {
     model: &'a str,
-    /// Its layers' kinds, as `W4A8 g64`; `float` for 16 bits.
-    schemes: Vec<String>,
-    /// Of the linear layers of the blocks.
-    bits_per_weight: f64,
-    /// Of all tensors.
-    bytes: u64,
+    #[serde(flatten)]
+    size: Size,
     /// By text, in the order of `texts`; fewer where it was interrupted.
     results: Vec<KldReport>,
 }
@@ -88,7 +82,7 @@ impl Judged<'_> {
     }
 
     fn is_uniform(&self) -> bool {
-        self.schemes.len() == 1
+        self.size.schemes.len() == 1
     }
 }
 
@@ -118,9 +112,9 @@ fn run_on<P: Place>(args: &CurveArgs, place: &P, console: &Console) -> anyhow::R
     let mut judged: Vec<Judged<'_>> = Vec::new();
     for spec in &args.models {
         let model = model::load_checked(spec, &args.hub, place)?;
-        let mut one = look_at(spec, &model)?;
+        let mut one = Judged { model: spec, size: Size::of(&model.checkpoint)?, results: Vec::new() };
         for (path, tokens) in args.texts.iter().zip(&tokens) {
-            check_tokens(args, spec, path, tokens, (&baseline, &model))?;
+            check_tokens((path, &args.cut), tokens, (&args.baseline, &baseline), (spec, &model))?;
             options.check(&model.checkpoint.config)?;
             let title = format!("comparing {}", one.name());
             let report = scored(console, &title, |progress| {
@@ -136,7 +130,7 @@ fn run_on<P: Place>(args: &CurveArgs, place: &P, console: &Console) -> anyhow::R
             break;
         }
     }
-    judged.sort_by(|a, b| a.bits_per_weight.total_cmp(&b.bits_per_weight));
+    judged.sort_by(|a, b| a.size.bits_per_weight.total_cmp(&b.size.bits_per_weight));
     let table = markdown(&texts, &judged);
     let outcome = Outcome { baseline: &args.baseline, texts, options, models: judged, table };
     let partial = outcome.models.iter().any(is_partial);
@@ -153,39 +147,6 @@ fn is_partial(one: &Judged<'_>) -> bool {
     one.results.last().is_some_and(|report| report.partial)
 }
 
-/// That two models see the same of a text.
-fn check_tokens<P: qqq_backend::Backend>(
-    args: &CurveArgs,
-    spec: &str,
-    path: &Path,
-    tokens: &[u32],
-    (baseline, model): (&LoadedModel<P>, &LoadedModel<P>),
-) -> anyhow::Result<()> {
-    check_vocabularies((&args.baseline, baseline), (spec, model))?;
-    if args.cut.open(path, model)?.tokens(&model.tokenizer)? != tokens {
-        return Err(bad_input_hint(
-            format!("{spec} and {} make different tokens of {}", args.baseline, path.display()),
-            "the baseline must be the model that all others were made from, with the same tokenizer",
-        ));
-    }
-    Ok(())
-}
-
-/// A model of which nothing is measured yet.
-fn look_at<'a, B: qqq_backend::Backend>(spec: &'a str, model: &LoadedModel<B>) -> anyhow::Result<Judged<'a>> {
-    let modules = modules(&model.checkpoint)?;
-    let kinds = modules.iter().filter(|m| m.block_linear);
-    let kinds = kinds.map(|m| m.scheme.clone().unwrap_or_else(|| "float".into()));
-    let totals = totals(&modules);
-    Ok(Judged {
-        model: spec,
-        schemes: distinct(kinds),
-        bits_per_weight: totals.block_linear_bits_per_weight,
-        bytes: totals.bytes,
-        results: Vec::new(),
-    })
-}
-
 /// The points of the figure.
 fn points(outcome: &Outcome<'_>) -> Vec<Point> {
     let mut points = Vec::new();
@@ -193,8 +154,8 @@ fn points(outcome: &Outcome<'_>) -> Vec<Point> {
         for (text, report) in outcome.texts.iter().zip(&one.results) {
             points.push(Point {
                 text: text.name(),
-                uniform: one.is_uniform().then(|| one.schemes[0].clone()),
-                bits: one.bits_per_weight,
+                uniform: one.is_uniform().then(|| one.size.schemes[0].clone()),
+                bits: one.size.bits_per_weight,
                 loss: report.kl_divergence.mean,
             });
         }
@@ -216,9 +177,9 @@ fn markdown(texts: &[TextName], models: &[Judged<'_>]) -> String {
     for one in models {
         let mut row = vec![
             one.name().replace('|', "\\|"),
-            one.schemes.join(", "),
-            format!("{:.3}", one.bits_per_weight),
-            format::bytes(one.bytes),
+            one.size.schemes.join(", "),
+            format!("{:.3}", one.size.bits_per_weight),
+            format::bytes(one.size.bytes),
         ];
         for report in &one.results {
             let partial = if report.partial { " (PARTIAL)" } else { "" };

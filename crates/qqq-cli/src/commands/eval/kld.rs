@@ -89,7 +89,7 @@ pub fn run(args: &KldArgs, console: &Console) -> anyhow::Result<()> {
 
 fn run_on<P: Place>(args: &KldArgs, place: &P, console: &Console) -> anyhow::Result<()> {
     let model = model::load_checked(&args.model, &args.hub, place)?;
-    let mut text = args.text.open(&model)?;
+    let mut text = args.text.open(&model, &args.hub)?;
     let tokens = text.tokens(&model.tokenizer)?;
     let baseline = model::load_checked(&args.baseline, &args.hub, place)?;
     check_vocabularies((&args.baseline, &baseline), (&args.model, &model))?;

@@ -7,10 +7,20 @@ mod tasks;
 mod text;
 
 pub use kld::rows as kld_rows;
+pub use tasks::{HashedFile, Protocol, QuestionArgs, TaskFile, score_all};
+pub use text::CutArgs;
+
+use std::path::Path;
 
 use clap::Subcommand;
 
-use crate::{console::Console, errors::bad_input, interrupt::Guard, model::LoadedModel, progress::Progress};
+use crate::{
+    console::Console,
+    errors::{bad_input, bad_input_hint},
+    interrupt::Guard,
+    model::LoadedModel,
+    progress::Progress,
+};
 
 /// Measure a model's quality on text and questions
 #[derive(Debug, clap::Args)]
@@ -63,6 +73,23 @@ fn check_vocabularies<B: qqq_backend::Backend>(
         return Err(bad_input(format!(
             "{baseline} has a vocabulary of {expected} tokens, {name} one of {found}: their predictions cannot be compared"
         )));
+    }
+    Ok(())
+}
+
+/// That two models, each with its name, see the same of a text: the baseline sees `tokens`.
+pub fn check_tokens<B: qqq_backend::Backend>(
+    (path, cut): (&Path, &CutArgs),
+    tokens: &[u32],
+    baseline: (&str, &LoadedModel<B>),
+    model: (&str, &LoadedModel<B>),
+) -> anyhow::Result<()> {
+    check_vocabularies(baseline, model)?;
+    if cut.open(path, model.1)?.tokens(&model.1.tokenizer)? != tokens {
+        return Err(bad_input_hint(
+            format!("{} and {} make different tokens of {}", model.0, baseline.0, path.display()),
+            "the baseline must be the model that all others were made from, with the same tokenizer",
+        ));
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use crate::{
 const AFTER_HELP: &str = "\
 Examples:
   qqq eval perplexity qwen-w4a8 --text wiki.txt
+  qqq eval perplexity qwen-w4a8 --dataset wikitext2                                   # as in papers
   qqq eval perplexity model.gguf --text wiki.txt --scoring second-half --window 512   # as llama-perplexity
   qqq eval perplexity qwen-w4a8 --text wiki.txt --window 2048 --stride 512            # sliding
 
@@ -71,7 +72,7 @@ pub fn run(args: &PerplexityArgs, console: &Console) -> anyhow::Result<()> {
 
 fn run_on<P: Place>(args: &PerplexityArgs, place: &P, console: &Console) -> anyhow::Result<()> {
     let model = model::load(&args.model, &args.hub, place)?;
-    let mut text = args.text.open(&model)?;
+    let mut text = args.text.open(&model, &args.hub)?;
     let tokens = text.tokens(&model.tokenizer)?;
     let (text, options) = text.finish(console)?;
     let report =

@@ -1,6 +1,12 @@
 //! `qqq eval tasks`.
 
 mod data;
+mod questions;
+
+pub use self::{
+    data::{HashedFile, TaskFile},
+    questions::{Protocol, QuestionArgs},
+};
 
 use std::{
     fs::File,
@@ -10,15 +16,14 @@ use std::{
 
 use qqq_eval::{
     Estimate, EvalError,
-    tasks::{Documents, Encoded, Example, Scored, Scorer, TASKS, Task, TaskReport},
+    tasks::{Encoded, Example, GROUPS, Group, GroupReport, Scored, Scorer, Task, TaskReport},
 };
 use serde::Serialize;
 
-use self::data::{Source, TaskFile};
 use crate::{
     console::Console,
     device::{DeviceArgs, Place, on_device},
-    errors::{InterruptedWithResult, bad_input},
+    errors::InterruptedWithResult,
     files, format,
     interrupt::Guard,
     model::{self, HubArgs},
@@ -29,16 +34,23 @@ use crate::{
 
 const AFTER_HELP: &str = "\
 Examples:
-  qqq eval tasks qwen-w4a8 --data tasks/
-  qqq eval tasks qwen-w4a8 --tasks piqa,arc_easy --data tasks/ --limit 500 --json
+  qqq eval tasks qwen-w4a8 --limit 500
+  qqq eval tasks qwen-w4a8 --tasks mmlu --fewshot 5 --data mmlu/ --json
+  qqq eval tasks qwen-w4a8 --tasks piqa,lambada --chat-template
   qqq eval tasks model.gguf --tasks piqa --data piqa=valid.jsonl --samples answers.jsonl
 
-Prompts, choices and metrics are those of lm-evaluation-harness 0.4.13, without examples in the prompt and without chat \
-template: acc is the share of questions whose right answer has the largest log-likelihood, acc_norm the same for \
-log-likelihood by character of the answer. Standard errors are those of the mean over questions. Files have a question a \
-line, as JSON with the fields of the data set on the hub: baber/piqa, allenai/ai2_arc, Rowan/hellaswag, \
-allenai/winogrande. In a folder they are found by name: piqa*.jsonl, the validation split (arc: test), as in \
-piqa.validation.jsonl. Ctrl-C ends with what was scored until then: the first questions of a task.";
+Tasks: piqa, arc_easy, arc_challenge, hellaswag, winogrande, lambada (the harness's lambada_openai), mmlu (57 subjects, in the \
+groups mmlu_stem, mmlu_other, mmlu_social_sciences, mmlu_humanities; or one of them, as mmlu_anatomy).
+
+Prompts, examples, choices and metrics are those of lm-evaluation-harness 0.4.13. acc is the share of questions whose right \
+answer has the largest log-likelihood (lambada: whose last word is what greedy decoding gives), acc_norm the same for \
+log-likelihood by character of the answer. Standard errors are those of the mean over questions; of a group, pooled.
+
+Without --data, data sets come from the hub: baber/piqa, allenai/ai2_arc, Rowan/hellaswag, allenai/winogrande, \
+EleutherAI/lambada_openai, cais/mmlu. Files have their fields, as JSON lines or parquet, whole or in shards. In a folder \
+they are found by name: piqa*.jsonl, the validation split (arc, lambada, mmlu: test), as in piqa.validation.jsonl; examples \
+come from the train split (lambada: test, mmlu: dev). A subject of mmlu has a file or a folder of its own, or rows of one \
+file for all. Ctrl-C ends with what was scored until then: the first questions of a task.";
 
 /// How many questions of known tasks a model answers rightly
 #[derive(Debug, clap::Args)]
@@ -47,13 +59,8 @@ pub struct TasksArgs {
     /// Model: a directory, a .gguf file, or owner/name on the hub
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Which, with commas between
-    #[arg(long, value_name = "TASKS", value_delimiter = ',', value_parser = known,
-        default_value = "piqa,arc_easy,arc_challenge,hellaswag,winogrande", help_heading = "Tasks")]
-    tasks: Vec<&'static Task>,
-    /// Folder of data files, or a file; TASK=FILE says whose it is. May be given several times
-    #[arg(long, value_name = "PATH", required = true, help_heading = "Tasks")]
-    data: Vec<String>,
+    #[command(flatten)]
+    questions: QuestionArgs,
     /// Score the first N questions of each task only; -1: all
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = numbers::questions,
         help_heading = "Tasks")]
@@ -67,21 +74,18 @@ pub struct TasksArgs {
     hub: HubArgs,
 }
 
-fn known(name: &str) -> Result<&'static Task, String> {
-    let names = || TASKS.iter().map(|task| task.name).collect::<Vec<_>>().join(", ");
-    Task::named(name).ok_or_else(|| format!("there is no such task; there are {}", names()))
-}
-
 #[derive(Serialize)]
 struct Outcome<'a> {
     model: &'a str,
     /// The method whose arithmetic was simulated.
     #[serde(skip_serializing_if = "Option::is_none")]
     simulated: Option<&'static str>,
-    /// The harness whose prompts and metrics these are.
-    protocol: &'static str,
-    limit: Option<usize>,
+    #[serde(flatten)]
+    protocol: Protocol<'a>,
     tasks: Vec<OneTask>,
+    /// Tasks that count together, where all of them were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<OneGroup>,
     /// Whether it was stopped before all was scored.
     partial: bool,
     /// Seconds of scoring, texts being tokens already.
@@ -92,18 +96,26 @@ struct Outcome<'a> {
 struct OneTask {
     #[serde(flatten)]
     report: TaskReport,
-    file: PathBuf,
-    sha256: String,
+    files: Vec<HashedFile>,
     /// The figures, with the digits of the table.
     shown: Shown,
 }
 
-/// Figures as they are printed, in percent.
+#[derive(Serialize)]
+struct OneGroup {
+    #[serde(flatten)]
+    report: GroupReport,
+    shown: Shown,
+}
+
+/// Figures as they are printed; accuracies in percent.
 #[derive(Serialize)]
 struct Shown {
     acc: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     acc_norm: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perplexity: Option<String>,
 }
 
 /// A line of --samples.
@@ -116,22 +128,11 @@ struct Sample<'a> {
 
 /// Runs the command.
 pub fn run(args: &TasksArgs, console: &Console) -> anyhow::Result<()> {
-    for (i, task) in args.tasks.iter().enumerate() {
-        if args.tasks[..i].iter().any(|before| before.name == task.name) {
-            return Err(bad_input(format!("--tasks: {} is named twice", task.name)));
-        }
-    }
     if let Some(path) = &args.samples {
         files::check_writable(path, "--samples")?;
     }
     // Before a model is loaded: files are wrong more often.
-    let sources = args.data.iter().map(|data| Source::of(data)).collect::<anyhow::Result<Vec<_>>>()?;
-    let found = data::find(&args.tasks, &sources)?;
-    let limit = args.limit.unwrap_or(usize::MAX);
-    let files = found
-        .into_iter()
-        .map(|(task, path)| TaskFile::read(task, &path, limit))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let files = args.questions.read(args.limit, &args.hub)?;
     on_device!(args.device.device, &args.model, &args.hub, |place| run_on(args, files, &place, console))
 }
 
@@ -142,51 +143,70 @@ fn run_on<P: Place>(
     console: &Console,
 ) -> anyhow::Result<()> {
     let model = model::load(&args.model, &args.hub, place)?;
-    let mut tasks = Vec::new();
-    for TaskFile { documents, sha256 } in files {
-        tasks.push((Encoded::new(documents, &model.tokenizer, &model.checkpoint.config)?, sha256));
+    let (documents, files): (Vec<_>, Vec<_>) =
+        files.into_iter().map(|file| (file.documents, file.files)).unzip();
+    for file in files.iter().flatten() {
+        file.tell(console);
     }
-    let scored = score_all(&mut Scorer::new(&model.decoder)?, &tasks, console)?;
+    let encoded = args
+        .questions
+        .prompted(documents, &model, console)?
+        .into_iter()
+        .map(|documents| Ok(Encoded::new(documents, &model.tokenizer, &model.checkpoint.config)?))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let scored = score_all(&mut Scorer::new(&model.decoder)?, &encoded, "scoring", console)?;
     if let Some(path) = &args.samples {
         files::write(path, |file| write_samples(file, &scored))?;
     }
-    let partial = scored.len() < tasks.len() || scored.iter().any(|one| one.report.partial);
-    let seconds = scored.iter().map(|one| one.report.seconds).sum();
-    let one = |(Scored { report, .. }, (encoded, sha256)): (Scored, &(Encoded, String))| {
-        let percent = |e: Estimate| match e.standard_error {
-            Some(error) => format!("{:.2} ± {:.2}", 100.0 * e.mean, 100.0 * error),
-            None => format!("{:.2}", 100.0 * e.mean),
+    let partial = scored.len() < encoded.len() || scored.iter().any(|one| one.report.partial);
+    let groups = GROUPS.iter().filter_map(|group| group.report(scored.iter().map(|one| &one.report)));
+    let of_group = |report: GroupReport| {
+        let shown = Shown { acc: percent(report.acc), acc_norm: None, perplexity: None };
+        OneGroup { report, shown }
+    };
+    let groups = groups.map(of_group).collect();
+    let one = |(Scored { report, .. }, files): (Scored, Vec<HashedFile>)| {
+        let shown = Shown {
+            acc: percent(report.acc),
+            acc_norm: report.acc_norm.map(percent),
+            perplexity: report.perplexity.map(|e| format::estimate(e.mean, e.standard_error)),
         };
-        let shown = Shown { acc: percent(report.acc), acc_norm: report.acc_norm.map(percent) };
-        let Documents { path, .. } = &encoded.documents;
-        OneTask { report, file: path.clone(), sha256: sha256.clone(), shown }
+        OneTask { report, files, shown }
     };
     let outcome = Outcome {
         model: &args.model,
         simulated: model::simulated(&model.checkpoint),
-        protocol: "lm-evaluation-harness 0.4.13, zero-shot",
-        limit: args.limit.filter(|limit| *limit != usize::MAX),
-        tasks: scored.into_iter().zip(&tasks).map(one).collect(),
+        protocol: args.questions.protocol(args.limit),
+        seconds: scored.iter().map(|one| one.report.seconds).sum(),
+        tasks: scored.into_iter().zip(files).map(one).collect(),
+        groups,
         partial,
-        seconds,
     };
-    console.result(&outcome, |o| shown(o, args.tasks.len(), console))?;
+    console.result(&outcome, |o| shown(o, encoded.len(), console))?;
     if partial { Err(InterruptedWithResult.into()) } else { Ok(()) }
 }
 
-/// Scores one task after the other, until Ctrl-C; of the last one the first questions.
-fn score_all<B: qqq_backend::Backend>(
+fn percent(e: Estimate) -> String {
+    match e.standard_error {
+        Some(error) => format!("{:.2} ± {:.2}", 100.0 * e.mean, 100.0 * error),
+        None => format!("{:.2}", 100.0 * e.mean),
+    }
+}
+
+/// Scores one task after the other, until Ctrl-C; of the last one the first questions. `title` stands before the progress.
+pub fn score_all<B: qqq_backend::Backend>(
     scorer: &mut Scorer<'_, B>,
-    tasks: &[(Encoded, String)],
+    tasks: &[Encoded],
+    title: &str,
     console: &Console,
 ) -> anyhow::Result<Vec<Scored>> {
     let guard =
         Guard::telling("stopping after the questions in hand; Ctrl-C again ends at once, without figures");
-    let mut progress = Progress::new(console, "scoring");
-    let total: usize = tasks.iter().map(|(encoded, _)| encoded.tokens()).sum();
+    let mut progress = Progress::new(console, title);
+    let total: usize = tasks.iter().map(Encoded::tokens).sum();
     let mut before = 0;
     let mut scored: Vec<Scored> = Vec::new();
-    for (encoded, _) in tasks {
+    for encoded in tasks {
         let name = encoded.documents.task.name;
         let outcome = scorer.score(encoded, &mut |done, _| {
             tracing::debug!("{name}: {} of {total} tokens are done", before + done);
@@ -219,15 +239,36 @@ fn write_samples(file: &mut File, scored: &[Scored]) -> std::io::Result<()> {
 }
 
 fn shown(outcome: &Outcome<'_>, asked: usize, console: &Console) -> String {
-    let rows = outcome.tasks.iter().map(|one| {
+    let none = || "-".to_owned();
+    let perplexities = outcome.tasks.iter().any(|one| one.shown.perplexity.is_some());
+    let row = |name: &str, n: String, shown: &Shown| {
+        let mut row =
+            vec![name.to_owned(), n, shown.acc.clone(), shown.acc_norm.clone().unwrap_or_else(none)];
+        row.extend(perplexities.then(|| shown.perplexity.clone().unwrap_or_else(none)));
+        row
+    };
+    let mut rows = Vec::new();
+    for (i, one) in outcome.tasks.iter().enumerate() {
         let n = match one.report.partial {
             true => format!("{} of {} (PARTIAL)", one.report.documents, one.report.planned_documents),
             false => one.report.documents.to_string(),
         };
-        let norm = one.shown.acc_norm.clone().unwrap_or_else(|| "-".into());
-        vec![one.report.task.to_owned(), n, one.shown.acc.clone(), norm]
-    });
-    let found = table(console, &["task", "n", "acc, %", "acc_norm, %"], 1, rows);
+        rows.push(row(one.report.task, n, &one.shown));
+        // A group comes under the last of its tasks.
+        let ends = |group: &&OneGroup| {
+            let is_member = |one: &OneTask| {
+                let task = Task::named(one.report.task);
+                Group::named(group.report.group).zip(task).is_some_and(|(group, task)| group.holds(task))
+            };
+            outcome.tasks.iter().rposition(is_member) == Some(i)
+        };
+        for group in outcome.groups.iter().filter(ends) {
+            rows.push(row(group.report.group, group.report.documents.to_string(), &group.shown));
+        }
+    }
+    let mut columns = vec!["task", "n", "acc, %", "acc_norm, %"];
+    columns.extend(perplexities.then_some("perplexity"));
+    let found = table(console, &columns, 1, rows);
     let questions: usize = outcome.tasks.iter().map(|one| one.report.documents).sum();
     let time = format!(
         "{} ({:.1} questions/s)",
@@ -237,6 +278,6 @@ fn shown(outcome: &Outcome<'_>, asked: usize, console: &Console) -> String {
     let missing = (outcome.tasks.len() < asked)
         .then(|| ("not scored", format!("PARTIAL, interrupted: {} tasks", asked - outcome.tasks.len())));
     let simulated = outcome.simulated.map(|method| ("simulated", method.to_owned()));
-    let rows = missing.into_iter().chain(simulated).chain([("time", time)]);
-    format!("{found}\n\n{}", pairs(rows))
+    let told = [("prompts", outcome.protocol.describe()), ("time", time)];
+    format!("{found}\n\n{}", pairs(missing.into_iter().chain(simulated).chain(told)))
 }

@@ -129,16 +129,15 @@ pub fn run<B: Backend>(
     });
     drop(progress);
     printed?;
-    if console.json() {
-        if outcome.is_ok() {
-            let report = Report {
-                prompts: lines.len(),
-                answers: (0..lines.len()).filter_map(|i| answers.of(i)).collect(),
-            };
-            console.result(&report, |_| String::new())?;
-        }
-    } else {
+    if !console.json() {
         answers.print(true, console)?;
+    }
+    if outcome.is_ok() {
+        let report = Report {
+            prompts: lines.len(),
+            answers: (0..lines.len()).filter_map(|i| answers.of(i)).collect(),
+        };
+        console.printed_result(&report)?;
     }
     outcome?;
     let complete = answers.complete();

@@ -35,14 +35,28 @@ type Parts = BTreeMap<String, TensorInfo>;
 /// # Errors
 /// Quantized layers whose scales are missing or not finite.
 pub fn modules(checkpoint: &Checkpoint) -> Result<Vec<Module>, FormatError> {
+    modules_told(checkpoint, &mut |_, _| {})
+}
+
+/// As [`modules`]; `on_module` is told how many are done, and of how many.
+///
+/// # Errors
+/// As [`modules`].
+pub fn modules_told(
+    checkpoint: &Checkpoint,
+    on_module: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<Module>, FormatError> {
     let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
     for name in checkpoint.tensors.names() {
         let Some(info) = checkpoint.tensors.info(&name) else { continue };
         let (module, part) = name.rsplit_once('.').unwrap_or((&name, "weight"));
         parts.entry(module.to_owned()).or_default().insert(part.to_owned(), info);
     }
-    let mut modules =
-        parts.iter().map(|(name, parts)| module(checkpoint, name, parts)).collect::<Result<Vec<_>, _>>()?;
+    let each = parts.iter().enumerate().map(|(done, (name, of_name))| {
+        on_module(done, parts.len());
+        module(checkpoint, name, of_name)
+    });
+    let mut modules = each.collect::<Result<Vec<_>, _>>()?;
     modules.sort_by_key(|m| order(&m.name));
     Ok(modules)
 }

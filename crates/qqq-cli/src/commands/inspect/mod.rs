@@ -1,6 +1,7 @@
 //! `qqq inspect`.
 
 mod layers;
+mod size;
 
 use qqq_formats::{Checkpoint, QuantizationConfig, SimulatedMethod, config::RopeScaling};
 use qqq_model::names;
@@ -11,9 +12,11 @@ use crate::{
     console::Console,
     format,
     model::{self, HubArgs},
+    progress::Progress,
     table::{pairs, table},
 };
 pub use layers::{Module, modules};
+pub use size::Size;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -137,21 +140,26 @@ impl Quantization {
 
 /// Of all modules, and of the linear layers of the blocks.
 #[derive(Serialize)]
-pub struct Totals {
+struct Totals {
     parameters: u64,
     /// Of all modules.
-    pub bytes: u64,
+    bytes: u64,
     bits_per_weight: f64,
     block_linear_parameters: u64,
     block_linear_bytes: u64,
     /// Of the linear layers of the blocks.
-    pub block_linear_bits_per_weight: f64,
+    block_linear_bits_per_weight: f64,
 }
 
 /// Runs the command.
 pub fn run(args: &InspectArgs, console: &Console) -> anyhow::Result<()> {
     let checkpoint = model::open(&args.model, &args.hub)?;
-    let modules = modules(&checkpoint)?;
+    // Of a large model the scales are gigabytes.
+    let mut progress = Progress::new(console, "reading");
+    let modules = layers::modules_told(&checkpoint, &mut |done, total| {
+        progress.update(done as f64, total as f64, &format!("scales of module {done}/{total}"));
+    })?;
+    drop(progress);
     let inspection = inspect(args, &checkpoint, modules);
     console.result(&inspection, |i| text(i, console))
 }
@@ -202,7 +210,7 @@ fn recipe(checkpoint: &Checkpoint) -> Option<String> {
 }
 
 /// Sums over the modules of a checkpoint.
-pub fn totals(modules: &[Module]) -> Totals {
+fn totals(modules: &[Module]) -> Totals {
     let sum = |linear_only: bool| {
         let of = modules.iter().filter(|m| !linear_only || m.block_linear);
         of.fold((0, 0), |(p, b), m| (p + m.parameters, b + m.bytes))

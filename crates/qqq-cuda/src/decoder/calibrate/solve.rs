@@ -138,17 +138,34 @@ impl CudaBackend {
             rows.fit_scales(&best, &energies, &mut errors, &mut scales)?;
         }
         let (mut energy, mut error) = (energies.iter().sum(), errors.iter().sum());
-        if let (Some(correction), Some(nearest)) = (&problem.correction, nearest) {
-            let target = rows.target(float, correction.deviation)?;
-            energy = rows.against(&target, float)?;
-            rows.differences(&nearest, float)?;
-            error_nearest = rows.against(&target, rows.rows.address())?;
-            rows.scales.write(bytemuck::cast_slice(&scales))?;
-            rows.differences(&best, float)?;
+        let target = match (&problem.correction, nearest) {
+            (Some(correction), Some(nearest)) => {
+                let target = rows.target(float, correction.deviation)?;
+                energy = rows.against(&target, float)?;
+                rows.differences(&nearest, float)?;
+                error_nearest = rows.against(&target, rows.rows.address())?;
+                Some(target)
+            }
+            _ => None,
+        };
+        rows.scales.write(bytemuck::cast_slice(&scales))?;
+        rows.differences(&best, float)?;
+        if let Some(target) = target {
             error = rows.against(&target, rows.rows.address())?;
         }
+        let squares = |at| -> Result<f64> { Ok(doubles(&rows.sums(at, 0, 0)?, n)?.iter().sum()) };
+        let (weight_energy, weight_error) = (squares(float)?, squares(rows.rows.address())?);
         let codes = bytemuck::cast_vec(best.read(n * k)?);
-        Ok(Ok(Solution { codes, scales, energy, error_nearest, error, dead_channels }))
+        Ok(Ok(Solution {
+            codes,
+            scales,
+            energy,
+            error_nearest,
+            error,
+            weight_energy,
+            weight_error,
+            dead_channels,
+        }))
     }
 
     /// The diagonal of a Hessian whose values are all finite, and its diagonal not negative.

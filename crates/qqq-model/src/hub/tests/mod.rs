@@ -6,8 +6,12 @@ mod server;
 use std::{fs, net::TcpListener, path::Path};
 
 use super::{
-    HubOptions, Kind, client::Client, dataset, dataset::choose, environment::Settings, model_files, parse_id,
-    resolve,
+    HubOptions, Kind,
+    client::Client,
+    dataset,
+    dataset::{choose, whole_split},
+    environment::Settings,
+    model_files, parse_id, resolve,
 };
 use server::{Hub, MAIN, OLD, Repos, client};
 
@@ -232,6 +236,13 @@ fn files_of_data_sets_are_chosen_by_configuration_split_and_kind() {
     assert_eq!(choose(&c4, None), Ok(c4[0]));
     assert!(choose(&["train.tar.gz"], None).unwrap_err().contains("unpack"));
     assert!(choose(&["script.py"], None).unwrap_err().contains("script"));
+    let parts =
+        ["d/test-00001-of-00002.parquet", "d/test-00000-of-00002.parquet", "d/train-00000-of-00001.parquet"];
+    assert_eq!(whole_split(&parts, None, "test"), Ok(vec![parts[1], parts[0]]));
+    assert!(whole_split(&parts[1..], None, "test").unwrap_err().contains("not exactly 2 parts"));
+    let languages = ["data/test_set.jsonl", "data/test_set_de.jsonl", "data/test_set_fr.jsonl"];
+    assert_eq!(whole_split(&languages, Some("test_set"), "test"), Ok(vec![languages[0]]));
+    assert!(whole_split(&languages, None, "test").unwrap_err().contains("several of its files"));
 }
 
 #[test]
