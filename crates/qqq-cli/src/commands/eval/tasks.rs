@@ -1,7 +1,7 @@
 //! `qqq eval tasks`.
 
-mod data;
-mod questions;
+pub mod data;
+pub mod questions;
 
 use std::{
     fs::File,
@@ -145,7 +145,7 @@ fn run_on<P: Place>(
         .into_iter()
         .map(|documents| Ok(Encoded::new(documents, &model.tokenizer, &model.checkpoint.config)?))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let scored = score_all(&mut Scorer::new(&model.decoder)?, &encoded, console)?;
+    let scored = score_all(&mut Scorer::new(&model.decoder)?, &encoded, "scoring", console)?;
     if let Some(path) = &args.samples {
         files::write(path, |file| write_samples(file, &scored))?;
     }
@@ -184,15 +184,16 @@ fn percent(e: Estimate) -> String {
     }
 }
 
-/// Scores one task after the other, until Ctrl-C; of the last one the first questions.
-fn score_all<B: qqq_backend::Backend>(
+/// Scores one task after the other, until Ctrl-C; of the last one the first questions. `title` stands before the progress.
+pub fn score_all<B: qqq_backend::Backend>(
     scorer: &mut Scorer<'_, B>,
     tasks: &[Encoded],
+    title: &str,
     console: &Console,
 ) -> anyhow::Result<Vec<Scored>> {
     let guard =
         Guard::telling("stopping after the questions in hand; Ctrl-C again ends at once, without figures");
-    let mut progress = Progress::new(console, "scoring");
+    let mut progress = Progress::new(console, title);
     let total: usize = tasks.iter().map(Encoded::tokens).sum();
     let mut before = 0;
     let mut scored: Vec<Scored> = Vec::new();

@@ -68,9 +68,9 @@ pub struct TaskFile {
 /// A file, and what it holds.
 #[derive(Clone, Serialize)]
 pub struct HashedFile {
-    split: &'static str,
-    file: PathBuf,
-    sha256: String,
+    pub split: &'static str,
+    pub file: PathBuf,
+    pub sha256: String,
 }
 
 /// The files of a task, in their order.

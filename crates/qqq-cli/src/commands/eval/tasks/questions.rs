@@ -42,9 +42,10 @@ pub struct QuestionArgs {
 
 /// A name, and what it stands for.
 #[derive(Clone, Debug)]
-struct Asked(Vec<&'static Task>);
+pub struct Asked(pub Vec<&'static Task>);
 
-fn known(name: &str) -> Result<Asked, String> {
+/// A task or a group by its name on the command line.
+pub fn known(name: &str) -> Result<Asked, String> {
     Task::asked(name).map(Asked).ok_or_else(|| {
         let tasks = TASKS.iter().filter(|task| task.group.is_none()).map(|task| task.name);
         let names: Vec<&str> = tasks.chain(GROUPS.iter().map(|group| group.name)).collect();
