@@ -19,7 +19,7 @@ use crate::{ModelError, Result};
 
 enum Values {
     Json(JsonValues),
-    Parquet(Rows),
+    Parquet(Box<Rows>),
     /// A file of no bytes.
     None,
 }
@@ -40,7 +40,7 @@ impl RowReader {
         match decode::content(path, Original::file(path)?)? {
             Content::Parquet => {
                 let rows = Rows::open(path, InputFile::open(path)?, None)?;
-                Ok(Self { path: path.to_owned(), values: Values::Parquet(rows) })
+                Ok(Self { path: path.to_owned(), values: Values::Parquet(Box::new(rows)) })
             }
             content => Self::text(path, content),
         }
