@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Opens pages of qqq in Chromium, as they are on disk, and says what is wrong with them.
 
-    scripts/check_report.py out/report.html [--screenshots DIR] [--viewport]
+    scripts/check_report.py out/report.html [--screenshots DIR] [--top PIXELS]
 
 A page is looked at on a desktop, on a telephone and in the dark scheme; closed and with all its tables opened. An error is: a
 message on the browser's console, anything that is fetched, what can be scrolled sideways as a whole, a picture without a name
@@ -33,7 +33,7 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"
 MOST_BYTES = 2_000_000
 
 
-def check(browser: Browser, path: Path, view: str, screenshots: Path | None, whole: bool) -> list[str]:
+def check(browser: Browser, path: Path, view: str, screenshots: Path | None, top: int | None) -> list[str]:
     """What is wrong with a page in a view."""
     width, height, scheme = VIEWS[view]
     found: list[str] = []
@@ -45,7 +45,8 @@ def check(browser: Browser, path: Path, view: str, screenshots: Path | None, who
     page.on("request", lambda request: request.url != address and found.append(f"fetches {request.url}"))
     page.goto(address)
     if screenshots is not None:
-        page.screenshot(path=screenshots / f"{path.stem}-{view}.png", full_page=whole)
+        clip = None if top is None else {"x": 0, "y": 0, "width": width, "height": top}
+        page.screenshot(path=screenshots / f"{path.stem}-{view}.png", full_page=True, clip=clip)
 
     all_images, named = page.locator("svg, img").count(), page.get_by_role("img", name=re.compile(r"\S")).count()
     if named != all_images or named == 0:
@@ -74,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE")
     parser.add_argument("--screenshots", type=Path, metavar="DIR", help="keep a picture of each view there")
-    parser.add_argument("--viewport", action="store_true", help="pictures of what fits the window, not of the whole page")
+    parser.add_argument("--top", type=int, metavar="PIXELS", help="of its beginning only")
     args = parser.parse_args()
     if args.screenshots is not None:
         args.screenshots.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ def main() -> int:
             if size > MOST_BYTES:
                 found.append(f"{path}: {size} bytes")
             for view in VIEWS:
-                found += check(browser, path, view, args.screenshots, not args.viewport)
+                found += check(browser, path, view, args.screenshots, args.top)
         browser.close()
     for what in found:
         print(what, file=sys.stderr)

@@ -122,7 +122,11 @@ fn answer(stream: &TcpStream, repos: &Repos, seen: &Mutex<Vec<Option<String>>>) 
     let list = |rest: &str| {
         let (repo, revision) = rest.split_once("/revision/")?;
         // Models have others.
-        if repo.starts_with("datasets/") && revision != "main" {
+        let only = match repo {
+            "datasets/ptb-text-only/ptb_text_only" => "refs%2Fconvert%2Fparquet",
+            _ => "main",
+        };
+        if repo.starts_with("datasets/") && revision != only {
             return None;
         }
         let names: Vec<_> = repos.get(repo)?.keys().map(|name| json!({ "rfilename": name })).collect();

@@ -151,7 +151,7 @@ fn refusals() {
             "--tasks lambada --data tasks --fewshot 6",
             "6 examples for lambada_openai take 6 documents, and it has 5",
         ),
-        ("--tasks piqa --data tasks --fewshot-as-multiturn false", "--chat-template"),
+        ("--tasks piqa --data tasks --fewshot-as-multiturn false", "required arguments were not provided"),
     ] {
         place.run(&format!("eval tasks model {arguments}")).failure(2, says);
     }

@@ -5,10 +5,11 @@ use std::{path::Path, sync::Arc};
 use qqq_backend::{Backend, BatchPlan, CpuBackend, KvDType, Norm};
 use qqq_eval::{
     EvalError, Scoring, WindowOptions, kl_divergence, perplexity,
-    tasks::{Document, Documents, Encoded, Request, Scorer, Task},
+    tasks::{Documents, Encoded, Request, Scorer, Task},
 };
 use qqq_formats::{LinearWeight, ModelConfig, WeightData};
 use qqq_model::{Block, BlockNorms, BlockWeights, Decoder, LinearLayer, RopeChoice, Runner, Sites, rope};
+use serde_json::json;
 
 const VOCAB: usize = 80;
 const HIDDEN: usize = 32;
@@ -243,15 +244,16 @@ fn numbers_that_are_not_finite_say_whose_and_where() {
 
 /// Questions with these requests.
 fn questions(requests: Vec<Vec<Request>>) -> Encoded {
-    let document = |(line, requests): (usize, &Vec<Request>)| Document {
-        line,
-        requests: Vec::new(),
-        lengths: (1..=requests.len()).collect(),
-        target: line % requests.len(),
+    let document = |(i, requests): (usize, &Vec<Request>)| {
+        let choices: Vec<String> = (1..=requests.len()).map(|length| "x".repeat(length)).collect();
+        let answer = &choices[i % requests.len()];
+        let labelled = json!({ "text": choices, "label": choices });
+        json!({ "question": "", "choices": labelled, "answerKey": answer }).to_string() + "\n"
     };
-    let documents = requests.iter().enumerate().map(document).collect();
-    let task = Task::named("piqa").unwrap();
-    Encoded { documents: Documents { task, path: "made up".into(), documents }, requests }
+    let lines: String = requests.iter().enumerate().map(document).collect();
+    let task = Task::named("arc_easy").unwrap();
+    let documents = Documents::parse(task, Path::new("made up.jsonl"), &lines, usize::MAX).unwrap();
+    Encoded { documents, requests }
 }
 
 fn request(parts: &[&[u32]], scored: usize) -> Request {
@@ -294,8 +296,8 @@ fn log_likelihoods_are_what_the_definition_says() {
             close(*got, (tokens.len() - request.scored..tokens.len()).map(of).sum(), 2e-5);
         }
         let largest = example.loglikelihoods.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        assert_eq!(example.loglikelihoods[example.choice], largest);
-        right += usize::from(example.choice == example.target);
+        assert_eq!(example.loglikelihoods[example.choice.unwrap()], largest);
+        right += usize::from(example.right);
     }
     let (n, report) = (found.examples.len() as f64, found.report);
     let share = right as f64 / n;
@@ -330,5 +332,5 @@ fn answers_that_are_not_finite_are_named() {
     decoder.final_norm.weight = norm;
     let error =
         Scorer::new(&decoder).unwrap().score(&questions(many_questions()), &mut |_, _| true).unwrap_err();
-    assert!(error.to_string().contains("piqa, line 0, are not finite"), "{error}");
+    assert!(error.to_string().contains("arc_easy, line 1, are not finite"), "{error}");
 }

@@ -36,6 +36,9 @@ pub(crate) const SIZE: (u32, u32) = (440, 280);
 /// Sites whose channels are drawn: those whose outliers stand out most.
 const PICTURES: usize = 4;
 
+/// Bars of a picture of channels at most: each has to be a pixel wide, or it would not be seen.
+const BARS: usize = 128;
+
 /// All figures that a report has numbers for, in the order of the page.
 ///
 /// # Errors
@@ -192,8 +195,10 @@ fn channels(name: &str, of: &ActivationReport) -> Result<Figure, DrawError> {
         number(f64::from(of.float.peak())),
         number(f64::from(of.quantized.peak()))
     );
-    let each = of.channels.div_ceil(of.float.largest.len().max(1));
-    let bars = |m: &Magnitudes| -> Vec<f64> { m.largest.iter().map(|x| f64::from(*x)).collect() };
+    let merged = of.float.largest.len().div_ceil(BARS).max(1);
+    let each = merged * of.channels.div_ceil(of.float.largest.len().max(1));
+    let largest = |bin: &[f32]| f64::from(bin.iter().copied().fold(0.0, f32::max));
+    let bars = |m: &Magnitudes| -> Vec<f64> { m.largest.chunks(merged).map(largest).collect() };
     let sides = [("float model", bars(&of.float)), ("result", bars(&of.quantized))];
     draw(name, title, |root| {
         for (index, (panel, (side, bars))) in root.split_evenly((1, 2)).iter().zip(&sides).enumerate() {
@@ -201,6 +206,7 @@ fn channels(name: &str, of: &ActivationReport) -> Result<Figure, DrawError> {
             let mut chart = ChartBuilder::on(panel)
                 .caption(side, ("sans-serif", 16))
                 .margin(6)
+                .margin_right(16)
                 .x_label_area_size(44)
                 .y_label_area_size(46)
                 .build_cartesian_2d(0.0..of.channels as f64, 0.0..top)?;
@@ -359,6 +365,27 @@ mod tests {
         assert!(found[2].svg.contains("\nfloat model\n") && found[2].svg.contains("\nresult\n"));
         // What was tried, point by point.
         assert_eq!(found[6].svg.matches("<circle").count(), 4);
+    }
+
+    #[test]
+    fn one_channel_of_thousands_is_seen() {
+        let mut report = report();
+        let wide = &mut report.activations[3];
+        wide.channels = 1536;
+        for (side, peak) in [(&mut wide.float, 400.0), (&mut wide.quantized, 20.0)] {
+            side.largest = vec![1.0; 256];
+            side.largest[248] = peak;
+        }
+        let svg = figures(&report).unwrap().swap_remove(0).svg;
+        let bars: Vec<&str> = svg.split("<rect").skip(1).collect();
+        assert_eq!(bars.len(), 2 * 128);
+        let size = |bar: &str, name: &str| -> u32 {
+            let value = bar.split(&format!(" {name}=\"")).nth(1).unwrap().split('"').next().unwrap();
+            value.parse().unwrap()
+        };
+        assert!(bars.iter().all(|bar| size(bar, "width") > 0), "{svg}");
+        // One bar on each side is as high as there is room.
+        assert_eq!(bars.iter().filter(|bar| size(bar, "height") > 150).count(), 2, "{svg}");
     }
 
     #[test]

@@ -394,8 +394,9 @@ mod tests {
                 piqa.replace("1}", "\"x\"}"),
                 "the field \"label\" is \"x\", not the number of a choice",
             ),
-            ("piqa", "{".into(), "line 1: it is no line of JSON"),
-            ("piqa", "[]".into(), "no JSON object"),
+            ("piqa", "{".into(), "set.jsonl, line 1: it is not valid JSON"),
+            ("piqa", "[1]".into(), "no JSON object"),
+            ("piqa", "hello".into(), "set.jsonl, line 1: its name says JSON"),
             ("piqa", "\n".into(), "set.jsonl: it has no documents of piqa"),
             (
                 "winogrande",

@@ -9,17 +9,17 @@ use qqq_formats::InputFile;
 use serde_json::Value;
 
 use super::{
-    TextError,
+    TextError, TextProblem,
     decode::{self, Content, Original},
     detect,
     json::JsonValues,
     parquet::Rows,
 };
-use crate::Result;
+use crate::{ModelError, Result};
 
 enum Values {
     Json(JsonValues),
-    Parquet(Rows),
+    Parquet(Box<Rows>),
     /// A file of no bytes.
     None,
 }
@@ -40,7 +40,7 @@ impl RowReader {
         match decode::content(path, Original::file(path)?)? {
             Content::Parquet => {
                 let rows = Rows::open(path, InputFile::open(path)?, None)?;
-                Ok(Self { path: path.to_owned(), values: Values::Parquet(rows) })
+                Ok(Self { path: path.to_owned(), values: Values::Parquet(Box::new(rows)) })
             }
             content => Self::text(path, content),
         }
@@ -59,7 +59,7 @@ impl RowReader {
         let refused =
             || TextError::file(path, "it is no file of records: JSON lines, a JSON array or parquet");
         let Content::Text { head, reader } = content else { return Err(refused().into()) };
-        let values = match detect::is_json(path, &head)? {
+        let values = match detect::is_json(path, &head).map_err(no_records)? {
             true => Values::Json(JsonValues::new(reader)),
             false if head.trim_ascii().is_empty() => Values::None,
             false => return Err(refused().into()),
@@ -73,9 +73,17 @@ impl RowReader {
     /// What cannot be read, with its line or row.
     pub fn next_row(&mut self) -> Result<Option<(usize, Value)>> {
         match &mut self.values {
-            Values::Json(values) => values.next_value(&self.path),
+            Values::Json(values) => values.next_value(&self.path).map_err(no_records),
             Values::Parquet(rows) => rows.next_row(&self.path),
             Values::None => Ok(None),
         }
+    }
+}
+
+/// Whatever else it may be as a text, records are asked for.
+fn no_records(e: ModelError) -> ModelError {
+    match e {
+        ModelError::Text(e) => TextError { problem: TextProblem::Content, ..e }.into(),
+        other => other,
     }
 }

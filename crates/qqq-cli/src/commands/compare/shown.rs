@@ -22,6 +22,9 @@ const PLACES: usize = 2;
 /// What a column says of a model.
 type Column<'a> = (String, Box<dyn Fn(&Judged) -> Cell + 'a>);
 
+/// A vertical axis of figures: names of their files and of the axis, and its number of a model.
+type Axis<'a> = (String, String, Box<dyn Fn(&Judged) -> Option<f64> + 'a>);
+
 /// All tables that there are numbers for.
 pub fn tables(outcome: &Outcome<'_>) -> Vec<Table> {
     let mut tables = Vec::new();
@@ -288,7 +291,7 @@ fn partial(outcome: &Outcome<'_>) -> Option<String> {
 /// The page.
 pub fn page(outcome: &Outcome<'_>, tables: &[Table]) -> Comparison {
     let mut scatters = Vec::new();
-    let mut qualities: Vec<(String, String, Box<dyn Fn(&Judged) -> Option<f64>>)> = Vec::new();
+    let mut qualities: Vec<Axis<'_>> = Vec::new();
     for (i, text) in outcome.texts.iter().enumerate() {
         let loss = move |model: &Judged| {
             Some(model.on_texts.get(i)?.found.measured()?.kl_divergence.map_or(0.0, |kl| kl.mean))

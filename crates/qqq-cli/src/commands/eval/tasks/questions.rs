@@ -42,6 +42,7 @@ pub struct QuestionArgs {
 #[derive(Clone, Debug)]
 struct Asked(Vec<&'static Task>);
 
+/// A task or a group by its name on the command line.
 fn known(name: &str) -> Result<Asked, String> {
     Task::asked(name).map(Asked).ok_or_else(|| {
         let tasks = TASKS.iter().filter(|task| task.group.is_none()).map(|task| task.name);
