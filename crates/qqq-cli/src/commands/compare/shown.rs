@@ -27,10 +27,7 @@ type Axis<'a> = (String, String, Box<dyn Fn(&Judged) -> Option<f64> + 'a>);
 
 /// All tables that there are numbers for.
 pub fn tables(outcome: &Outcome<'_>) -> Vec<Table> {
-    let mut tables = Vec::new();
-    if !outcome.texts.is_empty() {
-        tables.push(on_texts(outcome));
-    }
+    let mut tables: Vec<Table> = (0..outcome.texts.len()).map(|i| on_text(outcome, i)).collect();
     if !outcome.tasks.is_empty() {
         tables.push(on_tasks(outcome));
     }
@@ -57,61 +54,40 @@ fn kinds(model: &Judged) -> String {
     }
 }
 
-fn on_texts(outcome: &Outcome<'_>) -> Table {
-    let mut columns: Vec<Column<'_>> = Vec::new();
-    let several = outcome.texts.len() > 1;
-    for (i, text) in outcome.texts.iter().enumerate() {
-        let of = if several { format!(", {}", text.name()) } else { String::new() };
-        let add = |columns: &mut Vec<Column<'_>>, name: &str, cell: Box<dyn Fn(&Judged) -> Cell>| {
-            columns.push((format!("{name}{of}"), cell));
-        };
-        add(
-            &mut columns,
-            "perplexity",
-            Box::new(move |model| {
-                cell(model.on_texts.get(i), |on| {
-                    let partial = if on.partial { " (PARTIAL)" } else { "" };
-                    format!("{}{partial}", short(on.perplexity.mean, on.perplexity.standard_error, PLACES))
-                })
-            }),
-        );
-        add(
-            &mut columns,
-            "KL divergence",
-            Box::new(move |model| {
-                unmarked(model.on_texts.get(i), |on| {
-                    on.kl_divergence.map(|kl| short(kl.mean, kl.standard_error, 4))
-                })
-            }),
-        );
-        add(
-            &mut columns,
-            "top-1, %",
-            Box::new(move |model| {
-                unmarked(model.on_texts.get(i), |on| {
-                    on.top1_agreement.map(|share| {
-                        short(100.0 * share.mean, share.standard_error.map(|e| 100.0 * e), PLACES)
-                    })
-                })
-            }),
-        );
-    }
+/// Of the text with this number.
+fn on_text(outcome: &Outcome<'_>, i: usize) -> Table {
+    let perplexity = move |model: &Judged| {
+        cell(model.on_texts.get(i), |on| {
+            let partial = if on.partial { " (PARTIAL)" } else { "" };
+            format!("{}{partial}", short(on.perplexity.mean, on.perplexity.standard_error, PLACES))
+        })
+    };
+    let divergence = move |model: &Judged| {
+        unmarked(model.on_texts.get(i), |on| on.kl_divergence.map(|kl| short(kl.mean, kl.standard_error, 4)))
+    };
+    let agreement = move |model: &Judged| {
+        unmarked(model.on_texts.get(i), |on| {
+            let percent = on.top1_agreement.map(|share| (100.0 * share.mean, share.standard_error));
+            percent.map(|(mean, error)| short(mean, error.map(|e| 100.0 * e), PLACES))
+        })
+    };
+    let columns: Vec<Column<'_>> = vec![
+        ("perplexity".into(), Box::new(perplexity)),
+        ("KL divergence".into(), Box::new(divergence)),
+        ("top-1, %".into(), Box::new(agreement)),
+    ];
     let baseline = &outcome.baseline;
     let mut notes = vec![format!(
         "Perplexity ± its standard error; KL divergence from {baseline} in nats per token; top-1: how often the likeliest next token is \
          that of {baseline}."
     )];
-    if outcome.models.iter().flat_map(|model| &model.on_texts).any(|one| is_marked(one.difference)) {
+    if outcome.models.iter().filter_map(|model| model.on_texts.get(i)).any(|one| is_marked(one.difference)) {
         notes.push(format!(
             "*: the perplexity differs from that of {baseline}, p < {LEVEL} (t test, paired by window; Holm's correction for the models \
              of a column)."
         ));
     }
-    let title = match outcome.texts.as_slice() {
-        [one] => format!("Quality on {}", one.name()),
-        _ => "Quality on text".into(),
-    };
-    made(outcome, title, columns, notes)
+    made(outcome, format!("Quality on {}", outcome.texts[i].name()), columns, notes)
 }
 
 fn on_tasks(outcome: &Outcome<'_>) -> Table {
