@@ -42,8 +42,12 @@ quantize() { # quantize NAME OPTION...
     # A name of its own, for its screenshots.
     mv "$work/$name/report.html" "$work/$name.html"
 }
-# Every part that a page can have: outliers, losses, searches; rules and what decided on them; next to nothing.
+# Every part that a page can have: outliers, losses, searches; rules and what decided on them; next to nothing; models side by side.
 quantize smoothed --transform smooth --group-size channel
 quantize budget --transform rotate --budget 5
 quantize rounded --recipe rtn --held-out 0
+questions=crates/qqq-eval/tests/questions
+"$QQQ_BIN" compare --quiet "$work/tiny" "$work/smoothed" "$work/rounded" --text README.md --window 128 --limit 4 \
+    --data "piqa=$questions/piqa.jsonl" --data "winogrande=$questions/winogrande.jsonl" --tasks piqa,winogrande --speed --prompt-tokens 16 --new-tokens 4 --repeat 2 \
+    --report "$work/comparison.html" >/dev/null
 "$venv/bin/python" scripts/check_report.py "$work"/*.html "$@"

@@ -77,7 +77,7 @@ impl Table {
     /// As a page has it.
     pub(crate) fn html(&self) -> Markup {
         html! {
-            div.scroll { table {
+            div.scroll role="region" tabindex="0" aria-label=(self.title) { table {
                 caption { (self.title) }
                 thead { tr {
                     @for (i, name) in self.header.iter().enumerate() { th class=(self.of(i, "", "n")) scope="col" { (name) } }
