@@ -84,7 +84,7 @@ impl Protocol<'_> {
             (true, _) => ", chat template",
         };
         let system = if self.system_instruction.is_some() { ", system instruction" } else { "" };
-        let limit = self.limit.map(|n| format!(", the first {n} questions")).unwrap_or_default();
+        let limit = self.limit.map(|n| format!("; the first {n} questions of each task")).unwrap_or_default();
         format!("{}, {shots}{template}{system}{limit}", self.protocol)
     }
 }
