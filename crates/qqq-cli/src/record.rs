@@ -63,6 +63,15 @@ impl Record {
         }
     }
 
+    /// Whether it is a comparison with a folder: what it measured is there, and is not measured again.
+    pub fn keeps_measurements(&self) -> bool {
+        let options = &self.arguments[..self.end_of_options()];
+        let is_output =
+            |a: &String| a.starts_with("--output") || (a.starts_with("-o") && !a.starts_with("--"));
+        options.iter().find(|a| !a.starts_with('-')).is_some_and(|command| command == "compare")
+            && options.iter().any(is_output)
+    }
+
     fn end_of_options(&self) -> usize {
         self.arguments.iter().position(|a| a == "--").unwrap_or(self.arguments.len())
     }

@@ -103,6 +103,13 @@ fn recipes_are_made_once_and_measurements_kept() {
     ] {
         assert!(place.path("out").join(file).exists(), "{file}");
     }
+    // Nothing would be measured again in the same folder.
+    fs::copy(place.path("out/comparison.json"), place.path("first.json")).unwrap();
+    place.run("rerun first.json").failure(2, "nothing would be measured again");
+    let rerun = place.run("rerun first.json -o elsewhere --json").success().json();
+    assert_eq!(rerun["rerun"]["same"], true, "{rerun}");
+    assert!(rerun["rerun"]["figures"].as_u64().unwrap() > 50);
+
     let stamp = || fs::metadata(place.path("out/rtn/model.safetensors")).unwrap().modified().unwrap();
     let made = stamp();
 
@@ -211,6 +218,8 @@ fn refusals() {
         ("model --recipes rtn,nothing -o out --speed", "--recipes nothing"),
         ("model --recipes rtn,rtn -o out --speed", "rtn is named twice"),
         ("model --recipes awq:bits=8 -o out --speed", "--bits: recipe awq"),
+        ("model --recipes rtn:token=hf_x -o out --speed", "token is no option of a recipe"),
+        ("model --text text.txt -o model", "--output model: there is a model"),
         ("model --recipes os+:bots=8 -o out --speed", "--recipes os+:bots=8: unexpected argument '--bots'"),
         (
             "model --recipes fp16,gptq -o out --speed",
@@ -221,6 +230,12 @@ fn refusals() {
         place.run(&format!("compare {arguments}")).failure(2, says);
     }
     assert!(!place.path("out/fp16").exists());
+    // A model that is named twice counts once in the tests.
+    place.run("quantize model -o w4a8 --recipe rtn --held-out 0").success();
+    let twice =
+        place.run("compare model w4a8 ./model --text text.txt --window 128 --limit 4 --json").success();
+    assert_eq!(twice.json()["models"].as_array().unwrap().len(), 2);
+    assert!(twice.stderr.contains("./model is model once more: left out"), "{}", twice.stderr);
     // What is left out is needed.
     let run = place.run("compare model --recipes rtn --speed");
     assert!(run.code == Some(2) && run.stderr.contains("--output"), "{}", run.stderr);

@@ -138,6 +138,10 @@ fn latex(text: &str) -> String {
             '<' => out += "\\textless{}",
             '>' => out += "\\textgreater{}",
             '|' => out += "\\textbar{}",
+            // Behind a line's end it would begin an option of that.
+            '[' => out += "{[}",
+            // Two would be a dash.
+            '-' => out += "{-}",
             '*' => out += "$^{*}$",
             '±' => out += "$\\pm$",
             c if c.is_control() => out.push(' '),

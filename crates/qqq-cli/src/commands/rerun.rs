@@ -95,6 +95,14 @@ impl<'a> Earlier<'a> {
         };
         let record: Record = serde_json::from_value(run.clone())
             .map_err(|e| bad_input(format!("{name}: \"run\" is not what qqq writes: {e}")))?;
+        if args.output.is_none() && !args.check && record.keeps_measurements() {
+            return Err(bad_input_hint(
+                format!(
+                    "{name} is a comparison whose folder keeps what was measured: nothing would be measured again"
+                ),
+                "give another folder: --output",
+            ));
+        }
         let mut earlier = Self { file, result, record };
         earlier.check(args.any_version)?;
         // Its copy stands in the output.

@@ -23,6 +23,12 @@ const FOLDER: &str = "measurements";
 /// # Errors
 /// It cannot be made, or nothing can be written there.
 pub fn prepare(folder: &Path) -> anyhow::Result<()> {
+    if folder.join("config.json").exists() {
+        return Err(bad_input_hint(
+            format!("--output {}: there is a model", folder.display()),
+            "give another folder: the comparison's files would take the place of some of the model's",
+        ));
+    }
     let own = folder.join(FOLDER);
     fs::create_dir_all(&own).map_err(|e| bad_input(format!("--output {}: {e}", folder.display())))?;
     files::check_writable(&own.join("test"), "--output")

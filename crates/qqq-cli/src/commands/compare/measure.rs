@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     CompareArgs,
     kept::Kept,
-    subject::{Named, Subject},
+    subject::{self, Named, Subject},
 };
 use crate::{
     commands::{
@@ -24,7 +24,7 @@ use crate::{
     },
     console::Console,
     device::Place,
-    errors::{Interrupted, bad_input},
+    errors::{Interrupted, bad_input, bad_input_hint},
     files, format,
     interrupt::Guard,
     model::{self, LoadedModel},
@@ -212,7 +212,16 @@ impl<'a, P: Place> Session<'a, P> {
         console: &'a Console,
     ) -> anyhow::Result<Self> {
         let open = |named: &Named| Subject::open(named, &args.hub);
-        let subjects = models.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut subjects: Vec<Subject> = Vec::new();
+        for subject in models.iter().map(open) {
+            let subject = subject?;
+            // The same files under another path would count twice in the tests.
+            match subjects.iter().find(|other| other.is_same(&subject)) {
+                Some(other) => console
+                    .note(&format!("{} is {} once more: left out", subject.named.spec, other.named.spec)),
+                None => subjects.push(subject),
+            }
+        }
         for subject in &subjects {
             if let Some(load) = args.load() {
                 load.check(&subject.checkpoint.config)?;
@@ -292,7 +301,7 @@ impl<'a, P: Place> Session<'a, P> {
             let found = match kept.get(key) {
                 Some(found) => found,
                 None => {
-                    let found = self.on_text(path, &row.subject, of, models)?;
+                    let found = self.on_text((path, sha256), &row.subject, of, models)?;
                     if !found.measured().is_some_and(|on| on.partial) {
                         kept.put(key.clone(), &found)?;
                     }
@@ -323,7 +332,9 @@ impl<'a, P: Place> Session<'a, P> {
         if row.subject.simulated.is_some() {
             return Ok(());
         }
-        if let Some(load) = self.args.load() {
+        let is_broken = row.texts.iter().any(|found| found.measured().is_none())
+            || row.tasks.iter().any(|found| found.measured().is_none());
+        if let (Some(load), false) = (self.args.load(), is_broken) {
             let key = key(json!({
                 "prompt_tokens": load.prompt_tokens, "new_tokens": load.new_tokens, "repeat": load.repeat,
                 "threads": qqq_backend::pool::num_threads(),
@@ -366,6 +377,9 @@ impl<'a, P: Place> Session<'a, P> {
         if slot.is_none() {
             let before = self.place.available();
             let model = model::load_checked(&subject.named.spec, &self.args.hub, self.place)?;
+            if subject::prints(&model.checkpoint)? != subject.prints {
+                return Err(changed(&subject.named.spec));
+            }
             models.memory = self.place.taken(&model.decoder, before);
             *slot = Some(model);
         }
@@ -374,7 +388,7 @@ impl<'a, P: Place> Session<'a, P> {
 
     fn on_text(
         &self,
-        path: &Path,
+        (path, sha256): (&Path, &str),
         subject: &Subject,
         of: &Of<'_>,
         models: &mut Models<'_, P>,
@@ -389,7 +403,10 @@ impl<'a, P: Place> Session<'a, P> {
         let Some(baseline) = models.baseline.as_ref() else { return Err(Interrupted.into()) };
         let mut text = self.args.cut.open(path, baseline)?;
         let tokens = text.tokens(&baseline.tokenizer)?;
-        let (_, options) = text.finish(self.console)?;
+        let (read, options) = text.finish(self.console)?;
+        if read.sha256() != Some(sha256) {
+            return Err(changed(&path.display().to_string()));
+        }
         let found = match &models.own {
             None => scored(self.console, &title, |progress| {
                 perplexity(&baseline.decoder, &tokens, &options, progress)
@@ -451,6 +468,14 @@ impl<'a, P: Place> Session<'a, P> {
             Err(e) => Err(e.into()),
         }
     }
+}
+
+/// What is measured must be what measurements are kept under.
+fn changed(what: &str) -> anyhow::Error {
+    bad_input_hint(
+        format!("{what} has changed while models were measured"),
+        "start again: what was measured before is measured anew where it depends on that",
+    )
 }
 
 /// What is known of a model's place among the others.

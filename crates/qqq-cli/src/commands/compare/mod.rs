@@ -15,6 +15,7 @@ use std::{
 
 use clap::ValueEnum;
 use qqq_model::memory;
+use serde::Serialize;
 
 use self::{
     measure::{Session, Sources},
@@ -34,6 +35,7 @@ use crate::{
     given::Given,
     model::HubArgs,
     numbers,
+    record::Record,
 };
 
 const AFTER_HELP: &str = "\
@@ -183,6 +185,15 @@ impl CompareArgs {
     }
 }
 
+/// What a file has of a comparison: what `--json` prints.
+#[derive(Serialize)]
+struct Written<'a> {
+    #[serde(flatten)]
+    outcome: &'a judge::Outcome<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<Record>,
+}
+
 /// Runs the command.
 pub fn run(args: &CompareArgs, console: &Console) -> anyhow::Result<()> {
     args.check()?;
@@ -226,8 +237,13 @@ fn run_on<P: Place>(
             .extend(memory::total().map(|bytes| ("memory".into(), crate::format::bytes(bytes))));
         shown::page(&outcome, &tables).page(&circumstances)
     };
-    let markdown = || tables.iter().map(qqq_report::Table::markdown).collect::<Vec<_>>().join("\n");
-    let latex = || tables.iter().map(qqq_report::Table::latex).collect::<Vec<_>>().join("\n");
+    let partial_line = shown::partial(&outcome).map(|partial| format!("PARTIAL, interrupted: {partial}"));
+    let with_partial = |mut parts: Vec<String>, mark: &str| {
+        parts.splice(..0, partial_line.iter().map(|line| format!("{mark}{line}\n")));
+        parts.join("\n")
+    };
+    let markdown = || with_partial(tables.iter().map(qqq_report::Table::markdown).collect(), "");
+    let latex = || with_partial(tables.iter().map(qqq_report::Table::latex).collect(), "% ");
     let write = |path: &Path, text: &str| files::write(path, |file| file.write_all(text.as_bytes()));
     if let Some(path) = &args.report {
         write(path, &page()?)?;
@@ -235,7 +251,8 @@ fn run_on<P: Place>(
     if let Some(folder) = &args.output {
         write(&folder.join("comparison.md"), &markdown())?;
         write(&folder.join("comparison.tex"), &latex())?;
-        write(&folder.join("comparison.json"), &(serde_json::to_string_pretty(&outcome)? + "\n"))?;
+        let whole = Written { outcome: &outcome, run: console.recorded() };
+        write(&folder.join("comparison.json"), &(serde_json::to_string_pretty(&whole)? + "\n"))?;
         write(&folder.join(qqq_report::PAGE_FILE), &page()?)?;
         if outcome.partial {
             console.note(&format!(

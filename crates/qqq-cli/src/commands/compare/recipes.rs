@@ -22,6 +22,12 @@ use crate::{
     files, model,
 };
 
+/// Options of `quantize` that say nothing of what comes out, or that `compare` decides.
+const OF_THE_RUN: [&str; 15] = [
+    "token", "offline", "revision", "output", "resume", "dry-run", "plots", "report", "json", "quiet",
+    "verbose", "device", "held-out", "force", "max-kld",
+];
+
 /// Recipes of `--recipes`.
 pub struct Recipes(Vec<Recipe>);
 
@@ -72,23 +78,33 @@ impl Recipes {
                 .with_context(|| format!("--recipes {}", recipe.text))?;
         }
         let source = subject::prints(&checkpoint)?;
-        let files = args.calibration.iter().map(Path::new).filter(|path| path.is_file());
-        let texts = files.map(files::sha256).collect::<anyhow::Result<Vec<_>>>()?;
-        for (index, recipe) in self.0.iter().enumerate() {
-            let texts = recipe.calibrates.then_some(&texts);
-            let key = json!({ "made": {
+        let hashes = || {
+            let files = args.calibration.iter().map(Path::new).filter(|path| path.is_file());
+            files.map(files::sha256).collect::<anyhow::Result<Vec<_>>>()
+        };
+        let hashes_before = hashes()?;
+        // Before the first one runs as well.
+        let key_of = |recipe: &Recipe| {
+            let texts = recipe.calibrates.then_some(&hashes_before);
+            json!({ "made": {
                 "arguments": recipe.words, "model": source, "calibration": texts, "qqq": env!("CARGO_PKG_VERSION"),
-            } });
-            let mut kept = Kept::of(args.output.as_deref(), &recipe.text)?;
-            let was_begun = kept.keys().any(|known| *known == key);
-            let is_there = recipe.output.exists();
-            if is_there && !was_begun {
+            } })
+        };
+        for recipe in self.0.iter().filter(|recipe| recipe.output.exists()) {
+            let kept = Kept::of(args.output.as_deref(), &recipe.text)?;
+            let key = key_of(recipe);
+            if !kept.keys().any(|known| *known == key) {
                 return Err(bad_input_hint(
                     format!("{} is there, and was made {}", recipe.output.display(), difference(&kept, &key)),
                     "remove it, or give another --output",
                 ));
             }
-            if is_there {
+        }
+        for (index, recipe) in self.0.iter().enumerate() {
+            let key = key_of(recipe);
+            let mut kept = Kept::of(args.output.as_deref(), &recipe.text)?;
+            let was_begun = kept.keys().any(|known| *known == key);
+            if recipe.output.exists() {
                 console.status(&format!("{} is there", recipe.output.display()));
                 continue;
             }
@@ -96,12 +112,21 @@ impl Recipes {
             kept.put(key, &Value::Null)?;
             console.status(&format!("recipe {} ({} of {})", recipe.text, index + 1, self.0.len()));
             // The checkpoint's report says how to make it alone.
-            let own = console.recorded();
+            let mut own = console.recorded();
             console.record(own.as_ref().map(|run| run.of_command(recipe.command())));
             quantize::make(&recipe.parsed(was_begun)?, console).inspect_err(|_| {
                 console.note("the same qqq compare goes on behind what is finished");
             })?;
+            if let (Some(own), Some(made)) = (&mut own, console.recorded()) {
+                own.inputs.extend(made.inputs);
+            }
             console.record(own);
+            if hashes()? != hashes_before {
+                return Err(bad_input_hint(
+                    format!("--calibration: a text has changed while {} was made", recipe.output.display()),
+                    "remove that folder, and start again",
+                ));
+            }
         }
         let named =
             |recipe: &Recipe| Named { spec: recipe.output.display().to_string(), name: recipe.text.clone() };
@@ -117,6 +142,15 @@ impl Recipe {
         let mut words = vec!["--recipe".to_owned(), name.word().to_owned()];
         for option in parts {
             let (option, value) = option.split_once('=').unwrap_or((option, ""));
+            if OF_THE_RUN.contains(&option) {
+                return Err(bad_input_hint(
+                    format!(
+                        "--recipes {}: {option} is no option of a recipe",
+                        text.split('=').next().unwrap_or(text)
+                    ),
+                    "options of compare go beside --recipes; where a checkpoint goes, and whether it goes on, compare decides",
+                ));
+            }
             words.push(format!("--{option}"));
             if !value.is_empty() {
                 words.push(value.to_owned());

@@ -254,7 +254,7 @@ fn pieces(table: &Table, width: usize) -> Vec<Vec<usize>> {
 }
 
 /// What there is of one that was stopped.
-fn partial(outcome: &Outcome<'_>) -> Option<String> {
+pub fn partial(outcome: &Outcome<'_>) -> Option<String> {
     outcome.partial.then(|| {
         format!(
             "the first {} of {} models, the last of them in part",

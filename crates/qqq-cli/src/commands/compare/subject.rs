@@ -70,6 +70,12 @@ pub struct Simulated {
 }
 
 impl Subject {
+    /// Whether it lies where another does.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let place = |subject: &Self| std::fs::canonicalize(&subject.named.spec).ok();
+        place(self).is_some_and(|own| place(other) == Some(own))
+    }
+
     /// Reads headers and tokenizer.
     ///
     /// # Errors

@@ -95,6 +95,11 @@ impl TextName {
         self.path.file_name().unwrap_or(self.path.as_os_str()).display().to_string()
     }
 
+    /// SHA-256 of the file; none of what can be read once only.
+    pub fn sha256(&self) -> Option<&str> {
+        self.sha256.as_deref()
+    }
+
     /// For a table.
     pub fn row(&self) -> (&'static str, String) {
         let of_set = self.dataset.map(|name| format!("{name}, ")).unwrap_or_default();

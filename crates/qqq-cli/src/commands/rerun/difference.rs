@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 /// Keys that are no figures: times and memory, where things went, what was told beside the result.
-const ASIDE: [&str; 16] = [
+const ASIDE: [&str; 18] = [
     "run",
+    // Where it lies, which may be in the output.
+    "model",
+    "rerun",
     "warnings",
     "notes",
     "seed",
