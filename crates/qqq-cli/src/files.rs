@@ -59,6 +59,22 @@ fn staged(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     builder.tempfile_in(parent(path))
 }
 
+/// Refuses to write where something is read.
+pub fn check_no_input<'a>(
+    path: &Path,
+    option: &str,
+    mut inputs: impl Iterator<Item = &'a Path>,
+) -> anyhow::Result<()> {
+    let Ok(own) = path.canonicalize() else { return Ok(()) };
+    match inputs.find(|input| input.canonicalize().is_ok_and(|input| input == own)) {
+        Some(input) => Err(bad_input_hint(
+            format!("{option} {} would take the place of {}, which is read", path.display(), input.display()),
+            "give another name",
+        )),
+        None => Ok(()),
+    }
+}
+
 /// As [`check_writable`], for a figure: its name ends in .svg, so that nothing else is replaced by mistake.
 pub fn check_figure(path: &Path, option: &str) -> anyhow::Result<()> {
     check_writable(path, option)?;

@@ -1,5 +1,6 @@
 //! How text files are read: options of every command that reads some.
 
+use clap::ValueEnum as _;
 use qqq_model::{TextOptions, text::TextFormat};
 
 use crate::errors::bad_input;
@@ -17,6 +18,12 @@ pub struct ReadArgs {
 }
 
 impl ReadArgs {
+    /// All that decides on how a file is read.
+    pub fn key(&self) -> serde_json::Value {
+        let format = self.text_format.to_possible_value().map(|value| value.get_name().to_owned());
+        serde_json::json!({ "text_format": format, "text_field": self.text_field })
+    }
+
     /// For the model library.
     ///
     /// # Errors

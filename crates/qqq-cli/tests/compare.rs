@@ -220,6 +220,8 @@ fn refusals() {
         ("model --recipes awq:bits=8 -o out --speed", "--bits: recipe awq"),
         ("model --recipes rtn:token=hf_x -o out --speed", "token is no option of a recipe"),
         ("model --text text.txt -o model", "--output model: there is a model"),
+        ("model --text text.txt --report text.txt", "would take the place of text.txt, which is read"),
+        ("model --recipes rtn -o out --text text.txt --window 4096", "longer than the model's context"),
         ("model --recipes os+:bots=8 -o out --speed", "--recipes os+:bots=8: unexpected argument '--bots'"),
         (
             "model --recipes fp16,gptq -o out --speed",

@@ -125,6 +125,7 @@ impl ConvertArgs {
         source: &Int4Checkpoint,
         console: &Console,
     ) -> anyhow::Result<(Vec<u32>, WindowOptions)> {
+        let path = text;
         let checkpoint = &source.checkpoint;
         let limit = Some(self.limit).filter(|n| *n != usize::MAX);
         let options = WindowOptions { limit, ..WindowOptions::new(self.window) };
@@ -136,6 +137,9 @@ impl ConvertArgs {
         let tokens = text.first_tokens(&tokenizer, options.tokens_needed())?;
         if let Some(read) = text.reader().describe() {
             console.note(&read);
+        }
+        if let Some(sha256) = text.reader().sha256()? {
+            console.read_input(path, &sha256);
         }
         // Too short a text is told before the work.
         options.cut(tokens.len())?;

@@ -22,7 +22,7 @@ use crate::{
     console::Console,
     device::{DeviceArgs, Place, on_device},
     errors::{Interrupted, bad_input, bad_input_hint},
-    format,
+    files, format,
     interrupt::Guard,
     model::{self, HubArgs},
     numbers,
@@ -166,7 +166,13 @@ pub fn run(args: &GenerateArgs, console: &Console) -> anyhow::Result<()> {
     args.stop.check(console)?;
     let text = read_prompt(args)?;
     let source = match &args.prompt_file {
-        Some(file) if file != Path::new("-") => file.display().to_string(),
+        Some(file) if file != Path::new("-") => {
+            // A pipe can be read once.
+            if file.is_file() {
+                console.read_input(file, &files::sha256(file)?);
+            }
+            file.display().to_string()
+        }
         _ => prompt::STDIN.into(),
     };
     let lines = if args.batch { Some(lines::parse(&text, &source)?) } else { None };

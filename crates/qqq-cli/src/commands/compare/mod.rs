@@ -179,6 +179,7 @@ impl CompareArgs {
         }
         if let Some(path) = &self.report {
             files::check_writable(path, "--report")?;
+            files::check_no_input(path, "--report", self.texts.iter().map(PathBuf::as_path))?;
         }
         let specs: Vec<&str> = self.models.iter().chain(&self.baseline).map(String::as_str).collect();
         self.hub.check(&specs)

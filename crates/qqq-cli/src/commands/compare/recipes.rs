@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args as _, FromArgMatches as _};
+use qqq_model::Tokenizer;
 use qqq_quant::RecipeName;
 use serde_json::{Value, json};
 
@@ -73,6 +74,9 @@ impl Recipes {
     pub fn make(&self, args: &CompareArgs, console: &Console) -> anyhow::Result<Vec<Named>> {
         let checkpoint = model::open_checked(&args.models[0], &args.hub)?;
         // Before the first one runs, which may take long.
+        if !args.texts.is_empty() {
+            args.cut.check(&checkpoint, &Tokenizer::load(&checkpoint)?)?;
+        }
         for recipe in &self.0 {
             qqq_quant::check_recipe(&checkpoint.config, &quantize::check(&recipe.parsed(false)?)?)
                 .with_context(|| format!("--recipes {}", recipe.text))?;

@@ -133,6 +133,10 @@ pub fn run(args: &TasksArgs, console: &Console) -> anyhow::Result<()> {
     }
     // Before a model is loaded: files are wrong more often.
     let files = args.questions.read(args.limit, &args.hub)?;
+    if let Some(path) = &args.samples {
+        let inputs = files.iter().flat_map(|task| &task.files);
+        files::check_no_input(path, "--samples", inputs.map(|file| file.file.as_path()))?;
+    }
     on_device!(args.device.device, &args.model, &args.hub, |place| run_on(args, files, &place, console))
 }
 

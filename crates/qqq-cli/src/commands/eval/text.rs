@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use qqq_backend::Backend;
 use qqq_eval::{DATA_SETS, DataSet, Scoring, Text, WindowOptions};
+use qqq_formats::Checkpoint;
 use qqq_model::{
     ChatTemplate, TextOptions, TextReader, Tokenizer,
     hub::{HubOptions, dataset_files},
@@ -195,11 +196,19 @@ impl CutArgs {
         Ok(OpenText { text: Text::new(reader), dataset, is_fetched, path, options })
     }
 
+    /// That a model can take its windows.
+    ///
+    /// # Errors
+    /// They are longer than its context, or make no sense.
+    pub fn check(&self, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> anyhow::Result<()> {
+        Ok(self.options(tokenizer)?.check(&checkpoint.config)?)
+    }
+
     /// All that decides on what is scored of a text, but for its tokenizer.
     pub fn key(&self) -> serde_json::Value {
         let Self { read, window, stride, scoring, limit } = self;
         serde_json::json!({
-            "read": format!("{read:?}"), "window": window, "stride": stride.unwrap_or(*window), "scoring": scoring,
+            "read": read.key(), "window": window, "stride": stride.unwrap_or(*window), "scoring": scoring,
             "limit": limit.filter(|n| *n != usize::MAX),
         })
     }

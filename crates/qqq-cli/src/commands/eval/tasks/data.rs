@@ -70,7 +70,7 @@ pub struct TaskFile {
 #[derive(Clone, PartialEq, Serialize)]
 pub struct HashedFile {
     split: &'static str,
-    file: PathBuf,
+    pub file: PathBuf,
     pub sha256: String,
 }
 
