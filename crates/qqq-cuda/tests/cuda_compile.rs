@@ -1,7 +1,7 @@
 //! Every kernel that can be chosen compiles, for every architecture it is for, without spills and without the
 //! compiler's remark that matrix instructions were serialized. Needs NVRTC, but no GPU. In CI each instance of the
-//! products with one of its two types of output, which takes minutes; a selection elsewhere; `QQQ_COMPILE=all` compiles
-//! both, `QQQ_COMPILE=attention` what has this in its name.
+//! products with one of its two types of output, for Ampere, Hopper and two of the other four architectures, which takes
+//! minutes; a selection elsewhere; `QQQ_COMPILE=all` compiles all of it, `QQQ_COMPILE=attention` what has this in its name.
 
 use std::process::ExitCode;
 
@@ -19,10 +19,26 @@ fn main() -> ExitCode {
 /// Whether this is the type of output that stands for both: the type changes how results are rounded, after the main
 /// loop, where a kernel has registers to spare. Either type comes up for every kind of product.
 fn stands_for_both(name: &str) -> bool {
-    let instance = name.trim_end_matches("_f16").trim_end_matches("_bf16");
-    let is_odd = instance.bytes().map(usize::from).sum::<usize>() % 2 == 1;
-    instance == name || name.ends_with("_bf16") == is_odd
+    let (instance, sum) = instance(name);
+    instance == name || name.ends_with("_bf16") == (sum % 2 == 1)
 }
+
+/// A name without its type of output, and the sum of its bytes, by which halves are chosen.
+fn instance(name: &str) -> (&str, usize) {
+    let instance = name.trim_end_matches("_f16").trim_end_matches("_bf16");
+    (instance, instance.bytes().map(usize::from).sum())
+}
+
+/// Whether it is the turn of this architecture, of those that run the kernels of Ampere: each instance is compiled for every
+/// second of them, beside Ampere itself.
+fn has_turn(name: &str, arch: Arch) -> bool {
+    let place = Arch::ALL.iter().filter(|a| !ENDS.contains(a)).position(|a| *a == arch).unwrap_or(0);
+    let (instance, sum) = instance(name);
+    instance == name || (sum / 2 + place).is_multiple_of(2)
+}
+
+/// The architectures that all kernels are compiled for.
+const ENDS: [Arch; 2] = [Arch::Sm80, Arch::Sm90a];
 
 fn kernels() -> Vec<ArchivedKernel> {
     let mut kernels = Vec::new();
@@ -30,7 +46,7 @@ fn kernels() -> Vec<ArchivedKernel> {
         let mut all = prebuild::kernels(arch, &Selection::default());
         // Between these architectures, half of the kernels that quantize will do, and of calibration's, which are plain code,
         // those with the most registers.
-        if ![Arch::Sm80, Arch::Sm90a].contains(&arch) {
+        if !ENDS.contains(&arch) {
             let most = ["solve_block", "integer_scales", "factor_square", "probabilities", "round_scaled"];
             all.retain(|k| match &k.source.name {
                 name if name.contains("quantize_") => !name.contains("_stepwise"),
@@ -49,7 +65,9 @@ fn kernels() -> Vec<ArchivedKernel> {
         }
         _ => {}
     }
-    kernels.retain(|k| stands_for_both(&k.source.name));
+    kernels.retain(|k| {
+        stands_for_both(&k.source.name) && (ENDS.contains(&k.arch) || has_turn(&k.source.name, k.arch))
+    });
     if !in_ci() {
         kernels = kernels.into_iter().step_by(17).collect();
     }
