@@ -88,26 +88,23 @@ impl Recipes {
         };
         let hashes_before = hashes()?;
         // Before the first one runs as well.
-        let key_of = |recipe: &Recipe| {
+        let mut all = Vec::new();
+        for recipe in &self.0 {
             let texts = recipe.calibrates.then_some(&hashes_before);
-            json!({ "made": {
+            let key = json!({ "made": {
                 "arguments": recipe.words, "model": source, "calibration": texts, "qqq": env!("CARGO_PKG_VERSION"),
-            } })
-        };
-        for recipe in self.0.iter().filter(|recipe| recipe.output.exists()) {
+            } });
             let kept = Kept::of(args.output.as_deref(), &recipe.text)?;
-            let key = key_of(recipe);
-            if !kept.keys().any(|known| *known == key) {
+            let was_begun = kept.keys().any(|known| *known == key);
+            if recipe.output.exists() && !was_begun {
                 return Err(bad_input_hint(
                     format!("{} is there, and was made {}", recipe.output.display(), difference(&kept, &key)),
                     "remove it, or give another --output",
                 ));
             }
+            all.push((recipe, key, kept, was_begun));
         }
-        for (index, recipe) in self.0.iter().enumerate() {
-            let key = key_of(recipe);
-            let mut kept = Kept::of(args.output.as_deref(), &recipe.text)?;
-            let was_begun = kept.keys().any(|known| *known == key);
+        for (index, (recipe, key, mut kept, was_begun)) in all.into_iter().enumerate() {
             if recipe.output.exists() {
                 console.status(&format!("{} is there", recipe.output.display()));
                 continue;
