@@ -7,7 +7,7 @@ use std::{
 
 use qqq_eval::{
     Estimate, EvalError, KldReport, PerplexityReport, kl_divergence, perplexity,
-    tasks::{Documents, Encoded, Scored, Scorer, TaskReport},
+    tasks::{Documents, Scored, Scorer, TaskReport},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -434,11 +434,7 @@ impl<'a, P: Place> Session<'a, P> {
     ) -> anyhow::Result<Found<Answers>> {
         let model = self.loaded(subject, of, models)?;
         let title = format!("{}: {}", of.title, documents.task.name);
-        let asked = self.args.questions.prompted(vec![documents.clone()], model, self.console)?;
-        let encoded = asked
-            .into_iter()
-            .map(|documents| Ok(Encoded::new(documents, &model.tokenizer, &model.checkpoint.config)?))
-            .collect::<anyhow::Result<Vec<_>>>()?;
+        let encoded = self.args.questions.encoded(vec![documents.clone()], model, self.console)?;
         let mut scorer = Scorer::new(&model.decoder)?;
         let scored = score_all(&mut scorer, &encoded, &title, self.console);
         let found = match scored {

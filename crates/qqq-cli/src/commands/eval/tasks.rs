@@ -152,12 +152,7 @@ fn run_on<P: Place>(
     for file in files.iter().flatten() {
         file.tell(console);
     }
-    let encoded = args
-        .questions
-        .prompted(documents, &model, console)?
-        .into_iter()
-        .map(|documents| Ok(Encoded::new(documents, &model.tokenizer, &model.checkpoint.config)?))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let encoded = args.questions.encoded(documents, &model, console)?;
     let scored = score_all(&mut Scorer::new(&model.decoder)?, &encoded, "scoring", console)?;
     if let Some(path) = &args.samples {
         files::write(path, |file| write_samples(file, &scored))?;

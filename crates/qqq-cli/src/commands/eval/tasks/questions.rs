@@ -1,6 +1,6 @@
 //! Which questions are asked, and how.
 
-use qqq_eval::tasks::{Documents, GROUPS, Prompt, TASKS, Task};
+use qqq_eval::tasks::{Documents, Encoded, GROUPS, Prompt, TASKS, Task};
 use qqq_model::ChatTemplate;
 use serde::Serialize;
 
@@ -138,7 +138,19 @@ impl QuestionArgs {
     ///
     /// # Errors
     /// A model without chat template, where one is needed, or one that refuses the messages.
-    pub fn prompted<B: qqq_backend::Backend>(
+    pub fn encoded<B: qqq_backend::Backend>(
+        &self,
+        documents: Vec<Documents>,
+        model: &LoadedModel<B>,
+        console: &Console,
+    ) -> anyhow::Result<Vec<Encoded>> {
+        let prompted = self.prompted(documents, model, console)?.into_iter();
+        prompted
+            .map(|documents| Ok(Encoded::new(documents, &model.tokenizer, &model.checkpoint.config)?))
+            .collect()
+    }
+
+    fn prompted<B: qqq_backend::Backend>(
         &self,
         documents: Vec<Documents>,
         model: &LoadedModel<B>,
