@@ -6,7 +6,8 @@
     scripts/compare_lm_eval.py FLOAT QQQ --data tasks/ --limit 500
 
 The harness runs its own tasks, with its own prompts and metrics, on local files; nothing is downloaded. Its model is that
-of transformers in float32. What must hold, else the exit code is 1: log-likelihoods are equal to --agreement, and so are choices,
+of transformers in float32; of a W4A8 checkpoint its weights are decompressed, and the inputs of its layers rounded to int8 as
+vLLM's kernels and ours do: by 127 steps to a token's largest magnitude, where compressed-tensors itself takes 127.5. What must hold, else the exit code is 1: log-likelihoods are equal to --agreement, and so are choices,
 where the two best answers are further apart than twice that; every such tie is listed.
 """
 
@@ -83,6 +84,21 @@ def rows_of(path: str) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
 
 
+def round_as_kernels() -> None:
+    """Has compressed-tensors round activations by steps of a 127th of the largest magnitude."""
+    from compressed_tensors.quantization.lifecycle import forward
+
+    original = forward.compute_dynamic_scales_and_zp
+
+    def of_kernels(value, args, *more, **named):
+        scale, zero_point = original(value, args, *more, **named)
+        if (args.num_bits, args.type, args.symmetric) != (8, "int", True):
+            raise NotImplementedError(f"activations of {args}")
+        return scale * (127.5 / 127), zero_point
+
+    forward.compute_dynamic_scales_and_zp = of_kernels
+
+
 def run_harness(args: argparse.Namespace, files: dict[str, dict[str, list[str]]]) -> tuple:
     """Its results on files, which each task has for its splits; its model, the seconds of evaluating, and those with loading
     the model."""
@@ -92,6 +108,9 @@ def run_harness(args: argparse.Namespace, files: dict[str, dict[str, list[str]]]
     from lm_eval.tasks._yaml_loader import load_yaml
 
     manager = TaskManager()
+    config = json.loads((Path(args.model) / "config.json").read_text())
+    if config.get("quantization_config", {}).get("quant_method") == "compressed-tensors":
+        round_as_kernels()
     start = time.monotonic()
     model = HFLM(pretrained=str(args.model), dtype=args.dtype, device=args.device, batch_size=args.batch_size)
     with tempfile.TemporaryDirectory() as folder:

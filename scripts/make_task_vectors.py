@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes what lm-evaluation-harness makes of the questions in crates/qqq-eval/tests/questions, for the tests there: contexts
 and continuations, their tokens, the log-likelihoods of a model, and whether its choices count; zero-shot, with examples, and
-in the model's chat template. A subject's questions also become parquet files.
+in the model's chat template. A subject's questions also become parquet files, and those of piqa an Arrow file.
 
     pip install lm_eval==0.4.13 torch transformers
     qqq quantize SmolLM2-135M-Instruct.gguf -o FLOAT --recipe fp16
@@ -75,6 +75,16 @@ def write_parquet() -> None:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(own), path)
 
 
+def write_arrow() -> None:
+    """As the datasets library keeps what it has read of JSON lines."""
+    import datasets.arrow_writer
+
+    writer = datasets.arrow_writer.ArrowWriter(path=str(QUESTIONS / "piqa.arrow"))
+    for row in rows_of(str(QUESTIONS / "piqa.jsonl")):
+        writer.write(row)
+    writer.finalize()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n", 1)[1],
@@ -83,6 +93,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a directory that transformers reads")
     given = parser.parse_args()
     write_parquet()
+    write_arrow()
     common = {"limit": None, "device": "cpu", "dtype": "float32", "batch_size": "1"}
     written = []
     for title, tasks, asked in RUNS:

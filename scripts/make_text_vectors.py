@@ -1,6 +1,6 @@
 """Makes crates/qqq-model/tests/data/texts.json: files of every kind that the text reader takes, and their texts as Python reads them.
 
-Needs transformers, pandas and pyarrow: json, gzip, pandas and pyarrow give the records, transformers' apply_chat_template the
+Needs transformers, pandas, pyarrow and datasets: json, gzip, pandas and pyarrow give the records, transformers' apply_chat_template the
 text of messages. How records become one text is GPTQ's way: joined by blank lines.
 """
 
@@ -9,6 +9,7 @@ import io
 import json
 import pathlib
 
+import datasets.arrow_writer
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +43,24 @@ def parquet(table, **options):
     out = io.BytesIO()
     pq.write_table(table, out, **options)
     return out.getvalue()
+
+
+def arrow(table, rows=None, **options):
+    """With an index at its end."""
+    out = io.BytesIO()
+    with pa.ipc.new_file(out, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table, rows)
+    return out.getvalue()
+
+
+def cached(records):
+    """As the datasets library keeps them: a stream."""
+    out = pa.BufferOutputStream()
+    writer = datasets.arrow_writer.ArrowWriter(stream=out, writer_batch_size=3)
+    for record in records:
+        writer.write(record)
+    writer.finalize()
+    return out.getvalue().to_pybytes()
 
 
 def zstd(data):
@@ -149,6 +168,16 @@ case("alpaca.parquet", parquet(pa.Table.from_pylist(alpacas)), asked)
 case("sharegpt.parquet", parquet(pa.Table.from_pylist(sharegpt)), [chat([SYSTEM] + c) for c in CHATS])
 groups = pa.table({"text": [f"row {i}" for i in range(50)]})
 case("row-groups.parquet", parquet(groups, row_group_size=7), [f"row {i}" for i in range(50)])
+
+case("cached.arrow", cached({"n": i, "text": text} for i, text in enumerate(docs)), kept)
+case("cached-messages.arrow", cached(messages), [chat(c) for c in CHATS])
+case("cached-field.arrow", cached({"text": "no", "body": d} for d in DOCS), DOCS, field="body")
+case("texts.feather", arrow(pa.table({"text": pa.array(docs, pa.large_string())}), compression="lz4"), kept)
+case("arrow-without-its-name", arrow(groups, 7, compression="zstd"), [f"row {i}" for i in range(50)])
+case("dictionary.arrow", arrow(pa.table({"text": pa.array(docs).dictionary_encode()})), kept)
+case("view.arrow", arrow(pa.table({"text": pa.array(docs, pa.string_view())})), kept)
+many = [f"row {i}" for i in range(2500)]
+case("one-batch.arrow", arrow(pa.table({"text": many}), compression="zstd"), many)
 
 path = pathlib.Path(__file__).parents[1] / "crates/qqq-model/tests/data/texts.json"
 with open(path, "w", encoding="utf-8") as file:

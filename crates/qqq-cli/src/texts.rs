@@ -11,7 +11,7 @@ pub struct ReadArgs {
     /// What the text files are
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = TextFormat::Auto)]
     text_format: TextFormat,
-    /// Field of a JSON record, or column of a parquet file, that holds its text or its list of messages [default: the
+    /// Field of a JSON record, or column of a parquet or Arrow file, that holds its text or its list of messages [default: the
     /// first that is there of text, messages, conversations, instruction with output, prompt with completion, content]
     #[arg(long, value_name = "NAME")]
     text_field: Option<String>,

@@ -13,9 +13,11 @@ fn questions() -> Place {
     let from: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../qqq-eval/tests/questions"].iter().collect();
     fs::create_dir(place.path("tasks")).unwrap();
     fs::create_dir(place.path("tasks/anatomy")).unwrap();
+    fs::create_dir(place.path("tasks/arrow")).unwrap();
     for (name, to) in [
         ("piqa.jsonl", "piqa.validation.jsonl"),
         ("piqa.train.jsonl", "piqa.train.jsonl"),
+        ("piqa.arrow", "arrow/json-validation.arrow"),
         ("arc_easy.jsonl", "ARC-Easy.test.jsonl"),
         ("winogrande.jsonl", "winogrande_xl.validation.jsonl"),
         ("lambada.jsonl", "lambada.jsonl"),
@@ -98,6 +100,20 @@ fn subjects_come_from_shards_or_from_a_file_for_all() {
     place.run(&format!("{asked} tasks")).failure(2, "not exactly 2 parts are there");
 }
 
+/// As the datasets library keeps them.
+#[test]
+fn arrow_files_have_the_same_questions() {
+    let place = questions();
+    let told = |data: &str| {
+        let command = "eval tasks model --tasks piqa --samples out.jsonl --json --data";
+        let task = place.run(&format!("{command} {data}")).success().json()["tasks"][0].clone();
+        (task["acc"].clone(), fs::read_to_string(place.path("out.jsonl")).unwrap())
+    };
+    let of_json = told("tasks/piqa.validation.jsonl");
+    assert_eq!(told("tasks/arrow/json-validation.arrow"), of_json);
+    assert_eq!(told("piqa=tasks/arrow"), of_json);
+}
+
 #[test]
 fn what_was_asked_is_told() {
     let place = questions();
@@ -143,10 +159,7 @@ fn refusals() {
         ("--tasks mmlu_anatomy,mmlu_stem --data tasks", "mmlu_anatomy is named twice"),
         ("--tasks mmlu_virology --data tasks", "it has no documents of mmlu_virology"),
         ("--tasks arc_easy --data tasks --fewshot 1", "no file of --data has the examples of arc_easy"),
-        (
-            "--tasks piqa --data piqa=tasks/ARC-Easy.test.jsonl --data x.arrow",
-            "x.arrow: Arrow files are not read",
-        ),
+        ("--tasks piqa --data piqa=x.arrow", "x.arrow: it cannot be read as Arrow"),
         (
             "--tasks lambada --data tasks --fewshot 6",
             "6 examples for lambada_openai take 6 documents, and it has 5",

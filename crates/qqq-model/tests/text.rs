@@ -43,7 +43,7 @@ fn read(path: &Path, options: &TextOptions, template: Option<&str>) -> Result<(S
 fn texts_are_those_of_python() {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/texts.json");
     let vectors: Vectors = serde_json::from_slice(&fs::read(vectors).unwrap()).unwrap();
-    assert_eq!(vectors.cases.len(), 50);
+    assert_eq!(vectors.cases.len(), 58);
     let dir = tempfile::tempdir().unwrap();
     for case in vectors.cases {
         let bytes: Vec<u8> = (0..case.hex.len())
@@ -183,7 +183,9 @@ fn bytes_that_are_no_text() {
     check("a.txt.xz", b"\xFD7zXZ\0rest", Place::File, "xz");
     check("a.bz2", b"BZh91AY", Place::File, "bzip2");
     check("a.pdf", b"%PDF-1.7\n", Place::File, "PDF");
-    check("a.arrow", b"ARROW1\0\0", Place::File, "parquet");
+    check("a.arrow", b"ARROW1\0\0", Place::File, "cannot be read as Arrow");
+    check("stream.arrow", b"\xFF\xFF\xFF\xFFrubbish", Place::File, "cannot be read as Arrow");
+    check("text.arrow", b"some text", Place::File, "no Arrow file");
     let mut tar = vec![b'x'; 600];
     tar[257..262].copy_from_slice(b"ustar");
     check("a.tar", &tar, Place::File, "tar archive");

@@ -35,7 +35,7 @@ pub const BUILT_IN: &str = include_str!("calibration/text.txt");
 pub enum Source {
     /// The text that is part of this crate.
     BuiltIn,
-    /// Files: plain text, JSON or parquet.
+    /// Files: plain text, JSON, parquet or Arrow.
     Files(Vec<PathBuf>),
     /// A data set of the hub whose files are here already.
     Dataset {
@@ -61,7 +61,7 @@ impl Source {
             Ok(Source::Files(vec![path.to_owned()]))
         } else if path.exists() || !hub::is_id(spec) {
             Err(QuantError::Calibration(format!(
-                "{spec} is not a file; give a text, .jsonl or .parquet file, a data set of the hub (owner/name, \
+                "{spec} is not a file; give a text, .jsonl, .parquet or .arrow file, a data set of the hub (owner/name, \
                  owner/name:config/split), \"built-in\" or \"self\""
             )))
         } else {

@@ -62,7 +62,26 @@ pub(crate) fn held_out_note(windows: &[Vec<u32>], held: HeldText) -> String {
     }
 }
 
-/// The windows of a recipe that calibrates.
+/// Of so many windows one begins amid a text, the others with BOS.
+const AMID_TEXT: usize = 4;
+
+/// Puts BOS at the beginning of windows, in the place of their last token, where the tokenizer puts it before texts: what a model
+/// is asked begins with it, and all tokens look at it. Some calibration windows stay as they are, since tokens far behind BOS
+/// see little of it, as do texts that are cut without it.
+fn begin_with_bos(windows: &mut TokenWindows, bos: u32) {
+    let begin = |window: &mut Vec<u32>| {
+        window.rotate_right(1);
+        if let Some(first) = window.first_mut() {
+            *first = bos;
+        }
+    };
+    let calibration = windows.calibration.iter_mut().enumerate();
+    calibration.filter(|(i, _)| i % AMID_TEXT != 0).for_each(|(_, window)| begin(window));
+    windows.held_out.iter_mut().for_each(begin);
+}
+
+/// The windows of a recipe that calibrates. Those of the tool's own recipe begin with BOS where the tokenizer adds it, but for every
+/// fourth; those of published recipes are cut from the text, as their authors do.
 ///
 /// # Errors
 /// Text that cannot be read or is too short; those of sampling.
@@ -76,14 +95,24 @@ pub(crate) fn token_windows<B: Calibrate>(
     work: &mut Work<'_>,
 ) -> Result<TokenWindows> {
     let (calibration, seed) = (&recipe.calibration, recipe.seed);
+    let bos = if recipe.name.is_own() { tokenizer.added_bos()? } else { None };
+    let of_text = |windows: Result<TokenWindows>| {
+        let mut windows = windows?;
+        if let Some(bos) = bos {
+            begin_with_bos(&mut windows, bos);
+        }
+        Ok(windows)
+    };
     match text.source {
         Source::Files(files) | Source::Dataset { files, .. } => {
             let options = text.options.cloned().unwrap_or_default();
             let read =
                 Read { checkpoint, tokenizer, options: &options, note: &mut |message| work.note(message) };
-            calibration::windows_of_files(files, read, calibration, held.windows, seed)
+            of_text(calibration::windows_of_files(files, read, calibration, held.windows, seed))
         }
-        Source::BuiltIn => calibration::windows_of_built_in(tokenizer, calibration, held.windows, seed),
+        Source::BuiltIn => {
+            of_text(calibration::windows_of_built_in(tokenizer, calibration, held.windows, seed))
+        }
         Source::SelfSamples => {
             // The time that it takes is not among the units; Ctrl-C works all the same.
             let decoder = Decoder::load_with(backend.clone(), checkpoint, &mut |_, _| work.at(0.0).is_ok());
@@ -117,5 +146,23 @@ pub(crate) fn check_tokens(ids: &[u32], vocab: usize) -> Result<()> {
             "token {id} of the calibration text is outside the model's vocabulary of {vocab}"
         ))
         .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bos_takes_the_place_of_the_last_token() {
+        let window = |first: u32| vec![first, first + 1, first + 2];
+        let mut windows = TokenWindows {
+            calibration: (0..6).map(|w| window(10 * w + 10)).collect(),
+            held_out: vec![window(70), Vec::new()],
+        };
+        begin_with_bos(&mut windows, 1);
+        let begun = |first: u32| vec![1, first, first + 1];
+        assert_eq!(windows.calibration, [window(10), begun(20), begun(30), begun(40), window(50), begun(60)]);
+        assert_eq!(windows.held_out, [begun(70), Vec::new()]);
     }
 }

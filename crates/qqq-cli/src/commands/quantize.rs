@@ -90,7 +90,7 @@ pub struct QuantizeArgs {
     plots: Option<PathBuf>,
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Calibration text: files (plain text, JSON lines or arrays, parquet), a hub data set (owner/name), "built-in" (425 kB of
+    /// Calibration text: files (plain text, JSON lines or arrays, parquet, Arrow), a hub data set (owner/name), "built-in" (425 kB of
     /// English of several kinds, some of other languages and code), or "self" for samples of the model itself, which take far
     /// longer than the rest. Text like the one the model will see is best
     #[arg(long, value_name = "SOURCE", num_args = 1.., default_value = "built-in", help_heading = "Calibration")]

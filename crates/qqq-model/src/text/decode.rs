@@ -10,7 +10,7 @@ use std::{
 use qqq_formats::{FormatError, input::Watched};
 use sha2::{Digest, Sha256};
 
-use super::TextError;
+use super::{TextError, table::TableKind};
 use crate::{ModelError, Result};
 
 /// Bytes of a file's beginning that are looked at.
@@ -20,7 +20,7 @@ const MAX_BLANKS: usize = 64 << 20;
 
 /// What a file holds.
 pub(super) enum Content {
-    Parquet,
+    Table(TableKind),
     /// `reader` gives all of it, `head` is its beginning; a byte order mark is taken away. What was UTF-16 is UTF-8,
     /// other bytes are not checked.
     Text {
@@ -29,15 +29,20 @@ pub(super) enum Content {
     },
 }
 
+/// First bytes of files with columns.
+const TABLES: [(&[u8], TableKind); 3] = [
+    (b"PAR1", TableKind::Parquet),
+    (b"ARROW1", TableKind::ArrowFile),
+    (b"\xFF\xFF\xFF\xFF", TableKind::ArrowStream),
+];
+
 /// First bytes of what is neither text nor can be unpacked here.
-const FOREIGN: [(&[u8], &str); 10] = [
+const FOREIGN: [(&[u8], &str); 8] = [
     (b"PK\x03\x04", "a zip archive: unpack it, and name the file in it"),
     (b"\xFD7zXZ\0", "compressed by xz: unpack it (gzip and Zstandard are understood)"),
     (b"BZh", "compressed by bzip2: unpack it (gzip and Zstandard are understood)"),
     (b"7z\xBC\xAF\x27\x1C", "a 7z archive: unpack it, and name the file in it"),
     (b"%PDF-", "a PDF document: extract its text"),
-    (b"ARROW1", "an Arrow file: write it as parquet, which is understood"),
-    (b"\xFF\xFF\xFF\xFF", "an Arrow stream: write it as parquet, which is understood"),
     (b"GGUF", "a GGUF model"),
     (b"\xFF\xFE\0\0", "UTF-32: convert it, for instance with iconv -t utf-8"),
     (b"\0\0\xFE\xFF", "UTF-32: convert it, for instance with iconv -t utf-8"),
@@ -134,10 +139,12 @@ fn decoded(
     packed: Option<&str>,
 ) -> Result<Content> {
     let refuse = |what: &str| Err(TextError::file(path, format!("it is no text, but {what}")).into());
-    if head.starts_with(b"PAR1") {
+    if let Some((_, kind)) = TABLES.iter().find(|(magic, _)| head.starts_with(magic)) {
         return match packed {
-            Some(packed) => refuse(&format!("a parquet file compressed by {packed} as a whole: unpack it")),
-            None => Ok(Content::Parquet),
+            Some(packed) => {
+                refuse(&format!("{} compressed by {packed} as a whole: unpack it", kind.a_file()))
+            }
+            None => Ok(Content::Table(*kind)),
         };
     }
     if packed.is_some() && (head.starts_with(b"\x1F\x8B") || head.starts_with(b"\x28\xB5\x2F\xFD")) {

@@ -30,6 +30,9 @@ pub(super) fn is_json(path: &Path, head: &[u8]) -> Result<bool> {
         "parquet" if !text.is_empty() => {
             Err(TextError::file(path, "its name says parquet, but it is no parquet file").into())
         }
+        "arrow" | "feather" if !text.is_empty() => {
+            Err(TextError::file(path, "its name says Arrow, but it is no Arrow file").into())
+        }
         "csv" | "tsv" if !text.is_empty() => refuse(
             TextProblem::NotJson,
             "its name says that it is a table of comma- or tab-separated values, which are not taken apart: \

@@ -12,7 +12,7 @@ pub enum Place {
     File,
     /// A line, from 1.
     Line(usize),
-    /// A row of a parquet file, from 1.
+    /// A row of a parquet or Arrow file, from 1.
     Row(usize),
 }
 

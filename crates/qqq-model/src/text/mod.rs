@@ -1,10 +1,11 @@
 //! Texts: everything that is read to calibrate or to score comes through [`TextReader`].
 //!
-//! What a file holds is told by its content, not by its name: plain text, JSON lines, JSON arrays or parquet; UTF-8 or
+//! What a file holds is told by its content, not by its name: plain text, JSON lines, JSON arrays, parquet or Arrow; UTF-8 or
 //! UTF-16 with a byte order mark; compressed by gzip or Zstandard or not. The records of the structured forms are
 //! brought to text by what their fields are called (see `record`), chat messages through the model's template.
 //! Files are read as they are asked for, so whoever needs little of a large file reads little of it.
 
+mod arrow;
 mod conversation;
 mod decode;
 mod detect;
@@ -14,13 +15,12 @@ mod parquet;
 mod plain;
 mod record;
 mod rows;
+mod table;
 
 use std::{
     io::Read,
     path::{Path, PathBuf},
 };
-
-use qqq_formats::InputFile;
 
 pub use conversation::{messages, render};
 pub use error::{Place, TextError, TextProblem};
@@ -29,9 +29,9 @@ pub use rows::RowReader;
 use self::{
     decode::{Content, Original},
     json::JsonValues,
-    parquet::Rows,
     plain::Plain,
     record::Records,
+    table::Rows,
 };
 use crate::{ChatTemplate, Result};
 
@@ -42,7 +42,7 @@ pub const SEPARATOR: &str = "\n\n";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum TextFormat {
-    /// What their content says: plain text, JSON lines or arrays, parquet; UTF-8 or UTF-16, packed by gzip, zstd or not
+    /// What their content says: plain text, JSON lines or arrays, parquet, Arrow; UTF-8 or UTF-16, packed by gzip, zstd or not
     #[default]
     Auto,
     /// Plain text, whatever it looks like
@@ -56,7 +56,7 @@ pub enum TextFormat {
 pub struct TextOptions {
     /// What they are taken for.
     pub format: TextFormat,
-    /// Field of a record (column of a parquet file) that holds a text, or a list of messages; `None`: as its name says.
+    /// Field of a record (column of a parquet or Arrow file) that holds a text, or a list of messages; `None`: as its name says.
     pub field: Option<String>,
 }
 
@@ -66,7 +66,7 @@ pub type LoadTemplate<'a> = Box<dyn Fn() -> Result<Option<ChatTemplate>> + 'a>;
 enum Pieces {
     Plain(Plain),
     Json(JsonValues),
-    Parquet(Rows),
+    Table(Rows),
 }
 
 /// Reads the text of a file or a stream, piece by piece.
@@ -98,7 +98,7 @@ impl<'a> TextReader<'a> {
     /// The same of what comes from elsewhere, standard input say; errors call it `name`.
     ///
     /// # Errors
-    /// Those of [`open`](Self::open); a parquet file, whose end has to be read first.
+    /// Those of [`open`](Self::open); a parquet or Arrow file, which is read from a disk.
     pub fn stream(
         name: &str,
         stream: impl Read + 'static,
@@ -116,16 +116,15 @@ impl<'a> TextReader<'a> {
     ) -> Result<Self> {
         let mut records = Records::new(options.field.clone(), template);
         let pieces = match decode::content(path, original.clone())? {
-            Content::Parquet => {
+            Content::Table(kind) => {
+                let it_is = |more: &str| TextError::file(path, format!("it is {}{more}", kind.a_file()));
                 if options.format != TextFormat::Auto {
-                    return Err(TextError::file(path, "it is a parquet file").into());
+                    return Err(it_is("").into());
                 }
                 if original.is_stream() {
-                    return Err(
-                        TextError::file(path, "it is a parquet file, which is read from a disk").into()
-                    );
+                    return Err(it_is(", which is read from a disk").into());
                 }
-                Pieces::Parquet(Rows::open(path, InputFile::open(path)?, Some(&mut records))?)
+                Pieces::Table(Rows::open(path, kind, Some(&mut records))?)
             }
             Content::Text { head, reader } => match options.format {
                 TextFormat::Plain => Pieces::Plain(Plain::new(reader)),
@@ -164,7 +163,7 @@ impl<'a> TextReader<'a> {
                     Some((line, value)) => (Place::Line(line), value),
                     None => break,
                 },
-                Pieces::Parquet(rows) => match rows.next_row(&self.path)? {
+                Pieces::Table(rows) => match rows.next_row(&self.path)? {
                     Some((row, value)) => (Place::Row(row), value),
                     None => break,
                 },
@@ -206,10 +205,10 @@ impl<'a> TextReader<'a> {
 
     /// What was read as what until now, in one line; `None` for plain text, where there is nothing to tell.
     pub fn describe(&self) -> Option<String> {
-        let (kind, field) = match self.pieces {
+        let (kind, field) = match &self.pieces {
             Pieces::Plain(_) => return None,
             Pieces::Json(_) => ("JSON", "field"),
-            Pieces::Parquet(_) => ("parquet", "column"),
+            Pieces::Table(rows) => (rows.kind().name(), "column"),
         };
         let name = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy();
         Some(format!("{name}: {kind}, {}", self.records.describe(field)?))

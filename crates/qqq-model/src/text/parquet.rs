@@ -1,68 +1,54 @@
 //! Rows of a parquet file, as records.
 
-use std::path::Path;
+use std::fs::File;
 
 use parquet::{
+    errors::ParquetError,
     file::reader::{FileReader, SerializedFileReader},
     record::{Field, reader::RowIter},
     schema::types::Type,
 };
-use qqq_formats::InputFile;
 use serde_json::{Map, Number, Value};
 
-use super::{Place, TextError, TextProblem, record::Records};
-use crate::Result;
+use super::{
+    TextProblem,
+    record::Problem,
+    table::{Column, Table, Values},
+};
 
-pub(super) struct Rows {
-    rows: RowIter<'static>,
-    file: InputFile,
-    /// Rows until now.
-    count: usize,
-}
+/// A file whose schema was read.
+pub(super) struct Parquet(SerializedFileReader<File>);
 
-impl Rows {
-    /// Opens a file for the columns that the records need; without records for all of them.
-    pub fn open(path: &Path, file: InputFile, records: Option<&mut Records<'_>>) -> Result<Self> {
-        let damaged = |e: parquet::errors::ParquetError| {
-            TextError::file(path, format!("it cannot be read as parquet: {e}"))
-        };
-        let reader = SerializedFileReader::new(file.handle()?).map_err(damaged)?;
-        let Some(records) = records else {
-            return Ok(Self { rows: RowIter::from_file_into(Box::new(reader)), file, count: 0 });
-        };
-        let schema = reader.metadata().file_metadata().schema();
-        let fields = schema.get_fields();
-        let names: Vec<&str> = fields.iter().map(|f| f.name()).collect();
-        let holds = |name: &str, list: bool| fields.iter().any(|f| f.name() == name && f.is_group() == list);
-        let wanted = records.columns(&names, &holds).map_err(|(problem, reason)| TextError {
-            path: path.to_owned(),
-            place: Place::File,
-            problem,
-            reason,
-        })?;
-        let columns = fields.iter().filter(|f| wanted.iter().any(|w| w == f.name())).cloned().collect();
-        let projection =
-            Type::group_type_builder(schema.name()).with_fields(columns).build().map_err(damaged)?;
-        let rows = RowIter::from_file_into(Box::new(reader)).project(Some(projection)).map_err(damaged)?;
-        Ok(Self { rows, file, count: 0 })
+impl Parquet {
+    pub fn open(file: File) -> Result<Self, String> {
+        SerializedFileReader::new(file).map(Self).map_err(|e| e.to_string())
     }
 
-    /// The next row, with its number from 1.
-    pub fn next_row(&mut self, path: &Path) -> Result<Option<(usize, Value)>> {
-        let row = self.rows.next();
-        // Before what was read is used, or blamed.
-        self.file.check()?;
-        let Some(row) = row else { return Ok(None) };
-        self.count += 1;
-        let at = |problem, reason| TextError {
-            path: path.to_owned(),
-            place: Place::Row(self.count),
-            problem,
-            reason,
-        };
-        let row = row.map_err(|e| at(TextProblem::Content, e.to_string()))?;
-        let record = object(row.into_columns()).map_err(|reason| at(TextProblem::Field, reason))?;
-        Ok(Some((self.count, record)))
+    fn schema(&self) -> &Type {
+        self.0.metadata().file_metadata().schema()
+    }
+}
+
+impl Table for Parquet {
+    fn columns(&self) -> Vec<Column> {
+        let fields = self.schema().get_fields().iter();
+        fields.map(|f| Column { name: f.name().to_owned(), is_nested: f.is_group() }).collect()
+    }
+
+    fn rows(self: Box<Self>, wanted: Option<&[String]>) -> Result<Values, Problem> {
+        let damaged = |e: ParquetError| (TextProblem::Content, e.to_string());
+        let projection = wanted.map(|wanted| {
+            let fields = self.schema().get_fields().iter();
+            let columns = fields.filter(|f| wanted.iter().any(|w| w == f.name())).cloned().collect();
+            Type::group_type_builder(self.schema().name()).with_fields(columns).build()
+        });
+        let projection = projection.transpose().map_err(damaged)?;
+        let rows = RowIter::from_file_into(Box::new(self.0));
+        let rows = if projection.is_some() { rows.project(projection).map_err(damaged)? } else { rows };
+        Ok(Box::new(rows.map(|row| {
+            let row = row.map_err(|e| (TextProblem::Content, e.to_string()))?;
+            object(row.into_columns()).map_err(|reason| (TextProblem::Field, reason))
+        })))
     }
 }
 

@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use qqq_formats::InputFile;
 use serde_json::Value;
 
 use super::{
@@ -13,19 +12,19 @@ use super::{
     decode::{self, Content, Original},
     detect,
     json::JsonValues,
-    parquet::Rows,
+    table::Rows,
 };
 use crate::{ModelError, Result};
 
 enum Values {
     Json(JsonValues),
-    Parquet(Box<Rows>),
+    Table(Box<Rows>),
     /// A file of no bytes.
     None,
 }
 
-/// Reads records of a file one after the other: JSON lines, JSON arrays or parquet, which its content tells; compressed by
-/// gzip or Zstandard or not.
+/// Reads records of a file one after the other: JSON lines, JSON arrays, parquet or Arrow, which its content tells;
+/// JSON compressed by gzip or Zstandard or not.
 pub struct RowReader {
     path: PathBuf,
     values: Values,
@@ -38,9 +37,9 @@ impl RowReader {
     /// It cannot be opened, or holds no records.
     pub fn open(path: &Path) -> Result<Self> {
         match decode::content(path, Original::file(path)?)? {
-            Content::Parquet => {
-                let rows = Rows::open(path, InputFile::open(path)?, None)?;
-                Ok(Self { path: path.to_owned(), values: Values::Parquet(Box::new(rows)) })
+            Content::Table(kind) => {
+                let rows = Rows::open(path, kind, None)?;
+                Ok(Self { path: path.to_owned(), values: Values::Table(Box::new(rows)) })
             }
             content => Self::text(path, content),
         }
@@ -57,7 +56,7 @@ impl RowReader {
 
     fn text(path: &Path, content: Content) -> Result<Self> {
         let refused =
-            || TextError::file(path, "it is no file of records: JSON lines, a JSON array or parquet");
+            || TextError::file(path, "it is no file of records: JSON lines, a JSON array, parquet or Arrow");
         let Content::Text { head, reader } = content else { return Err(refused().into()) };
         let values = match detect::is_json(path, &head).map_err(no_records)? {
             true => Values::Json(JsonValues::new(reader)),
@@ -67,14 +66,14 @@ impl RowReader {
         Ok(Self { path: path.to_owned(), values })
     }
 
-    /// The next record, with its line, or its row in a parquet file, from 1; `None` at the end.
+    /// The next record, with its line, or its row in a file with columns, from 1; `None` at the end.
     ///
     /// # Errors
     /// What cannot be read, with its line or row.
     pub fn next_row(&mut self) -> Result<Option<(usize, Value)>> {
         match &mut self.values {
             Values::Json(values) => values.next_value(&self.path).map_err(no_records),
-            Values::Parquet(rows) => rows.next_row(&self.path),
+            Values::Table(rows) => rows.next_row(&self.path),
             Values::None => Ok(None),
         }
     }

@@ -247,6 +247,15 @@ impl Tokenizer {
         self.bos
     }
 
+    /// BOS, if the tokenizer puts it before every text.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn added_bos(&self) -> Result<Option<u32>> {
+        let first = self.encode("", true)?.first().copied();
+        Ok(first.filter(|id| self.bos == Some(*id)))
+    }
+
     /// Whether generation does all that the model's generation_config.json asks for; sampling is the caller's to choose.
     ///
     /// # Errors

@@ -95,7 +95,7 @@ pub struct CompareArgs {
     /// Seed of everything random in the recipes [default: 0]
     #[arg(long, value_name = "N", requires = "recipes", help_heading = "Recipes")]
     seed: Option<u64>,
-    /// Text file: plain text, JSON lines or arrays, parquet. Held-out text: not what the models were calibrated on. May be given
+    /// Text file: plain text, JSON lines or arrays, parquet, Arrow. Held-out text: not what the models were calibrated on. May be given
     /// several times
     #[arg(long = "text", value_name = "FILE", help_heading = "Text")]
     texts: Vec<PathBuf>,

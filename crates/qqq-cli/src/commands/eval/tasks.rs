@@ -47,7 +47,7 @@ answer has the largest log-likelihood (lambada: whose last word is what greedy d
 log-likelihood by character of the answer. Standard errors are those of the mean over questions; of a group, pooled.
 
 Without --data, data sets come from the hub: baber/piqa, allenai/ai2_arc, Rowan/hellaswag, allenai/winogrande, \
-EleutherAI/lambada_openai, cais/mmlu. Files have their fields, as JSON lines or parquet, whole or in shards. In a folder \
+EleutherAI/lambada_openai, cais/mmlu. Files have their fields, as JSON lines, parquet or Arrow, whole or in shards. In a folder \
 they are found by name: piqa*.jsonl, the validation split (arc, lambada, mmlu: test), as in piqa.validation.jsonl; examples \
 come from the train split (lambada: test, mmlu: dev). A subject of mmlu has a file or a folder of its own, or rows of one \
 file for all. Ctrl-C ends with what was scored until then: the first questions of a task.";

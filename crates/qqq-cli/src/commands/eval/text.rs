@@ -24,7 +24,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Text")]
 pub struct TextArgs {
-    /// Text file: plain text, JSON lines or arrays, parquet. Held-out text: not what the model was calibrated on
+    /// Text file: plain text, JSON lines or arrays, parquet, Arrow. Held-out text: not what the model was calibrated on
     #[arg(long, value_name = "FILE", required_unless_present = "dataset")]
     text: Option<PathBuf>,
     /// Instead of a text: a data set as papers since GPTQ score it, wikitext2, c4 or ptb, from the hub; NAME=FILE: from its file
@@ -217,10 +217,7 @@ impl CutArgs {
         let first_token = match self.scoring {
             Scoring::All => None,
             // llama.cpp begins every window with BOS where the tokenizer adds one.
-            Scoring::SecondHalf => {
-                let begins_with = tokenizer.encode("", true)?.first().copied();
-                begins_with.filter(|id| tokenizer.bos() == Some(*id))
-            }
+            Scoring::SecondHalf => tokenizer.added_bos()?,
         };
         Ok(WindowOptions {
             window: self.window,

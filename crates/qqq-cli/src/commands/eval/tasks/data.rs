@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Ends of the names of files that have records; the first three also behind `.gz` and `.zst`.
-const EXTENSIONS: [&str; 4] = [".jsonl", ".json", ".ndjson", ".parquet"];
+const EXTENSIONS: [&str; 5] = [".jsonl", ".json", ".ndjson", ".parquet", ".arrow"];
 /// How deep folders are looked into: data set, configuration, file.
 const DEPTH: usize = 3;
 
@@ -43,12 +43,6 @@ impl Source {
             return Err(bad_input_hint(
                 format!("--data {text}: no such file or directory"),
                 "a folder of data files, a file, or TASK=PATH",
-            ));
-        }
-        if path.extension().is_some_and(|end| end == "arrow") {
-            return Err(bad_input_hint(
-                format!("--data {text}: Arrow files are not read; parquet files are"),
-                "python -c \"from datasets import Dataset; Dataset.from_file('X.arrow').to_parquet('X.parquet')\"",
             ));
         }
         Ok(Self { tasks, path })
@@ -274,7 +268,7 @@ fn one_split(
         [] => Err(bad_input_hint(
             format!("no file of --data has the {what} of {}", task.name),
             format!(
-                "in a folder it is called {}*{split}*.jsonl or .parquet; or say --data {}=FILE (data set {}, split {split})",
+                "in a folder it is called {}*{split}*.jsonl, .parquet or .arrow; or say --data {}=FILE (data set {}, split {split})",
                 task.file, task.name, task.data_set
             ),
         )),
