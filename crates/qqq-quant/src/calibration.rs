@@ -1,6 +1,7 @@
 //! Calibration text to windows of tokens.
 //!
-//! Windows are cut from the concatenated text, without special tokens, as the reference does. They are spread evenly:
+//! Windows are cut from the concatenated text, without special tokens, as the reference does; BOS comes later, where a run wants
+//! it (`token_windows`). They are spread evenly:
 //! the text is divided into as many strata as there are windows, and each window starts at a random place of its
 //! stratum, so windows never overlap and only the text that is used gets tokenized.
 

@@ -70,9 +70,8 @@ const AMID_TEXT: usize = 4;
 /// see little of it, as do texts that are cut without it.
 fn begin_with_bos(windows: &mut TokenWindows, bos: u32) {
     let begin = |window: &mut Vec<u32>| {
-        window.rotate_right(1);
-        if let Some(first) = window.first_mut() {
-            *first = bos;
+        if window.pop().is_some() {
+            window.insert(0, bos);
         }
     };
     let calibration = windows.calibration.iter_mut().enumerate();
