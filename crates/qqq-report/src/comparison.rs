@@ -100,6 +100,10 @@ impl Scatter {
         for (index, corner) in name_corners(&places, &names, size).into_iter().enumerate() {
             let style = ("sans-serif", 13).into_text_style(root).pos(Pos::new(HPos::Left, VPos::Top));
             let text = names[index].replace(char::is_control, " ");
+            if let Some(near) = leads_to(places[index], corner, names[index]) {
+                let line = colour(index).mix(0.6).stroke_width(1);
+                root.draw(&PathElement::new([places[index], near], line))?;
+            }
             root.draw(&Text::new(text, corner, style.color(&colour(index))))?;
         }
         Ok(())
@@ -114,28 +118,40 @@ fn range(values: impl Iterator<Item = f64> + Clone) -> std::ops::Range<f64> {
     low - room..high + room
 }
 
-/// Where names stand beside their points: each where it hides least of what stands already, within the figure.
+/// Where names stand beside their points: each where it hides least of what stands already, within the figure, and then as near
+/// as possible.
 fn name_corners(places: &[(i32, i32)], names: &[&str], (width, height): (i32, i32)) -> Vec<(i32, i32)> {
     let mut taken: Vec<[i32; 4]> = places.iter().map(|(x, y)| [x - 5, y - 5, x + 5, y + 5]).collect();
     let mut corners = Vec::new();
     for ((x, y), name) in places.iter().zip(names) {
         let (w, h) = (LETTER.0 * name.chars().count() as i32, LETTER.1);
-        let beside = [(x + 8, y - h / 2), (x - 8 - w, y - h / 2)];
-        let around = [(x - w / 2, y - h - 7), (x - w / 2, y + 7)];
-        let far = [(x + 8, y - h - 4), (x + 8, y + 6), (x - 8 - w, y - h - 4), (x - 8 - w, y + 6)];
         let cost = |&(left, top): &(i32, i32)| {
             let own = [left, top, left + w, top + h];
             let outside =
                 if left < 0 || top < 0 || left + w > width || top + h > height { 1 << 20 } else { 0 };
             taken.iter().map(|other| overlap(&own, other)).sum::<i32>() + outside
         };
-        let candidates = beside.into_iter().chain(around).chain(far);
-        if let Some(best) = candidates.min_by_key(cost) {
+        let beside = [(x + 8, y - h / 2), (x - 8 - w, y - h / 2)];
+        let around = [(x - w / 2, y - h - 7), (x - w / 2, y + 7)];
+        // Row by row away from the point, where others crowd around it.
+        let far = (1..=height / h).flat_map(|row| {
+            let (above, below) = (y - h / 2 - row * h, y - h / 2 + row * h);
+            [x + 8, x - 8 - w, x - w / 2].into_iter().flat_map(move |left| [(left, above), (left, below)])
+        });
+        // The first of those that cost the same.
+        if let Some(best) = beside.into_iter().chain(around).chain(far).min_by_key(cost) {
             taken.push([best.0, best.1, best.0 + w, best.1 + h]);
             corners.push(best);
         }
     }
     corners
+}
+
+/// The nearest place of a name's box to its point, if it is so far that a line should lead there.
+fn leads_to((x, y): (i32, i32), (left, top): (i32, i32), name: &str) -> Option<(i32, i32)> {
+    let (right, bottom) = (left + LETTER.0 * name.chars().count() as i32, top + LETTER.1);
+    let near = (x.clamp(left, right), y.clamp(top, bottom));
+    ((near.0 - x).abs().max((near.1 - y).abs()) > LETTER.1).then_some(near)
 }
 
 /// Pixels that two boxes have in common; left, top, right, bottom.
@@ -207,10 +223,32 @@ mod tests {
             .zip(names)
             .map(|((x, y), name)| [*x, *y, x + LETTER.0 * name.len() as i32, y + LETTER.1])
             .collect();
+        assert!(places.iter().zip(&corners).zip(names).all(|((place, corner), name)| {
+            leads_to(*place, *corner, name).is_none_or(|near| near != *place)
+        }));
         for (i, own) in boxes.iter().enumerate() {
             assert!(own[0] >= 0 && own[2] <= 520, "{own:?}");
             assert!(boxes[..i].iter().all(|other| overlap(own, other) == 0), "{boxes:?}");
         }
+    }
+
+    /// Recipes of the same bits and nearly the same loss, as they are in one column of a figure.
+    #[test]
+    fn a_crowd_of_names_is_readable() {
+        let places: Vec<(i32, i32)> = (0..10).map(|i| (90 + i % 3, 100 + 2 * i)).collect();
+        let names = ["best:group-size=channel"; 10];
+        let corners = name_corners(&places, &names, (640, 360));
+        let mut led = 0;
+        for (i, (left, top)) in corners.iter().enumerate() {
+            let own = [*left, *top, left + LETTER.0 * names[i].len() as i32, top + LETTER.1];
+            assert!(own[0] >= 0 && own[1] >= 0 && own[2] <= 640 && own[3] <= 360, "{own:?}");
+            led += usize::from(leads_to(places[i], (*left, *top), names[i]).is_some());
+            for (x, y) in &corners[..i] {
+                let other = [*x, *y, x + LETTER.0 * names[i].len() as i32, y + LETTER.1];
+                assert_eq!(overlap(&own, &other), 0, "{corners:?}");
+            }
+        }
+        assert!(led > 0, "{corners:?}");
     }
 
     #[test]
