@@ -7,11 +7,13 @@
 
 The harness runs its own tasks, with its own prompts and metrics, on local files; nothing is downloaded. Its model is that
 of transformers in float32; of a W4A8 checkpoint its weights are decompressed, and the inputs of its layers rounded to int8 as
-vLLM's kernels and ours do: by 127 steps to a token's largest magnitude, where compressed-tensors itself takes 127.5. What must hold, else the exit code is 1: log-likelihoods are equal to --agreement, and so are choices,
-where the two best answers are further apart than twice that; every such tie is listed.
+vLLM's kernels and ours do: by 127 steps to a token's largest magnitude, where compressed-tensors itself takes 127.5. What must
+hold, else the exit code is 1: log-likelihoods are equal to --agreement, and so are choices, where the two best answers are
+further apart than twice that; every such tie is listed.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -84,8 +86,9 @@ def rows_of(path: str) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
 
 
+@functools.cache
 def round_as_kernels() -> None:
-    """Has compressed-tensors round activations by steps of a 127th of the largest magnitude."""
+    """Has compressed-tensors round activations by steps of a 127th of the largest magnitude, from now on; once."""
     from compressed_tensors.quantization.lifecycle import forward
 
     original = forward.compute_dynamic_scales_and_zp

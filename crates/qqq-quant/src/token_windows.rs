@@ -94,24 +94,14 @@ pub(crate) fn token_windows<B: Calibrate>(
     work: &mut Work<'_>,
 ) -> Result<TokenWindows> {
     let (calibration, seed) = (&recipe.calibration, recipe.seed);
-    let bos = if recipe.name.is_own() { tokenizer.added_bos()? } else { None };
-    let of_text = |windows: Result<TokenWindows>| {
-        let mut windows = windows?;
-        if let Some(bos) = bos {
-            begin_with_bos(&mut windows, bos);
-        }
-        Ok(windows)
-    };
-    match text.source {
+    let mut windows = match text.source {
         Source::Files(files) | Source::Dataset { files, .. } => {
             let options = text.options.cloned().unwrap_or_default();
             let read =
                 Read { checkpoint, tokenizer, options: &options, note: &mut |message| work.note(message) };
-            of_text(calibration::windows_of_files(files, read, calibration, held.windows, seed))
+            calibration::windows_of_files(files, read, calibration, held.windows, seed)?
         }
-        Source::BuiltIn => {
-            of_text(calibration::windows_of_built_in(tokenizer, calibration, held.windows, seed))
-        }
+        Source::BuiltIn => calibration::windows_of_built_in(tokenizer, calibration, held.windows, seed)?,
         Source::SelfSamples => {
             // The time that it takes is not among the units; Ctrl-C works all the same.
             let decoder = Decoder::load_with(backend.clone(), checkpoint, &mut |_, _| work.at(0.0).is_ok());
@@ -129,12 +119,18 @@ pub(crate) fn token_windows<B: Calibrate>(
                 })
             };
             // Batches of their own: what is held out changes nothing for the others.
-            Ok(TokenWindows {
+            return Ok(TokenWindows {
                 calibration: sample(calibration.windows, seed)?,
                 held_out: sample(held.windows, seed.wrapping_add(1 << 32))?,
-            })
+            });
         }
+    };
+    if recipe.name.is_own()
+        && let Some(bos) = tokenizer.added_bos()?
+    {
+        begin_with_bos(&mut windows, bos);
     }
+    Ok(windows)
 }
 
 /// That the model knows all tokens.

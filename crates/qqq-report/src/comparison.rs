@@ -124,11 +124,11 @@ fn name_corners(places: &[(i32, i32)], names: &[&str], (width, height): (i32, i3
     let mut taken: Vec<[i32; 4]> = places.iter().map(|(x, y)| [x - 5, y - 5, x + 5, y + 5]).collect();
     let mut corners = Vec::new();
     for ((x, y), name) in places.iter().zip(names) {
-        let (w, h) = (LETTER.0 * name.chars().count() as i32, LETTER.1);
-        let cost = |&(left, top): &(i32, i32)| {
-            let own = [left, top, left + w, top + h];
+        let [_, _, w, h] = name_box((0, 0), name);
+        let cost = |&corner: &(i32, i32)| {
+            let own = name_box(corner, name);
             let outside =
-                if left < 0 || top < 0 || left + w > width || top + h > height { 1 << 20 } else { 0 };
+                if own[0] < 0 || own[1] < 0 || own[2] > width || own[3] > height { 1 << 20 } else { 0 };
             taken.iter().map(|other| overlap(&own, other)).sum::<i32>() + outside
         };
         let beside = [(x + 8, y - h / 2), (x - 8 - w, y - h / 2)];
@@ -140,16 +140,21 @@ fn name_corners(places: &[(i32, i32)], names: &[&str], (width, height): (i32, i3
         });
         // The first of those that cost the same.
         if let Some(best) = beside.into_iter().chain(around).chain(far).min_by_key(cost) {
-            taken.push([best.0, best.1, best.0 + w, best.1 + h]);
+            taken.push(name_box(best, name));
             corners.push(best);
         }
     }
     corners
 }
 
+/// The room that a name takes; left, top, right, bottom.
+fn name_box((left, top): (i32, i32), name: &str) -> [i32; 4] {
+    [left, top, left + LETTER.0 * name.chars().count() as i32, top + LETTER.1]
+}
+
 /// The nearest place of a name's box to its point, if it is so far that a line should lead there.
-fn leads_to((x, y): (i32, i32), (left, top): (i32, i32), name: &str) -> Option<(i32, i32)> {
-    let (right, bottom) = (left + LETTER.0 * name.chars().count() as i32, top + LETTER.1);
+fn leads_to((x, y): (i32, i32), corner: (i32, i32), name: &str) -> Option<(i32, i32)> {
+    let [left, top, right, bottom] = name_box(corner, name);
     let near = (x.clamp(left, right), y.clamp(top, bottom));
     ((near.0 - x).abs().max((near.1 - y).abs()) > LETTER.1).then_some(near)
 }
@@ -218,14 +223,9 @@ mod tests {
         let places = [(100, 100), (104, 103), (110, 98), (100, 120), (500, 100)];
         let names = ["smoothquant", "gptq", "awq", "qqq-g128", "omniquant"];
         let corners = name_corners(&places, &names, (520, 300));
-        let boxes: Vec<[i32; 4]> = corners
-            .iter()
-            .zip(names)
-            .map(|((x, y), name)| [*x, *y, x + LETTER.0 * name.len() as i32, y + LETTER.1])
-            .collect();
-        assert!(places.iter().zip(&corners).zip(names).all(|((place, corner), name)| {
-            leads_to(*place, *corner, name).is_none_or(|near| near != *place)
-        }));
+        let boxes: Vec<[i32; 4]> =
+            corners.iter().zip(names).map(|(corner, name)| name_box(*corner, name)).collect();
+        assert_eq!(leads_to(places[4], corners[4], names[4]), None, "it stands alone: {corners:?}");
         for (i, own) in boxes.iter().enumerate() {
             assert!(own[0] >= 0 && own[2] <= 520, "{own:?}");
             assert!(boxes[..i].iter().all(|other| overlap(own, other) == 0), "{boxes:?}");
@@ -239,13 +239,12 @@ mod tests {
         let names = ["best:group-size=channel"; 10];
         let corners = name_corners(&places, &names, (640, 360));
         let mut led = 0;
-        for (i, (left, top)) in corners.iter().enumerate() {
-            let own = [*left, *top, left + LETTER.0 * names[i].len() as i32, top + LETTER.1];
+        for (i, corner) in corners.iter().enumerate() {
+            let own = name_box(*corner, names[i]);
             assert!(own[0] >= 0 && own[1] >= 0 && own[2] <= 640 && own[3] <= 360, "{own:?}");
-            led += usize::from(leads_to(places[i], (*left, *top), names[i]).is_some());
-            for (x, y) in &corners[..i] {
-                let other = [*x, *y, x + LETTER.0 * names[i].len() as i32, y + LETTER.1];
-                assert_eq!(overlap(&own, &other), 0, "{corners:?}");
+            led += usize::from(leads_to(places[i], *corner, names[i]).is_some());
+            for other in &corners[..i] {
+                assert_eq!(overlap(&own, &name_box(*other, names[i])), 0, "{corners:?}");
             }
         }
         assert!(led > 0, "{corners:?}");

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::record::Problem;
+
 /// Where in a file something is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -55,6 +57,10 @@ pub struct TextError {
 }
 
 impl TextError {
+    pub(super) fn at(path: &Path, place: Place, (problem, reason): Problem) -> Self {
+        Self { path: path.to_owned(), place, problem, reason }
+    }
+
     pub(super) fn file(path: &Path, reason: impl Into<String>) -> Self {
         Self {
             path: path.to_owned(),

@@ -168,8 +168,9 @@ impl<'a> TextReader<'a> {
                     None => break,
                 },
             };
-            let at = |(problem, reason)| TextError { path: self.path.clone(), place, problem, reason };
-            let Some(mut text) = self.records.text(value).map_err(at)? else { continue };
+            let text =
+                self.records.text(value).map_err(|problem| TextError::at(&self.path, place, problem))?;
+            let Some(mut text) = text else { continue };
             self.blank &= text.trim().is_empty();
             self.left -= 1;
             if std::mem::replace(&mut self.begun, true) {

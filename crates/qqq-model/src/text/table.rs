@@ -1,6 +1,6 @@
 //! Rows of a file with columns (parquet, Arrow), as records.
 
-use std::path::Path;
+use std::{fs::File, path::Path};
 
 use qqq_formats::InputFile;
 use serde_json::Value;
@@ -40,12 +40,11 @@ impl TableKind {
         }
     }
 
-    fn open(self, file: &InputFile) -> Result<Result<Box<dyn Table>, String>> {
-        let file = file.handle()?;
+    fn open(self, file: File) -> Result<Box<dyn Table>, String> {
         Ok(match self {
-            Self::Parquet => Parquet::open(file).map(|table| Box::new(table) as Box<dyn Table>),
-            Self::ArrowFile => Arrow::open(file, false).map(|table| Box::new(table) as Box<dyn Table>),
-            Self::ArrowStream => Arrow::open(file, true).map(|table| Box::new(table) as Box<dyn Table>),
+            Self::Parquet => Box::new(Parquet::open(file)?),
+            Self::ArrowFile => Box::new(Arrow::open(file, false)?),
+            Self::ArrowStream => Box::new(Arrow::open(file, true)?),
         })
     }
 }
@@ -80,11 +79,10 @@ impl Rows {
     /// Opens a file for the columns that the records need; without records for all of them.
     pub fn open(path: &Path, kind: TableKind, records: Option<&mut Records<'_>>) -> Result<Self> {
         let file = InputFile::open(path)?;
-        let table = kind.open(&file)?.map_err(|reason| {
+        let table = kind.open(file.handle()?).map_err(|reason| {
             TextError::file(path, format!("it cannot be read as {}: {reason}", kind.name()))
         })?;
-        let refuse =
-            |(problem, reason)| TextError { path: path.to_owned(), place: Place::File, problem, reason };
+        let refuse = |problem| TextError::at(path, Place::File, problem);
         let wanted = records.map(|records| {
             let columns = table.columns();
             let names: Vec<&str> = columns.iter().map(|column| &*column.name).collect();
@@ -109,12 +107,7 @@ impl Rows {
         self.file.check()?;
         let Some(row) = row else { return Ok(None) };
         self.count += 1;
-        let at = |(problem, reason)| TextError {
-            path: path.to_owned(),
-            place: Place::Row(self.count),
-            problem,
-            reason,
-        };
-        Ok(Some((self.count, row.map_err(at)?)))
+        let row = row.map_err(|problem| TextError::at(path, Place::Row(self.count), problem))?;
+        Ok(Some((self.count, row)))
     }
 }

@@ -134,10 +134,10 @@ impl QuestionArgs {
         }
     }
 
-    /// Documents as this model is to be asked.
+    /// Documents as this model is to be asked, in its tokens.
     ///
     /// # Errors
-    /// A model without chat template, where one is needed, or one that refuses the messages.
+    /// A model without chat template, where one is needed, or one that refuses the messages; questions that it cannot be asked.
     pub fn encoded<B: qqq_backend::Backend>(
         &self,
         documents: Vec<Documents>,
@@ -150,6 +150,7 @@ impl QuestionArgs {
             .collect()
     }
 
+    /// Documents in the model's chat template, or as plain text.
     fn prompted<B: qqq_backend::Backend>(
         &self,
         documents: Vec<Documents>,
